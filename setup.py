@@ -1,0 +1,51 @@
+"""Packaging of bnb_ds; every dependency says why it is here."""
+
+from setuptools import setup
+
+INSTALL_REQUIRES = [
+    "torch>=2.6,<2.14",  # tensors, autograd, SDPA, CTC loss; the cap keeps to releases this project was tested with
+    "deepspeed>=0.18,<0.20",  # the training engine: ZeRO, fp16/bf16, launcher
+    "transformers>=5,<6",  # BERT layers, checkpoints and tokenizers; the exported model is a Hugging Face directory
+    "tokenizers>=0.22",  # training the WordPiece vocabulary
+    "datasets>=4",  # downstream data sets and streamed hub corpora
+    "pyarrow>=15",  # reading parquet corpora in bounded memory
+    "numpy>=1.26",  # token shards, loader and corruption
+    "safetensors>=0.5",  # weights of exported models
+    "pydantic>=2.7",  # typed recipes with errors that carry the path of the field
+    "PyYAML>=6",  # recipes are YAML
+    "tensorboard>=2.16",  # monitoring
+    "tqdm>=4.66",  # progress bar
+    "rapidfuzz>=3.6",  # edit distance of token sequences for the token accuracy
+    "sacrebleu>=2.4",  # BLEU with a signature
+    "rouge-score>=0.1.2",  # ROUGE
+]
+
+EXTRAS_REQUIRE = {
+    # NVIDIA apex is not on PyPI: the package called `apex` there is another program, which bnb_ds refuses by name.
+    # Build the real one against your torch and CUDA, then `pip install bnb_ds[apex]` adds what that build needs:
+    #   git clone https://github.com/NVIDIA/apex && cd apex
+    #   APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .
+    "apex": ["ninja", "packaging", "wheel"],
+    "test": [
+        "pytest>=8",  # the test runner
+        "pytest-timeout>=2.3",  # a distributed test that hangs must end
+        "hypothesis>=6.100",  # property tests
+        "ruff>=0.6",  # linter, run as a test
+    ],
+}
+
+setup(
+    name="bnb_ds",
+    version="0.1.0",
+    description="Pre-train, fine-tune and serve BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model, on DeepSpeed",
+    license="Apache-2.0",
+    packages=["bnb_ds", "data_prep"],
+    python_requires=">=3.10,<3.13",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={
+        "console_scripts": ["bnb-ds = bnb_ds.cli:main"],
+        # bnb_ds never imports data_prep: `bnb-ds` finds the `prep` commands through this group.
+        "bnb_ds.commands": ["prep = data_prep.cli:add_commands"],
+    },
+)
