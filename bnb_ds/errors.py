@@ -6,7 +6,14 @@ a traceback and exit with :data:`EXIT_USER_ERROR`; anything else that escapes is
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+from collections.abc import Callable
+
 EXIT_USER_ERROR = 2
+
+_RANK_0_REPORTS_FIRST_SECONDS = 5.0
 
 
 class BnbError(ValueError):
@@ -27,3 +34,24 @@ class CheckpointError(BnbError):
 
 class NonFiniteLossError(BnbError):
     """The training loss became infinite or not a number; the message names the samples."""
+
+
+def run_reporting_errors(program: str, function: Callable[[], int | None]) -> int:
+    """Call a program's main function; a user's error becomes one line on stderr and exit code 2.
+
+    In a job of several ranks every rank meets the same faulty setting. Rank 0 reports it at once and thereby ends the
+    job; the others hold their line back long enough for that, so that it is normally printed once.
+    """
+    try:
+        return function() or 0
+    except BnbError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            time.sleep(_RANK_0_REPORTS_FIRST_SECONDS)
+        prefix = f"{program}: error" + (f" on rank {rank}" if rank else "")
+        print(f"{prefix}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has seen enough; Python must not complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

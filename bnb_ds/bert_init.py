@@ -1,0 +1,113 @@
+"""Initialisation from BERT checkpoints: every weight that BERT has is taken over, the rest stays new."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, PreTrainedConfig
+from transformers.utils import logging
+
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from bnb_ds.modeling import BnbForConditionalGeneration
+
+HEAD = "cls.predictions."
+
+
+@dataclass(frozen=True)
+class BertCheckpoint:
+    """A BERT checkpoint in memory.
+
+    Attributes:
+        config: its configuration.
+        body: float32 embeddings and layers, under the names of `BnbEncoder`.
+        head: prediction-head transform and bias, under the names of `BnbLMHead`; None when the checkpoint has none.
+    """
+
+    config: BertConfig
+    body: dict[str, Tensor]
+    head: dict[str, Tensor] | None
+
+
+def read_bert(source: str | PathLike[str]) -> BertCheckpoint:
+    """Read a Hugging Face BERT directory or hub name: a BertModel, BertForMaskedLM or BertForPreTraining checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another architecture, or lacks weights of BERT.
+    """
+    model, missing = _load(source)
+    weights = model.state_dict()
+    lost = sorted(key for key in missing if not key.startswith(HEAD))
+    if lost:
+        raise CheckpointError(f"{source}: {len(lost)} weights of BERT are missing, the first is {lost[0]}")
+    body = {
+        key.removeprefix("bert.").removeprefix("encoder."): weight
+        for key, weight in weights.items()
+        if key.startswith("bert.")
+    }
+    head = {
+        key.removeprefix(HEAD): weight
+        for key, weight in weights.items()
+        if key.startswith(HEAD) and not key.startswith(f"{HEAD}decoder.")  # the matrix: the word embeddings again
+    }
+    return BertCheckpoint(model.config, body, None if any(key.startswith(HEAD) for key in missing) else head)
+
+
+def _load(source: str | PathLike[str]) -> tuple[BertForMaskedLM, set[str]]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a missing head or a spare pooler is expected here, and handled
+    try:
+        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+        if model_type != "bert":
+            raise CheckpointError(f"{source}: the model type is {model_type!r}: give a BERT checkpoint")
+        model, info = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers, safetensors, json and the hub raise many kinds; all mean the same here
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CheckpointError(f"{source}: cannot be read as a BERT checkpoint: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    return model, set(info["missing_keys"])
+
+
+def initialise_from_bert(
+    model_class: type[BnbForConditionalGeneration],
+    encoder: str | PathLike[str],
+    decoder: str | PathLike[str] | None,
+    overrides: dict[str, Any],
+) -> BnbForConditionalGeneration:
+    """See `BnbForConditionalGeneration.from_bert`."""
+    _check_overrides(overrides)
+    encoder_bert = read_bert(encoder)
+    decoder_bert = encoder_bert if decoder is None else read_bert(decoder)
+    model = model_class(BnbConfig(encoder=encoder_bert.config, decoder=decoder_bert.config, **overrides))
+    model.model.encoder.load_state_dict(encoder_bert.body)
+    _load_decoder(model, decoder_bert)
+    return model.eval()
+
+
+def _load_decoder(model: BnbForConditionalGeneration, bert: BertCheckpoint) -> None:
+    new, unknown = model.model.decoder.load_state_dict(bert.body, strict=False)
+    assert not unknown, f"the decoder has no place for {unknown}"
+    assert all("crossattention" in key or "latent_projection" in key for key in new), f"not initialised: {new}"
+    if bert.head is not None:
+        model.lm_head.load_state_dict(bert.head)
+
+
+def _check_overrides(overrides: dict[str, Any]) -> None:
+    known = [name for name in inspect.signature(BnbConfig.__init__).parameters if name not in ("self", "kwargs")]
+    settable = [name for name in known if name not in ("encoder", "decoder")]
+    for name in overrides:
+        if name not in settable:
+            nearest = difflib.get_close_matches(name, settable, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"use one of: {', '.join(settable)}"
+            raise ConfigError(f"from_bert has no setting {name!r}: {hint}")

@@ -1,0 +1,104 @@
+"""The command line ``bnb-ds``: parses and calls.
+
+Commands of other packages (``prep``, from data_prep) are found through the entry-point group ``bnb_ds.commands``: each
+entry is a function that adds its commands to the parser and stores what to call as ``run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnb_ds import __version__
+from bnb_ds.errors import run_reporting_errors
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (2 for a user's error)."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    return run_reporting_errors("bnb-ds", lambda: args.run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bnb-ds", description="BERT-NAR-BERT: data, models, generation.")
+    parser.add_argument("--version", action="version", version=f"bnb-ds {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.commands")):
+        entry.load()(commands)
+    _add_export(commands)
+    _add_generate(commands)
+    _add_reconstruct(commands)
+    return parser
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("export", help="write a checkpoint as a Hugging Face directory")
+    command.add_argument("checkpoint", type=Path, help="a run's output_dir (its newest checkpoint) or one checkpoint")
+    command.add_argument("output", type=Path, help="a new directory")
+    command.set_defaults(run=_export)
+
+
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("generate", help="read lines, write one generated line for each")
+    command.add_argument("model", type=Path, help="an exported model")
+    command.add_argument("--input", required=True, help="a text file, or - for standard input")
+    command.add_argument("--output", required=True, help="a text file, or - for standard output")
+    command.add_argument("--batch-size", type=_positive, default=32, help="lines decoded together (default %(default)s)")
+    command.set_defaults(run=_generate)
+
+
+def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("reconstruct", help="mask words of held-out documents and show what a model restores")
+    command.add_argument("model", type=Path, help="an exported model")
+    command.add_argument("--shards", type=Path, required=True, help="a shard directory made with the model's tokenizer")
+    command.add_argument("--num", type=_positive, default=4, help="documents (default %(default)s)")
+    command.add_argument("--max-length", type=_positive, default=48, help="tokens of each (default %(default)s)")
+    command.add_argument("--mask-probability", type=float, default=0.15, help="default %(default)s")
+    command.add_argument("--seed", type=int, default=0, help="of the masks (default %(default)s)")
+    command.set_defaults(run=_reconstruct)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from bnb_ds.export import export
+
+    found, notes = export(args.checkpoint, args.output)
+    for note in notes:
+        print(note, file=sys.stderr)
+    print(f"export: {found} -> {args.output}")
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from bnb_ds.generation import generate_lines
+
+    summary = generate_lines(args.model, args.input, args.output, batch_size=args.batch_size)
+    print(summary, file=sys.stderr)
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+    from bnb_ds.generation import reconstructions
+
+    shown = reconstructions(
+        args.model,
+        args.shards,
+        num_documents=args.num,
+        max_length=args.max_length,
+        mask_probability=args.mask_probability,
+        seed=args.seed,
+    )
+    for source, output, original in shown:
+        print(f"source    {source}\noutput    {output}\noriginal  {original}\n")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"a positive whole number is required, not {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

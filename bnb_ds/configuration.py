@@ -1,0 +1,148 @@
+"""The shape of a BERT-NAR-BERT model, as saved in ``config.json``.
+
+Two complete BERT configurations (``encoder`` and ``decoder``; they may differ in depth, width and vocabulary) and the
+few numbers that join them: the latent, and how many slots the decoder opens for a source.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+from transformers import BertConfig, PreTrainedConfig
+
+from bnb_ds.errors import ConfigError
+
+DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
+AVAILABLE_DECODER_LENGTH_POLICIES = ("source",)
+DECODER_POSITIONS = ("absolute", "shared")
+
+
+class BnbConfig(PreTrainedConfig):
+    """Configuration of a BERT-NAR-BERT model.
+
+    Args:
+        encoder: BERT configuration, or a dict of its fields, of the encoder. Default: BERT-base.
+        decoder: the same for the decoder; ``is_decoder`` and ``add_cross_attention`` are set here. Default: as
+            ``encoder``.
+        latent_size: values per source token that pass from encoder to decoder.
+        latent_dropout: dropout probability on the latents and on the memory of cross-attention.
+        decoder_length: policy for the number of decoder slots T of a source of n real tokens. ``"source"`` is
+            ``T = clamp(ceil(ratio * n) + offset, min, max)``.
+        decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
+        decoder_length_offset: slots added to that.
+        decoder_length_min: fewest slots.
+        decoder_length_max: most slots; None is no limit.
+        decoder_positions: ``"absolute"``: slot j has position embedding j and token type 0, so T is limited to the
+            decoder's ``max_position_embeddings``. ``"shared"``: the slots of one source token share the position
+            embedding of that token and are told apart by token type (0 for the first slot, 1 for the others), so that
+            T may exceed the number of position embeddings.
+        blank_token_id: the CTC blank, an id of the decoder's vocabulary; 0 (``[PAD]``) in the paper.
+        pad_token_id: fills generated ids behind their end, and marks padding in ``input_ids``.
+        bos_token_id: first token of a target, ``[CLS]`` for BERT.
+        eos_token_id: last token of a target, ``[SEP]`` for BERT.
+
+    Raises:
+        ConfigError: a value is out of its range; the message names the field.
+
+    Source: Sarawoot et al., BERT-NAR-BERT, section 2.1.
+    """
+
+    model_type = "bnb"
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"encoder": BertConfig, "decoder": BertConfig}
+
+    def __init__(
+        self,
+        encoder: BertConfig | dict[str, Any] | None = None,
+        decoder: BertConfig | dict[str, Any] | None = None,
+        latent_size: int = 8,
+        latent_dropout: float = 0.0,
+        decoder_length: str = "source",
+        decoder_length_ratio: float = 2.0,
+        decoder_length_offset: int = 0,
+        decoder_length_min: int = 1,
+        decoder_length_max: int | None = None,
+        decoder_positions: str = "absolute",
+        blank_token_id: int = 0,
+        pad_token_id: int | None = 0,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        **kwargs: Any,
+    ):
+        self.encoder = _bert_config("encoder", encoder)
+        self.decoder = _bert_config("decoder", self.encoder if decoder is None else decoder)
+        self.encoder.is_decoder = self.encoder.add_cross_attention = False
+        self.decoder.is_decoder = self.decoder.add_cross_attention = True
+        self.encoder.use_cache = self.decoder.use_cache = False  # nothing here is autoregressive
+        kwargs.setdefault("is_encoder_decoder", True)
+        super().__init__(**kwargs)
+        self.latent_size = latent_size
+        self.latent_dropout = latent_dropout
+        self.decoder_length = decoder_length
+        self.decoder_length_ratio = decoder_length_ratio
+        self.decoder_length_offset = decoder_length_offset
+        self.decoder_length_min = decoder_length_min
+        self.decoder_length_max = decoder_length_max
+        self.decoder_positions = decoder_positions
+        self.blank_token_id = blank_token_id
+        self.pad_token_id = pad_token_id
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self._check()
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the output vocabulary, the decoder's."""
+        return self.decoder.vocab_size
+
+    def __eq__(self, other: object) -> bool:
+        # transformers turns configurations into dataclasses whose generated __eq__ would not see our fields.
+        return isinstance(other, BnbConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None
+
+    def _check(self) -> None:
+        self._check_choices()
+        _require_range("latent_size", self.latent_size, minimum=1)
+        _require_range("latent_dropout", self.latent_dropout, minimum=0.0, below=1.0)
+        _require_range("blank_token_id", self.blank_token_id, minimum=0, below=self.decoder.vocab_size)
+        _require_range("decoder_length_min", self.decoder_length_min, minimum=1)
+        if not self.decoder_length_ratio > 0:
+            raise ConfigError(f"decoder_length_ratio is {self.decoder_length_ratio}: give a number above 0")
+        if isinstance(self.decoder_length_offset, bool) or not isinstance(self.decoder_length_offset, int):
+            raise ConfigError(f"decoder_length_offset is {self.decoder_length_offset!r}: give a whole number of slots")
+        if self.decoder_length_max is not None:
+            _require_range("decoder_length_max", self.decoder_length_max, minimum=self.decoder_length_min)
+
+    def _check_choices(self) -> None:
+        if self.decoder_length not in DECODER_LENGTH_POLICIES:
+            known = ", ".join(AVAILABLE_DECODER_LENGTH_POLICIES)
+            raise ConfigError(f"decoder_length is {self.decoder_length!r}: use one of: {known}")
+        if self.decoder_length not in AVAILABLE_DECODER_LENGTH_POLICIES:
+            raise ConfigError(f"decoder_length '{self.decoder_length}' is not available in this version: use 'source'")
+        if self.decoder_positions not in DECODER_POSITIONS:
+            raise ConfigError(
+                f"decoder_positions is {self.decoder_positions!r}: use one of: {', '.join(DECODER_POSITIONS)}"
+            )
+        if self.decoder_positions == "shared" and self.decoder.type_vocab_size < 2:
+            raise ConfigError(
+                "decoder_positions 'shared' tells slots apart by token type, but decoder.type_vocab_size is "
+                f"{self.decoder.type_vocab_size}: give 2 or more, or use 'absolute'"
+            )
+
+
+def _bert_config(field: str, value: BertConfig | dict[str, Any] | None) -> BertConfig:
+    if value is None:
+        return BertConfig()
+    if isinstance(value, dict):
+        value = BertConfig.from_dict(dict(value)) if value.get("model_type", "bert") == "bert" else value["model_type"]
+    if not isinstance(value, BertConfig):
+        found = value if isinstance(value, str) else getattr(value, "model_type", None) or type(value).__name__
+        raise ConfigError(f"{field} is a configuration of type {found!r}: give a BertConfig or a dict of its fields")
+    return copy.deepcopy(value)  # encoder and decoder must never share one object, nor change the caller's
+
+
+def _require_range(field: str, value: float, *, minimum: float, below: float | None = None) -> None:
+    if value < minimum or (below is not None and value >= below):
+        bound = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
+        raise ConfigError(f"{field} is {value}: give a value of {bound}")

@@ -1,0 +1,62 @@
+"""Loss and token accuracy on held-out samples, the same noise every time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from rapidfuzz.distance import Levenshtein
+
+from bnb_ds import distributed
+from bnb_ds.ctc import collapse
+from bnb_ds.loader import SampleSource
+
+_EVALUATION_EPOCH = 0
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Any, source: SampleSource, *, num_samples: int, micro_batch: int, device: torch.device
+) -> dict[str, float]:
+    """Score a model on the first ``num_samples`` samples of a source; every rank takes its share.
+
+    Returns:
+        ``eval/loss``: nats per target token of the feasible samples.
+        ``eval/token_accuracy``: 1 - edit distance / target tokens (both summed over the samples), not below 0, of the
+        greedy outputs; the complement of the token error rate.
+    """
+    num_samples = min(num_samples, len(source))
+    world_size, rank = distributed.world_size(), distributed.rank()
+    # ZeRO stage 3 gathers weights in every forward: all ranks must make the same number of them. A rank without a
+    # share of the last round reads a sample again and does not count it.
+    rounds = -(-num_samples // (micro_batch * world_size))
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    engine.eval()
+    for round_number in range(rounds):
+        begin = (round_number * world_size + rank) * micro_batch
+        ids = np.arange(begin, min(begin + micro_batch, num_samples))
+        counted = ids.size > 0
+        batch = source.batch(ids if counted else np.zeros(1, np.int64), np.full(max(ids.size, 1), _EVALUATION_EPOCH))
+        output = engine(**batch.model_inputs(device), return_logits=True)
+        if counted:
+            errors, tokens = _edit_errors(output.logits, batch, engine.module.config.blank_token_id)
+            totals += torch.tensor([float(output.loss_sum), batch.num_targets, errors, tokens], device=device)
+    engine.train()
+    loss_sum, targets, errors, tokens = distributed.all_sum(totals).tolist()
+    return {"eval/loss": loss_sum / max(targets, 1), "eval/token_accuracy": max(1 - errors / tokens, 0.0)}
+
+
+def _edit_errors(logits_TV: torch.Tensor, batch: Any, blank_id: int) -> tuple[int, int]:
+    """Edit distance of greedy outputs from targets, and target tokens, summed over a packed batch."""
+    lengths_B = torch.from_numpy(batch.decoder_lengths).to(logits_TV.device)
+    best_T = logits_TV.argmax(-1)
+    path_BT = best_T.new_full((lengths_B.numel(), int(lengths_B.max())), blank_id)
+    path_BT[torch.arange(path_BT.shape[1], device=path_BT.device) < lengths_B[:, None]] = best_T
+    output_BL, output_lengths_B = (t.tolist() for t in collapse(path_BT, lengths_B, blank_id))
+    targets = batch.labels.split(batch.label_lengths.tolist())
+    errors = sum(
+        Levenshtein.distance(output[:length], target.tolist())
+        for output, length, target in zip(output_BL, output_lengths_B, targets, strict=True)
+    )
+    return errors, batch.labels.numel()

@@ -1,0 +1,110 @@
+"""From a DeepSpeed checkpoint to a Hugging Face directory that needs nothing of the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bnb_ds import checkpoint
+from bnb_ds.outputs import new_directory
+from bnb_ds.errors import CheckpointError
+from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.run_dir import locate_checkpoint, run_of
+from bnb_ds.tokenization import load_tokenizer
+
+
+def export(source: Path, output: Path) -> tuple[Path, list[str]]:
+    """Write an exported model.
+
+    Args:
+        source: a run's output directory (its newest checkpoint), or one checkpoint.
+        output: a directory that does not exist yet, or is empty.
+
+    Returns:
+        The checkpoint that was exported and lines worth telling the user.
+
+    Raises:
+        CheckpointError: no whole checkpoint.
+        DataError: ``output`` exists already.
+    """
+    found, notes = locate_checkpoint(source)
+    run = run_of(found)
+    with new_directory(output) as directory:
+        model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
+        model.load_state_dict(read_weights(found))
+        model.save_pretrained(directory)
+        load_tokenizer(run / "model").save_pretrained(directory)
+        (directory / "README.md").write_text(model_card(run, found), encoding="utf-8")
+    return found, notes
+
+
+def read_weights(found: Path) -> dict[str, torch.Tensor]:
+    """Consolidated fp32 weights of a checkpoint of any ZeRO stage, on the CPU.
+
+    Raises:
+        CheckpointError: the files are not those of a DeepSpeed checkpoint.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    partitioned = any(found.glob("*_optim_states.pt"))
+    try:
+        if partitioned:
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
+        else:
+            weights = torch.load(found / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{found}: cannot be read as a DeepSpeed checkpoint: {error}") from None
+    return {name: tensor.float() for name, tensor in weights.items()}
+
+
+def model_card(run: Path, found: Path) -> str:
+    """README of an exported model: what it is, what it was trained on, and by which command."""
+    recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
+    launches = [json.loads(line) for line in (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()]
+    first = launches[0]
+    rows = "\n".join(f"| {name} | {version} |" for name, version in first["packages"].items())
+    return f"""---
+library_name: transformers
+tags: [bert-nar-bert, non-autoregressive, bnb_ds]
+---
+# BERT-NAR-BERT
+
+A non-autoregressive sequence-to-sequence model (Sohrab et al., IEEE Access 2024): the whole output is written in one
+parallel pass. Pre-trained to reconstruct text ({recipe["objective"]["corruption"]}), {checkpoint.step_of(found):,} steps.
+
+```python
+import bnb_ds
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForSeq2SeqLM.from_pretrained(".")
+inputs = tokenizer(["A sentence with a [MASK] word."], return_tensors="pt")
+outputs = model.generate(inputs["input_ids"], inputs["attention_mask"])
+print(tokenizer.batch_decode(outputs, skip_special_tokens=True))
+```
+
+## Training
+
+- data fingerprint (SHA-256 of the shard manifest): `{first["data_fingerprint"]}`
+- command: `{" ".join(first["command"])}`
+- launches: {len(launches)} on {_ranks(launches)} ranks; git revision {first["git_revision"] or "unknown"}
+
+| package | version |
+|---|---|
+| python | {first["python"]} |
+{rows}
+
+The recipe:
+
+```yaml
+{yaml.safe_dump(recipe, sort_keys=False).strip()}
+```
+"""
+
+
+def _ranks(launches: list[dict[str, Any]]) -> str:
+    return ", ".join(str(ranks) for ranks in sorted({launch["world_size"] for launch in launches}))

@@ -1,0 +1,53 @@
+"""Matrix FLOPs of the model on real tokens: what MFU divides by the hardware's peak.
+
+Counted are matrix products, 2 m n k for [m, k] @ [k, n]: linear layers, attention scores and values, latent, LM head.
+Not counted are embeddings, norms, activations, softmax and the CTC recursion. Padding is not counted either, whatever
+was computed for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import BertConfig
+
+from bnb_ds.configuration import BnbConfig
+
+#: Backward takes two products for each of forward: the gradients of its two factors.
+TRAINING_FACTOR = 3
+
+
+def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths: np.ndarray) -> int:
+    """Matrix FLOPs of one forward pass of `BnbForConditionalGeneration`; training takes `TRAINING_FACTOR` times that.
+
+    Args:
+        config: the model.
+        source_lengths: int [B], real tokens of each source.
+        decoder_lengths: int [B], decoder slots of each.
+    """
+    source_B, slots_B = np.asarray(source_lengths, np.int64), np.asarray(decoder_lengths, np.int64)
+    num_source, num_slots = int(source_B.sum()), int(slots_B.sum())
+    encoder, decoder = config.encoder, config.decoder
+    total = encoder.num_hidden_layers * _layer(encoder, num_source, int((source_B * source_B).sum()))
+    cross = _linear(num_slots, decoder.hidden_size, 2 * decoder.hidden_size)  # query and output
+    cross += _linear(num_source, decoder.hidden_size, 2 * decoder.hidden_size)  # key and value
+    cross += _attention(int((slots_B * source_B).sum()), decoder.hidden_size)
+    total += decoder.num_hidden_layers * (_layer(decoder, num_slots, int((slots_B * slots_B).sum())) + cross)
+    total += _linear(num_source, encoder.hidden_size, config.latent_size)
+    total += _linear(num_source, config.latent_size, decoder.hidden_size)
+    if encoder.hidden_size != decoder.hidden_size:
+        total += _linear(num_source, encoder.hidden_size, decoder.hidden_size)
+    return total + _linear(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)  # LM head
+
+
+def _layer(bert: BertConfig, num_tokens: int, num_pairs: int) -> int:
+    projections = _linear(num_tokens, bert.hidden_size, 4 * bert.hidden_size)  # query, key, value, output
+    feed_forward = 2 * _linear(num_tokens, bert.hidden_size, bert.intermediate_size)
+    return projections + feed_forward + _attention(num_pairs, bert.hidden_size)
+
+
+def _linear(num_rows: int, num_in: int, num_out: int) -> int:
+    return 2 * num_rows * num_in * num_out
+
+
+def _attention(num_pairs: int, hidden_size: int) -> int:
+    return 2 * (2 * num_pairs * hidden_size)  # scores, and the weighted sum of values

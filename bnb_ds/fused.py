@@ -1,0 +1,122 @@
+"""The only module that knows NVIDIA apex: which fused kernels exist here, and the plain ones otherwise.
+
+PyPI's package ``apex`` is another program (the Pyramid toolkit), and NVIDIA's imports without its compiled extensions
+but fails when its classes are used; so the real one is recognised by what it contains and by constructing it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnb_ds.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Apex:
+    """What was found under the name ``apex``."""
+
+    usable: bool
+    description: str
+
+
+def find_apex() -> Apex:
+    """Tell NVIDIA apex from the package of the same name on PyPI, and a working build from one without extensions.
+
+    Raises:
+        ConfigError: the other package is installed; its presence misleads libraries that look for apex by name.
+    """
+    try:
+        importlib.import_module("apex")
+    except ImportError:
+        return Apex(False, "NVIDIA apex is not installed")
+    except Exception as error:  # whatever a broken or foreign package raises at import
+        _refuse_other_apex()
+        return Apex(False, f"apex does not import ({type(error).__name__})")
+    try:
+        normalization = importlib.import_module("apex.normalization")
+        optimizers = importlib.import_module("apex.optimizers")
+    except ImportError:
+        _refuse_other_apex()
+        return Apex(False, "NVIDIA apex is installed without its layers and optimizers")
+    try:
+        normalization.FusedLayerNorm(8)
+        optimizers.FusedAdam([nn.Parameter(torch.zeros(1))])
+    except (ImportError, RuntimeError) as error:
+        return Apex(False, f"NVIDIA apex is installed without its CUDA extensions ({error})")
+    return Apex(True, "NVIDIA apex")
+
+
+def _refuse_other_apex() -> None:
+    try:
+        summary = importlib.metadata.metadata("apex")["Summary"] or ""
+    except importlib.metadata.PackageNotFoundError:
+        return
+    raise ConfigError(
+        f"the installed package 'apex' ({summary.strip() or 'from PyPI'}) is not NVIDIA apex; run `pip uninstall apex`,"
+        " and build NVIDIA's as README.md says if you want its kernels"
+    )
+
+
+def fuse_layer_norms(model: nn.Module, device: torch.device) -> str:
+    """Replace every ``nn.LayerNorm`` by apex's where apex works and the model will run on CUDA.
+
+    Parameters and their names stay the same. Returns which LayerNorm is in use, in words.
+    """
+    apex = find_apex()
+    if device.type != "cuda" or not apex.usable:
+        return "torch LayerNorm"
+    fused_layer_norm = importlib.import_module("apex.normalization").FusedLayerNorm
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.LayerNorm:
+                replacement = fused_layer_norm(child.normalized_shape, eps=child.eps)
+                replacement.weight, replacement.bias = child.weight, child.bias
+                setattr(parent, name, replacement)
+    return "apex FusedLayerNorm"
+
+
+def choose_optimizer(
+    kind: str, params: dict[str, Any], device: torch.device
+) -> tuple[Callable[[Iterable[Any]], torch.optim.Optimizer], str]:
+    """Pick the fastest implementation of an optimizer that works here.
+
+    Args:
+        kind: ``AdamW``, ``Adam`` or ``Lamb``, as in the DeepSpeed JSON.
+        params: ``lr``, ``betas``, ``eps``, ``weight_decay``.
+        device: where the parameters live.
+
+    Returns:
+        A function from parameter groups to the optimizer, and its name in words.
+
+    Raises:
+        ConfigError: Lamb without a fused kernel, which nothing else provides.
+    """
+    apex = find_apex() if device.type == "cuda" else Apex(False, "no CUDA device")
+    if kind == "Lamb":
+        return _choose_lamb(params, apex, device)
+    if apex.usable:
+        fused_adam = importlib.import_module("apex.optimizers").FusedAdam
+        adam_w_mode = kind == "AdamW"
+        return lambda groups: fused_adam(groups, adam_w_mode=adam_w_mode, **params), f"apex FusedAdam ({kind})"
+    optimizer_class = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}[kind]
+    return lambda groups: optimizer_class(groups, fused=True, **params), f"torch {kind}, fused"
+
+
+def _choose_lamb(
+    params: dict[str, Any], apex: Apex, device: torch.device
+) -> tuple[Callable[[Iterable[Any]], torch.optim.Optimizer], str]:
+    if apex.usable:
+        fused_lamb = importlib.import_module("apex.optimizers").FusedLAMB
+        return lambda groups: fused_lamb(groups, **params), "apex FusedLAMB"
+    if device.type == "cuda":
+        from deepspeed.ops.lamb import FusedLamb
+
+        return lambda groups: FusedLamb(groups, **params), "DeepSpeed FusedLamb"
+    raise ConfigError("optimizer.type Lamb: its kernels need a CUDA device; choose AdamW on a CPU")

@@ -1,0 +1,109 @@
+"""The three stacks of the model, made of Hugging Face's BERT modules and run on unpadded tokens.
+
+Module names below `BnbEncoder` and `BnbDecoder` are those of a BERT checkpoint, so that its weights fit by name.
+
+Shapes: N real source tokens and T decoder slots of all sequences together, L latent size, H hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
+
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.errors import ConfigError
+from bnb_ds.packing import PackedInputs, PackedLayout
+from bnb_ds.slots import DecoderSlots
+
+
+class BnbEncoder(nn.Module):
+    """BERT without its pooler."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.max_position_embeddings = config.max_position_embeddings
+        self.embeddings = BertEmbeddings(config)
+        self.layer = nn.ModuleList(BertLayer(config, layer_idx=i) for i in range(config.num_hidden_layers))
+
+    def forward(self, inputs: PackedInputs) -> Tensor:
+        """Hidden states [N, H] of the last layer.
+
+        Raises:
+            ConfigError: a sequence is longer than the position embeddings.
+        """
+        layout = inputs.layout
+        if layout.max_seqlen > self.max_position_embeddings:
+            raise ConfigError(
+                f"a source has {layout.max_seqlen} tokens, but encoder.max_position_embeddings is "
+                f"{self.max_position_embeddings}: cut the source"
+            )
+        hidden_1NH = self.embeddings(
+            input_ids=inputs.input_ids[None],
+            token_type_ids=inputs.token_type_ids[None],
+            position_ids=layout.position_ids[None],
+        )
+        for layer in self.layer:
+            hidden_1NH = layer(hidden_1NH, layout=layout)
+        return hidden_1NH[0]
+
+
+class BnbDecoderEmbeddings(nn.Module):
+    """Position, token type and latent of each slot: ``LayerNorm(position + type + gelu(W z))``.
+
+    The word embeddings are no input here: they are the output matrix of the LM head, and stand where BERT has them.
+    """
+
+    def __init__(self, config: BnbConfig):
+        super().__init__()
+        decoder = config.decoder
+        # No padding_idx: [PAD] is the CTC blank, the most frequent output of all, and must be trained.
+        self.word_embeddings = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
+        self.position_embeddings = nn.Embedding(decoder.max_position_embeddings, decoder.hidden_size)
+        self.token_type_embeddings = nn.Embedding(decoder.type_vocab_size, decoder.hidden_size)
+        self.latent_projection = nn.Linear(config.latent_size, decoder.hidden_size)
+        self.LayerNorm = nn.LayerNorm(decoder.hidden_size, eps=decoder.layer_norm_eps)
+        self.dropout = nn.Dropout(decoder.hidden_dropout_prob)
+
+    def forward(self, latent_NL: Tensor, slots: DecoderSlots) -> Tensor:
+        """[T, H]."""
+        # Projected before they are spread over the slots: there are fewer source tokens.
+        latent_NH = F.gelu(self.latent_projection(latent_NL))
+        hidden_TH = latent_NH.index_select(0, slots.source_index)
+        hidden_TH = hidden_TH + self.position_embeddings(slots.position_ids)
+        hidden_TH = hidden_TH + self.token_type_embeddings(slots.token_type_ids)
+        return self.dropout(self.LayerNorm(hidden_TH))
+
+
+class BnbDecoder(nn.Module):
+    """BERT layers with full self-attention among slots and cross-attention to the source."""
+
+    def __init__(self, config: BnbConfig):
+        super().__init__()
+        decoder = config.decoder
+        self.embeddings = BnbDecoderEmbeddings(config)
+        self.layer = nn.ModuleList(BertLayer(decoder, layer_idx=i) for i in range(decoder.num_hidden_layers))
+
+    def forward(self, latent_NL: Tensor, memory_NH: Tensor, slots: DecoderSlots, source: PackedLayout) -> Tensor:
+        """Hidden states [T, H] of the last layer; ``memory_NH`` is what cross-attention reads."""
+        hidden_1TH = self.embeddings(latent_NL, slots)[None]
+        memory_1NH = memory_NH[None]
+        for layer in self.layer:
+            # Positional, since reentrant activation checkpointing gives gradients to positional arguments only.
+            hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source)
+        return hidden_1TH[0]
+
+
+class BnbLMHead(nn.Module):
+    """BERT's prediction head but for its matrix, which is the decoder's word embeddings."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_TH: Tensor) -> Tensor:
+        """[T, H], ready for the projection to the vocabulary."""
+        return self.transform(hidden_TH)

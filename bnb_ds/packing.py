@@ -1,0 +1,204 @@
+"""Unpadded batches: one row of real tokens, and where each sequence lies in it.
+
+Shapes: B sequences, L columns of padded input, N real tokens of all sequences together, M tokens of the longest one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLayout:
+    """Where each sequence lies in a row of packed tokens; made once per batch and read by every layer.
+
+    Attributes:
+        cu_seqlens: int32 [B+1], start of each sequence in the row, and N at the end.
+        max_seqlen: M, as a Python number.
+        sequence_ids: int64 [N], the sequence of each token.
+        position_ids: int64 [N], the index of each token within its sequence.
+        pad_index: int64 [N], the place of each token in the padded [B*M] order.
+        key_mask: bool [B, 1, 1, M], True at real tokens; None when all sequences have M tokens.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    sequence_ids: Tensor
+    position_ids: Tensor
+    pad_index: Tensor
+    key_mask: Tensor | None
+
+    @classmethod
+    def from_cu_seqlens(cls, cu_seqlens: Tensor, *, num_tokens: int, max_seqlen: int) -> PackedLayout:
+        """Lay out ``num_tokens`` tokens; the two counts are given as numbers so that nothing waits for the device."""
+        device = cu_seqlens.device
+        batch_size = cu_seqlens.numel() - 1
+        starts_B = cu_seqlens[:-1].long()
+        lengths_B = cu_seqlens[1:].long() - starts_B
+        sequence_ids_N = torch.repeat_interleave(lengths_B, output_size=num_tokens)
+        position_ids_N = torch.arange(num_tokens, device=device) - starts_B.index_select(0, sequence_ids_N)
+        key_mask = None
+        if num_tokens != batch_size * max_seqlen:
+            key_mask = (torch.arange(max_seqlen, device=device) < lengths_B[:, None])[:, None, None, :]
+        return cls(
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            sequence_ids=sequence_ids_N,
+            position_ids=position_ids_N,
+            pad_index=sequence_ids_N * max_seqlen + position_ids_N,
+            key_mask=key_mask,
+        )
+
+    @classmethod
+    def from_lengths(cls, lengths_B: Tensor, *, num_tokens: int, max_seqlen: int) -> PackedLayout:
+        """The same from int64 [B] lengths."""
+        cu_seqlens = F.pad(lengths_B.cumsum(0, dtype=torch.int32), (1, 0))
+        return cls.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=max_seqlen)
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.cu_seqlens.numel() - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return self.pad_index.numel()
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [B], tokens of each sequence."""
+        return self.cu_seqlens.diff().long()
+
+    def pad(self, packed: Tensor, value: float = 0.0) -> Tensor:
+        """[N, ...] -> [B, M, ...], with ``value`` at places without a token (a view where there are none)."""
+        shape = (self.batch_size, self.max_seqlen)
+        if self.key_mask is None:
+            return packed.unflatten(0, shape)
+        padded = packed.new_full((shape[0] * shape[1], *packed.shape[1:]), value)
+        return padded.index_copy_(0, self.pad_index, packed).unflatten(0, shape)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """[B, M, ...] -> [N, ...] (a view where there is no padding)."""
+        flat = padded.flatten(0, 1)
+        return flat if self.key_mask is None else flat.index_select(0, self.pad_index)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedInputs:
+    """Model inputs without padding.
+
+    Attributes:
+        input_ids: int64 [N].
+        token_type_ids: int64 [N].
+        layout: the sequences.
+        padded_index: int64 [N], the place of each token in the caller's [B*L] order; None when the input was packed.
+        padded_shape: (B, L) of the caller's input; None when the input was packed.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    layout: PackedLayout
+    padded_index: Tensor | None = None
+    padded_shape: tuple[int, int] | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """The caller gave, and gets, packed tensors."""
+        return self.padded_shape is None
+
+    def restore(self, packed: Tensor) -> Tensor:
+        """[N, ...] of source tokens in the caller's form: [B, L, ...], zero at padding, or as it is."""
+        if self.is_packed:
+            return packed
+        num_places = self.padded_shape[0] * self.padded_shape[1]
+        padded = packed.new_zeros((num_places, *packed.shape[1:]))
+        return padded.index_copy_(0, self.padded_index, packed).unflatten(0, self.padded_shape)
+
+
+def pack_inputs(
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+) -> PackedInputs:
+    """Bring padded or packed model inputs into packed form.
+
+    Args:
+        input_ids: int64 [B, L], or packed [N] with ``cu_seqlens``.
+        attention_mask: [B, L], not 0 at real tokens, which may stand anywhere in a row; None: all are real. With
+            packed input it must be None.
+        token_type_ids: int64, shaped as ``input_ids``; None: all 0.
+        cu_seqlens: int32 [B+1], starts of the packed sequences, and N.
+        max_seqlen: the longest of them, if the caller knows it; saves waiting for the device.
+
+    Raises:
+        ValueError: shapes that do not belong together, or a sequence without a real token.
+    """
+    if token_type_ids is None:
+        token_type_ids = torch.zeros_like(input_ids)
+    elif token_type_ids.shape != input_ids.shape:
+        raise ValueError(
+            f"token_type_ids has shape {tuple(token_type_ids.shape)} and input_ids {tuple(input_ids.shape)}: give the "
+            "same shape"
+        )
+    if cu_seqlens is None:
+        return _pack_padded(input_ids, attention_mask, token_type_ids)
+    if input_ids.dim() != 1 or attention_mask is not None:
+        raise ValueError("with cu_seqlens, input_ids must be one row of real tokens [N] without attention_mask")
+    return PackedInputs(input_ids, token_type_ids, _check_packed(input_ids.numel(), cu_seqlens, max_seqlen))
+
+
+def _pack_padded(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor) -> PackedInputs:
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids has {input_ids.dim()} dimensions: give [B, L], or [N] with cu_seqlens")
+    shape = (input_ids.shape[0], input_ids.shape[1])
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    elif attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)} and input_ids {shape}: give the same shape"
+        )
+    real_BL = attention_mask != 0
+    lengths_B = real_BL.sum(1)
+    layout = _layout_of_lengths(lengths_B, "attention_mask")
+    index_N = real_BL.flatten().nonzero(as_tuple=True)[0]
+    return PackedInputs(
+        input_ids.flatten().index_select(0, index_N),
+        token_type_ids.flatten().index_select(0, index_N),
+        layout,
+        index_N,
+        shape,
+    )
+
+
+def _layout_of_lengths(lengths_B: Tensor, name: str) -> PackedLayout:
+    if lengths_B.numel() == 0:
+        raise ValueError(f"{name} holds no sequence: give at least one")
+    num_tokens, shortest, longest = torch.stack((lengths_B.sum(), lengths_B.min(), lengths_B.max())).tolist()
+    if shortest < 1:
+        empty = int(lengths_B.argmin())
+        raise ValueError(f"{name}: sequence {empty} has no real token: leave it out of the batch")
+    return PackedLayout.from_lengths(lengths_B, num_tokens=num_tokens, max_seqlen=longest)
+
+
+def _check_packed(num_tokens: int, cu_seqlens: Tensor, max_seqlen: int | None) -> PackedLayout:
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.is_floating_point():
+        raise ValueError("cu_seqlens must be int32 [B+1]: the start of each sequence, and the number of tokens")
+    if max_seqlen is not None and cu_seqlens.device.type != "cpu":
+        # Checking values would make the host wait for the device; the collator made them and vouches for them.
+        return PackedLayout.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=int(max_seqlen))
+    lengths_B = cu_seqlens.diff()
+    shortest, longest = int(lengths_B.min()), int(lengths_B.max())
+    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != num_tokens or shortest < 1:
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to the {num_tokens} tokens of input_ids, without empty sequences"
+        )
+    if max_seqlen is not None and int(max_seqlen) != longest:
+        raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sequence of cu_seqlens has {longest} tokens")
+    return PackedLayout.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=longest)

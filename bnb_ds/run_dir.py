@@ -1,0 +1,187 @@
+"""The output directory of a run: what it was started with, and whether a resume means the same run.
+
+    output_dir/
+      config.resolved.yaml      the recipe, defaults and overrides written out
+      ds_config.resolved.json   the DeepSpeed configuration, completed
+      launches.jsonl            one line for each launch: versions, git revision, data fingerprint, command line
+      model/                    config and tokenizer of the model in training
+      checkpoints/  runs/       checkpoints; TensorBoard
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnb_ds import checkpoint
+from bnb_ds.config import PretrainRecipe, differences, dump_recipe
+from bnb_ds.ds_config import DsConfig
+from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.files import write_atomic
+
+_PACKAGES = ("bnb_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy")
+
+# What may change between launches of one run: where it lies, how often it reports, how its batch is cut up.
+_FREE_RECIPE_KEYS = ("output_dir", "intervals")
+_FREE_DS_KEYS = (
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "steps_per_print",
+    "log_level",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "flops_profiler",
+    "comms_logger",
+    "dump_state",
+)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run and the settings it is launched with."""
+
+    recipe: PretrainRecipe
+    ds_config: DsConfig
+    data_fingerprint: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.recipe.output_dir)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "runs"
+
+    def find_resume(self, resume: str) -> tuple[Path | None, list[str]]:
+        """Decide where to start: ``never`` (a fresh directory), ``auto``, or the path of a checkpoint or run.
+
+        Returns:
+            The checkpoint to load, or None to start at step 0, and lines worth telling the user.
+
+        Raises:
+            ConfigError: the directory holds a run and ``resume`` is ``never``; or settings differ, all listed at once.
+            CheckpointError: the named path holds no whole checkpoint.
+        """
+        if resume == "never":
+            if _holds_run(self.path):
+                raise ConfigError(
+                    f"output_dir {self.path}: holds a run already; add --resume auto to continue it, or choose another"
+                )
+            return None, []
+        if resume == "auto":
+            if not _holds_run(self.path):
+                return None, []
+            self._refuse_other_settings(self.path)
+            return checkpoint.newest_intact(self.checkpoints)
+        return self._named_checkpoint(Path(resume))
+
+    def _named_checkpoint(self, path: Path) -> tuple[Path, list[str]]:
+        found, notes = locate_checkpoint(path)
+        self._refuse_other_settings(run_of(found))
+        return found, notes
+
+    def _refuse_other_settings(self, run: Path) -> None:
+        old_recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
+        old_ds = json.loads((run / "ds_config.resolved.json").read_text(encoding="utf-8"))
+        changes = [
+            *differences(_without(self.recipe.model_dump(), _FREE_RECIPE_KEYS), _without(old_recipe, _FREE_RECIPE_KEYS)),
+            *differences(_without(self.ds_config.values, _FREE_DS_KEYS), _without(old_ds, _FREE_DS_KEYS)),
+        ]
+        launches = (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()
+        changes.extend(differences(self.data_fingerprint, json.loads(launches[0])["data_fingerprint"], "data"))
+        if changes:
+            raise ConfigError(
+                f"{run}: was started with other settings: {'; '.join(changes)};"
+                " restore them, or choose a new output_dir"
+            )
+
+    def record_launch(self, start_step: int) -> None:
+        """Write the resolved settings (first launch) and one line of provenance (every launch)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        launch = {**provenance(), "start_step": start_step, "world_size": self.ds_config.world_size}
+        with open(self.path / "launches.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({**launch, "data_fingerprint": self.data_fingerprint}) + "\n")
+        if not (self.path / "ds_config.resolved.json").exists():
+            write_atomic(self.path / "ds_config.resolved.json", json.dumps(self.ds_config.values, indent=2) + "\n")
+        # Last: its presence says that the directory holds a run.
+        if not _holds_run(self.path):
+            write_atomic(self.path / "config.resolved.yaml", dump_recipe(self.recipe))
+
+
+def locate_checkpoint(path: Path) -> tuple[Path, list[str]]:
+    """The whole checkpoint that a path means: itself, or the newest one of a run or of a checkpoints directory.
+
+    Raises:
+        CheckpointError: there is none, or the one named is damaged.
+    """
+    if path in checkpoint.whole_checkpoints(path.parent):
+        damage = checkpoint.find_damage(path)
+        if damage:
+            raise CheckpointError(f"{path}: {damage}; name an older checkpoint or the run's directory")
+        return path, []
+    for directory in (path / "checkpoints", path):
+        found, notes = checkpoint.newest_intact(directory)
+        if found is not None:
+            return found, notes
+    raise CheckpointError(f"{path}: no whole checkpoint here; name a step_* directory or a run's output_dir")
+
+
+def run_of(found: Path) -> Path:
+    """The run directory that a checkpoint belongs to.
+
+    Raises:
+        CheckpointError: the checkpoint has been moved out of its run.
+    """
+    run = found.parent.parent
+    if not _holds_run(run):
+        raise CheckpointError(f"{found}: its run ({run}) has no config.resolved.yaml; keep checkpoints inside their run")
+    return run
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git revision and command line of this process."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "git_revision": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _holds_run(path: Path) -> bool:
+    return (path / "config.resolved.yaml").is_file()
+
+
+def _without(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}

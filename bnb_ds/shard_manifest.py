@@ -1,0 +1,151 @@
+"""The manifest of a shard directory: its fields, its file names, reading and writing it.
+
+``data_prep/FORMAT.md`` is the definition; the classes below are the same in types.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bnb_ds.errors import DataError
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "heldout")
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_DIRECTORY = "tokenizer"
+SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")
+OFFSET_DTYPE = np.dtype("<u8")
+REBUILD = "make the shards again with `bnb-ds prep`"
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What a shard directory records of its tokenizer, and how it keeps a copy of it."""
+
+    name: str  # the tokenizer's own name, never a path
+    hash: str  # bnb_ds.tokenization.tokenizer_hash
+    vocab_size: int  # number of ids: every id is below it
+    special_ids: Mapping[str, int]  # pad, unk, cls, sep, mask
+    save: Callable[[Path], None]  # writes the tokenizer into a directory
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ManifestTokenizer(_Record):
+    """The tokenizer that made the ids."""
+
+    name: str
+    hash: str
+    vocab_size: int = Field(gt=0)
+
+
+class ManifestSource(_Record):
+    """One input file."""
+
+    name: str
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class ManifestShard(_Record):
+    """One pair of ``NAME.tokens.npy`` and ``NAME.offsets.npy``; the hashes are of the whole files."""
+
+    split: Literal["train", "heldout"]
+    name: str
+    num_documents: int = Field(gt=0)
+    num_tokens: int = Field(gt=0)
+    tokens_sha256: str
+    offsets_sha256: str
+
+    @field_validator("name")
+    @classmethod
+    def _stays_inside(cls, name: str) -> str:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError("must be a path inside the shard directory")
+        return name
+
+    @property
+    def tokens_file(self) -> str:
+        """File of the token ids, relative to the shard directory."""
+        return f"{self.name}.tokens.npy"
+
+    @property
+    def offsets_file(self) -> str:
+        """File of the document offsets, relative to the shard directory."""
+        return f"{self.name}.offsets.npy"
+
+
+class ManifestHoldout(_Record):
+    """How documents were held out."""
+
+    rule: str
+    fraction: float = Field(ge=0, le=1)
+
+
+class ManifestTotals(_Record):
+    """Sums over the shards, and the documents that are in none of them, by reason."""
+
+    documents: dict[Literal["train", "heldout"], int]
+    tokens: dict[Literal["train", "heldout"], int]
+    skipped: dict[str, int]
+
+
+class Manifest(_Record):
+    """The content of ``manifest.json``; it holds no time, host or absolute path, so equal input gives equal bytes."""
+
+    format_version: Literal[1]
+    dtype: Literal["uint16", "uint32"]
+    tokenizer: ManifestTokenizer
+    special_ids: dict[Literal["pad", "unk", "cls", "sep", "mask"], int]
+    sources: list[ManifestSource]
+    shards: list[ManifestShard]
+    holdout: ManifestHoldout
+    settings: dict[str, Any]
+    totals: ManifestTotals
+
+    def to_bytes(self) -> bytes:
+        """The file's content: JSON in field order, indented, ASCII."""
+        return (json.dumps(self.model_dump(), indent=2) + "\n").encode("ascii")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Little-endian uint16 when every id below ``vocab_size`` fits, else uint32."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """Check and type the content of the manifest at ``path`` (named in errors only).
+
+    Raises:
+        DataError: not JSON, another format version, or a field is wrong.
+    """
+    try:
+        fields = json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); {REBUILD}") from None
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format_version is {version!r}, this version of bnb_ds reads {FORMAT_VERSION}; "
+            f"use the version of bnb_ds that wrote the shards or {REBUILD}"
+        )
+    try:
+        manifest = Manifest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: field {field}: {first['msg']}; {REBUILD}") from None
+    missing = [name for name in SPECIAL_TOKENS if name not in manifest.special_ids]
+    if missing:
+        raise DataError(f"{path}: field special_ids: {', '.join(missing)} missing; {REBUILD}")
+    return manifest

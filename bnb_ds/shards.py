@@ -1,0 +1,191 @@
+"""Token shards: the on-disk form of a tokenised corpus, its writer and its memory-mapped reader.
+
+A shard directory holds plain ``.npy`` files that ``np.load(mmap_mode="r")`` opens, a ``manifest.json`` that describes
+them, and the tokenizer they were made with; ``data_prep/FORMAT.md`` is the format's definition. The manifest is the
+last thing written, so a directory without one is unfinished and a directory with one is whole.
+
+Shards need NumPy and pydantic only. What they must know of a tokenizer is handed in as a :class:`TokenizerInfo` (made
+by ``bnb_ds.tokenization.describe_tokenizer``), so that readers, checkers and loader workers stay light.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from bnb_ds.errors import DataError
+from bnb_ds.files import sha256_file
+from bnb_ds.shard_manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    OFFSET_DTYPE,
+    REBUILD,
+    SPLITS,
+    TOKENIZER_DIRECTORY,
+    Manifest,
+    ManifestShard,
+    TokenizerInfo,
+    parse_manifest,
+)
+from bnb_ds.shard_writer import DEFAULT_TOKENS_PER_SHARD, ShardWriter
+
+__all__ = [
+    "DEFAULT_TOKENS_PER_SHARD",
+    "FORMAT_VERSION",
+    "SPLITS",
+    "Manifest",
+    "ShardWriter",
+    "TokenShards",
+    "TokenizerInfo",
+]
+
+
+class TokenShards:
+    """One split of a shard directory, memory-mapped: reading a document touches its own pages only.
+
+    Opening checks that every file is there with the type and size that the manifest states, and that the offsets
+    fit; it does not read the tokens unless ``verify_hashes`` is set.
+
+    Args:
+        directory: a finished shard directory.
+        split: ``"train"`` or ``"heldout"``; a split without documents has length 0.
+        verify_hashes: also read everything and compare the SHA-256 of every file of the split.
+
+    Attributes:
+        directory: as given.
+        split: as given.
+        manifest: the typed :class:`Manifest`.
+        fingerprint: SHA-256 (hex) of ``manifest.json``; it covers the hash of every shard of every split.
+        lengths: int64 [num_documents], tokens in each document.
+
+    Raises:
+        DataError: something is missing, truncated, damaged or of another format version.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], split: str = "train", *, verify_hashes: bool = False) -> None:
+        if split not in SPLITS:
+            raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        self.directory = Path(directory)
+        self.split = split
+        data = _read_manifest_bytes(self.directory)
+        self.manifest = parse_manifest(data, self.directory / MANIFEST_NAME)
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        self._tokens: list[np.ndarray] = []
+        self._offsets: list[np.ndarray] = []
+        first_document = [0]
+        for shard in self.manifest.shards:
+            if shard.split != split:
+                continue
+            tokens, offsets = _open_shard(self.directory, shard, np.dtype(self.manifest.dtype).newbyteorder("<"))
+            if verify_hashes:
+                _verify_hash(self.directory / shard.tokens_file, shard.tokens_sha256)
+                _verify_hash(self.directory / shard.offsets_file, shard.offsets_sha256)
+            self._tokens.append(tokens)
+            self._offsets.append(offsets)
+            first_document.append(first_document[-1] + shard.num_documents)
+        self._first_document = first_document
+        lengths = [np.diff(offsets) for offsets in self._offsets]
+        self.lengths = np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self._first_document[-1]
+
+    def __reduce__(self) -> tuple[type[TokenShards], tuple[Path, str]]:
+        # A loader worker that is spawned opens the files itself; pickling the maps would copy the corpus to it.
+        return TokenShards, (self.directory, self.split)
+
+    def document(self, index: int) -> np.ndarray:
+        """Token ids of one document: a read-only view [num_tokens] of the mapped file, uint16 or uint32.
+
+        Raises:
+            IndexError: ``index`` is not in ``[0, len(self))``.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        shard = bisect.bisect_right(self._first_document, index) - 1
+        offsets = self._offsets[shard]
+        row = index - self._first_document[shard]
+        return self._tokens[shard][offsets[row] : offsets[row + 1]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in this split."""
+        return sum(tokens.size for tokens in self._tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of the tokenizer."""
+        return self.manifest.tokenizer.vocab_size
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of ``pad``, ``unk``, ``cls``, ``sep`` and ``mask``; only ``unk`` occurs in documents."""
+        return dict(self.manifest.special_ids)
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Content hash of the tokenizer; equal hashes give equal ids."""
+        return self.manifest.tokenizer.hash
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Directory of the copy of the tokenizer."""
+        return self.directory / TOKENIZER_DIRECTORY
+
+
+def _read_manifest_bytes(directory: Path) -> bytes:
+    try:
+        return (directory / MANIFEST_NAME).read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DataError(f"{directory / MANIFEST_NAME}: cannot read: {error.strerror}") from error
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such directory; give a shard directory made by `bnb-ds prep`")
+    raise DataError(
+        f"{directory}: no {MANIFEST_NAME}, so not a finished shard directory; let `bnb-ds prep` finish or {REBUILD}"
+    )
+
+
+def _open_shard(directory: Path, shard: ManifestShard, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Map the two files of a shard and check them against its manifest entry; returns tokens and offsets."""
+    tokens = _open_npy(directory / shard.tokens_file, dtype, shard.num_tokens)
+    offsets_path = directory / shard.offsets_file
+    offsets = _open_npy(offsets_path, OFFSET_DTYPE, shard.num_documents + 1)
+    if offsets[0] != 0 or offsets[-1] != shard.num_tokens or not (offsets[1:] > offsets[:-1]).all():
+        raise DataError(f"{offsets_path}: offsets do not rise from 0 to {shard.num_tokens} tokens; {REBUILD}")
+    return tokens, offsets
+
+
+def _open_npy(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    try:
+        with open(path, "rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("not version 1.0 of the .npy format")
+            shape, _, found_dtype = np.lib.format.read_array_header_1_0(file)
+            expected_bytes = file.tell() + length * dtype.itemsize
+        num_bytes = path.stat().st_size
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; restore it or {REBUILD}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not a readable .npy file ({error}); restore it or {REBUILD}") from None
+    if found_dtype != dtype or shape != (length,):
+        raise DataError(
+            f"{path}: holds {found_dtype} of shape {shape}, the manifest says {dtype} of shape ({length},); {REBUILD}"
+        )
+    if num_bytes != expected_bytes:
+        state = "truncated" if num_bytes < expected_bytes else "too long"
+        raise DataError(f"{path}: {state} ({num_bytes} bytes instead of {expected_bytes}); restore it or {REBUILD}")
+    # A plain ndarray over the map: slicing np.memmap costs twice as much.
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _verify_hash(path: Path, expected: str) -> None:
+    if sha256_file(path) != expected:
+        raise DataError(f"{path}: content does not match the manifest's SHA-256; restore it or {REBUILD}")

@@ -1,0 +1,200 @@
+"""Tokenizers: loading one without surprises, what identifies it, and encoding documents.
+
+transformers 5 builds a ``BertTokenizerFast`` out of almost anything: a missing directory gives a five-token
+vocabulary, and a ``tokenizer.json`` or ``vocab.txt`` without ``tokenizer_config.json`` gives a lowercasing tokenizer
+even for a cased vocabulary. :func:`load_tokenizer` takes the files at their word and refuses what contradicts itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import BertTokenizerFast
+
+from bnb_ds.errors import DataError
+from bnb_ds.shard_manifest import SPECIAL_TOKENS, TokenizerInfo
+
+SPECIAL_TOKEN_TEXTS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of SPECIAL_TOKENS
+
+_WAY_OUT = "give a BertTokenizerFast directory, a BERT vocab.txt, or make one with `bnb-ds prep vocab`"
+_CASED_SHARE = 0.01  # an uncased vocabulary may hold a few tokens that Python's lower() would change
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> BertTokenizerFast:
+    """Load a BERT WordPiece tokenizer from local files.
+
+    Args:
+        path: a directory with ``tokenizer.json`` or ``vocab.txt`` (as ``save_pretrained`` writes it), or a vocabulary
+            file of one token per line. Of a bare vocabulary, text is lowercased unless its tokens hold capitals.
+
+    Raises:
+        DataError: not there, not a BERT tokenizer, or the vocabulary contradicts the settings.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _from_vocabulary_file(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such tokenizer; {_WAY_OUT}")
+    if (path / "tokenizer.json").is_file():
+        tokenizer = _from_tokenizer_json(path)
+    elif not (path / "vocab.txt").is_file():
+        raise DataError(f"{path}: holds neither tokenizer.json nor vocab.txt; {_WAY_OUT}")
+    elif (path / "tokenizer_config.json").is_file():
+        tokenizer = _from_pretrained(path)
+    else:
+        tokenizer = _from_vocabulary_file(path / "vocab.txt", name=path.name)
+    _check(tokenizer, path)
+    return tokenizer
+
+
+def tokenizer_from_vocabulary(
+    tokens: Sequence[str], *, lowercase: bool, name: str = "", model_max_length: int = 512
+) -> BertTokenizerFast:
+    """A BERT tokenizer of this vocabulary; a token's id is its place in ``tokens``.
+
+    Args:
+        tokens: distinct strings, among them [PAD], [UNK], [CLS], [SEP] and [MASK].
+        lowercase: lowercase text and strip accents, as the uncased BERT models do.
+        name: what the tokenizer is called in shard manifests.
+        model_max_length: longest sequence of the model, in tokens, for Hugging Face's own truncation.
+    """
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = BertTokenizerFast(vocab=vocabulary, do_lower_case=lowercase, model_max_length=model_max_length)
+    tokenizer.name_or_path = name
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: BertTokenizerFast) -> str:
+    """SHA-256 (hex) of all that decides which ids a text gets.
+
+    That is the vocabulary with its model, the normalizer, the pre-tokenizer, the added tokens and the roles of the
+    special tokens. Padding, truncation, the name and the place of the files do not count.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts: dict[str, Any] = {key: state[key] for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    parts["special_ids"] = special_ids(tokenizer)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def special_ids(tokenizer: BertTokenizerFast) -> dict[str, int]:
+    """Ids of ``pad``, ``unk``, ``cls``, ``sep`` and ``mask``."""
+    return {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_TOKENS}
+
+
+def vocabulary_size(tokenizer: BertTokenizerFast) -> int:
+    """One more than the largest id, added tokens included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def describe_tokenizer(tokenizer: BertTokenizerFast) -> TokenizerInfo:
+    """What a shard directory keeps of a tokenizer."""
+    return TokenizerInfo(
+        name=Path(tokenizer.name_or_path).name or "unnamed",
+        hash=tokenizer_hash(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
+        special_ids=special_ids(tokenizer),
+        save=lambda directory: save_tokenizer(tokenizer, directory),
+    )
+
+
+def save_tokenizer(tokenizer: BertTokenizerFast, directory: str | os.PathLike[str]) -> None:
+    """Write the tokenizer's files without the padding and truncation that a use of it may have left switched on."""
+    clean = copy.deepcopy(tokenizer)
+    clean.backend_tokenizer.no_padding()
+    clean.backend_tokenizer.no_truncation()
+    clean.save_pretrained(directory)
+
+
+class DocumentEncoder:
+    """Encodes documents as shards hold them: whole, and without special tokens.
+
+    Equal to ``tokenizer(text, add_special_tokens=False, split_special_tokens=True)``: a text that spells ``[MASK]`` is
+    about the mask token, it does not hold one. The tokenizer given is neither changed nor affected by its own state.
+    """
+
+    def __init__(self, tokenizer: BertTokenizerFast) -> None:
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True
+
+    def __call__(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """Token ids of each text: uint32 [num_tokens], of length 0 for a text without tokens."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+
+def _from_tokenizer_json(path: Path) -> BertTokenizerFast:
+    try:
+        backend = Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise DataError(f"{path / 'tokenizer.json'}: not readable ({error}); {_WAY_OUT}") from None
+    state = json.loads(backend.to_str())
+    kinds = [(state[key] or {}).get("type") for key in ("model", "normalizer", "pre_tokenizer")]
+    if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
+        raise DataError(f"{path / 'tokenizer.json'}: not a BERT WordPiece tokenizer; {_WAY_OUT}")
+    normalizer = state["normalizer"]
+    tokenizer = _from_pretrained(
+        path,
+        do_lower_case=normalizer["lowercase"],
+        strip_accents=normalizer["strip_accents"],
+        tokenize_chinese_chars=normalizer["handle_chinese_chars"],
+    )
+    loaded = json.loads(tokenizer.backend_tokenizer.to_str())
+    for key in ("model", "normalizer", "added_tokens"):
+        if loaded[key] != state[key]:
+            raise DataError(
+                f"{path}: transformers reads another {key} than tokenizer.json holds; "
+                "remove what contradicts it from tokenizer_config.json"
+            )
+    return tokenizer
+
+
+def _from_pretrained(path: Path, **settings: Any) -> BertTokenizerFast:
+    try:
+        return BertTokenizerFast.from_pretrained(str(path), local_files_only=True, **settings)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: transformers cannot load this tokenizer ({reason}); {_WAY_OUT}") from None
+
+
+def _from_vocabulary_file(path: Path, name: str | None = None) -> BertTokenizerFast:
+    try:
+        # Not splitlines(), which also splits at characters that multilingual vocabularies hold as tokens.
+        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable vocabulary file ({error}); {_WAY_OUT}") from None
+    missing = [token for token in SPECIAL_TOKEN_TEXTS if token not in tokens]
+    if missing:
+        raise DataError(f"{path}: not a BERT vocabulary, {', '.join(missing)} missing; {_WAY_OUT}")
+    repeated = [token for token, count in Counter(tokens).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path}: token {repeated[0]!r} is there twice; {_WAY_OUT}")
+    return tokenizer_from_vocabulary(tokens, lowercase=not _is_cased(tokens), name=name or path.stem)
+
+
+def _is_cased(tokens: Sequence[str]) -> bool:
+    """Whether the vocabulary holds tokens that lowercased text never produces."""
+    cased = sum(token != token.lower() for token in tokens if token not in SPECIAL_TOKEN_TEXTS)
+    return cased > _CASED_SHARE * len(tokens)
+
+
+def _check(tokenizer: BertTokenizerFast, path: Path) -> None:
+    ids = special_ids(tokenizer)
+    if None in ids.values() or len(set(ids.values())) != len(ids):
+        raise DataError(f"{path}: the five special tokens have ids {ids}, five different ones are needed; {_WAY_OUT}")
+    normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
+    if normalizer["lowercase"] and _is_cased(list(tokenizer.get_vocab())):
+        raise DataError(
+            f"{path}: lowercases text although its vocabulary is cased; "
+            'set "do_lower_case": false in tokenizer_config.json (and "lowercase" in tokenizer.json)'
+        )

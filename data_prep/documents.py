@@ -1,0 +1,35 @@
+"""What every source yields, and which documents are held out for evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+DEFAULT_HOLDOUT = 0.01  # share of the documents
+HOLDOUT_RULE = (
+    "held out if the first 8 bytes of SHA-256(document id in UTF-8), read big-endian, are below fraction * 2**64"
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One source text."""
+
+    id: str  # stable name of the document in its corpus
+    text: str
+    source: str  # the input it came from, as the manifest names it
+
+
+def is_held_out(document_id: str, fraction: float) -> bool:
+    """Whether a document belongs to the held-out split, by a hash of its id alone.
+
+    The answer for a document never changes when the corpus grows or is read in another order, and a larger fraction
+    holds out what a smaller one did and more.
+    """
+    digest = hashlib.sha256(document_id.encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def content_id(text: str) -> str:
+    """The id of a document whose source gives it none; equal texts share it, so a split never separates them."""
+    return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
