@@ -68,7 +68,10 @@ def _load(source: str | PathLike[str]) -> tuple[BertForMaskedLM, set[str]]:
         model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
         if model_type != "bert":
             raise CheckpointError(f"{source}: the model type is {model_type!r}: give a BERT checkpoint")
-        model, info = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        config = BertConfig.from_pretrained(source, is_decoder=False, add_cross_attention=False)
+        model, info = BertForMaskedLM.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
     except CheckpointError:
         raise
     except Exception as error:  # transformers, safetensors, json and the hub raise many kinds; all mean the same here

@@ -29,10 +29,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.commands")):
         entry.load()(commands)
+    _add_curves(commands)
     _add_export(commands)
     _add_generate(commands)
     _add_reconstruct(commands)
     return parser
+
+
+def _add_curves(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("curves", help="first and last value of everything a run logged")
+    command.add_argument("output_dir", type=Path, help="of a run")
+    command.set_defaults(run=_curves)
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -60,6 +67,14 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--mask-probability", type=float, default=0.15, help="default %(default)s")
     command.add_argument("--seed", type=int, default=0, help="of the masks (default %(default)s)")
     command.set_defaults(run=_reconstruct)
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from bnb_ds.tracking import read_scalars
+
+    for tag, values in read_scalars(args.output_dir / "runs").items():
+        (first_step, first), (last_step, last) = values[0], values[-1]
+        print(f"{tag:30} {first:.5g} at step {first_step} -> {last:.5g} at step {last_step}")
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -139,10 +139,12 @@ class PretrainRecipe(Section):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the closest of ``known``, else a list of what is known."""
-    known = sorted(known)
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {matches[0]!r}?" if matches else f"known keys: {', '.join(known)}"
+    """``did you mean 'x'?`` for the closest of ``known``, else the list of what is known."""
+    by_lowercase = {key.lower(): key for key in sorted(known)}
+    matches = difflib.get_close_matches(name.lower(), by_lowercase, n=1)
+    if matches:
+        return f"did you mean {by_lowercase[matches[0]]!r}?"
+    return f"known: {', '.join(by_lowercase.values())}"
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> PretrainRecipe:

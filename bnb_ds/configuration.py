@@ -7,6 +7,7 @@ few numbers that join them: the latent, and how many slots the decoder opens for
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, ClassVar
 
 from transformers import BertConfig, PreTrainedConfig
@@ -107,7 +108,7 @@ class BnbConfig(PreTrainedConfig):
         _require_range("latent_dropout", self.latent_dropout, minimum=0.0, below=1.0)
         _require_range("blank_token_id", self.blank_token_id, minimum=0, below=self.decoder.vocab_size)
         _require_range("decoder_length_min", self.decoder_length_min, minimum=1)
-        if not self.decoder_length_ratio > 0:
+        if not 0 < self.decoder_length_ratio < math.inf:
             raise ConfigError(f"decoder_length_ratio is {self.decoder_length_ratio}: give a number above 0")
         if isinstance(self.decoder_length_offset, bool) or not isinstance(self.decoder_length_offset, int):
             raise ConfigError(f"decoder_length_offset is {self.decoder_length_offset!r}: give a whole number of slots")

@@ -77,6 +77,7 @@ def linear_ctc_loss(
     """
     _check_options(blank, weight.shape[0], reduction, kl_weight)
     rows_NH, layout = _real_rows(hidden, input_lengths, cu_seqlens)
+    targets, target_lengths = targets.to(hidden.device), target_lengths.to(hidden.device)
     labels, label_sequences = _concatenate(targets, target_lengths, layout.batch_size)
     _check_labels(labels, blank, weight.shape[0])
     accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -160,7 +161,10 @@ def _real_rows(hidden: Tensor, input_lengths: Tensor | None, cu_seqlens: Tensor 
     lengths_B = input_lengths if cu_seqlens is None else cu_seqlens.diff()
     limit = hidden.shape[0 if cu_seqlens is not None else 1]
     total, longest = _check_lengths("input_lengths" if cu_seqlens is None else "cu_seqlens", lengths_B, limit)
-    layout = PackedLayout.from_lengths(lengths_B.to(hidden.device), num_tokens=total, max_seqlen=longest)
+    if lengths_B.numel() == 0:
+        raise ValueError("the batch is empty: give at least one sequence")
+    # torch's ctc_loss wants at least one time step, even where no sequence has any.
+    layout = PackedLayout.from_lengths(lengths_B.to(hidden.device), num_tokens=total, max_seqlen=max(longest, 1))
     if cu_seqlens is not None:
         if total != hidden.shape[0] or int(cu_seqlens[0]) != 0:
             raise ValueError(f"cu_seqlens spans {total} positions, but hidden has {hidden.shape[0]} rows")
@@ -179,7 +183,7 @@ def _concatenate(targets: Tensor, target_lengths_B: Tensor, batch_size: int) -> 
         raise ValueError(f"target_lengths has {target_lengths_B.numel()} entries for a batch of {batch_size}")
     limit = targets.shape[-1]
     total, longest = _check_lengths("target_lengths", target_lengths_B, limit)
-    layout = PackedLayout.from_lengths(target_lengths_B.to(targets.device), num_tokens=total, max_seqlen=longest)
+    layout = PackedLayout.from_lengths(target_lengths_B, num_tokens=total, max_seqlen=longest)
     if targets.dim() == 1:
         if total != limit:
             raise ValueError(f"targets hold {limit} tokens, but target_lengths add up to {total}")
@@ -203,7 +207,7 @@ def _check_lengths(name: str, lengths_B: Tensor, limit: int) -> tuple[int, int]:
     if lengths_B.is_floating_point() or lengths_B.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {lengths_B.dtype}: give integers")
     if lengths_B.numel() == 0:
-        return 0, 0
+        return 0, 0  # judged by the caller
     total, shortest, longest = torch.stack((lengths_B.sum(), *lengths_B.long().aminmax())).tolist()
     if shortest < 0 or longest > limit:
         wrong = shortest if shortest < 0 else longest

@@ -32,19 +32,14 @@ def find_apex() -> Apex:
     Raises:
         ConfigError: the other package is installed; its presence misleads libraries that look for apex by name.
     """
-    try:
-        importlib.import_module("apex")
-    except ImportError:
-        return Apex(False, "NVIDIA apex is not installed")
-    except Exception as error:  # whatever a broken or foreign package raises at import
-        _refuse_other_apex()
-        return Apex(False, f"apex does not import ({type(error).__name__})")
+    _refuse_other_apex()
     try:
         normalization = importlib.import_module("apex.normalization")
         optimizers = importlib.import_module("apex.optimizers")
-    except ImportError:
-        _refuse_other_apex()
-        return Apex(False, "NVIDIA apex is installed without its layers and optimizers")
+    except ImportError as error:
+        if error.name == "apex":
+            return Apex(False, "NVIDIA apex is not installed")
+        return Apex(False, f"NVIDIA apex is installed without its layers and optimizers ({error})")
     try:
         normalization.FusedLayerNorm(8)
         optimizers.FusedAdam([nn.Parameter(torch.zeros(1))])
@@ -58,10 +53,11 @@ def _refuse_other_apex() -> None:
         summary = importlib.metadata.metadata("apex")["Summary"] or ""
     except importlib.metadata.PackageNotFoundError:
         return
-    raise ConfigError(
-        f"the installed package 'apex' ({summary.strip() or 'from PyPI'}) is not NVIDIA apex; run `pip uninstall apex`,"
-        " and build NVIDIA's as README.md says if you want its kernels"
-    )
+    if "NVIDIA" not in summary:
+        raise ConfigError(
+            f"the installed package 'apex' ({summary.strip()}) is not NVIDIA apex; run `pip uninstall apex`, and build"
+            " NVIDIA's as README.md says if you want its kernels"
+        )
 
 
 def fuse_layer_norms(model: nn.Module, device: torch.device) -> str:

@@ -166,7 +166,7 @@ def _pack_padded(input_ids: Tensor, attention_mask: Tensor | None, token_type_id
         )
     real_BL = attention_mask != 0
     lengths_B = real_BL.sum(1)
-    layout = _layout_of_lengths(lengths_B, "attention_mask")
+    layout = _layout_of_lengths(lengths_B)
     index_N = real_BL.flatten().nonzero(as_tuple=True)[0]
     return PackedInputs(
         input_ids.flatten().index_select(0, index_N),
@@ -177,13 +177,13 @@ def _pack_padded(input_ids: Tensor, attention_mask: Tensor | None, token_type_id
     )
 
 
-def _layout_of_lengths(lengths_B: Tensor, name: str) -> PackedLayout:
+def _layout_of_lengths(lengths_B: Tensor) -> PackedLayout:
     if lengths_B.numel() == 0:
-        raise ValueError(f"{name} holds no sequence: give at least one")
+        raise ValueError("input_ids holds no sequence: give at least one")
     num_tokens, shortest, longest = torch.stack((lengths_B.sum(), lengths_B.min(), lengths_B.max())).tolist()
     if shortest < 1:
         empty = int(lengths_B.argmin())
-        raise ValueError(f"{name}: sequence {empty} has no real token: leave it out of the batch")
+        raise ValueError(f"attention_mask: sequence {empty} has no real token: leave it out of the batch")
     return PackedLayout.from_lengths(lengths_B, num_tokens=num_tokens, max_seqlen=longest)
 
 
@@ -196,9 +196,7 @@ def _check_packed(num_tokens: int, cu_seqlens: Tensor, max_seqlen: int | None) -
     lengths_B = cu_seqlens.diff()
     shortest, longest = int(lengths_B.min()), int(lengths_B.max())
     if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != num_tokens or shortest < 1:
-        raise ValueError(
-            f"cu_seqlens must rise from 0 to the {num_tokens} tokens of input_ids, without empty sequences"
-        )
+        raise ValueError(f"cu_seqlens must rise from 0 to the {num_tokens} tokens of input_ids, with no empty sequence")
     if max_seqlen is not None and int(max_seqlen) != longest:
         raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sequence of cu_seqlens has {longest} tokens")
     return PackedLayout.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=longest)

@@ -17,7 +17,7 @@ from bnb_ds.ds_config import DsConfig, load_ds_config
 from bnb_ds.engine import build_engine
 from bnb_ds.errors import DataError
 from bnb_ds.evaluation import evaluate
-from bnb_ds.flops import forward_flops
+from bnb_ds.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.hardware import peak_flops
 from bnb_ds.loader import StepLoader
 from bnb_ds.model_factory import build_model
@@ -31,7 +31,6 @@ from bnb_ds.tokenization import load_tokenizer
 from bnb_ds.tracking import Tracker
 from bnb_ds.train_loop import LoopSettings, TrainLoop
 
-TRAINING_FLOPS_FACTOR = 3  # backward computes two products for each one of the forward pass
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def _loop_settings(recipe: PretrainRecipe, total_steps: int, stop_step: int) -> 
 
 def _training_flops(config: BnbConfig) -> Callable[[PackedBatch], int]:
     def training_flops(batch: PackedBatch) -> int:
-        return TRAINING_FLOPS_FACTOR * forward_flops(config, batch.source_lengths, batch.decoder_lengths)
+        return TRAINING_FACTOR * forward_flops(config, batch.source_lengths, batch.decoder_lengths)
 
     return training_flops
 

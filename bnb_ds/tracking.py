@@ -9,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from bnb_ds import distributed
+from bnb_ds.errors import DataError
 
 
 class Tracker:
@@ -56,3 +57,19 @@ class Tracker:
         if self._writer is not None:
             self._bar.close()
             self._writer.close()
+
+
+def read_scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar of a run, tag -> (step, value) in order, through TensorBoard's own reader.
+
+    Raises:
+        DataError: nothing was logged there.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    if not any(log_dir.glob("events.out.tfevents.*")):
+        raise DataError(f"{log_dir}: nothing was logged here; give the output_dir of a run")
+    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}

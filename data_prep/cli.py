@@ -9,9 +9,9 @@ from bnb_ds.shards import DEFAULT_TOKENS_PER_SHARD, SPLITS
 from data_prep.documents import DEFAULT_HOLDOUT
 from data_prep.text import DEFAULT_ID_COLUMN, EXTENSIONS, TXT_DOCUMENTS, TextFormat, find_files, read_documents
 
-# What is imported inside the commands (transformers, tokenizers) takes seconds; `bnb-ds --help` should not.
-
 DEFAULT_VOCAB_SIZE = 8192
+
+# What is imported inside the commands (transformers, tokenizers) takes seconds; `bnb-ds --help` should not.
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -46,11 +46,9 @@ def run_text(args: argparse.Namespace) -> None:
         },
     )
     totals = manifest.totals
-    splits = ", ".join(
-        f"{split} {totals.documents[split]:,} documents {totals.tokens[split]:,} tokens" for split in SPLITS
-    )
-    skipped = "".join(f", {count:,} {reason} skipped" for reason, count in totals.skipped.items())
-    print(f"prep text: {len(files)} files -> {splits}{skipped} ({manifest.dtype}) in {args.output}")
+    counts = [f"{split} {totals.documents[split]:,} documents {totals.tokens[split]:,} tokens" for split in SPLITS]
+    counts += [f"{count:,} {reason} skipped" for reason, count in totals.skipped.items()]
+    print(f"prep text: {len(files)} files -> {', '.join(counts)} ({manifest.dtype}) in {args.output}")
 
 
 def run_docs(args: argparse.Namespace) -> None:
@@ -60,7 +58,7 @@ def run_docs(args: argparse.Namespace) -> None:
     report = write_docs(args.output)
     print(
         f"prep docs: {report.num_documents:,} documents, {report.num_characters:,} characters "
-        f"({report.num_duplicates:,} duplicates and {report.num_unreadable:,} unreadable files left out) in {args.output}"
+        f"(left out: {report.num_duplicates:,} duplicates, {report.num_unreadable:,} unreadable files) in {args.output}"
     )
 
 
@@ -71,7 +69,7 @@ def run_vocab(args: argparse.Namespace) -> None:
     files = find_files(args.input)
     text_format = _text_format(args)
     tokenizer = train_vocabulary(
-        lambda: read_documents(files, text_format), args.output, vocab_size=args.vocab_size, lowercase=args.uncased
+        read_documents(files, text_format), args.output, vocab_size=args.vocab_size, lowercase=args.uncased
     )
     case = "uncased" if args.uncased else "cased"
     print(f"prep vocab: {len(tokenizer):,} {case} WordPiece tokens from {len(files)} files in {args.output}")

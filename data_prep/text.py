@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from bnb_ds.errors import DataError
 from bnb_ds.files import sha256_file
 from data_prep.documents import Document, content_id
@@ -111,7 +108,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path}: line {number}: not valid UTF-8 (byte {error.start + 1} of the line); convert the file to UTF-8"
+                    f"{path}: line {number}: not valid UTF-8 at byte {error.start + 1} of the line; convert the file"
                 ) from None
             yield number, line.rstrip("\r\n")
 
@@ -147,6 +144,9 @@ def _read_jsonl(file: SourceFile, text_format: TextFormat) -> Iterator[Document]
 
 
 def _read_parquet(file: SourceFile, text_format: TextFormat) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(file.path) as parquet:
             names = parquet.schema_arrow.names

@@ -1,0 +1,56 @@
+"""Fixtures shared by all tests: a small real corpus, its tokenizer and shards, and the data beside the checkout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: many small tests, few cores
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail at once
+
+SMALL_DOCUMENTS = 240
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data that lies beside the checkout on the project's machines; skips where it does not."""
+    path = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_texts() -> list[str]:
+    """Paragraphs of English of 200 to 1,000 characters, from the standard library's documentation."""
+    from pydoc_data.topics import topics
+
+    paragraphs = [" ".join(text.split()) for name in sorted(topics) for text in topics[name].split("\n\n")]
+    return [text for text in paragraphs if 200 <= len(text) <= 1000][:SMALL_DOCUMENTS]
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(small_texts, tmp_path_factory):
+    """A cased BertTokenizerFast of at most 600 tokens, trained on ``small_texts``."""
+    from bnb_ds.tokenization import load_tokenizer
+    from data_prep.documents import Document
+    from data_prep.vocab import train_vocabulary
+
+    directory = tmp_path_factory.mktemp("small") / "tokenizer"
+    train_vocabulary((Document(str(i), text, "") for i, text in enumerate(small_texts)), directory, vocab_size=600)
+    return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="session")
+def small_shards(small_texts, small_tokenizer, tmp_path_factory) -> Path:
+    """A shard directory of ``small_texts``, several shards and one document in ten held out; not to be changed."""
+    from data_prep.build import build_shards
+    from data_prep.documents import Document
+
+    directory = tmp_path_factory.mktemp("small") / "shards"
+    documents = (Document(str(i), text, "small_texts") for i, text in enumerate(small_texts))
+    build_shards(documents, directory, small_tokenizer, sources=[], holdout=0.1, tokens_per_shard=10_000)
+    return directory

@@ -1,0 +1,117 @@
+"""Pre-training through the deepspeed launcher on CPU ranks: real shards, real engine, real kills."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests import launching
+from tests.jobs import DS_CONFIG, Job
+
+pytestmark = pytest.mark.slow
+
+TAGS = {
+    "train/loss",
+    "train/lr",
+    "train/grad_norm",
+    "eval/loss",
+    "eval/token_accuracy",
+    "perf/tokens_per_second",
+    "perf/mfu",
+    "data/mask_fraction",
+    "data/ctc_infeasible_fraction",
+}
+
+
+def assert_same_training(job: Job, reference: Job) -> None:
+    """Bit-equal losses, learning rates and weights."""
+    for tag in ("train/loss", "train/lr", "train/grad_norm", "eval/loss", "eval/token_accuracy"):
+        assert job.scalars()[tag] == reference.scalars()[tag], tag
+    theirs = reference.weights()
+    for name, weight in job.weights().items():
+        assert torch.equal(weight, theirs[name]), name
+
+
+def test_every_tag_is_logged(whole_run):
+    scalars = whole_run.scalars()
+    assert set(scalars) == TAGS
+    assert [step for step, _ in scalars["train/loss"]] == list(range(1, 9))
+    assert [step for step, _ in scalars["eval/loss"]] == [4, 8]
+    assert scalars["train/loss"][-1][1] < scalars["train/loss"][0][1]
+    assert all(0 < value < 1 for _, value in scalars["data/mask_fraction"])
+    assert all(value > 0 for _, value in scalars["perf/mfu"])
+
+
+def test_the_run_documents_itself(whole_run):
+    (launch,) = [json.loads(line) for line in (whole_run.output / "launches.jsonl").read_text().splitlines()]
+    assert launch["world_size"] == 2
+    assert set(launch["packages"]) >= {"bnb_ds", "torch", "deepspeed", "transformers"}
+    assert len(launch["data_fingerprint"]) == 64
+    assert "--deepspeed_config" in launch["command"]
+    resolved = json.loads((whole_run.output / "ds_config.resolved.json").read_text())
+    assert resolved["gradient_accumulation_steps"] == 2
+    assert "mask_probability: 0.15" in (whole_run.output / "config.resolved.yaml").read_text()
+
+
+def test_a_killed_run_resumes_bit_equal(tmp_path, small_shards, whole_run):
+    job = Job(tmp_path, small_shards)
+    process = launching.start(job.command())
+    third = job.output / "checkpoints" / "step_00000003"
+    launching.wait_for(third.exists, process)
+    launching.kill(process)
+    assert not (job.output / "checkpoints" / "step_00000008").exists(), "killed too late to prove anything"
+    job.train("--resume", "auto")
+    assert_same_training(job, whole_run)
+
+
+def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, small_shards, whole_run):
+    job = Job(tmp_path, small_shards)
+    assert "this launch ends at step 5" in job.train("--stop-at", "5").stdout
+    job.train("--resume", "auto")
+    assert_same_training(job, whole_run)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes"),
+    [
+        (1, {}),
+        (1, {"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 0}}),
+        (2, {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 2}}),
+        (2, {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}),
+    ],
+    ids=["one rank", "one micro batch, stage 0", "no accumulation, stage 2", "stage 3"],
+)
+def test_the_loss_does_not_depend_on_how_the_batch_is_cut(tmp_path, small_shards, ranks, changes):
+    """Without dropout, whose draws belong to a rank, all cuts of the global batch train alike."""
+    no_dropout = ["model.hidden_dropout=0", "model.attention_dropout=0", "steps=4"]
+    reference = Job(tmp_path, small_shards, "reference")
+    reference.train(*no_dropout)
+    job = Job(tmp_path, small_shards, "cut", **changes)
+    job.train(*no_dropout, ranks=ranks)
+    for tag in ("train/loss", "train/grad_norm", "eval/loss"):
+        ours, theirs = ([value for _, value in j.scalars()[tag]] for j in (job, reference))
+        assert ours == pytest.approx(theirs, rel=2e-5), tag
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
+    job = Job(tmp_path, small_shards)
+    result = launching.run(job.command("data.max_lenght=5"))
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if "pretrain.py: error" in line]
+    assert errors == [f"pretrain.py: error: {job.recipe}: unknown key 'data.max_lenght': did you mean 'max_length'?"]
+    assert "Traceback" not in result.stderr
+    assert not job.output.exists()
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path, small_shards):
+    job = Job(tmp_path, small_shards, gradient_clipping=0.0)
+    job.ds_config.write_text(
+        json.dumps({**DS_CONFIG, "optimizer": {"type": "AdamW", "params": {"lr": 1e30}}, "gradient_clipping": 0.0})
+    )
+    result = launching.run(job.command())
+    assert result.returncode == 2
+    assert "pretrain.py: error: step 2: the loss is nan in the batch of samples [" in result.stderr
+    (record,) = job.output.glob("nonfinite_step_*.json")
+    assert json.loads(record.read_text())["step"] == 2

@@ -1,0 +1,89 @@
+"""Running the real programs in tests: free ports, time-outs, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+TIMEOUT_SECONDS = 240
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with the tools of its virtual environment first on PATH, on the CPU, one thread."""
+    return {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        **changes,
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launcher(ranks: int) -> list[str]:
+    """The deepspeed launcher for a number of ranks on this host."""
+    return [str(BIN / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
+
+
+def run(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS, **options) -> subprocess.CompletedProcess[str]:
+    """Run a command of the repository to its end; a time-out kills its whole process group."""
+    process = start(command, **options)
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except BaseException:
+        kill(process)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def start(command: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own."""
+    return subprocess.Popen(
+        list(command),
+        cwd=REPOSITORY,
+        env=env or environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL a command and all that it started; the launcher's ranks are in process groups of their own."""
+    for pid in [*_descendants(process.pid), process.pid]:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until something has happened while a process runs."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
+def _descendants(pid: int) -> list[int]:
+    children = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        children.extend(int(child) for child in task.read_text().split())
+    return [*children, *(grandchild for child in children for grandchild in _descendants(child))]

@@ -1,0 +1,123 @@
+"""Recipes: defaults, overrides, and one line that names every fault with its way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bnb_ds.config import PretrainRecipe, differences, dump_recipe, load_recipe
+from bnb_ds.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MINIMAL = {"output_dir": "out", "steps": 5, "data": {"shards": "shards"}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_recipe(values) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    return write_recipe
+
+
+def test_defaults_are_the_paper(write):
+    recipe = load_recipe(write(MINIMAL))
+    assert recipe.objective.mask_probability == 0.15
+    assert recipe.objective.permute_probability == 0.5
+    assert recipe.data.max_length == 512
+    assert recipe.model.latent_size == 8
+    assert recipe.schedule.warmup_ratio == 0.05
+
+
+def test_dump_is_read_back_equal(write):
+    recipe = load_recipe(write({**MINIMAL, "model": {"size": {"hidden_size": 128, "num_attention_heads": 2}}}))
+    assert load_recipe(write(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "runs/recipes/pretrain").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_recipes_are_valid(path):
+    assert isinstance(load_recipe(path), PretrainRecipe)
+
+
+def test_overrides_replace_values_and_make_sections(write):
+    recipe = load_recipe(write(MINIMAL), ["data.max_length=128", "objective.corruption=mlm", "steps=null", "epochs=0.5"])
+    assert recipe.data.max_length == 128
+    assert recipe.objective.corruption == "mlm"
+    assert (recipe.steps, recipe.epochs) == (None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.max_length", "override 'data.max_length': write it as key.path=value"),
+        ("=5", "override '=5': write it as key.path=value"),
+        ("steps=[1", "override 'steps=[1': the value is not valid YAML; quote it"),
+        ("steps.more=1", "override 'steps.more=1': steps is a value, not a section"),
+    ],
+)
+def test_bad_override(write, override, message):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write(MINIMAL), [override])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"setps": 3}, "unknown key 'setps': did you mean 'steps'?"),
+        ({"data": {"shards": "s", "max_lenght": 3}}, "unknown key 'data.max_lenght': did you mean 'max_length'?"),
+        ({"model": {"size": {"hiden_size": 3}}}, "unknown key 'model.size.hiden_size': did you mean 'hidden_size'?"),
+        ({"data": {}}, "data.shards: this field is required"),
+        ({"data": {"shards": "s", "max_length": 2}}, "data.max_length: Input should be greater than or equal to 3"),
+        ({"objective": {"corruption": "noise"}}, "objective.corruption: Input should be 'ae', 'mlm', 'plm' or 'mlm+plm'"),
+        ({"epochs": 1.0}, "give exactly one of steps and epochs"),
+        ({"steps": None}, "give exactly one of steps and epochs"),
+        ({"model": {"encoder": "a", "size": {}}}, "encoder and size exclude each other"),
+        ({"model": {"decoder": "a"}}, "decoder needs encoder"),
+        ({"model": {"size": {"hidden_size": 10, "num_attention_heads": 3}}}, "hidden_size 10 is not a multiple of"),
+    ],
+)
+def test_bad_value(write, change, message):
+    path = write({**MINIMAL, **change})
+    with pytest.raises(ConfigError) as error:
+        load_recipe(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_all_faults_are_named_at_once(write):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write({"output_dir": "o", "setps": 3, "data": {}, "seed": -1}))
+    for fault in ("unknown key 'setps'", "data.shards: this field is required", "seed: Input should be"):
+        assert fault in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a list", "a recipe is a mapping of keys to values"),
+        ("a: [1", "not valid YAML"),
+        (b"\xff\xfe", "cannot be read as a recipe"),
+    ],
+)
+def test_unreadable_recipe(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(path)
+
+
+def test_missing_recipe_names_the_way_out(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe; shipped ones are under runs/recipes/"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_differences_lists_every_leaf():
+    ours = {"a": 1, "b": {"c": 2, "d": 3}, "e": 5}
+    theirs = {"a": 1, "b": {"c": 9, "d": 3}}
+    assert list(differences(ours, theirs)) == ["b.c: 9 -> 2", "e: None -> 5"]

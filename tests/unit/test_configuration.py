@@ -1,0 +1,90 @@
+"""BnbConfig: defaults, round trip, and a message for each wrong value."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import bert_config, bnb_config
+from transformers import AutoConfig, BertConfig, RobertaConfig
+
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.errors import ConfigError
+
+
+def test_defaults_are_two_bert_bases():
+    config = BnbConfig()
+    assert config.encoder.hidden_size == config.decoder.hidden_size == 768
+    assert (config.latent_size, config.decoder_length, config.decoder_length_ratio) == (8, "source", 2.0)
+    assert config.is_encoder_decoder
+    assert config.vocab_size == 30522
+
+
+def test_halves_are_told_apart_and_the_callers_objects_left_alone():
+    bert = bert_config()
+    config = BnbConfig(encoder=bert, decoder=bert)
+    assert config.encoder is not bert
+    assert config.encoder is not config.decoder
+    assert not config.encoder.is_decoder
+    assert config.decoder.is_decoder
+    assert config.decoder.add_cross_attention
+    assert not bert.is_decoder
+
+
+def test_decoder_follows_the_encoder_by_default():
+    config = BnbConfig(encoder=bert_config(num_hidden_layers=1))
+    assert config.decoder.hidden_size == 12
+    assert config.decoder.num_hidden_layers == 1
+
+
+def test_dicts_are_read_as_bert_configurations():
+    config = BnbConfig(encoder={"vocab_size": 99}, decoder={"vocab_size": 77, "model_type": "bert"})
+    assert isinstance(config.encoder, BertConfig)
+    assert (config.encoder.vocab_size, config.vocab_size) == (99, 77)
+
+
+def test_save_and_load_give_the_same(tmp_path):
+    config = bnb_config(decoder={"vocab_size": 31}, decoder_length_ratio=1.3, decoder_length_max=40, latent_dropout=0.1)
+    config.save_pretrained(tmp_path)
+    for loaded in (BnbConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert isinstance(loaded, BnbConfig)
+        assert loaded.decoder.to_dict() == config.decoder.to_dict()
+        assert (loaded.decoder_length_ratio, loaded.decoder_length_max, loaded.latent_dropout) == (1.3, 40, 0.1)
+        assert (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id) == (0, 2, 3)
+
+
+def test_equality_sees_every_field():
+    assert bnb_config() == bnb_config()
+    assert bnb_config() != bnb_config(decoder_length_ratio=1.5)
+    assert bnb_config() != bnb_config(decoder={"hidden_size": 15})
+    assert bnb_config() != "a string"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"latent_size": 0}, "latent_size is 0: give a value of at least 1"),
+        ({"latent_dropout": 1.0}, r"latent_dropout is 1.0: give a value of at least 0.0 and below 1.0"),
+        ({"blank_token_id": 53}, "blank_token_id is 53: give a value of at least 0 and below 53"),
+        ({"decoder_length_min": 0}, "decoder_length_min is 0: give a value of at least 1"),
+        ({"decoder_length_ratio": 0.0}, "decoder_length_ratio is 0.0: give a number above 0"),
+        ({"decoder_length_ratio": float("nan")}, "decoder_length_ratio is nan"),
+        ({"decoder_length_ratio": float("inf")}, "decoder_length_ratio is inf"),
+        ({"decoder_length_offset": 0.5}, "decoder_length_offset is 0.5: give a whole number"),
+        ({"decoder_length_min": 9, "decoder_length_max": 8}, "decoder_length_max is 8: give a value of at least 9"),
+        ({"decoder_length": "guess"}, "decoder_length is 'guess': use one of: source"),
+        ({"decoder_length": "padded"}, "'padded' is not available in this version: use 'source'"),
+        ({"decoder_length": "predicted"}, "'predicted' is not available in this version: use 'source'"),
+        ({"decoder_positions": "relative"}, "decoder_positions is 'relative': use one of: absolute, shared"),
+        ({"decoder": {"type_vocab_size": 1}}, "decoder.type_vocab_size is 1: give 2 or more, or use 'absolute'"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        bnb_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("half", "found"), [(RobertaConfig(), "roberta"), ({"model_type": "gpt2"}, "gpt2"), (12, "int")]
+)
+def test_other_architectures_are_refused(half, found):
+    with pytest.raises(ConfigError, match=f"encoder is a configuration of type '{found}': give a BertConfig"):
+        BnbConfig(encoder=half)

@@ -1,0 +1,150 @@
+"""The DeepSpeed JSON: completed for the number of ranks; every fault named with its way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bnb_ds.ds_config import load_ds_config
+from bnb_ds.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+VALID = {
+    "train_batch_size": 16,
+    "train_micro_batch_size_per_gpu": 4,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_json(values) -> Path:
+        path = tmp_path / "ds.json"
+        path.write_text(values if isinstance(values, str) else json.dumps(values), encoding="utf-8")
+        return path
+
+    return write_json
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (2, 2), (4, 1)])
+def test_accumulation_follows_from_the_ranks(write, world_size, accumulation):
+    config = load_ds_config(write(VALID), world_size)
+    assert config.accumulation_steps == accumulation
+    assert config.values["gradient_accumulation_steps"] == accumulation
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda p: p.name)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_shipped_configs_are_valid_and_deepspeed_agrees(path, world_size):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = load_ds_config(path, world_size)
+    alone = load_ds_config(path, 1)  # DeepSpeed itself, without a process group, believes in one rank
+    theirs = DeepSpeedConfig(dict(alone.values))
+    assert theirs.gradient_accumulation_steps == alone.accumulation_steps
+    assert config.global_batch == config.micro_batch * config.accumulation_steps * world_size
+    assert theirs.zero_optimization_stage == config.zero_stage
+
+
+@pytest.mark.parametrize(
+    ("change", "precision"),
+    [
+        ({}, "fp32"),
+        ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 1}}, "fp16"),
+        ({"bf16": {"enabled": True}}, "bf16"),
+        ({"torch_autocast": {"enabled": True, "dtype": "torch.float16"}}, "fp16"),
+        ({"torch_autocast": {"enabled": True}}, "bf16"),
+    ],
+)
+def test_precision(write, change, precision):
+    assert load_ds_config(write({**VALID, **change}), 1).precision == precision
+
+
+def test_offload_is_recognised(write):
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    assert load_ds_config(write({**VALID, "zero_optimization": zero}), 1).offloads_optimizer
+    assert not load_ds_config(write(VALID), 1).offloads_optimizer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_batch_sise": 3}, "unknown key 'train_batch_sise': did you mean 'train_batch_size'?"),
+        ({"zero_optimization": {"stag": 1}}, "unknown key 'zero_optimization.stag': did you mean 'stage'?"),
+        ({"fp16": {"enable": True}}, "unknown key 'fp16.enable': did you mean 'enabled'?"),
+        ({"fp16": True}, "fp16: write an object, not True"),
+        ({"gradient_accumulation_steps": 2}, "remove 'gradient_accumulation_steps': it is derived"),
+        ({"scheduler": {}}, "remove 'scheduler': the learning-rate schedule is the recipe's"),
+        ({"amp": {}}, "remove 'amp'"),
+        ({"tensorboard": {}}, "remove 'tensorboard': bnb_ds writes TensorBoard itself"),
+        ({"gradient_clipping": "auto"}, "gradient_clipping: 'auto' is Hugging Face Trainer's; write the value"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: 4 is not 0, 1, 2 or 3"),
+        ({"fp16": {"enabled": True}}, "fp16 with ZeRO stage 0 trains wrongly"),
+        (
+            {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+            "bf16 with fp32 gradient accumulation needs ZeRO",
+        ),
+        (
+            {"bf16": {"enabled": True}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 1}},
+            "fp16 and bf16 are both enabled; keep one",
+        ),
+        ({"optimizer": None}, "optimizer: this block is required"),
+        ({"optimizer": {"type": "Adamw"}}, "optimizer.type: 'Adamw' is not supported; did you mean 'AdamW'?"),
+        ({"optimizer": {"type": "AdamW", "params": []}}, "optimizer.params: write an object"),
+        ({"optimizer": {"type": "AdamW", "params": {"learning_rate": 1}}}, "'optimizer.params.learning_rate'"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 0}}}, "optimizer.params.lr: the peak learning rate"),
+        (
+            {"optimizer": {"type": "Lamb", "params": {"lr": 1e-3}}, "zero_optimization": {"stage": 1}},
+            "Lamb computes its trust ratio per parameter",
+        ),
+        ({"activation_checkpointing": {"cpu_checkpointing": True}}, "activation_checkpointing.cpu_checkpointing"),
+        ({"train_batch_size": 0}, "train_batch_size: a positive whole number is required, not 0"),
+        ({"train_micro_batch_size_per_gpu": 1.5}, "train_micro_batch_size_per_gpu: a positive whole number"),
+    ],
+)
+def test_bad_value(write, change, message):
+    path = write({**VALID, **change})
+    with pytest.raises(ConfigError) as error:
+        load_ds_config(path, 1)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_indivisible_batch_names_micro_batches_that_fit(write):
+    path = write({**VALID, "train_batch_size": 24, "train_micro_batch_size_per_gpu": 5})
+    with pytest.raises(ConfigError, match="micro batches that fit: 1, 2, 3, 4, 6, 12"):
+        load_ds_config(path, 2)
+
+
+def test_batch_that_does_not_divide_over_ranks_names_the_next(write):
+    with pytest.raises(ConfigError, match="does not divide over 3 ranks; the next that does is 18"):
+        load_ds_config(write(VALID), 3)
+
+
+def test_all_faults_are_named_at_once(write):
+    with pytest.raises(ConfigError, match=r"'scheduler'.*'foo'.*optimizer: this block"):
+        load_ds_config(write({"scheduler": {}, "foo": 1}), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON at line 1"),
+        ("[]", "a DeepSpeed JSON is an object"),
+        ('{"a": 1, "a": 2}', "'a' is given twice; keep one"),
+        (b"\xff", "cannot be read as a DeepSpeed JSON"),
+    ],
+)
+def test_unreadable_json(tmp_path, text, message):
+    path = tmp_path / "ds.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=message):
+        load_ds_config(path, 1)
+
+
+def test_missing_json_names_the_way_out(tmp_path):
+    with pytest.raises(ConfigError, match="no such DeepSpeed JSON; shipped ones are under ds_configs/"):
+        load_ds_config(tmp_path / "none.json", 1)

@@ -1,0 +1,56 @@
+"""forward_flops against torch's own counter of what the model really does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import bnb_config, bnb_model, packed_form, source_ids
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bnb_ds.flops import TRAINING_FACTOR, forward_flops
+
+UNLIKE_HALVES = {
+    "encoder": {"num_hidden_layers": 3},
+    "decoder": {"hidden_size": 14, "num_attention_heads": 2, "intermediate_size": 9, "vocab_size": 31},
+}
+
+
+def counted(model, lengths, backward=False):
+    inputs = packed_form(source_ids(lengths))
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        output = model(**inputs)
+        if backward:
+            output.logits.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("halves", [{}, UNLIKE_HALVES], ids=["like halves", "unlike halves"])
+@pytest.mark.parametrize("ratio", [2.0, 0.7])
+@pytest.mark.parametrize("lengths", [[11], [7, 7, 7]])
+def test_equals_torchs_counter_without_padding(halves, ratio, lengths):
+    model = bnb_model(decoder_length_ratio=ratio, **halves)
+    slots = [int(np.ceil(round(ratio * 10) * n / 10)) for n in lengths]
+    assert forward_flops(model.config, np.array(lengths), np.array(slots)) == counted(model, lengths)
+
+
+def test_training_is_three_forwards():
+    model = bnb_model().train()
+    forward = counted(model, [11])
+    # The gradient of the first embedding has no product, so nothing is saved there: exactly twice forward.
+    assert counted(model, [11], backward=True) == TRAINING_FACTOR * forward
+
+
+def test_sequences_add_up_and_padding_is_not_counted():
+    config = bnb_config()
+    whole = forward_flops(config, np.array([3, 9], np.uint16), torch.tensor([6, 18]))
+    assert whole == forward_flops(config, [3], [6]) + forward_flops(config, [9], [18])
+    assert isinstance(whole, int)
+
+
+def test_large_batches_do_not_overflow():
+    lengths = np.full(4096, 512, np.int32)
+    one = forward_flops(bnb_config(), lengths[:1], 2 * lengths[:1])
+    assert forward_flops(bnb_config(), lengths, 2 * lengths) == 4096 * one

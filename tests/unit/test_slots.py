@@ -1,0 +1,78 @@
+"""How many slots a source opens, and what they start from."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from plain_reference import plain_slots
+from tiny import bnb_config
+
+from bnb_ds.errors import ConfigError
+from bnb_ds.packing import PackedLayout
+from bnb_ds.slots import decoder_lengths, open_slots
+
+
+def layout_of(lengths: list[int]) -> PackedLayout:
+    return PackedLayout.from_lengths(torch.tensor(lengths), num_tokens=sum(lengths), max_seqlen=max(lengths))
+
+
+@pytest.mark.parametrize("ratio", [2.0, 1.1, 0.3, 1 / 3, 1, 0.0625, 1e-05])
+def test_numpy_and_torch_agree_with_exact_arithmetic(ratio):
+    config = bnb_config(decoder_length_ratio=ratio, decoder_length_offset=-2, decoder_length_max=700)
+    lengths = np.arange(1, 513)
+    exact = [min(max(math.ceil(Fraction(str(ratio)) * n) - 2, 1), 700) for n in range(1, 513)]
+    for dtype in (np.int64, np.int32, np.uint32, np.uint16):
+        assert decoder_lengths(lengths.astype(dtype), config).tolist() == exact
+    slots = decoder_lengths(torch.from_numpy(lengths).int(), config)
+    assert slots.dtype == torch.int64
+    assert slots.tolist() == exact
+
+
+def test_a_ratio_is_what_it_says_in_decimal():
+    # In binary floating point 1.1 * 10 is 11.000000000000002, whose ceiling would be 12.
+    assert decoder_lengths(np.array([10]), bnb_config(decoder_length_ratio=1.1)).tolist() == [11]
+
+
+def test_a_plain_number_is_a_length_too():
+    assert int(decoder_lengths(7, bnb_config(decoder_length_ratio=1.5))) == 11
+
+
+@pytest.mark.parametrize("positions", ["absolute", "shared"])
+@pytest.mark.parametrize(("ratio", "fraction"), [(2.0, (2, 1)), (1.3, (13, 10)), (0.4, (2, 5)), (2.7, (27, 10))])
+def test_slots_equal_a_loop(positions, ratio, fraction):
+    lengths = [7, 1, 8]
+    config = bnb_config(decoder_positions=positions, decoder_length_ratio=ratio, decoder_length_offset=1)
+    slots = open_slots(layout_of(lengths), config)
+    expected = [plain_slots(n, fraction, 1, positions == "shared") for n in lengths]
+    assert slots.layout.lengths.tolist() == [len(rows) for rows in expected]
+    starts = [0, 7, 8]
+    flat = [(start + row[0], *row[1:]) for start, rows in zip(starts, expected, strict=True) for row in rows]
+    got = zip(*(t.tolist() for t in (slots.source_index, slots.position_ids, slots.token_type_ids)), strict=True)
+    assert list(got) == flat
+
+
+def test_more_slots_than_absolute_positions_name_the_ways_out():
+    message = (
+        "a source of 13 tokens opens 26 decoder slots, but decoder.max_position_embeddings is 24: "
+        "set decoder_positions to 'shared', lower decoder_length_ratio, set decoder_length_max, or cut the source"
+    )
+    with pytest.raises(ConfigError, match=message):
+        open_slots(layout_of([3, 13]), bnb_config(decoder_positions="absolute"))
+
+
+def test_shared_positions_hold_more_slots_than_embeddings():
+    slots = open_slots(layout_of([24]), bnb_config(decoder_positions="shared"))
+    assert slots.layout.num_tokens == 48
+    assert slots.position_ids.max() == 23
+    assert slots.token_type_ids.tolist() == [0, 1] * 24
+
+
+def test_shared_positions_need_one_for_each_source_token():
+    config = bnb_config(encoder={"max_position_embeddings": 99})
+    message = "a source has 25 tokens, but decoder.max_position_embeddings is 24: cut the source"
+    with pytest.raises(ConfigError, match=message):
+        open_slots(layout_of([25]), config)
