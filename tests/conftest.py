@@ -54,3 +54,13 @@ def small_shards(small_texts, small_tokenizer, tmp_path_factory) -> Path:
     documents = (Document(str(i), text, "small_texts") for i, text in enumerate(small_texts))
     build_shards(documents, directory, small_tokenizer, sources=[], holdout=0.1, tokens_per_shard=10_000)
     return directory
+
+
+@pytest.fixture(scope="session")
+def whole_run(small_shards, tmp_path_factory):
+    """A `tests.jobs.Job` that has trained without interruption on two ranks, dropout on; not to be changed."""
+    from tests.jobs import Job
+
+    job = Job(tmp_path_factory.mktemp("whole"), small_shards)
+    job.train()
+    return job

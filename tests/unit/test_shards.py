@@ -1,54 +1,27 @@
-"""The shard format: what is written, what is read, and what happens when something goes wrong in between."""
+"""The shard format: what is written is what is read, and what the writer refuses."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bnb_ds.errors import DataError
-from bnb_ds.shard_manifest import TokenizerInfo, parse_manifest, token_dtype
-from bnb_ds.shards import FORMAT_VERSION, SPLITS, ShardWriter, TokenShards
-
-SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-
-
-def save_name(directory: Path) -> None:
-    (directory / "tokenizer.json").write_text("{}")
-
-
-def info(vocab_size: int = 100) -> TokenizerInfo:
-    return TokenizerInfo("tiny", "0" * 64, vocab_size, SPECIAL_IDS, save_name)
-
-
-def writer(directory: Path, *, vocab_size: int = 100, tokens_per_shard: int = 8, **changes) -> ShardWriter:
-    arguments = {"sources": [], "holdout": {"rule": "none", "fraction": 0.0}, "settings": {}, **changes}
-    return ShardWriter(directory, tokenizer=info(vocab_size), tokens_per_shard=tokens_per_shard, **arguments)
-
-
-def document(*ids: int) -> np.ndarray:
-    return np.array(ids, dtype=np.uint32)
+from bnb_ds.shard_manifest import parse_manifest, token_dtype
+from bnb_ds.shards import SPLITS, TokenShards
+from tests.shard_helpers import SPECIAL_IDS, document, write_small, writer
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Three shards: two of training documents, one held out."""
-    with writer(tmp_path / "shards") as shard_writer:
-        for ids in ([10, 11, 12], [20, 21, 22, 23, 24], [30], [40, 41]):
-            shard_writer.add(document(*ids), "train")
-        shard_writer.add(document(50, 51), "heldout")
-        shard_writer.skip("empty")
-    return tmp_path / "shards"
+    return write_small(tmp_path / "shards")
 
 
 def test_documents_come_back_in_order(shards: Path) -> None:
@@ -168,6 +141,16 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-c", code, str(package)], check=True, timeout=120)
 
 
+def test_moved_directory_is_whole(shards: Path, tmp_path: Path) -> None:
+    shutil.move(shards, tmp_path / "elsewhere")
+    assert TokenShards(tmp_path / "elsewhere", verify_hashes=True).num_tokens == 11
+
+
+def test_manifest_bytes_round_trip(shards: Path) -> None:
+    data = (shards / "manifest.json").read_bytes()
+    assert parse_manifest(data, shards).to_bytes() == data
+
+
 # What the writer refuses
 
 
@@ -233,268 +216,3 @@ def test_output_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot write: .*choose another output"):
         writer(tmp_path / "file" / "s")
-
-
-# What an accident leaves
-
-
-@pytest.mark.parametrize("existing", [False, True])
-def test_exception_leaves_nothing(tmp_path: Path, existing: bool) -> None:
-    directory = tmp_path / "s"
-    if existing:
-        directory.mkdir()
-    with pytest.raises(RuntimeError, match="reader failed"), writer(directory, tokens_per_shard=2) as shard_writer:
-        for _ in range(3):
-            shard_writer.add(document(7, 8), "train")
-        raise RuntimeError("reader failed")
-    assert directory.exists() == existing
-    assert not existing or os.listdir(directory) == []
-
-
-def test_failure_while_publishing_leaves_nothing(tmp_path: Path) -> None:
-    def fail(directory: Path) -> None:
-        (directory / "tokenizer.json").write_text("half")
-        raise OSError(28, "No space left on device")
-
-    tokenizer = TokenizerInfo("tiny", "0" * 64, 100, SPECIAL_IDS, fail)
-    shard_writer = ShardWriter(
-        tmp_path / "s", tokenizer=tokenizer, sources=[], holdout={"rule": "", "fraction": 0.0}, settings={}
-    )
-    shard_writer.add(document(7), "train")
-    with pytest.raises(DataError, match=r"/s: cannot write: No space left on device; check space and permissions"):
-        shard_writer.close()
-    assert not (tmp_path / "s").exists()
-
-
-def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    # A file-size limit is a disk that fills up in the middle of a shard.
-    code = """
-import resource, signal, sys
-import numpy as np
-from bnb_ds.errors import DataError
-from tests.unit.test_shards import writer
-from pathlib import Path
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    with writer(Path(sys.argv[1]), tokens_per_shard=10_000_000) as shard_writer:
-        for _ in range(1000):
-            shard_writer.add(np.full(1000, 7), "train")
-except DataError as error:
-    print(error)
-    sys.exit(2)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "s")],
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 2, result.stderr
-    assert "/s: cannot write: File too large; check space" in result.stdout
-    assert not (tmp_path / "s").exists()
-
-
-def start_and_hang(directory: Path) -> subprocess.Popen:
-    """A process that has written two shards and hangs in the middle of the third."""
-    code = """
-import sys, time
-from pathlib import Path
-from tests.unit.test_shards import document, writer
-with writer(Path(sys.argv[1]), tokens_per_shard=2) as shard_writer:
-    for _ in range(3):
-        shard_writer.add(document(7, 8), "train")
-    print("ready", flush=True)
-    time.sleep(600)
-"""
-    root = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=root, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"ready\n"
-    return process
-
-
-def test_killed_writer(tmp_path: Path) -> None:
-    directory = tmp_path / "s"
-    process = start_and_hang(directory)
-    try:
-        with pytest.raises(DataError, match="another process is writing here; wait for it or choose another output"):
-            writer(directory)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    with pytest.raises(DataError, match=r"no manifest.json, so not a finished shard directory"):
-        TokenShards(directory)
-    with writer(directory) as shard_writer:  # takes over and clears what was left
-        shard_writer.add(document(9), "train")
-    assert TokenShards(directory, verify_hashes=True).document(0).tolist() == [9]
-    assert sorted(os.listdir(directory)) == [
-        "manifest.json",
-        "tokenizer",
-        "train-00000.offsets.npy",
-        "train-00000.tokens.npy",
-    ]
-
-
-def test_killed_while_renaming(tmp_path: Path, shards: Path) -> None:
-    # All files have their final names but the manifest: what a kill just before the last rename leaves.
-    (shards / ".partial").mkdir()
-    (shards / "manifest.json").rename(shards / ".partial" / "manifest.json")
-    with writer(shards) as shard_writer:
-        shard_writer.add(document(9), "train")
-    assert not (shards / "train-00001.tokens.npy").exists()
-    assert TokenShards(shards).num_tokens == 1
-
-
-def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with writer(tmp_path / "s") as shard_writer:
-        shard_writer.add(document(9), "train")
-    assert len(TokenShards(tmp_path / "s")) == 1
-
-
-# What the reader refuses
-
-
-def expect(directory: Path, message: str, split: str = "train", **options) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        TokenShards(directory, split, **options)
-    assert "\n" not in str(caught.value)
-
-
-def edit_manifest(directory: Path, change) -> None:
-    manifest = json.loads((directory / "manifest.json").read_text())
-    change(manifest)
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-
-
-def test_reader_refuses_split(shards: Path) -> None:
-    expect(shards, "split must be one of train, heldout, got 'eval'", split="eval")
-
-
-def test_missing_directory(tmp_path: Path) -> None:
-    expect(tmp_path / "nowhere", "nowhere: no such directory; give a shard directory made by `bnb-ds prep`")
-
-
-def test_directory_without_manifest(tmp_path: Path) -> None:
-    expect(tmp_path, "no manifest.json, so not a finished shard directory; let `bnb-ds prep` finish or make")
-
-
-def test_unreadable_manifest(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").mkdir()
-    expect(tmp_path, r"manifest.json: cannot read: Is a directory")
-
-
-def test_manifest_not_json(shards: Path) -> None:
-    (shards / "manifest.json").write_text('{"format_version": 1,')
-    expect(shards, r"manifest.json: not valid JSON \(.*\); make the shards again")
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 2}'])
-def test_other_version(shards: Path, content: str) -> None:
-    (shards / "manifest.json").write_text(content)
-    expect(
-        shards, r"manifest.json: format_version is (None|2), this version of bnb_ds reads 1; use the version of bnb_ds"
-    )
-    assert FORMAT_VERSION == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: m["shards"][0].update(num_tokens="8"), "field shards.0.num_tokens: Input should be a valid integer"),
-        (lambda m: m.pop("holdout"), "field holdout: Field required"),
-        (lambda m: m.update(dtype="float32"), "field dtype: Input should be 'uint16' or 'uint32'"),
-        (lambda m: m.update(colour="red"), "field colour: Extra inputs are not permitted"),
-        (lambda m: m["shards"][0].update(name="../../etc/x"), "field shards.0.name: .*inside the shard directory"),
-        (lambda m: m["special_ids"].pop("mask"), "field special_ids: mask missing"),
-    ],
-)
-def test_manifest_with_a_wrong_field(shards: Path, change, message: str) -> None:
-    edit_manifest(shards, change)
-    expect(shards, f"manifest.json: {message}.*; make the shards again")
-
-
-def test_truncated_tokens(shards: Path) -> None:
-    path = shards / "train-00001.tokens.npy"
-    os.truncate(path, path.stat().st_size - 2)
-    expect(
-        shards, r"train-00001.tokens.npy: truncated \(132 bytes instead of 134\); restore it or make the shards again"
-    )
-    assert len(TokenShards(shards, "heldout")) == 1  # the other split is whole
-
-
-def test_truncated_within_the_header(shards: Path) -> None:
-    os.truncate(shards / "train-00000.offsets.npy", 60)
-    expect(shards, r"train-00000.offsets.npy: not a readable .npy file \(.*\); restore it")
-
-
-def test_too_long(shards: Path) -> None:
-    with open(shards / "train-00000.tokens.npy", "ab") as file:
-        file.write(b"\0\0")
-    expect(shards, r"train-00000.tokens.npy: too long \(146 bytes instead of 144\)")
-
-
-def test_missing_file(shards: Path) -> None:
-    (shards / "train-00000.offsets.npy").unlink()
-    expect(shards, "train-00000.offsets.npy: missing; restore it or make the shards again")
-
-
-def test_unreadable_file(shards: Path) -> None:
-    (shards / "train-00000.tokens.npy").unlink()
-    (shards / "train-00000.tokens.npy").mkdir()
-    expect(shards, "train-00000.tokens.npy: cannot read: Is a directory")
-
-
-def test_file_of_other_numpy_version(shards: Path) -> None:
-    with open(shards / "train-00000.tokens.npy", "wb") as file:
-        np.lib.format.write_array(file, np.zeros(8, dtype=np.uint16), version=(2, 0))
-    expect(shards, r"train-00000.tokens.npy: not a readable .npy file \(not version 1.0 of the .npy format\)")
-
-
-def test_file_of_other_type_or_length(shards: Path) -> None:
-    np.save(shards / "train-00000.tokens.npy", np.zeros(8, dtype=np.int64))
-    expect(shards, r"tokens.npy: holds int64 of shape \(8,\), the manifest says uint16 of shape \(8,\)")
-    np.save(shards / "train-00000.tokens.npy", np.zeros(7, dtype=np.uint16))
-    expect(shards, r"tokens.npy: holds uint16 of shape \(7,\), the manifest says uint16 of shape \(8,\)")
-
-
-@pytest.mark.parametrize("offsets", [[0, 9, 8], [0, 0, 8], [1, 3, 8], [0, 3, 7]])
-def test_offsets_that_do_not_rise(shards: Path, offsets: list[int]) -> None:
-    np.save(shards / "train-00000.offsets.npy", np.array(offsets, dtype=np.uint64))
-    expect(shards, "train-00000.offsets.npy: offsets do not rise from 0 to 8 tokens")
-
-
-@pytest.mark.parametrize("name", ["train-00001.tokens.npy", "train-00001.offsets.npy"])
-def test_hashes_find_what_sizes_do_not(shards: Path, name: str) -> None:
-    data = bytearray((shards / name).read_bytes())
-    data[-1 if "tokens" in name else 128 + 8] ^= 1 if "tokens" in name else 3  # offsets 0, 1, 3 become 0, 2, 3
-    (shards / name).write_bytes(data)
-    assert len(TokenShards(shards)) == 4
-    expect(shards, f"{name}: content does not match the manifest's SHA-256", verify_hashes=True)
-
-
-def test_moved_directory_is_whole(shards: Path, tmp_path: Path) -> None:
-    shutil.move(shards, tmp_path / "elsewhere")
-    assert TokenShards(tmp_path / "elsewhere", verify_hashes=True).num_tokens == 11
-
-
-def test_opening_reads_no_tokens(tmp_path: Path) -> None:
-    with writer(tmp_path / "s", tokens_per_shard=10**8) as shard_writer:
-        for _ in range(10):
-            shard_writer.add(np.full(10**6, 7), "train")
-    start = time.perf_counter()
-    shards = TokenShards(tmp_path / "s")
-    assert shards.document(9)[-1] == 7
-    opening_seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    TokenShards(tmp_path / "s", verify_hashes=True)
-    assert opening_seconds < time.perf_counter() - start
-
-
-def test_manifest_bytes_round_trip(shards: Path) -> None:
-    data = (shards / "manifest.json").read_bytes()
-    assert parse_manifest(data, shards).to_bytes() == data
