@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from bnb_ds.modeling import BnbForConditionalGeneration
 
 HEAD = "cls.predictions."
+
+#: settings of `from_bert` that go to the BERT configurations of both halves
+BERT_OVERRIDES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True)
@@ -61,17 +66,34 @@ def read_bert(source: str | PathLike[str]) -> BertCheckpoint:
     return BertCheckpoint(model.config, body, None if any(key.startswith(HEAD) for key in missing) else head)
 
 
-def _load(source: str | PathLike[str]) -> tuple[BertForMaskedLM, set[str]]:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a missing head or a spare pooler is expected here, and handled
-    try:
+def read_bert_config(source: str | PathLike[str]) -> BertConfig:
+    """Read the configuration of a BERT checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another architecture.
+    """
+    with _transformers_errors(source):
         model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
         if model_type != "bert":
             raise CheckpointError(f"{source}: the model type is {model_type!r}: give a BERT checkpoint")
-        config = BertConfig.from_pretrained(source, is_decoder=False, add_cross_attention=False)
+        return BertConfig.from_pretrained(source, is_decoder=False, add_cross_attention=False)
+
+
+def _load(source: str | PathLike[str]) -> tuple[BertForMaskedLM, set[str]]:
+    config = read_bert_config(source)
+    with _transformers_errors(source):
         model, info = BertForMaskedLM.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True
         )
+    return model, set(info["missing_keys"])
+
+
+@contextmanager
+def _transformers_errors(source: str | PathLike[str]) -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a missing head or a spare pooler is expected here, and handled
+    try:
+        yield
     except CheckpointError:
         raise
     except Exception as error:  # transformers, safetensors, json and the hub raise many kinds; all mean the same here
@@ -79,7 +101,19 @@ def _load(source: str | PathLike[str]) -> tuple[BertForMaskedLM, set[str]]:
         raise CheckpointError(f"{source}: cannot be read as a BERT checkpoint: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
-    return model, set(info["missing_keys"])
+
+
+def config_from_bert(
+    encoder: str | PathLike[str], decoder: str | PathLike[str] | None, overrides: dict[str, Any]
+) -> BnbConfig:
+    """The configuration of `BnbForConditionalGeneration.from_bert` with the same arguments; reads no weights."""
+    bert_overrides = {name: overrides[name] for name in BERT_OVERRIDES if name in overrides}
+    own_overrides = {name: value for name, value in overrides.items() if name not in BERT_OVERRIDES}
+    _check_overrides(own_overrides)
+    halves = {"encoder": read_bert_config(encoder), "decoder": read_bert_config(decoder or encoder)}
+    for half in halves.values():
+        half.update(bert_overrides)
+    return BnbConfig(**halves, **own_overrides)
 
 
 def initialise_from_bert(
@@ -89,10 +123,9 @@ def initialise_from_bert(
     overrides: dict[str, Any],
 ) -> BnbForConditionalGeneration:
     """See `BnbForConditionalGeneration.from_bert`."""
-    _check_overrides(overrides)
+    model = model_class(config_from_bert(encoder, decoder, overrides))
     encoder_bert = read_bert(encoder)
     decoder_bert = encoder_bert if decoder is None else read_bert(decoder)
-    model = model_class(BnbConfig(encoder=encoder_bert.config, decoder=decoder_bert.config, **overrides))
     model.model.encoder.load_state_dict(encoder_bert.body)
     _load_decoder(model, decoder_bert)
     return model.eval()
@@ -108,7 +141,7 @@ def _load_decoder(model: BnbForConditionalGeneration, bert: BertCheckpoint) -> N
 
 def _check_overrides(overrides: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(BnbConfig.__init__).parameters if name not in ("self", "kwargs")]
-    settable = [name for name in known if name not in ("encoder", "decoder")]
+    settable = [*(name for name in known if name not in ("encoder", "decoder")), *BERT_OVERRIDES]
     for name in overrides:
         if name not in settable:
             nearest = difflib.get_close_matches(name, settable, n=1)

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from bnb_ds import __version__
 from bnb_ds.errors import run_reporting_errors
 
@@ -20,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (2 for a user's error)."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    disable_progress_bar()  # of loading and saving weights; commands that take long show their own
     return run_reporting_errors("bnb-ds", lambda: args.run(args))
 
 
@@ -54,7 +57,9 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("model", type=Path, help="an exported model")
     command.add_argument("--input", required=True, help="a text file, or - for standard input")
     command.add_argument("--output", required=True, help="a text file, or - for standard output")
-    command.add_argument("--batch-size", type=_positive, default=32, help="lines decoded together (default %(default)s)")
+    command.add_argument(
+        "--batch-size", type=_positive, default=32, help="lines decoded together (default %(default)s)"
+    )
     command.set_defaults(run=_generate)
 
 

@@ -46,7 +46,7 @@ class BnbConfig(PreTrainedConfig):
     Raises:
         ConfigError: a value is out of its range; the message names the field.
 
-    Source: Sarawoot et al., BERT-NAR-BERT, section 2.1.
+    Source: Sohrab et al., BERT-NAR-BERT, IEEE Access 12 (2024), section 2.1.
     """
 
     model_type = "bnb"

@@ -47,7 +47,7 @@ _TOP_LEVEL = frozenset(
 )
 
 _REFUSED = {
-    "gradient_accumulation_steps": "it is derived from train_batch_size, train_micro_batch_size_per_gpu and the number of ranks",
+    "gradient_accumulation_steps": "it is derived from global batch, micro batch and the number of ranks",
     "scheduler": "the learning-rate schedule is the recipe's `schedule` section",
     "amp": "apex amp no longer exists; use fp16, bf16 or torch_autocast",
     "tensorboard": "bnb_ds writes TensorBoard itself, under output_dir/runs",

@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from bnb_ds import checkpoint
-from bnb_ds.outputs import new_directory
 from bnb_ds.errors import CheckpointError
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.outputs import new_directory
 from bnb_ds.run_dir import locate_checkpoint, run_of
 from bnb_ds.tokenization import load_tokenizer
 
@@ -74,7 +74,7 @@ tags: [bert-nar-bert, non-autoregressive, bnb_ds]
 # BERT-NAR-BERT
 
 A non-autoregressive sequence-to-sequence model (Sohrab et al., IEEE Access 2024): the whole output is written in one
-parallel pass. Pre-trained to reconstruct text ({recipe["objective"]["corruption"]}), {checkpoint.step_of(found):,} steps.
+parallel pass. Pre-trained to reconstruct text: {recipe["objective"]["corruption"]}, {checkpoint.step_of(found):,} steps.
 
 ```python
 import bnb_ds

@@ -31,7 +31,9 @@ def load_exported(directory: Path) -> tuple[BnbForConditionalGeneration, PreTrai
         CheckpointError: the directory is not one that ``bnb-ds export`` wrote.
     """
     if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
-        raise CheckpointError(f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`")
+        raise CheckpointError(
+            f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`"
+        )
     try:
         model = BnbForConditionalGeneration.from_pretrained(directory)
     except (OSError, RuntimeError) as error:
@@ -80,7 +82,9 @@ def reconstructions(
     model, tokenizer = load_exported(model_dir)
     shards = TokenShards(shards_dir, "heldout")
     if tokenizer_hash(tokenizer) != shards.tokenizer_hash:
-        raise DataError(f"{shards_dir}: made with another tokenizer than {model_dir}; give the shards it was trained on")
+        raise DataError(
+            f"{shards_dir}: made with another tokenizer than {model_dir}; give the shards it was trained on"
+        )
     if len(shards) == 0:
         raise DataError(f"{shards_dir}: holds no held-out documents; prepare it with another --holdout")
     if not 3 <= max_length <= _longest_source(model):

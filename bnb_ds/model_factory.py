@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bnb_ds.bert_init import config_from_bert
 from bnb_ds.config import ModelSection, ModelSize
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, decoder_lengths
@@ -11,8 +12,8 @@ from bnb_ds.shards import TokenShards
 from bnb_ds.tokenization import load_tokenizer, tokenizer_hash
 
 
-def build_model(section: ModelSection, shards: TokenShards, max_length: int) -> BnbForConditionalGeneration:
-    """Make the model: random weights of a given size, or BERT checkpoints.
+def model_config(section: ModelSection, shards: TokenShards, max_length: int) -> BnbConfig:
+    """The configuration of :func:`build_model`, without making or reading any weights.
 
     Args:
         section: what to build.
@@ -22,35 +23,40 @@ def build_model(section: ModelSection, shards: TokenShards, max_length: int) -> 
     Raises:
         ConfigError: the model has fewer positions than ``max_length`` needs.
         DataError: the checkpoint was trained with another vocabulary than the shards were made with.
+        CheckpointError: the checkpoint cannot be read.
     """
     if section.encoder is None:
-        model = BnbForConditionalGeneration(_random_config(section, shards))
+        bert = {
+            **(section.size or ModelSize()).model_dump(),
+            "vocab_size": shards.vocab_size,
+            "pad_token_id": shards.special_ids["pad"],
+            **_dropout_fields(section),
+        }
+        config = BnbConfig(encoder=bert, decoder=bert, **_bnb_fields(section, shards))
     else:
-        _refuse_other_tokenizer(Path(section.encoder), shards)
-        # Shards made for the encoder's vocabulary are source and target; the decoder must speak it too.
-        if section.decoder is not None:
-            _refuse_other_tokenizer(Path(section.decoder), shards)
-        model = BnbForConditionalGeneration.from_bert(section.encoder, section.decoder, **_bnb_fields(section, shards))
-        for half, config in (("encoder", model.config.encoder), ("decoder", model.config.decoder)):
-            if config.vocab_size < shards.vocab_size:
-                raise DataError(
-                    f"model.{half}: its vocabulary has {config.vocab_size} tokens, the shards {shards.vocab_size};"
-                    " prepare the shards with the checkpoint's own tokenizer"
-                )
-    _refuse_short_positions(model.config, max_length)
-    return model
+        for checkpoint in filter(None, (section.encoder, section.decoder)):
+            _refuse_other_tokenizer(Path(checkpoint), shards)
+        overrides = {**_bnb_fields(section, shards), **_dropout_fields(section)}
+        config = config_from_bert(section.encoder, section.decoder, overrides)
+        _refuse_small_vocabulary(config, shards)
+    _refuse_short_positions(config, max_length)
+    return config
 
 
-def _random_config(section: ModelSection, shards: TokenShards) -> BnbConfig:
-    size = section.size or ModelSize()
-    bert = {
-        **size.model_dump(),
-        "vocab_size": shards.vocab_size,
-        "pad_token_id": shards.special_ids["pad"],
+def build_model(section: ModelSection, shards: TokenShards, max_length: int) -> BnbForConditionalGeneration:
+    """Make the model: random weights of a given size, or BERT checkpoints. Arguments and errors as `model_config`."""
+    config = model_config(section, shards, max_length)
+    if section.encoder is None:
+        return BnbForConditionalGeneration(config)
+    overrides = {**_bnb_fields(section, shards), **_dropout_fields(section)}
+    return BnbForConditionalGeneration.from_bert(section.encoder, section.decoder, **overrides)
+
+
+def _dropout_fields(section: ModelSection) -> dict[str, float]:
+    return {
         "hidden_dropout_prob": section.hidden_dropout,
         "attention_probs_dropout_prob": section.attention_dropout,
     }
-    return BnbConfig(encoder=bert, decoder=bert, **_bnb_fields(section, shards))
 
 
 def _bnb_fields(section: ModelSection, shards: TokenShards) -> dict[str, object]:
@@ -80,6 +86,16 @@ def _refuse_other_tokenizer(checkpoint: Path, shards: TokenShards) -> None:
             f"{checkpoint}: its tokenizer is not the one that data.shards was made with;"
             f" run `bnb-ds prep text --tokenizer {checkpoint} ...` again, or choose another model"
         )
+
+
+def _refuse_small_vocabulary(config: BnbConfig, shards: TokenShards) -> None:
+    # The shards' tokens are source and target: both halves must know them all.
+    for half, bert in (("encoder", config.encoder), ("decoder", config.decoder)):
+        if bert.vocab_size < shards.vocab_size:
+            raise DataError(
+                f"model.{half}: its vocabulary has {bert.vocab_size} tokens, the shards {shards.vocab_size};"
+                " prepare the shards with the checkpoint's own tokenizer"
+            )
 
 
 def _refuse_short_positions(config: BnbConfig, max_length: int) -> None:

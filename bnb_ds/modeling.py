@@ -106,9 +106,8 @@ class BnbPreTrainedModel(PreTrainedModel):
 class BnbModel(BnbPreTrainedModel):
     """Encoder, latent and decoder, without the LM head."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
-        r"^lm_head\."
-    ]  # this class may load what the next one saved
+    # The head of a model saved by the next class has no place here.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\."]
 
     def __init__(self, config: BnbConfig):
         super().__init__(config)
@@ -185,7 +184,8 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
         Args:
             encoder: checkpoint of the encoder.
             decoder: checkpoint of the decoder; None: the encoder's.
-            overrides: fields of `BnbConfig` other than ``encoder`` and ``decoder``, such as ``latent_size``.
+            overrides: fields of `BnbConfig` other than ``encoder`` and ``decoder``, such as ``latent_size``; and
+                ``hidden_dropout_prob`` and ``attention_probs_dropout_prob`` of both halves.
 
         Returns:
             The model in float32 and, as from `from_pretrained`, in evaluation mode.

@@ -20,7 +20,7 @@ from bnb_ds.evaluation import evaluate
 from bnb_ds.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.hardware import peak_flops
 from bnb_ds.loader import StepLoader
-from bnb_ds.model_factory import build_model
+from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.objectives import reconstruction
 from bnb_ds.run_dir import RunDir
@@ -30,7 +30,6 @@ from bnb_ds.shards import TokenShards
 from bnb_ds.tokenization import load_tokenizer
 from bnb_ds.tracking import Tracker
 from bnb_ds.train_loop import LoopSettings, TrainLoop
-
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,13 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
 
 def describe_dry_run(plan: Plan) -> list[str]:
     """What a run would do and need, without touching a GPU: the model is built on the meta device."""
+    config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
     with torch.device("meta"):
-        model = build_model(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
-    num_parameters = report.count_parameters(model)
-    num_samples = len(plan.samples(plan.train_shards, model.config))
+        num_parameters = report.count_parameters(BnbForConditionalGeneration(config))
+    num_samples = len(plan.samples(plan.train_shards, config))
     return [
-        *report.derived(plan, model.config, num_parameters, num_samples, plan.total_steps(num_samples)),
-        *report.memory(model.config, num_parameters, plan.ds_config, plan.recipe.data.max_length),
+        *report.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
+        *report.memory(config, num_parameters, plan.ds_config, plan.recipe.data.max_length),
     ]
 
 

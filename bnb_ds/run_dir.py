@@ -1,11 +1,11 @@
 """The output directory of a run: what it was started with, and whether a resume means the same run.
 
-    output_dir/
-      config.resolved.yaml      the recipe, defaults and overrides written out
-      ds_config.resolved.json   the DeepSpeed configuration, completed
-      launches.jsonl            one line for each launch: versions, git revision, data fingerprint, command line
-      model/                    config and tokenizer of the model in training
-      checkpoints/  runs/       checkpoints; TensorBoard
+output_dir/
+  config.resolved.yaml      the recipe, defaults and overrides written out
+  ds_config.resolved.json   the DeepSpeed configuration, completed
+  launches.jsonl            one line for each launch: versions, git revision, data fingerprint, command line
+  model/                    config and tokenizer of the model in training
+  checkpoints/  runs/       checkpoints; TensorBoard
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ class RunDir:
         old_recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
         old_ds = json.loads((run / "ds_config.resolved.json").read_text(encoding="utf-8"))
         changes = [
-            *differences(_without(self.recipe.model_dump(), _FREE_RECIPE_KEYS), _without(old_recipe, _FREE_RECIPE_KEYS)),
+            *differences(
+                _without(self.recipe.model_dump(), _FREE_RECIPE_KEYS), _without(old_recipe, _FREE_RECIPE_KEYS)
+            ),
             *differences(_without(self.ds_config.values, _FREE_DS_KEYS), _without(old_ds, _FREE_DS_KEYS)),
         ]
         launches = (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()
@@ -150,7 +152,9 @@ def run_of(found: Path) -> Path:
     """
     run = found.parent.parent
     if not _holds_run(run):
-        raise CheckpointError(f"{found}: its run ({run}) has no config.resolved.yaml; keep checkpoints inside their run")
+        raise CheckpointError(
+            f"{found}: its run ({run}) has no config.resolved.yaml; keep checkpoints inside their run"
+        )
     return run
 
 

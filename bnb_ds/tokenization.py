@@ -1,8 +1,9 @@
 """Tokenizers: loading one without surprises, what identifies it, and encoding documents.
 
 transformers 5 builds a ``BertTokenizerFast`` out of almost anything: a missing directory gives a five-token
-vocabulary, and a ``tokenizer.json`` or ``vocab.txt`` without ``tokenizer_config.json`` gives a lowercasing tokenizer
-even for a cased vocabulary. :func:`load_tokenizer` takes the files at their word and refuses what contradicts itself.
+vocabulary, and where ``tokenizer_config.json`` says nothing of case, the release of transformers decides whether text
+is lowercased, whatever the vocabulary. :func:`load_tokenizer` takes the files at their word and refuses what
+contradicts itself.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> BertTokenizerFast:
 
     Args:
         path: a directory with ``tokenizer.json`` or ``vocab.txt`` (as ``save_pretrained`` writes it), or a vocabulary
-            file of one token per line. Of a bare vocabulary, text is lowercased unless its tokens hold capitals.
+            file of one token per line. Where no setting tells, text is lowercased unless the tokens hold capitals.
 
     Raises:
         DataError: not there, not a BERT tokenizer, or the vocabulary contradicts the settings.
@@ -49,7 +50,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> BertTokenizerFast:
     elif not (path / "vocab.txt").is_file():
         raise DataError(f"{path}: holds neither tokenizer.json nor vocab.txt; {_WAY_OUT}")
     elif (path / "tokenizer_config.json").is_file():
-        tokenizer = _from_pretrained(path)
+        tokenizer = _from_vocabulary_and_config(path)
     else:
         tokenizer = _from_vocabulary_file(path / "vocab.txt", name=path.name)
     _check(tokenizer, path)
@@ -161,13 +162,32 @@ def _from_tokenizer_json(path: Path) -> BertTokenizerFast:
 
 def _from_pretrained(path: Path, **settings: Any) -> BertTokenizerFast:
     try:
-        return BertTokenizerFast.from_pretrained(str(path), local_files_only=True, **settings)
+        tokenizer = BertTokenizerFast.from_pretrained(str(path), local_files_only=True, **settings)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: transformers cannot load this tokenizer ({reason}); {_WAY_OUT}") from None
+    for how_it_was_loaded in ("is_local", "local_files_only"):  # would be saved as if it were the tokenizer's own
+        tokenizer.init_kwargs.pop(how_it_was_loaded, None)
+    return tokenizer
+
+
+def _from_vocabulary_and_config(path: Path) -> BertTokenizerFast:
+    config_path = path / "tokenizer_config.json"
+    try:
+        config = json.loads(config_path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{config_path}: not valid JSON ({error}); {_WAY_OUT}") from None
+    tokens = _read_vocabulary(path / "vocab.txt")
+    settings = {} if "do_lower_case" in config else {"do_lower_case": not _is_cased(tokens)}
+    return _from_pretrained(path, **settings)
 
 
 def _from_vocabulary_file(path: Path, name: str | None = None) -> BertTokenizerFast:
+    tokens = _read_vocabulary(path)
+    return tokenizer_from_vocabulary(tokens, lowercase=not _is_cased(tokens), name=name or path.stem)
+
+
+def _read_vocabulary(path: Path) -> list[str]:
     try:
         # Not splitlines(), which also splits at characters that multilingual vocabularies hold as tokens.
         tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -179,7 +199,7 @@ def _from_vocabulary_file(path: Path, name: str | None = None) -> BertTokenizerF
     repeated = [token for token, count in Counter(tokens).items() if count > 1]
     if repeated:
         raise DataError(f"{path}: token {repeated[0]!r} is there twice; {_WAY_OUT}")
-    return tokenizer_from_vocabulary(tokens, lowercase=not _is_cased(tokens), name=name or path.stem)
+    return tokens
 
 
 def _is_cased(tokens: Sequence[str]) -> bool:

@@ -104,6 +104,7 @@ class TrainLoop:
         """
         settings = self._settings
         interval = StepStats()
+        self._engine.train()  # a model made from a checkpoint comes in evaluation mode
         steps = range(start_step + 1, settings.stop_step + 1)
         for step, batches in zip(steps, self._loader.steps(samples_consumed, len(steps)), strict=True):
             stats, measures = self._step(step, batches)
@@ -173,8 +174,8 @@ class TrainLoop:
             record.write_text(json.dumps({"step": step, "sample_ids_by_rank": by_rank}), encoding="utf-8")
         rank, samples = next(iter(by_rank.items()))
         raise NonFiniteLossError(
-            f"step {step}: the loss is {total} in the batch of samples {samples[0]} on rank {rank}; all are in {record};"
-            " the weights were not changed: lower the learning rate or clip gradients, then --resume auto"
+            f"step {step}: the loss is {total} in the batch of samples {samples[0]} on rank {rank}; all are in"
+            f" {record}; the weights were not changed: lower the learning rate or clip gradients, then --resume auto"
         )
 
     def _training_scalars(self, last: StepStats, interval: StepStats) -> dict[str, float]:

@@ -26,7 +26,8 @@ use_environment() {
     fi
     # shellcheck disable=SC1091
     source "$venv/bin/activate"
-    if ! cmp --silent "$stamp" "$root/setup.py"; then
+    # An environment with an extra has the rest as well.
+    if ! cmp --silent "$stamp" "$root/setup.py" && ! { [ -z "$extra" ] && cmp --silent "$venv/.installed-test" "$root/setup.py"; }; then
         echo "installing into $venv (once; a few minutes)"
         python -m pip install --quiet --disable-pip-version-check --editable "$root${extra:+[$extra]}"
         cp "$root/setup.py" "$stamp"

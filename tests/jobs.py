@@ -24,10 +24,12 @@ RECIPE = """
 output_dir: {output}
 steps: 8
 model:
-  size: {{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64, max_position_embeddings: 64}}
+  size: {{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64,
+         max_position_embeddings: 64}}
 data: {{shards: {shards}, max_length: 24}}
 intervals: {{log_steps: 1, eval_steps: 4, checkpoint_steps: 3, eval_samples: 5}}
 """
+
 
 class Job:
     """One output directory and how to launch into it."""

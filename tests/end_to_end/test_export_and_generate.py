@@ -47,7 +47,9 @@ def test_auto_classes_load_the_training_models_logits(exported, whole_run):
     trained.load_state_dict(read_weights(whole_checkpoints(whole_run.output / "checkpoints")[-1]))
     loaded = AutoModelForSeq2SeqLM.from_pretrained(exported)
     tokenizer = AutoTokenizer.from_pretrained(exported)
-    inputs = tokenizer(["one short line", "and a line that is somewhat longer than it"], padding=True, return_tensors="pt")
+    inputs = tokenizer(
+        ["one short line", "and a line that is somewhat longer than it"], padding=True, return_tensors="pt"
+    )
     arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         assert (loaded(**arguments).logits - trained(**arguments).logits).abs().max() <= 1e-5
@@ -100,7 +102,10 @@ def test_reconstruct_shows_held_out_documents(exported, small_shards, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "{tmp}", "--input", "-", "--output", "-"], "not an exported model; write one with `bnb-ds export"),
+        (
+            ["generate", "{tmp}", "--input", "-", "--output", "-"],
+            "not an exported model; write one with `bnb-ds export",
+        ),
         (["generate", "{model}", "--input", "{tmp}/none", "--output", "-"], "--input {tmp}/none: cannot be read"),
         (["generate", "{model}", "--input", "{latin1}", "--output", "{tmp}/o"], "line 2 is not UTF-8"),
         (["generate", "{model}", "--input", "{latin1}", "--output", "{tmp}/no/o"], "{tmp}/no/o: cannot write"),

@@ -7,7 +7,8 @@ import functools
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import bnb_model, packed_form, padded_form, source_ids
+
+from tests.tiny import bnb_model, packed_form, padded_form, source_ids
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 FEW = settings(max_examples=40, deadline=None)

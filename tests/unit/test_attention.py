@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import bert_config
 from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention, BertSelfAttention
 
 from bnb_ds.attention import IMPLEMENTATION, packed_attention
 from bnb_ds.packing import PackedLayout
+from tests.tiny import bert_config
 
 HEADS, SIZE = 3, 5
 DECODER = bert_config(is_decoder=True, add_cross_attention=True, hidden_size=HEADS * SIZE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import bert_config, padded_form, source_ids
 from transformers import (
     BertForMaskedLM,
     BertForPreTraining,
@@ -16,6 +15,7 @@ from transformers import (
 
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.modeling import BnbForConditionalGeneration
+from tests.tiny import bert_config, padded_form, source_ids
 
 INPUTS = padded_form(source_ids([7, 1, 10]))
 

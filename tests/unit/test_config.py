@@ -44,7 +44,9 @@ def test_shipped_recipes_are_valid(path):
 
 
 def test_overrides_replace_values_and_make_sections(write):
-    recipe = load_recipe(write(MINIMAL), ["data.max_length=128", "objective.corruption=mlm", "steps=null", "epochs=0.5"])
+    recipe = load_recipe(
+        write(MINIMAL), ["data.max_length=128", "objective.corruption=mlm", "steps=null", "epochs=0.5"]
+    )
     assert recipe.data.max_length == 128
     assert recipe.objective.corruption == "mlm"
     assert (recipe.steps, recipe.epochs) == (None, 0.5)
@@ -73,7 +75,10 @@ def test_bad_override(write, override, message):
         ({"model": {"size": {"hiden_size": 3}}}, "unknown key 'model.size.hiden_size': did you mean 'hidden_size'?"),
         ({"data": {}}, "data.shards: this field is required"),
         ({"data": {"shards": "s", "max_length": 2}}, "data.max_length: Input should be greater than or equal to 3"),
-        ({"objective": {"corruption": "noise"}}, "objective.corruption: Input should be 'ae', 'mlm', 'plm' or 'mlm+plm'"),
+        (
+            {"objective": {"corruption": "noise"}},
+            "objective.corruption: Input should be 'ae', 'mlm', 'plm' or 'mlm+plm'",
+        ),
         ({"epochs": 1.0}, "give exactly one of steps and epochs"),
         ({"steps": None}, "give exactly one of steps and epochs"),
         ({"model": {"encoder": "a", "size": {}}}, "encoder and size exclude each other"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tiny import bert_config, bnb_config
 from transformers import AutoConfig, BertConfig, RobertaConfig
 
 from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
+from tests.tiny import bert_config, bnb_config
 
 
 def test_defaults_are_two_bert_bases():

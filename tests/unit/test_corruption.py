@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -40,7 +42,7 @@ def test_boundaries_are_never_touched_and_the_input_is_not_changed(mask, permute
 def test_permutation_stays_within_its_sequence():
     tokens, cu_seqlens = packed([40, 25, 3, 60])
     corrupted, _ = Corruption(0.0, 0.5, MASK, VOCAB)(tokens, cu_seqlens, keys(4))
-    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+    for begin, end in itertools.pairwise(cu_seqlens):
         assert sorted(corrupted[begin:end]) == sorted(tokens[begin:end])
     assert (corrupted != tokens).any()
 

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 import torch
-from tiny import VOCAB, bnb_model, packed_form, padded_form, source_ids
+
+from tests.tiny import VOCAB, bnb_model, packed_form, padded_form, source_ids
 
 LENGTHS = [7, 1, 10]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import bnb_config, bnb_model, packed_form, source_ids
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bnb_ds.flops import TRAINING_FACTOR, forward_flops
+from tests.tiny import bnb_config, bnb_model, packed_form, source_ids
 
 UNLIKE_HALVES = {
     "encoder": {"num_hidden_layers": 3},

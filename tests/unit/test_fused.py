@@ -41,7 +41,9 @@ def test_the_other_apex_is_refused_by_name(install, init):
 
 
 def test_a_build_without_extensions_is_passed_over(install):
-    layer = "class FusedLayerNorm:\n    def __init__(self, shape):\n        raise RuntimeError('no fused_layer_norm_cuda')"
+    layer = (
+        "class FusedLayerNorm:\n    def __init__(self, shape):\n        raise RuntimeError('no fused_layer_norm_cuda')"
+    )
     files = {"__init__.py": "", "normalization.py": layer, "optimizers.py": "FusedAdam = FusedLAMB = None"}
     install(files, "PyTorch Extensions written by NVIDIA")
     apex = find_apex()

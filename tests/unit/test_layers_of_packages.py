@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = sorted(
-    path for folder in ("bnb_ds", "data_prep", "runs") for path in (REPOSITORY / folder).rglob("*.py")
-)
+SOURCES = sorted(path for folder in ("bnb_ds", "data_prep", "runs") for path in (REPOSITORY / folder).rglob("*.py"))
 OF_DATA_PREP = {"bnb_ds.errors", "bnb_ds.files", "bnb_ds.outputs", "bnb_ds.shards", "bnb_ds.tokenization"}
 
 
@@ -35,7 +33,11 @@ def test_layers(path):
         assert not tops & {"data_prep", "runs", "tests"}
     if package == "data_prep":
         assert not tops & {"runs", "tests", "deepspeed"}
-        ours = {module for module in modules if module.startswith("bnb_ds") and (REPOSITORY / f"{module.replace('.', '/')}.py").exists()}
+        ours = {
+            module
+            for module in modules
+            if module.startswith("bnb_ds") and (REPOSITORY / f"{module.replace('.', '/')}.py").exists()
+        }
         assert all(module in OF_DATA_PREP or module.startswith("bnb_ds.shard") for module in ours), ours
     if path.name != "distributed.py":
         assert not any(module.startswith("torch.distributed") for module in modules)

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import bnb_model, padded_form, source_ids
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds import BnbConfig, BnbForConditionalGeneration, BnbModel
 from bnb_ds.attention import IMPLEMENTATION
+from tests.tiny import bnb_model, padded_form, source_ids
 
 INPUTS = padded_form(source_ids([7, 1, 10]))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain_reference import plain_encode, plain_logits, plain_slots
-from tiny import VOCAB, bnb_config, bnb_model, packed_form, padded_form, source_ids
 from torch.nn import functional as F
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbModel
+from tests.plain_reference import plain_encode, plain_logits, plain_slots
+from tests.tiny import VOCAB, bnb_config, bnb_model, packed_form, padded_form, source_ids
 
 LENGTHS = [7, 1, 10]
 TARGETS = source_ids([4, 2, 9], seed=5, vocab_size=31)
@@ -166,6 +166,16 @@ def test_each_dropout_acts_in_training_and_only_there(config, is_random):
     assert torch.equal(model(**inputs).logits, model(**inputs).logits)
     model.train()
     assert torch.equal(model(**inputs).logits, model(**inputs).logits) is not is_random
+
+
+def test_latent_dropout_falls_on_latents_and_on_the_memory():
+    model = bnb_model(latent_dropout=0.5).train()
+    seen = []
+    model.model.decoder.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[:2]))
+    model(**packed_form(source_ids([20, 20, 20])))
+    for values in seen:
+        assert 0.3 < (values == 0).double().mean() < 0.7
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import source_ids
 
 from bnb_ds.packing import PackedLayout, pack_inputs
+from tests.tiny import source_ids
 
 
 def layout_of(lengths: list[int]) -> PackedLayout:

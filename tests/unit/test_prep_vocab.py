@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -87,8 +88,6 @@ from data_prep.vocab import count_words, learn_tokens
 tokens = learn_tokens(count_words(json.load(sys.stdin), lowercase=False), 1500)
 print(hashlib.sha256(json.dumps(tokens).encode()).hexdigest())
 """
-    import json
-
     texts = small_texts[:150]
     here = hashlib.sha256(json.dumps(learn_tokens(count_words(texts, lowercase=False), 1500)).encode()).hexdigest()
     environment = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}

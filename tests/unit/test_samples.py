@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -23,9 +25,7 @@ def make_samples(shards, *, sequence="truncate", max_length=16, ratio=2.0, mask=
     bert = BertConfig(vocab_size=shards.vocab_size)
     noise = Corruption(mask, permute, shards.special_ids["mask"], shards.vocab_size)
     config = BnbConfig(encoder=bert, decoder_length_ratio=ratio)
-    return PretrainSamples(
-        shards, sequence=sequence, max_length=max_length, corruption=noise, seed=5, config=config
-    )
+    return PretrainSamples(shards, sequence=sequence, max_length=max_length, corruption=noise, seed=5, config=config)
 
 
 def test_truncate_takes_the_head_of_each_document(shards):
@@ -41,7 +41,7 @@ def test_truncate_takes_the_head_of_each_document(shards):
 def test_chunk_uses_every_token_once(shards):
     samples = make_samples(shards, sequence="chunk")
     tokens, cu_seqlens = samples.original(np.arange(len(samples)))
-    inner = [tokens[a + 1 : b - 1] for a, b in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)]
+    inner = [tokens[a + 1 : b - 1] for a, b in itertools.pairwise(cu_seqlens)]
     documents = [shards.document(i) for i in range(len(shards))]
     assert np.concatenate(inner).tolist() == np.concatenate(documents).tolist()
     assert max(piece.size for piece in inner) <= 14
@@ -82,5 +82,5 @@ def test_infeasible_samples_are_counted_and_carry_no_targets(shards):
 def test_count_repeats_equals_the_loop(rows):
     tokens = np.array([token for row in rows for token in row], dtype=np.int64)
     cu_seqlens = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
-    expected = [sum(a == b for a, b in zip(row, row[1:], strict=False)) for row in rows]
+    expected = [sum(a == b for a, b in itertools.pairwise(row)) for row in rows]
     assert count_repeats(tokens, cu_seqlens).tolist() == expected

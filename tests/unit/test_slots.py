@@ -8,12 +8,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from plain_reference import plain_slots
-from tiny import bnb_config
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.packing import PackedLayout
 from bnb_ds.slots import decoder_lengths, open_slots
+from tests.plain_reference import plain_slots
+from tests.tiny import bnb_config
 
 
 def layout_of(lengths: list[int]) -> PackedLayout:

@@ -130,13 +130,25 @@ def test_broken_tokenizer_json(tmp_path: Path) -> None:
 def test_broken_config(tmp_path: Path) -> None:
     write_vocabulary(tmp_path / "vocab.txt", UNCASED)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    expect(tmp_path, r"transformers cannot load this tokenizer \(.*\); give")
+    expect(tmp_path, r"tokenizer_config.json: not valid JSON \(.*\); give")
+
+
+def test_tokenizer_that_transformers_refuses(cased: Path) -> None:
+    (cased / "tokenizer_config.json").write_text("{")
+    expect(cased, r"transformers cannot load this tokenizer \(.*\); give")
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(CASED, [5, 7, 14]), (UNCASED, [5, 6, 8])])
+def test_config_that_says_nothing_of_case(tmp_path: Path, tokens: list[str], expected: list[int]) -> None:
+    # As with some published models; what transformers does then depends on its version.
+    write_vocabulary(tmp_path / "vocab.txt", tokens)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+    assert ids(load_tokenizer(tmp_path), "The cat Ärger") == expected
 
 
 def test_cased_vocabulary_that_would_be_lowercased(tmp_path: Path) -> None:
-    # As some published cased models are: their config says nothing, and transformers lowercases by default.
     write_vocabulary(tmp_path / "vocab.txt", CASED)
-    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     expect(tmp_path, r'lowercases text although its vocabulary is cased; set "do_lower_case": false')
 
 
@@ -163,7 +175,8 @@ def test_hash_ignores_padding_truncation_name_and_place(cased: Path, tmp_path: P
     assert tokenizer.backend_tokenizer.truncation is not None
     assert tokenizer_hash(tokenizer) == expected
     save_tokenizer(tokenizer, tmp_path / "saved")
-    assert (tmp_path / "saved" / "tokenizer.json").read_bytes() == (cased / "tokenizer.json").read_bytes()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "saved" / name).read_bytes() == (cased / name).read_bytes()
 
 
 def test_hash_sees_what_changes_ids(cased: Path) -> None:

@@ -1,0 +1,123 @@
+"""Checkpoints are whole or ignored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from bnb_ds import checkpoint
+from bnb_ds.errors import CheckpointError
+from bnb_ds.run_dir import locate_checkpoint
+from tests import launching
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def copy_of_run(whole_run, tmp_path):
+    """The directory of a finished run, to be damaged."""
+    return shutil.copytree(whole_run.output, tmp_path / "run")
+
+
+def test_checkpoints_of_the_run(whole_run):
+    names = [path.name for path in checkpoint.whole_checkpoints(whole_run.output / "checkpoints")]
+    assert names == ["step_00000003", "step_00000006", "step_00000008"]
+    assert (whole_run.output / "checkpoints" / "latest").read_text() == "step_00000008"
+    state = checkpoint.read_state(whole_run.output / "checkpoints" / "step_00000006")
+    assert (state["step"], state["samples_consumed"], state["world_size"]) == (6, 48, 2)
+    assert not list(whole_run.output.rglob("*partial*"))
+
+
+def test_old_checkpoints_are_removed(tmp_path, whole_run, small_shards):
+    from tests.jobs import Job
+
+    job = Job(tmp_path, small_shards)
+    job.train("intervals.keep_checkpoints=1", "steps=4", ranks=1)
+    assert [path.name for path in checkpoint.whole_checkpoints(job.output / "checkpoints")] == ["step_00000004"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-7]), "bytes instead of"),
+        (lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]), "has changed since"),
+    ],
+    ids=["missing", "truncated", "flipped bit"],
+)
+def test_a_damaged_checkpoint_is_passed_over(copy_of_run, damage, message):
+    newest = copy_of_run / "checkpoints" / "step_00000008"
+    damage(next(newest.glob("zero_pp_rank_1_*")))
+    found, notes = locate_checkpoint(copy_of_run)
+    assert found.name == "step_00000006"
+    assert len(notes) == 1
+    assert message in notes[0]
+    with pytest.raises(CheckpointError, match=f"{message}.*; name an older checkpoint or the run's directory"):
+        locate_checkpoint(newest)
+
+
+def test_an_unfinished_checkpoint_is_ignored(copy_of_run):
+    checkpoints = copy_of_run / "checkpoints"
+    (checkpoints / "step_00000006").rename(checkpoints / "step_00000009.partial")
+    (checkpoints / "step_00000008" / "checkpoint.json").unlink()
+    assert locate_checkpoint(copy_of_run)[0].name == "step_00000003"
+
+
+def test_an_unreadable_manifest_is_damage(copy_of_run):
+    newest = copy_of_run / "checkpoints" / "step_00000008"
+    (newest / "checkpoint.json").write_text("{")
+    assert checkpoint.find_damage(newest) == "checkpoint.json cannot be read"
+
+
+def test_a_checkpoint_outside_its_run_is_refused(copy_of_run, tmp_path):
+    from bnb_ds.run_dir import run_of
+
+    alone = tmp_path / "alone" / "step_00000008"
+    shutil.copytree(copy_of_run / "checkpoints" / "step_00000008", alone)
+    with pytest.raises(CheckpointError, match="keep checkpoints inside their run"):
+        run_of(locate_checkpoint(alone)[0])
+
+
+def test_resume_refusals_name_the_way_out(whole_run):
+    """One launch each: without --resume, with other settings (all named at once), on another number of ranks."""
+    cases = [
+        ([], 2, f"output_dir {whole_run.output}: holds a run already; add --resume auto"),
+        (["--resume", "auto", "steps=9", "seed=7"], 2, "was started with other settings: seed: 42 -> 7; steps: 8 -> 9"),
+        (["--resume", "auto"], 1, "written by 2 ranks, this launch has 1; resume with 2 ranks"),
+    ]
+    before = {path: path.stat().st_mtime_ns for path in whole_run.output.rglob("*") if path.is_file()}
+    for arguments, ranks, message in cases:
+        result = launching.run(whole_run.command(*arguments, ranks=ranks))
+        assert result.returncode == 2, result.stdout + result.stderr
+        errors = [line for line in result.stderr.splitlines() if "pretrain.py: error" in line]
+        assert len(errors) == 1
+        assert message in errors[0]
+        assert "Traceback" not in result.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in whole_run.output.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_resumed_does_nothing(copy_of_run, whole_run, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(whole_run.recipe.read_text().replace(str(whole_run.output), str(copy_of_run)))
+    script = ["runs/pretrain.py", str(recipe), "--deepspeed_config", str(whole_run.ds_config), "--resume", "auto"]
+    result = launching.run([*launching.launcher(2), *script])
+    assert result.returncode == 0, result.stderr
+    assert "done         step 8 of 8" in result.stdout
+    launches = (copy_of_run / "launches.jsonl").read_text().splitlines()
+    assert [json.loads(line)["start_step"] for line in launches] == [0, 8]
+
+
+def test_a_run_is_resumed_from_a_named_checkpoint(copy_of_run, whole_run, tmp_path):
+    """The named checkpoint of another directory starts a new run, which trains as the first one went on."""
+    from bnb_ds.tracking import read_scalars
+
+    fork = tmp_path / "fork"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(whole_run.recipe.read_text().replace(str(whole_run.output), str(fork)))
+    script = ["runs/pretrain.py", str(recipe), "--deepspeed_config", str(whole_run.ds_config)]
+    named = copy_of_run / "checkpoints" / "step_00000006"
+    result = launching.run([*launching.launcher(2), *script, "--resume", str(named)])
+    assert result.returncode == 0, result.stderr
+    assert read_scalars(fork / "runs")["train/loss"] == whole_run.scalars()["train/loss"][6:]

@@ -1,0 +1,109 @@
+"""Every command of README.md is executed: as it stands where possible, else planned for the machines it names."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+
+import pytest
+from deepspeed.launcher.runner import parse_args
+from transformers import BertConfig, BertForMaskedLM
+
+from tests import launching
+
+pytestmark = pytest.mark.slow
+
+README = (launching.REPOSITORY / "README.md").read_text(encoding="utf-8")
+TINY_BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 512,
+}
+SETTINGS = ["data.max_length=32", "intervals.eval_samples=8", "intervals.checkpoint_steps=2"]
+
+
+def commands(name: str) -> list[str]:
+    """The command lines of the block that `<!-- test: name -->` announces, continuation lines joined."""
+    block = re.search(rf"<!-- test: {name} -->\n```bash\n(.*?)```", README, re.DOTALL)[1]
+    return [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(command: str, folder) -> str:
+    """Run one command with `work/` moved into a folder of the test's own; return what it printed."""
+    result = launching.run(["bash", "-c", command.replace("work/", f"{folder}/")])
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_no_block_is_left_out():
+    blocks = README.count("```bash")
+    tested = len(re.findall(r"<!-- test: \w+ -->\n```bash", README))
+    scripts = re.findall(r"```bash\n(bash runs/\w+\.sh)\n```", README)
+    assert scripts == ["bash runs/quickstart.sh", "bash runs/test.sh"]
+    assert tested + len(scripts) == blocks
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, small_texts, small_tokenizer):
+    """The folder that takes the place of `work/`, after the block `prepare`; with a BERT checkpoint to start from."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "corpus.txt").write_text("\n\n".join(small_texts))
+    small_tokenizer.save_pretrained(folder / "bert")
+    BertForMaskedLM(BertConfig(vocab_size=len(small_tokenizer), **TINY_BERT)).save_pretrained(folder / "bert")
+    (command,) = commands("prepare")
+    run(command.replace("CORPUS", f"{folder}/corpus.txt").replace("TOKENIZER", f"{folder}/bert"), folder)
+    return folder
+
+
+def overrides(folder) -> str:
+    places = [f"model.encoder={folder}/bert", f"data.shards={folder}/shards/wikipedia"]
+    return shlex.join([*places, f"output_dir={folder}/runs/wikipedia_base", *SETTINGS])
+
+
+def test_plan(prepared):
+    (command,) = commands("plan")
+    shown = run(f"{command} {overrides(prepared)}", prepared)
+    assert "1280 samples = 10 x 1 micro steps x 128 ranks" in shown
+    assert "memory/GPU   about" in shown
+
+
+@pytest.mark.parametrize("command", commands("launch"), ids=["one node", "sixteen nodes"])
+def test_launch(prepared, command):
+    """DeepSpeed's own parser takes the launcher's options; the script plans for that many GPUs."""
+    program, *arguments = shlex.split(command)
+    launch = parse_args(arguments)
+    assert program == "deepspeed"
+    ranks = max(launch.num_nodes, 1) * launch.num_gpus
+    script = [launch.user_script, *launch.user_args]
+    planned = f"{sys.executable} {shlex.join(script)} --dry-run --world-size {ranks} {overrides(prepared)}"
+    assert f" micro steps x {ranks} ranks" in run(planned, prepared)
+
+
+def test_use(prepared, monkeypatch, capsys):
+    ds_config = prepared / "ds.json"
+    optimizer = {"type": "AdamW", "params": {"lr": 1e-3}}
+    ds_config.write_text(
+        json.dumps({"train_batch_size": 4, "train_micro_batch_size_per_gpu": 4, "optimizer": optimizer})
+    )
+    recipe = "runs/recipes/pretrain/wikipedia_base.yaml"
+    run(
+        f"{sys.executable} runs/pretrain.py {recipe} --deepspeed_config {ds_config} {overrides(prepared)}"
+        " epochs=null steps=3",
+        prepared,
+    )
+    watch, curves, export, generate = commands("use")
+    assert "train/loss" in run(f"{watch} --inspect", prepared)
+    assert re.search(r"train/loss +[\d.]+ at step 3", run(curves, prepared))
+    assert "step_00000003" in run(export, prepared)
+    assert run(generate, prepared).count("\n") >= 1
+    (block,) = python_blocks()
+    exec(compile(block.replace("work/", f"{prepared}/"), "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("['")

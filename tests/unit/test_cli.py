@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from bnb_ds import __version__
+from bnb_ds.cli import main
+from bnb_ds.errors import ConfigError, run_reporting_errors
+from tests import launching
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"bnb-ds {__version__}\n"
+
+
+def test_help_lists_the_commands_of_both_packages(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("prep", "export", "generate", "reconstruct", "curves"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["generate", "m", "--input", "-", "--output", "-", "--batch-size", "0"]]
+)
+def test_misuse_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: bnb-ds" in capsys.readouterr().err
+
+
+def test_a_users_error_is_one_line(capsys):
+    def fail():
+        raise ConfigError("first line\n  second line")
+
+    assert run_reporting_errors("tool", fail) == 2
+    assert capsys.readouterr().err == "tool: error: first line second line\n"
+
+
+def test_rank_0_reports_first(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr("bnb_ds.errors._RANK_0_REPORTS_FIRST_SECONDS", 0.01)
+
+    def fail():
+        raise ConfigError("broken")
+
+    assert run_reporting_errors("tool", fail) == 2
+    assert capsys.readouterr().err == "tool: error on rank 3: broken\n"
+
+
+def test_our_own_faults_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_reporting_errors("tool", lambda: 1 // 0)
+
+
+def test_a_closed_pipe_is_no_traceback(small_shards):
+    command = f"{launching.BIN}/bnb-ds --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr

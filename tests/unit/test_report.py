@@ -1,0 +1,176 @@
+"""The dry run: everything derived, nothing touched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from bnb_ds import report
+from bnb_ds.config import load_recipe
+from bnb_ds.ds_config import load_ds_config
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.model_factory import build_model, model_config
+from bnb_ds.modeling import BnbForConditionalGeneration
+from bnb_ds.pretraining import describe_dry_run, make_plan
+from bnb_ds.shards import TokenShards
+
+DS = {
+    "train_batch_size": 64,
+    "train_micro_batch_size_per_gpu": 4,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+}
+SIZE = (
+    "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64,"
+    " max_position_embeddings: 64}"
+)
+
+
+@pytest.fixture
+def settings(tmp_path, small_shards):
+    """Write both files and return their paths."""
+
+    def write(recipe_extra="", **ds_changes):
+        recipe, ds_config = tmp_path / "recipe.yaml", tmp_path / "ds.json"
+        recipe.write_text(
+            f"output_dir: {tmp_path / 'out'}\nepochs: 2\nmodel: {{size: {SIZE}{recipe_extra}}}\n"
+            f"data: {{shards: {small_shards}, max_length: 32}}\n"
+        )
+        ds_config.write_text(json.dumps({**DS, **ds_changes}))
+        return str(recipe), str(ds_config)
+
+    return write
+
+
+def test_dry_run_derives_steps_and_writes_nothing(settings, tmp_path, small_shards):
+    recipe, ds_config = settings()
+    lines = "\n".join(describe_dry_run(make_plan(recipe, [], ds_config, 8)))
+    num_samples = len(TokenShards(small_shards, "train"))
+    steps = -(-2 * num_samples // 64)
+    assert f"{num_samples} samples an epoch" in lines
+    assert "64 samples = 4 x 2 micro steps x 8 ranks" in lines
+    assert f"steps        {steps} = " in lines
+    assert "memory/GPU   about" in lines
+    assert not (tmp_path / "out").exists()
+
+
+def test_parameters_of_the_meta_model_are_those_of_the_real_one(settings, small_shards):
+    recipe = load_recipe(settings()[0])
+    shards = TokenShards(small_shards, "train")
+    with torch.device("meta"):
+        planned = BnbForConditionalGeneration(model_config(recipe.model, shards, 32))
+    assert next(planned.parameters()).device.type == "meta"
+    real = build_model(recipe.model, shards, 32)
+    assert report.count_parameters(planned) == report.count_parameters(real) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "bytes_per_parameter"),
+    [
+        ({}, 1, 16),
+        ({"zero_optimization": {"stage": 1}}, 4, 8 + 8 / 4),
+        ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}, 4, 4 + 12 / 4),
+        ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}, 4, 2 + (2 + 12) / 4),
+        ({"zero_optimization": {"stage": 3}, "fp16": {"enabled": True}}, 8, 16 / 8),
+        (
+            {
+                "zero_optimization": {"stage": 1},
+                "bf16": {"enabled": True},
+                "data_types": {"grad_accum_dtype": "fp32"},
+            },
+            2,
+            6 + 12 / 2,
+        ),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "fp16": {"enabled": True}}, 2, 3),
+    ],
+)
+def test_state_bytes_follow_the_zero_paper(settings, changes, world_size, bytes_per_parameter):
+    ds_config = load_ds_config(settings(**changes)[1], world_size)
+    assert report.state_bytes(1000, ds_config) == pytest.approx(1000 * bytes_per_parameter)
+
+
+def test_activation_checkpointing_lowers_the_estimate(settings):
+    recipe, ds_config = settings()
+    plan = make_plan(recipe, [], ds_config, 1)
+    config = model_config(plan.recipe.model, plan.train_shards, 32)
+    plain = report.activation_bytes(config, plan.ds_config, 32)
+    recomputed = load_ds_config(settings(activation_checkpointing={})[1], 1)
+    assert report.activation_bytes(config, recomputed, 32) < plain
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.max_length=65", "data.max_length 65: the encoder has 64 positions; set it to 64"),
+        (
+            "model.decoder_positions=absolute",
+            "model.decoder_positions absolute: 33 source tokens open 66 decoder positions, the decoder has 64",
+        ),
+    ],
+)
+def test_positions_that_do_not_suffice(settings, override, message):
+    recipe, ds_config = settings()
+    plan = make_plan(recipe, ["data.max_length=33", override], ds_config, 1)
+    with pytest.raises(ConfigError, match=message):
+        describe_dry_run(plan)
+
+
+def test_missing_shards_name_the_way_out(settings, tmp_path):
+    recipe, ds_config = settings()
+    with pytest.raises(DataError, match="nowhere"):
+        make_plan(recipe, [f"data.shards={tmp_path / 'nowhere'}"], ds_config, 1)
+
+
+def test_shards_without_held_out_documents(settings, tmp_path, small_texts, small_tokenizer):
+    from data_prep.build import build_shards
+    from data_prep.documents import Document
+
+    documents = (Document(str(i), text, "x") for i, text in enumerate(small_texts[:5]))
+    build_shards(documents, tmp_path / "shards", small_tokenizer, sources=[], holdout=0.0)
+    recipe, ds_config = settings()
+    with pytest.raises(DataError, match="holds no held-out documents; prepare it with another --holdout"):
+        make_plan(recipe, [f"data.shards={tmp_path / 'shards'}"], ds_config, 1)
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(settings, tmp_path, small_texts, small_shards):
+    from transformers import BertConfig, BertModel
+
+    from data_prep.documents import Document
+    from data_prep.vocab import train_vocabulary
+
+    bert = tmp_path / "bert"
+    train_vocabulary((Document(str(i), t, "") for i, t in enumerate(small_texts)), bert, vocab_size=500)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=600, **size)).save_pretrained(bert)
+    recipe = load_recipe(settings()[0], ["model.size=null", f"model.encoder={bert}"])
+    with pytest.raises(DataError, match=r"its tokenizer is not the one that data\.shards was made with"):
+        build_model(recipe.model, TokenShards(small_shards, "train"), 32)
+
+
+def test_a_checkpoint_with_a_smaller_vocabulary_is_refused(settings, tmp_path, small_shards):
+    from transformers import BertConfig, BertModel
+
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=50, **size)).save_pretrained(tmp_path / "bert")
+    recipe = load_recipe(settings()[0], ["model.size=null", f"model.encoder={tmp_path / 'bert'}"])
+    with pytest.raises(DataError, match=r"model\.encoder: its vocabulary has 50 tokens, the shards"):
+        build_model(recipe.model, TokenShards(small_shards, "train"), 32)
+
+
+def test_a_bert_checkpoint_gives_its_weights(settings, tmp_path, small_shards, small_tokenizer):
+    from transformers import BertConfig, BertModel
+
+    shards = TokenShards(small_shards, "train")
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    bert = BertModel(BertConfig(vocab_size=shards.vocab_size, **size))
+    bert.save_pretrained(tmp_path / "bert")
+    small_tokenizer.save_pretrained(tmp_path / "bert")
+    overrides = ["model.size=null", f"model.encoder={tmp_path / 'bert'}", "model.hidden_dropout=0.25"]
+    recipe = load_recipe(settings()[0], overrides)
+    model = build_model(recipe.model, shards, 32)
+    ours = model.model.encoder.embeddings.word_embeddings.weight
+    assert torch.equal(ours, bert.embeddings.word_embeddings.weight)
+    assert model.config.encoder.hidden_dropout_prob == model.config.decoder.hidden_dropout_prob == 0.25
+    plan = make_plan(settings()[0], overrides, settings()[1], 1)
+    assert any("memory/GPU" in line for line in describe_dry_run(plan))
