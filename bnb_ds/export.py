@@ -74,7 +74,7 @@ tags: [bert-nar-bert, non-autoregressive, bnb_ds]
 # BERT-NAR-BERT
 
 A non-autoregressive sequence-to-sequence model (Sohrab et al., IEEE Access 2024): the whole output is written in one
-parallel pass. Pre-trained to reconstruct text: {recipe["objective"]["corruption"]}, {checkpoint.step_of(found):,} steps.
+parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, {checkpoint.step_of(found):,} steps.
 
 ```python
 import bnb_ds
