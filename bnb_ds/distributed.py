@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -45,6 +46,8 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     from deepspeed import comm
     from deepspeed.accelerator import get_accelerator
 
+    # DeepSpeed calls what newer torch releases rename; a user can do nothing about it.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     _become_single_rank_without_launcher()
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ def read_weights(found: Path) -> dict[str, torch.Tensor]:
     partitioned = any(found.glob("*_optim_states.pt"))
     try:
         if partitioned:
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # DeepSpeed narrates its reading
+                weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
         else:
             weights = torch.load(found / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
     except (OSError, KeyError, ValueError, RuntimeError) as error:

@@ -5,7 +5,7 @@
 #   bash runs/quickstart.sh [--corpus FILE_OR_DIR] [--steps N] [--work DIR]
 #
 #   --corpus   text of your own (.txt, .jsonl or .parquet; default: the documentation of Python and of the packages)
-#   --steps    optimizer steps (default 300)
+#   --steps    optimizer steps (default 500)
 #   --work     where everything goes (default work/quickstart, or work/quickstart-NAME for a corpus called NAME)
 set -euo pipefail
 caller=$PWD
@@ -15,7 +15,7 @@ usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 fail() { echo "quickstart: error: $1" >&2; exit 2; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$caller/$1" ;; esac; }
 
-corpus="" steps=300 work=""
+corpus="" steps=500 work=""
 while [ $# -gt 0 ]; do
     case $1 in
         --corpus|--steps|--work) [ $# -ge 2 ] || fail "$1 needs a value" ;;&
@@ -71,7 +71,9 @@ fi
 
 run=$work/run-$steps
 pretrain() {
-    deepspeed --num_gpus "$ranks" --master_port "$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')" \
+    local port
+    port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+    deepspeed --log_level error --num_gpus "$ranks" --master_port "$port" \
         runs/pretrain.py runs/recipes/pretrain/quickstart.yaml --deepspeed_config ds_configs/quickstart.json \
         --resume auto "$@" steps="$steps" data.shards="$shards" output_dir="$run"
 }
