@@ -11,8 +11,6 @@ from data_prep.text import DEFAULT_ID_COLUMN, EXTENSIONS, TXT_DOCUMENTS, TextFor
 
 DEFAULT_VOCAB_SIZE = 8192
 
-# What is imported inside the commands (transformers, tokenizers) takes seconds; `bnb-ds --help` should not.
-
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Add ``prep`` with its subcommands; each sets ``run`` to a function of the parsed arguments."""

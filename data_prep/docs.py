@@ -46,6 +46,7 @@ _MIN_LETTER_SHARE = 0.6  # of the characters that are not white space; tables an
 _MAX_NON_ASCII_SHARE = 0.05  # a few docstrings are not English
 _WORDS_IN_A_ROW = re.compile(r"[a-z]{2,},?\s+[a-z]{2,},?\s+[a-z]{2,}")
 _END_OF_SENTENCE = re.compile(r"[a-z)`]\.(\s|$)")
+_RULES = re.compile(r"^[ \t]*([-=*~^#+_])\1{3,}[ \t]*(\n|\Z)", re.MULTILINE)
 _NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 _SKIPPED_DIRECTORIES = {"tests", "test", "testing", "__pycache__", "_vendor", "vendor"}
 # The model implementations of transformers repeat each other's docstrings with other class names: a third of the corpus
@@ -152,12 +153,17 @@ def file_docstrings(path: Path) -> Iterator[tuple[str, str]]:
     for name, raw in _raw_docstrings(tree, ""):
         if len(raw) < MIN_CHARACTERS:
             continue
-        text = inspect.cleandoc(raw)
+        text = _clean(raw)
         if not is_prose(text):
             continue
         # Overloads and properties repeat a name; ids stay unique.
         names[name] = names.get(name, 0) + 1
         yield (f"{name}#{names[name]}" if names[name] > 1 else name), text
+
+
+def _clean(raw: str) -> str:
+    """Without indentation, and without the rows of dashes or stars that underline headings and frame tables."""
+    return _RULES.sub("", inspect.cleandoc(raw)).strip()
 
 
 def is_prose(text: str) -> bool:
@@ -190,7 +196,7 @@ def _language_topics() -> Iterator[Document]:
         return
     source = f"python {platform.python_version()}"
     for name in sorted(topics):
-        text = inspect.cleandoc(topics[name])
+        text = _clean(topics[name])
         if is_prose(text):
             yield Document(f"python.topics.{name}", text, source)
 

@@ -43,7 +43,8 @@ gpus = torch.cuda.device_count()
 print(f"Python {platform.python_version()}, torch {torch.__version__}, {gpus} GPUs" if gpus else
       f"Python {platform.python_version()}, torch {torch.__version__}, no GPU: training on the CPU")
 PYTHON
-ranks=$(python -c 'import os, torch; print(torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0))))')
+# Two ranks show data parallelism and divide the batch on any machine; a resume keeps their number.
+ranks=$(python -c 'import os, torch; print(min(2, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
 
 stage "corpus"
 if [ -z "$corpus" ]; then

@@ -65,6 +65,11 @@ def test_docstrings_of_everything(tmp_path: Path) -> None:
     assert found["f#2"] == OTHER
 
 
+def test_rows_of_dashes_are_dropped(tmp_path: Path) -> None:
+    code = f'"""Heading\n-------\n{PROSE}\n\nTable -- of ---- words\n=====\n"""'
+    assert docstrings(tmp_path, code)[""] == f"Heading\n{PROSE}\n\nTable -- of ---- words"
+
+
 def test_docstrings_of_compiled_functions(tmp_path: Path) -> None:
     found = docstrings(
         tmp_path,
