@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from bnb_ds.ds_config import DsConfig
+from bnb_ds.errors import ConfigError
 from bnb_ds.fused import choose_optimizer, fuse_layer_norms
 
 
@@ -25,8 +27,13 @@ def build_engine(
 
     Returns:
         The ``DeepSpeedEngine`` and one line that says which kernels are in use.
+
+    Raises:
+        ConfigError: DeepSpeed refuses the settings.
     """
     import deepspeed
+    from deepspeed.runtime.config import DeepSpeedConfigError
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
 
     layer_norm = fuse_layer_norms(model, device)
     if "activation_checkpointing" in ds_config.values:
@@ -38,14 +45,18 @@ def build_engine(
     else:
         optimizer, optimizer_name = choose_optimizer(ds_config.optimizer["type"], params, device)
         values = {key: value for key, value in ds_config.values.items() if key != "optimizer"}
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=parameter_groups(model, params.get("weight_decay", 0.0)),
-        optimizer=optimizer,
-        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier),
-        config=values,
-        dist_init_required=False,
-    )
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameter_groups(model, params.get("weight_decay", 0.0)),
+            optimizer=optimizer,
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier),
+            config=values,
+            dist_init_required=False,
+        )
+    except (ValueError, AssertionError, DeepSpeedConfigError, ZeRORuntimeException) as error:
+        # Combinations of settings that only DeepSpeed knows to exclude each other.
+        raise ConfigError(f"{ds_config.path}: DeepSpeed refuses it: {error}") from error
     return engine, f"{optimizer_name}; {layer_norm}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
 
 
@@ -58,17 +69,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def gradient_norm_before_step(engine: Any) -> float | None:
-    """Global gradient norm where DeepSpeed itself keeps none (ZeRO stage 0 in fp32); else None.
+def take_step(engine: Any) -> float | None:
+    """Finish an optimizer step after its last ``backward``; return the global gradient norm before clipping.
 
-    To be called between the last ``backward`` and ``step``, when gradients are already averaged over ranks.
+    The norm is None where the DeepSpeed configuration asks for none (``compute_grad_norm: false``). A step whose norm
+    is not finite has not been taken: DeepSpeed skips it, and what it does not look at itself is looked at here.
     """
-    if engine.zero_optimization_stage() > 0 or engine.fp16_enabled() or engine.bfloat16_enabled():
-        return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(nn.utils.get_total_norm(gradients))
-
-
-def gradient_norm_after_step(engine: Any) -> float:
-    """Global gradient norm of the step just taken, before clipping."""
-    return float(engine.get_global_grad_norm())
+    if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled():
+        # The one case in which DeepSpeed neither keeps the norm nor refuses a bad one.
+        norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+        if math.isfinite(norm):
+            engine.step()
+        return norm
+    engine.step()
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)

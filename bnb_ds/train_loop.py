@@ -14,7 +14,7 @@ import torch
 
 from bnb_ds import checkpoint, distributed
 from bnb_ds.batch import PackedBatch
-from bnb_ds.engine import gradient_norm_after_step, gradient_norm_before_step
+from bnb_ds.engine import take_step
 from bnb_ds.errors import NonFiniteLossError
 from bnb_ds.loader import StepLoader
 from bnb_ds.objectives import Objective
@@ -128,7 +128,7 @@ class TrainLoop:
         counts = self._global_counts(batches)
         # DeepSpeed divides by the accumulation steps and averages over ranks; undo both, and divide by the global
         # count, so that what is optimised is the global sum over the global count.
-        scale = engine.gradient_accumulation_steps() * distributed.world_size() / counts["targets"].clamp(min=1)
+        scale = engine.gradient_accumulation_steps() * distributed.world_size() / counts[0].clamp(min=1)
         local_sums = []
         for micro_step, batch in enumerate(batches):
             # Dropout is a pure function of (seed, step, micro step, rank): nothing of it needs to be saved.
@@ -137,30 +137,22 @@ class TrainLoop:
             loss = self._objective(engine, batch, self._device)
             local_sums.append(loss.sum.detach().double())
             engine.backward(loss.sum * scale.to(loss.sum.dtype))
-            if micro_step == len(batches) - 1:
-                loss_sum = self._finite_global_sum(step, batches, torch.stack(local_sums))
-                norm_before = gradient_norm_before_step(engine)
-                learning_rate = engine.get_lr()[0]
-            engine.step()
-        measures = {
-            "train/lr": learning_rate,
-            "train/grad_norm": gradient_norm_after_step(engine) if norm_before is None else norm_before,
-        }
-        numbers = {name: float(value) for name, value in counts.items()}
-        return StepStats(loss_sum=loss_sum, seconds=time.perf_counter() - start, **numbers), measures
+            if micro_step < len(batches) - 1:
+                engine.step()  # counts the micro step; nothing is updated yet
+        loss_sum = self._finite_global_sum(step, batches, torch.stack(local_sums))
+        learning_rate = engine.get_lr()[0]
+        norm = take_step(engine)
+        self._refuse_infinite_gradient(step, batches, norm)
+        stats = StepStats(loss_sum, *counts.tolist(), seconds=time.perf_counter() - start)
+        return stats, {"train/lr": learning_rate, "train/grad_norm": math.nan if norm is None else norm}
 
-    def _global_counts(self, batches: list[PackedBatch]) -> dict[str, torch.Tensor]:
-        local = {
-            "targets": sum(batch.num_targets for batch in batches),
-            "tokens": sum(batch.num_tokens for batch in batches),
-            "ordinary": sum(batch.num_ordinary for batch in batches),
-            "masked": sum(batch.num_masked for batch in batches),
-            "infeasible": sum(batch.num_infeasible for batch in batches),
-            "samples": sum(batch.num_samples for batch in batches),
-            "flops": sum(self._batch_flops(batch) for batch in batches),
-        }
-        total = distributed.all_sum(torch.tensor(list(local.values()), dtype=torch.float64, device=self._device))
-        return dict(zip(local, total, strict=True))
+    def _global_counts(self, batches: list[PackedBatch]) -> torch.Tensor:
+        """float64 [7], the counts of `StepStats` from ``targets`` to ``flops``, summed over micro steps and ranks."""
+        local = [
+            (b.num_targets, b.num_tokens, b.num_ordinary, b.num_masked, b.num_infeasible, b.num_samples, flops)
+            for b, flops in zip(batches, map(self._batch_flops, batches), strict=True)
+        ]
+        return distributed.all_sum(torch.tensor(local, dtype=torch.float64).sum(0).to(self._device))
 
     def _finite_global_sum(self, step: int, batches: list[PackedBatch], local_sums: torch.Tensor) -> float:
         total = float(distributed.all_sum(local_sums.sum()))
@@ -168,15 +160,30 @@ class TrainLoop:
             return total
         finite = local_sums.isfinite().tolist()
         bad = [batch.sample_ids.tolist() for batch, good in zip(batches, finite, strict=True) if not good]
-        by_rank = {rank: samples for rank, samples in enumerate(distributed.gather(bad)) if samples}
-        record = self._checkpoints.parent / f"nonfinite_step_{step:08d}.json"
-        if distributed.is_main():
-            record.write_text(json.dumps({"step": step, "sample_ids_by_rank": by_rank}), encoding="utf-8")
+        record, by_rank = self._record_bad_step(step, bad)
         rank, samples = next(iter(by_rank.items()))
         raise NonFiniteLossError(
             f"step {step}: the loss is {total} in the batch of samples {samples[0]} on rank {rank}; all are in"
             f" {record}; the weights were not changed: lower the learning rate or clip gradients, then --resume auto"
         )
+
+    def _refuse_infinite_gradient(self, step: int, batches: list[PackedBatch], norm: float | None) -> None:
+        # In fp16 an overflow is ordinary: the loss scaler halves its scale and the step is skipped.
+        if norm is None or math.isfinite(norm) or self._engine.fp16_enabled():
+            return
+        record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
+        raise NonFiniteLossError(
+            f"step {step}: the gradient is not finite although the loss is; the samples of the step are in {record}; the"
+            " weights were not changed: lower the learning rate, then --resume auto"
+        )
+
+    def _record_bad_step(self, step: int, micro_batches: list[list[int]]) -> tuple[Path, dict[int, list[list[int]]]]:
+        """Write down which samples of which rank were in a bad step."""
+        by_rank = {rank: samples for rank, samples in enumerate(distributed.gather(micro_batches)) if samples}
+        record = self._checkpoints.parent / f"nonfinite_step_{step:08d}.json"
+        if distributed.is_main():
+            record.write_text(json.dumps({"step": step, "sample_ids_by_rank": by_rank}), encoding="utf-8")
+        return record, by_rank
 
     def _training_scalars(self, last: StepStats, interval: StepStats) -> dict[str, float]:
         peak = self._peak_flops * distributed.world_size()

@@ -1,0 +1,140 @@
+"""The loop over a real engine in this process: one rank, every ZeRO stage and precision that a CPU has."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from bnb_ds import distributed
+from bnb_ds.ds_config import load_ds_config
+from bnb_ds.engine import build_engine, parameter_groups
+from bnb_ds.errors import ConfigError, NonFiniteLossError
+from bnb_ds.loader import StepLoader
+from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.objectives import LossOutput, reconstruction
+from bnb_ds.shards import TokenShards
+from bnb_ds.tracking import Tracker, read_scalars
+from bnb_ds.train_loop import LoopSettings, TrainLoop
+from tests.unit.test_samples import make_samples
+
+pytestmark = pytest.mark.slow
+
+BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+OPTIMIZER = {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def device():
+    """This process as the only rank; DeepSpeed keeps its group to the end of the process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        yield distributed.init()
+
+
+@pytest.fixture
+def make_loop(device, small_shards, tmp_path):
+    def make(objective=reconstruction, steps=4, **ds_changes) -> TrainLoop:
+        ds_path = tmp_path / "ds.json"
+        batch = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
+        ds_path.write_text(json.dumps({**batch, "optimizer": OPTIMIZER, **ds_changes}))
+        ds_config = load_ds_config(ds_path, 1)
+        shards = TokenShards(small_shards, "train")
+        torch.manual_seed(0)
+        bert = {**BERT, "vocab_size": shards.vocab_size}
+        model = BnbForConditionalGeneration(BnbConfig(encoder=bert, decoder_positions="shared"))
+        engine, _ = build_engine(model, ds_config, device, lambda step: 1.0)
+        settings = LoopSettings(
+            total_steps=steps,
+            stop_step=steps,
+            log_steps=1,
+            eval_steps=steps,
+            checkpoint_steps=steps,
+            keep_checkpoints=1,
+            seed=0,
+        )
+        loader = StepLoader(make_samples(shards), seed=0, micro_batch=4, accumulation_steps=2, rank=0, world_size=1)
+        return TrainLoop(
+            engine,
+            loader,
+            objective,
+            lambda: {"eval/loss": 0.0},
+            Tracker(tmp_path / "runs", start_step=0, total_steps=steps),
+            settings,
+            checkpoints=tmp_path / "checkpoints",
+            device=device,
+            batch_flops=lambda batch: 1,
+            peak_flops=1.0,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zero_optimization": {"stage": 0}},
+        {"zero_optimization": {"stage": 1, "compute_grad_norm": False}, "gradient_clipping": 0.0},
+        {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},
+        {"zero_optimization": {"stage": 0}, "bf16": {"enabled": True}},
+        {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+        {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}},
+        {"zero_optimization": {"stage": 1}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+        {"zero_optimization": {"stage": 1}, "activation_checkpointing": {}},
+    ],
+    ids=lambda changes: "-".join([f"stage {changes['zero_optimization']['stage']}", *list(changes)[1:]]),
+)
+def test_the_loss_falls_in_every_configuration(make_loop, tmp_path, changes):
+    assert make_loop(steps=8, **changes).run(0, 0) == 8
+    scalars = read_scalars(tmp_path / "runs")
+    losses = [loss for _, loss in scalars["train/loss"]]
+    assert all(map(math.isfinite, losses))
+    assert losses[-1] < 0.9 * losses[0]
+    norms = [norm for _, norm in scalars["train/grad_norm"]]
+    if changes["zero_optimization"].get("compute_grad_norm", True):
+        assert all(norm > 0 for norm in norms)
+    else:
+        assert all(map(math.isnan, norms))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_an_infinite_gradient_stops_the_run_with_the_weights_unchanged(make_loop, tmp_path, stage):
+    def finite_loss_with_infinite_gradient(model, batch, device):
+        loss = reconstruction(model, batch, device)
+        return LossOutput(loss.sum + (model.module.lm_head.bias.sum() * 0).sqrt(), loss.count)
+
+    loop = make_loop(finite_loss_with_infinite_gradient, zero_optimization={"stage": stage})
+    before = {name: weight.clone() for name, weight in loop._engine.module.state_dict().items()}
+    with pytest.raises(
+        NonFiniteLossError, match="step 1: the gradient is not finite although the loss is; the samples"
+    ):
+        loop.run(0, 0)
+    after = loop._engine.module.state_dict()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    record = json.loads((tmp_path / "nonfinite_step_00000001.json").read_text())
+    assert sum(len(batch) for batch in record["sample_ids_by_rank"]["0"]) == 8
+
+
+def test_what_deepspeed_refuses_is_a_users_error(make_loop):
+    zero = {"stage": 1, "compute_grad_norm": False}
+    with pytest.raises(ConfigError, match=r"ds\.json: DeepSpeed refuses it: .*requires gradient_clipping=0"):
+        make_loop(zero_optimization=zero, gradient_clipping=1.0)
+
+
+def test_matrices_decay_and_vectors_do_not():
+    decayed, exempt = parameter_groups(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), 0.1)
+    assert (decayed["weight_decay"], [p.ndim for p in decayed["params"]]) == (0.1, [2])
+    assert (exempt["weight_decay"], [p.ndim for p in exempt["params"]]) == (0.0, [1, 1, 1])
