@@ -173,7 +173,7 @@ class TrainLoop:
             return
         record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
         raise NonFiniteLossError(
-            f"step {step}: the gradient is not finite although the loss is; the samples of the step are in {record}; the"
+            f"step {step}: the gradient is not finite although the loss is; the step's samples are in {record}; the"
             " weights were not changed: lower the learning rate, then --resume auto"
         )
 

@@ -118,9 +118,7 @@ def test_an_infinite_gradient_stops_the_run_with_the_weights_unchanged(make_loop
 
     loop = make_loop(finite_loss_with_infinite_gradient, zero_optimization={"stage": stage})
     before = {name: weight.clone() for name, weight in loop._engine.module.state_dict().items()}
-    with pytest.raises(
-        NonFiniteLossError, match="step 1: the gradient is not finite although the loss is; the samples"
-    ):
+    with pytest.raises(NonFiniteLossError, match="step 1: the gradient is not finite although the loss is"):
         loop.run(0, 0)
     after = loop._engine.module.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
