@@ -67,7 +67,7 @@ shards=$work/shards
 if [ -e "$shards/manifest.json" ]; then
     echo "reusing $shards"
 else
-    bnb-ds prep text --input "$corpus" --tokenizer "$tokenizer" --output "$shards" --holdout 0.02
+    bnb-ds prep text --input "$corpus" --tokenizer "$tokenizer" --output "$shards" --holdout 0.05
 fi
 
 run=$work/run-$steps

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 
+import deepspeed
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 from bnb_ds import distributed
@@ -45,9 +47,17 @@ def device():
         yield distributed.init()
 
 
+def require_compute_grad_norm(zero: dict) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    if "compute_grad_norm" in zero and "compute_grad_norm" not in DeepSpeedZeroConfig.model_fields:
+        pytest.skip("this DeepSpeed always computes the norm")
+
+
 @pytest.fixture
 def make_loop(device, small_shards, tmp_path):
     def make(objective=reconstruction, steps=4, **ds_changes) -> TrainLoop:
+        require_compute_grad_norm(ds_changes["zero_optimization"])
         ds_path = tmp_path / "ds.json"
         batch = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
         ds_path.write_text(json.dumps({**batch, "optimizer": OPTIMIZER, **ds_changes}))
@@ -112,6 +122,9 @@ def test_the_loss_falls_in_every_configuration(make_loop, tmp_path, changes):
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_an_infinite_gradient_stops_the_run_with_the_weights_unchanged(make_loop, tmp_path, stage):
+    if stage and Version(deepspeed.__version__) < Version("0.19"):
+        pytest.skip("this DeepSpeed takes a gradient that is not a number for one of norm 1")
+
     def finite_loss_with_infinite_gradient(model, batch, device):
         loss = reconstruction(model, batch, device)
         return LossOutput(loss.sum + (model.module.lm_head.bias.sum() * 0).sqrt(), loss.count)

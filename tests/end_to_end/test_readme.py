@@ -55,7 +55,8 @@ def test_no_block_is_left_out():
 def prepared(tmp_path_factory, small_texts, small_tokenizer):
     """The folder that takes the place of `work/`, after the block `prepare`; with a BERT checkpoint to start from."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "corpus.txt").write_text("\n\n".join(small_texts))
+    # Enough documents for the default hold-out of one in a hundred to choose some.
+    (folder / "corpus.txt").write_text("\n\n".join(text[i:] for text in small_texts for i in (0, 50, 100)))
     small_tokenizer.save_pretrained(folder / "bert")
     BertForMaskedLM(BertConfig(vocab_size=len(small_tokenizer), **TINY_BERT)).save_pretrained(folder / "bert")
     (command,) = commands("prepare")
