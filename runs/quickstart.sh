@@ -5,7 +5,7 @@
 #   bash runs/quickstart.sh [--corpus FILE_OR_DIR] [--steps N] [--work DIR]
 #
 #   --corpus   text of your own (.txt, .jsonl or .parquet; default: the documentation of Python and of the packages)
-#   --steps    optimizer steps (default 500)
+#   --steps    optimizer steps (default 400)
 #   --work     where everything goes (default work/quickstart, or work/quickstart-NAME for a corpus called NAME)
 set -euo pipefail
 caller=$PWD
@@ -15,7 +15,7 @@ usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 fail() { echo "quickstart: error: $1" >&2; exit 2; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$caller/$1" ;; esac; }
 
-corpus="" steps=500 work=""
+corpus="" steps=400 work=""
 while [ $# -gt 0 ]; do
     case $1 in
         --corpus|--steps|--work) [ $# -ge 2 ] || fail "$1 needs a value" ;;&
@@ -43,6 +43,8 @@ gpus = torch.cuda.device_count()
 print(f"Python {platform.python_version()}, torch {torch.__version__}, {gpus} GPUs" if gpus else
       f"Python {platform.python_version()}, torch {torch.__version__}, no GPU: training on the CPU")
 PYTHON
+# Without a GPU DeepSpeed warns of it in every process unless it is told.
+python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && export DS_ACCELERATOR=cpu
 # Two ranks show data parallelism and divide the batch on any machine; a resume keeps their number.
 ranks=$(python -c 'import os, torch; print(min(2, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
 
