@@ -4,7 +4,7 @@ from setuptools import setup
 
 INSTALL_REQUIRES = [
     "torch>=2.6,<2.14",  # tensors, autograd, SDPA, CTC loss; the cap keeps to releases this project was tested with
-    "deepspeed>=0.18,<0.20",  # the training engine: ZeRO, fp16/bf16, launcher
+    "deepspeed>=0.19,<0.20",  # training engine: ZeRO, half precision, launcher; 0.18 applies NaN gradients unnoticed
     "transformers>=5,<6",  # BERT layers, checkpoints and tokenizers; the exported model is a Hugging Face directory
     "tokenizers>=0.22",  # training the WordPiece vocabulary
     "datasets>=4",  # downstream data sets and streamed hub corpora

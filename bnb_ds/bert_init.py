@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedConfig
 from transformers.utils import logging
 
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.errors import CheckpointError, ConfigError, nearest
 
 if TYPE_CHECKING:
     from bnb_ds.modeling import BnbForConditionalGeneration
@@ -144,6 +143,4 @@ def _check_overrides(overrides: dict[str, Any]) -> None:
     settable = [*(name for name in known if name not in ("encoder", "decoder")), *BERT_OVERRIDES]
     for name in overrides:
         if name not in settable:
-            nearest = difflib.get_close_matches(name, settable, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"use one of: {', '.join(settable)}"
-            raise ConfigError(f"from_bert has no setting {name!r}: {hint}")
+            raise ConfigError(f"from_bert has no setting {name!r}: {nearest(name, settable)}")

@@ -17,6 +17,7 @@ from typing import Any
 from bnb_ds import distributed
 from bnb_ds.errors import CheckpointError
 from bnb_ds.files import sha256_file, sync, write_atomic
+from bnb_ds.outputs import disk_errors
 
 _MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step_(\d{8})")
@@ -49,33 +50,59 @@ def save(engine: Any, directory: Path, step: int, state: dict[str, Any], keep: i
     """
     final = directory / f"step_{step:08d}"
     partial = directory / f"{final.name}.partial"
-    if distributed.is_main():
-        shutil.rmtree(partial, ignore_errors=True)
-        directory.mkdir(parents=True, exist_ok=True)
+
+    def prepare() -> None:
+        with disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            for stale in directory.glob("*.partial"):
+                shutil.rmtree(stale)
+
+    def publish() -> None:
+        with disk_errors(directory):
+            _seal(partial, {"step": step, "world_size": distributed.world_size(), **state})
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            write_atomic(directory / "latest", final.name)
+            _prune(directory, step, keep)
+
+    distributed.on_main(prepare)
+    with disk_errors(directory):
+        # DeepSpeed's own `latest` moves before the other ranks have finished, hence save_latest=False.
+        engine.save_checkpoint(str(directory), tag=partial.name, client_state={}, save_latest=False)
     distributed.barrier()
-    # DeepSpeed's own `latest` moves before the other ranks have finished, hence save_latest=False.
-    engine.save_checkpoint(str(directory), tag=partial.name, client_state={}, save_latest=False)
-    distributed.barrier()
-    if distributed.is_main():
-        _seal(partial, {"step": step, "world_size": distributed.world_size(), **state})
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        write_atomic(directory / "latest", final.name)
-        for old in whole_checkpoints(directory)[:-keep]:
-            shutil.rmtree(old)
-    distributed.barrier()
+    distributed.on_main(publish)
     return final
 
 
+def _prune(directory: Path, step: int, keep: int) -> None:
+    """Remove old checkpoints, and those beyond ``step``: a run that went back and on has abandoned them."""
+    checkpoints = whole_checkpoints(directory)
+    kept = [path for path in checkpoints if step_of(path) <= step][-keep:]
+    for path in checkpoints:
+        if path not in kept:
+            shutil.rmtree(path)
+
+
 def newest_intact(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are all there with the recorded hashes, and a line for each one passed over."""
+    """The newest checkpoint whose files are all there with the recorded hashes, and a line for each one passed over.
+
+    Returns:
+        None and no lines where nothing has been saved yet.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
     passed_over = []
     for checkpoint in reversed(whole_checkpoints(directory)):
         damage = find_damage(checkpoint)
         if damage is None:
-            return checkpoint, passed_over
-        passed_over.append(f"{checkpoint}: {damage}; an older checkpoint is used")
-    return None, passed_over
+            return checkpoint, [f"{line}; an older checkpoint is used" for line in passed_over]
+        passed_over.append(f"{checkpoint}: {damage}")
+    if passed_over:
+        raise CheckpointError(
+            f"{'; '.join(passed_over)}: no checkpoint is intact; restore one, or start again in another output_dir"
+        )
+    return None, []
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -112,7 +139,9 @@ def load(engine: Any, checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint}: written by {state['world_size']} ranks, this launch has {distributed.world_size()};"
             f" resume with {state['world_size']} ranks, or start a new output_dir from the exported model"
         )
-    engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    if loaded is None:
+        raise CheckpointError(f"{checkpoint}: DeepSpeed cannot load it; resume from an older checkpoint")
     return state
 
 

@@ -70,7 +70,7 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--num", type=_positive, default=4, help="documents (default %(default)s)")
     command.add_argument("--max-length", type=_positive, default=48, help="tokens of each (default %(default)s)")
     command.add_argument("--mask-probability", type=float, default=0.15, help="default %(default)s")
-    command.add_argument("--seed", type=int, default=0, help="of the masks (default %(default)s)")
+    command.add_argument("--seed", type=_natural, default=0, help="of the masks (default %(default)s)")
     command.set_defaults(run=_reconstruct)
 
 
@@ -111,6 +111,13 @@ def _reconstruct(args: argparse.Namespace) -> None:
     )
     for source, output, original in shown:
         print(f"source    {source}\noutput    {output}\noriginal  {original}\n")
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 0 is required, not {text}")
+    return value
 
 
 def _positive(text: str) -> int:

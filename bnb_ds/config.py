@@ -7,7 +7,6 @@ output directory. Batch sizes, precision, ZeRO, clipping, optimizer and peak lea
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +14,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, nearest
+
+# Two ways to give the length of a run.
+_ALTERNATIVES = {"steps": "epochs", "epochs": "steps"}
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -124,7 +126,7 @@ class PretrainRecipe(Section):
     #: optimizer steps; give this or ``epochs``
     steps: Annotated[int, Field(gt=0)] | None = None
     #: passes over the training documents; give this or ``steps``
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     model: ModelSection = ModelSection()
     data: DataSection
     objective: ObjectiveSection = ObjectiveSection()
@@ -138,17 +140,10 @@ class PretrainRecipe(Section):
         return self
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?`` for the closest of ``known``, else the list of what is known."""
-    by_lowercase = {key.lower(): key for key in sorted(known)}
-    matches = difflib.get_close_matches(name.lower(), by_lowercase, n=1)
-    if matches:
-        return f"did you mean {by_lowercase[matches[0]]!r}?"
-    return f"known: {', '.join(by_lowercase.values())}"
-
-
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> PretrainRecipe:
     """Read a recipe, apply ``key.path=value`` overrides (values are YAML), and validate it.
+
+    An override of ``steps`` takes the place of the recipe's ``epochs``, and the other way round.
 
     Raises:
         ConfigError: naming the file or the override, the dotted field, and the way out; all faults at once.
@@ -177,9 +172,22 @@ def differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}: {theirs!r} -> {ours!r}"
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error, not a silent replacement."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice; keep one", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe; shipped ones are under runs/recipes/") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -209,6 +217,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {'.'.join(parents[: i + 1])} is a value, not a section")
         node = child
     node[leaf] = value
+    if key in _ALTERNATIVES and value is not None:
+        values.pop(_ALTERNATIVES[key], None)
 
 
 def _describe(error: dict[str, Any]) -> str:

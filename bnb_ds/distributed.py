@@ -12,9 +12,12 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from bnb_ds.errors import BnbError
+from bnb_ds.errors import BnbError, ConfigError
 
 T = TypeVar("T")
+
+# Set by launchers that start several processes without telling torch which is which.
+_TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def rank() -> int:
@@ -41,14 +44,17 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     """Join the process group through DeepSpeed and return this rank's device.
 
     Started without a launcher, the process becomes the only rank.
+
+    Raises:
+        ConfigError: several tasks were started without a launcher that numbers them.
     """
+    _become_single_rank_without_launcher()
     import deepspeed.ops
     from deepspeed import comm
     from deepspeed.accelerator import get_accelerator
 
     # DeepSpeed calls what newer torch releases rename; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    _become_single_rank_without_launcher()
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce at start-up (40 s, needs a compiler, and a process killed
@@ -66,9 +72,13 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     return device
 
 
-def shutdown() -> None:
-    """Leave the process group; without it torch warns of leaked resources at exit."""
-    if dist.is_initialized():
+def shutdown(*, after_error: bool = False) -> None:
+    """Leave the process group, which gloo needs for a clean exit.
+
+    After an error an NCCL group is left as it is: leaving it is collective, and would wait for ranks that know of no
+    error, while the launcher waits for this one to end.
+    """
+    if dist.is_initialized() and not (after_error and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
 
 
@@ -86,17 +96,19 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Call a function on rank 0 and give its result to every rank; a user's error there is raised on every rank."""
+    """Call a function on rank 0 and give its result to every rank; what it raises there is raised on every rank."""
     result, error = None, None
     if is_main():
         try:
             result = function()
-        except BnbError as raised:
+        except Exception as raised:
             error = raised
     if dist.is_initialized() and world_size() > 1:
-        box = [result, error]
+        # Of our own faults the text is enough: their exceptions need not survive the journey.
+        portable = error if error is None or isinstance(error, BnbError) else RuntimeError(f"on rank 0: {error!r}")
+        box = [result, portable]
         dist.broadcast_object_list(box, src=0)
-        result, error = box
+        result, error = (result, error) if is_main() else box
     if error is not None:
         raise error
     return result
@@ -114,6 +126,12 @@ def gather(value: T) -> list[T]:
 def _become_single_rank_without_launcher() -> None:
     if "RANK" in os.environ:
         return
+    for name in _TASK_COUNTS:
+        if int(os.environ.get(name, "1")) > 1:
+            raise ConfigError(
+                f"{name} is {os.environ[name]} but RANK is not set: every task would train alone into one output_dir;"
+                " start through deepspeed or torchrun"
+            )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

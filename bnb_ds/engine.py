@@ -41,7 +41,13 @@ def build_engine(
     params = dict(ds_config.optimizer.get("params", {}))
     if ds_config.offloads_optimizer:
         # DeepSpeed's CPU Adam updates the offloaded state; it is built from the JSON's own block.
-        optimizer, optimizer_name, values = None, "DeepSpeed CPUAdam (offloaded)", ds_config.values
+        optimizer, optimizer_name = None, "DeepSpeed CPUAdam (offloaded)"
+        kind = ds_config.optimizer["type"]
+        if kind == "Lamb":
+            raise ConfigError(f"{ds_config.path}: Lamb cannot be offloaded; choose AdamW, or remove offload_optimizer")
+        # DeepSpeed decouples the weight decay of "Adam" too, unless it is told not to.
+        block = {"type": kind, "params": {**params, "adam_w_mode": kind == "AdamW"}}
+        values = {**ds_config.values, "optimizer": block}
     else:
         optimizer, optimizer_name = choose_optimizer(ds_config.optimizer["type"], params, device)
         values = {key: value for key, value in ds_config.values.items() if key != "optimizer"}

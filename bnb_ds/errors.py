@@ -6,10 +6,11 @@ a traceback and exit with :data:`EXIT_USER_ERROR`; anything else that escapes is
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 EXIT_USER_ERROR = 2
 
@@ -34,6 +35,15 @@ class CheckpointError(BnbError):
 
 class NonFiniteLossError(BnbError):
     """The training loss became infinite or not a number; the message names the samples."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` for the closest of ``known``, else the list of what is known."""
+    by_lowercase = {key.lower(): key for key in sorted(known)}
+    matches = difflib.get_close_matches(name.lower(), by_lowercase, n=1)
+    if matches:
+        return f"did you mean {by_lowercase[matches[0]]!r}?"
+    return f"known: {', '.join(by_lowercase.values())}"
 
 
 def run_reporting_errors(program: str, function: Callable[[], int | None]) -> int:

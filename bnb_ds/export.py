@@ -16,7 +16,7 @@ from bnb_ds.errors import CheckpointError
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.outputs import new_directory
 from bnb_ds.run_dir import locate_checkpoint, run_of
-from bnb_ds.tokenization import load_tokenizer
+from bnb_ds.tokenization import load_tokenizer, save_tokenizer
 
 
 def export(source: Path, output: Path) -> tuple[Path, list[str]]:
@@ -35,12 +35,15 @@ def export(source: Path, output: Path) -> tuple[Path, list[str]]:
     """
     found, notes = locate_checkpoint(source)
     run = run_of(found)
+    if not (run / "model" / "config.json").is_file():
+        raise CheckpointError(f"{run}: has no model/config.json; restore it from a copy of the run")
+    model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
+    model.load_state_dict(read_weights(found))
+    tokenizer, card = load_tokenizer(run / "model"), model_card(run, found)
     with new_directory(output) as directory:
-        model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
-        model.load_state_dict(read_weights(found))
         model.save_pretrained(directory)
-        load_tokenizer(run / "model").save_pretrained(directory)
-        (directory / "README.md").write_text(model_card(run, found), encoding="utf-8")
+        save_tokenizer(tokenizer, directory)
+        (directory / "README.md").write_text(card, encoding="utf-8")
     return found, notes
 
 
@@ -59,7 +62,7 @@ def read_weights(found: Path) -> dict[str, torch.Tensor]:
                 weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
         else:
             weights = torch.load(found / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{found}: cannot be read as a DeepSpeed checkpoint: {error}") from None
     return {name: tensor.float() for name, tensor in weights.items()}
 

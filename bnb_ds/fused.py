@@ -17,6 +17,8 @@ from torch import nn
 
 from bnb_ds.errors import ConfigError
 
+_NEVER_CLIP = 1e30
+
 
 @dataclass(frozen=True)
 class Apex:
@@ -66,8 +68,10 @@ def fuse_layer_norms(model: nn.Module, device: torch.device) -> str:
     Parameters and their names stay the same. Returns which LayerNorm is in use, in words.
     """
     apex = find_apex()
-    if device.type != "cuda" or not apex.usable:
+    if device.type != "cuda":
         return "torch LayerNorm"
+    if not apex.usable:
+        return f"torch LayerNorm ({apex.description})"
     fused_layer_norm = importlib.import_module("apex.normalization").FusedLayerNorm
     for parent in list(model.modules()):
         for name, child in parent.named_children():
@@ -110,7 +114,8 @@ def _choose_lamb(
 ) -> tuple[Callable[[Iterable[Any]], torch.optim.Optimizer], str]:
     if apex.usable:
         fused_lamb = importlib.import_module("apex.optimizers").FusedLAMB
-        return lambda groups: fused_lamb(groups, **params), "apex FusedLAMB"
+        # Clipping is the engine's; apex would clip at norm 1 once more.
+        return lambda groups: fused_lamb(groups, max_grad_norm=_NEVER_CLIP, **params), "apex FusedLAMB"
     if device.type == "cuda":
         from deepspeed.ops.lamb import FusedLamb
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -12,12 +13,13 @@ from typing import TextIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from bnb_ds.corruption import Corruption
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.files import replaced_text_file
-from bnb_ds.modeling import BnbForConditionalGeneration, decoder_lengths
+from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, decoder_lengths
 from bnb_ds.randomness import hash64
 from bnb_ds.samples import PretrainSamples
 from bnb_ds.shards import TokenShards
@@ -30,16 +32,25 @@ def load_exported(directory: Path) -> tuple[BnbForConditionalGeneration, PreTrai
     Raises:
         CheckpointError: the directory is not one that ``bnb-ds export`` wrote.
     """
-    if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
+    if _model_type(directory) != BnbConfig.model_type or not any(directory.glob("*.safetensors")):
         raise CheckpointError(
             f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`"
         )
     try:
-        model = BnbForConditionalGeneration.from_pretrained(directory)
-    except (OSError, RuntimeError) as error:
+        model, info = BnbForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: the model cannot be read: {error}; export it again") from None
+    if info["missing_keys"]:
+        raise CheckpointError(f"{directory}: lacks weights such as {min(info['missing_keys'])}; export it again")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.eval().to(device), load_tokenizer(directory)
+
+
+def _model_type(directory: Path) -> str | None:
+    try:
+        return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError):
+        return None
 
 
 def generate_lines(model_dir: Path, input_name: str, output_name: str, *, batch_size: int) -> str:

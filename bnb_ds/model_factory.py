@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers.utils import cached_file
+
 from bnb_ds.bert_init import config_from_bert
 from bnb_ds.config import ModelSection, ModelSize
-from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, decoder_lengths
 from bnb_ds.shards import TokenShards
 from bnb_ds.tokenization import load_tokenizer, tokenizer_hash
@@ -34,10 +36,10 @@ def model_config(section: ModelSection, shards: TokenShards, max_length: int) ->
         }
         config = BnbConfig(encoder=bert, decoder=bert, **_bnb_fields(section, shards))
     else:
-        for checkpoint in filter(None, (section.encoder, section.decoder)):
-            _refuse_other_tokenizer(Path(checkpoint), shards)
         overrides = {**_bnb_fields(section, shards), **_dropout_fields(section)}
         config = config_from_bert(section.encoder, section.decoder, overrides)
+        for checkpoint in filter(None, (section.encoder, section.decoder)):
+            _refuse_other_tokenizer(checkpoint, shards)
         _refuse_small_vocabulary(config, shards)
     _refuse_short_positions(config, max_length)
     return config
@@ -78,14 +80,28 @@ def _bnb_fields(section: ModelSection, shards: TokenShards) -> dict[str, object]
     }
 
 
-def _refuse_other_tokenizer(checkpoint: Path, shards: TokenShards) -> None:
-    if not any((checkpoint / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        return  # a checkpoint without its tokenizer, or a hub name: the size of the vocabulary is still compared
-    if tokenizer_hash(load_tokenizer(checkpoint)) != shards.tokenizer_hash:
+def _refuse_other_tokenizer(checkpoint: str, shards: TokenShards) -> None:
+    directory = _tokenizer_directory(checkpoint)
+    if directory is None:
+        return  # a checkpoint without its tokenizer: the size of the vocabulary is still compared
+    if tokenizer_hash(load_tokenizer(directory)) != shards.tokenizer_hash:
         raise DataError(
             f"{checkpoint}: its tokenizer is not the one that data.shards was made with;"
-            f" run `bnb-ds prep text --tokenizer {checkpoint} ...` again, or choose another model"
+            f" run `bnb-ds prep text --tokenizer {directory} ...` again, or choose another model"
         )
+
+
+def _tokenizer_directory(checkpoint: str) -> Path | None:
+    """Where the tokenizer files of a local directory or hub name lie, once fetched; None in a directory without any."""
+    if Path(checkpoint).is_dir():
+        has_files = any((Path(checkpoint) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+        return Path(checkpoint) if has_files else None
+    cached_file(checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    for name in ("tokenizer.json", "vocab.txt"):
+        path = cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            return Path(path).parent
+    raise CheckpointError(f"{checkpoint}: its tokenizer cannot be fetched; give a local directory that holds it")
 
 
 def _refuse_small_vocabulary(config: BnbConfig, shards: TokenShards) -> None:

@@ -1,10 +1,9 @@
-"""What a batch is trained on. An objective returns a sum and a count, never a mean: the loop divides the sum over the
+"""What a batch is trained on. An objective gives a sum and a count, never a mean: the loop divides the sum over the
 global batch by the global count, so that the result does not depend on how the batch is cut into micro batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +11,21 @@ from torch import Tensor, nn
 from bnb_ds.batch import PackedBatch
 
 
-@dataclass(frozen=True)
-class LossOutput:
-    """The loss of one micro batch.
+class Objective(Protocol):
+    """The loss of a micro batch, in two parts."""
 
-    Attributes:
-        sum: float32 scalar with gradient, in nats.
-        count: what the sum is divided by once it is global (target tokens); known before the model runs.
-    """
+    def count(self, batch: PackedBatch) -> int:
+        """What the sum is divided by once both are global; known before the model runs."""
 
-    sum: Tensor
-    count: int
+    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
+        """Scalar with gradient, in nats; the model may be a DeepSpeed engine."""
 
 
-#: (model, batch, device) -> loss; the model may be a DeepSpeed engine
-Objective = Callable[[nn.Module, PackedBatch, torch.device], LossOutput]
+class Reconstruction:
+    """CTC negative log likelihood per target token; infeasible samples add nothing to sum or count."""
 
+    def count(self, batch: PackedBatch) -> int:
+        return batch.num_targets
 
-def reconstruction(model: nn.Module, batch: PackedBatch, device: torch.device) -> LossOutput:
-    """CTC negative log likelihood of the targets; infeasible samples add nothing to sum or count."""
-    output = model(**batch.model_inputs(device))
-    return LossOutput(sum=output.loss_sum, count=batch.num_targets)
+    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
+        return model(**batch.model_inputs(device)).loss_sum

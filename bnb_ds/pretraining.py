@@ -22,12 +22,13 @@ from bnb_ds.hardware import peak_flops
 from bnb_ds.loader import StepLoader
 from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.objectives import reconstruction
+from bnb_ds.objectives import Reconstruction
+from bnb_ds.outputs import disk_errors
 from bnb_ds.run_dir import RunDir
 from bnb_ds.samples import PretrainSamples
 from bnb_ds.schedule import learning_rate_multiplier
 from bnb_ds.shards import TokenShards
-from bnb_ds.tokenization import load_tokenizer
+from bnb_ds.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
 from bnb_ds.tracking import Tracker
 from bnb_ds.train_loop import LoopSettings, TrainLoop
 
@@ -82,6 +83,11 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
             raise DataError(
                 f"data.shards {recipe.data.shards}: holds no {name} documents; prepare it with another --holdout"
             )
+    if tokenizer_hash(load_tokenizer(train_shards.tokenizer_dir)) != train_shards.tokenizer_hash:
+        raise DataError(
+            f"{train_shards.tokenizer_dir}: not the tokenizer that the manifest names; restore it, or prepare the"
+            " shards again"
+        )
     return Plan(recipe, ds_config, train_shards, heldout_shards)
 
 
@@ -108,8 +114,10 @@ def pretrain(plan: Plan, *, resume: str = "never", stop_at: int | None = None) -
     device = distributed.init()
     try:
         _pretrain(plan, device, resume, stop_at)
-    finally:
-        distributed.shutdown()
+    except BaseException:
+        distributed.shutdown(after_error=True)
+        raise
+    distributed.shutdown()
 
 
 def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None) -> None:
@@ -122,6 +130,7 @@ def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None
     train, heldout = (plan.samples(shards, model.config) for shards in (plan.train_shards, plan.heldout_shards))
     total_steps = plan.total_steps(len(train))
     stop_step = min(stop_at or total_steps, total_steps)
+    num_parameters = report.count_parameters(model)  # before ZeRO stage 3 takes them apart
     multiplier = learning_rate_multiplier(total_steps, **recipe.schedule.model_dump())
     engine, kernels = build_engine(model, ds_config, device, multiplier)
     start_step, samples_consumed = 0, 0
@@ -133,7 +142,7 @@ def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None
     tracker = Tracker(run.tensorboard, start_step=start_step, total_steps=total_steps)
     for line in (
         *notes,
-        *report.derived(plan, model.config, report.count_parameters(model), len(train), total_steps),
+        *report.derived(plan, model.config, num_parameters, len(train), total_steps),
         f"kernels      {kernels}",
         f"peak         {peak / 1e12:.3g} TFLOP/s per rank ({peak_source})",
         f"start        step {start_step}{f', from {found}' if found else ''}; this launch ends at step {stop_step}",
@@ -142,7 +151,7 @@ def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None
     loop = TrainLoop(
         engine,
         _loader(train, plan),
-        reconstruction,
+        Reconstruction(),
         _evaluation(engine, heldout, plan, device),
         tracker,
         _loop_settings(recipe, total_steps, stop_step),
@@ -203,7 +212,8 @@ def _training_flops(config: BnbConfig) -> Callable[[PackedBatch], int]:
 
 
 def _prepare_run_dir(run: RunDir, model: BnbForConditionalGeneration, shards: TokenShards, start_step: int) -> None:
+    with disk_errors(run.path):
+        # What an export needs besides the weights, so that it needs no shards.
+        model.config.save_pretrained(run.model)
+        save_tokenizer(load_tokenizer(shards.tokenizer_dir), run.model)
     run.record_launch(start_step)
-    # What an export needs besides the weights, so that it needs no shards.
-    model.config.save_pretrained(run.model)
-    load_tokenizer(shards.tokenizer_dir).save_pretrained(run.model)

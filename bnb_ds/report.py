@@ -79,8 +79,8 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int) ->
 
     34 bytes per token, layer and hidden unit in half precision (Korthikanti et al., MLSys 2023, equation 1, without
     the attention matrix, which SDPA does not keep), twice that in fp32 and half as much again for cross-attention; with
-    activation checkpointing only each layer's input. The plain CTC head holds logits, log-probabilities and their
-    gradient in fp32.
+    activation checkpointing only each layer's input. The plain CTC head holds logits, log-probabilities, their padded
+    copy and the gradients of both in fp32.
     """
     slots = int(decoder_lengths(max_length, config))
     element = 4 if ds_config.precision == "fp32" else 2
@@ -89,5 +89,5 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int) ->
     encoder, decoder = config.encoder, config.decoder
     per_sample = max_length * encoder.num_hidden_layers * encoder.hidden_size * per_unit
     per_sample += slots * decoder.num_hidden_layers * decoder.hidden_size * per_unit * (1 if recomputed else 1.5)
-    per_sample += 3 * 4 * slots * config.vocab_size
+    per_sample += 5 * 4 * slots * config.vocab_size
     return ds_config.micro_batch * per_sample

@@ -26,6 +26,7 @@ from bnb_ds.config import PretrainRecipe, differences, dump_recipe
 from bnb_ds.ds_config import DsConfig
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.files import write_atomic
+from bnb_ds.outputs import disk_errors
 
 _PACKAGES = ("bnb_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -87,16 +88,22 @@ class RunDir:
         if resume == "auto":
             if not _holds_run(self.path):
                 return None, []
-            self._refuse_other_settings(self.path)
-            return checkpoint.newest_intact(self.checkpoints)
+            notes = self._refuse_other_settings(self.path)
+            found, passed_over = checkpoint.newest_intact(self.checkpoints)
+            return found, [*notes, *passed_over]
         return self._named_checkpoint(Path(resume))
 
     def _named_checkpoint(self, path: Path) -> tuple[Path, list[str]]:
         found, notes = locate_checkpoint(path)
-        self._refuse_other_settings(run_of(found))
-        return found, notes
+        run = run_of(found)
+        if _holds_run(self.path) and self.path.resolve() != run.resolve():
+            raise ConfigError(
+                f"output_dir {self.path}: holds another run than --resume {path}; choose a new output_dir"
+            )
+        return found, [*notes, *self._refuse_other_settings(run)]
 
-    def _refuse_other_settings(self, run: Path) -> None:
+    def _refuse_other_settings(self, run: Path) -> list[str]:
+        """Raise for differences that change the training; return notes on other software."""
         old_recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
         old_ds = json.loads((run / "ds_config.resolved.json").read_text(encoding="utf-8"))
         changes = [
@@ -106,15 +113,27 @@ class RunDir:
             *differences(_without(self.ds_config.values, _FREE_DS_KEYS), _without(old_ds, _FREE_DS_KEYS)),
         ]
         launches = (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()
-        changes.extend(differences(self.data_fingerprint, json.loads(launches[0])["data_fingerprint"], "data"))
+        first = json.loads(launches[0])
+        changes.extend(differences(self.data_fingerprint, first["data_fingerprint"], "data"))
         if changes:
             raise ConfigError(
                 f"{run}: was started with other settings: {'; '.join(changes)};"
                 " restore them, or choose a new output_dir"
             )
+        software = ("python", "packages", "git_revision")
+        ours, theirs = ({key: launch[key] for key in software} for launch in (provenance(), first))
+        return [f"note         this run was started with other software: {line}" for line in differences(ours, theirs)]
 
     def record_launch(self, start_step: int) -> None:
-        """Write the resolved settings (first launch) and one line of provenance (every launch)."""
+        """Write the resolved settings (first launch) and one line of provenance (every launch).
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        with disk_errors(self.path):
+            self._write_launch(start_step)
+
+    def _write_launch(self, start_step: int) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         launch = {**provenance(), "start_step": start_step, "world_size": self.ds_config.world_size}
         with open(self.path / "launches.jsonl", "a", encoding="utf-8") as file:

@@ -23,7 +23,8 @@ def learning_rate_multiplier(
         final_ratio: multiplier at ``total_steps``; it has no effect with ``constant``.
 
     Returns:
-        A function of the 0-based step. Step 0 of a warm-up already has a positive rate, so no step is wasted.
+        A function of the 0-based step, which counts the updates made: a step that an fp16 overflow skips does
+        not advance it. Step 0 of a warm-up already has a positive rate, so no step is wasted.
     """
     warmup_steps = round(total_steps * warmup_ratio)
 

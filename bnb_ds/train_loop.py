@@ -43,7 +43,7 @@ class StepStats:
     """Global counts of one step or of several added up."""
 
     loss_sum: float = 0.0
-    targets: float = 0.0
+    count: float = 0.0
     tokens: float = 0.0
     ordinary: float = 0.0
     masked: float = 0.0
@@ -62,7 +62,7 @@ class TrainLoop:
     Args:
         engine: DeepSpeed engine.
         loader: micro batches of this rank.
-        objective: loss of a micro batch, as sum and count.
+        objective: loss of a micro batch.
         evaluate: called between steps; returns tag -> value; every rank calls it.
         tracker: where numbers go.
         checkpoints: directory of the run's checkpoints.
@@ -106,8 +106,11 @@ class TrainLoop:
         interval = StepStats()
         self._engine.train()  # a model made from a checkpoint comes in evaluation mode
         steps = range(start_step + 1, settings.stop_step + 1)
+        clock = time.perf_counter()
         for step, batches in zip(steps, self._loader.steps(samples_consumed, len(steps)), strict=True):
             stats, measures = self._step(step, batches)
+            # Waiting for data counts, evaluation and checkpoints do not.
+            stats.seconds = time.perf_counter() - clock
             interval += stats
             samples_consumed += self._loader.global_batch
             last = step == settings.stop_step
@@ -119,11 +122,11 @@ class TrainLoop:
                 self._tracker.scalars(step, self._evaluate())
             if step % settings.checkpoint_steps == 0 or last:
                 self._save(step, samples_consumed)
-        return settings.stop_step
+            clock = time.perf_counter()
+        return max(start_step, settings.stop_step)
 
     def _step(self, step: int, batches: list[PackedBatch]) -> tuple[StepStats, dict[str, float]]:
         """One optimizer step over this rank's micro batches."""
-        start = time.perf_counter()
         engine = self._engine
         counts = self._global_counts(batches)
         # DeepSpeed divides by the accumulation steps and averages over ranks; undo both, and divide by the global
@@ -133,23 +136,33 @@ class TrainLoop:
         for micro_step, batch in enumerate(batches):
             # Dropout is a pure function of (seed, step, micro step, rank): nothing of it needs to be saved.
             key = hash64(self._settings.seed, _STREAM_DROPOUT, step, micro_step, distributed.rank())
-            torch.manual_seed(int(key[0] >> 1))
-            loss = self._objective(engine, batch, self._device)
-            local_sums.append(loss.sum.detach().double())
-            engine.backward(loss.sum * scale.to(loss.sum.dtype))
+            torch.manual_seed(int(key[0]) >> 1)
+            loss_sum = self._objective.loss_sum(engine, batch, self._device)
+            local_sums.append(loss_sum.detach().double())
+            engine.backward(loss_sum * scale.to(loss_sum.dtype))
             if micro_step < len(batches) - 1:
                 engine.step()  # counts the micro step; nothing is updated yet
-        loss_sum = self._finite_global_sum(step, batches, torch.stack(local_sums))
+        global_sum = self._finite_global_sum(step, batches, torch.stack(local_sums))
         learning_rate = engine.get_lr()[0]
         norm = take_step(engine)
         self._refuse_infinite_gradient(step, batches, norm)
-        stats = StepStats(loss_sum, *counts.tolist(), seconds=time.perf_counter() - start)
-        return stats, {"train/lr": learning_rate, "train/grad_norm": math.nan if norm is None else norm}
+        return StepStats(global_sum, *counts.tolist()), {
+            "train/lr": learning_rate,
+            "train/grad_norm": math.nan if norm is None else norm,
+        }
 
     def _global_counts(self, batches: list[PackedBatch]) -> torch.Tensor:
-        """float64 [7], the counts of `StepStats` from ``targets`` to ``flops``, summed over micro steps and ranks."""
+        """float64 [7], the numbers of `StepStats` from ``count`` to ``flops``, summed over micro steps and ranks."""
         local = [
-            (b.num_targets, b.num_tokens, b.num_ordinary, b.num_masked, b.num_infeasible, b.num_samples, flops)
+            (
+                self._objective.count(b),
+                b.num_tokens,
+                b.num_ordinary,
+                b.num_masked,
+                b.num_infeasible,
+                b.num_samples,
+                flops,
+            )
             for b, flops in zip(batches, map(self._batch_flops, batches), strict=True)
         ]
         return distributed.all_sum(torch.tensor(local, dtype=torch.float64).sum(0).to(self._device))
@@ -188,7 +201,7 @@ class TrainLoop:
     def _training_scalars(self, last: StepStats, interval: StepStats) -> dict[str, float]:
         peak = self._peak_flops * distributed.world_size()
         return {
-            "train/loss": last.loss_sum / max(last.targets, 1),
+            "train/loss": last.loss_sum / max(last.count, 1),
             "perf/tokens_per_second": interval.tokens / interval.seconds,
             "perf/mfu": interval.flops / interval.seconds / peak,
             "data/mask_fraction": interval.masked / max(interval.ordinary, 1),

@@ -47,8 +47,20 @@ PYTHON
 python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && export DS_ACCELERATOR=cpu
 # Two ranks show data parallelism and divide the batch on any machine; a resume keeps their number.
 ranks=$(python -c 'import os, torch; print(min(2, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
+devices=(--num_gpus "$ranks")
+# With --num_gpus the launcher forgets which GPUs the user has chosen.
+[ -z "${CUDA_VISIBLE_DEVICES:-}" ] || devices=(--include "localhost:$(cut -d, -f"-$ranks" <<<"$CUDA_VISIBLE_DEVICES")")
 
 stage "corpus"
+# What is there may be reused only if it was made from the same text.
+identity=$work/corpus.identity
+identify() { [ -z "$corpus" ] && echo documentation || find "$corpus" -type f -exec sha256sum {} + | sort; }
+if [ -e "$identity" ]; then
+    [ "$(identify)" = "$(cat "$identity")" ] ||
+        fail "$work was made from another corpus; choose another --work, or delete it"
+else
+    identify > "$identity"
+fi
 if [ -z "$corpus" ]; then
     corpus=$work/documentation.jsonl
     if [ -e "$corpus" ]; then echo "reusing $corpus"; else bnb-ds prep docs --output "$corpus"; fi
@@ -76,7 +88,7 @@ run=$work/run-$steps
 pretrain() {
     local port
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-    deepspeed --log_level error --num_gpus "$ranks" --master_port "$port" \
+    deepspeed --log_level error "${devices[@]}" --master_port "$port" \
         runs/pretrain.py runs/recipes/pretrain/quickstart.yaml --deepspeed_config ds_configs/quickstart.json \
         --resume auto "$@" steps="$steps" data.shards="$shards" output_dir="$run"
 }

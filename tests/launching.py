@@ -15,12 +15,15 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 TIMEOUT_SECONDS = 240
+#: what a launcher tells its ranks; a test of this process alone may have set them
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment with the tools of its virtual environment first on PATH, on the CPU, one thread."""
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     return {
-        **os.environ,
+        **inherited,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",

@@ -58,6 +58,13 @@ def test_a_damaged_checkpoint_is_passed_over(copy_of_run, damage, message):
         locate_checkpoint(newest)
 
 
+def test_with_every_checkpoint_damaged_nothing_starts_anew(copy_of_run, whole_run, tmp_path):
+    for file in (copy_of_run / "checkpoints").glob("*/zero_pp_rank_0_*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"step_00000008: .*; .*step_00000003: .* is missing: no checkpoint is"):
+        checkpoint.newest_intact(copy_of_run / "checkpoints")
+
+
 def test_an_unfinished_checkpoint_is_ignored(copy_of_run):
     checkpoints = copy_of_run / "checkpoints"
     (checkpoints / "step_00000006").rename(checkpoints / "step_00000009.partial")
@@ -80,11 +87,13 @@ def test_a_checkpoint_outside_its_run_is_refused(copy_of_run, tmp_path):
         run_of(locate_checkpoint(alone)[0])
 
 
-def test_resume_refusals_name_the_way_out(whole_run):
-    """One launch each: without --resume, with other settings (all named at once), on another number of ranks."""
+def test_resume_refusals_name_the_way_out(whole_run, copy_of_run):
+    """One launch each: without --resume, with other settings (all named at once), into another run, on other ranks."""
+    other = copy_of_run / "checkpoints" / "step_00000003"
     cases = [
         ([], 2, f"output_dir {whole_run.output}: holds a run already; add --resume auto"),
         (["--resume", "auto", "steps=9", "seed=7"], 2, "was started with other settings: seed: 42 -> 7; steps: 8 -> 9"),
+        (["--resume", str(other), f"output_dir={whole_run.output}"], 2, "holds another run than --resume"),
         (["--resume", "auto"], 1, "written by 2 ranks, this launch has 1; resume with 2 ranks"),
     ]
     before = {path: path.stat().st_mtime_ns for path in whole_run.output.rglob("*") if path.is_file()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -79,9 +80,10 @@ def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, small_s
         (1, {}),
         (1, {"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 0}}),
         (2, {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 2}}),
+        (2, {"zero_optimization": {"stage": 0}}),
         (2, {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}),
     ],
-    ids=["one rank", "one micro batch, stage 0", "no accumulation, stage 2", "stage 3"],
+    ids=["one rank", "one micro batch, stage 0", "no accumulation, stage 2", "stage 0", "stage 3"],
 )
 def test_the_loss_does_not_depend_on_how_the_batch_is_cut(tmp_path, small_shards, ranks, changes):
     """Without dropout, whose draws belong to a rank, all cuts of the global batch train alike."""
@@ -102,6 +104,22 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
     errors = [line for line in result.stderr.splitlines() if "pretrain.py: error" in line]
     assert errors == [f"pretrain.py: error: {job.recipe}: unknown key 'data.max_lenght': did you mean 'max_length'?"]
     assert "Traceback" not in result.stderr
+    assert not job.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--world-size", "2"], "--world-size goes with --dry-run; a real run takes it from its launcher"),
+        (["--stop-at", "0"], "--stop-at and --world-size take positive whole numbers"),
+    ],
+)
+def test_misuse_of_flags(tmp_path, small_shards, arguments, message):
+    job = Job(tmp_path, small_shards)
+    script = ["runs/pretrain.py", str(job.recipe), "--deepspeed_config", str(job.ds_config), *arguments]
+    result = launching.run([sys.executable, *script])
+    assert result.returncode == 2
+    assert message in result.stderr
     assert not job.output.exists()
 
 

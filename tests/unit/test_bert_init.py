@@ -140,8 +140,8 @@ def test_a_checkpoint_without_all_weights_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"latent_sise": 3}, "from_bert has no setting 'latent_sise': did you mean latent_size"),
-        ({"zzz": 3}, "from_bert has no setting 'zzz': use one of: latent_size, latent_dropout"),
+        ({"latent_sise": 3}, "from_bert has no setting 'latent_sise': did you mean 'latent_size'"),
+        ({"zzz": 3}, "from_bert has no setting 'zzz': known: attention_probs_dropout_prob, blank_token_id"),
         ({"latent_size": 0}, "latent_size is 0"),
     ],
 )

@@ -44,9 +44,7 @@ def test_shipped_recipes_are_valid(path):
 
 
 def test_overrides_replace_values_and_make_sections(write):
-    recipe = load_recipe(
-        write(MINIMAL), ["data.max_length=128", "objective.corruption=mlm", "steps=null", "epochs=0.5"]
-    )
+    recipe = load_recipe(write(MINIMAL), ["data.max_length=128", "objective.corruption=mlm", "epochs=0.5"])
     assert recipe.data.max_length == 128
     assert recipe.objective.corruption == "mlm"
     assert (recipe.steps, recipe.epochs) == (None, 0.5)
@@ -79,6 +77,7 @@ def test_bad_override(write, override, message):
             {"objective": {"corruption": "noise"}},
             "objective.corruption: Input should be 'ae', 'mlm', 'plm' or 'mlm+plm'",
         ),
+        ({"steps": None, "epochs": float("inf")}, "epochs: Input should be a finite number"),
         ({"epochs": 1.0}, "give exactly one of steps and epochs"),
         ({"steps": None}, "give exactly one of steps and epochs"),
         ({"model": {"encoder": "a", "size": {}}}, "encoder and size exclude each other"),
@@ -107,6 +106,7 @@ def test_all_faults_are_named_at_once(write):
     [
         ("- a list", "a recipe is a mapping of keys to values"),
         ("a: [1", "not valid YAML"),
+        ("a: {b: 1, b: 2}", "key 'b' is given twice; keep one"),
         (b"\xff\xfe", "cannot be read as a recipe"),
     ],
 )

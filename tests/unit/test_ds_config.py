@@ -53,8 +53,7 @@ def test_shipped_configs_are_valid_and_deepspeed_agrees(path, world_size):
     [
         ({}, "fp32"),
         ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 1}}, "fp16"),
-        ({"bf16": {"enabled": True}}, "bf16"),
-        ({"torch_autocast": {"enabled": True, "dtype": "torch.float16"}}, "fp16"),
+        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}, "bf16"),
         ({"torch_autocast": {"enabled": True}}, "bf16"),
     ],
 )
@@ -65,7 +64,8 @@ def test_precision(write, change, precision):
 def test_offload_is_recognised(write):
     zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
     assert load_ds_config(write({**VALID, "zero_optimization": zero}), 1).offloads_optimizer
-    assert not load_ds_config(write(VALID), 1).offloads_optimizer
+    for zero in ({}, {"stage": 2, "offload_optimizer": None}, {"offload_optimizer": {"device": "none"}}):
+        assert not load_ds_config(write({**VALID, "zero_optimization": zero}), 1).offloads_optimizer
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,27 @@ def test_offload_is_recognised(write):
         ({"gradient_clipping": "auto"}, "gradient_clipping: 'auto' is Hugging Face Trainer's; write the value"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: 4 is not 0, 1, 2 or 3"),
         ({"fp16": {"enabled": True}}, "fp16 with ZeRO stage 0 trains wrongly"),
+        ({"bf16": {"enabled": True}}, "bf16 with ZeRO stage 0 saves weights rounded to bf16"),
         (
-            {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
-            "bf16 with fp32 gradient accumulation needs ZeRO",
+            {
+                "bf16": {"enabled": True},
+                "data_types": {"grad_accum_dtype": "fp32"},
+                "zero_optimization": {"stage": 1},
+            },
+            "saves checkpoints that DeepSpeed cannot consolidate; set zero_optimization.stage to 2",
         ),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "torch_autocast.dtype: 'float16' is not supported"),
+        ({"gradient_clipping": "x"}, "gradient_clipping: the largest gradient norm (0 for none) is a number, not 'x'"),
+        ({"flops_profiler": {"enable": True}}, "unknown key 'flops_profiler.enable': did you mean 'enabled'?"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}},
+            "unknown key 'zero_optimization.offload_optimizer.devise': did you mean 'device'?",
+        ),
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, "zero_optimization.offload_optimizer: "),
+        ({"optimizer": {"type": ["AdamW"]}}, "optimizer.type: ['AdamW'] is not supported"),
+        ({"optimizer": {"kind": "AdamW"}}, "unknown key 'optimizer.kind': known: params, type"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1, "betas": 3}}}, "optimizer.params.betas: two numbers"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1, "eps": "x"}}}, "optimizer.params.eps: a number of at"),
         (
             {"bf16": {"enabled": True}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 1}},
             "fp16 and bf16 are both enabled; keep one",

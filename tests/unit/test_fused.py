@@ -51,6 +51,11 @@ def test_a_build_without_extensions_is_passed_over(install):
     assert "without its CUDA extensions (no fused_layer_norm_cuda)" in apex.description
 
 
+def test_a_build_without_its_parts_is_passed_over(install):
+    install({"__init__.py": ""}, "PyTorch Extensions written by NVIDIA")
+    assert "without its layers and optimizers" in find_apex().description
+
+
 def test_without_apex_torch_is_used():
     assert find_apex().description == "NVIDIA apex is not installed"
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))

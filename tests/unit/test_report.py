@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -75,12 +76,12 @@ def test_parameters_of_the_meta_model_are_those_of_the_real_one(settings, small_
         ({"zero_optimization": {"stage": 3}, "fp16": {"enabled": True}}, 8, 16 / 8),
         (
             {
-                "zero_optimization": {"stage": 1},
+                "zero_optimization": {"stage": 2},
                 "bf16": {"enabled": True},
                 "data_types": {"grad_accum_dtype": "fp32"},
             },
             2,
-            6 + 12 / 2,
+            2 + (4 + 12) / 2,
         ),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "fp16": {"enabled": True}}, 2, 3),
     ],
@@ -131,6 +132,37 @@ def test_shards_without_held_out_documents(settings, tmp_path, small_texts, smal
     recipe, ds_config = settings()
     with pytest.raises(DataError, match="holds no held-out documents; prepare it with another --holdout"):
         make_plan(recipe, [f"data.shards={tmp_path / 'shards'}"], ds_config, 1)
+
+
+def test_shards_whose_tokenizer_was_changed(settings, tmp_path, small_shards):
+    changed = shutil.copytree(small_shards, tmp_path / "shards")
+    file = changed / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"lowercase": false', '"lowercase": true'))
+    recipe, ds_config = settings()
+    with pytest.raises(DataError, match="not the tokenizer that the manifest names; restore it, or prepare"):
+        make_plan(recipe, [f"data.shards={changed}"], ds_config, 1)
+
+
+def test_a_hub_checkpoint_with_another_tokenizer_is_refused(settings, tmp_path, small_texts, small_shards, monkeypatch):
+    """A hub name is resolved through the hub's cache, which lies here as a download leaves it."""
+    from transformers import BertConfig, BertModel
+
+    from data_prep.documents import Document
+    from data_prep.vocab import train_vocabulary
+
+    repository = tmp_path / "models--lab--bert"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    documents = (Document(str(i), t, "") for i, t in enumerate(small_texts))
+    train_vocabulary(documents, snapshot, vocab_size=500)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=600, **size)).save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    recipe = load_recipe(settings()[0], ["model.size=null", "model.encoder=lab/bert"])
+    with pytest.raises(DataError, match="lab/bert: its tokenizer is not the one that"):
+        build_model(recipe.model, TokenShards(small_shards, "train"), 32)
 
 
 def test_a_checkpoint_with_another_tokenizer_is_refused(settings, tmp_path, small_texts, small_shards):
