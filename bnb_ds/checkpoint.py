@@ -54,8 +54,8 @@ def save(engine: Any, directory: Path, step: int, state: dict[str, Any], keep: i
     def prepare() -> None:
         with disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            for stale in directory.glob("*.partial"):
-                shutil.rmtree(stale)
+            for stale in directory.glob("*.partial"):  # what a killed run was writing: a checkpoint, or `latest`
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
     def publish() -> None:
         with disk_errors(directory):

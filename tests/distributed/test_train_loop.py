@@ -160,9 +160,12 @@ def test_going_back_abandons_what_came_after(make_loop, tmp_path):
     directory = tmp_path / "checkpoints"
     for abandoned in (5, 6):
         shutil.copytree(directory / "step_00000001", directory / f"step_{abandoned:08d}")
+    (directory / "step_00000002.partial").mkdir()
+    (directory / ".latest.123.partial").write_text("step_000")
     checkpoint.save(loop._engine, directory, 3, {"samples_consumed": 24}, keep=1)
     assert [path.name for path in checkpoint.whole_checkpoints(directory)] == ["step_00000003"]
     assert checkpoint.newest_intact(directory) == (directory / "step_00000003", [])
+    assert not list(directory.glob("*.partial"))
 
 
 def test_a_full_disk_is_a_users_error(make_loop, tmp_path):

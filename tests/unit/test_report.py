@@ -134,10 +134,14 @@ def test_shards_without_held_out_documents(settings, tmp_path, small_texts, smal
         make_plan(recipe, [f"data.shards={tmp_path / 'shards'}"], ds_config, 1)
 
 
-def test_shards_whose_tokenizer_was_changed(settings, tmp_path, small_shards):
+def test_shards_whose_tokenizer_was_changed(settings, tmp_path, small_shards, small_texts):
+    from data_prep.documents import Document
+    from data_prep.vocab import train_vocabulary
+
     changed = shutil.copytree(small_shards, tmp_path / "shards")
-    file = changed / "tokenizer" / "tokenizer.json"
-    file.write_text(file.read_text().replace('"lowercase": false', '"lowercase": true'))
+    shutil.rmtree(changed / "tokenizer")
+    documents = (Document(str(i), text, "") for i, text in enumerate(small_texts))
+    train_vocabulary(documents, changed / "tokenizer", vocab_size=500)
     recipe, ds_config = settings()
     with pytest.raises(DataError, match="not the tokenizer that the manifest names; restore it, or prepare"):
         make_plan(recipe, [f"data.shards={changed}"], ds_config, 1)
