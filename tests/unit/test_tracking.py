@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -54,6 +57,7 @@ def test_off_a_terminal_there_are_lines_and_no_bar(tmp_path):
 
 def test_on_a_terminal_there_is_a_bar(tmp_path):
     controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # 24 lines of 100 columns
     subprocess.run(
         [sys.executable, "-c", SCRIPT.format(log_dir=str(tmp_path))], stdout=terminal, stderr=terminal, check=True
     )
