@@ -37,7 +37,7 @@ EXTRAS_REQUIRE = {
 setup(
     name="bnb_ds",
     version="0.1.0",
-    description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model: pre-training and generation on DeepSpeed",
+    description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model: training and generation on DeepSpeed",
     license="Apache-2.0",
     packages=["bnb_ds", "data_prep"],
     python_requires=">=3.10,<3.13",
