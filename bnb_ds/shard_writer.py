@@ -200,7 +200,7 @@ def _claim(directory: Path) -> BinaryIO:
     """Take the directory for one writer; returns the open lock file, which the process's death releases too."""
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / PARTIAL_DIRECTORY
-    _refuse_foreign(directory, had_writer=partial.exists())
+    refuse_foreign(directory, had_writer=partial.exists())
     partial.mkdir(exist_ok=True)
     lock = open(partial / LOCK_NAME, "ab")  # noqa: SIM115 -- held as long as the writer lives
     try:
@@ -212,7 +212,7 @@ def _claim(directory: Path) -> BinaryIO:
         pass  # a file system without locks: two writers at once are then the user's to avoid
     try:
         # Between the calls above another writer may have finished here and removed what we hold.
-        _refuse_foreign(directory, had_writer=True)
+        refuse_foreign(directory, had_writer=True)
         _remove_output(directory, keep=LOCK_NAME)
         os.stat(partial / LOCK_NAME)
     except BaseException:
@@ -221,7 +221,8 @@ def _claim(directory: Path) -> BinaryIO:
     return lock
 
 
-def _refuse_foreign(directory: Path, *, had_writer: bool) -> None:
+def refuse_foreign(directory: Path, *, had_writer: bool) -> None:
+    """Raise DataError unless a directory is empty or holds only what an interrupted writer leaves."""
     names = set(os.listdir(directory))
     if MANIFEST_NAME in names:
         raise DataError(f"{directory}: already holds finished shards; remove them or choose another output")
