@@ -6,8 +6,10 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from bnb_ds.errors import ConfigError
 from bnb_ds.shards import SPLITS, Manifest
 from data_prep.engines import ENGINE_NAMES
+from data_prep.filters import FilteredSource
 from data_prep.prepare import Options
 from data_prep.text import (
     DEFAULT_ID_COLUMN,
@@ -28,6 +30,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     prep = subparsers.add_parser("prep", help="make corpora, vocabularies and token shards")
     commands = prep.add_subparsers(dest="prep_command", required=True, metavar="COMMAND")
     _add_text(commands)
+    _add_wikipedia(commands)
+    _add_pubmed(commands)
     _add_docs(commands)
     _add_vocab(commands)
     _add_merge(commands)
@@ -45,6 +49,34 @@ def run_text(args: argparse.Namespace) -> None:
     run_source(args, TextSource(find_files(args.input), text_format, settings))
 
 
+def run_wikipedia(args: argparse.Namespace) -> None:
+    """``prep wikipedia``: rows or dumps into token shards."""
+    from data_prep import units, wikipedia
+
+    text_format = TextFormat(args.text_column, args.id_column)
+    if (args.dataset is None) == (args.input is None):
+        raise ConfigError("prep wikipedia needs either --dataset NAME or --input PATH")
+    if args.dataset is not None:
+        from data_prep.hub_rows import HubSource
+
+        run_source(args, HubSource(args.dataset, args.config, args.split, args.revision, text_format))
+        return
+    settings = {
+        "command": "prep wikipedia",
+        "text_column": text_format.text_column,
+        "id_column": text_format.id_column,
+    }
+    files = units.find_files(args.input, wikipedia.KINDS)
+    run_source(args, wikipedia.WikipediaSource(files, text_format, settings))
+
+
+def run_pubmed(args: argparse.Namespace) -> None:
+    """``prep pubmed``: MEDLINE/PubMed XML or .jsonl of abstracts into token shards."""
+    from data_prep import pubmed
+
+    run_source(args, pubmed.PubmedSource(pubmed.find_files(args.input)))
+
+
 def run_source(args: argparse.Namespace, source: Source) -> None:
     """Make the shards of a source as the options say, and print one line of what was done."""
     from bnb_ds.tokenization import load_tokenizer
@@ -54,6 +86,8 @@ def run_source(args: argparse.Namespace, source: Source) -> None:
     names = [field.name for field in fields(Options)]
     options = Options(**{name: getattr(args, name) for name in names})
     command = source.settings["command"]
+    if args.clean or args.min_characters:
+        source = FilteredSource(source, clean=args.clean, min_characters=args.min_characters)
     tokenizer = load_tokenizer(args.tokenizer)
     found = prepare(source, args.output, tokenizer, options, Progress())
     if isinstance(found, str):
@@ -140,6 +174,12 @@ def add_output_options(parser: argparse.ArgumentParser, *, drop_duplicates: bool
         help="leave out documents whose text is that of an earlier one",
     )
     parser.add_argument(
+        "--clean", action="store_true", help="remove control characters and runs of spaces and blank lines"
+    )
+    parser.add_argument(
+        "--min-characters", type=int, default=0, metavar="N", help="leave out shorter documents (default: %(default)s)"
+    )
+    parser.add_argument(
         "--skip-bad", action="store_true", help="leave out records that cannot be read, and list them in the output"
     )
 
@@ -148,6 +188,36 @@ def _add_merge(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("merge", help="join what the tasks of a job array have made, without copying")
     parser.add_argument("output", type=Path, help="the --output of the tasks")
     parser.set_defaults(run=run_merge)
+
+
+def _add_wikipedia(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "wikipedia", help="Wikipedia (a data set, its files, or an XML dump) into token shards"
+    )
+    parser.add_argument(
+        "--input", type=Path, nargs="+", metavar="PATH", help=".parquet, .arrow, .jsonl or .xml files or directories"
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="hub data set to stream, for example wikimedia/wikipedia")
+    parser.add_argument("--config", metavar="NAME", help="of the data set, for example 20231101.en")
+    parser.add_argument("--split", default="train", metavar="NAME", help="of the data set (default: %(default)s)")
+    parser.add_argument("--revision", metavar="NAME", help="of the data set, to name it for good")
+    _add_columns(parser)
+    add_output_options(parser)
+    parser.set_defaults(run=run_wikipedia)
+
+
+def _add_pubmed(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("pubmed", help="MEDLINE/PubMed titles and abstracts into token shards")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="baseline, then update files: .xml, .xml.gz, .jsonl, or directories of them",
+    )
+    add_output_options(parser, drop_duplicates=True)
+    parser.set_defaults(run=run_pubmed)
 
 
 def _add_docs(commands: argparse._SubParsersAction) -> None:
@@ -182,6 +252,16 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help=f"{', '.join(EXTENSIONS)} files, or directories that are searched for them",
     )
+    _add_columns(parser)
+    parser.add_argument(
+        "--txt-documents",
+        choices=TXT_DOCUMENTS,
+        default=TXT_DOCUMENTS[0],
+        help="what separates the documents of a .txt file (default: %(default)s)",
+    )
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-column", default="text", metavar="NAME", help="column of .jsonl and .parquet (default: %(default)s)"
     )
@@ -190,12 +270,6 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="NAME",
         help=f"column of document ids (default: {DEFAULT_ID_COLUMN!r} where there is one, else a hash of the text)",
-    )
-    parser.add_argument(
-        "--txt-documents",
-        choices=TXT_DOCUMENTS,
-        default=TXT_DOCUMENTS[0],
-        help="what separates the documents of a .txt file (default: %(default)s)",
     )
 
 
