@@ -63,7 +63,9 @@ def test_compressed_in_several_streams(tmp_path: Path, suffix: str) -> None:
 def test_truncated(tmp_path: Path, tokenizer: Path, suffix: str) -> None:
     path = rows_file(tmp_path / f"a.jsonl{suffix}", ROWS)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match=f"a.jsonl{suffix}: truncated: the compressed data end too early; fetch the file"):
+    with pytest.raises(
+        DataError, match=f"a.jsonl{suffix}: truncated: the compressed data end too early; fetch the file"
+    ):
         make(tmp_path, tokenizer, path)
     assert not (tmp_path / "s").exists()
     rows_file(tmp_path / "b.jsonl", ROWS[:5])
@@ -99,7 +101,9 @@ def test_zst_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_skipped_lines_are_counted_and_listed(tmp_path: Path, tokenizer: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n{"text": 3}\n{"text": "caf\xe9"}\nnot json\n{"text": "good"}\n')
-    with pytest.raises(DataError, match=r"line 2: the text is of type int; .* \(or leave such records out with --skip-bad"):
+    with pytest.raises(
+        DataError, match=r"line 2: the text is of type int; .* \(or leave such records out with --skip-bad"
+    ):
         make(tmp_path, tokenizer, path)
     shards = make(tmp_path, tokenizer, path, "--skip-bad")
     assert (len(shards), shards.manifest.totals.skipped) == (2, {"bad": 3})
