@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from transformers import BertTokenizerFast
 
 from bnb_ds.errors import ConfigError
 from data_prep.words import WordEngine
+
+_PIECE_CHARACTERS = 1 << 20
 
 SAMPLE_CHARACTERS = 1 << 18  # what an engine is proven on: a quarter of a second of the tokenizer's own work
 
@@ -110,6 +112,28 @@ class TokieEngine:
         return _ragged(rows)
 
 
+class InPieces:
+    """An engine that is given no more than about a million characters of a document at once, to bound its memory.
+
+    A space ends a word whatever follows, so the ids of the pieces are the ids of the whole. A tokenizer with added
+    tokens, which may hold spaces, is given whole documents.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.name = engine.name
+
+    def __call__(self, texts: Sequence[str]) -> Ragged:
+        """See :class:`Engine`."""
+        if all(len(text) <= _PIECE_CHARACTERS for text in texts):
+            return self._engine(texts)
+        rows = []
+        for text in texts:
+            pieces = [self._engine([piece]).ids for piece in _pieces(text)]
+            rows.append(np.concatenate(pieces) if len(pieces) > 1 else pieces[0])
+        return _ragged(rows)
+
+
 ENGINES: dict[str, Callable[[Tokenizer], Engine]] = {
     kind.name: kind for kind in (NanotokenEngine, TokieEngine, WordsEngine, TokenizersEngine)
 }
@@ -137,8 +161,9 @@ def choose_engine(
         raise ConfigError(f"--engine must be one of {', '.join(ENGINE_NAMES)}, got {name!r}")
     backend = document_backend(tokenizer)
     reference = TokenizersEngine(backend)
+    in_pieces = (lambda engine: engine) if _has_added_tokens(backend) else InPieces
     if name == reference.name:
-        return reference
+        return in_pieces(reference)
     expected = reference(sample)
     for candidate in ENGINES if name == "auto" else (name,):
         try:
@@ -151,10 +176,10 @@ def choose_engine(
             say(f"engine {candidate}: refuses this tokenizer ({_one_line(error)}); not used")
             continue
         if (fault := _difference(engine, sample, expected)) is None:
-            return engine
+            return in_pieces(engine)
         say(f"engine {candidate}: {fault}; not used")
     say(f"engine {reference.name}: used instead")
-    return reference
+    return in_pieces(reference)
 
 
 def document_backend(tokenizer: BertTokenizerFast) -> Tokenizer:
@@ -182,6 +207,22 @@ def _ragged(rows: list[np.ndarray]) -> Ragged:
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([row.size for row in rows], out=offsets[1:])
     return Ragged(np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint32), offsets)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > _PIECE_CHARACTERS:
+        end = text.rfind(" ", start + 1, start + _PIECE_CHARACTERS)
+        end = text.find(" ", start + _PIECE_CHARACTERS) if end < 0 else end
+        if end < 0:
+            break
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _has_added_tokens(backend: Tokenizer) -> bool:
+    return any(not token["special"] for token in json.loads(backend.to_str())["added_tokens"])
 
 
 def _without_special_tokens(backend: Tokenizer) -> str:

@@ -113,15 +113,13 @@ def test_skipped_lines_are_counted_and_listed(tmp_path: Path, tokenizer: Path) -
 
 @pytest.mark.parametrize("engine", ["words", "tokenizers"])
 def test_a_document_of_50_mb_and_a_word_of_a_million(tmp_path: Path, tokenizer: Path, small_tokenizer, engine) -> None:
-    if engine == "tokenizers":
-        texts = ["x" * 1_000_000, "a function " * 10_000]
-    else:
-        texts = ["x" * 1_000_000, "a function of the module, " * 2_000_000]
+    phrase = "a function of the module, "
+    texts = ["x" * 1_000_000, phrase * (2_000_000 if engine == "words" else 60_000), phrase * 10 + "y" * 3_000_000]
     shards = make(tmp_path, tokenizer, rows_file(tmp_path / "a.jsonl", texts), "--engine", engine)
     assert shards.document(0).tolist() == [small_tokenizer.unk_token_id]
-    phrase = texts[1][:26] if engine == "words" else texts[1][:11]
     ids = small_tokenizer(phrase, add_special_tokens=False)["input_ids"]
     assert np.array_equal(shards.document(1), np.tile(ids, len(texts[1]) // len(phrase)))
+    assert shards.document(2).tolist() == [*np.tile(ids, 10), small_tokenizer.unk_token_id]
 
 
 def test_control_characters(tmp_path: Path, tokenizer: Path, small_tokenizer) -> None:
