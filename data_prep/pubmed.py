@@ -7,6 +7,7 @@ of a PMID replaces an earlier one, and a deletion removes what came before it.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from data_prep import units
 from data_prep.documents import BadRecord, Deletion, Document, Omitted, Record
 from data_prep.opening import kind, open_input, reading_errors
+from data_prep.pubmed_skim import SkimmedPubmed
 from data_prep.units import SourceFile, Unit
-from data_prep.xml_input import EntityReferenceError, elements, entity_record, local_name, text_of
+from data_prep.xml_input import EntityReferenceError, entity_record, stream_elements, text_of
 
 EXTENSIONS = (".xml", ".jsonl")
 NO_ABSTRACT = "no abstract"
@@ -55,8 +57,8 @@ def read_xml(file: SourceFile) -> Iterator[Record]:
         DataError: the file is truncated, not well-formed or no PubMed export.
     """
     number = 0
-    for element in elements(file, _RECORDS, _ROOTS):
-        name = local_name(element)
+    for element in _elements(file):
+        name = element.tag
         if name.startswith("Delete"):
             yield from (Deletion(text_of(pmid)) for pmid in element.iter("PMID"))
         else:
@@ -93,6 +95,12 @@ def read_jsonl(file: SourceFile) -> Iterator[Record]:
                 yield BadRecord(place, f"not a PubMed record ({reason}); mend or remove the line")
             else:
                 yield document
+
+
+def _elements(file: SourceFile) -> Iterator[Any]:
+    with reading_errors(file.path), open_input(file.path) as stream:
+        skimmed = io.BufferedReader(SkimmedPubmed(stream), 1 << 16)
+        yield from stream_elements(skimmed, file, _RECORDS, _ROOTS)
 
 
 def _record(element: Any, name: str, file: SourceFile, place: str) -> Record:

@@ -13,6 +13,7 @@ import pytest
 from bnb_ds.errors import DataError
 from bnb_ds.shards import SPLITS, TokenShards
 from bnb_ds.tokenization import load_tokenizer, save_tokenizer
+from data_prep import pubmed_skim
 from data_prep.documents import BadRecord, Deletion, Document, Omitted, is_held_out
 from data_prep.index import IndexBuilder, decide
 from data_prep.pubmed import PubmedSource, find_files, read_jsonl, read_xml
@@ -253,6 +254,37 @@ def test_skipped_bad_records_are_counted_and_listed(tmp_path: Path, small_tokeni
     assert lines[0].startswith(f"{tmp_path}/in/a.xml: record 2: holds the entity reference &c;")
     assert lines[1].endswith("(the rest of the file is skipped)")
     assert "2 bad skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block_bytes", [7, 1000, 1 << 20])
+def test_skimming_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    """Lists of every form, and blocks that end anywhere: the records are those of the parser alone."""
+    lists = (
+        '<AuthorList CompleteYN="Y">\n<Author/>\n</AuthorList>',
+        '<AuthorList CompleteYN="N"/>',
+        "<AuthorListing>x</AuthorListing><MeshHeadingList>\n</MeshHeadingList><ChemicalList/>",
+        "<ChemicalList><Chemical/></ChemicalList><ChemicalList>",
+    )
+    records = [plain(i, f"text {i}").replace("</Article>", f"{text}</Article>") for i, text in enumerate(lists)]
+    path = write(tmp_path / "a.xml", *records[:3], plain(9, "the last"))
+    monkeypatch.setattr(pubmed_skim, "_BLOCK_BYTES", block_bytes)
+    (file,) = find_files([path])
+    skimmed = read(path)
+    monkeypatch.setattr(pubmed_skim, "_LISTS", ())
+    assert skimmed == list(read_xml(file))
+    assert [record.id for record in skimmed] == ["0", "1", "2", "9"]
+    monkeypatch.undo()
+    path = write(tmp_path / "b.xml", records[0], "\n", records[3])
+    line = path.read_text().count("\n", 0, path.read_text().index("<ChemicalList>")) + 1
+    with pytest.raises(DataError, match=rf"b.xml: line {line}: not well-formed XML"):
+        read(path)
+
+
+def test_skimming_real_files_changes_nothing(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = find_files([shared_data / "pubmed" / "xml"])
+    skimmed = [record for file in files for record in read_xml(file)]
+    monkeypatch.setattr(pubmed_skim, "_LISTS", ())
+    assert skimmed == [record for file in files for record in read_xml(file)]
 
 
 def test_real_exports(shared_data: Path, tmp_path: Path) -> None:
