@@ -161,4 +161,6 @@ def _distinct(data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, list[by
     offsets = np.append(starts, len(data))
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     array = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers).dictionary_encode()
-    return array.indices.to_numpy(), array.dictionary.to_pylist()
+    # Not to_numpy(), which imports pandas: half a second in every process.
+    codes = np.frombuffer(array.indices.buffers()[1], dtype=np.int32, count=len(starts)) if len(starts) else offsets[:0]
+    return codes, array.dictionary.to_pylist()
