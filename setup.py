@@ -8,7 +8,9 @@ INSTALL_REQUIRES = [
     "transformers>=5,<6",  # BERT layers, checkpoints and tokenizers; the exported model is a Hugging Face directory
     "tokenizers>=0.22",  # training the WordPiece vocabulary
     "datasets>=4",  # downstream data sets and streamed hub corpora
-    "pyarrow>=15",  # reading parquet corpora in bounded memory
+    "pyarrow>=15",  # reading parquet and arrow corpora in bounded memory; the dictionary of the word engine
+    "lxml>=5",  # streaming PubMed XML and MediaWiki dumps
+    "mwparserfromhell>=0.6.6",  # wikitext to text
     "numpy>=1.26",  # token shards, loader and corruption
     "safetensors>=0.5",  # weights of exported models
     "pydantic>=2.7",  # typed recipes with errors that carry the path of the field
@@ -26,10 +28,20 @@ EXTRAS_REQUIRE = {
     #   git clone https://github.com/NVIDIA/apex && cd apex
     #   APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .
     "apex": ["ninja", "packaging", "wheel"],
+    # Optional for `bnb-ds prep`; young tokenisation engines are proven on the input before they are used.
+    "fast": [
+        "nanotoken>=0.1,<0.2",  # WordPiece at several times the speed of the word dictionary
+        "tokie>=0.1,<0.2",  # likewise, another implementation
+        "isal>=1.6",  # inflates .gz at twice the speed
+        "zstandard>=0.22",  # reading .zst
+    ],
+    "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png`
     "test": [
         "pytest>=8",  # the test runner
         "pytest-timeout>=2.3",  # a distributed test that hangs must end
         "hypothesis>=6.100",  # property tests
+        "matplotlib>=3.8",  # the picture of `prep stats`
+        "zstandard>=0.22",  # .zst input
         "ruff>=0.17,<0.18",  # linter, run as a test; another release may find what this one does not
     ],
 }

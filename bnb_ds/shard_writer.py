@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import io
 import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,11 +17,11 @@ import numpy as np
 
 from bnb_ds.errors import DataError
 from bnb_ds.files import sync
-from bnb_ds.outputs import disk_errors, sync_file, sync_tree, write_synced
+from bnb_ds.outputs import disk_errors, sync_tree, write_synced
+from bnb_ds.shard_files import ShardFiles
 from bnb_ds.shard_manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
-    OFFSET_DTYPE,
     SPECIAL_TOKENS,
     SPLITS,
     TOKENIZER_DIRECTORY,
@@ -39,9 +37,9 @@ from bnb_ds.shard_manifest import (
 
 DEFAULT_TOKENS_PER_SHARD = 1 << 26  # 128 MiB of uint16, which is also what the writer keeps in memory per split
 
-_PARTIAL_DIRECTORY = ".partial"
-_LOCK_NAME = "lock"
-_SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.(tokens|offsets)\.npy")
+PARTIAL_DIRECTORY = ".partial"
+LOCK_NAME = "lock"
+_SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}(-\d{{3,}})?\.(tokens|offsets)\.npy")
 
 
 class ShardWriter:
@@ -77,24 +75,22 @@ class ShardWriter:
         if tokens_per_shard < 1:
             raise ValueError(f"tokens_per_shard must be at least 1, got {tokens_per_shard}")
         self.directory = Path(directory)
-        self.dtype = token_dtype(tokenizer.vocab_size)
         self._tokenizer = tokenizer
-        self._tokens_per_shard = tokens_per_shard
         self._sources = [ManifestSource.model_validate(dict(source)) for source in sources]
         self._holdout = ManifestHoldout.model_validate(dict(holdout))
         self._settings = json.loads(json.dumps(dict(settings)))
-        # A table of ids: one gather per document finds special tokens.
-        self._is_refused = np.zeros(tokenizer.vocab_size, dtype=bool)
-        self._is_refused[[tokenizer.special_ids[name] for name in SPECIAL_TOKENS if name != "unk"]] = True
-        self._pending: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        self._pending_tokens = dict.fromkeys(SPLITS, 0)
-        self._shards: dict[str, list[ManifestShard]] = {split: [] for split in SPLITS}
         self._skipped: Counter[str] = Counter()
         self._closed = False
-        self._partial = self.directory / _PARTIAL_DIRECTORY
+        self._partial = self.directory / PARTIAL_DIRECTORY
         with disk_errors(self.directory):
             self._made_directory = not self.directory.exists()
             self._lock = _claim(self.directory)
+        self._files = ShardFiles(
+            self._partial,
+            vocab_size=tokenizer.vocab_size,
+            special_ids=tokenizer.special_ids,
+            max_tokens=tokens_per_shard,
+        )
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -108,14 +104,12 @@ class ShardWriter:
     @property
     def num_documents(self) -> dict[str, int]:
         """Documents added so far, by split."""
-        finished = {split: sum(shard.num_documents for shard in self._shards[split]) for split in SPLITS}
-        return {split: finished[split] + len(self._pending[split]) for split in SPLITS}
+        return self._files.num_documents
 
     @property
     def num_tokens(self) -> dict[str, int]:
         """Tokens added so far, by split."""
-        finished = {split: sum(shard.num_tokens for shard in self._shards[split]) for split in SPLITS}
-        return {split: finished[split] + self._pending_tokens[split] for split in SPLITS}
+        return self._files.num_tokens
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -135,22 +129,8 @@ class ShardWriter:
         """
         if self._closed:
             raise ValueError("the shard writer is closed")
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        token_ids = np.asarray(token_ids)
-        if token_ids.ndim != 1 or token_ids.size == 0 or token_ids.dtype.kind not in "iu":
-            raise ValueError(
-                f"token_ids must be a non-empty vector of integers, got {token_ids.dtype} of shape {token_ids.shape}"
-            )
-        if token_ids.min() < 0 or token_ids.max() >= self._is_refused.size or self._is_refused[token_ids].any():
-            raise ValueError(
-                f"token_ids must be below {self._is_refused.size} and hold no [PAD], [CLS], [SEP] or [MASK]; "
-                "encode with bnb_ds.tokenization.DocumentEncoder"
-            )
-        if self._pending[split] and self._pending_tokens[split] + token_ids.size > self._tokens_per_shard:
-            self._finish_shard(split)
-        self._pending[split].append(token_ids.astype(self.dtype))
-        self._pending_tokens[split] += token_ids.size
+        with disk_errors(self.directory):
+            self._files.add(token_ids, split)
 
     def skip(self, reason: str) -> None:
         """Count a document that is left out; the manifest reports the counts by reason."""
@@ -165,11 +145,8 @@ class ShardWriter:
         if self._closed:
             raise ValueError("the shard writer is closed")
         try:
-            for split in SPLITS:
-                if self._pending[split]:
-                    self._finish_shard(split)
-            manifest = self._manifest()
             with disk_errors(self.directory):
+                manifest = self._manifest(self._files.finish())
                 self._publish(manifest)
         except BaseException:
             self.abort()
@@ -192,35 +169,15 @@ class ShardWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
         self._lock.close()
 
-    def _finish_shard(self, split: str) -> None:
-        documents = self._pending[split]
-        offsets = np.zeros(len(documents) + 1, dtype=OFFSET_DTYPE)
-        np.cumsum([document.size for document in documents], out=offsets[1:])
-        shard = ManifestShard(
-            split=split,
-            name=f"{split}-{len(self._shards[split]):05d}",
-            num_documents=len(documents),
-            num_tokens=int(offsets[-1]),
-            tokens_sha256="",
-            offsets_sha256="",
-        )
-        with disk_errors(self.directory):
-            tokens_sha256 = _write_npy(self._partial / shard.tokens_file, self.dtype, shard.num_tokens, documents)
-            offsets_sha256 = _write_npy(self._partial / shard.offsets_file, OFFSET_DTYPE, offsets.size, [offsets])
-        hashes = {"tokens_sha256": tokens_sha256, "offsets_sha256": offsets_sha256}
-        self._shards[split].append(shard.model_copy(update=hashes))
-        self._pending[split] = []
-        self._pending_tokens[split] = 0
-
-    def _manifest(self) -> Manifest:
+    def _manifest(self, shards: list[ManifestShard]) -> Manifest:
         tokenizer = self._tokenizer
         return Manifest(
             format_version=FORMAT_VERSION,
-            dtype=self.dtype.name,
+            dtype=token_dtype(self._tokenizer.vocab_size).name,
             tokenizer=ManifestTokenizer(name=tokenizer.name, hash=tokenizer.hash, vocab_size=tokenizer.vocab_size),
             special_ids={name: int(tokenizer.special_ids[name]) for name in SPECIAL_TOKENS},
             sources=self._sources,
-            shards=[shard for split in SPLITS for shard in self._shards[split]],
+            shards=shards,
             holdout=self._holdout,
             settings=self._settings,
             totals=ManifestTotals(documents=self.num_documents, tokens=self.num_tokens, skipped=self.skipped),
@@ -242,10 +199,10 @@ class ShardWriter:
 def _claim(directory: Path) -> BinaryIO:
     """Take the directory for one writer; returns the open lock file, which the process's death releases too."""
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / _PARTIAL_DIRECTORY
-    _refuse_foreign(directory, had_writer=partial.exists())
+    partial = directory / PARTIAL_DIRECTORY
+    refuse_foreign(directory, had_writer=partial.exists())
     partial.mkdir(exist_ok=True)
-    lock = open(partial / _LOCK_NAME, "ab")  # noqa: SIM115 -- held as long as the writer lives
+    lock = open(partial / LOCK_NAME, "ab")  # noqa: SIM115 -- held as long as the writer lives
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -255,21 +212,22 @@ def _claim(directory: Path) -> BinaryIO:
         pass  # a file system without locks: two writers at once are then the user's to avoid
     try:
         # Between the calls above another writer may have finished here and removed what we hold.
-        _refuse_foreign(directory, had_writer=True)
-        _remove_output(directory, keep=_LOCK_NAME)
-        os.stat(partial / _LOCK_NAME)
+        refuse_foreign(directory, had_writer=True)
+        _remove_output(directory, keep=LOCK_NAME)
+        os.stat(partial / LOCK_NAME)
     except BaseException:
         lock.close()
         raise
     return lock
 
 
-def _refuse_foreign(directory: Path, *, had_writer: bool) -> None:
+def refuse_foreign(directory: Path, *, had_writer: bool) -> None:
+    """Raise DataError unless a directory is empty or holds only what an interrupted writer leaves."""
     names = set(os.listdir(directory))
     if MANIFEST_NAME in names:
         raise DataError(f"{directory}: already holds finished shards; remove them or choose another output")
     if had_writer:
-        names = {name for name in names if name not in (_PARTIAL_DIRECTORY, TOKENIZER_DIRECTORY)}
+        names = {name for name in names if name not in (PARTIAL_DIRECTORY, TOKENIZER_DIRECTORY)}
         names = {name for name in names if not _SHARD_FILE.fullmatch(name)}
     if names:
         raise DataError(f"{directory}: not empty (it holds {min(names)}); choose a new or empty directory as output")
@@ -282,21 +240,8 @@ def _remove_output(directory: Path, keep: str | None = None) -> None:
         if _SHARD_FILE.fullmatch(name):
             (directory / name).unlink()
     shutil.rmtree(directory / TOKENIZER_DIRECTORY, ignore_errors=True)
-    for entry in (directory / _PARTIAL_DIRECTORY).glob("*"):
+    for entry in (directory / PARTIAL_DIRECTORY).glob("*"):
         if entry.is_dir():
             shutil.rmtree(entry)
         elif entry.name != keep:
             entry.unlink()
-
-
-def _write_npy(path: Path, dtype: np.dtype, length: int, arrays: Iterable[np.ndarray]) -> str:
-    """Write vectors back to back as one ``.npy`` vector without joining them in memory; returns the file's SHA-256."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": (length,)})
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        for data in (header.getvalue(), *(array.data for array in arrays)):
-            file.write(data)
-            digest.update(data)
-        sync_file(file)
-    return digest.hexdigest()

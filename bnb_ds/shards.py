@@ -41,6 +41,7 @@ __all__ = [
     "ShardWriter",
     "TokenShards",
     "TokenizerInfo",
+    "read_manifest",
 ]
 
 
@@ -135,6 +136,16 @@ class TokenShards:
     def tokenizer_dir(self) -> Path:
         """Directory of the copy of the tokenizer."""
         return self.directory / TOKENIZER_DIRECTORY
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a finished shard directory, checked.
+
+    Raises:
+        DataError: there is none, or it is damaged or of another format version.
+    """
+    directory = Path(directory)
+    return parse_manifest(_read_manifest_bytes(directory), directory / MANIFEST_NAME)
 
 
 def _read_manifest_bytes(directory: Path) -> bytes:

@@ -18,6 +18,38 @@ class Document:
     id: str  # stable name of the document in its corpus
     text: str
     source: str  # the input it came from, as the manifest names it
+    title: str = ""  # where the source has one; part of the text only if the source says so
+    version: int = 0  # where ids repeat and the source wants the latest: the highest version wins, then the last read
+
+
+@dataclass(frozen=True)
+class Omitted:
+    """A record of the source that makes no document, by its nature: it is counted, and its id may supersede another."""
+
+    reason: str  # as the manifest counts it, for example "no abstract"
+    id: str = ""
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """The source withdraws every record of this id that came before."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that cannot be read: an error of the user's, or counted and listed where bad records are skipped."""
+
+    place: str  # file and line, row or record
+    reason: str  # with the way out
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+Record = Document | Omitted | Deletion | BadRecord
 
 
 def is_held_out(document_id: str, fraction: float) -> bool:

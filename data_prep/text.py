@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from bnb_ds.errors import DataError
-from bnb_ds.files import sha256_file
-from data_prep.documents import Document, content_id
+from data_prep import units
+from data_prep.documents import BadRecord, Document, Record, content_id
+from data_prep.opening import kind, open_input, reading_errors, unreadable
+from data_prep.units import SourceFile, Unit
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
 TXT_DOCUMENTS = ("blank-line", "line", "file")
 DEFAULT_ID_COLUMN = "id"
 
 _PARQUET_BATCH_ROWS = 256  # bounds memory within a row group
+_PARQUET_UNIT_BYTES = 1 << 27  # before compression
 
 
 @dataclass(frozen=True)
@@ -29,52 +32,34 @@ class TextFormat:
     txt_documents: str = "blank-line"  # what separates documents of a .txt file: one of TXT_DOCUMENTS
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """One input file."""
+class TextSource:
+    """Plain corpora as a :class:`~data_prep.units.Source`."""
 
-    path: Path
-    name: str  # relative to the directory the user named, or the file's own name: the same on every machine
+    latest_wins = False
 
-    def manifest_entry(self) -> dict[str, Any]:
-        """Name, size and SHA-256; reads the file once.
+    def __init__(self, files: Sequence[SourceFile], text_format: TextFormat, settings: dict[str, Any]) -> None:
+        self.files = files
+        self.settings = settings
+        self._format = text_format
 
-        Raises:
-            DataError: it cannot be read.
-        """
-        try:
-            return {"name": self.name, "bytes": self.path.stat().st_size, "sha256": sha256_file(self.path)}
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+    def units(self) -> list[Unit]:
+        """Whole files, and large parquet files by row groups."""
+        units: list[Unit] = []
+        for index, file in enumerate(self.files):
+            if file.path.suffix == ".parquet":
+                units.extend(parquet_units(file, index))
+            else:
+                units.append(Unit(index, file.num_bytes()))
+        return units
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        """The records of a file, or of some of its row groups."""
+        return read_records(self.files[unit.file], self._format, unit)
 
 
 def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
-    """The corpus files that ``inputs`` name: files as given, directories searched to the bottom in sorted order.
-
-    Hidden files and files of other types inside directories are passed over.
-
-    Raises:
-        DataError: an input is missing, of another type, without corpus files, or named twice.
-    """
-    files: list[SourceFile] = []
-    for given in map(Path, inputs):
-        if given.is_dir():
-            found = sorted(path for path in given.rglob("*") if _is_corpus_file(path.relative_to(given), path))
-            if not found:
-                raise DataError(f"{given}: no {', '.join(EXTENSIONS)} file in this directory; name one that has some")
-            files.extend(SourceFile(path, path.relative_to(given).as_posix()) for path in found)
-        elif not given.exists():
-            raise DataError(f"{given}: no such file or directory; check --input")
-        elif given.suffix not in EXTENSIONS:
-            raise DataError(f"{given}: not a {', '.join(EXTENSIONS)} file; convert it or choose another --input")
-        else:
-            files.append(SourceFile(given, given.name))
-    seen: set[Path] = set()
-    for file in files:
-        if (resolved := file.path.resolve()) in seen:
-            raise DataError(f"{file.path}: named twice by --input; name it once")
-        seen.add(resolved)
-    return files
+    """The .txt, .jsonl and .parquet files that ``inputs`` name; see :func:`data_prep.units.find_files`."""
+    return units.find_files(inputs, EXTENSIONS)
 
 
 def read_documents(files: Sequence[SourceFile], text_format: TextFormat = TextFormat()) -> Iterator[Document]:
@@ -83,118 +68,196 @@ def read_documents(files: Sequence[SourceFile], text_format: TextFormat = TextFo
     Raises:
         DataError: something is unreadable; the message names file and line or row.
     """
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     for file in files:
-        try:
-            yield from readers[file.path.suffix](file, text_format)
-        except OSError as error:
-            raise _unreadable(file.path, error) from error
+        for record in read_records(file, text_format):
+            if isinstance(record, BadRecord):
+                raise DataError(str(record))
+            yield record
 
 
-def _is_corpus_file(relative: Path, path: Path) -> bool:
-    return path.suffix in EXTENSIONS and path.is_file() and not any(part.startswith(".") for part in relative.parts)
+def read_records(file: SourceFile, text_format: TextFormat, unit: Unit | None = None) -> Iterator[Document | BadRecord]:
+    """The documents of one file, or of the row groups of a unit; a bad record does not end them.
+
+    Raises:
+        DataError: the file cannot be read on.
+    """
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet, ".arrow": _read_arrow}
+    with reading_errors(file.path):
+        yield from readers[kind(file.path)](file, text_format, unit)
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    reason = " ".join((error.strerror or str(error)).split())
-    return DataError(f"{path}: cannot read: {reason}; check the file and its permissions")
+def parquet_units(file: SourceFile, index: int) -> list[Unit]:
+    """Runs of row groups of at least a part's size; an unreadable file is one unit, whose reader will say so."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    num_bytes = file.num_bytes()
+    try:
+        metadata = pq.read_metadata(file.path)
+    except (pa.ArrowException, OSError):
+        return [Unit(index, num_bytes)]
+    sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    found: list[Unit] = []
+    begin = filled = 0
+    for i, size in enumerate(sizes):
+        filled += size
+        if filled >= _PARQUET_UNIT_BYTES or i == len(sizes) - 1:
+            found.append(Unit(index, num_bytes * filled // max(sum(sizes), 1), begin, i + 1))
+            begin, filled = i + 1, 0
+    return found or [Unit(index, num_bytes)]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str | BadRecord]]:
     """Line number from 1 and line without its end; a byte order mark is dropped."""
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         for number, raw in enumerate(file, start=1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}: line {number}: not valid UTF-8 at byte {error.start + 1} of the line; convert the file"
-                ) from None
-            yield number, line.rstrip("\r\n")
+                reason = f"not valid UTF-8 at byte {error.start + 1} of the line; convert the file"
+                yield number, BadRecord(f"{path}: line {number}", reason)
+            else:
+                yield number, line.rstrip("\r\n")
 
 
-def _read_txt(file: SourceFile, text_format: TextFormat) -> Iterator[Document]:
-    if text_format.txt_documents == "file":
-        yield _document(file, "\n".join(line for _, line in _lines(file.path)))
-        return
+def _read_txt(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:
+    separator = text_format.txt_documents
     paragraph: list[str] = []
+    spoilt = False  # by a bad line: the document is lost, not shortened
     for _, line in _lines(file.path):
-        if line.strip():
+        if isinstance(line, BadRecord):
+            yield line
+            spoilt = separator != "line"
+            continue
+        is_blank = not line.strip()
+        if separator == "file" or not is_blank:
             paragraph.append(line)
-        if paragraph and (text_format.txt_documents == "line" or not line.strip()):
-            yield _document(file, "\n".join(paragraph))
-            paragraph = []
-    if paragraph:
+        if separator == "line" or (separator == "blank-line" and is_blank):
+            if paragraph and not spoilt:
+                yield _document(file, "\n".join(paragraph))
+            paragraph, spoilt = [], False
+    if (paragraph or separator == "file") and not spoilt:
         yield _document(file, "\n".join(paragraph))
 
 
-def _read_jsonl(file: SourceFile, text_format: TextFormat) -> Iterator[Document]:
+def _read_jsonl(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:
     for number, line in _lines(file.path):
-        if not line.strip():
-            continue
-        place = f"{file.path}: line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: not valid JSON ({error}); mend or remove the line") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{place}: a JSON {type(row).__name__}, not an object; write one object per line")
-        _require_columns(row, place, text_format)
-        yield _checked(file, place, row[text_format.text_column], row.get(text_format.id_column or DEFAULT_ID_COLUMN))
+        if isinstance(line, BadRecord):
+            yield line
+        elif line.strip():
+            yield _jsonl_document(file, f"{file.path}: line {number}", line, text_format)
 
 
-def _read_parquet(file: SourceFile, text_format: TextFormat) -> Iterator[Document]:
+def _jsonl_document(file: SourceFile, place: str, line: str, text_format: TextFormat) -> Document | BadRecord:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadRecord(place, f"not valid JSON ({error}); mend or remove the line")
+    if not isinstance(row, dict):
+        return BadRecord(place, f"a JSON {type(row).__name__}, not an object; write one object per line")
+    if (missing := _missing_column(row, text_format)) is not None:
+        return BadRecord(place, missing)
+    return _checked(file, place, row[text_format.text_column], row.get(text_format.id_column or DEFAULT_ID_COLUMN))
+
+
+def _read_parquet(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file.path) as parquet:
-            names = parquet.schema_arrow.names
-            _require_columns(names, str(file.path), text_format)
-            id_column = text_format.id_column or DEFAULT_ID_COLUMN
-            # Not in one call with both names: a column may serve as text and id.
-            columns = sorted({text_format.text_column, id_column} & set(names))
-            row_number = 0
-            for batch in parquet.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=columns, use_threads=False):
-                try:
-                    texts = batch.column(text_format.text_column).to_pylist()
-                    ids = batch.column(id_column).to_pylist() if id_column in columns else [None] * len(texts)
-                except UnicodeDecodeError:
-                    raise DataError(
-                        f"{file.path}: rows {row_number + 1} to {row_number + len(batch)}: not valid UTF-8; "
-                        "write the file again from valid text"
-                    ) from None
-                for text, document_id in zip(texts, ids, strict=True):
-                    row_number += 1
-                    yield _checked(file, f"{file.path}: row {row_number}", text, document_id)
-    except pa.ArrowException as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{file.path}: not a readable parquet file ({reason}); restore or convert it") from error
+            columns = _columns(file, parquet.schema_arrow.names, text_format)
+            end = parquet.num_row_groups if unit is None or unit.end is None else unit.end
+            groups = range(unit.begin if unit else 0, end)
+            row_number = sum(parquet.metadata.row_group(i).num_rows for i in range(groups.start))
+            batches = parquet.iter_batches(
+                batch_size=_PARQUET_BATCH_ROWS, row_groups=list(groups), columns=columns, use_threads=False
+            )
+            yield from _rows(file, batches, row_number, text_format)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable_rows(file, "parquet", error) from error
 
 
-def _require_columns(names: Any, place: str, text_format: TextFormat) -> None:
+def _read_arrow(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:
+    """The IPC stream that ``datasets`` writes, or the IPC file format."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(file.path)) as mapped:
+            if mapped.read(6) == b"ARROW1":
+                reader = pa.ipc.open_file(mapped)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                mapped.seek(0)
+                batches = reader = pa.ipc.open_stream(mapped)
+            columns = _columns(file, reader.schema.names, text_format)
+            yield from _rows(file, (batch.select(columns) for batch in batches), 0, text_format)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable_rows(file, "arrow", error) from error
+
+
+def _unreadable_rows(file: SourceFile, name: str, error: Exception) -> Exception:
+    if isinstance(error, OSError) and error.errno is not None:
+        return unreadable(file.path, error)
+    reason = " ".join(str(error).split())
+    return DataError(f"{file.path}: not a readable {name} file ({reason}); restore or convert it")
+
+
+def _columns(file: SourceFile, names: list[str], text_format: TextFormat) -> list[str]:
+    if (missing := _missing_column(names, text_format)) is not None:
+        raise DataError(f"{file.path}: {missing}")
+    # Not in one call with both names: a column may serve as text and id.
+    return sorted({text_format.text_column, text_format.id_column or DEFAULT_ID_COLUMN} & set(names))
+
+
+def _rows(file: SourceFile, batches: Any, row_number: int, text_format: TextFormat) -> Iterator[Document | BadRecord]:
+    id_column = text_format.id_column or DEFAULT_ID_COLUMN
+    for batch in batches:
+        for start in range(0, len(batch), _PARQUET_BATCH_ROWS):
+            rows = batch.slice(start, _PARQUET_BATCH_ROWS)
+            columns = {name: rows.column(name) for name in rows.schema.names}
+            try:
+                values = {name: column.to_pylist() for name, column in columns.items()}
+            except UnicodeDecodeError:
+                values = {name: [_value(scalar) for scalar in column] for name, column in columns.items()}
+            texts = values[text_format.text_column]
+            for text, document_id in zip(texts, values.get(id_column, [None] * len(texts)), strict=True):
+                row_number += 1
+                yield _checked(file, f"{file.path}: row {row_number}", text, document_id)
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
+def _missing_column(names: Any, text_format: TextFormat) -> str | None:
     flags = {"--text-column": text_format.text_column, "--id-column": text_format.id_column}
     for flag, column in flags.items():
         if column is not None and column not in names:
-            raise DataError(f"{place}: no column {column!r}; choose {flag} from {', '.join(names) or 'none'}")
+            return f"no column {column!r}; choose {flag} from {', '.join(names) or 'none'}"
+    return None
 
 
-def _checked(file: SourceFile, place: str, text: Any, document_id: Any) -> Document:
+def _checked(file: SourceFile, place: str, text: Any, document_id: Any) -> Document | BadRecord:
     if text is None:
         text = ""
+    if isinstance(text, UnicodeDecodeError) or isinstance(document_id, UnicodeDecodeError):
+        return BadRecord(place, "not valid UTF-8; write the file again from valid text")
     if not isinstance(text, str):
-        raise DataError(f"{place}: the text is of type {type(text).__name__}; choose a --text-column of strings")
+        return BadRecord(place, f"the text is of type {type(text).__name__}; choose a --text-column of strings")
     if document_id is not None and (isinstance(document_id, bool) or not isinstance(document_id, (str, int))):
-        raise DataError(
-            f"{place}: the id is of type {type(document_id).__name__}; choose an --id-column of strings or integers"
-        )
+        kind_of_id = type(document_id).__name__
+        return BadRecord(place, f"the id is of type {kind_of_id}; choose an --id-column of strings or integers")
     document_id = None if document_id is None else str(document_id)
     try:
         for value in (text, document_id or ""):
             value.encode("utf-8")
     except UnicodeEncodeError:
         # JSON can spell half of a surrogate pair, which is no character.
-        raise DataError(f"{place}: holds half of a surrogate pair (\\ud800 to \\udfff); mend or remove it") from None
+        return BadRecord(place, "holds half of a surrogate pair (\\ud800 to \\udfff); mend or remove it")
     return _document(file, text, document_id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -62,6 +63,31 @@ def prepared(tmp_path_factory, small_texts, small_tokenizer):
     (command,) = commands("prepare")
     run(command.replace("CORPUS", f"{folder}/corpus.txt").replace("TOKENIZER", f"{folder}/bert"), folder)
     return folder
+
+
+def test_corpora(prepared, small_texts):
+    """The commands on small inputs of the same form; the data set of the hub is a local one here."""
+    rows = [{"id": str(i), "text": text} for i, text in enumerate(small_texts)]
+    (prepared / "rows").mkdir()
+    (prepared / "rows" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = "<page><title>T</title><ns>0</ns><id>{}</id><revision><text>{}</text></revision></page>"
+    pages = "".join(page.format(i, html.escape(text)) for i, text in enumerate(small_texts))
+    (prepared / "dump.xml").write_text(f"<mediawiki>{pages}</mediawiki>")
+    abstract = '{{"pmid": {}, "title": "T", "abstract": {}}}\n'
+    (prepared / "pubmed.jsonl").write_text(
+        "".join(abstract.format(i + 1, json.dumps(text)) for i, text in enumerate(small_texts))
+    )
+    places = {
+        "--dataset wikimedia/wikipedia --config 20231101.en": f"--dataset {prepared}/rows",
+        "enwiki-pages-articles-multistream.xml.bz2": f"{prepared}/dump.xml",
+        "baseline updatefiles": f"{prepared}/pubmed.jsonl",
+        "TOKENIZER": f"{prepared}/bert",
+        "--workers 32": "--workers 2",
+    }
+    for command in commands("corpora"):
+        for old, new in places.items():
+            command = command.replace(old, new)
+        assert run(command, prepared)
 
 
 def overrides(folder) -> str:

@@ -65,6 +65,8 @@ def test_text(tmp_path: Path, corpus: Path, tokenizer: Path, small_texts, capsys
         "text_column": "text",
         "id_column": None,
         "txt_documents": "blank-line",
+        "drop_duplicates": False,
+        "skip_bad": False,
     }
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from bnb_ds.errors import DataError
 from data_prep.documents import Document, content_id, is_held_out
-from data_prep.text import SourceFile, TextFormat, find_files, read_documents
+from data_prep.text import TextFormat, find_files, read_documents
+from data_prep.units import SourceFile
 
 DEFAULT = TextFormat()
 
@@ -237,7 +238,7 @@ def test_parquet_with_an_id_of_another_type(tmp_path: Path) -> None:
 def test_parquet_with_invalid_utf8(tmp_path: Path) -> None:
     broken = pa.array([b"ok", b"caf\xe9"]).view(pa.string())
     pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
-    expect(tmp_path / "a.parquet", "a.parquet: rows 1 to 2: not valid UTF-8; write the file again")
+    expect(tmp_path / "a.parquet", "a.parquet: row 2: not valid UTF-8; write the file again")
 
 
 def test_parquet_truncated(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""``bnb-ds prep verify``, ``show`` and ``stats``: looking at shard directories."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bnb_ds.errors import ConfigError
+from bnb_ds.shards import SPLITS, TokenShards, read_manifest
+
+DAMAGED = 1  # exit code
+
+
+def add_tools(commands: argparse._SubParsersAction) -> None:
+    """Add the commands; each sets ``run``."""
+    verify = commands.add_parser("verify", help="check every byte of a shard directory against its manifest")
+    verify.add_argument("directory", type=Path)
+    verify.set_defaults(run=run_verify)
+
+    show = commands.add_parser("show", help="print documents of a shard directory as text")
+    show.add_argument("directory", type=Path)
+    show.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="default: %(default)s")
+    show.add_argument("--first", type=int, default=0, metavar="I", help="number of the first (default: %(default)s)")
+    show.add_argument("--num", type=int, default=3, metavar="N", help="how many (default: %(default)s)")
+    show.add_argument("--max-tokens", type=int, default=200, metavar="N", help="of each (default: %(default)s)")
+    show.set_defaults(run=run_show)
+
+    stats = commands.add_parser("stats", help="lengths of the documents, and what padding them would waste")
+    stats.add_argument("directory", type=Path)
+    stats.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="default: %(default)s")
+    stats.add_argument("--max-length", type=int, default=512, metavar="N", help="of a sequence (default: %(default)s)")
+    stats.add_argument("--png", type=Path, metavar="FILE", help="also draw it")
+    stats.set_defaults(run=run_stats)
+
+    bench = commands.add_parser("bench", help="time the whole job beside datasets.map with save_to_disk")
+    bench.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help=".parquet files of text")
+    bench.add_argument("--tokenizer", type=Path, required=True, help="BertTokenizerFast directory")
+    bench.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    bench.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)")
+    bench.add_argument(
+        "--contenders", nargs="+", metavar="NAME", help="ratios are against the first (default: all that are installed)"
+    )
+    bench.set_defaults(run=run_bench)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """``prep verify``: exit code 1 and one line for each damage."""
+    from data_prep.verify import find_damage
+
+    damage = find_damage(args.directory)
+    for line in damage:
+        print(f"prep verify: {line}", file=sys.stderr)
+    if damage:
+        return DAMAGED
+    totals = read_manifest(args.directory).totals
+    counts = [f"{split} {totals.documents[split]:,} documents {totals.tokens[split]:,} tokens" for split in SPLITS]
+    print(f"prep verify: {', '.join(counts)}: every hash, offset, id and the tokenizer are right in {args.directory}")
+    return 0
+
+
+def run_show(args: argparse.Namespace) -> None:
+    """``prep show``: documents back as text."""
+    from bnb_ds.tokenization import load_tokenizer
+
+    shards = TokenShards(args.directory, args.split)
+    if not 0 <= args.first < len(shards):
+        raise ConfigError(f"--first must be at least 0 and below the {len(shards)} documents of {args.split}")
+    tokenizer = load_tokenizer(shards.tokenizer_dir)
+    for index in range(args.first, min(args.first + args.num, len(shards))):
+        token_ids = shards.document(index)
+        shown = min(len(token_ids), args.max_tokens)
+        more = f", the first {shown}" if shown < len(token_ids) else ""
+        print(f"--- {args.split} {index}: {len(token_ids):,} tokens{more}")
+        print(tokenizer.decode(token_ids[:shown]))
+
+
+def run_stats(args: argparse.Namespace) -> None:
+    """``prep stats``: text, and a picture if asked for."""
+    from data_prep.stats import corpus_stats, plot
+
+    found = corpus_stats(args.directory, args.split, args.max_length)
+    print("\n".join(found.lines()))
+    if args.png is not None:
+        plot(found, args.png, f"{args.directory.name} {args.split}")
+        print(f"prep stats: drawn in {args.png}")
+
+
+def run_bench(args: argparse.Namespace) -> None:
+    """``prep bench``: a table in Markdown."""
+    from importlib.util import find_spec
+
+    from data_prep.bench import CONTENDERS, bench
+
+    installed = [
+        name for name in CONTENDERS if name not in ("prep nanotoken", "prep tokie") or find_spec(name.split()[1])
+    ]
+    contenders = args.contenders or installed
+    for line in bench(args.input, args.tokenizer, workers=args.workers, rounds=args.rounds, contenders=contenders):
+        print(line, flush=True)

@@ -1,0 +1,237 @@
+"""Ways to tokenise, all with the ids of the tokenizer itself.
+
+WordPiece works word by word, so an engine may tokenise each distinct word once, or be another program altogether.
+Whatever it is, :func:`choose_engine` lets it encode a sample of the actual input first and compares every id with the
+tokenizer's; one that differs, or cannot be loaded, is passed over, and the caller is told.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import BertTokenizerFast
+
+from bnb_ds.errors import ConfigError
+from data_prep.words import WordEngine
+
+_PIECE_CHARACTERS = 1 << 20
+
+SAMPLE_CHARACTERS = 1 << 18  # what an engine is proven on: a quarter of a second of the tokenizer's own work
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Token ids of a batch of documents: document ``i`` is ``ids[offsets[i]:offsets[i + 1]]``."""
+
+    ids: np.ndarray  # unsigned integers [num_tokens]
+    offsets: np.ndarray  # integers [num_documents + 1]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+class Engine(Protocol):
+    """Encodes documents whole and without special tokens; a text that spells ``[MASK]`` is encoded as text."""
+
+    name: str
+
+    def __call__(self, texts: Sequence[str]) -> Ragged:
+        """Token ids of each text; of length 0 for a text without tokens."""
+
+
+class TokenizersEngine:
+    """The tokenizer's own Rust code: the reference that the others are held to."""
+
+    name = "tokenizers"
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
+
+    def __call__(self, texts: Sequence[str]) -> Ragged:
+        """See :class:`Engine`."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        return _ragged(rows)
+
+
+class WordsEngine:
+    """A dictionary of words kept in pyarrow and NumPy; see :mod:`data_prep.words`."""
+
+    name = "words"
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._words = WordEngine(backend)
+
+    def __call__(self, texts: Sequence[str]) -> Ragged:
+        """See :class:`Engine`."""
+        return Ragged(*self._words.encode(texts))
+
+
+class NanotokenEngine:
+    """The optional package ``nanotoken``."""
+
+    name = "nanotoken"
+
+    def __init__(self, backend: Tokenizer) -> None:
+        import nanotoken
+
+        self._tokenizer = nanotoken.Tokenizer.from_json(_without_special_tokens(backend))
+
+    def __call__(self, texts: Sequence[str]) -> Ragged:
+        """See :class:`Engine`."""
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False, parallel=False)
+        return Ragged(found.ids, found.offsets)
+
+
+class TokieEngine:
+    """The optional package ``tokie``."""
+
+    name = "tokie"
+
+    def __init__(self, backend: Tokenizer) -> None:
+        import tokie
+
+        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+            file.write(_without_special_tokens(backend))
+            file.flush()
+            self._tokenizer = tokie.Tokenizer.from_json(file.name)
+
+    def __call__(self, texts: Sequence[str]) -> Ragged:
+        """See :class:`Engine`."""
+        # One text at a time: its batch call would use every core of the node from every worker.
+        rows = [np.asarray(self._tokenizer.encode(text, False).ids, dtype=np.uint32) for text in texts]
+        return _ragged(rows)
+
+
+class InPieces:
+    """An engine that is given no more than about a million characters of a document at once, to bound its memory.
+
+    A space ends a word whatever follows, so the ids of the pieces are the ids of the whole. A tokenizer with added
+    tokens, which may hold spaces, is given whole documents.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.name = engine.name
+
+    def __call__(self, texts: Sequence[str]) -> Ragged:
+        """See :class:`Engine`."""
+        if all(len(text) <= _PIECE_CHARACTERS for text in texts):
+            return self._engine(texts)
+        rows = []
+        for text in texts:
+            pieces = [self._engine([piece]).ids for piece in _pieces(text)]
+            rows.append(np.concatenate(pieces) if len(pieces) > 1 else pieces[0])
+        return _ragged(rows)
+
+
+ENGINES: dict[str, Callable[[Tokenizer], Engine]] = {
+    kind.name: kind for kind in (NanotokenEngine, TokieEngine, WordsEngine, TokenizersEngine)
+}
+ENGINE_NAMES = ("auto", *ENGINES)  # "auto" tries them in this order, the fastest first
+
+
+def choose_engine(
+    tokenizer: BertTokenizerFast,
+    name: str,
+    sample: Sequence[str],
+    say: Callable[[str], None] = lambda line: None,
+) -> Engine:
+    """The engine of that name if it proves itself on the sample, else the tokenizer itself.
+
+    Args:
+        tokenizer: what decides the ids.
+        name: one of :data:`ENGINE_NAMES`; ``"auto"`` takes the first that is installed and proves itself.
+        sample: documents of the actual input.
+        say: receives one line for each engine that was asked for, or found, and not taken.
+
+    Raises:
+        ConfigError: there is no engine of that name, or it is not installed.
+    """
+    if name not in ENGINE_NAMES:
+        raise ConfigError(f"--engine must be one of {', '.join(ENGINE_NAMES)}, got {name!r}")
+    backend = document_backend(tokenizer)
+    reference = TokenizersEngine(backend)
+    in_pieces = (lambda engine: engine) if _has_added_tokens(backend) else InPieces
+    if name == reference.name:
+        return in_pieces(reference)
+    expected = reference(sample)
+    for candidate in ENGINES if name == "auto" else (name,):
+        try:
+            engine = ENGINES[candidate](backend)
+        except ImportError:
+            if name == "auto":
+                continue
+            raise ConfigError(f"--engine {name}: not installed; `pip install bnb_ds[fast]` or choose another") from None
+        except Exception as error:  # a young package may refuse a tokenizer in any way it likes
+            say(f"engine {candidate}: refuses this tokenizer ({_one_line(error)}); not used")
+            continue
+        if (fault := _difference(engine, sample, expected)) is None:
+            return in_pieces(engine)
+        say(f"engine {candidate}: {fault}; not used")
+    say(f"engine {reference.name}: used instead")
+    return in_pieces(reference)
+
+
+def document_backend(tokenizer: BertTokenizerFast) -> Tokenizer:
+    """A copy of the tokenizer's Rust half as documents need it: whole texts, no special tokens found in them."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _difference(engine: Engine, sample: Sequence[str], expected: Ragged) -> str | None:
+    """What keeps an engine from being used, or None."""
+    try:
+        found = engine(sample)
+    except Exception as error:  # as above
+        return f"fails on the input ({_one_line(error)})"
+    for index in range(len(expected)):
+        if not np.array_equal(found[index], expected[index]):
+            return f"other ids than the tokenizer's for document {index + 1} of the sample"
+    return None
+
+
+def _ragged(rows: list[np.ndarray]) -> Ragged:
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([row.size for row in rows], out=offsets[1:])
+    return Ragged(np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint32), offsets)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > _PIECE_CHARACTERS:
+        end = text.rfind(" ", start + 1, start + _PIECE_CHARACTERS)
+        end = text.find(" ", start + _PIECE_CHARACTERS) if end < 0 else end
+        if end < 0:
+            break
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _has_added_tokens(backend: Tokenizer) -> bool:
+    return any(not token["special"] for token in json.loads(backend.to_str())["added_tokens"])
+
+
+def _without_special_tokens(backend: Tokenizer) -> str:
+    """``tokenizer.json`` without the added tokens that documents must not be searched for."""
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["special"]]
+    state["post_processor"] = None
+    return json.dumps(state)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,116 @@
+"""Which records are dropped because of other records: old versions, withdrawn ones, exact duplicates.
+
+Every part notes 33 bytes for each of its records; the decision is then a matter of sorting, the same whoever makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bnb_ds.outputs import disk_errors
+from data_prep.documents import Deletion, Document, Omitted, Record
+
+if TYPE_CHECKING:
+    from data_prep.worker import Job
+    from data_prep.workspace import Workspace
+
+DROP_REASONS = ("", "superseded", "deleted", "duplicate")  # by the number in the drop files
+SUPERSEDED, DELETED, DUPLICATE = 1, 2, 3
+
+_OTHER, _DOCUMENT, _OMITTED, _DELETION = 0, 1, 2, 3
+_RECORD = np.dtype([("kind", "u1"), ("version", "<u4"), ("id", "<u8", 2), ("text", "<u8", 2)])
+
+
+class IndexBuilder:
+    """Collects what decides about the records of one part."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, bytes, bytes]] = []
+
+    def add(self, record: Record) -> None:
+        """Note the next record; bad ones too, so that places agree."""
+        if isinstance(record, Document):
+            self._rows.append((_DOCUMENT, record.version, _digest(record.id), _digest(record.text)))
+        elif isinstance(record, Omitted):
+            # Without an id it can supersede nothing.
+            self._rows.append((_OMITTED if record.id else _OTHER, record.version, _digest(record.id), bytes(16)))
+        elif isinstance(record, Deletion):
+            self._rows.append((_DELETION, 0, _digest(record.id), bytes(16)))
+        else:
+            self._rows.append((_OTHER, 0, bytes(16), bytes(16)))
+
+    def to_bytes(self) -> bytes:
+        """The content of an index file: an ``.npy`` of records."""
+        table = np.zeros(len(self._rows), dtype=_RECORD)
+        if self._rows:
+            kinds, versions, ids, texts = zip(*self._rows, strict=True)
+            table["kind"], table["version"] = kinds, versions
+            table["id"] = np.frombuffer(b"".join(ids), dtype="<u8").reshape(-1, 2)
+            table["text"] = np.frombuffer(b"".join(texts), dtype="<u8").reshape(-1, 2)
+        return _npy(table)
+
+
+def write_drops(workspace: Workspace, indexes: Sequence[Path], job: Job) -> None:
+    """Decide about all records and write every part's drop file; several tasks may do so at once, with equal bytes."""
+    tables = [np.load(path) for path in indexes]
+    drops = decide(np.concatenate(tables), latest_wins=job.source.latest_wins, duplicates=job.options.drop_duplicates)
+    ends = np.cumsum([len(table) for table in tables])
+    with disk_errors(workspace.directory):
+        for number, part in enumerate(np.split(drops, ends[:-1])):
+            workspace.write_bytes(job.drops_path(number).name, _npy(part))
+
+
+def decide(table: np.ndarray, *, latest_wins: bool, duplicates: bool) -> np.ndarray:
+    """Why each record of the corpus, in its order, is dropped.
+
+    Args:
+        table: the index of all parts [num_records].
+        latest_wins: of the records of an id the one of the highest version stays, of equal ones the last; a deletion
+            removes what came before it.
+        duplicates: of the documents of one text that are left the first stays.
+
+    Returns:
+        uint8 [num_records], a place in :data:`DROP_REASONS`.
+    """
+    drops = np.zeros(len(table), dtype=np.uint8)
+    kind = table["kind"]
+    if latest_wins:
+        rows = np.flatnonzero(kind != _OTHER)
+        key = table["id"][rows]
+        order = np.lexsort((rows, key[:, 1], key[:, 0]))
+        rows, key = rows[order], key[order]
+        group = np.cumsum(np.append(True, (key[1:] != key[:-1]).any(axis=1))[: len(rows)]) - 1
+        last_deletion = np.full(group[-1] + 1 if len(group) else 0, -1, dtype=np.int64)
+        is_deletion = kind[rows] == _DELETION
+        np.maximum.at(last_deletion, group[is_deletion], rows[is_deletion])
+        is_deleted = rows < last_deletion[group]
+        drops[rows[is_deleted & ~is_deletion]] = DELETED
+        stays = ~is_deleted & ~is_deletion
+        rows, group = rows[stays], group[stays]
+        order = np.lexsort((rows, table["version"][rows], group))
+        rows, group = rows[order], group[order]
+        is_last = np.append(group[1:] != group[:-1], True)[: len(rows)]
+        drops[rows[~is_last]] = SUPERSEDED
+    if duplicates:
+        rows = np.flatnonzero((kind == _DOCUMENT) & (drops == 0))
+        text = table["text"][rows]
+        order = np.lexsort((rows, text[:, 1], text[:, 0]))
+        rows, text = rows[order], text[order]
+        drops[rows[1:][(text[1:] == text[:-1]).all(axis=1)]] = DUPLICATE
+    return drops
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

@@ -1,0 +1,74 @@
+"""Running parts in this process or in several."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING
+
+from bnb_ds.errors import DataError
+from data_prep.progress import Progress
+
+if TYPE_CHECKING:
+    from data_prep.worker import Job
+
+_REFRESH_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1
+
+_work: tuple[Callable[[Job, int], None], Job] | None = None  # of a worker process, inherited when it was forked
+
+
+def run_parts(function: Callable[[Job, int], None], job: Job, numbers: Sequence[int], progress: Progress) -> None:
+    """Call ``function(job, number)`` for every part, in ``job.options.workers`` processes.
+
+    Raises:
+        DataError: what a call raises (parts in progress are finished first), or a worker was killed.
+    """
+    global _work
+    workers = min(job.options.workers, len(numbers))
+    if workers <= 1:
+        for number in numbers:
+            function(job, number)
+            progress.refresh()
+        return
+    _work = (function, job)  # fork hands it over: no copy of the tokenizer, no second import
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker) as executor:
+            _wait([executor.submit(_run, number) for number in numbers], progress)
+    except BrokenProcessPool:
+        raise DataError(
+            f"{job.workspace.directory}: a worker was killed (out of memory?); the finished parts are kept: "
+            "run the same command again, perhaps with fewer --workers"
+        ) from None
+    finally:
+        _work = None
+
+
+def _wait(futures: list[Future[None]], progress: Progress) -> None:
+    waiting = set(futures)
+    try:
+        while waiting:
+            done, waiting = wait(waiting, timeout=_REFRESH_SECONDS, return_when=FIRST_COMPLETED)
+            progress.refresh()
+            for future in futures:  # in order, so that of several errors the first in the corpus is reported
+                if future in done:
+                    future.result()
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    # A worker must not outlive a killed parent: it would go on writing beside the next run.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _run(number: int) -> None:
+    function, job = _work
+    function(job, number)

@@ -1,0 +1,179 @@
+"""A source into a shard directory: in parallel, over several runs or machines, always the same bytes.
+
+The input is cut into parts (:mod:`data_prep.units`); each becomes shards of its own, finished when its marker is
+written (:mod:`data_prep.workspace`). Where duplicates or old versions are dropped, every part is first indexed, and
+no part is built before all indexes are there. :func:`merge` renames the shards and writes the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from transformers import BertTokenizerFast
+
+from bnb_ds.errors import ConfigError
+from bnb_ds.shards import DEFAULT_TOKENS_PER_SHARD, Manifest
+from bnb_ds.tokenization import describe_tokenizer
+from data_prep import worker
+from data_prep.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE, Document
+from data_prep.engines import SAMPLE_CHARACTERS, choose_engine
+from data_prep.index import write_drops
+from data_prep.merge import NoDocumentsError, merge
+from data_prep.pool import run_parts
+from data_prep.progress import Progress
+from data_prep.units import Source, parts
+from data_prep.worker import Job
+from data_prep.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose for any source; the first group decides the output, the second does not."""
+
+    holdout: float = DEFAULT_HOLDOUT
+    tokens_per_shard: int = DEFAULT_TOKENS_PER_SHARD
+    drop_duplicates: bool = False
+    skip_bad: bool = False
+    part_bytes: int | None = None  # input on disk per part; None follows from the corpus
+
+    workers: int = 1
+    task_index: int = 0
+    num_tasks: int = 1
+    engine: str = "auto"
+
+    def check(self) -> None:
+        """Raise ConfigError for the first value that is out of range."""
+        if not 0 <= self.holdout < 1:
+            raise ConfigError(f"--holdout must be at least 0 and below 1, got {self.holdout}")
+        for flag, value in (
+            ("--tokens-per-shard", self.tokens_per_shard),
+            ("--workers", self.workers),
+            ("--num-tasks", self.num_tasks),
+            ("--part-bytes", 1 if self.part_bytes is None else self.part_bytes),
+        ):
+            if value < 1:
+                raise ConfigError(f"{flag} must be at least 1, got {value}")
+        if not 0 <= self.task_index < self.num_tasks:
+            raise ConfigError(
+                f"--task-index must be at least 0 and below --num-tasks {self.num_tasks}, got {self.task_index}"
+            )
+
+
+def prepare(
+    source: Source,
+    output: str | os.PathLike[str],
+    tokenizer: BertTokenizerFast,
+    options: Options,
+    progress: Progress | None = None,
+) -> Manifest | str:
+    """Make the shards of a source, or of one task's share of it; what an earlier run finished is kept.
+
+    Args:
+        source: the corpus.
+        output: shard directory to make; new, empty, or left by an interrupted run of the same work.
+        tokenizer: makes the ids; a copy goes with the shards.
+        options: see there.
+        progress: is told what happens; silent by default.
+
+    Returns:
+        The manifest when everything is finished, or one line that says what remains for other tasks to do.
+
+    Raises:
+        ConfigError: an option is out of range.
+        DataError: reading or writing fails, or nothing is left to train on. Parts that were finished are kept and a
+            rerun continues; without any, nothing is left.
+    """
+    options.check()
+    # Processes are the parallelism here: a tokenizer that takes every core would slow the others down.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    progress = progress or Progress(silent=True)
+    units = source.units()
+    cut = parts(units, options.part_bytes)
+    mine = range(options.task_index, len(cut), options.num_tasks)
+    task = f"{options.task_index}-of-{options.num_tasks}" if options.num_tasks > 1 else None
+    info = describe_tokenizer(tokenizer)
+    with Workspace(output, task) as workspace:
+        workspace.begin(_plan(source, options, info, cut), info)
+        job = Job(source, cut, workspace, info, options, progress.counters)
+        try:
+            if job.needs_index and (waiting := _index(job, mine, progress)):
+                return waiting
+            _build(job, mine, tokenizer, progress)
+        except BaseException:
+            if task is None and not workspace.has_progress():
+                workspace.discard()
+            raise
+        missing = [number for number in range(len(cut)) if workspace.marker(number) is None]
+        if missing:
+            return f"{len(missing)} of {len(cut)} parts remain for other tasks; then run `bnb-ds prep merge {output}`"
+        if task is not None:
+            return f"all {len(cut)} parts are finished; run `bnb-ds prep merge {output}`"
+        try:
+            return merge(workspace)
+        except NoDocumentsError:
+            workspace.discard()
+            raise
+
+
+def _plan(source: Source, options: Options, info: Any, cut: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    return {
+        "inputs": [{"name": file.name, "bytes": file.num_bytes()} for file in source.files],
+        "settings": {
+            "tokens_per_shard": options.tokens_per_shard,
+            **source.settings,
+            "drop_duplicates": options.drop_duplicates,
+            "skip_bad": options.skip_bad,
+        },
+        "parts": [[[unit.file, unit.begin, unit.end] for unit in part] for part in cut],
+        "holdout": {"rule": HOLDOUT_RULE, "fraction": float(options.holdout)},
+        "tokenizer": {"name": info.name, "hash": info.hash, "vocab_size": info.vocab_size},
+        "special_ids": {name: int(index) for name, index in info.special_ids.items()},
+    }
+
+
+def _index(job: Job, mine: range, progress: Progress) -> str | None:
+    """Index the parts of this task; a line that says who is missing unless every part is indexed by now."""
+    workspace = job.workspace
+    todo = [number for number in mine if not job.index_path(number).exists()]
+    with progress.phase("index", _bytes(job, todo)):
+        run_parts(worker.index_part, job, todo, progress)
+    missing = [number for number in range(len(job.parts)) if not job.index_path(number).exists()]
+    if missing:
+        return f"{len(missing)} of {len(job.parts)} parts are not indexed yet; run every task again when all are"
+    if not all(job.drops_path(number).exists() for number in range(len(job.parts))):
+        write_drops(workspace, [job.index_path(number) for number in range(len(job.parts))], job)
+    return None
+
+
+def _build(job: Job, mine: range, tokenizer: BertTokenizerFast, progress: Progress) -> None:
+    todo = [number for number in mine if job.workspace.marker(number) is None]
+    if len(todo) < len(mine):
+        progress.say(f"{len(mine) - len(todo)} of {len(mine)} parts are finished already")
+    if not todo:
+        return
+    job.engine = choose_engine(tokenizer, job.options.engine, _sample(job, todo), progress.say)
+    with progress.phase(f"build ({job.engine.name})", _bytes(job, todo)):
+        run_parts(worker.build_part, job, todo, progress)
+
+
+def _sample(job: Job, todo: Sequence[int]) -> list[str]:
+    """The beginnings of the first, the middle and the last part; what is unreadable is the builder's to report."""
+    texts: list[str] = []
+    for number in sorted({todo[0], todo[len(todo) // 2], todo[-1]}):
+        records = worker.records(job.source, job.parts[number][0], skip_bad=True)
+        characters = 0
+        for record in islice(records, 1000):
+            if isinstance(record, Document):
+                texts.append(record.text[: SAMPLE_CHARACTERS // 3])
+                characters += len(texts[-1])
+            if characters >= SAMPLE_CHARACTERS // 3:
+                break
+    return texts
+
+
+def _bytes(job: Job, numbers: Sequence[int]) -> int:
+    return sum(unit.num_bytes for number in numbers for unit in job.parts[number])

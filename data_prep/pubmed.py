@@ -1,0 +1,137 @@
+"""MEDLINE/PubMed: baseline and update XML, and .jsonl of abstracts, into documents of title and abstract.
+
+A document's text is the title on one line and each section of the abstract on another, with its label before it as
+PubMed prints it. Files must be given in the order of their numbers (a directory is read in that order): a later record
+of a PMID replaces an earlier one, and a deletion removes what came before it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from data_prep import units
+from data_prep.documents import BadRecord, Deletion, Document, Omitted, Record
+from data_prep.opening import kind, open_input, reading_errors
+from data_prep.pubmed_skim import SkimmedPubmed
+from data_prep.units import SourceFile, Unit
+from data_prep.xml_input import EntityReferenceError, entity_record, stream_elements, text_of
+
+EXTENSIONS = (".xml", ".jsonl")
+NO_ABSTRACT = "no abstract"
+
+_RECORDS = ("PubmedArticle", "PubmedBookArticle", "MedlineCitation", "DeleteCitation", "DeleteDocument")
+_ROOTS = ("PubmedArticleSet", "MedlineCitationSet", "PubmedBookArticleSet")
+
+
+class PubmedSource:
+    """PubMed files as a :class:`~data_prep.units.Source`."""
+
+    latest_wins = True
+
+    def __init__(self, files: Sequence[SourceFile]) -> None:
+        self.files = files
+        self.settings: dict[str, Any] = {"command": "prep pubmed"}
+
+    def units(self) -> list[Unit]:
+        """Whole files: PubMed cuts its data into files of 30,000 records itself."""
+        return [Unit(index, file.num_bytes()) for index, file in enumerate(self.files)]
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        """The records of a file."""
+        file = self.files[unit.file]
+        return read_xml(file) if kind(file.path) == ".xml" else read_jsonl(file)
+
+
+def find_files(inputs: Sequence[Any]) -> list[SourceFile]:
+    """The .xml and .jsonl files, plain or compressed, that ``inputs`` name."""
+    return units.find_files(inputs, EXTENSIONS)
+
+
+def read_xml(file: SourceFile) -> Iterator[Record]:
+    """The records of one XML file: articles, book articles and deletions, in their order.
+
+    Raises:
+        DataError: the file is truncated, not well-formed or no PubMed export.
+    """
+    number = 0
+    for element in _elements(file):
+        name = element.tag
+        if name.startswith("Delete"):
+            yield from (Deletion(text_of(pmid)) for pmid in element.iter("PMID"))
+        else:
+            number += 1
+            place = f"{file.path}: record {number}"
+            try:
+                yield _record(element, name, file, place)
+            except EntityReferenceError as error:
+                yield entity_record(place, error)
+
+
+def read_jsonl(file: SourceFile) -> Iterator[Record]:
+    """The records of a .jsonl file: ``pmid``, ``pmcid`` or ``id``; ``title``; ``abstract``, a string or sections.
+
+    Raises:
+        DataError: the file is truncated.
+    """
+    with reading_errors(file.path), open_input(file.path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            place = f"{file.path}: line {number}"
+            try:
+                row = json.loads(line)
+                identifier = str(next(row[key] for key in ("pmid", "pmcid", "id") if row.get(key)))
+                sections = row.get("abstract") or []
+                if isinstance(sections, str):
+                    sections = [{"text": sections}]
+                lines = [_section(section.get("label"), section.get("text") or "") for section in sections]
+                title = " ".join((row.get("title") or "").split())
+                document = _document(file, identifier, 0, title, lines)
+            except (ValueError, RecursionError, StopIteration, TypeError, AttributeError) as error:
+                reason = str(error) or "no pmid, pmcid or id"
+                yield BadRecord(place, f"not a PubMed record ({reason}); mend or remove the line")
+            else:
+                yield document
+
+
+def _elements(file: SourceFile) -> Iterator[Any]:
+    with reading_errors(file.path), open_input(file.path) as stream:
+        skimmed = io.BufferedReader(SkimmedPubmed(stream), 1 << 16)
+        yield from stream_elements(skimmed, file, _RECORDS, _ROOTS)
+
+
+def _record(element: Any, name: str, file: SourceFile, place: str) -> Record:
+    if name == "PubmedBookArticle":
+        citation = article = element.find("BookDocument")
+        titles = ("ArticleTitle", "Book/BookTitle")
+    else:
+        citation = element if name == "MedlineCitation" else element.find("MedlineCitation")
+        article = None if citation is None else citation.find("Article")
+        titles = ("ArticleTitle",)
+    pmid = None if citation is None else citation.find("PMID")
+    if pmid is None or article is None or not (identifier := text_of(pmid)):
+        return BadRecord(place, "no PMID or no article in it; remove the record")
+    version = pmid.get("Version", "1")
+    if not version.isdecimal():
+        return BadRecord(place, f"PMID {identifier} has version {version!r}; mend or remove the record")
+    title = next((text_of(found) for path in titles if (found := article.find(path)) is not None), "")
+    sections = [_section(part.get("Label"), text_of(part)) for part in article.iterfind("Abstract/AbstractText")]
+    return _document(file, identifier, int(version), title, sections)
+
+
+def _section(label: str | None, text: str) -> str:
+    text = " ".join(text.split())
+    # UNLABELLED is what the DTD puts where the publisher left the label out.
+    return f"{label}: {text}" if text and label and label != "UNLABELLED" else text
+
+
+def _document(file: SourceFile, identifier: str, version: int, title: str, sections: Sequence[str]) -> Record:
+    lines = [line for line in sections if line]
+    if not lines:
+        return Omitted(NO_ABSTRACT, identifier, version)
+    text = "\n".join([title, *lines] if title else lines)
+    text.encode("utf-8")  # JSON can spell half of a surrogate pair, which is no character: a ValueError
+    return Document(identifier, text, file.name, title, version)

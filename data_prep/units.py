@@ -1,0 +1,134 @@
+"""How the inputs are cut into pieces of work: by the inputs alone, never by who does the work.
+
+A *unit* is what a reader reads in one go: a file, or a range of one. A *part* is a run of units that becomes shards
+of its own. Because workers and tasks only choose among parts, any number of them gives the same shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bnb_ds.errors import DataError
+from bnb_ds.files import sha256_file
+from data_prep.documents import Record
+from data_prep.opening import COMPRESSIONS, kind, unreadable
+
+_LARGEST_PART_BYTES = 1 << 26
+_SMALLEST_PART_BYTES = 1 << 21
+_PARTS_OF_A_CORPUS = 256  # enough for any node to keep its cores busy to the end
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file."""
+
+    path: Path
+    name: str  # relative to the directory the user named, or the file's own name: the same on every machine
+
+    def num_bytes(self) -> int:
+        """Size on the disk.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            return self.path.stat().st_size
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+
+    def manifest_entry(self) -> dict[str, Any]:
+        """Name, size and SHA-256; reads the file once.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        num_bytes = self.num_bytes()
+        try:
+            return {"name": self.name, "bytes": num_bytes, "sha256": sha256_file(self.path)}
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A file, or the range ``[begin, end)`` of it in whatever its reader counts: bytes or row groups."""
+
+    file: int  # index into the source's files
+    num_bytes: int  # its share of the file on disk, for sizing parts and for progress
+    begin: int = 0
+    end: int | None = None
+
+
+class Source(Protocol):
+    """Where documents come from. Instances are sent to worker processes."""
+
+    files: Sequence[Any]  # each with name, num_bytes() and manifest_entry()
+    settings: dict[str, Any]  # all that decides the documents, for the manifest
+    latest_wins: bool  # ids repeat: keep the latest version, honour deletions
+
+    def units(self) -> list[Unit]:
+        """The input cut into pieces, in the order of the corpus; a function of the input alone."""
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        """The records of one piece, streamed.
+
+        Raises:
+            DataError: the piece cannot be read on.
+        """
+
+
+def parts(units: Sequence[Unit], part_bytes: int | None = None) -> list[list[Unit]]:
+    """Runs of units of about ``part_bytes`` on disk each; by default it follows from the size of the corpus."""
+    if part_bytes is None:
+        total = sum(unit.num_bytes for unit in units)
+        part_bytes = min(_LARGEST_PART_BYTES, max(_SMALLEST_PART_BYTES, total // _PARTS_OF_A_CORPUS))
+    runs: list[list[Unit]] = []
+    filled = part_bytes
+    for unit in units:
+        if filled >= part_bytes:
+            runs.append([])
+            filled = 0
+        runs[-1].append(unit)
+        filled += unit.num_bytes
+    return runs
+
+
+def find_files(inputs: Sequence[Any], kinds: Sequence[str]) -> list[SourceFile]:
+    """The files that ``inputs`` name: files as given, directories searched to the bottom in sorted order.
+
+    Hidden files and files of other types inside directories are passed over; every kind may be compressed.
+
+    Raises:
+        DataError: an input is missing, of another type, without such files, or named twice.
+    """
+    files: list[SourceFile] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found = sorted(path for path in given.rglob("*") if _is_input(path.relative_to(given), path, kinds))
+            if not found:
+                raise DataError(f"{given}: no {', '.join(kinds)} file in this directory; name one that has some")
+            files.extend(SourceFile(path, path.relative_to(given).as_posix()) for path in found)
+        elif not given.exists():
+            raise DataError(f"{given}: no such file or directory; check --input")
+        elif not _has_kind(given, kinds):
+            raise DataError(f"{given}: not a {', '.join(kinds)} file; convert it or choose another --input")
+        else:
+            files.append(SourceFile(given, given.name))
+    seen: set[Path] = set()
+    for file in files:
+        if (resolved := file.path.resolve()) in seen:
+            raise DataError(f"{file.path}: named twice by --input; name it once")
+        seen.add(resolved)
+    return files
+
+
+def _is_input(relative: Path, path: Path, kinds: Sequence[str]) -> bool:
+    return _has_kind(path, kinds) and path.is_file() and not any(part.startswith(".") for part in relative.parts)
+
+
+def _has_kind(path: Path, kinds: Sequence[str]) -> bool:
+    # Columnar files have compression of their own.
+    return kind(path) in kinds and not (path.suffix in COMPRESSIONS and kind(path) in (".parquet", ".arrow"))

@@ -1,0 +1,101 @@
+"""Checking a shard directory to the last byte."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bnb_ds.errors import DataError
+from bnb_ds.files import sha256_file
+from bnb_ds.shard_manifest import MANIFEST_NAME, OFFSET_DTYPE, SPECIAL_TOKENS, ManifestShard
+from bnb_ds.shards import SPLITS, Manifest, read_manifest
+from bnb_ds.tokenization import load_tokenizer, tokenizer_hash
+
+_BLOCK_TOKENS = 1 << 22
+
+
+def find_damage(directory: str | os.PathLike[str]) -> list[str]:
+    """Everything that is wrong with a shard directory, one line each, naming shard and document where they are known.
+
+    Raises:
+        DataError: there is no readable manifest, so nothing to check against.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    damage = [line for shard in manifest.shards for line in _shard_damage(directory, manifest, shard)]
+    damage += _tokenizer_damage(directory, manifest)
+    damage += _totals_damage(directory, manifest)
+    return damage
+
+
+def _shard_damage(directory: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[str]:
+    token_dtype = np.dtype(manifest.dtype).newbyteorder("<")
+    files = (
+        (directory / shard.tokens_file, token_dtype, shard.num_tokens, shard.tokens_sha256),
+        (directory / shard.offsets_file, OFFSET_DTYPE, shard.num_documents + 1, shard.offsets_sha256),
+    )
+    arrays = []
+    for path, dtype, length, sha256 in files:
+        try:
+            array = np.load(path, mmap_mode="r")
+            digest = sha256_file(path)
+        except (OSError, ValueError) as error:
+            yield f"{path}: cannot read: {' '.join(str(error).split())}"
+            return
+        if array.dtype != dtype or array.shape != (length,):
+            yield f"{path}: holds {array.dtype} of shape {array.shape}, the manifest says {dtype} of shape ({length},)"
+            return
+        if digest != sha256:
+            yield f"{path}: content does not match the manifest's SHA-256"
+        arrays.append(np.asarray(array))
+    tokens, offsets = arrays
+    bad = np.flatnonzero(offsets[1:] <= offsets[:-1])
+    if offsets[0] != 0 or offsets[-1] != shard.num_tokens or bad.size:
+        where = f"document {bad[0]} of the shard has no tokens" if bad.size else "its first or last one is wrong"
+        yield f"{directory / shard.offsets_file}: offsets do not rise from 0 to {shard.num_tokens}: {where}"
+        return
+    yield from _id_damage(directory / shard.tokens_file, manifest, tokens, offsets)
+
+
+def _id_damage(path: Path, manifest: Manifest, tokens: np.ndarray, offsets: np.ndarray) -> Iterator[str]:
+    """The first id of a shard that no document may hold."""
+    refused = np.zeros(np.iinfo(tokens.dtype).max + 1 if tokens.itemsize == 2 else manifest.tokenizer.vocab_size, bool)
+    refused[manifest.tokenizer.vocab_size :] = True
+    refused[[manifest.special_ids[name] for name in SPECIAL_TOKENS if name != "unk"]] = True
+    for start in range(0, len(tokens), _BLOCK_TOKENS):
+        block = tokens[start : start + _BLOCK_TOKENS]
+        too_large = block >= len(refused)
+        bad = np.flatnonzero(too_large | refused[np.where(too_large, 0, block)])
+        if bad.size:
+            place = start + int(bad[0])
+            document = int(np.searchsorted(offsets, place, side="right")) - 1
+            yield (
+                f"{path}: document {document} of the shard holds id {tokens[place]} at token "
+                f"{place - int(offsets[document])}, which is special or not below {manifest.tokenizer.vocab_size}"
+            )
+            return
+
+
+def _tokenizer_damage(directory: Path, manifest: Manifest) -> Iterator[str]:
+    try:
+        found = tokenizer_hash(load_tokenizer(directory / "tokenizer"))
+    except DataError as error:
+        yield str(error)
+        return
+    if found != manifest.tokenizer.hash:
+        yield f"{directory / 'tokenizer'}: not the tokenizer that made the shards (its hash is {found})"
+
+
+def _totals_damage(directory: Path, manifest: Manifest) -> Iterator[str]:
+    for split in SPLITS:
+        shards = [shard for shard in manifest.shards if shard.split == split]
+        sums = (sum(shard.num_documents for shard in shards), sum(shard.num_tokens for shard in shards))
+        stated = (manifest.totals.documents[split], manifest.totals.tokens[split])
+        if sums != stated:
+            yield (
+                f"{directory / MANIFEST_NAME}: {split} totals are {stated[0]} documents and {stated[1]} tokens, "
+                f"its shards sum to {sums[0]} and {sums[1]}"
+            )

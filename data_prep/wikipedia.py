@@ -1,0 +1,173 @@
+"""Wikipedia as a source: MediaWiki ``pages-articles`` dumps, and rows with a text column."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from data_prep.documents import BadRecord, Document, Omitted, Record
+from data_prep.opening import kind, reading_errors
+from data_prep.text import EXTENSIONS, TextFormat, TextSource
+from data_prep.units import SourceFile, Unit
+from data_prep.wikitext import HIDDEN_NAMESPACES, plain_text
+from data_prep.xml_input import elements, stream_elements
+
+ROW_KINDS = (*(suffix for suffix in EXTENSIONS if suffix != ".txt"), ".arrow")
+KINDS = (".xml", *ROW_KINDS)
+
+_ROOTS = ("mediawiki",)
+_TAGS = ("{*}siteinfo", "{*}page")
+_REDIRECT = re.compile(r"\s*#REDIRECT", re.IGNORECASE)
+_STREAM_START = re.compile(rb"BZh[1-9]1AY&SY")  # 80 bits: no accident in a dump of any size
+_RANGE_BYTES = 1 << 25
+_BLOCK_BYTES = 1 << 18
+
+
+class WikipediaSource:
+    """Dumps and rows as a :class:`~data_prep.units.Source`."""
+
+    latest_wins = False
+
+    def __init__(self, files: Sequence[SourceFile], text_format: TextFormat, settings: dict[str, Any]) -> None:
+        self.files = files
+        self.settings = settings
+        self._rows = TextSource(files, text_format, settings)
+
+    def units(self) -> list[Unit]:
+        """Multistream dumps by ranges of streams, parquet by row groups, other files whole."""
+        found: list[Unit] = []
+        for unit in self._rows.units():
+            file = self.files[unit.file]
+            is_splittable = file.path.suffix == ".bz2" and kind(file.path) == ".xml"
+            found.extend(_stream_ranges(file, unit.file) if is_splittable else [unit])
+        return found
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        """The records of a file or of a range of it."""
+        file = self.files[unit.file]
+        return read_dump(file, unit) if kind(file.path) == ".xml" else self._rows.read(unit)
+
+
+def read_dump(file: SourceFile, unit: Unit | None = None) -> Iterator[Record]:
+    """The articles of a dump as plain text: main namespace, no redirects.
+
+    Raises:
+        DataError: the file is truncated, not well-formed or no MediaWiki export.
+    """
+    is_range = unit is not None and unit.end is not None
+    pages = _range_elements(file, unit) if is_range else elements(file, _TAGS, _ROOTS)
+    hidden = _hidden_namespaces(file)
+    for number, page in enumerate(page for page in pages if page.tag.endswith("page")):
+        yield _record(page, file, f"{file.path}: page {number + 1}", hidden)
+
+
+def _record(page: Any, file: SourceFile, place: str, hidden: frozenset[str]) -> Record:
+    title = page.findtext("{*}title") or ""
+    identifier = page.findtext("{*}id")
+    if not identifier:
+        return BadRecord(place, f"{title!r} has no id; remove the page")
+    if (page.findtext("{*}ns") or "0") != "0":
+        return Omitted("of another namespace")
+    text = page.findtext("{*}revision/{*}text") or ""
+    if page.find("{*}redirect") is not None or _REDIRECT.match(text):
+        return Omitted("redirect")
+    if (page.findtext("{*}revision/{*}model") or "wikitext") != "wikitext":
+        return Omitted("not wikitext")
+    try:
+        return Document(identifier, plain_text(text, hidden), file.name, title)
+    except RecursionError:
+        return BadRecord(place, f"the markup of {title!r} is nested too deeply; remove the page")
+
+
+@lru_cache(maxsize=8)
+def _hidden_namespaces(file: SourceFile) -> frozenset[str]:
+    """Prefixes of links to files and categories, with this wiki's own names for them."""
+    names = set(HIDDEN_NAMESPACES)
+    for element in elements(file, _TAGS, _ROOTS):  # the header, if there is one, is the first
+        for namespace in element.iterfind("{*}namespaces/{*}namespace"):
+            if namespace.get("key") in ("6", "14") and namespace.text:
+                names.add(namespace.text.strip().lower())
+        break
+    return frozenset(names)
+
+
+def _stream_ranges(file: SourceFile, index: int) -> list[Unit]:
+    """A multistream dump in ranges of whole streams; any other .bz2 is one stream and stays whole."""
+    num_bytes = file.num_bytes()
+    with reading_errors(file.path):
+        starts = [0]
+        for wanted in range(_RANGE_BYTES, num_bytes, _RANGE_BYTES):
+            found = _next_stream(file.path, max(wanted, starts[-1] + 1))
+            if found is None:
+                break
+            if found > starts[-1]:
+                starts.append(found)
+    if len(starts) == 1:
+        return [Unit(index, num_bytes)]
+    return [Unit(index, end - begin, begin, end) for begin, end in zip(starts, [*starts[1:], num_bytes], strict=True)]
+
+
+def _next_stream(path: Path, position: int) -> int | None:
+    """Where the first stream at or after a position begins."""
+    overlap = 9
+    with open(path, "rb") as file:
+        file.seek(position)
+        window = b""
+        while block := file.read(_BLOCK_BYTES):
+            window = window[-overlap:] + block
+            if match := _STREAM_START.search(window):
+                return file.tell() - len(window) + match.start()
+    return None
+
+
+def _range_elements(file: SourceFile, unit: Unit) -> Iterator[Any]:
+    # Only the first stream holds the root's beginning, and only the last its end.
+    prefix = b"<mediawiki>" if unit.begin else b""
+    suffix = b"</mediawiki>" if unit.end < file.num_bytes() else b""
+    with reading_errors(file.path), io.BufferedReader(_Streams(file.path, unit, prefix, suffix)) as stream:
+        yield from stream_elements(stream, file, _TAGS, _ROOTS)
+
+
+class _Streams(io.RawIOBase):
+    """The content of the bz2 streams in a range of a file, between a prefix and a suffix."""
+
+    def __init__(self, path: Path, unit: Unit, prefix: bytes, suffix: bytes) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 -- closed by close()
+        self._file.seek(unit.begin)
+        self._left = unit.end - unit.begin
+        self._decompressor = bz2.BZ2Decompressor()
+        self._input = b""
+        self._output = prefix
+        self._suffix = suffix
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._output:
+            if self._decompressor.eof:
+                self._input = self._decompressor.unused_data
+                if not self._input and not self._left:
+                    self._output, self._suffix = self._suffix, b""
+                    break
+                self._decompressor = bz2.BZ2Decompressor()
+            if not self._input:
+                self._input = self._file.read(min(_BLOCK_BYTES, self._left))
+                self._left -= len(self._input)
+                if not self._input:
+                    raise EOFError
+            self._output = self._decompressor.decompress(self._input)
+            self._input = b""
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

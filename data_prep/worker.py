@@ -1,0 +1,168 @@
+"""What is done with one part, in whatever process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnb_ds.errors import DataError
+from bnb_ds.outputs import disk_errors
+from bnb_ds.shard_files import ShardFiles
+from bnb_ds.shards import SPLITS, TokenizerInfo
+from data_prep.documents import BadRecord, Document, Omitted, Record, is_held_out
+from data_prep.engines import Engine
+from data_prep.index import DROP_REASONS, IndexBuilder
+from data_prep.progress import Counters
+from data_prep.units import Source, Unit
+from data_prep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from data_prep.prepare import Options
+
+_BATCH_DOCUMENTS = 1024
+_BATCH_CHARACTERS = 1 << 22  # what an engine encodes at once; about a hundred bytes of memory for each
+
+
+@dataclass
+class Job:
+    """All that a worker needs; it inherits this by fork."""
+
+    source: Source
+    parts: list[list[Unit]]
+    workspace: Workspace
+    tokenizer: TokenizerInfo
+    options: Options
+    counters: Counters
+    engine: Engine | None = None
+    counted: int = 0  # skipped records of the part in progress that the counters know
+
+    @property
+    def needs_index(self) -> bool:
+        """Whether a record's fate depends on other records."""
+        return self.options.drop_duplicates or self.source.latest_wins
+
+    def index_path(self, part: int) -> Path:
+        """Where the index of a part's records lies."""
+        return self.workspace.partial / f"index-{part:05d}.npy"
+
+    def drops_path(self, part: int) -> Path:
+        """Where it lies which of a part's records are dropped."""
+        return self.workspace.partial / f"drop-{part:05d}.npy"
+
+
+def index_part(job: Job, number: int) -> None:
+    """Note the ids, versions and content hashes of a part's records."""
+    builder = IndexBuilder()
+    for unit in job.parts[number]:
+        for record in records(job.source, unit, job.options.skip_bad):
+            _refuse_bad(record, job)
+            builder.add(record)
+            job.counters.add(documents=1)
+        job.counters.add(num_bytes=unit.num_bytes)
+    with disk_errors(job.workspace.directory):
+        job.workspace.write_bytes(job.index_path(number).name, builder.to_bytes())
+
+
+def build_part(job: Job, number: int) -> None:
+    """Write the shards of a part, and its marker when they are whole."""
+    with disk_errors(job.workspace.directory):
+        files = ShardFiles(
+            job.workspace.new_part(number),
+            vocab_size=job.tokenizer.vocab_size,
+            special_ids=job.tokenizer.special_ids,
+            max_tokens=job.options.tokens_per_shard,
+            name=partial(_shard_name, number),
+        )
+    skipped: Counter[str] = Counter()
+    bad: list[BadRecord] = []
+    for batch in _batches(_documents(job, number, skipped, bad)):
+        encoded = job.engine([document.text for document in batch])
+        with disk_errors(job.workspace.directory):
+            for index, document in enumerate(batch):
+                token_ids = encoded[index]
+                if token_ids.size == 0:
+                    skipped["empty"] += 1
+                else:
+                    files.add(token_ids, "heldout" if is_held_out(document.id, job.options.holdout) else "train")
+        job.counters.add(documents=len(batch), tokens=len(encoded.ids), skipped=sum(skipped.values()) - job.counted)
+        job.counted = sum(skipped.values())
+    with disk_errors(job.workspace.directory):
+        marker = {
+            "shards": [shard.model_dump() for shard in files.finish()],
+            "documents": {split: files.num_documents[split] for split in SPLITS},
+            "tokens": {split: files.num_tokens[split] for split in SPLITS},
+            "skipped": dict(sorted(skipped.items())),
+            "bad": [str(record) for record in bad],
+            "sources": _source_entries(job, number),
+        }
+        job.workspace.finish_part(number, marker)
+
+
+def records(source: Source, unit: Unit, skip_bad: bool) -> Iterator[Record]:
+    """The records of a unit; where bad ones are skipped, a failure in the middle is the last record."""
+    try:
+        yield from source.read(unit)
+    except DataError as error:
+        if not skip_bad:
+            raise
+        place, _, reason = str(error).partition(": ")
+        yield BadRecord(place, f"{reason} (the rest of the file is skipped)")
+
+
+def _documents(job: Job, number: int, skipped: Counter[str], bad: list[BadRecord]) -> Iterator[Document]:
+    """The documents of a part that become shards; everything else is counted."""
+    job.counted = 0
+    drops = np.load(job.drops_path(number)) if job.needs_index else None
+    ordinal = -1
+    for unit in job.parts[number]:
+        for record in records(job.source, unit, job.options.skip_bad):
+            ordinal += 1
+            _refuse_bad(record, job)
+            if isinstance(record, BadRecord):
+                bad.append(record)
+                skipped["bad"] += 1
+            elif isinstance(record, Omitted):
+                skipped[record.reason] += 1
+            elif isinstance(record, Document):
+                if drops is not None and drops[ordinal]:
+                    skipped[DROP_REASONS[drops[ordinal]]] += 1
+                else:
+                    yield record
+        job.counters.add(num_bytes=unit.num_bytes)
+
+
+def _refuse_bad(record: Record, job: Job) -> None:
+    if isinstance(record, BadRecord) and not job.options.skip_bad:
+        raise DataError(f"{record} (or leave such records out with --skip-bad)")
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _source_entries(job: Job, number: int) -> dict[str, Any]:
+    """The manifest entry of every file that begins in this part, by its place among the source's files."""
+    files = {unit.file for unit in job.parts[number]}
+    if number:
+        files.discard(job.parts[number - 1][-1].file)
+    return {str(index): job.source.files[index].manifest_entry() for index in sorted(files)}
+
+
+def _shard_name(part: int, split: str, index: int) -> str:
+    """``train-00012`` for the first shard of part 12, ``train-00012-001`` for its second."""
+    return f"{split}-{part:05d}" + (f"-{index:03d}" if index else "")

@@ -1,0 +1,54 @@
+"""Running `bnb-ds prep` on small corpora, in this process or in one of its own that can be killed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from data_prep.cli import add_commands
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# As `bnb-ds` does it, but without the import of the model, which tests that start many processes cannot wait for.
+_MAIN = """
+import argparse, sys
+from bnb_ds.errors import run_reporting_errors
+from data_prep.cli import add_commands
+parser = argparse.ArgumentParser(prog="bnb-ds")
+add_commands(parser.add_subparsers(required=True))
+args = parser.parse_args(sys.argv[1:])
+sys.exit(run_reporting_errors("bnb-ds", lambda: args.run(args)))
+"""
+
+
+def prep(*arguments: str | Path) -> int | None:
+    """Run `bnb-ds prep ARGUMENTS` in this process."""
+    parser = argparse.ArgumentParser(prog="bnb-ds")
+    add_commands(parser.add_subparsers(required=True))
+    args = parser.parse_args(["prep", *map(str, arguments)])
+    return args.run(args)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Run `bnb-ds prep ARGUMENTS` in a process of its own."""
+    command = [sys.executable, "-c", _MAIN, "prep", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes)
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+def write_corpus(directory: Path, texts: list[str], num_files: int = 7) -> Path:
+    """The texts as .jsonl files of about equal size."""
+    directory.mkdir(parents=True)
+    for number in range(num_files):
+        rows = [{"id": i, "text": texts[i]} for i in range(number, len(texts), num_files)]
+        (directory / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory

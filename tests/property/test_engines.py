@@ -1,0 +1,116 @@
+"""Every engine gives the ids of BertTokenizerFast, for any text and any BERT vocabulary."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bnb_ds.tokenization import load_tokenizer, tokenizer_from_vocabulary
+from data_prep.engines import ENGINES, document_backend
+from data_prep.words import WordEngine
+
+OPTIONAL = [
+    pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"no {name}"))
+    for name in ("nanotoken", "tokie")
+]
+VOCABULARIES = ["bert-base-cased", "bert-base-uncased", "bert-base-multilingual-cased"]
+
+# What makes tokenizers differ: spaces that are none to BERT, deleted characters, marks that combine across a cut,
+# punctuation of every kind, Chinese on both sides of each range, characters whose case or decomposition changes length.
+AWKWARD = [
+    *" \t\n\r\x00\x0b\x0c\x1c\x1f\x7f\x85\xa0\u2003\u200b\u200d\u2028\u3000\ufeff\ufffd\xad",
+    *"\u0301\u0338\u0345\u05b0\u094d\u0f39\U0001d165",
+    *".,-'\"[]#_~=<>$+^`|\u2010\u2014\u2018\u201d\u2026\u2027\u2028\u2030\u203d\u3001\u300c\xa1\xab\xbf\u037e\u0f3a",
+    *"\u33ff\u3400\u4dbf\u4dc0\u4dff\u4e00\u4e2d\u9fa5\u9fff\ua000\uf900\uac00\ud55c\u1112\u3042\u30ab\u0e01\u0e33",
+    *"\U00020000\U0002b820\U0001f600\U0001f468",
+    *"\xe9\xc5\u0130\u0131\u1e9e\xdf\u03a3\u03c2\ufb01\u2260\u226e\u212b\u0958\u01c5\u0390",
+    *"aAbzZ019",
+]
+WORDS = ["the", "of", "Paris", "function", "##ing", "[MASK]", "[UNK]", "unaffable", "naïve", "北京", "x" * 101, "A.B."]
+TEXTS = st.lists(st.one_of(st.sampled_from(AWKWARD), st.sampled_from(WORDS), st.characters(codec="utf-8"))).map("".join)
+
+
+def vocabulary(path: Path):
+    backend = document_backend(load_tokenizer(path))
+    reference = ENGINES["tokenizers"](backend)
+    return backend, reference
+
+
+def assert_equal(engine, reference, texts: list[str]) -> None:
+    found, expected = engine(texts), reference(texts)
+    assert len(found) == len(expected) == len(texts)
+    for index, text in enumerate(texts):
+        assert np.array_equal(found[index], expected[index]), ascii(text)
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+@given(texts=st.lists(TEXTS, max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_words_on_a_small_vocabulary(lowercase: bool, texts: list[str]) -> None:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "func", "##tion", "中", "北", "é", "e", "##e", "Σ"]
+    tokens += [f"{prefix}{character}" for prefix in ("", "##") for character in "abzAB019.,-[]=#—“ss"]
+    tokenizer = tokenizer_from_vocabulary(list(dict.fromkeys(tokens)), lowercase=lowercase)
+    backend = document_backend(tokenizer)
+    assert_equal(ENGINES["words"](backend), ENGINES["tokenizers"](backend), texts)
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+@pytest.mark.parametrize("engine", ["words"])
+def test_awkward_pairs(engine: str, name: str, shared_data: Path) -> None:
+    """Every two awkward characters beside each other, bare and inside a word, and long random mixtures."""
+    backend, reference = vocabulary(shared_data / "tokenizers" / name)
+    pairs = [a + b for a in AWKWARD for b in AWKWARD]
+    mixtures = random.Random(0)
+    texts = [*pairs, *(f"na{pair}ve" for pair in pairs)]
+    texts += ["".join(mixtures.choices(AWKWARD + WORDS, k=200)) for _ in range(300)]
+    assert_equal(ENGINES[engine](backend), reference, texts)
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_every_character(name: str, shared_data: Path) -> None:
+    """Every character there is, between letters: cutting and normalising it commute."""
+    backend, reference = vocabulary(shared_data / "tokenizers" / name)
+    characters = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
+    texts = [" ".join(f"a{c}b" for c in characters[i : i + 2048]) for i in range(0, 0x32000, 2048)]
+    assert_equal(ENGINES["words"](backend), reference, texts)
+
+
+@pytest.mark.parametrize("engine", [*OPTIONAL, "words"])
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_real_text(engine: str, name: str, shared_data: Path) -> None:
+    import pyarrow.parquet as pq
+
+    backend, reference = vocabulary(shared_data / "tokenizers" / name)
+    table = pq.read_table(shared_data / "wikipedia" / "articles-2015" / "train-00000-of-00004.parquet")
+    assert_equal(ENGINES[engine](backend), reference, table.column("text").to_pylist()[:60])
+
+
+def test_the_dictionary_is_emptied_when_full(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.words._MAX_WORDS", 100)
+    backend, reference = vocabulary(shared_data / "tokenizers" / "bert-base-cased")
+    engine = ENGINES["words"](backend)
+    for part in range(20):
+        texts = [f"word{i} of part {part}, the {i * part}th" for i in range(30)]
+        assert_equal(engine, reference, texts)
+    assert len(engine._words._index) < 200
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", " ", "\x00"], ["a", "", "b"]])
+def test_nothing_to_encode(texts: list[str], small_tokenizer) -> None:
+    backend = document_backend(small_tokenizer)
+    assert_equal(ENGINES["words"](backend), ENGINES["tokenizers"](backend), texts)
+
+
+def test_words_refuse_added_tokens(small_tokenizer) -> None:
+    import copy
+
+    changed = copy.deepcopy(small_tokenizer)
+    changed.add_tokens(["two words"])
+    with pytest.raises(ValueError, match="the tokenizer has added tokens"):
+        WordEngine(document_backend(changed))

@@ -1,0 +1,83 @@
+"""What is shown while a corpus is made, and the benchmark."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.tokenization import save_tokenizer
+from data_prep import progress
+from data_prep.progress import Progress
+from tests.prep_helpers import prep
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_TERMINAL_SECONDS", 0.0)
+    reporter = Progress(stream=stream)
+    reporter.counters.add(documents=5)
+    with reporter.phase("build (words)", 3 << 20):
+        reporter.counters.add(documents=1200, tokens=34_000, skipped=7, num_bytes=1 << 20)
+        reporter.refresh()
+        reporter.say("engine x: not used")
+    return stream.getvalue()
+
+
+LINE = r"build \(words\): 1,200 documents, 34,000 tokens, [\d.]+ Mtok/s, 7 skipped, 2 MiB left"
+
+
+def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(LINE + "\nengine x: not used\n", shown(io.StringIO(), monkeypatch))
+
+
+def test_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(Terminal(), monkeypatch)
+    assert re.search("\r\x1b\\[K" + LINE + "\r\x1b\\[Kengine x: not used\n\r\x1b\\[K$", text)
+
+
+def test_silence() -> None:
+    stream = io.StringIO()
+    reporter = Progress(silent=True, stream=stream)
+    with reporter.phase("index", 1):
+        reporter.refresh()
+        reporter.say("x")
+    assert stream.getvalue() == ""
+
+
+# The benchmark
+
+
+@pytest.fixture
+def rows(tmp_path: Path, small_texts: list[str], small_tokenizer) -> list[str | Path]:
+    pq.write_table(pa.table({"text": small_texts}), tmp_path / "a.parquet")
+    save_tokenizer(small_tokenizer, tmp_path / "tokenizer")
+    return ["bench", "--input", tmp_path / "a.parquet", "--tokenizer", tmp_path / "tokenizer", "--rounds", "1"]
+
+
+@pytest.mark.slow
+def test_bench(rows, capsys: pytest.CaptureFixture) -> None:
+    prep(*rows, "--contenders", "datasets.map", "tokenizer alone", "prep words")
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"[\d,]+ tokens, 1 processes, median of 1 rounds in turn", lines[0])
+    assert [line.split(" | ")[0] for line in lines[3:]] == ["| datasets.map", "| tokenizer alone", "| prep words"]
+    assert " | 1.0 | 1.0 | " in lines[3]
+
+
+def test_bench_refuses(rows, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--contenders: no 'x'; choose from datasets\.map, tokenizer alone, prep"):
+        prep(*rows, "--contenders", "x")
+    with pytest.raises(ConfigError, match="--rounds must be at least 1, got 0"):
+        prep(*rows, "--rounds", "0")
+    with pytest.raises(DataError, match=r"tokenizer alone failed: .*no such file or directory"):
+        prep(*rows, "--contenders", "tokenizer alone", "--input", tmp_path / "nowhere.parquet")
