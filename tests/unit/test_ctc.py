@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnb_ds.ctc import collapse, linear_argmax, linear_ctc_loss
+from tests.plain_ctc import brute_force_nll, ctc_loss_reference, simple_collapse
 
 VOCAB, HIDDEN = 4, 3
 
@@ -23,22 +23,6 @@ def head(seed: int = 0, vocab_size: int = VOCAB, hidden_size: int = HIDDEN) -> t
 
 def states(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-
-
-def simple_collapse(path: list[int], blank: int) -> list[int]:
-    return [token for token, _ in itertools.groupby(path) if token != blank]
-
-
-def brute_force_nll(log_probs: Tensor, target: list[int], blank: int) -> Tensor:
-    """Sum over all V^T paths that collapse to the target."""
-    paths = [
-        sum(log_probs[t, token] for t, token in enumerate(path))
-        for path in itertools.product(range(log_probs.shape[1]), repeat=log_probs.shape[0])
-        if simple_collapse(list(path), blank) == target
-    ]
-    if log_probs.shape[0] == 0:
-        return torch.tensor(0.0 if not target else math.inf, dtype=log_probs.dtype)
-    return -torch.logsumexp(torch.stack(paths), 0) if paths else log_probs.new_tensor(math.inf)
 
 
 def loss_of(hidden, lengths, targets, weight, bias, **options):
@@ -69,6 +53,8 @@ def test_equals_brute_force_over_all_paths(lengths, targets, blank):
     log_probs = F.log_softmax(hidden @ weight.T + bias, -1)
     expected = torch.stack([brute_force_nll(log_probs[b, :n], shift[b], blank) for b, n in enumerate(lengths)])
     torch.testing.assert_close(got.loss, expected, rtol=0, atol=1e-10)
+    textbook = torch.stack([ctc_loss_reference(log_probs[b, :n], shift[b], blank) for b, n in enumerate(lengths)])
+    torch.testing.assert_close(textbook, expected, rtol=0, atol=1e-10)
     assert torch.equal(got.nll, got.loss)
     assert not got.infeasible.any()
     leaves = (hidden, weight, bias)
@@ -250,6 +236,7 @@ PACKED = {"hidden": torch.zeros(6, HIDDEN), "input_lengths": None}
         ),
         ({"blank": 4}, ValueError, r"blank is 4: give an id in \[0, 4\)"),
         ({"blank": -1}, ValueError, "blank is -1"),
+        ({"chunk_tokens": 0}, ValueError, "chunk_tokens is 0: give at least 1 position, or None"),
         ({"reduction": "average"}, ValueError, "reduction is 'average': use one of: none, sum, mean"),
         ({"reduction": "none", "kl_weight": 0.1}, ValueError, "kl_weight needs reduction 'sum' or 'mean'"),
         ({"hidden": torch.zeros(6, HIDDEN)}, ValueError, "hidden has 2 dimensions"),
