@@ -26,7 +26,6 @@ from torch import Tensor
 from bnb_ds.ctc_alignment import nll_and_occupancy
 from bnb_ds.ctc_inputs import Alignment
 
-_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 # With this factor, softmax values down to 1e-12 are within the range of fp16, and so is the factor itself.
 _PROBABILITY_SCALE = 2.0**15
 # torch.mm can sum 16-bit products up in float32 and return them so, on CUDA from torch 2.8 on.
@@ -49,7 +48,7 @@ class LinearCtcHead:
         hidden_NH, weight_VH, bias_V: of any floating dtypes.
         alignment: targets and lengths.
         compute_dtype: of the operands of the matrix products, which are summed up in float32 (float64 for float64).
-        chunk_tokens: rows C of a chunk; None: 32 MB of logits, on a GPU 256 MB.
+        chunk_tokens: rows C of a chunk; None: `default_chunk_tokens`.
 
     After `run`: ``nll`` [B], in nats, +inf where there is no path; ``kl`` [], mean over positions; ``gradients``.
     """
@@ -70,11 +69,8 @@ class LinearCtcHead:
         self._hidden_NH = operand(hidden_NH.detach(), compute_dtype)
         self._weight_VH = operand(weight_VH.detach(), compute_dtype)
         self._bias_V = None if bias_V is None else bias_V.detach().to(self._exact_dtype)
-        if chunk_tokens is None:
-            row_bytes = self._exact_dtype.itemsize * weight_VH.shape[0]
-            chunk_tokens = max(_CHUNK_BYTES.get(hidden_NH.device.type, _CHUNK_BYTES["cuda"]) // row_bytes, 1)
-        self._chunk_tokens = chunk_tokens
-        self.nll, self.kl = self._new(), self._new()
+        self._chunk_tokens = chunk_tokens or default_chunk_tokens(weight_VH)
+        self.nll, self.kl = self._zeros(), self._zeros()
         self.gradients = Gradients(None, None, None)
 
     def run(
@@ -92,10 +88,10 @@ class LinearCtcHead:
         """
         layout = self._alignment.layout
         per_position = weight_of_kl / max(layout.num_tokens, 1)
-        (num_rows, hidden_size), vocab_size = self._hidden_NH.shape, self._weight_VH.shape[0]
-        shapes = ((num_rows, hidden_size), (vocab_size, hidden_size), (vocab_size,))
         self.gradients = Gradients(
-            *(self._new(*shape) if want else None for shape, want in zip(shapes, wanted, strict=True))
+            hidden=self._empty(*self._hidden_NH.shape) if wanted[0] else None,
+            weight=self._zeros(*self._weight_VH.shape) if wanted[1] else None,
+            bias=self._zeros(self._weight_VH.shape[0]) if wanted[2] else None,
         )
         weight_of_nll_N = weight_of_nll_B.to(self._exact_dtype).index_select(0, layout.sequence_ids)
         dense_N = weight_of_nll_N + per_position
@@ -114,9 +110,9 @@ class LinearCtcHead:
     def _pass_over_vocabulary(self, dense_N: Tensor, with_gradients: bool) -> tuple[Tensor, Tensor]:
         """Log-probabilities [N, K] of each sequence's own columns and logsumexp [N]; adds up the dense gradients."""
         alignment, num_rows = self._alignment, self._hidden_NH.shape[0]
-        log_probs_NK = self._new(num_rows, alignment.table.shape[1])
-        normalizer_N = self._new(num_rows)
-        buffer_CV = self._new(min(self._chunk_tokens, num_rows), self._weight_VH.shape[0])
+        log_probs_NK = self._empty(num_rows, alignment.table.shape[1])
+        normalizer_N = self._empty(num_rows)
+        buffer_CV = self._empty(min(self._chunk_tokens, num_rows), self._weight_VH.shape[0])
         for begin in range(0, num_rows, self._chunk_tokens):
             rows = slice(begin, min(begin + self._chunk_tokens, num_rows))
             columns_CK = alignment.table.index_select(0, alignment.layout.sequence_ids[rows])
@@ -191,8 +187,17 @@ class LinearCtcHead:
         if self.gradients.bias is not None:
             self.gradients.bias.sub_(per_position * num_rows / vocab_size)
 
-    def _new(self, *shape: int) -> Tensor:
+    def _zeros(self, *shape: int) -> Tensor:
         return self._weight_VH.new_zeros(shape, dtype=self._exact_dtype)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return self._weight_VH.new_empty(shape, dtype=self._exact_dtype)
+
+
+def default_chunk_tokens(weight_VH: Tensor) -> int:
+    """Rows whose logits take 48 MB, on a GPU 256 MB: smaller chunks slow the products down, larger ones gain little."""
+    chunk_bytes = (48 if weight_VH.device.type == "cpu" else 256) << 20
+    return max(chunk_bytes // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
 
 
 def exact_dtype(compute_dtype: torch.dtype) -> torch.dtype:
