@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.ctc_inputs import Alignment
+from bnb_ds.ctc_kernels import uses_triton
 
 OCCUPANCY_BLOCK = 64  # positions of all sequences whose occupancy is worked out together
 
@@ -93,9 +94,14 @@ def _forward_variables(emissions: Tensor, alignment: Alignment) -> tuple[Tensor,
     tokens = emissions.new_empty(num_steps, num_rows, num_tokens)
     # A mirrored target that is shorter than S begins in the middle of the row.
     start = torch.cat((torch.zeros_like(alignment.target_lengths), num_tokens - alignment.target_lengths))
+    may_skip = torch.cat((alignment.skips, _mirrored_skips(alignment.skips)))
+    if uses_triton(emissions.device):
+        from bnb_ds.ctc_triton import forward_variables
+
+        forward_variables(emissions, may_skip, start, blanks, tokens)
+        return blanks, tokens
     blank = emissions.new_full((num_rows, num_columns), -torch.inf).scatter_(1, start[:, None], 0.0)
     token = emissions.new_full((num_rows, num_tokens), -torch.inf)
-    may_skip = torch.cat((alignment.skips, _mirrored_skips(alignment.skips)))
     for step in range(num_steps):
         into_blank, into_token, emission = blanks[step], tokens[step], emissions[step]
         into_blank[:, :1] = blank[:, :1]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bnb_ds.ctc_alignment import nll_and_occupancy
 from bnb_ds.ctc_inputs import Alignment
+from bnb_ds.ctc_kernels import uses_triton
 
 # With this factor, softmax values down to 1e-12 are within the range of fp16, and so is the factor itself.
 _PROBABILITY_SCALE = 2.0**15
@@ -66,6 +67,7 @@ class LinearCtcHead:
         self._alignment = alignment
         self._compute_dtype = compute_dtype
         self._exact_dtype = exact_dtype(compute_dtype)
+        self._is_low_precision = compute_dtype.itemsize == 2
         self._hidden_NH = operand(hidden_NH.detach(), compute_dtype)
         self._weight_VH = operand(weight_VH.detach(), compute_dtype)
         self._bias_V = None if bias_V is None else bias_V.detach().to(self._exact_dtype)
@@ -118,6 +120,9 @@ class LinearCtcHead:
             columns_CK = alignment.table.index_select(0, alignment.layout.sequence_ids[rows])
             logits_CV = self._project(self._hidden_NH[rows], buffer_CV[: rows.stop - begin])
             torch.gather(logits_CV, 1, columns_CK, out=log_probs_NK[rows])
+            if with_gradients and self._is_low_precision and uses_triton(logits_CV.device):
+                normalizer_N[rows] = self._fused_softmax(logits_CV, columns_CK, log_probs_NK[rows], rows, dense_N[rows])
+                continue
             best_C = logits_CV.amax(1)
             odds_CV = logits_CV.sub_(best_C[:, None]).exp_()
             total_C = odds_CV.sum(1)
@@ -137,26 +142,67 @@ class LinearCtcHead:
         return torch.addmm(self._bias_V, hidden_CH, self._weight_VH.t(), out=out_CV)
 
     def _contract(self, odds_CV: Tensor, rows: slice, dense_C: Tensor, total_C: Tensor) -> None:
-        """Add ``a_t P_t`` of a chunk to the gradients; P is ``odds / total``, and ``odds`` may be overwritten."""
+        """Add ``a_t P_t`` of a chunk to the gradients; P is ``odds / total``, and ``odds`` is overwritten."""
         hidden_CH, gradients = self._hidden_NH[rows], self.gradients
         factor_C = dense_C / total_C
         if gradients.bias is not None:
             gradients.bias.addmv_(odds_CV.t(), factor_C)
-        if self._compute_dtype == self._exact_dtype:
+        if not self._is_low_precision:
             if gradients.hidden is not None:
                 torch.mm(odds_CV, self._weight_VH, out=gradients.hidden[rows]).mul_(factor_C[:, None])
             if gradients.weight is not None:
                 gradients.weight.addmm_(odds_CV.t(), hidden_CH * factor_C[:, None])
             return
-        # In 16 bits only P itself is rounded, at full scale; what the loss divides by is applied to the products.
-        scale = dense_C.amax().clamp(min=torch.finfo(self._exact_dtype).tiny)
-        odds_CV.mul_((factor_C * (_PROBABILITY_SCALE / scale))[:, None])
-        scaled_CV = operand(odds_CV, self._compute_dtype)
-        scale = scale / _PROBABILITY_SCALE
+        rival_C1 = odds_CV.argmax(1, keepdim=True)
+        strength_C1 = odds_CV.gather(1, rival_C1) * factor_C[:, None]
+        odds_CV.scatter_(1, rival_C1, 0.0)
+        scale = _largest(dense_C) / _PROBABILITY_SCALE
+        self._contract_rounded(odds_CV.mul_((factor_C / scale)[:, None]), rows, scale)
+        self._contract_rival(rival_C1[:, 0], strength_C1, rows)
+
+    def _fused_softmax(
+        self, logits_CV: Tensor, columns_CK: Tensor, own_CK: Tensor, rows: slice, dense_C: Tensor
+    ) -> Tensor:
+        """The 16-bit part of `_contract` and all before it as one kernel; returns logsumexp [C]."""
+        from bnb_ds.ctc_triton import softmax_of_chunk
+
+        is_first_CK = self._alignment.is_first.index_select(0, self._alignment.layout.sequence_ids[rows])
+        own_C = own_CK.masked_fill(~is_first_CK, -torch.inf).logsumexp(1)
+        logits_CV.scatter_(1, columns_CK, -torch.inf)
+        scale = _largest(dense_C) / _PROBABILITY_SCALE
+        scaled_CV, normalizer_C, rival_C, strength_C = softmax_of_chunk(
+            logits_CV, own_C, dense_C / scale, self._compute_dtype
+        )
+        strength_C1 = (strength_C * dense_C)[:, None]
+        self._contract_rounded(scaled_CV, rows, scale)
+        self._contract_rival(rival_C, strength_C1, rows)
+        if self.gradients.bias is not None:
+            ones_C1 = operand(torch.ones_like(strength_C1), self._compute_dtype)
+            summed_V1 = product(operand(scaled_CV, self._compute_dtype).t(), ones_C1, self._exact_dtype)
+            self.gradients.bias.add_(summed_V1[:, 0].mul_(scale))
+            add_rows(self.gradients.bias, rival_C, strength_C1[:, 0])
+        return normalizer_C
+
+    def _contract_rounded(self, scaled_CV: Tensor, rows: slice, scale: Tensor) -> None:
+        """Contract ``a_t P_t / scale`` in 16 bits: only P is rounded, at full scale; the scale is put in afterwards."""
+        gradients, scaled_CV = self.gradients, operand(scaled_CV, self._compute_dtype)
         if gradients.hidden is not None:
             gradients.hidden[rows] = product(scaled_CV, self._weight_VH, self._exact_dtype).mul_(scale)
         if gradients.weight is not None:
-            gradients.weight.add_(product(scaled_CV.t(), hidden_CH, self._exact_dtype).mul_(scale))
+            gradients.weight.add_(product(scaled_CV.t(), self._hidden_NH[rows], self._exact_dtype).mul_(scale))
+
+    def _contract_rival(self, rival_C: Tensor, strength_C1: Tensor, rows: slice) -> None:
+        """Contract the strongest class of each row that is not the sequence's own, in full precision.
+
+        Where a model is nearly sure, this one class holds most of the dense part; rounded to 16 bits, it alone would
+        put an error of 1e-3 into the gradients.
+        """
+        if self.gradients.hidden is not None:
+            self.gradients.hidden[rows].addcmul_(
+                self._weight_VH.index_select(0, rival_C).to(self._exact_dtype), strength_C1
+            )
+        if self.gradients.weight is not None:
+            add_rows(self.gradients.weight, rival_C, self._hidden_NH[rows] * strength_C1)
 
     def _contract_own_columns(self, own_NK: Tensor) -> None:
         """Add the sparse part, the coefficients of each sequence's own columns, to the gradients."""
@@ -220,6 +266,11 @@ def operand(values: Tensor, compute_dtype: torch.dtype) -> Tensor:
 def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Matrix product of two operands, summed up and returned in ``dtype``."""
     return torch.mm(left, right) if left.dtype == dtype else torch.mm(left, right, out_dtype=dtype)
+
+
+def _largest(dense_C: Tensor) -> Tensor:
+    """[], to divide by."""
+    return dense_C.amax().clamp(min=torch.finfo(dense_C.dtype).tiny)
 
 
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:

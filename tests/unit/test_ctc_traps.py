@@ -41,7 +41,7 @@ def trained_like(vocab_size: int, hidden_size: int, positions: int, targets: Ten
     path = torch.zeros(targets.shape[0], positions, dtype=torch.int64)
     step = positions // targets.shape[1]
     path[:, : step * targets.shape[1] : step] = targets
-    hidden = weight[path] * (10 / hidden_size) + 0.3 * normal(*path.shape, hidden_size, seed=seed + 1)
+    hidden = weight[path] * (20 / hidden_size) + 0.3 * normal(*path.shape, hidden_size, seed=seed + 1)
     return hidden.bfloat16().double(), weight, normal(vocab_size, seed=seed + 2).bfloat16().double()
 
 
