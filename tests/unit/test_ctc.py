@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnb_ds.ctc import collapse, linear_argmax, linear_ctc_loss
+from bnb_ds.ctc import _collapse_on_device, collapse, linear_argmax, linear_ctc_loss
 from tests.plain_ctc import brute_force_nll, ctc_loss_reference, simple_collapse
 
 VOCAB, HIDDEN = 4, 3
@@ -268,12 +268,13 @@ def test_collapse_merges_then_drops_blanks(path, expected):
     assert ids.tolist() == [expected + [0] * (len(path) - len(expected))]
 
 
-def test_collapse_equals_groupby_for_any_blank_and_lengths():
+@pytest.mark.parametrize("way", [collapse, _collapse_on_device], ids=["host", "device"])
+def test_collapse_equals_groupby_for_any_blank_and_lengths(way):
     generator = torch.Generator().manual_seed(0)
     paths = torch.randint(0, 3, (200, 9), generator=generator)
     lengths = torch.randint(0, 10, (200,), generator=generator)
     for blank in (0, 2):
-        ids, out_lengths = collapse(paths, lengths, blank)
+        ids, out_lengths = way(paths, lengths, blank)
         for row, length, path, n in zip(ids.tolist(), out_lengths.tolist(), paths.tolist(), lengths, strict=True):
             expected = simple_collapse(path[:n], blank)
             assert row == expected + [blank] * (9 - len(expected))
@@ -289,6 +290,20 @@ def test_collapse_of_no_positions():
 def test_collapse_wants_a_batch():
     with pytest.raises(ValueError, match=r"the path has 1 dimensions: give \[B, T\]"):
         collapse(torch.tensor([1, 2]), torch.tensor([2]))
+
+
+def test_argmax_compares_logits_in_float32():
+    """Rounded to bf16, the second class would tie with the first."""
+    weight = torch.tensor([[1.0, 0.0], [1.0, 2.0**-7]]).bfloat16()
+    hidden = torch.tensor([[1.0, 0.25]]).bfloat16()
+    assert F.linear(hidden, weight).argmax() == 0
+    assert linear_argmax(hidden, weight, None).tolist() == [1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear_argmax(hidden.float(), weight.float(), torch.zeros(2)).tolist() == [1]
+
+
+def test_argmax_of_no_positions():
+    assert linear_argmax(torch.zeros(0, 3), torch.zeros(5, 3), None).tolist() == []
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 7, 14])
