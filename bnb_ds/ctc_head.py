@@ -71,7 +71,7 @@ class LinearCtcHead:
         self._hidden_NH = operand(hidden_NH.detach(), compute_dtype)
         self._weight_VH = operand(weight_VH.detach(), compute_dtype)
         self._bias_V = None if bias_V is None else bias_V.detach().to(self._exact_dtype)
-        self._chunk_tokens = chunk_tokens or default_chunk_tokens(weight_VH)
+        self._chunk_tokens = chunk_tokens or default_chunk_tokens(weight_VH, hidden_NH.shape[0])
         self.nll, self.kl = self._zeros(), self._zeros()
         self.gradients = Gradients(None, None, None)
 
@@ -240,10 +240,15 @@ class LinearCtcHead:
         return self._weight_VH.new_empty(shape, dtype=self._exact_dtype)
 
 
-def default_chunk_tokens(weight_VH: Tensor) -> int:
-    """Rows whose logits take 48 MB, on a GPU 256 MB: smaller chunks slow the products down, larger ones gain little."""
+def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:
+    """Rows of a chunk: equal chunks, as few as keep the logits of one within 48 MB, on a GPU 256 MB.
+
+    Smaller chunks slow the products down, larger ones gain little.
+    """
     chunk_bytes = (48 if weight_VH.device.type == "cpu" else 256) << 20
-    return max(chunk_bytes // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
+    most = max(chunk_bytes // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
+    num_chunks = max(-(-num_rows // most), 1)
+    return max(-(-num_rows // num_chunks), 1)
 
 
 def exact_dtype(compute_dtype: torch.dtype) -> torch.dtype:

@@ -130,7 +130,7 @@ class Case:
         dtype, exact = self.weight.dtype, torch.float32
         weight_VH, hidden_NH = operand(self.weight, dtype), operand(self.packed, dtype)
         grad_weight, grad_hidden = torch.zeros_like(weight_VH, dtype=exact), torch.empty_like(hidden_NH, dtype=exact)
-        chunk_tokens = default_chunk_tokens(self.weight)
+        chunk_tokens = default_chunk_tokens(self.weight, hidden_NH.shape[0])
         buffer_CV = weight_VH.new_empty(chunk_tokens, weight_VH.shape[0])
         for begin in range(0, hidden_NH.shape[0], chunk_tokens):
             rows = slice(begin, begin + chunk_tokens)

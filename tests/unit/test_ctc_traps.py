@@ -177,6 +177,7 @@ def test_bf16_products_keep_the_gradient_of_peaked_posteriors():
     targets = torch.cat([target_of(30, 5_000, seed) for seed in range(4)])
     exact = with_gradients(*(case := trained_like(5_000, 64, 120, targets)), targets)
     leaves = [tensor.float().requires_grad_() for tensor in case]
+    assert exact[0] < 0.5  # nats per token: the model is nearly sure
     with torch.autocast("cpu", torch.bfloat16):
         lengths = torch.full((4,), 120)
         loss = linear_ctc_loss(*leaves, targets, lengths, torch.full((4,), 30)).loss
@@ -218,9 +219,14 @@ def test_nothing_depends_on_the_chunk(chunk_tokens):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_the_default_chunk_is_bounded_in_bytes():
-    assert ctc_head.default_chunk_tokens(torch.empty(28_996, 1)) * 28_996 * 4 <= 48 << 20
-    assert ctc_head.default_chunk_tokens(torch.empty(100_000_000, 0)) == 1
+@pytest.mark.parametrize("num_rows", [0, 1, 433, 434, 1024, 100_000])
+def test_default_chunks_are_equal_and_bounded_in_bytes(num_rows):
+    weight = torch.empty(28_996, 0)
+    chunk_tokens = ctc_head.default_chunk_tokens(weight, num_rows)
+    assert 1 <= chunk_tokens <= (48 << 20) // (28_996 * 4)
+    num_chunks = math.ceil(num_rows / chunk_tokens)
+    assert num_rows - (num_chunks - 1) * chunk_tokens >= chunk_tokens - num_chunks
+    assert ctc_head.default_chunk_tokens(torch.empty(100_000_000, 0), 7) == 1
 
 
 def test_the_same_input_gives_the_same_bits():
