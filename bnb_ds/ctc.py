@@ -74,7 +74,7 @@ def linear_ctc_loss(
             each loss divided by its target length (at least 1).
         zero_infinity: infeasible sequences add 0 to the loss instead of infinity; to gradients they never add.
         kl_weight: weight of the KL(uniform || p) smoothing term, which is added once to the reduced loss.
-        chunk_tokens: positions projected at once; None: 48 MB of logits, on a GPU 256 MB.
+        chunk_tokens: positions projected at once; None: 48 MB of logits, on a GPU 192 MB.
         cu_seqlens: int32 [B+1], starts of the sequences in packed ``hidden``.
         max_input_length, max_target_length: the longest of each, if the caller knows them. On a GPU they spare waiting
             for the device, and lengths and labels are trusted; on a CPU everything is checked anyway.

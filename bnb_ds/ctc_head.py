@@ -241,11 +241,11 @@ class LinearCtcHead:
 
 
 def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:
-    """Rows of a chunk: equal chunks, as few as keep the logits of one within 48 MB, on a GPU 256 MB.
+    """Rows of a chunk: equal chunks, as few as keep the logits of one within 48 MB, on a GPU 192 MB.
 
     Smaller chunks slow the products down, larger ones gain little.
     """
-    chunk_bytes = (48 if weight_VH.device.type == "cpu" else 256) << 20
+    chunk_bytes = (48 if weight_VH.device.type == "cpu" else 192) << 20
     most = max(chunk_bytes // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
     num_chunks = max(-(-num_rows // most), 1)
     return max(-(-num_rows // num_chunks), 1)
@@ -274,8 +274,8 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _largest(dense_C: Tensor) -> Tensor:
-    """[], to divide by."""
-    return dense_C.amax().clamp(min=torch.finfo(dense_C.dtype).tiny)
+    """[], the largest size, to divide by: not 0 and far from what float32 cannot hold."""
+    return dense_C.abs().amax().clamp(min=1e-30)
 
 
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:

@@ -200,6 +200,21 @@ def test_fp16_keeps_its_gradient_at_512_tokens():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sequences_may_have_any_weights(dtype):
+    """Also negative ones and 0, in 16 bits, where the largest sets the scale."""
+    tensors = (normal(3, 9, 16), normal(300, 16, seed=1), normal(300, seed=2))
+    targets, lengths = target_of(4, 300).repeat(3, 1), torch.full((3,), 9)
+    for weights in ([-2.0, -1e-3, 0.0], [0.0, 0.0, 0.0], [1e4, -3.0, 1.0]):
+        results = []
+        for cast in (lambda tensor: tensor.to(dtype), lambda tensor: tensor.to(dtype).double()):
+            leaves = [cast(tensor).requires_grad_() for tensor in tensors]
+            output = linear_ctc_loss(*leaves, targets, lengths, torch.full((3,), 4), reduction="none", chunk_tokens=4)
+            results.append(torch.autograd.grad((output.loss * torch.tensor(weights)).sum(), leaves))
+        for got, exact in zip(*results, strict=True):
+            assert (got.double() - exact).norm() <= 3e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_logits_are_not_rounded_to_16_bits(dtype):
     hidden, weight, bias = (tensor.to(dtype) for tensor in (4 * normal(1, 30, 16), normal(900, 16), normal(900)))
     targets = target_of(7, 900)
