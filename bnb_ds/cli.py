@@ -15,6 +15,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from bnb_ds import __version__
+from bnb_ds.bench.cli import add_bench
 from bnb_ds.errors import run_reporting_errors
 
 
@@ -32,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.commands")):
         entry.load()(commands)
+    add_bench(commands)
     _add_curves(commands)
     _add_export(commands)
     _add_generate(commands)

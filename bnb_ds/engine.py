@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnb_ds import ctc_kernels
 from bnb_ds.ds_config import DsConfig
 from bnb_ds.errors import ConfigError
 from bnb_ds.fused import choose_optimizer, fuse_layer_norms
@@ -63,7 +64,8 @@ def build_engine(
     except (ValueError, AssertionError, DeepSpeedConfigError, ZeRORuntimeException) as error:
         # Combinations of settings that only DeepSpeed knows to exclude each other.
         raise ConfigError(f"{ds_config.path}: DeepSpeed refuses it: {error}") from error
-    return engine, f"{optimizer_name}; {layer_norm}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
+    ctc = ctc_kernels.description(device)
+    return engine, f"{optimizer_name}; {layer_norm}; {ctc}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

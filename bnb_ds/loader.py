@@ -2,6 +2,10 @@
 
 The stream of samples is one infinite sequence, epoch after epoch, each epoch in its own order. Its state is a single
 number, the samples consumed so far; it depends neither on the number of ranks nor on the micro batch.
+
+The samples of one step are dealt out by length, so that a micro batch holds sequences of about one length and the ranks
+work on like ones at the same time: little padding where padding is needed (attention and the CTC recursion on devices
+without kernels for packed rows), little waiting. The step's loss is a sum over its samples, whatever their order.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ class SampleSource(Protocol):
     """What a task gives the loader."""
 
     def __len__(self) -> int: ...
+
+    def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
+        """int64 [B], tokens of samples, without reading them."""
 
     def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch: ...
 
@@ -49,6 +56,7 @@ class StepLoader:
         micro_batch: samples per micro step on one rank.
         accumulation_steps: micro steps per step.
         rank, world_size: this process among all.
+        pin_memory: put batches into page-locked memory, from which a GPU copies while it computes.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class StepLoader:
         accumulation_steps: int,
         rank: int,
         world_size: int,
+        pin_memory: bool = False,
     ) -> None:
         self._source = source
         self._stream = SampleStream(len(source), seed)
@@ -67,6 +76,7 @@ class StepLoader:
         self._accumulation_steps = accumulation_steps
         self._rank = rank
         self._world_size = world_size
+        self._pin_memory = pin_memory
 
     @property
     def global_batch(self) -> int:
@@ -75,10 +85,14 @@ class StepLoader:
 
     def step(self, samples_consumed: int) -> list[PackedBatch]:
         """This rank's micro batches of the step that begins at a stream position."""
+        sample_ids, epochs = self._stream.read(samples_consumed, self.global_batch)
+        by_length = np.argsort(self._source.lengths(sample_ids), kind="stable")
         batches = []
         for micro_step in range(self._accumulation_steps):
-            offset = (micro_step * self._world_size + self._rank) * self._micro_batch
-            batches.append(self._source.batch(*self._stream.read(samples_consumed + offset, self._micro_batch)))
+            begin = (micro_step * self._world_size + self._rank) * self._micro_batch
+            chosen = by_length[begin : begin + self._micro_batch]
+            batch = self._source.batch(sample_ids[chosen], epochs[chosen])
+            batches.append(batch.pinned() if self._pin_memory else batch)
         return batches
 
     def steps(self, samples_consumed: int, num_steps: int) -> Iterator[list[PackedBatch]]:

@@ -225,7 +225,8 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
             cu_seqlens: int32 [B+1], starts of the packed sequences, and N.
             max_seqlen: the longest of them; optional, it spares a GPU from waiting.
             label_lengths: int64 [B], with concatenated labels.
-            max_label_length: the longest of them; optional, and checked on a CPU as ``max_seqlen`` is.
+            max_label_length: the longest of them; optional. It is checked on a CPU as ``max_seqlen`` is; on a GPU it
+                spares waiting, and labels and their lengths are then trusted.
             return_logits: True returns logits beside the loss, which costs a second projection; default: logits only
                 where there are no labels.
 
@@ -242,14 +243,20 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
             encoder_last_hidden_state=inputs.restore(outputs.encoder_last_hidden_state),
         )
         if labels is not None:
-            self._score(result, hidden_TH, layout, *_targets(labels, label_lengths, max_label_length))
+            self._score(result, hidden_TH, layout, *_targets(labels, label_lengths, max_label_length), max_label_length)
         if return_logits or (labels is None and return_logits is None):
             logits_TV = F.linear(hidden_TH, self.get_output_embeddings().weight, self.lm_head.bias)
             result["logits"] = logits_TV if inputs.is_packed else layout.pad(logits_TV)
         return result
 
     def _score(
-        self, result: BnbOutput, hidden_TH: Tensor, layout: PackedLayout, targets: Tensor, target_lengths_B: Tensor
+        self,
+        result: BnbOutput,
+        hidden_TH: Tensor,
+        layout: PackedLayout,
+        targets: Tensor,
+        target_lengths_B: Tensor,
+        max_target_length: int | None,
     ) -> None:
         ctc = linear_ctc_loss(
             hidden_TH,
@@ -261,6 +268,8 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
             blank=self.config.blank_token_id,
             reduction="sum",
             cu_seqlens=layout.cu_seqlens,
+            max_input_length=layout.max_seqlen,
+            max_target_length=max_target_length,
         )
         result["loss_sum"] = ctc.loss
         result["loss_count"] = (target_lengths_B * ~ctc.infeasible).sum()

@@ -150,7 +150,7 @@ def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None
         tracker.say(line)
     loop = TrainLoop(
         engine,
-        _loader(train, plan),
+        _loader(train, plan, pin_memory=device.type == "cuda"),
         Reconstruction(),
         _evaluation(engine, heldout, plan, device),
         tracker,
@@ -165,7 +165,7 @@ def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None
     tracker.close()
 
 
-def _loader(train: PretrainSamples, plan: Plan) -> StepLoader:
+def _loader(train: PretrainSamples, plan: Plan, *, pin_memory: bool) -> StepLoader:
     return StepLoader(
         train,
         seed=plan.recipe.seed,
@@ -173,6 +173,7 @@ def _loader(train: PretrainSamples, plan: Plan) -> StepLoader:
         accumulation_steps=plan.ds_config.accumulation_steps,
         rank=distributed.rank(),
         world_size=plan.ds_config.world_size,
+        pin_memory=pin_memory,
     )
 
 

@@ -52,6 +52,16 @@ class PretrainSamples:
         """Samples in one epoch."""
         return len(self._shards) if self._first_sample is None else int(self._first_sample[-1])
 
+    def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
+        """int64 [B], tokens of each sequence, [CLS] and [SEP] included, from the index alone."""
+        if self._first_sample is None:
+            content = self._shards.lengths[sample_ids].astype(np.int64)
+        else:
+            documents = np.searchsorted(self._first_sample, sample_ids, side="right") - 1
+            begins = (sample_ids - self._first_sample[documents]) * self._content_length
+            content = self._shards.lengths[documents].astype(np.int64) - begins
+        return np.minimum(content, self._content_length) + 2
+
     def original(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Uncorrupted sequences: int64 [N] packed ``[CLS] tokens [SEP]``, and int64 [B + 1] where each begins."""
         pieces = [self._content(int(sample)) for sample in sample_ids]

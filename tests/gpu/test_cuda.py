@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +49,25 @@ def test_cuda_equals_cpu_in_float64():
     assert (on_cuda.logits.cpu() - on_cpu.logits).abs().max() <= 1e-10
     assert abs(on_cuda.loss_sum.item() - on_cpu.loss_sum.item()) <= 1e-9
     assert (model.model.latent.weight.grad.cpu() - gradient).abs().max() <= 1e-9
+
+
+def test_pinned_batches_arrive_without_waiting(small_shards):
+    from bnb_ds.corruption import Corruption
+    from bnb_ds.samples import PretrainSamples
+    from bnb_ds.shards import TokenShards
+
+    shards = TokenShards(small_shards, "train")
+    noise = Corruption(0.15, 0.5, shards.special_ids["mask"], shards.vocab_size)
+    config = BnbConfig(encoder=BERT)
+    samples = PretrainSamples(shards, sequence="truncate", max_length=16, corruption=noise, seed=0, config=config)
+    batch = samples.batch(np.arange(3), np.zeros(3, dtype=np.int64))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        inputs = batch.pinned().model_inputs(torch.device("cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(inputs["input_ids"].cpu(), batch.input_ids)
+    assert torch.equal(inputs["labels"].cpu(), batch.labels)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

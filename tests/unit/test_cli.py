@@ -22,7 +22,7 @@ def test_help_lists_the_commands_of_both_packages(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("prep", "export", "generate", "reconstruct", "curves"))
+    assert all(command in shown for command in ("prep", "bench", "export", "generate", "reconstruct", "curves"))
 
 
 @pytest.mark.parametrize(

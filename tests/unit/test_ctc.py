@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnb_ds.ctc import collapse, linear_argmax, linear_ctc_loss
+from bnb_ds.ctc import _collapse_on_device, collapse, linear_argmax, linear_ctc_loss
+from tests.plain_ctc import brute_force_nll, ctc_loss_reference, simple_collapse
 
 VOCAB, HIDDEN = 4, 3
 
@@ -23,22 +23,6 @@ def head(seed: int = 0, vocab_size: int = VOCAB, hidden_size: int = HIDDEN) -> t
 
 def states(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-
-
-def simple_collapse(path: list[int], blank: int) -> list[int]:
-    return [token for token, _ in itertools.groupby(path) if token != blank]
-
-
-def brute_force_nll(log_probs: Tensor, target: list[int], blank: int) -> Tensor:
-    """Sum over all V^T paths that collapse to the target."""
-    paths = [
-        sum(log_probs[t, token] for t, token in enumerate(path))
-        for path in itertools.product(range(log_probs.shape[1]), repeat=log_probs.shape[0])
-        if simple_collapse(list(path), blank) == target
-    ]
-    if log_probs.shape[0] == 0:
-        return torch.tensor(0.0 if not target else math.inf, dtype=log_probs.dtype)
-    return -torch.logsumexp(torch.stack(paths), 0) if paths else log_probs.new_tensor(math.inf)
 
 
 def loss_of(hidden, lengths, targets, weight, bias, **options):
@@ -69,6 +53,8 @@ def test_equals_brute_force_over_all_paths(lengths, targets, blank):
     log_probs = F.log_softmax(hidden @ weight.T + bias, -1)
     expected = torch.stack([brute_force_nll(log_probs[b, :n], shift[b], blank) for b, n in enumerate(lengths)])
     torch.testing.assert_close(got.loss, expected, rtol=0, atol=1e-10)
+    textbook = torch.stack([ctc_loss_reference(log_probs[b, :n], shift[b], blank) for b, n in enumerate(lengths)])
+    torch.testing.assert_close(textbook, expected, rtol=0, atol=1e-10)
     assert torch.equal(got.nll, got.loss)
     assert not got.infeasible.any()
     leaves = (hidden, weight, bias)
@@ -250,6 +236,7 @@ PACKED = {"hidden": torch.zeros(6, HIDDEN), "input_lengths": None}
         ),
         ({"blank": 4}, ValueError, r"blank is 4: give an id in \[0, 4\)"),
         ({"blank": -1}, ValueError, "blank is -1"),
+        ({"chunk_tokens": 0}, ValueError, "chunk_tokens is 0: give at least 1 position, or None"),
         ({"reduction": "average"}, ValueError, "reduction is 'average': use one of: none, sum, mean"),
         ({"reduction": "none", "kl_weight": 0.1}, ValueError, "kl_weight needs reduction 'sum' or 'mean'"),
         ({"hidden": torch.zeros(6, HIDDEN)}, ValueError, "hidden has 2 dimensions"),
@@ -281,12 +268,13 @@ def test_collapse_merges_then_drops_blanks(path, expected):
     assert ids.tolist() == [expected + [0] * (len(path) - len(expected))]
 
 
-def test_collapse_equals_groupby_for_any_blank_and_lengths():
+@pytest.mark.parametrize("way", [collapse, _collapse_on_device], ids=["host", "device"])
+def test_collapse_equals_groupby_for_any_blank_and_lengths(way):
     generator = torch.Generator().manual_seed(0)
     paths = torch.randint(0, 3, (200, 9), generator=generator)
     lengths = torch.randint(0, 10, (200,), generator=generator)
     for blank in (0, 2):
-        ids, out_lengths = collapse(paths, lengths, blank)
+        ids, out_lengths = way(paths, lengths, blank)
         for row, length, path, n in zip(ids.tolist(), out_lengths.tolist(), paths.tolist(), lengths, strict=True):
             expected = simple_collapse(path[:n], blank)
             assert row == expected + [blank] * (9 - len(expected))
@@ -302,6 +290,20 @@ def test_collapse_of_no_positions():
 def test_collapse_wants_a_batch():
     with pytest.raises(ValueError, match=r"the path has 1 dimensions: give \[B, T\]"):
         collapse(torch.tensor([1, 2]), torch.tensor([2]))
+
+
+def test_argmax_compares_logits_in_float32():
+    """Rounded to bf16, the second class would tie with the first."""
+    weight = torch.tensor([[1.0, 0.0], [1.0, 2.0**-7]]).bfloat16()
+    hidden = torch.tensor([[1.0, 0.25]]).bfloat16()
+    assert F.linear(hidden, weight).argmax() == 0
+    assert linear_argmax(hidden, weight, None).tolist() == [1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear_argmax(hidden.float(), weight.float(), torch.zeros(2)).tolist() == [1]
+
+
+def test_argmax_of_no_positions():
+    assert linear_argmax(torch.zeros(0, 3), torch.zeros(5, 3), None).tolist() == []
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 7, 14])

@@ -16,6 +16,9 @@ class RecordedSamples:
 
     count: int
 
+    def lengths(self, sample_ids):
+        return sample_ids * 7 % 5
+
     def __len__(self) -> int:
         return self.count
 
@@ -73,6 +76,17 @@ def test_the_global_batches_do_not_depend_on_how_they_are_cut(micro_batch, accum
     assert cut == plain
 
 
+def test_a_micro_batch_holds_samples_of_about_one_length():
+    """Within a step the samples are dealt out by length; which samples a step reads does not change."""
+    source, settings = RecordedSamples(400), {"micro_batch": 4, "accumulation_steps": 5, "world_size": 2}
+    (step,) = read(source, **settings, position=80, num_steps=1)
+    expected, epochs = SampleStream(400, seed=3).read(80, 40)
+    assert sorted(step) == sorted(zip(expected.tolist(), epochs.tolist(), strict=True))
+    lengths = source.lengths(np.array([sample for sample, _ in step]))
+    assert (np.diff(lengths) >= 0).all()
+    assert lengths[0] < lengths[-1]
+
+
 def test_a_resume_reads_on_where_the_run_stopped():
     source = RecordedSamples(37)
     settings = {"micro_batch": 2, "accumulation_steps": 2, "world_size": 2}
@@ -94,3 +108,21 @@ def test_errors_of_the_background_thread_surface():
     loader = StepLoader(BrokenSamples(5), seed=0, micro_batch=1, accumulation_steps=1, rank=0, world_size=1)
     with pytest.raises(OSError, match="train-00001"):
         list(loader.steps(0, 2))
+
+
+def test_batches_are_pinned_where_asked():
+    class Batch:
+        def __init__(self, is_pinned=False):
+            self.is_pinned = is_pinned
+
+        def pinned(self):
+            return Batch(True)
+
+    class Samples(RecordedSamples):
+        def batch(self, sample_ids, epochs):
+            return Batch()
+
+    for pin_memory in (False, True):
+        settings = {"micro_batch": 1, "accumulation_steps": 2, "rank": 0, "world_size": 1, "pin_memory": pin_memory}
+        batches = StepLoader(Samples(5), seed=0, **settings).step(0)
+        assert [batch.is_pinned for batch in batches] == [pin_memory] * 2

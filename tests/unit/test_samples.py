@@ -48,6 +48,13 @@ def test_chunk_uses_every_token_once(shards):
     assert min(piece.size for piece in inner) >= 1
 
 
+@pytest.mark.parametrize("sequence", ["truncate", "chunk"])
+def test_lengths_are_known_without_reading(shards, sequence):
+    samples = make_samples(shards, sequence=sequence)
+    _, cu_seqlens = samples.original(np.arange(len(samples)))
+    assert samples.lengths(np.arange(len(samples))).tolist() == np.diff(cu_seqlens).tolist()
+
+
 def test_batch_describes_itself(shards):
     samples = make_samples(shards)
     batch = samples.batch(np.array([3, 0, 2]), np.array([0, 1, 0]))

@@ -1,0 +1,1 @@
+"""Side-by-side measurements: ``bnb-ds bench``. Ratios within one run are what carries over between machines."""

@@ -1,0 +1,133 @@
+"""The CTC dynamic programme on the compact vocabulary of each sequence: its blank and its own target tokens.
+
+Shapes: B sequences, T positions and S target tokens of the longest, N real positions of all sequences together,
+K = S + 1 columns (the blank, then the target tokens in order). A path walks through 2S + 1 states, blank and token in
+turn; here blanks [.., S+1] and tokens [.., S] are held apart.
+
+The backward variables are the forward variables of the reversed problem, so both run in one loop over a batch of 2B.
+Variables are held *before* the emission of their position, in log space, so that a probability of 0 never meets
+(-inf) - (-inf). Each position is shifted by its best log-probability first: without that, float32 drifts by 5e-3 over
+a thousand positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc_inputs import Alignment
+from bnb_ds.ctc_kernels import uses_triton
+
+OCCUPANCY_BLOCK = 64  # positions of all sequences whose occupancy is worked out together
+
+
+def nll_and_occupancy(
+    log_probs_NK: Tensor, alignment: Alignment, with_occupancy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Forward-backward over all sequences.
+
+    Args:
+        log_probs_NK: float [N, K], log-probability of each column of ``alignment.table`` at each position.
+        alignment: the targets.
+        with_occupancy: False where no gradient is wanted.
+
+    Returns:
+        nll: [B], in nats; +inf where no path exists.
+        occupancy: [N, K], posterior probability that the path is in a column; each row sums to 1, or is 0 where the
+            sequence has no path. None if not wanted.
+
+    Source: Graves et al., ICML 2006, section 4.1.
+    """
+    layout = alignment.layout
+    if layout.num_tokens == 0:
+        nll_B = log_probs_NK.new_zeros(layout.batch_size).masked_fill_(alignment.infeasible, torch.inf)
+        return nll_B, torch.zeros_like(log_probs_NK)
+    best_N = log_probs_NK.amax(1)
+    best_N = torch.where(best_N == -torch.inf, 0.0, best_N)
+    emissions_TBK = _time_first(log_probs_NK - best_N[:, None], alignment)
+    blanks, tokens = _forward_variables(_both_directions(emissions_TBK), alignment)
+    first_B = torch.logsumexp(_joint(blanks, tokens, emissions_TBK, slice(0, 1))[0], 1)
+    shift_B = layout.pad(best_N).sum(1, dtype=torch.float64)
+    nll_B = -(first_B.double() + shift_B).to(log_probs_NK.dtype)
+    nll_B = torch.where(alignment.infeasible, torch.inf, torch.where(layout.lengths == 0, 0.0, nll_B))
+    if not with_occupancy:
+        return nll_B, None
+    occupancy_TBK = torch.empty_like(emissions_TBK)
+    num_blanks = blanks.shape[2]
+    for begin in range(0, emissions_TBK.shape[0], OCCUPANCY_BLOCK):
+        block = slice(begin, begin + OCCUPANCY_BLOCK)
+        # Normalised at each position: what drift both variables have in common drops out.
+        posterior = _joint(blanks, tokens, emissions_TBK, block).softmax(2)
+        torch.sum(posterior[..., :num_blanks], 2, out=occupancy_TBK[block, :, 0])
+        occupancy_TBK[block, :, 1:] = posterior[..., num_blanks:]
+    occupancy_TBK.masked_fill_((nll_B == torch.inf)[None, :, None], 0.0)
+    return nll_B, occupancy_TBK.flatten(0, 1).index_select(0, _time_first_index(alignment))
+
+
+def _time_first_index(alignment: Alignment) -> Tensor:
+    """int64 [N], the place of each real position in [T*B] order."""
+    layout = alignment.layout
+    return layout.position_ids * layout.batch_size + layout.sequence_ids
+
+
+def _time_first(log_probs_NK: Tensor, alignment: Alignment) -> Tensor:
+    """[T, B, K]. Beyond a sequence the blank is certain and tokens impossible: there a path waits where it is."""
+    layout = alignment.layout
+    shape = (layout.max_seqlen, layout.batch_size, log_probs_NK.shape[1])
+    padded = log_probs_NK.new_full((shape[0] * shape[1], shape[2]), -torch.inf)
+    padded[:, 0] = 0.0
+    return padded.index_copy_(0, _time_first_index(alignment), log_probs_NK).unflatten(0, shape[:2])
+
+
+def _both_directions(emissions_TBK: Tensor) -> Tensor:
+    """[T, 2B, K], the problem and its mirror image: time runs backwards and the target too."""
+    mirrored = emissions_TBK.flip(0)
+    mirrored[..., 1:] = mirrored[..., 1:].flip(2)
+    return torch.cat((emissions_TBK, mirrored), 1)
+
+
+def _forward_variables(emissions: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of all ways into each blank [T, 2B, S+1] and token [T, 2B, S], without its own emission."""
+    num_steps, num_rows, num_columns = emissions.shape
+    num_tokens = num_columns - 1
+    blanks = emissions.new_empty(num_steps, num_rows, num_columns)
+    tokens = emissions.new_empty(num_steps, num_rows, num_tokens)
+    # A mirrored target that is shorter than S begins in the middle of the row.
+    start = torch.cat((torch.zeros_like(alignment.target_lengths), num_tokens - alignment.target_lengths))
+    may_skip = torch.cat((alignment.skips, _mirrored_skips(alignment.skips)))
+    if uses_triton(emissions.device):
+        from bnb_ds.ctc_triton import forward_variables
+
+        forward_variables(emissions, may_skip, start, blanks, tokens)
+        return blanks, tokens
+    blank = emissions.new_full((num_rows, num_columns), -torch.inf).scatter_(1, start[:, None], 0.0)
+    token = emissions.new_full((num_rows, num_tokens), -torch.inf)
+    for step in range(num_steps):
+        into_blank, into_token, emission = blanks[step], tokens[step], emissions[step]
+        into_blank[:, :1] = blank[:, :1]
+        torch.logaddexp(blank[:, 1:], token, out=into_blank[:, 1:])
+        from_before = torch.where(may_skip, into_blank[:, :-1], blank[:, :-1])
+        torch.logaddexp(token, from_before, out=into_token)
+        torch.add(into_blank, emission[:, :1], out=blank)
+        torch.add(into_token, emission[:, 1:], out=token)
+    return blanks, tokens
+
+
+def _mirrored_skips(skips_BS: Tensor) -> Tensor:
+    """Whether a token of the mirrored target differs from the one before it, which stood behind it."""
+    mirrored = torch.ones_like(skips_BS)
+    mirrored[:, 1:] = skips_BS[:, 1:].flip(1)
+    return mirrored
+
+
+def _joint(blanks: Tensor, tokens: Tensor, emissions_TBK: Tensor, block: slice) -> Tensor:
+    """[block, B, 2S+1], log-probability of all paths through each state, blanks first, of a block of positions."""
+    num_steps, batch_size = emissions_TBK.shape[:2]
+    begin, end, _ = block.indices(num_steps)
+    mirror = slice(num_steps - end, num_steps - begin)
+    emission = emissions_TBK[block]
+    halves = []
+    for variables, own in ((blanks, emission[..., :1]), (tokens, emission[..., 1:])):
+        ahead = variables[mirror, batch_size:].flip((0, 2))
+        halves.append(ahead.add_(variables[block, :batch_size]).add_(own))
+    return torch.cat(halves, 2)

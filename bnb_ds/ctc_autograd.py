@@ -1,0 +1,150 @@
+"""The CTC losses as torch functions: what is known in the forward pass, and what is left for backward.
+
+Shapes: B sequences, N real positions of all sequences together, K = S + 1 columns (the blank, then the target tokens in
+order), H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc_alignment import nll_and_occupancy
+from bnb_ds.ctc_head import LinearCtcHead, add_rows, exact_dtype
+from bnb_ds.ctc_inputs import Alignment
+
+_NO_SECOND_DERIVATIVE = (
+    "the CTC loss has no second derivative: its gradient is finished in the forward pass. Call backward without "
+    "create_graph=True"
+)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What turns the losses of sequences into one number."""
+
+    alignment: Alignment
+    impossible: Tensor
+    reduction: str
+    zero_infinity: bool
+    kl_weight: float
+    compute_dtype: torch.dtype
+    chunk_tokens: int | None = None
+
+    def head(self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> LinearCtcHead:
+        dtype, chunk_tokens = self.compute_dtype, self.chunk_tokens
+        return LinearCtcHead(
+            hidden_NH, weight_VH, bias_V, self.alignment, compute_dtype=dtype, chunk_tokens=chunk_tokens
+        )
+
+    def weight_of_nll(self) -> Tensor:
+        """float64 [B], the derivative of the reduced loss by each sequence's."""
+        lengths_B = self.alignment.target_lengths
+        weight_B = torch.ones_like(lengths_B, dtype=torch.float64)
+        if self.reduction == "mean":
+            weight_B /= lengths_B.clamp(min=1) * lengths_B.numel()
+        return weight_B.masked_fill_(self.impossible, 0.0)
+
+    def masked(self, nll_B: Tensor) -> Tensor:
+        """[B], infeasible sequences at 0 or infinity; a NaN stays a NaN."""
+        instead = 0.0 if self.zero_infinity else torch.inf
+        return torch.where(self.impossible & ~nll_B.isnan(), instead, nll_B)
+
+    def reduce(self, nll_B: Tensor) -> Tensor:
+        if self.reduction == "none":
+            return nll_B
+        if self.reduction == "sum":
+            return nll_B.sum()
+        return (nll_B / self.alignment.target_lengths.clamp(min=1)).mean()
+
+
+class LinearCtcLoss(torch.autograd.Function):
+    """One number for the batch: all weights are known, so gradients are finished in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, options: LossOptions, with_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = tuple(with_grad and needed for needed in ctx.needs_input_grad[:3])
+        head = options.head(hidden_NH, weight_VH, bias_V)
+        head.run(options.weight_of_nll(), options.kl_weight, wanted)
+        gradients = head.gradients
+        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden_NH, weight_VH, bias_V)]
+        nll_B = options.masked(head.nll)
+        loss = options.reduce(nll_B) + options.kl_weight * head.kl
+        ctx.mark_non_differentiable(nll_B, head.kl)
+        return loss, nll_B, head.kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(_NO_SECOND_DERIVATIVE)
+        # Scaled before the cast: a loss scale keeps fp16 gradients from underflowing. In place where nobody will ask
+        # again, for the gradient of the weight is as large as the weight.
+        scale = torch.mul if _graph_is_kept() else Tensor.mul_
+        return (
+            *(
+                None if gradient is None else scale(gradient, grad_loss).to(dtype)
+                for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            ),
+            None,
+            None,
+        )
+
+
+class LinearCtcNll(torch.autograd.Function):
+    """The loss of each sequence: only backward knows their weights, and makes the pass once more."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, options: LossOptions) -> Tensor:
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V)
+        ctx.options = options
+        return options.masked(options.head(hidden_NH, weight_VH, bias_V).run(options.weight_of_nll()).nll)
+
+    @staticmethod
+    def backward(ctx: Any, grad_nll_B: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(_NO_SECOND_DERIVATIVE)
+        leaves, options = ctx.saved_tensors, ctx.options
+        weight_B = grad_nll_B.masked_fill(options.impossible, 0.0)
+        gradients = options.head(*leaves).run(weight_B, 0.0, ctx.needs_input_grad[:3]).gradients
+        return *(
+            None if gradient is None else gradient.to(leaf.dtype)
+            for leaf, gradient in zip(leaves, (gradients.hidden, gradients.weight, gradients.bias), strict=True)
+        ), None
+
+
+class LogProbsCtcNll(torch.autograd.Function):
+    """[B], the loss of each sequence of packed log-probabilities [N, V]; +inf where there is no path."""
+
+    @staticmethod
+    def forward(ctx: Any, log_probs_NV: Tensor, alignment: Alignment) -> Tensor:
+        columns_NK = alignment.table.index_select(0, alignment.layout.sequence_ids)
+        own_NK = log_probs_NV.gather(1, columns_NK).to(exact_dtype(log_probs_NV.dtype))
+        nll_B, occupancy_NK = nll_and_occupancy(own_NK, alignment, ctx.needs_input_grad[0])
+        ctx.save_for_backward(occupancy_NK)
+        ctx.alignment, ctx.shape, ctx.dtype = alignment, log_probs_NV.shape, log_probs_NV.dtype
+        return nll_B
+
+    @staticmethod
+    def backward(ctx: Any, grad_nll_B: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(_NO_SECOND_DERIVATIVE)
+        (occupancy_NK,) = ctx.saved_tensors
+        layout, (num_rows, vocab_size) = ctx.alignment.layout, ctx.shape
+        own_NK = occupancy_NK * -grad_nll_B.index_select(0, layout.sequence_ids)[:, None]
+        columns_NK = ctx.alignment.table.index_select(0, layout.sequence_ids)
+        places_NK = columns_NK + torch.arange(num_rows, device=columns_NK.device)[:, None] * vocab_size
+        gradient = own_NK.new_zeros(num_rows * vocab_size)
+        add_rows(gradient, places_NK.flatten(), own_NK.flatten())
+        return gradient.view(num_rows, vocab_size).to(ctx.dtype), None
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass now running keeps the graph for another one; True where torch cannot tell."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else ask()

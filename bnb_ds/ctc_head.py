@@ -1,0 +1,286 @@
+"""The fused head: projection, softmax, CTC and the gradients of all three, one chunk of rows at a time.
+
+With P = softmax(h W' + b) and the CTC occupancy ``occ`` (at most S + 1 non-zeros per position), the gradient of the
+loss with respect to the logits of position t of sequence b is
+
+    a_t P_t  -  g_b occ_t  -  k / V,     a_t = g_b + k
+
+where g_b is the weight of the sequence's loss (0 if it has no path) and k that of KL(uniform || P_t). All a_t are known
+before the dynamic programme, so the dense part is contracted with W and with h while its chunk of P is at hand: three
+matrix products, one pass, and nothing of size N*V is kept. The columns of a sequence's own tokens and of the blank are
+left out of the dense part; there P - occ is formed in full precision first, and contracted in a small second step.
+The last part has rank one.
+
+Shapes: B sequences, T positions of the longest, N real positions of all sequences together, C rows of a chunk,
+K = S + 1 columns (the blank, then the target tokens in order), H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc_alignment import nll_and_occupancy
+from bnb_ds.ctc_inputs import Alignment
+from bnb_ds.ctc_kernels import uses_triton
+
+# With this factor, softmax values down to 1e-12 are within the range of fp16, and so is the factor itself.
+_PROBABILITY_SCALE = 2.0**15
+# torch.mm can sum 16-bit products up in float32 and return them so, on CUDA from torch 2.8 on.
+_MM_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of one batch's loss: [N, H], [V, H] and [V] in float32 (float64 for float64); None if not wanted."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class LinearCtcHead:
+    """One batch at the fused head.
+
+    Args:
+        hidden_NH, weight_VH, bias_V: of any floating dtypes.
+        alignment: targets and lengths.
+        compute_dtype: of the operands of the matrix products, which are summed up in float32 (float64 for float64).
+        chunk_tokens: rows C of a chunk; None: `default_chunk_tokens`.
+
+    After `run`: ``nll`` [B], in nats, +inf where there is no path; ``kl`` [], mean over positions; ``gradients``.
+    """
+
+    def __init__(
+        self,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        alignment: Alignment,
+        *,
+        compute_dtype: torch.dtype,
+        chunk_tokens: int | None,
+    ):
+        self._alignment = alignment
+        self._compute_dtype = compute_dtype
+        self._exact_dtype = exact_dtype(compute_dtype)
+        self._is_low_precision = compute_dtype.itemsize == 2
+        self._hidden_NH = operand(hidden_NH.detach(), compute_dtype)
+        self._weight_VH = operand(weight_VH.detach(), compute_dtype)
+        self._bias_V = None if bias_V is None else bias_V.detach().to(self._exact_dtype)
+        self._chunk_tokens = chunk_tokens or default_chunk_tokens(weight_VH, hidden_NH.shape[0])
+        self.nll, self.kl = self._zeros(), self._zeros()
+        self.gradients = Gradients(None, None, None)
+
+    def run(
+        self,
+        weight_of_nll_B: Tensor,
+        weight_of_kl: float = 0.0,
+        wanted: tuple[bool, bool, bool] = (False, False, False),
+    ) -> LinearCtcHead:
+        """The one pass over the vocabulary.
+
+        Args:
+            weight_of_nll_B: g of the gradient, [B]; 0 where there is no path.
+            weight_of_kl: k of the gradient, times N.
+            wanted: which gradients: of hidden, weight, bias.
+        """
+        layout = self._alignment.layout
+        per_position = weight_of_kl / max(layout.num_tokens, 1)
+        self.gradients = Gradients(
+            hidden=self._empty(*self._hidden_NH.shape) if wanted[0] else None,
+            weight=self._zeros(*self._weight_VH.shape) if wanted[1] else None,
+            bias=self._zeros(self._weight_VH.shape[0]) if wanted[2] else None,
+        )
+        weight_of_nll_N = weight_of_nll_B.to(self._exact_dtype).index_select(0, layout.sequence_ids)
+        dense_N = weight_of_nll_N + per_position
+        log_probs_NK, normalizer_N = self._pass_over_vocabulary(dense_N, any(wanted))
+        self.nll, occupancy_NK = nll_and_occupancy(log_probs_NK, self._alignment, any(wanted))
+        # 0, or NaN where the projection was not finite: that must show even where the loss itself is left out.
+        self.nll += layout.pad(normalizer_N * 0).sum(1)
+        if weight_of_kl:
+            self._uniform_kl(normalizer_N, per_position)
+        if any(wanted):
+            own_NK = log_probs_NK.exp_().mul_(dense_N[:, None])
+            own_NK.mul_(self._alignment.is_first.index_select(0, layout.sequence_ids))
+            self._contract_own_columns(own_NK.addcmul_(occupancy_NK, weight_of_nll_N[:, None], value=-1))
+        return self
+
+    def _pass_over_vocabulary(self, dense_N: Tensor, with_gradients: bool) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [N, K] of each sequence's own columns and logsumexp [N]; adds up the dense gradients."""
+        alignment, num_rows = self._alignment, self._hidden_NH.shape[0]
+        log_probs_NK = self._empty(num_rows, alignment.table.shape[1])
+        normalizer_N = self._empty(num_rows)
+        buffer_CV = self._empty(min(self._chunk_tokens, num_rows), self._weight_VH.shape[0])
+        for begin in range(0, num_rows, self._chunk_tokens):
+            rows = slice(begin, min(begin + self._chunk_tokens, num_rows))
+            columns_CK = alignment.table.index_select(0, alignment.layout.sequence_ids[rows])
+            logits_CV = self._project(self._hidden_NH[rows], buffer_CV[: rows.stop - begin])
+            torch.gather(logits_CV, 1, columns_CK, out=log_probs_NK[rows])
+            if with_gradients and self._is_low_precision and uses_triton(logits_CV.device):
+                normalizer_N[rows] = self._fused_softmax(logits_CV, columns_CK, log_probs_NK[rows], rows, dense_N[rows])
+                continue
+            best_C = logits_CV.amax(1)
+            odds_CV = logits_CV.sub_(best_C[:, None]).exp_()
+            total_C = odds_CV.sum(1)
+            torch.add(total_C.log(), best_C, out=normalizer_N[rows])
+            if with_gradients:
+                odds_CV.scatter_(1, columns_CK, 0.0)
+                self._contract(odds_CV, rows, dense_N[rows], total_C)
+        log_probs_NK -= normalizer_N[:, None]
+        return log_probs_NK, normalizer_N
+
+    def _project(self, hidden_CH: Tensor, out_CV: Tensor) -> Tensor:
+        if hidden_CH.dtype != self._exact_dtype:
+            torch.mm(hidden_CH, self._weight_VH.t(), out_dtype=self._exact_dtype, out=out_CV)
+            return out_CV if self._bias_V is None else out_CV.add_(self._bias_V)
+        if self._bias_V is None:
+            return torch.mm(hidden_CH, self._weight_VH.t(), out=out_CV)
+        return torch.addmm(self._bias_V, hidden_CH, self._weight_VH.t(), out=out_CV)
+
+    def _contract(self, odds_CV: Tensor, rows: slice, dense_C: Tensor, total_C: Tensor) -> None:
+        """Add ``a_t P_t`` of a chunk to the gradients; P is ``odds / total``, and ``odds`` is overwritten."""
+        hidden_CH, gradients = self._hidden_NH[rows], self.gradients
+        factor_C = dense_C / total_C
+        if gradients.bias is not None:
+            gradients.bias.addmv_(odds_CV.t(), factor_C)
+        if not self._is_low_precision:
+            if gradients.hidden is not None:
+                torch.mm(odds_CV, self._weight_VH, out=gradients.hidden[rows]).mul_(factor_C[:, None])
+            if gradients.weight is not None:
+                gradients.weight.addmm_(odds_CV.t(), hidden_CH * factor_C[:, None])
+            return
+        rival_C1 = odds_CV.argmax(1, keepdim=True)
+        strength_C1 = odds_CV.gather(1, rival_C1) * factor_C[:, None]
+        odds_CV.scatter_(1, rival_C1, 0.0)
+        scale = _largest(dense_C) / _PROBABILITY_SCALE
+        self._contract_rounded(odds_CV.mul_((factor_C / scale)[:, None]), rows, scale)
+        self._contract_rival(rival_C1[:, 0], strength_C1, rows)
+
+    def _fused_softmax(
+        self, logits_CV: Tensor, columns_CK: Tensor, own_CK: Tensor, rows: slice, dense_C: Tensor
+    ) -> Tensor:
+        """The 16-bit part of `_contract` and all before it as one kernel; returns logsumexp [C]."""
+        from bnb_ds.ctc_triton import softmax_of_chunk
+
+        is_first_CK = self._alignment.is_first.index_select(0, self._alignment.layout.sequence_ids[rows])
+        own_C = own_CK.masked_fill(~is_first_CK, -torch.inf).logsumexp(1)
+        logits_CV.scatter_(1, columns_CK, -torch.inf)
+        scale = _largest(dense_C) / _PROBABILITY_SCALE
+        scaled_CV, normalizer_C, rival_C, strength_C = softmax_of_chunk(
+            logits_CV, own_C, dense_C / scale, self._compute_dtype
+        )
+        strength_C1 = (strength_C * dense_C)[:, None]
+        self._contract_rounded(scaled_CV, rows, scale)
+        self._contract_rival(rival_C, strength_C1, rows)
+        if self.gradients.bias is not None:
+            ones_C1 = operand(torch.ones_like(strength_C1), self._compute_dtype)
+            summed_V1 = product(operand(scaled_CV, self._compute_dtype).t(), ones_C1, self._exact_dtype)
+            self.gradients.bias.add_(summed_V1[:, 0].mul_(scale))
+            add_rows(self.gradients.bias, rival_C, strength_C1[:, 0])
+        return normalizer_C
+
+    def _contract_rounded(self, scaled_CV: Tensor, rows: slice, scale: Tensor) -> None:
+        """Contract ``a_t P_t / scale`` in 16 bits: only P is rounded, at full scale; the scale is put in afterwards."""
+        gradients, scaled_CV = self.gradients, operand(scaled_CV, self._compute_dtype)
+        if gradients.hidden is not None:
+            gradients.hidden[rows] = product(scaled_CV, self._weight_VH, self._exact_dtype).mul_(scale)
+        if gradients.weight is not None:
+            gradients.weight.add_(product(scaled_CV.t(), self._hidden_NH[rows], self._exact_dtype).mul_(scale))
+
+    def _contract_rival(self, rival_C: Tensor, strength_C1: Tensor, rows: slice) -> None:
+        """Contract the strongest class of each row that is not the sequence's own, in full precision.
+
+        Where a model is nearly sure, this one class holds most of the dense part; rounded to 16 bits, it alone would
+        put an error of 1e-3 into the gradients.
+        """
+        if self.gradients.hidden is not None:
+            self.gradients.hidden[rows].addcmul_(
+                self._weight_VH.index_select(0, rival_C).to(self._exact_dtype), strength_C1
+            )
+        if self.gradients.weight is not None:
+            add_rows(self.gradients.weight, rival_C, self._hidden_NH[rows] * strength_C1)
+
+    def _contract_own_columns(self, own_NK: Tensor) -> None:
+        """Add the sparse part, the coefficients of each sequence's own columns, to the gradients."""
+        table_BK, layout, gradients = self._alignment.table, self._alignment.layout, self.gradients
+        own_BTK = layout.pad(own_NK)
+        if gradients.hidden is not None:
+            weight_BKH = self._weight_VH.index_select(0, table_BK.flatten()).to(self._exact_dtype)
+            gradients.hidden.add_(layout.unpad(own_BTK @ weight_BKH.unflatten(0, table_BK.shape)))
+        if gradients.weight is not None:
+            rows_BKH = own_BTK.mT @ layout.pad(self._hidden_NH.to(self._exact_dtype))
+            add_rows(gradients.weight, table_BK.flatten(), rows_BKH.flatten(0, 1))
+        if gradients.bias is not None:
+            add_rows(gradients.bias, table_BK.flatten(), own_BTK.sum(1).flatten())
+
+    def _uniform_kl(self, normalizer_N: Tensor, per_position: float) -> None:
+        """KL(uniform || P_t) = logsumexp_t - mean logit - log V, and the ``-k / V`` part of the gradients."""
+        num_rows, vocab_size = normalizer_N.shape[0], self._weight_VH.shape[0]
+        if num_rows == 0:
+            return
+        mean_weight_H = self._weight_VH.mean(0, dtype=self._exact_dtype)
+        hidden_NH = self._hidden_NH.to(self._exact_dtype)
+        kl_N = normalizer_N - hidden_NH @ mean_weight_H - math.log(vocab_size)
+        self.kl = kl_N.mean() if self._bias_V is None else kl_N.mean() - self._bias_V.mean()
+        if self.gradients.hidden is not None:
+            self.gradients.hidden.sub_(mean_weight_H, alpha=per_position)
+        if self.gradients.weight is not None:
+            self.gradients.weight.sub_(hidden_NH.sum(0), alpha=per_position / vocab_size)
+        if self.gradients.bias is not None:
+            self.gradients.bias.sub_(per_position * num_rows / vocab_size)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return self._weight_VH.new_zeros(shape, dtype=self._exact_dtype)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return self._weight_VH.new_empty(shape, dtype=self._exact_dtype)
+
+
+def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:
+    """Rows of a chunk: equal chunks, as few as keep the logits of one within 48 MB, on a GPU 192 MB.
+
+    Smaller chunks slow the products down, larger ones gain little.
+    """
+    chunk_bytes = (48 if weight_VH.device.type == "cpu" else 192) << 20
+    most = max(chunk_bytes // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
+    num_chunks = max(-(-num_rows // most), 1)
+    return max(-(-num_rows // num_chunks), 1)
+
+
+def exact_dtype(compute_dtype: torch.dtype) -> torch.dtype:
+    """What sums, logsumexp and the dynamic programme run in: float32, or float64 for float64."""
+    return torch.float64 if compute_dtype == torch.float64 else torch.float32
+
+
+def operand(values: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    """``values`` rounded to ``compute_dtype``, and held as what `product` takes here.
+
+    Where the device cannot multiply 16-bit numbers into float32 (CPU, CUDA before torch 2.8), the rounded values are
+    held in float32, so that results agree.
+    """
+    values = values.to(compute_dtype)
+    if compute_dtype.itemsize > 2 or (values.is_cuda and _MM_HAS_OUT_DTYPE):
+        return values
+    return values.float()
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrix product of two operands, summed up and returned in ``dtype``."""
+    return torch.mm(left, right) if left.dtype == dtype else torch.mm(left, right, out_dtype=dtype)
+
+
+def _largest(dense_C: Tensor) -> Tensor:
+    """[], the largest size, to divide by: not 0 and far from what float32 cannot hold."""
+    return dense_C.abs().amax().clamp(min=1e-30)
+
+
+def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
+    """``total[index] += rows``, in place, equal indices adding up in a fixed order on every device."""
+    if total.is_cuda:
+        total.index_put_((index,), rows, accumulate=True)  # sorts; index_add_ would race
+    else:
+        total.index_add_(0, index, rows)
