@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bnb_ds.pretraining import Plan
 
 _GIB = 2**30
+_CTC_CHUNK_BYTES = 2**28  # of bnb_ds.ctc_head on a GPU
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -49,7 +50,7 @@ def memory(config: BnbConfig, num_parameters: int, ds_config: DsConfig, max_leng
     yield f"memory/GPU   about {(states + activations) / _GIB:.2f} GiB:"
     yield f"             {states / _GIB:.2f} GiB weights, gradients and optimizer (ZeRO stage {ds_config.zero_stage})"
     yield (
-        f"             {activations / _GIB:.2f} GiB activations and logits of a micro batch of"
+        f"             {activations / _GIB:.2f} GiB activations and CTC head of a micro batch of"
         f" {ds_config.micro_batch} x {max_length} tokens"
     )
 
@@ -79,8 +80,8 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int) ->
 
     34 bytes per token, layer and hidden unit in half precision (Korthikanti et al., MLSys 2023, equation 1, without
     the attention matrix, which SDPA does not keep), twice that in fp32 and half as much again for cross-attention; with
-    activation checkpointing only each layer's input. The plain CTC head holds logits, log-probabilities, their padded
-    copy and the gradients of both in fp32.
+    activation checkpointing only each layer's input. The fused CTC head holds one chunk of logits and the gradient of
+    its matrix in fp32, whatever the batch.
     """
     slots = int(decoder_lengths(max_length, config))
     element = 4 if ds_config.precision == "fp32" else 2
@@ -89,5 +90,5 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int) ->
     encoder, decoder = config.encoder, config.decoder
     per_sample = max_length * encoder.num_hidden_layers * encoder.hidden_size * per_unit
     per_sample += slots * decoder.num_hidden_layers * decoder.hidden_size * per_unit * (1 if recomputed else 1.5)
-    per_sample += 5 * 4 * slots * config.vocab_size
-    return ds_config.micro_batch * per_sample
+    head = _CTC_CHUNK_BYTES + 4 * config.vocab_size * decoder.hidden_size
+    return ds_config.micro_batch * per_sample + head
