@@ -5,7 +5,7 @@
 #   bash runs/quickstart.sh [--corpus FILE_OR_DIR] [--steps N] [--work DIR]
 #
 #   --corpus   text of your own (.txt, .jsonl or .parquet; default: the documentation of Python and of the packages)
-#   --steps    optimizer steps (default 400)
+#   --steps    optimizer steps (default 500)
 #   --work     where everything goes (default work/quickstart, or work/quickstart-NAME for a corpus called NAME)
 set -euo pipefail
 caller=$PWD
@@ -15,7 +15,7 @@ usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 fail() { echo "quickstart: error: $1" >&2; exit 2; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$caller/$1" ;; esac; }
 
-corpus="" steps=400 work=""
+corpus="" steps=500 work=""
 while [ $# -gt 0 ]; do
     case $1 in
         --corpus|--steps|--work) [ $# -ge 2 ] || fail "$1 needs a value" ;;&
