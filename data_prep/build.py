@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import BertTokenizerFast
@@ -11,10 +11,9 @@ from transformers import BertTokenizerFast
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.shards import DEFAULT_TOKENS_PER_SHARD, Manifest, ShardWriter
 from bnb_ds.tokenization import DocumentEncoder, describe_tokenizer
-from data_prep.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE, Document, is_held_out
+from data_prep.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE, Document, batched, is_held_out
 
 # A batch is what the tokenizer works on at once; its encodings take about a hundred bytes per token.
-_BATCH_DOCUMENTS = 1024
 _BATCH_CHARACTERS = 1 << 21
 
 
@@ -60,7 +59,7 @@ def build_shards(
         settings={"tokens_per_shard": tokens_per_shard, **(settings or {})},
     )
     with writer:
-        for batch in _batches(documents):
+        for batch in batched(documents, _BATCH_CHARACTERS):
             for document, token_ids in zip(batch, encode([document.text for document in batch]), strict=True):
                 if token_ids.size == 0:
                     writer.skip("empty")
@@ -77,16 +76,3 @@ def build_shards(
 def _names(sources: Sequence[Mapping[str, Any]]) -> str:
     names = [source["name"] for source in sources]
     return ", ".join([*names[:3], "..."] if len(names) > 3 else names) or "corpus"
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 DEFAULT_HOLDOUT = 0.01  # share of the documents
 HOLDOUT_RULE = (
     "held out if the first 8 bytes of SHA-256(document id in UTF-8), read big-endian, are below fraction * 2**64"
 )
+
+_BATCH_DOCUMENTS = 1024
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,17 @@ def is_held_out(document_id: str, fraction: float) -> bool:
 def content_id(text: str) -> str:
     """The id of a document whose source gives it none; equal texts share it, so a split never separates them."""
     return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def batched(documents: Iterable[Document], max_characters: int) -> Iterator[list[Document]]:
+    """Lists of documents to encode at once: at most 1,024, closed by the one that reaches ``max_characters``."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) == _BATCH_DOCUMENTS or characters >= max_characters:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

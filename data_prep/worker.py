@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from bnb_ds.errors import DataError
 from bnb_ds.outputs import disk_errors
 from bnb_ds.shard_files import ShardFiles
 from bnb_ds.shards import SPLITS, TokenizerInfo
-from data_prep.documents import BadRecord, Document, Omitted, Record, is_held_out
+from data_prep.documents import BadRecord, Document, Omitted, Record, batched, is_held_out
 from data_prep.engines import Engine
 from data_prep.index import DROP_REASONS, IndexBuilder
 from data_prep.progress import Counters
@@ -25,7 +25,6 @@ from data_prep.workspace import Workspace
 if TYPE_CHECKING:
     from data_prep.prepare import Options
 
-_BATCH_DOCUMENTS = 1024
 _BATCH_CHARACTERS = 1 << 22  # what an engine encodes at once; about a hundred bytes of memory for each
 
 
@@ -81,7 +80,7 @@ def build_part(job: Job, number: int) -> None:
         )
     skipped: Counter[str] = Counter()
     bad: list[BadRecord] = []
-    for batch in _batches(_documents(job, number, skipped, bad)):
+    for batch in batched(_documents(job, number, skipped, bad), _BATCH_CHARACTERS):
         encoded = job.engine([document.text for document in batch])
         with disk_errors(job.workspace.directory):
             for index, document in enumerate(batch):
@@ -140,19 +139,6 @@ def _documents(job: Job, number: int, skipped: Counter[str], bad: list[BadRecord
 def _refuse_bad(record: Record, job: Job) -> None:
     if isinstance(record, BadRecord) and not job.options.skip_bad:
         raise DataError(f"{record} (or leave such records out with --skip-bad)")
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _source_entries(job: Job, number: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_shards_hold_the_tokenizers_own_encoding(small_shards: Path, small_texts
 def test_output_does_not_depend_on_batching(
     tmp_path: Path, small_shards: Path, small_texts: list[str], small_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr("data_prep.documents._BATCH_DOCUMENTS", 7)
     monkeypatch.setattr(build, "_BATCH_CHARACTERS", 3000)
     build_shards(
         documents(small_texts), tmp_path / "s", small_tokenizer, sources=[], holdout=0.1, tokens_per_shard=10_000
