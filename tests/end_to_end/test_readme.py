@@ -37,9 +37,14 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+def moved(text: str, folder) -> str:
+    """README's relative `work/` replaced; a longer path with a folder of that name (the checkout's own) stays."""
+    return re.sub(r"(?<![\w./-])work/", f"{folder}/", text)
+
+
 def run(command: str, folder) -> str:
     """Run one command with `work/` moved into a folder of the test's own; return what it printed."""
-    result = launching.run(["bash", "-c", command.replace("work/", f"{folder}/")])
+    result = launching.run(["bash", "-c", moved(command, folder)])
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
@@ -132,5 +137,5 @@ def test_use(prepared, monkeypatch, capsys):
     assert "step_00000003" in run(export, prepared)
     assert run(generate, prepared).count("\n") >= 1
     (block,) = python_blocks()
-    exec(compile(block.replace("work/", f"{prepared}/"), "README.md", "exec"), {})
+    exec(compile(moved(block, prepared), "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("['")
