@@ -71,9 +71,13 @@ def linear_ctc_loss(
         target_lengths: integers [B].
         blank: the id of the CTC blank; no target may hold it.
         reduction: ``"none"``, ``"sum"`` (over the batch), or ``"mean"``: torch's meaning, the mean over the batch of
-            each loss divided by its target length (at least 1).
+            each loss divided by its target length (at least 1). Two more are sums whose value does not depend on how a
+            batch is cut into smaller ones, the KL term included: ``"sample_sum"`` adds up each loss divided by its
+            target length and ``kl_weight`` times the mean KL over the sequence's positions; ``"token_sum"`` is the same
+            with each sequence counted as often as it has target tokens, and infeasible ones left out of both.
         zero_infinity: infeasible sequences add 0 to the loss instead of infinity; to gradients they never add.
-        kl_weight: weight of the KL(uniform || p) smoothing term, which is added once to the reduced loss.
+        kl_weight: weight of the KL(uniform || p) smoothing term; with ``"sum"`` and ``"mean"`` that of its mean over all
+            positions, which is added once to the reduced loss.
         chunk_tokens: positions projected at once; None: 48 MB of logits, on a GPU 192 MB.
         cu_seqlens: int32 [B+1], starts of the sequences in packed ``hidden``.
         max_input_length, max_target_length: the longest of each, if the caller knows them. On a GPU they spare waiting
@@ -153,9 +157,11 @@ def ctc_loss(
     options = LossOptions(alignment, impossible_B, reduction, zero_infinity, kl_weight, nll_B.dtype)
     nll_B = options.masked(nll_B)
     loss, kl = options.reduce(nll_B), nll_B.new_zeros(())
-    if kl_weight and layout.num_tokens:
-        kl = -rows_NV.mean(dtype=nll_B.dtype) - math.log(vocab_size)
-        loss = loss + kl_weight * kl
+    weight_of_kl_B = options.weight_of_kl()
+    if weight_of_kl_B is not None and layout.num_tokens:
+        kl_N = -rows_NV.mean(1, dtype=nll_B.dtype) - math.log(vocab_size)
+        kl = kl_N.mean()
+        loss = loss + kl_N @ weight_of_kl_B.to(kl_N.dtype).index_select(0, layout.sequence_ids)
     return CtcOutput(loss, nll_B if reduction == "none" else nll_B.detach(), kl.detach(), impossible_B)
 
 

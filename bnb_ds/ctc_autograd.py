@@ -44,9 +44,27 @@ class LossOptions:
         """float64 [B], the derivative of the reduced loss by each sequence's."""
         lengths_B = self.alignment.target_lengths
         weight_B = torch.ones_like(lengths_B, dtype=torch.float64)
+        if self.reduction in ("mean", "sample_sum"):
+            weight_B /= lengths_B.clamp(min=1)
         if self.reduction == "mean":
-            weight_B /= lengths_B.clamp(min=1) * lengths_B.numel()
+            weight_B /= lengths_B.numel()
         return weight_B.masked_fill_(self.impossible, 0.0)
+
+    def weight_of_kl(self) -> Tensor | None:
+        """float64 [B], the derivative of the reduced loss by KL(uniform || p) of each position; None: it has no part.
+
+        With ``"sum"`` and ``"mean"`` all positions of the batch weigh the same, ``kl_weight`` together. With the others
+        each sequence contributes the mean over its positions, as often as its own loss counts.
+        """
+        if not self.kl_weight:
+            return None
+        layout, lengths_B = self.alignment.layout, self.alignment.target_lengths
+        if self.reduction in ("sum", "mean"):
+            return torch.full_like(lengths_B, self.kl_weight / max(layout.num_tokens, 1), dtype=torch.float64)
+        weight_B = self.kl_weight / layout.lengths.clamp(min=1).double()
+        if self.reduction == "token_sum":
+            weight_B = (weight_B * lengths_B).masked_fill_(self.impossible, 0.0)
+        return weight_B
 
     def masked(self, nll_B: Tensor) -> Tensor:
         """[B], infeasible sequences at 0 or infinity; a NaN stays a NaN."""
@@ -56,9 +74,10 @@ class LossOptions:
     def reduce(self, nll_B: Tensor) -> Tensor:
         if self.reduction == "none":
             return nll_B
-        if self.reduction == "sum":
+        if self.reduction in ("sum", "token_sum"):
             return nll_B.sum()
-        return (nll_B / self.alignment.target_lengths.clamp(min=1)).mean()
+        per_token_B = nll_B / self.alignment.target_lengths.clamp(min=1)
+        return per_token_B.mean() if self.reduction == "mean" else per_token_B.sum()
 
 
 class LinearCtcLoss(torch.autograd.Function):
@@ -70,12 +89,12 @@ class LinearCtcLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = tuple(with_grad and needed for needed in ctx.needs_input_grad[:3])
         head = options.head(hidden_NH, weight_VH, bias_V)
-        head.run(options.weight_of_nll(), options.kl_weight, wanted)
+        head.run(options.weight_of_nll(), options.weight_of_kl(), wanted)
         gradients = head.gradients
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden_NH, weight_VH, bias_V)]
         nll_B = options.masked(head.nll)
-        loss = options.reduce(nll_B) + options.kl_weight * head.kl
+        loss = options.reduce(nll_B) + head.weighted_kl
         ctx.mark_non_differentiable(nll_B, head.kl)
         return loss, nll_B, head.kl
 
@@ -111,7 +130,7 @@ class LinearCtcNll(torch.autograd.Function):
             raise RuntimeError(_NO_SECOND_DERIVATIVE)
         leaves, options = ctx.saved_tensors, ctx.options
         weight_B = grad_nll_B.masked_fill(options.impossible, 0.0)
-        gradients = options.head(*leaves).run(weight_B, 0.0, ctx.needs_input_grad[:3]).gradients
+        gradients = options.head(*leaves).run(weight_B, None, ctx.needs_input_grad[:3]).gradients
         return *(
             None if gradient is None else gradient.to(leaf.dtype)
             for leaf, gradient in zip(leaves, (gradients.hidden, gradients.weight, gradients.bias), strict=True)

@@ -5,7 +5,8 @@ loss with respect to the logits of position t of sequence b is
 
     a_t P_t  -  g_b occ_t  -  k / V,     a_t = g_b + k
 
-where g_b is the weight of the sequence's loss (0 if it has no path) and k that of KL(uniform || P_t). All a_t are known
+where g_b is the weight of the sequence's loss (0 if it has no path) and k that of KL(uniform || P_t), which may differ
+from one sequence to the next too. All a_t are known
 before the dynamic programme, so the dense part is contracted with W and with h while its chunk of P is at hand: three
 matrix products, one pass, and nothing of size N*V is kept. The columns of a sequence's own tokens and of the blank are
 left out of the dense part; there P - occ is formed in full precision first, and contracted in a small second step.
@@ -51,7 +52,8 @@ class LinearCtcHead:
         compute_dtype: of the operands of the matrix products, which are summed up in float32 (float64 for float64).
         chunk_tokens: rows C of a chunk; None: `default_chunk_tokens`.
 
-    After `run`: ``nll`` [B], in nats, +inf where there is no path; ``kl`` [], mean over positions; ``gradients``.
+    After `run`: ``nll`` [B], in nats, +inf where there is no path; ``kl`` [], mean over positions, and ``weighted_kl``
+    [], the sum over positions of k times it (both 0 without weights of KL); ``gradients``.
     """
 
     def __init__(
@@ -72,37 +74,37 @@ class LinearCtcHead:
         self._weight_VH = operand(weight_VH.detach(), compute_dtype)
         self._bias_V = None if bias_V is None else bias_V.detach().to(self._exact_dtype)
         self._chunk_tokens = chunk_tokens or default_chunk_tokens(weight_VH, hidden_NH.shape[0])
-        self.nll, self.kl = self._zeros(), self._zeros()
+        self.nll, self.kl, self.weighted_kl = self._zeros(), self._zeros(), self._zeros()
         self.gradients = Gradients(None, None, None)
 
     def run(
         self,
         weight_of_nll_B: Tensor,
-        weight_of_kl: float = 0.0,
+        weight_of_kl_B: Tensor | None = None,
         wanted: tuple[bool, bool, bool] = (False, False, False),
     ) -> LinearCtcHead:
         """The one pass over the vocabulary.
 
         Args:
             weight_of_nll_B: g of the gradient, [B]; 0 where there is no path.
-            weight_of_kl: k of the gradient, times N.
+            weight_of_kl_B: k of the gradient, [B], for each position of a sequence; None: no KL.
             wanted: which gradients: of hidden, weight, bias.
         """
         layout = self._alignment.layout
-        per_position = weight_of_kl / max(layout.num_tokens, 1)
         self.gradients = Gradients(
             hidden=self._empty(*self._hidden_NH.shape) if wanted[0] else None,
             weight=self._zeros(*self._weight_VH.shape) if wanted[1] else None,
             bias=self._zeros(self._weight_VH.shape[0]) if wanted[2] else None,
         )
-        weight_of_nll_N = weight_of_nll_B.to(self._exact_dtype).index_select(0, layout.sequence_ids)
-        dense_N = weight_of_nll_N + per_position
+        weight_of_nll_N = self._per_position(weight_of_nll_B)
+        weight_of_kl_N = None if weight_of_kl_B is None else self._per_position(weight_of_kl_B)
+        dense_N = weight_of_nll_N if weight_of_kl_N is None else weight_of_nll_N + weight_of_kl_N
         log_probs_NK, normalizer_N = self._pass_over_vocabulary(dense_N, any(wanted))
         self.nll, occupancy_NK = nll_and_occupancy(log_probs_NK, self._alignment, any(wanted))
         # 0, or NaN where the projection was not finite: that must show even where the loss itself is left out.
         self.nll += layout.pad(normalizer_N * 0).sum(1)
-        if weight_of_kl:
-            self._uniform_kl(normalizer_N, per_position)
+        if weight_of_kl_N is not None:
+            self._uniform_kl(normalizer_N, weight_of_kl_N)
         if any(wanted):
             own_NK = log_probs_NK.exp_().mul_(dense_N[:, None])
             own_NK.mul_(self._alignment.is_first.index_select(0, layout.sequence_ids))
@@ -217,7 +219,7 @@ class LinearCtcHead:
         if gradients.bias is not None:
             add_rows(gradients.bias, table_BK.flatten(), own_BTK.sum(1).flatten())
 
-    def _uniform_kl(self, normalizer_N: Tensor, per_position: float) -> None:
+    def _uniform_kl(self, normalizer_N: Tensor, weight_N: Tensor) -> None:
         """KL(uniform || P_t) = logsumexp_t - mean logit - log V, and the ``-k / V`` part of the gradients."""
         num_rows, vocab_size = normalizer_N.shape[0], self._weight_VH.shape[0]
         if num_rows == 0:
@@ -225,13 +227,19 @@ class LinearCtcHead:
         mean_weight_H = self._weight_VH.mean(0, dtype=self._exact_dtype)
         hidden_NH = self._hidden_NH.to(self._exact_dtype)
         kl_N = normalizer_N - hidden_NH @ mean_weight_H - math.log(vocab_size)
-        self.kl = kl_N.mean() if self._bias_V is None else kl_N.mean() - self._bias_V.mean()
+        if self._bias_V is not None:
+            kl_N -= self._bias_V.mean()
+        self.kl, self.weighted_kl = kl_N.mean(), kl_N @ weight_N
         if self.gradients.hidden is not None:
-            self.gradients.hidden.sub_(mean_weight_H, alpha=per_position)
+            self.gradients.hidden.addr_(weight_N, mean_weight_H, alpha=-1)
         if self.gradients.weight is not None:
-            self.gradients.weight.sub_(hidden_NH.sum(0), alpha=per_position / vocab_size)
+            self.gradients.weight.sub_(weight_N @ hidden_NH / vocab_size)
         if self.gradients.bias is not None:
-            self.gradients.bias.sub_(per_position * num_rows / vocab_size)
+            self.gradients.bias.sub_(weight_N.sum() / vocab_size)
+
+    def _per_position(self, values_B: Tensor) -> Tensor:
+        """[N], the value of each position's sequence."""
+        return values_B.to(self._exact_dtype).index_select(0, self._alignment.layout.sequence_ids)
 
     def _zeros(self, *shape: int) -> Tensor:
         return self._weight_VH.new_zeros(shape, dtype=self._exact_dtype)

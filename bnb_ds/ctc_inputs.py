@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnb_ds.packing import PackedLayout
 
-REDUCTIONS = ("none", "sum", "mean")
+REDUCTIONS = ("none", "sum", "mean", "token_sum", "sample_sum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def check_reduction(reduction: str, kl_weight: float) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}: use one of: {', '.join(REDUCTIONS)}")
     if kl_weight and reduction == "none":
-        raise ValueError("kl_weight needs reduction 'sum' or 'mean': the KL term is one number for the whole batch")
+        raise ValueError("kl_weight needs a reduction other than 'none': the KL term is part of one number")
 
 
 def _rows_of_padded(values_BTH: Tensor, lengths_B: Tensor) -> tuple[Tensor, PackedLayout]:

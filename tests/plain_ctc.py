@@ -71,7 +71,25 @@ def plain_linear_ctc(
     losses = torch.stack(losses)
     if reduction == "none":
         return losses
+    lengths = torch.tensor([max(len(target), 1) for target in targets])
     if reduction == "mean":
-        losses = losses / torch.tensor([max(len(target), 1) for target in targets]) / len(targets)
+        losses = losses / lengths / len(targets)
+    if reduction in ("token_sum", "sample_sum"):
+        counts = torch.ones(len(targets)) if reduction == "sample_sum" else _feasible_tokens(rows, targets)
+        mean_divergences = torch.stack([kl_T.mean() if kl_T.numel() else kl_T.sum() for kl_T in divergences])
+        per_token = losses / lengths if reduction == "sample_sum" else losses
+        return per_token.sum() + kl_weight * (counts * mean_divergences).sum()
     kl = torch.cat(divergences).mean() if kl_weight else 0.0
     return losses.sum() + kl_weight * kl
+
+
+def _feasible_tokens(rows: list[Tensor], targets: list[list[int]]) -> Tensor:
+    """Target tokens of each sequence, 0 where its positions cannot hold them."""
+    needed = [len(target) + sum(a == b for a, b in itertools.pairwise(target)) for target in targets]
+    return torch.tensor(
+        [
+            len(target) if need <= row.shape[0] else 0
+            for row, target, need in zip(rows, targets, needed, strict=True)
+        ],
+        dtype=torch.float64,
+    )

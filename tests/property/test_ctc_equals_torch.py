@@ -28,7 +28,7 @@ def batches(draw):
     bias = torch.randn(vocab_size, dtype=torch.float64, generator=generator) if draw(st.booleans()) else None
     options = {
         "blank": blank,
-        "reduction": draw(st.sampled_from(["none", "sum", "mean"])),
+        "reduction": draw(st.sampled_from(["none", "sum", "mean", "token_sum", "sample_sum"])),
     }
     if options["reduction"] != "none":
         options["kl_weight"] = draw(st.sampled_from([0.0, 0.7]))

@@ -238,7 +238,7 @@ PACKED = {"hidden": torch.zeros(6, HIDDEN), "input_lengths": None}
         ({"blank": -1}, ValueError, "blank is -1"),
         ({"chunk_tokens": 0}, ValueError, "chunk_tokens is 0: give at least 1 position, or None"),
         ({"reduction": "average"}, ValueError, "reduction is 'average': use one of: none, sum, mean"),
-        ({"reduction": "none", "kl_weight": 0.1}, ValueError, "kl_weight needs reduction 'sum' or 'mean'"),
+        ({"reduction": "none", "kl_weight": 0.1}, ValueError, "kl_weight needs a reduction other than 'none'"),
         ({"hidden": torch.zeros(6, HIDDEN)}, ValueError, "hidden has 2 dimensions"),
         ({"input_lengths": None}, ValueError, "give input_lengths with padded hidden"),
         ({"cu_seqlens": torch.tensor([0, 3, 6])}, ValueError, "or cu_seqlens with packed hidden"),
