@@ -18,12 +18,14 @@ from bnb_ds import __version__
 from bnb_ds.bench.cli import add_bench
 from bnb_ds.configuration import DECODER_LENGTH_POLICIES
 from bnb_ds.errors import run_reporting_errors
+from bnb_ds.generate_cli import add_generate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (2 for a user's error)."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    args.command_line = list(sys.argv[1:] if arguments is None else arguments)
     disable_progress_bar()  # of loading and saving weights; commands that take long show their own
     return run_reporting_errors("bnb-ds", lambda: args.run(args))
 
@@ -38,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_curves(commands)
     _add_export(commands)
     _add_import_reference(commands)
-    _add_generate(commands)
+    add_generate(commands)
     _add_reconstruct(commands)
     return parser
 
@@ -71,17 +73,6 @@ def _add_import_reference(commands: argparse._SubParsersAction) -> None:
         help="policy of decoder positions; `padded` computes what the reference does (default %(default)s)",
     )
     command.set_defaults(run=_import_reference)
-
-
-def _add_generate(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("generate", help="read lines, write one generated line for each")
-    command.add_argument("model", type=Path, help="an exported model")
-    command.add_argument("--input", required=True, help="a text file, or - for standard input")
-    command.add_argument("--output", required=True, help="a text file, or - for standard output")
-    command.add_argument(
-        "--batch-size", type=_positive, default=32, help="lines decoded together (default %(default)s)"
-    )
-    command.set_defaults(run=_generate)
 
 
 def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
@@ -119,13 +110,6 @@ def _import_reference(args: argparse.Namespace) -> None:
     for note in import_reference(args.source, args.output, tokenizer=args.tokenizer, overrides=overrides):
         print(note, file=sys.stderr)
     print(f"import-reference: {args.source} -> {args.output}")
-
-
-def _generate(args: argparse.Namespace) -> None:
-    from bnb_ds.generation import generate_lines
-
-    summary = generate_lines(args.model, args.input, args.output, batch_size=args.batch_size)
-    print(summary, file=sys.stderr)
 
 
 def _reconstruct(args: argparse.Namespace) -> None:

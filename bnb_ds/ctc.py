@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bnb_ds.ctc_autograd import LinearCtcLoss, LinearCtcNll, LogProbsCtcNll, LossOptions
 from bnb_ds.ctc_head import exact_dtype, operand, product
@@ -105,7 +106,7 @@ def linear_ctc_loss(
         vocab_size=weight.shape[0],
         max_target_length=max_target_length,
     )
-    dtype = _compute_dtype(rows_NH, weight)
+    dtype = compute_dtype(rows_NH, weight)
     impossible_B = alignment.impossible(bias)
     options = LossOptions(alignment, impossible_B, reduction, zero_infinity, kl_weight, dtype, chunk_tokens)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -172,31 +173,49 @@ def linear_argmax(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -
     Logits are compared in float32, as the loss sees them; of equal ones the lowest id wins.
     """
     best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
-    for rows, logits_CV in _logits_in_chunks(hidden_NH, weight_VH, bias_V):
+    for rows, logits_CV in logits_in_chunks(hidden_NH, weight_VH, bias_V):
         best_N[rows] = logits_CV.argmax(-1)
     return best_N
 
 
 def linear_best(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor]:
     """`linear_argmax`, and the log-probability of each of these tokens: float32 (float64 for float64) [N]."""
-    dtype = exact_dtype(_compute_dtype(hidden_NH, weight_VH))
+    dtype = exact_dtype(compute_dtype(hidden_NH, weight_VH))
     best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
     log_probs_N = torch.empty(hidden_NH.shape[0], dtype=dtype, device=hidden_NH.device)
-    for rows, logits_CV in _logits_in_chunks(hidden_NH, weight_VH, bias_V):
+    for rows, logits_CV in logits_in_chunks(hidden_NH, weight_VH, bias_V):
         highest_C, best_N[rows] = logits_CV.max(-1)
         log_probs_N[rows] = highest_C - logits_CV.logsumexp(-1)
     return best_N, log_probs_N
 
 
-def _logits_in_chunks(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+def logits_in_chunks(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """Rows and their logits [C, V], float32 or float64."""
-    dtype = _compute_dtype(hidden_NH, weight_VH)
+    dtype = compute_dtype(hidden_NH, weight_VH)
     with torch.autocast(hidden_NH.device.type, enabled=False):
-        weight_HV = operand(weight_VH, dtype).t()
+        weight_HV = _converted(weight_VH, dtype).t()
         for begin in range(0, hidden_NH.shape[0], ARGMAX_CHUNK_TOKENS):
             rows = slice(begin, begin + ARGMAX_CHUNK_TOKENS)
             logits_CV = product(operand(hidden_NH[rows], dtype), weight_HV, exact_dtype(dtype))
             yield rows, logits_CV if bias_V is None else logits_CV + bias_V
+
+
+#: what `operand` made of a weight of 16 bits, as long as the weight lives and is not changed
+_CONVERTED = WeakTensorKeyDictionary()
+
+
+def _converted(weight_VH: Tensor, dtype: torch.dtype) -> Tensor:
+    """`operand`, remembered where a weight that is only read would be converted at every call."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight_VH.is_inference():
+        return operand(weight_VH, dtype)
+    key = (weight_VH._version, weight_VH.data_ptr(), dtype)
+    known = _CONVERTED.get(weight_VH)
+    if known is None or known[0] != key:
+        converted = operand(weight_VH, dtype)
+        if converted.data_ptr() == weight_VH.data_ptr():
+            return converted
+        known = _CONVERTED[weight_VH] = (key, converted)
+    return known[1]
 
 
 def collapse(path_BT: Tensor, lengths_B: Tensor, blank: int = 0) -> tuple[Tensor, Tensor]:
@@ -245,7 +264,7 @@ def _collapse_on_host(path_BT: np.ndarray, lengths_B: np.ndarray, blank: int) ->
     return collapsed_BT, kept_B
 
 
-def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+def compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """Of the operands of matrix products: autocast's where it is on."""
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     device_type = hidden.device.type

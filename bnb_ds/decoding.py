@@ -1,24 +1,58 @@
-"""From a trained model to text ids: greedy CTC decoding, or one token a slot with a beam of lengths.
+"""From a trained model to token ids, in one parallel pass over each batch.
+
+Sources are sorted by length and cut into batches by a token budget; the arg-max is fused with the projection; repeats
+are merged on the device; everything is handed over at the end, in the order of the input. `bnb_ds.decode_options` says
+how an output is chosen.
 
 Shapes: B sequences, L source columns, T decoder slots of the longest sequence (in packed form: of all), H hidden size,
-K candidate lengths of a source.
+W hypotheses and K candidate lengths of a source.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import ModelOutput
 
+from bnb_ds.batching import default_token_budget, plan_batches
 from bnb_ds.configuration import BnbConfig
 from bnb_ds.ctc import collapse, linear_argmax, linear_best
-from bnb_ds.errors import ConfigError
+from bnb_ds.ctc_search import Slots, ctc_score, refine
+from bnb_ds.decode_options import DecodeOptions
 from bnb_ds.packing import PackedInputs, PackedLayout
 from bnb_ds.slots import open_slots
 
 if TYPE_CHECKING:
     from bnb_ds.modeling import BnbForConditionalGeneration, Encoded
+
+
+@dataclass
+class GenerateOutput(ModelOutput):
+    """What `generate` returns with ``return_scores``.
+
+    Attributes:
+        sequences: int64 [B, length of the longest output], filled up with ``config.pad_token_id`` (0 if that is None).
+        scores: float64 [B], log-probability of each output in nats. With CTC, of all alignments together; with length
+            classification, of its tokens at the length it has. A language model is not part of it.
+        lengths: int64 [B], tokens of each output.
+    """
+
+    sequences: Tensor | None = None
+    scores: Tensor | None = None
+    lengths: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Outputs of one batch: int64 [B, T], int64 [B], and float64 [B] if asked for."""
+
+    ids: Tensor
+    lengths: Tensor
+    scores: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -28,73 +62,137 @@ def generate(
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
     *,
-    length_beam: int = 1,
-) -> Tensor:
+    return_scores: bool = False,
+    options: DecodeOptions | None = None,
+    **changes: Any,
+) -> Tensor | GenerateOutput:
     """Decode all positions at once.
 
-    With CTC: the best token of each slot, repeats merged, then blanks dropped. With length classification: the best
-    token of each slot of the predicted length; a beam decodes several lengths in one batch and keeps the one with the
-    highest mean log-probability of its tokens.
+    With CTC: the best token of each slot, repeats merged, then blanks dropped; or the prefix beam search. With length
+    classification: the best token of each slot of the predicted length; a beam decodes several lengths in one batch
+    and keeps the one with the highest mean log-probability of its tokens.
 
-    The model's mode is left as it is: call ``model.eval()`` first, or dropout acts here too.
+    In float32 an output does not depend on what else is in the batch, but for logits that differ by no more than
+    rounding. The model's mode is left as it is: call ``model.eval()`` first, or dropout acts here too.
 
     Args:
         model: the model.
         input_ids: int64 [B, L].
         attention_mask: [B, L], not 0 at real tokens; None: every token but ``config.pad_token_id`` is real.
         token_type_ids: int64 [B, L]; None: all 0.
-        length_beam: lengths tried for each source; with CTC always 1.
+        return_scores: return a `GenerateOutput` with the log-probability of each output.
+        options: how outputs are chosen; None: the defaults.
+        changes: fields of `DecodeOptions` that replace those of ``options``.
 
     Returns:
         int64 [B, length of the longest output], each row filled up with ``config.pad_token_id`` (0 if that is None).
 
     Raises:
-        ConfigError: a ``length_beam`` below 1, or above 1 with CTC.
+        ConfigError: an unknown field, a value out of its range, or one that does not go with the model.
     """
     config = model.config
-    if length_beam < 1 or (length_beam > 1 and config.decoder_length != "predicted"):
-        raise ConfigError(
-            f"length_beam is {length_beam}: give at least 1, and more than 1 only to a model with decoder_length "
-            "'predicted'"
-        )
+    options = DecodeOptions.of(options, changes)
+    options.check(config)
     if attention_mask is None and config.pad_token_id is not None:
         attention_mask = input_ids != config.pad_token_id
-    inputs = model.model.pack(input_ids, attention_mask, token_type_ids)
-    ids_BT, lengths_B = _decode_lengths(model, inputs, length_beam) if length_beam > 1 else _greedy(model, inputs)
-    beyond_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) >= lengths_B[:, None]
-    return ids_BT.masked_fill(beyond_BT, config.pad_token_id or 0)[:, : int(lengths_B.max())]
+    batches = _cut(input_ids, attention_mask, config, options)
+    parts = []
+    for rows in batches:
+        given = (input_ids, attention_mask, token_type_ids)
+        if len(batches) > 1:
+            index = torch.tensor(rows, device=input_ids.device)
+            given = tuple(None if tensor is None else tensor.index_select(0, index) for tensor in given)
+        parts.append(decode_batch(model, model.model.pack(*given), options, with_scores=return_scores))
+    joined = _joined(parts, [row for rows in batches for row in rows], config.pad_token_id or 0)
+    return joined if return_scores else joined.sequences
+
+
+@torch.inference_mode()
+def generate_rows(
+    model: BnbForConditionalGeneration,
+    rows: Sequence[Sequence[int]],
+    options: DecodeOptions,
+    *,
+    with_scores: bool = False,
+) -> list[tuple[list[int], float | None]]:
+    """`generate` from lists to lists: tokens, and score if asked for, of each source, in their order.
+
+    With ``decoder_length`` ``"padded"`` every source is padded to the encoder's positions, as in the reference
+    implementation, so that its output does not depend on the others.
+
+    Args:
+        model: the model.
+        rows: token ids of the sources, at least one each.
+        options: checked already.
+    """
+    config, device = model.config, model.device
+    budget = options.token_budget or default_token_budget(device)
+    lengths = [len(row) for row in rows]
+    if config.decoder_length == "padded":
+        lengths = [config.encoder.max_position_embeddings] * len(rows)
+    outputs: list[tuple[list[int], float | None]] = [([], None)] * len(rows)
+    pending = []
+    for batch in plan_batches(lengths, config, budget):
+        inputs = _inputs_of_rows(model, [rows[index] for index in batch])
+        pending.append((batch, decode_batch(model, inputs, options, with_scores=with_scores)))
+    for batch, decoded in pending:
+        ids, ends = decoded.ids.tolist(), decoded.lengths.tolist()
+        scores = [None] * len(batch) if decoded.scores is None else decoded.scores.tolist()
+        for place, index in enumerate(batch):
+            outputs[index] = (ids[place][: ends[place]], scores[place])
+    return outputs
+
+
+def decode_batch(
+    model: BnbForConditionalGeneration, inputs: PackedInputs, options: DecodeOptions, *, with_scores: bool = False
+) -> Decoded:
+    """Decode one batch, whatever its size; options are checked already. Call it in inference mode."""
+    if model.config.decoder_length == "predicted":
+        decoded = _decode_lengths(model, inputs, options)
+        return decoded if with_scores else replace(decoded, scores=None)
+    outputs = model.model(None, packed=inputs)
+    hidden_TH = model.lm_head(outputs.last_hidden_state)
+    slots = Slots(hidden_TH, _head(model), _bias(model, options), outputs.decoder_layout, model.config.blank_token_id)
+    if options.beam_size == 1:
+        best_T = linear_argmax(slots.hidden, slots.weight, slots.bias)
+        ids_BT, lengths_B = read_off(best_T, slots.layout, model.config)
+        ids_BT, lengths_B = refine(slots, options, ids_BT, lengths_B)
+    else:
+        ids_BT, lengths_B = refine(slots, options)
+    scores_B = ctc_score(slots, ids_BT, lengths_B) if with_scores else None
+    return Decoded(ids_BT, lengths_B, scores_B)
 
 
 def read_off(best_T: Tensor, layout: PackedLayout, config: BnbConfig) -> tuple[Tensor, Tensor]:
     """Outputs int64 [B, T] and their lengths int64 [B], from the best token of each slot, packed int64 [sum T]."""
-    path_BT = layout.pad(best_T, config.blank_token_id)
     if config.decoder_length == "predicted":
-        return path_BT, layout.lengths
-    return collapse(path_BT, layout.lengths, config.blank_token_id)
+        return layout.pad(best_T, config.blank_token_id), layout.lengths
+    return collapse(layout.pad(best_T, config.blank_token_id), layout.lengths, config.blank_token_id)
 
 
-def _greedy(model: BnbForConditionalGeneration, inputs: PackedInputs) -> tuple[Tensor, Tensor]:
-    outputs = model.model(None, packed=inputs)
-    hidden_TH = model.lm_head(outputs.last_hidden_state)
-    best_T = linear_argmax(hidden_TH, model.get_output_embeddings().weight, model.lm_head.bias)
-    return read_off(best_T, outputs.decoder_layout, model.config)
-
-
-def _decode_lengths(
-    model: BnbForConditionalGeneration, inputs: PackedInputs, num_candidates: int
-) -> tuple[Tensor, Tensor]:
+def _decode_lengths(model: BnbForConditionalGeneration, inputs: PackedInputs, options: DecodeOptions) -> Decoded:
     """The best of several lengths for each source; all of them are one batch of the decoder."""
     encoded = model.model.encode(inputs)
-    lengths_BK = model.model.predicted_lengths(encoded, num_candidates)
+    longest = options.max_length
+    if model.config.decoder_positions == "absolute":  # no more slots than positions, whatever is predicted
+        positions = model.config.decoder.max_position_embeddings
+        longest = min(longest or positions, positions)
+    lengths_BK = model.model.length_predictor.best(
+        encoded.length_logits, encoded.layout.lengths, options.length_beam, options.min_length, longest
+    )
     num_candidates = lengths_BK.shape[1]
-    repeated = _repeat(encoded, num_candidates)
+    repeated = _repeat(encoded, num_candidates) if num_candidates > 1 else encoded
     slots = open_slots(repeated.layout, model.config, lengths_BK.flatten())
     hidden_TH = model.lm_head(model.model.decode(repeated, slots))
-    best_T, log_probs_T = linear_best(hidden_TH, model.get_output_embeddings().weight, model.lm_head.bias)
-    scores_BK = (slots.layout.pad(log_probs_T).sum(1) / slots.layout.lengths).unflatten(0, (-1, num_candidates))
-    chosen_B = scores_BK.argmax(1) + torch.arange(0, scores_BK.numel(), num_candidates, device=scores_BK.device)
+    best_T, log_probs_T = linear_best(hidden_TH, _head(model), _bias(model, options))
+    sums_BK = slots.layout.pad(log_probs_T.double()).sum(1).unflatten(0, (-1, num_candidates))
+    chosen_B = (sums_BK / lengths_BK).argmax(1) + torch.arange(
+        0, sums_BK.numel(), num_candidates, device=sums_BK.device
+    )
     ids, lengths = read_off(best_T, slots.layout, model.config)
-    return ids.index_select(0, chosen_B), lengths.index_select(0, chosen_B)
+    return Decoded(
+        ids.index_select(0, chosen_B), lengths.index_select(0, chosen_B), sums_BK.flatten().index_select(0, chosen_B)
+    )
 
 
 def _repeat(encoded: Encoded, times: int) -> Encoded:
@@ -106,6 +204,74 @@ def _repeat(encoded: Encoded, times: int) -> Encoded:
         max_seqlen=layout.max_seqlen,
     )
     source_N = layout.cu_seqlens.long().index_select(0, wide.sequence_ids // times) + wide.position_ids
-    return type(encoded)(
-        wide, encoded.hidden.index_select(0, source_N), encoded.latent.index_select(0, source_N), encoded.length_logits
+    return replace(
+        encoded,
+        layout=wide,
+        hidden=encoded.hidden.index_select(0, source_N),
+        latent=encoded.latent.index_select(0, source_N),
     )
+
+
+def _head(model: BnbForConditionalGeneration) -> Tensor:
+    return model.get_output_embeddings().weight
+
+
+def _bias(model: BnbForConditionalGeneration, options: DecodeOptions) -> Tensor:
+    """The head's bias; bad words of one token are switched off."""
+    bias_V = model.lm_head.bias
+    if not options.banned_tokens:
+        return bias_V
+    banned = torch.tensor(options.banned_tokens, device=bias_V.device)
+    return bias_V.index_fill(0, banned, -torch.inf)
+
+
+def _cut(
+    input_ids: Tensor, attention_mask: Tensor | None, config: BnbConfig, options: DecodeOptions
+) -> list[list[int]]:
+    """Rows of each batch. With ``"padded"`` they keep their order and their width, on which the outputs depend."""
+    batch_size, num_columns = input_ids.shape
+    budget = options.token_budget or default_token_budget(input_ids.device)
+    lengths = [num_columns] * batch_size
+    if attention_mask is not None and config.decoder_length != "padded" and attention_mask.shape == input_ids.shape:
+        lengths = (attention_mask != 0).sum(1).tolist()
+    batches = plan_batches(lengths, config, budget)
+    return batches if len(batches) > 1 else [list(range(batch_size))]
+
+
+def _joined(parts: list[Decoded], order: list[int], pad: int) -> GenerateOutput:
+    """Outputs of all batches in one tensor, in the order of the input; the one place that waits for the device."""
+    device = parts[0].ids.device
+    lengths = torch.cat([part.lengths for part in parts])
+    longest = int(lengths.max())
+    sequences = torch.full((lengths.numel(), longest), pad, dtype=torch.int64, device=device)
+    begin = 0
+    for part in parts:
+        rows, width = part.ids.shape[0], min(part.ids.shape[1], longest)
+        beyond = torch.arange(width, device=device) >= part.lengths[:, None]
+        sequences[begin : begin + rows, :width] = part.ids[:, :width].masked_fill(beyond, pad)
+        begin += rows
+    back = torch.empty(len(order), dtype=torch.int64)
+    back[torch.tensor(order, dtype=torch.int64)] = torch.arange(len(order))
+    back = back.to(device)
+    scores = None
+    if parts[0].scores is not None:
+        scores = torch.cat([part.scores for part in parts]).index_select(0, back)
+    return GenerateOutput(
+        sequences=sequences.index_select(0, back), scores=scores, lengths=lengths.index_select(0, back)
+    )
+
+
+def _inputs_of_rows(model: BnbForConditionalGeneration, rows: Sequence[Sequence[int]]) -> PackedInputs:
+    device = model.device
+    if model.config.decoder_length == "padded":
+        width = model.config.encoder.max_position_embeddings
+        ids = torch.full((len(rows), width), model.config.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row)
+            mask[place, : len(row)] = 1
+        return model.model.pack(ids.to(device), mask.to(device))
+    lengths = [len(row) for row in rows]
+    flat = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    return model.model.pack(flat.to(device), cu_seqlens=cu_seqlens.to(device), max_seqlen=max(lengths))

@@ -1,84 +1,185 @@
-"""Text in, text out: an exported model over lines, and over masked held-out documents."""
+"""Lines in, lines out: an exported model over files of any size, and over masked held-out documents."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from tqdm import tqdm
 
 from bnb_ds.corruption import Corruption
-from bnb_ds.errors import CheckpointError, ConfigError, DataError
-from bnb_ds.files import replaced_text_file
-from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, decoder_lengths
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.exported import fingerprint, load_exported, longest_source
+from bnb_ds.line_files import Line, ResumableOutput, input_identity, open_input, read_lines, share_of_file
+from bnb_ds.pipeline import WINDOW_CHARACTERS, WINDOW_TEXTS, BnbPipeline
 from bnb_ds.randomness import hash64
 from bnb_ds.samples import PretrainSamples
 from bnb_ds.shards import TokenShards
-from bnb_ds.tokenization import load_tokenizer, tokenizer_hash
+from bnb_ds.tokenization import tokenizer_hash
 
 
-def load_exported(directory: Path) -> tuple[BnbForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Model (in evaluation mode, on the GPU where there is one) and tokenizer of an exported directory.
+@dataclass(frozen=True)
+class LineJob:
+    """What ``bnb-ds generate`` does.
 
-    Raises:
-        CheckpointError: the directory is not one that ``bnb-ds export`` wrote.
+    Attributes:
+        model_dir: an exported model.
+        input_name: text file, or ``-`` for standard input.
+        output_name: text file, or ``-`` for standard output.
+        settings: keyword arguments of `BnbPipeline.from_pretrained`.
+        resume: go on with an unfinished output.
+        task_index: which share of the input this is, from 0; its output is ``OUTPUT.00000-of-00004``.
+        num_tasks: shares; 1: the whole input, and the output has the name given.
+        window: lines that are sorted by length together and written at once.
+        progress: show a bar on standard error.
     """
-    if _model_type(directory) != BnbConfig.model_type or not any(directory.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`"
-        )
-    try:
-        model, info = BnbForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{directory}: the model cannot be read: {error}; export it again") from None
-    if info["missing_keys"]:
-        raise CheckpointError(f"{directory}: lacks weights such as {min(info['missing_keys'])}; export it again")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval().to(device), load_tokenizer(directory)
+
+    model_dir: Path
+    input_name: str
+    output_name: str
+    settings: dict[str, Any]
+    resume: bool = False
+    task_index: int = 0
+    num_tasks: int = 1
+    window: int = WINDOW_TEXTS
+    progress: bool = False
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot work."""
+        if not 0 <= self.task_index < self.num_tasks:
+            raise ConfigError(f"--task-index {self.task_index}: give 0 to {self.num_tasks - 1}, below --num-tasks")
+        if self.num_tasks > 1 and "-" in (self.input_name, self.output_name):
+            raise ConfigError("--num-tasks above 1 shares out a file: give file names for --input and --output, not -")
+        if self.resume and "-" in (self.input_name, self.output_name):
+            raise ConfigError("--resume needs to go back in the files: give file names for --input and --output, not -")
+
+    @property
+    def output_path(self) -> Path:
+        """Of this task."""
+        name = self.output_name
+        return Path(name if self.num_tasks == 1 else f"{name}.{self.task_index:05d}-of-{self.num_tasks:05d}")
 
 
-def _model_type(directory: Path) -> str | None:
-    try:
-        return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError):
-        return None
-
-
-def generate_lines(model_dir: Path, input_name: str, output_name: str, *, batch_size: int) -> str:
+def generate_lines(job: LineJob) -> str:
     """Write one generated line for each input line, in order; an empty line stays empty.
 
-    Args:
-        model_dir: exported model.
-        input_name: text file in UTF-8, or ``-``.
-        output_name: text file, which appears under its name when it is complete, or ``-``.
-        batch_size: lines decoded together.
+    Nothing in the input stops it: what is too long is cut, bytes that are no UTF-8 become U+FFFD, and both are counted.
 
     Returns:
-        One line for the user: how many lines, and how many were cut to the model's positions.
+        One line for the user: how many lines of each kind, and how many a second.
     """
-    model, tokenizer = load_exported(model_dir)
-    max_length = _longest_source(model)
-    num_lines = num_truncated = 0
-    with _open_input(input_name) as lines, _open_output(output_name) as output:
-        texts = _decoded_lines(lines, input_name)
-        while batch := list(itertools.islice(texts, batch_size)):
-            sources = tokenizer(batch, add_special_tokens=False)["input_ids"]
-            num_lines += len(batch)
-            num_truncated += sum(len(source) > max_length - 2 for source in sources)
-            for text in _generate_batch(model, tokenizer, [source[: max_length - 2] for source in sources]):
-                output.write(text + "\n")
-            output.flush()
-    cut = f"; {num_truncated} cut to the model's {max_length} tokens" if num_truncated else ""
-    return f"generate: {num_lines} lines from {input_name} to {output_name}{cut}"
+    job.check()
+    with open_input(job.input_name) as file:
+        pipeline = BnbPipeline.from_pretrained(job.model_dir, **job.settings)
+        if job.output_name == "-":
+            counts, seconds = _to_stream(job, pipeline, read_lines(file))
+        else:
+            counts, seconds = _to_file(job, pipeline, file)
+    return _summary(job, pipeline, counts, seconds)
+
+
+def _to_stream(job: LineJob, pipeline: BnbPipeline, lines: Iterator[Line]) -> tuple[dict[str, int], float]:
+    totals: dict[str, int] = {}
+    start = time.monotonic()
+    for texts, counts, _ in _generated(job, pipeline, lines):
+        sys.stdout.write("".join(text + "\n" for text in texts))
+        sys.stdout.flush()
+        totals = {name: totals.get(name, 0) + count for name, count in counts.items()}
+    return totals, time.monotonic() - start
+
+
+def _to_file(job: LineJob, pipeline: BnbPipeline, file: Any) -> tuple[dict[str, int], float]:
+    begin, end, identity = 0, None, {}
+    if job.input_name != "-":
+        identity = input_identity(job.input_name, file)
+        begin, end = share_of_file(file, job.task_index, job.num_tasks)
+    settings = {
+        "input": identity,
+        "share": f"{job.task_index} of {job.num_tasks}",
+        "model": fingerprint(job.model_dir),
+        "options": {name: _plain(value) for name, value in job.settings.items() if name != "device"},
+        "window": job.window,
+    }
+    output = ResumableOutput(job.output_path, settings, resume=job.resume)
+    try:
+        if not output.is_complete:
+            if output.progress.output_bytes:
+                begin = file.seek(output.progress.input_offset)
+            _run(job, pipeline, output, read_lines(file, begin, end))
+            output.finish()
+    finally:
+        output.abandon()
+    return output.progress.counts, output.progress.seconds
+
+
+def _run(job: LineJob, pipeline: BnbPipeline, output: ResumableOutput, lines: Iterator[Line]) -> None:
+    start = time.monotonic()
+    for texts, counts, offset in _generated(job, pipeline, lines):
+        now = time.monotonic()
+        output.write(texts, offset, counts, now - start)
+        start = now
+
+
+def _generated(
+    job: LineJob, pipeline: BnbPipeline, lines: Iterator[Line]
+) -> Iterator[tuple[list[str], dict[str, int], int]]:
+    """Outputs of each window, what its lines were, and where in the input it ends."""
+    with tqdm(disable=not job.progress, unit=" lines") as bar:
+        for part in _line_windows(lines, job.window):
+            outputs = pipeline.generate([line.text for line in part])
+            counts = {
+                "lines": len(part),
+                "empty": sum(output.num_source_tokens == 0 for output in outputs),
+                "truncated": sum(
+                    output.is_truncated or line.is_cut for output, line in zip(outputs, part, strict=True)
+                ),
+                "damaged": sum(line.is_damaged for line in part),
+            }
+            yield [output.text for output in outputs], counts, part[-1].end
+            bar.update(len(part))
+
+
+def _line_windows(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
+    """As `bnb_ds.pipeline.windows`."""
+    part: list[Line] = []
+    characters = 0
+    for line in lines:
+        part.append(line)
+        characters += len(line.text)
+        if len(part) >= size or characters >= WINDOW_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
+
+
+def _summary(job: LineJob, pipeline: BnbPipeline, counts: dict[str, int], seconds: float) -> str:
+    num_lines = counts.get("lines", 0)
+    notes = {
+        "empty": "empty",
+        "truncated": f"cut to the model's {pipeline.max_source_tokens} tokens",
+        "damaged": "not UTF-8, read with replacement characters",
+    }
+    said = "".join(f"; {counts[name]} {note}" for name, note in notes.items() if counts.get(name))
+    target = job.output_name if job.output_name == "-" else job.output_path
+    rate = f", {num_lines / seconds:.1f} sentences/s ({pipeline.engine.name})" if seconds > 0 else ""
+    return f"generate: {num_lines} lines from {job.input_name} to {target}{rate}{said}"
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def for_task(job: LineJob, index: int, count: int) -> LineJob:
+    """The same job for one of several tasks."""
+    return replace(job, task_index=index, num_tasks=count)
 
 
 def reconstructions(
@@ -98,8 +199,9 @@ def reconstructions(
         )
     if len(shards) == 0:
         raise DataError(f"{shards_dir}: holds no held-out documents; prepare it with another --holdout")
-    if not 3 <= max_length <= _longest_source(model):
-        raise ConfigError(f"--max-length {max_length}: give 3 to {_longest_source(model)} tokens, as the model reads")
+    longest = longest_source(model.config)
+    if not 3 <= max_length <= longest:
+        raise ConfigError(f"--max-length {max_length}: give 3 to {longest} tokens, as the model reads")
     if not 0 <= mask_probability <= 1:
         raise ConfigError(f"--mask-probability {mask_probability}: give a number from 0 to 1")
     noise = Corruption(mask_probability, 0.0, shards.special_ids["mask"], shards.vocab_size)
@@ -115,48 +217,3 @@ def reconstructions(
             tokenizer.decode(output, skip_special_tokens=True),
             tokenizer.decode(original[1:-1]),
         )
-
-
-def _generate_batch(
-    model: BnbForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, sources: list[list[int]]
-) -> list[str]:
-    filled = [i for i, source in enumerate(sources) if source]
-    texts = [""] * len(sources)
-    if filled:
-        rows = [[tokenizer.cls_token_id, *sources[i], tokenizer.sep_token_id] for i in filled]
-        inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
-        outputs = model.generate(inputs["input_ids"], inputs["attention_mask"])
-        for i, text in zip(filled, tokenizer.batch_decode(outputs, skip_special_tokens=True), strict=True):
-            texts[i] = " ".join(text.split())
-    return texts
-
-
-def _longest_source(model: BnbForConditionalGeneration) -> int:
-    """Source tokens that encoder and decoder positions allow, [CLS] and [SEP] included."""
-    config = model.config
-    longest = config.encoder.max_position_embeddings
-    if config.decoder_positions == "absolute":
-        while longest > 3 and decoder_lengths(longest, config) > config.decoder.max_position_embeddings:
-            longest -= 1
-    return longest
-
-
-def _decoded_lines(lines: Iterator[bytes], name: str) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}: line {number} is not UTF-8 ({error.reason}); convert the file first") from None
-
-
-def _open_input(name: str) -> AbstractContextManager[Iterator[bytes]]:
-    if name == "-":
-        return contextlib.nullcontext(iter(sys.stdin.buffer))
-    try:
-        return open(name, "rb")
-    except OSError as error:
-        raise DataError(f"--input {name}: cannot be read ({error.strerror}); give a text file or -") from None
-
-
-def _open_output(name: str) -> AbstractContextManager[TextIO]:
-    return contextlib.nullcontext(sys.stdout) if name == "-" else replaced_text_file(Path(name))

@@ -40,20 +40,34 @@ class LengthPredictor(nn.Module):
         exact = torch.promote_types(logits_BC.dtype, torch.float32)
         return F.cross_entropy(logits_BC.to(exact), classes_B, reduction="none")
 
-    def best(self, logits_BC: Tensor, source_lengths_B: Tensor, num_candidates: int = 1) -> Tensor:
-        """int64 [B, K], the most probable lengths, best first; a source with fewer possible ones repeats its best."""
+    def best(
+        self,
+        logits_BC: Tensor,
+        source_lengths_B: Tensor,
+        num_candidates: int = 1,
+        shortest: int = 1,
+        longest: int | None = None,
+    ) -> Tensor:
+        """int64 [B, K], the most probable lengths, best first; a source with fewer possible ones repeats its best.
+
+        Lengths keep to the bounds of the config, and to ``shortest`` and ``longest``, the caller's own.
+        """
+        shortest = max(self._shortest, shortest)
+        longest = min((bound for bound in (self._longest, longest) if bound is not None), default=None)
+        if longest is not None:
+            shortest = min(shortest, longest)
         num_classes = logits_BC.shape[1]
         differences_C = torch.arange(num_classes, device=logits_BC.device) + self._first_difference
         lengths_BC = source_lengths_B[:, None] + differences_C
-        possible_BC = lengths_BC >= self._shortest
-        if self._longest is not None:
-            possible_BC &= lengths_BC <= self._longest
+        possible_BC = lengths_BC >= shortest
+        if longest is not None:
+            possible_BC &= lengths_BC <= longest
         scores_BC = logits_BC.float().masked_fill(~possible_BC, -torch.inf)
         scores_BK, classes_BK = scores_BC.topk(min(num_candidates, num_classes), dim=1)
         candidates_BK = lengths_BC.gather(1, classes_BK)
         candidates_BK = torch.where(scores_BK == -torch.inf, candidates_BK[:, :1], candidates_BK)
         # Where no class is possible at all, the bounds decide.
-        return candidates_BK.clamp(self._shortest, self._longest)
+        return candidates_BK.clamp(shortest, longest)
 
 
 def stretch_latents(latent_NL: Tensor, source: PackedLayout, target: PackedLayout, width: Tensor) -> Tensor:

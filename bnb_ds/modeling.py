@@ -25,7 +25,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 from bnb_ds.attention import IMPLEMENTATION
 from bnb_ds.bert_init import initialise_from_bert
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.decoding import generate
+from bnb_ds.decoding import GenerateOutput, generate
 from bnb_ds.errors import ConfigError
 from bnb_ds.layers import BnbDecoder, BnbEncoder, BnbLMHead, tie_halves
 from bnb_ds.length import LengthPredictor, stretch_latents
@@ -333,11 +333,10 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        *,
-        length_beam: int = 1,
-    ) -> Tensor:
-        """Decoding in one parallel pass: see `bnb_ds.decoding.generate`."""
-        return generate(self, input_ids, attention_mask, token_type_ids, length_beam=length_beam)
+        **options: Any,
+    ) -> Tensor | GenerateOutput:
+        """Decoding in one parallel pass, with all the options of `bnb_ds.decoding.generate`."""
+        return generate(self, input_ids, attention_mask, token_type_ids, **options)
 
 
 AutoConfig.register(BnbConfig.model_type, BnbConfig, exist_ok=True)

@@ -83,7 +83,7 @@ class PackedLayout:
     def pad(self, packed: Tensor, value: float = 0.0) -> Tensor:
         """[N, ...] -> [B, M, ...], with ``value`` at places without a token (a view where there are none)."""
         shape = (self.batch_size, self.max_seqlen)
-        if self.key_mask is None:
+        if self.key_mask is None or self.masks_tokens:
             return packed.unflatten(0, shape)
         padded = packed.new_full((shape[0] * shape[1], *packed.shape[1:]), value)
         return padded.index_copy_(0, self.pad_index, packed).unflatten(0, shape)
@@ -91,7 +91,7 @@ class PackedLayout:
     def unpad(self, padded: Tensor) -> Tensor:
         """[B, M, ...] -> [N, ...] (a view where there is no padding)."""
         flat = padded.flatten(0, 1)
-        return flat if self.key_mask is None else flat.index_select(0, self.pad_index)
+        return flat if self.key_mask is None or self.masks_tokens else flat.index_select(0, self.pad_index)
 
 
 @dataclass(frozen=True, eq=False)

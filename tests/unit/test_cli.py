@@ -26,7 +26,7 @@ def test_help_lists_the_commands_of_both_packages(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nothing"], ["generate", "m", "--input", "-", "--output", "-", "--batch-size", "0"]]
+    "arguments", [[], ["nothing"], ["generate", "m", "--input", "-", "--output", "-", "--window", "0"]]
 )
 def test_misuse_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

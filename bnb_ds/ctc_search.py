@@ -1,0 +1,138 @@
+"""CTC outputs better than the greedy ones, or within limits: the beam search, and which of its outputs is taken.
+
+Shapes: B sequences, T decoder slots of the longest, N slots of all sequences together, H hidden size, V vocabulary, W
+hypotheses of a source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc import collapse, linear_best
+from bnb_ds.ctc_beam import keeps_limits, search
+from bnb_ds.decode_options import CONSTRAINT_BEAM, DecodeOptions
+from bnb_ds.emissions import ctc_log_probs, linear_emissions
+from bnb_ds.ngram_lm import LmScores
+from bnb_ds.packing import PackedLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Decoder slots of a batch, ready for the projection.
+
+    Attributes:
+        hidden: [N, H] of the LM head.
+        weight: [V, H]; ``bias``: [V], -inf switches a class off.
+        layout: sequences of the slots.
+        blank: the CTC blank.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+    layout: PackedLayout
+    blank: int
+
+    def select(self, rows: list[int]) -> Slots:
+        """Some of the sequences."""
+        lengths, starts = self.layout.lengths.tolist(), self.layout.cu_seqlens.tolist()
+        kept = [lengths[row] for row in rows]
+        layout = PackedLayout.from_lengths(
+            torch.tensor(kept, device=self.hidden.device), num_tokens=sum(kept), max_seqlen=max(kept)
+        )
+        hidden = torch.cat([self.hidden[starts[row] : starts[row + 1]] for row in rows])
+        return Slots(hidden, self.weight, self.bias, layout, self.blank)
+
+
+def refine(
+    slots: Slots, options: DecodeOptions, ids_BT: Tensor | None = None, lengths_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Outputs int64 [B, T] and lengths int64 [B] of the beam search.
+
+    Given the greedy outputs, only those that break a limit are replaced.
+    """
+    if ids_BT is None:
+        return _best_of_beam(slots, options, options.beam_size)
+    if not (options.min_length or options.max_length or options.no_repeat_ngram_size or options.banned_sequences):
+        return ids_BT, lengths_B
+    outputs, ends, num_slots = ids_BT.tolist(), lengths_B.tolist(), slots.layout.lengths.tolist()
+    broken = [row for row, end in enumerate(ends) if not keeps_limits(outputs[row][:end], options, num_slots[row])]
+    if not broken:
+        return ids_BT, lengths_B
+    found_RT, found_R = _best_of_beam(slots.select(broken), options, CONSTRAINT_BEAM)
+    ids_BT, lengths_B = ids_BT.clone(), lengths_B.clone()
+    index = torch.tensor(broken, device=ids_BT.device)
+    ids_BT[index, : found_RT.shape[1]] = found_RT
+    return ids_BT, lengths_B.index_copy(0, index, found_R)
+
+
+def ctc_score(slots: Slots, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """Exact log-probability of one output of each source, float64 [B], in nats."""
+    best_N, log_probs_N = linear_best(slots.hidden, slots.weight, slots.bias)
+    hidden, weight, bias = slots.hidden, slots.weight, slots.bias
+    highest_N = (hidden.to(log_probs_N.dtype) * weight[best_N].to(log_probs_N.dtype)).sum(1) + bias[best_N]
+    norms_N = (highest_N - log_probs_N).double()
+    scores_BW = ctc_log_probs(
+        ids_BT[:, None], lengths_B[:, None], hidden, weight, bias, norms_N, slots.layout, blank=slots.blank
+    )
+    return scores_BW[:, 0]
+
+
+def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple[Tensor, Tensor]:
+    """The hypothesis with the best exact score, language model included.
+
+    The search drops alignments and even outputs that are improbable half-way, so the greedy output stands in the final
+    too (where it keeps the limits), and all are scored by the sum over all their alignments.
+    """
+    emissions = linear_emissions(
+        slots.hidden,
+        slots.weight,
+        slots.bias,
+        slots.layout,
+        blank=slots.blank,
+        num_classes=options.beam_classes,
+    )
+    beam = search(emissions, options, beam_size)
+    greedy_BT, greedy_B = collapse(emissions.best, emissions.lengths, slots.blank)
+    outputs_BWT = torch.cat((beam.tokens, greedy_BT[:, None]), 1)
+    lengths_BW = torch.cat((beam.lengths, greedy_B[:, None]), 1)
+    allowed_BW = torch.cat((beam.total > -torch.inf, _allowed(greedy_BT, greedy_B, options, emissions.lengths)), 1)
+    is_token_BWT = torch.arange(outputs_BWT.shape[2], device=outputs_BWT.device) < lengths_BW[..., None]
+    outputs_BWT = outputs_BWT.masked_fill(~is_token_BWT, slots.blank)
+    scores_BW = ctc_log_probs(
+        outputs_BWT,
+        lengths_BW,
+        slots.hidden,
+        slots.weight,
+        slots.bias,
+        emissions.log_norms,
+        slots.layout,
+        blank=slots.blank,
+    )
+    short_BW = (emissions.lengths.clamp(max=options.min_length)[:, None] - lengths_BW).clamp(min=0)
+    scores_BW = scores_BW + _lm_scores(outputs_BWT, lengths_BW, allowed_BW, options) - 1e6 * short_BW
+    chosen_B = scores_BW.masked_fill(~allowed_BW, -torch.inf).argmax(1)
+    everyone = torch.arange(chosen_B.numel(), device=chosen_B.device)
+    return outputs_BWT[everyone, chosen_B], lengths_BW[everyone, chosen_B]
+
+
+def _allowed(ids_BT: Tensor, lengths_B: Tensor, options: DecodeOptions, slots_B: Tensor) -> Tensor:
+    """bool [B, 1], which greedy outputs keep the limits."""
+    rows = zip(ids_BT.tolist(), lengths_B.tolist(), slots_B.tolist(), strict=True)
+    kept = [keeps_limits(ids[:end], options, slots) for ids, end, slots in rows]
+    return torch.tensor(kept, device=ids_BT.device)[:, None]
+
+
+def _lm_scores(outputs_BWT: Tensor, lengths_BW: Tensor, alive_BW: Tensor, options: DecodeOptions) -> Tensor | float:
+    if options.lm is None:
+        return 0.0
+    scorer = LmScores(options.lm, options.lm_weight, options.word_bonus)
+    lengths, alive = lengths_BW.tolist(), alive_BW.tolist()
+    rows = [
+        [scorer.whole(ids[: lengths[b][w]]) if alive[b][w] else 0.0 for w, ids in enumerate(hypotheses)]
+        for b, hypotheses in enumerate(outputs_BWT.tolist())
+    ]
+    return torch.tensor(rows, dtype=torch.float64, device=outputs_BWT.device)

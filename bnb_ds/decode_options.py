@@ -1,0 +1,127 @@
+"""How an output is chosen from what the decoder predicts: every setting of `bnb_ds.decoding.generate` in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from bnb_ds.ngram_lm import NgramLm
+
+#: prefixes kept where a constraint needs a search and ``beam_size`` asks for none
+CONSTRAINT_BEAM = 8
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Settings of decoding. Lengths are in tokens of the output, the first and the last special token included.
+
+    With CTC, ``beam_size`` 1 is greedy decoding: the best token of each slot, repeats merged, blanks dropped. A source
+    whose greedy output breaks ``min_length``, ``max_length``, ``no_repeat_ngram_size`` or a bad word of several tokens
+    is searched with `CONSTRAINT_BEAM` prefixes instead.
+
+    Attributes:
+        beam_size: prefixes of the CTC prefix beam search; 1: greedy.
+        beam_classes: the best classes of each slot that the search considers, beside the blank.
+        length_beam: lengths tried for each source with length classification; the highest mean log-probability of
+            its tokens wins.
+        min_length: fewest tokens of an output. There are never more tokens than decoder slots: where fewer slots are
+            open, as many tokens as fit.
+        max_length: most tokens of an output; None: as many as there are slots.
+        no_repeat_ngram_size: no n-gram of this many tokens occurs twice in an output; 0: no such rule. CTC only.
+        bad_words_ids: token sequences that no output holds; of several tokens with CTC only.
+        lm: an n-gram language model that takes part in the search; it needs ``beam_size`` above 1.
+        lm_weight: factor on its natural log-probabilities.
+        word_bonus: nats added for every word, against the model's liking of short outputs.
+        token_budget: source tokens and decoder slots of one batch, together; None: 4,096 on a CPU, 65,536 on a GPU.
+            The outputs do not depend on it.
+    """
+
+    beam_size: int = 1
+    beam_classes: int = 16
+    length_beam: int = 1
+    min_length: int = 0
+    max_length: int | None = None
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    lm: NgramLm | None = None
+    lm_weight: float = 0.5
+    word_bonus: float = 0.0
+    token_budget: int | None = None
+
+    @classmethod
+    def of(cls, base: DecodeOptions | None, changes: dict[str, Any]) -> DecodeOptions:
+        """``base``, or the defaults, with some fields replaced.
+
+        Raises:
+            ConfigError: an unknown field.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in changes:
+            if name not in known:
+                raise ConfigError(f"generate has no setting {name!r}; {nearest(name, known)}")
+        return replace(base or cls(), **changes)
+
+    @property
+    def banned_tokens(self) -> list[int]:
+        """Bad words of one token."""
+        return sorted({words[0] for words in self.bad_words_ids if len(words) == 1})
+
+    @property
+    def banned_sequences(self) -> list[tuple[int, ...]]:
+        """Bad words of several tokens."""
+        return [tuple(words) for words in self.bad_words_ids if len(words) > 1]
+
+    def check(self, config: BnbConfig) -> None:
+        """Raise ConfigError for a value out of its range, or one that does not go with the model."""
+        for name in ("beam_size", "beam_classes", "length_beam"):
+            _require(name, getattr(self, name), 1)
+        for name in ("min_length", "no_repeat_ngram_size"):
+            _require(name, getattr(self, name), 0)
+        if self.max_length is not None:
+            _require("max_length", self.max_length, max(self.min_length, 1))
+        if self.token_budget is not None:
+            _require("token_budget", self.token_budget, 1)
+        if self.lm is not None and self.beam_size == 1:
+            raise ConfigError("lm takes part in the beam search only: give beam_size above 1")
+        self._check_bad_words(config)
+        if config.decoder_length == "predicted":
+            self._check_length_classification()
+        elif self.length_beam > 1:
+            raise ConfigError(
+                f"length_beam is {self.length_beam}: give at least 1, and more than 1 only to a model with "
+                "decoder_length 'predicted'; with CTC use beam_size"
+            )
+
+    def _check_bad_words(self, config: BnbConfig) -> None:
+        for words in self.bad_words_ids:
+            if not words or not all(0 <= token < config.vocab_size for token in words):
+                raise ConfigError(
+                    f"bad_words_ids holds {list(words)}: give one or more ids of 0 to {config.vocab_size - 1}"
+                )
+            if config.decoder_length != "predicted" and config.blank_token_id in words:
+                raise ConfigError(
+                    f"bad_words_ids holds {list(words)}, and {config.blank_token_id} is the CTC blank, which is never "
+                    "written: leave it out"
+                )
+
+    def _check_length_classification(self) -> None:
+        if self.beam_size > 1:
+            raise ConfigError(
+                f"beam_size is {self.beam_size}: the prefix beam search needs CTC; with decoder_length 'predicted' use "
+                "length_beam"
+            )
+        if self.no_repeat_ngram_size or self.banned_sequences:
+            raise ConfigError(
+                "no_repeat_ngram_size, and bad words of several tokens, need CTC: leave them out with decoder_length "
+                "'predicted'"
+            )
+
+
+def _require(name: str, value: int, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name} is {value!r}: give a whole number of at least {minimum}")

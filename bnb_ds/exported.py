@@ -1,0 +1,92 @@
+"""Reading what ``bnb-ds export`` wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.modeling import BnbForConditionalGeneration, decoder_lengths
+from bnb_ds.tokenization import load_tokenizer
+
+ONNX_FILE = "model.onnx"
+_HASHED_BYTES = 1 << 20
+
+
+def load_exported(
+    directory: Path, device: torch.device | None = None
+) -> tuple[BnbForConditionalGeneration, PreTrainedTokenizerBase]:
+    """Model (in evaluation mode; None: on the GPU where there is one) and tokenizer of an exported directory.
+
+    Raises:
+        CheckpointError: the directory is not one that ``bnb-ds export`` wrote.
+    """
+    if _model_type(directory) != BnbConfig.model_type or not any(directory.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`"
+        )
+    try:
+        model, info = BnbForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: the model cannot be read: {error}; export it again") from None
+    if info["missing_keys"]:
+        raise CheckpointError(f"{directory}: lacks weights such as {min(info['missing_keys'])}; export it again")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval().to(device), load_tokenizer(directory)
+
+
+def longest_source(config: BnbConfig) -> int:
+    """Source tokens that encoder and decoder positions allow, [CLS] and [SEP] included."""
+    longest = config.encoder.max_position_embeddings
+    if config.decoder_positions == "shared":
+        return min(longest, config.decoder.max_position_embeddings)
+    while longest > 3 and decoder_lengths(longest, config) > config.decoder.max_position_embeddings:
+        longest -= 1
+    return longest
+
+
+def fingerprint(directory: Path) -> str:
+    """Identifies a model: size, beginning and end of each of its files, hashed; cheap for large ones."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.suffix not in (".json", ".txt", ".safetensors", ".onnx", ".data"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(_HASHED_BYTES))
+            file.seek(max(size - _HASHED_BYTES, 0))
+            digest.update(file.read(_HASHED_BYTES))
+    return digest.hexdigest()
+
+
+def choose_device(name: str | None) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:1``; None: a GPU where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}: give cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: give cpu, cuda or cuda:1")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; give cpu")
+    return device
+
+
+def _model_type(directory: Path) -> str | None:
+    try:
+        return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,23 @@
+"""Small exported models, with random weights: what matters is that every source has an output of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnb_ds.modeling import BnbForConditionalGeneration
+from tests.tiny import bnb_config
+
+MAX_TOKENS = 48
+
+
+def save_model(directory: Path, tokenizer, **fields: Any) -> Path:
+    """Write a model whose outputs are as varied as its sources."""
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
+    torch.manual_seed(0)
+    model = BnbForConditionalGeneration(bnb_config(sizes, sizes, **{"decoder_length_ratio": 1.0, **fields}))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -1,0 +1,148 @@
+"""CTC prefix beam search against going through every path, and its limits."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from bnb_ds.ctc_search import Slots, ctc_score, refine
+from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.emissions import linear_emissions
+from bnb_ds.packing import PackedLayout
+from tests.plain_beam import all_outputs, collapsed, torch_score
+
+LENGTHS = [4, 1, 6, 3]
+VOCAB = 4
+
+
+def slots_of(seed=0, lengths=LENGTHS, vocab=VOCAB, blank=0, scale=1.5, dtype=torch.float64) -> Slots:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(sum(lengths), 5, generator=generator, dtype=dtype)
+    weight = scale * torch.randn(vocab, 5, generator=generator, dtype=dtype)
+    bias = torch.randn(vocab, generator=generator, dtype=dtype)
+    layout = PackedLayout.from_lengths(torch.tensor(lengths), num_tokens=sum(lengths), max_seqlen=max(lengths))
+    return Slots(hidden, weight, bias, layout, blank)
+
+
+def log_probs_of(slots: Slots) -> list[torch.Tensor]:
+    rows = torch.nn.functional.linear(slots.hidden, slots.weight, slots.bias).log_softmax(-1)
+    return list(rows.split(slots.layout.lengths.tolist()))
+
+
+def outputs_of(slots: Slots, **options) -> list[tuple[int, ...]]:
+    ids, lengths = refine(slots, DecodeOptions(**{"beam_size": 200, **options}))
+    return [tuple(row[:end]) for row, end in zip(ids.tolist(), lengths.tolist(), strict=True)]
+
+
+def best(table, rule=lambda output: True) -> tuple[int, ...]:
+    return max((output for output in table if rule(output)), key=table.get)
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_wide_beam_finds_the_most_probable_output(seed, blank):
+    slots = slots_of(seed, blank=blank, scale=0.5)  # flat, so that the best path is often not the best output
+    expected = [best(all_outputs(rows, blank)) for rows in log_probs_of(slots)]
+    assert outputs_of(slots) == expected
+
+
+def test_the_best_output_is_not_always_the_collapsed_best_path():
+    found = 0
+    for seed in range(6):
+        slots = slots_of(seed, scale=0.5)
+        greedy = [collapsed(tuple(rows.argmax(-1).tolist()), 0) for rows in log_probs_of(slots)]
+        found += outputs_of(slots) != greedy
+    assert found >= 2
+
+
+@pytest.mark.parametrize("beam_size", [2, 3, 8])
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_never_below_greedy_however_narrow(beam_size, classes):
+    slots = slots_of(3, lengths=[40, 1, 17, 33, 2], vocab=11, scale=0.3)
+    outputs = outputs_of(slots, beam_size=beam_size, beam_classes=classes)
+    better = 0
+    for rows, output in zip(log_probs_of(slots), outputs, strict=True):
+        greedy = collapsed(tuple(rows.argmax(-1).tolist()), 0)
+        ours, theirs = (torch_score(rows, list(tokens), 0) for tokens in (output, greedy))
+        assert ours >= theirs - 1e-9
+        better += ours > theirs + 1e-9
+    assert better or classes == 1
+
+
+def test_scores_are_those_of_torchs_loss():
+    slots = slots_of(1, lengths=[9, 1, 14], vocab=7)
+    ids, lengths = refine(slots, DecodeOptions(beam_size=4))
+    scores = ctc_score(slots, ids, lengths)
+    for rows, row, end, score in zip(log_probs_of(slots), ids.tolist(), lengths.tolist(), scores, strict=True):
+        assert score.item() == pytest.approx(torch_score(rows, row[:end], 0), rel=1e-9)
+
+
+def test_scores_of_many_sources_are_worked_out_in_groups(monkeypatch):
+    slots = slots_of(2, lengths=[5, 3, 8, 2, 6], vocab=6)
+    ids, lengths = refine(slots, DecodeOptions(beam_size=3))
+    whole = ctc_score(slots, ids, lengths)
+    monkeypatch.setattr("bnb_ds.emissions._SCORED_ROWS", 9)
+    assert torch.equal(ctc_score(slots, ids, lengths), whole)
+
+
+def _best_within(rows, rule) -> tuple[int, ...]:
+    return best(all_outputs(rows, 0), lambda output: rule(output, len(rows)))
+
+
+RULES = [
+    ({"min_length": 3}, lambda output, slots: len(output) >= min(3, slots)),
+    ({"max_length": 1}, lambda output, slots: len(output) <= 1),
+    ({"min_length": 2, "max_length": 2}, lambda output, slots: len(output) == min(2, slots)),
+    ({"no_repeat_ngram_size": 1}, lambda output, slots: len(set(output)) == len(output)),
+    (
+        {"no_repeat_ngram_size": 2},
+        lambda output, slots: len(set(itertools.pairwise(output))) == max(len(output) - 1, 0),
+    ),
+    (
+        {"bad_words_ids": [[1, 3], [2, 2]]},
+        lambda output, slots: not {(1, 3), (2, 2)} & set(itertools.pairwise(output)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "rule"), RULES, ids=[str(options) for options, _ in RULES])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_limits_keep_the_best_output_that_keeps_them(seed, options, rule):
+    slots = slots_of(seed, scale=0.6)
+    expected = [_best_within(rows, rule) for rows in log_probs_of(slots)]
+    assert outputs_of(slots, **options) == expected
+
+
+@pytest.mark.parametrize(("options", "rule"), RULES, ids=[str(options) for options, _ in RULES])
+def test_a_narrow_beam_keeps_the_limits_too(options, rule):
+    lengths = [30, 1, 17, 2, 25]
+    outputs = outputs_of(slots_of(5, lengths=lengths, vocab=5), **options, beam_size=2, beam_classes=4)
+    assert all(rule(output, count) for output, count in zip(outputs, lengths, strict=True))
+
+
+def test_sequences_of_one_batch_do_not_meet():
+    lengths = [12, 3, 20, 7]
+    slots = slots_of(7, lengths=lengths, vocab=9, scale=0.4)
+    together = outputs_of(slots, beam_size=4)
+    assert [outputs_of(slots.select([row]), beam_size=4)[0] for row in range(4)] == together
+
+
+def test_a_class_that_is_switched_off_is_never_written():
+    slots = slots_of(0, lengths=[12, 5], vocab=6)
+    slots.bias[3] = -torch.inf
+    assert not any(3 in output for output in outputs_of(slots, beam_size=6, beam_classes=5))
+
+
+def test_emissions_hold_the_best_classes_but_for_the_blank():
+    slots = slots_of(4, vocab=6, blank=2)
+    emissions = linear_emissions(slots.hidden, slots.weight, slots.bias, slots.layout, blank=2, num_classes=3)
+    for row, log_probs in enumerate(log_probs_of(slots)):
+        count = len(log_probs)
+        assert torch.allclose(emissions.blank[row, :count], log_probs[:, 2])
+        others = log_probs.clone()
+        others[:, 2] = -torch.inf
+        assert torch.allclose(emissions.log_probs[row, :count], others.topk(3).values)
+        assert torch.equal(emissions.best[row, :count], log_probs.argmax(-1))
+        assert (emissions.log_probs[row, count:] == -torch.inf).all()
