@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bnb_ds.bench.ctc import DEFAULT_SHAPES, DTYPES, Shape, measure, table
+from bnb_ds.bench.generate_cli import add_generate_bench
 from bnb_ds.errors import ConfigError
 from bnb_ds.files import write_atomic
 
@@ -19,6 +20,7 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     """Add ``bench`` and what it can measure."""
     bench = commands.add_parser("bench", help="measure parts of the system side by side with the plain way")
     subjects = bench.add_subparsers(title="subjects", required=True, metavar="SUBJECT")
+    add_generate_bench(subjects)
     ctc = subjects.add_parser("ctc", help="the fused CTC head: speed and peak memory of forward and backward")
     ctc.add_argument(
         "--shape",

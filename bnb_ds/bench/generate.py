@@ -1,0 +1,259 @@
+"""``bnb-ds bench generate``: generation beside what one would use instead.
+
+*reference-style* is what the reference implementation does with the same weights: every source padded to 512 tokens,
+512 decoder slots, the logits of all of them, float32. *bert2bert* is an autoregressive encoder-decoder of the same size
+with a key-value cache, greedy, made to write a given number of tokens; *deep-shallow* is the same with one decoder
+layer. All weights are random: what is measured depends on sizes and lengths alone, and the number of decoder slots, the
+policy, is stated with every figure, for it is what decides.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertLMHeadModel, BertModel, EncoderDecoderModel
+from transformers.utils import logging
+
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.ctc import collapse
+from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.decoding import generate_rows
+from bnb_ds.modeling import BnbForConditionalGeneration
+from bnb_ds.slots import decoder_lengths
+
+#: name -> hidden size, layers of each half, attention heads
+SIZES = {"tiny": (64, 2, 2), "base": (768, 12, 12)}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POSITIONS = 512
+
+Rows = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        size: of both models, a key of `SIZES`.
+        vocab_size: of both halves.
+        dtype: of ours; a key of `DTYPES`.
+        device: of all.
+        repeats: of each median; one more round before them is not counted.
+    """
+
+    size: str
+    vocab_size: int
+    dtype: str
+    device: torch.device
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one pass over a batch: wall clock, medians and 95th percentile, and CPU seconds (on a GPU, of it)."""
+
+    p50: float
+    p95: float
+    cpu: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {"p50_seconds": self.p50, "p95_seconds": self.p95, "cpu_seconds": self.cpu}
+
+
+def bnb_model(setting: Setting, **policy: Any) -> BnbForConditionalGeneration:
+    """Random weights, in fp32, on the device; biases are random too, so that outputs vary."""
+    half = bert_config(setting)
+    torch.manual_seed(0)
+    model = BnbForConditionalGeneration(BnbConfig(encoder=half, decoder=half, **policy))
+    with torch.no_grad():
+        model.lm_head.bias.normal_(std=0.5)
+    return model.eval().to(setting.device)
+
+
+def bert_config(setting: Setting) -> BertConfig:
+    hidden, layers, heads = SIZES[setting.size]
+    return BertConfig(
+        vocab_size=setting.vocab_size,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=POSITIONS,
+    )
+
+
+@torch.inference_mode()
+def reference_style(model: BnbForConditionalGeneration, rows: Rows) -> list[list[int]]:
+    """One batch as the reference implementation does it."""
+    ids = torch.zeros(len(rows), POSITIONS, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
+    device = model.device
+    with policy_of(model, {"decoder_length": "padded"}):
+        logits_BTV = model(ids.to(device), mask.to(device)).logits
+    path_BT = logits_BTV.argmax(-1)
+    tokens, lengths = collapse(path_BT, torch.full((len(rows),), POSITIONS, device=device))
+    return [row[:end] for row, end in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+
+
+def ours(model: BnbForConditionalGeneration, rows: Rows) -> list[list[int]]:
+    """The same through `bnb_ds.decoding`."""
+    return [tokens for tokens, _ in generate_rows(model, rows, DecodeOptions())]
+
+
+class policy_of:
+    """Another policy of decoder slots for a while."""
+
+    def __init__(self, model: BnbForConditionalGeneration, policy: dict[str, Any]):
+        self._config, self._policy = model.config, policy
+
+    def __enter__(self) -> None:
+        self._before = {name: getattr(self._config, name) for name in self._policy}
+        vars(self._config).update(self._policy)
+
+    def __exit__(self, *error: object) -> None:
+        vars(self._config).update(self._before)
+
+
+def against_reference(setting: Setting, rows: Rows, batch_size: int, policy: dict[str, Any]) -> dict[str, Any]:
+    """Sentences per second of both on the same sources, and whether outputs are the same at equal slots."""
+    baseline = bnb_model(setting, **policy)
+    model = baseline
+    if setting.dtype != "fp32":
+        model = bnb_model(setting, **policy).to(DTYPES[setting.dtype])
+    # Both may choose their batches: sorted sources, of which the reference pads all to 512 anyway.
+    order = sorted(rows, key=len)
+    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    expected = [tokens for batch in batches for tokens in reference_style(baseline, batch)]
+    with policy_of(baseline, {"decoder_length": "padded"}):
+        found = [tokens for batch in batches for tokens in ours(baseline, batch)]
+    ways = {
+        "ours": lambda: [ours(model, batch) for batch in batches],
+        "reference-style": lambda: [reference_style(baseline, batch) for batch in batches],
+    }
+    timings = interleaved(ways, setting)
+    lengths = torch.tensor([len(row) for row in rows])
+    slots = decoder_lengths(lengths, model.config)
+    return {
+        "num_sources": len(rows),
+        "source_tokens": {"mean": lengths.double().mean().item(), "max": int(lengths.max())},
+        "decoder_slots": {"mean": slots.double().mean().item(), "max": int(slots.max())},
+        "policy": policy,
+        "batch_size": batch_size,
+        "identical_at_equal_slots": sum(a == b for a, b in zip(expected, found, strict=True)),
+        "distinct_outputs": len({tuple(tokens) for tokens in expected}),
+        "timings": {name: timing.as_dict() for name, timing in timings.items()},
+        "speedup_wall": timings["reference-style"].p50 / timings["ours"].p50,
+        "speedup_cpu": timings["reference-style"].cpu / timings["ours"].cpu,
+    }
+
+
+def bert2bert(setting: Setting, decoder_layers: int) -> EncoderDecoderModel:
+    """The autoregressive model of the same size, random weights."""
+    encoder = bert_config(setting)
+    decoder = replace_config(encoder, num_hidden_layers=decoder_layers, is_decoder=True, add_cross_attention=True)
+    torch.manual_seed(0)
+    model = EncoderDecoderModel(encoder=BertModel(encoder), decoder=BertLMHeadModel(decoder)).eval()
+    return model.to(setting.device, DTYPES[setting.dtype])
+
+
+def replace_config(config: BertConfig, **fields: Any) -> BertConfig:
+    return BertConfig(**{**config.to_dict(), **fields})
+
+
+@torch.inference_mode()
+def write_tokens(model: EncoderDecoderModel, input_ids: Tensor, num_tokens: int) -> Tensor:
+    """Greedy, with the cache, exactly ``num_tokens`` new ones."""
+    return model.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        do_sample=False,
+        num_beams=1,
+        min_new_tokens=num_tokens,
+        max_new_tokens=num_tokens,
+        decoder_start_token_id=1,
+        pad_token_id=0,
+        eos_token_id=2,
+        use_cache=True,
+    )
+
+
+def against_bert2bert(
+    setting: Setting,
+    batch_sizes: Sequence[int],
+    output_tokens: Sequence[int],
+    source_tokens: int,
+    slots_per_token: float,
+) -> list[dict[str, Any]]:
+    """One result for each batch size and output length."""
+    logging.set_verbosity_error()
+    model = bnb_model(setting).to(DTYPES[setting.dtype])
+    _, layers, _ = SIZES[setting.size]
+    others = {"bert2bert": bert2bert(setting, layers), "deep-shallow": bert2bert(setting, 1)}
+    generator = torch.Generator().manual_seed(1)
+    results = []
+    for batch_size in batch_sizes:
+        ids = torch.randint(5, setting.vocab_size, (batch_size, source_tokens), generator=generator)
+        rows, ids = ids.tolist(), ids.to(setting.device)
+        for num_tokens in output_tokens:
+            num_slots = math.ceil(slots_per_token * num_tokens)
+            policy = {"decoder_length_min": num_slots, "decoder_length_max": num_slots}
+            with policy_of(model, policy):
+                ways: dict[str, Callable[[], Any]] = {"ours": lambda rows=rows: ours(model, rows)}
+                for name, other in others.items():
+                    ways[name] = lambda other=other, ids=ids, n=num_tokens: write_tokens(other, ids, n)
+                timings = interleaved(ways, setting)
+            results.append(
+                {
+                    "batch_size": batch_size,
+                    "source_tokens": source_tokens,
+                    "output_tokens": num_tokens,
+                    "decoder_slots": num_slots,
+                    "timings": {name: timing.as_dict() for name, timing in timings.items()},
+                    "speedup_wall": {name: timings[name].p50 / timings["ours"].p50 for name in others},
+                    "speedup_cpu": {name: timings[name].cpu / timings["ours"].cpu for name in others},
+                }
+            )
+    return results
+
+
+def interleaved(ways: dict[str, Callable[[], Any]], setting: Setting) -> dict[str, Timing]:
+    """All ways taking turns, so that a slow spell of the machine meets every one."""
+    walls: dict[str, list[float]] = {name: [] for name in ways}
+    cpus: dict[str, list[float]] = {name: [] for name in ways}
+    for round_number in range(setting.repeats + 1):
+        for name, run in ways.items():
+            _synchronise(setting.device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            _synchronise(setting.device)
+            if round_number:
+                walls[name].append(time.perf_counter() - wall)
+                cpus[name].append(time.process_time() - cpu)
+    return {
+        name: Timing(statistics.median(walls[name]), _percentile_95(walls[name]), statistics.median(cpus[name]))
+        for name in ways
+    }
+
+
+def _percentile_95(values: list[float]) -> float:
+    return sorted(values)[max(math.ceil(0.95 * len(values)) - 1, 0)]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def with_dtype(setting: Setting, dtype: str) -> Setting:
+    """The same in another precision."""
+    return replace(setting, dtype=dtype)

@@ -1,0 +1,60 @@
+"""The model on rectangles is the model on packed rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bnb_ds.ctc import collapse
+from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.engines import CompiledEngine, TorchEngine
+from bnb_ds.errors import ConfigError
+from bnb_ds.rectangular import RectangularBnb, num_slot_columns
+from bnb_ds.slots import decoder_lengths
+from tests.tiny import bnb_config, bnb_model, padded_form, source_ids
+
+LENGTHS = [7, 1, 10, 3]
+SHAPES = [
+    {},
+    {"decoder_length": "padded"},
+    {"decoder_length_ratio": 0.4, "decoder_length_min": 3, "decoder_length_max": 5},
+    {"decoder_length_ratio": 1.1, "decoder_length_offset": 2, "decoder_positions": "absolute"},
+    {"decoder": {"hidden_size": 18}},
+]
+
+
+@pytest.mark.parametrize("fields", SHAPES, ids=str)
+def test_outputs_are_those_of_packed_execution(fields):
+    model = bnb_model(**fields)
+    inputs = padded_form(source_ids(LENGTHS))
+    with torch.no_grad():
+        path = RectangularBnb(model)(inputs["input_ids"], inputs["attention_mask"])
+    ids, lengths = collapse(path, torch.full((4,), path.shape[1]), model.config.blank_token_id)
+    assert torch.equal(ids[:, : int(lengths.max())], model.generate(**inputs))
+
+
+@pytest.mark.parametrize("fields", SHAPES[:4], ids=str)
+@pytest.mark.parametrize("num_columns", [1, 2, 7, 24])
+def test_slot_columns_are_the_policys(fields, num_columns):
+    config = bnb_config(**fields)
+    assert num_slot_columns(num_columns, config) == decoder_lengths(torch.tensor(num_columns), config)
+
+
+def test_length_classification_is_refused():
+    with pytest.raises(ConfigError, match="only models with CTC can be compiled or exported to ONNX"):
+        RectangularBnb(bnb_model(decoder_length="predicted"))
+
+
+@pytest.mark.slow
+def test_the_compiled_model_writes_the_same_and_compiles_few_shapes():
+    model = bnb_model(dtype=torch.float32)
+    rows = [source.tolist() for source in source_ids([20, 17, 24])]
+    options = DecodeOptions(token_budget=1000)
+    expected = TorchEngine(model).decode(rows, options)
+    engine = CompiledEngine(model)
+    torch._dynamo.utils.counters.clear()
+    assert engine.decode(rows, options) == expected
+    assert engine.decode(rows[:1], options) == expected[:1]
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert engine.decode(rows[::-1], options) == expected[::-1]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled == 2
