@@ -35,13 +35,33 @@ EXTRAS_REQUIRE = {
         "isal>=1.6",  # inflates .gz at twice the speed
         "zstandard>=0.22",  # reading .zst
     ],
-    "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png`
+    "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png` and `bnb-ds bench generate --png`
+    "lm": ["kenlm>=0.2"],  # n-gram language models in the CTC beam search; built from source, with a C++ compiler
+    "onnx": [
+        "onnx>=1.17",  # the graph of `bnb-ds export --format onnx`
+        "onnxscript>=0.3",  # torch's exporter writes the graph with it
+        "onnxruntime>=1.20",  # runs it, and makes int8 weights
+    ],
+    "serve": [
+        "fastapi>=0.115",  # routes, validation and the OpenAPI description of `bnb-ds serve`
+        "uvicorn>=0.30",  # the HTTP server
+        "prometheus-client>=0.20",  # /metrics
+    ],
     "test": [
         "pytest>=8",  # the test runner
         "pytest-timeout>=2.3",  # a distributed test that hangs must end
         "hypothesis>=6.100",  # property tests
         "matplotlib>=3.8",  # the picture of `prep stats`
         "zstandard>=0.22",  # .zst input
+        "kenlm>=0.2",  # the extra `lm`
+        "onnx>=1.17",  # the extra `onnx`
+        "onnxscript>=0.3",
+        "onnxruntime>=1.20",
+        "fastapi>=0.115",  # the extra `serve`
+        "uvicorn>=0.30",
+        "prometheus-client>=0.20",
+        "httpx>=0.27",  # clients of the service under test
+        "schemathesis>=4",  # malformed requests made from the OpenAPI description
         "ruff>=0.17,<0.18",  # linter, run as a test; another release may find what this one does not
     ],
 }
@@ -51,7 +71,7 @@ setup(
     version="0.1.0",
     description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model, on DeepSpeed",
     license="Apache-2.0",
-    packages=["bnb_ds", "bnb_ds.bench", "data_prep"],
+    packages=["bnb_ds", "bnb_ds.bench", "bnb_ds.serve", "data_prep"],
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

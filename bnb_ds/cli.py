@@ -17,8 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 from bnb_ds import __version__
 from bnb_ds.bench.cli import add_bench
 from bnb_ds.configuration import DECODER_LENGTH_POLICIES
-from bnb_ds.errors import run_reporting_errors
-from bnb_ds.generate_cli import add_generate
+from bnb_ds.errors import ConfigError, run_reporting_errors
+from bnb_ds.generate_cli import add_generate, add_serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_import_reference(commands)
     add_generate(commands)
+    add_serve(commands)
     _add_reconstruct(commands)
     return parser
 
@@ -56,6 +57,13 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     command.add_argument("checkpoint", type=Path, help="a run's output_dir (its newest checkpoint) or one checkpoint")
     command.add_argument("output", type=Path, help="a new directory")
     command.add_argument("--encoder", action="store_true", help="only the encoder, as a plain BERT model")
+    command.add_argument(
+        "--format",
+        choices=("transformers", "onnx"),
+        default="transformers",
+        help="`onnx` makes a graph for ONNX Runtime of a model that was exported already (default %(default)s)",
+    )
+    command.add_argument("--dtype", choices=("fp32", "int8"), default="fp32", help="of the ONNX graph")
     command.set_defaults(run=_export)
 
 
@@ -95,6 +103,16 @@ def _curves(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    if args.format == "onnx":
+        from bnb_ds.onnx_export import export_onnx
+
+        if args.encoder:
+            raise ConfigError("--encoder: the ONNX graph is the whole model: leave it out with --format onnx")
+        export_onnx(args.checkpoint, args.output, dtype=args.dtype)
+        print(f"export: {args.checkpoint} -> {args.output} (ONNX, {args.dtype})")
+        return
+    if args.dtype != "fp32":
+        raise ConfigError("--dtype int8 is for --format onnx; other precisions are chosen when the model is used")
     from bnb_ds.export import export
 
     found, notes = export(args.checkpoint, args.output, encoder_only=args.encoder)

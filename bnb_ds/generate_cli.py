@@ -33,6 +33,31 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_generate)
 
 
+def add_serve(commands: argparse._SubParsersAction) -> None:
+    """Add ``serve``."""
+    command = commands.add_parser("serve", help="answer HTTP requests with one model")
+    command.add_argument("model", type=Path, help="an exported model, or one exported with --format onnx")
+    command.add_argument("--host", default="127.0.0.1", help="default %(default)s: only this machine")
+    command.add_argument("--port", type=_natural, default=8000, help="0: a free one (default %(default)s)")
+    limits = command.add_argument_group("limits")
+    limits.add_argument(
+        "--max-wait-ms", type=_natural, default=5, help="wait for others to decode with (default %(default)s)"
+    )
+    limits.add_argument("--max-pending", type=_positive, default=1024, help="texts, else 429 (default %(default)s)")
+    limits.add_argument("--max-items", type=_positive, default=64, help="texts of a request (default %(default)s)")
+    limits.add_argument("--max-body-bytes", type=_positive, default=1 << 20, help="default %(default)s")
+    limits.add_argument("--timeout-seconds", type=_positive, default=60, help="of a request (default %(default)s)")
+    limits.add_argument(
+        "--shutdown-seconds",
+        type=_positive,
+        default=60,
+        help="for accepted requests after SIGTERM (default %(default)s)",
+    )
+    add_engine_flags(command)
+    add_decode_flags(command)
+    command.set_defaults(run=_serve)
+
+
 def add_engine_flags(command: argparse.ArgumentParser) -> None:
     """What runs the model."""
     engine = command.add_argument_group("engine")
@@ -99,6 +124,29 @@ def _generate(args: argparse.Namespace) -> None:
     if args.num_tasks > 1:
         raise ConfigError("--processes shares out a whole input: give either --processes or --num-tasks")
     print(generate_in_processes(job, _without_sharing(args.command_line), args.processes), file=sys.stderr)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from bnb_ds.serve.run import listen, require_packages, serve
+
+    require_packages()
+    from bnb_ds.batching import default_token_budget
+    from bnb_ds.exported import choose_device
+    from bnb_ds.pipeline import BnbPipeline
+    from bnb_ds.serve.app import ServiceLimits
+
+    bound = listen(args.host, args.port)
+    with bound:
+        limits = ServiceLimits(
+            max_wait_seconds=args.max_wait_ms / 1e3,
+            token_budget=args.token_budget or default_token_budget(choose_device(args.device)),
+            max_pending=args.max_pending,
+            max_items=args.max_items,
+            max_body_bytes=args.max_body_bytes,
+            timeout_seconds=float(args.timeout_seconds),
+        )
+        pipeline = BnbPipeline.from_pretrained(args.model, **pipeline_settings(args))
+        serve(pipeline, limits, bound, shutdown_seconds=args.shutdown_seconds)
 
 
 def _without_sharing(arguments: list[str]) -> list[str]:

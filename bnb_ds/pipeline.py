@@ -156,7 +156,12 @@ class BnbPipeline:
         """
         options = options or self.options
         self.engine.check(options, with_scores=with_scores)
-        sources, cuts = self.encode(texts)
+        return self.from_sources(*self.encode(texts), options, with_scores=with_scores)
+
+    def from_sources(
+        self, sources: list[list[int]], cuts: list[bool], options: DecodeOptions, *, with_scores: bool = False
+    ) -> list[Generated]:
+        """`generate` from what `encode` made; options are checked already."""
         filled = [index for index, source in enumerate(sources) if source]
         outputs = [Generated("", [], None, 0, False)] * len(sources)
         if not filled:

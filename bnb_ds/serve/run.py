@@ -1,0 +1,77 @@
+"""Running the service: a socket, and an end that answers what was accepted."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import socket
+import sys
+
+from bnb_ds.errors import ConfigError
+from bnb_ds.pipeline import BnbPipeline
+
+
+def require_packages() -> None:
+    """Raise ConfigError if the extra ``[serve]`` is not installed."""
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise ConfigError(f"serve needs the package {package}: pip install bnb_ds[serve]") from None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address is not to be had.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: {error.strerror or error}; give an address of this machine and a free port"
+        ) from None
+    return bound
+
+
+def serve(pipeline: BnbPipeline, limits: object, bound: socket.socket, *, shutdown_seconds: int) -> None:
+    """Serve until SIGTERM or SIGINT; then refuse new connections, answer what was accepted, and return.
+
+    Args:
+        pipeline: the model.
+        limits: a `bnb_ds.serve.app.ServiceLimits`.
+        bound: the socket to listen on.
+        shutdown_seconds: how long accepted requests may still take.
+    """
+    import uvicorn
+
+    from bnb_ds.serve.app import build_app
+
+    app = build_app(pipeline, limits)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=shutdown_seconds,
+        limit_concurrency=None,
+        h11_max_incomplete_event_size=16384,
+        backlog=2048,
+        server_header=False,
+    )
+    host, port = bound.getsockname()[:2]
+    print(f"serve: {pipeline.engine.name}, http://{host}:{port}, described at /docs", file=sys.stderr, flush=True)
+    # uvicorn raises the signal once more when it is done; this handler takes it, so that the end is told.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        uvicorn.Server(config).run(sockets=[bound])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    metrics = app.state.metrics
+    answered = sum(sample.value for sample in metrics.requests.collect()[0].samples if sample.name.endswith("_total"))
+    accepted = next(s.value for s in metrics.accepted.collect()[0].samples if s.name.endswith("_total"))
+    print(f"serve: ended; {accepted:.0f} requests accepted, {answered:.0f} answered", file=sys.stderr, flush=True)

@@ -1,0 +1,122 @@
+"""The ONNX graph in ONNX Runtime writes what torch writes."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+
+import numpy as np
+import pytest
+
+from bnb_ds.cli import main
+from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.engines import OnnxEngine, TorchEngine
+from bnb_ds.exported import load_exported
+from bnb_ds.pipeline import BnbPipeline
+from bnb_ds.tokenization import load_tokenizer
+from tests.exports import MAX_TOKENS, save_model
+
+for _package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(_package, reason=f"the optional package {_package} is not installed")
+
+POLICIES = {
+    "ratio": {"decoder_length_ratio": 1.3, "decoder_length_offset": 1},
+    "padded": {"decoder_length": "padded"},
+}
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def pair(request, small_tokenizer, tmp_path_factory):
+    """An exported model, and the same as ONNX."""
+    folder = tmp_path_factory.mktemp("onnx")
+    save_model(folder / "model", small_tokenizer, **POLICIES[request.param])
+    assert main(["export", str(folder / "model"), str(folder / "onnx"), "--format", "onnx"]) == 0
+    return folder / "model", folder / "onnx"
+
+
+@pytest.mark.slow
+def test_tokens_are_the_same_at_every_length_and_batch(pair):
+    model, _ = load_exported(pair[0])
+    rng = np.random.default_rng(0)
+    rows = [[2, *rng.integers(5, 500, size).tolist(), 3] for size in (1, 5, MAX_TOKENS - 2, 17, 17, 30, 2)]
+    engine = OnnxEngine(pair[1], num_threads=1)
+    for budget in (1, 150, 10_000):
+        options = DecodeOptions(token_budget=budget)
+        assert engine.decode(rows, options) == TorchEngine(model).decode(rows, options)
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_it(pair, tmp_path, capsys):
+    (tmp_path / "in").write_text("some text\n\nmore of it\n")
+    for directory in pair:
+        arguments = ["generate", str(directory), "--input", str(tmp_path / "in")]
+        assert main([*arguments, "--output", str(tmp_path / directory.name)]) == 0
+    assert (tmp_path / "onnx").read_bytes() == (tmp_path / "model").read_bytes()
+    assert "(ONNX Runtime on cpu)" in capsys.readouterr().err
+    assert main([*arguments, "--output", str(tmp_path / "o"), "--beam-size", "2"]) == 2
+    assert "an ONNX model decodes greedily, without scores and limits" in capsys.readouterr().err
+    assert main([*arguments, "--output", str(tmp_path / "o"), "--dtype", "bf16"]) == 2
+    assert "leave out --dtype, --device and --compile" in capsys.readouterr().err
+    (pair[1] / "model.onnx").rename(tmp_path / "kept")
+    (pair[1] / "model.onnx").write_bytes(b"no graph")
+    assert main([*arguments, "--output", str(tmp_path / "o")]) == 2
+    assert "model.onnx: cannot be read" in capsys.readouterr().err
+    (tmp_path / "kept").rename(pair[1] / "model.onnx")
+
+
+@pytest.mark.slow
+def test_int8_differs_in_few_tokens_of_a_confident_model(small_tokenizer, tmp_path):
+    from rapidfuzz.distance import Levenshtein
+
+    # Logits far apart, as a trained model's are: what is left are roundings of 8 bits.
+    save_model(tmp_path / "model", small_tokenizer)
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "int8"), "--format", "onnx", "--dtype", "int8"]) == 0
+    texts = [" ".join(str(i * j % 97) for j in range(8)) for i in range(40)]
+    plain = BnbPipeline.from_pretrained(tmp_path / "model", device="cpu")
+    outputs = [pipeline.generate(texts) for pipeline in (plain, BnbPipeline.from_pretrained(tmp_path / "int8"))]
+    pairs = list(zip(*([output.tokens for output in side] for side in outputs), strict=True))
+    distance = sum(Levenshtein.distance(*tokens) for tokens in pairs)
+    assert 0 < distance < 0.5 * sum(len(tokens) for tokens, _ in pairs)
+
+
+@pytest.mark.slow
+def test_1000_real_sources(shared_data, tmp_path):
+    tokenizer = load_tokenizer(shared_data / "vocab" / "bert-base-cased.txt")
+    save_model(tmp_path / "model", tokenizer)
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "onnx"), "--format", "onnx"]) == 0
+    with gzip.open(shared_data / "translation" / "multi30k" / "test_2016_flickr.en.gz", "rt") as file:
+        texts = [line.strip() for line in file]
+    assert len(texts) == 1000
+    ours = BnbPipeline.from_pretrained(tmp_path / "model", device="cpu").generate(texts)
+    theirs = BnbPipeline.from_pretrained(tmp_path / "onnx").generate(texts)
+    assert [output.tokens for output in ours] == [output.tokens for output in theirs]
+    assert len({tuple(output.tokens) for output in ours}) > 900
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "message"),
+    [
+        (["--format", "onnx"], "onnxscript", "needs the package onnxscript: pip install bnb_ds[onnx]"),
+        (["--format", "onnx", "--encoder"], None, "--encoder: the ONNX graph is the whole model"),
+        (["--dtype", "int8"], None, "--dtype int8 is for --format onnx"),
+    ],
+)
+def test_what_cannot_work_is_one_line(small_tokenizer, tmp_path, capsys, monkeypatch, arguments, missing, message):
+    save_model(tmp_path / "model", small_tokenizer)
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "onnx"), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_length_classification_and_a_missing_runtime(small_tokenizer, tmp_path, capsys, monkeypatch):
+    save_model(tmp_path / "model", small_tokenizer, decoder_length="predicted")
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "onnx"), "--format", "onnx"]) == 2
+    assert "only models with CTC can be compiled or exported to ONNX" in capsys.readouterr().err
+    (tmp_path / "model" / "model.onnx").touch()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["generate", str(tmp_path / "model"), "--input", __file__, "--output", str(tmp_path / "o")]) == 2
+    assert "an ONNX model needs onnxruntime: pip install bnb_ds[onnx]" in capsys.readouterr().err

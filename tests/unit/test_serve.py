@@ -1,0 +1,343 @@
+"""The HTTP service: many clients at once, whatever they send, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from bnb_ds.cli import main
+from bnb_ds.pipeline import BnbPipeline
+from tests.exports import MAX_TOKENS, save_model
+
+httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")
+pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
+
+from bnb_ds.serve.app import ServiceLimits, build_app  # noqa: E402
+from bnb_ds.serve.run import listen  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def exported(small_tokenizer, tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("served") / "model", small_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pipeline(exported):
+    return BnbPipeline.from_pretrained(exported, device="cpu")
+
+
+@contextmanager
+def running(pipeline, **limits):
+    """The service on a free port, in a thread of its own."""
+    bound = listen("127.0.0.1", 0)
+    app = build_app(pipeline, ServiceLimits(**limits))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server.install_signal_handlers = lambda: None
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        with httpx.Client(base_url=f"http://127.0.0.1:{bound.getsockname()[1]}", timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()
+
+
+@pytest.fixture(scope="module")
+def client(pipeline):
+    with running(pipeline, max_items=5, max_body_bytes=5000) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def texts(small_texts) -> list[str]:
+    return [text[: 3 + 11 * (i % 17)] for i, text in enumerate(small_texts)]
+
+
+def test_outputs_are_the_pipelines(client, pipeline, texts):
+    sent = [*texts[:3], "", "word " * 500]
+    answer = client.post("/generate", json={"texts": sent, "return_scores": True})
+    assert answer.status_code == 200
+    expected = pipeline.generate(sent, with_scores=True)
+    outputs = answer.json()["outputs"]
+    assert [output["text"] for output in outputs] == [output.text for output in expected]
+    assert [output["is_truncated"] for output in outputs] == [False] * 4 + [True]
+    assert outputs[3] == {"text": "", "score": None, "num_source_tokens": 0, "is_truncated": False}
+    assert outputs[4]["num_source_tokens"] == MAX_TOKENS
+    assert outputs[0]["score"] == pytest.approx(expected[0].score, rel=1e-6)
+
+
+def test_options_of_a_request_are_its_own(client, pipeline, texts):
+    limited = client.post("/generate", json={"texts": texts[:2], "options": {"max_length": 3, "beam_size": 2}}).json()
+    plain = client.post("/generate", json={"texts": texts[:2]}).json()
+    assert all(len(output["text"].split()) <= 3 for output in limited["outputs"])
+    assert [output["text"] for output in plain["outputs"]] == pipeline(texts[:2])
+
+
+def test_many_clients_lose_and_mix_up_nothing(pipeline, texts):
+    """One client answers alone; then all at once, in batches of whatever size comes about."""
+    with running(pipeline, max_wait_seconds=0.02) as client:
+
+        def ask(number: int) -> tuple[int, list[str]]:
+            sent = [texts[(number * 7 + i) % len(texts)] for i in range(1 + number % 3)]
+            options = {"max_length": 4} if number % 4 == 0 else {}
+            answer = client.post("/generate", json={"texts": sent, "options": options})
+            assert answer.status_code == 200, answer.text
+            return number, [output["text"] for output in answer.json()["outputs"]]
+
+        alone = dict(ask(number) for number in range(20))
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            together = list(pool.map(ask, [number for _ in range(4) for number in range(20)]))
+        assert all(outputs == alone[number] for number, outputs in together)
+        found = client.get("/metrics").text
+    assert 'bnb_requests_total{status="200"} 100.0' in found
+    assert "bnb_pending 0.0" in found
+    batches = float(re.search(r"^bnb_batch_items_count (\S+)", found, re.MULTILINE)[1])
+    items = float(re.search(r"^bnb_batch_items_sum (\S+)", found, re.MULTILINE)[1])
+    assert items == float(re.search(r"^bnb_items_total (\S+)", found, re.MULTILINE)[1])
+    assert items > 1.5 * batches, "nothing was batched together"
+
+
+MALFORMED = [
+    (b"", 422),
+    (b"{", 422),
+    (b"[]", 422),
+    (b"null", 422),
+    (b"\xff\xfe", 422),
+    (b'{"texts": []}', 422),
+    (b'{"texts": "a"}', 422),
+    (b'{"texts": [1]}', 422),
+    (b'{"texts": [null]}', 422),
+    (b'{"texts": ["\\ud800"]}', 422),
+    (b'{"texts": ["a"], "\\ud800": 1}', 422),
+    (b'{"texts": ["a"], "model": "/etc/passwd"}', 422),
+    (b'{"texts": ["a"], "options": {"lm": "/etc/passwd"}}', 422),
+    (b'{"texts": ["a"], "options": {"beam_size": 0}}', 422),
+    (b'{"texts": ["a"], "options": {"beam_size": 1e99}}', 422),
+    (b'{"texts": ["a"], "options": {"beam_size": NaN}}', 422),
+    (b'{"texts": ["a"], "options": {"beam_size": true}}', 422),
+    (b'{"texts": ["a"], "options": {"beam_size": "2"}}', 422),
+    (b'{"texts": ["a"], "options": {"length_beam": 2}}', 400),
+    (b'{"texts": ["a"], "options": {"min_length": 9, "max_length": 8}}', 400),
+    (b'{"texts": ["a"], "return_scores": "yes"}', 422),
+    (b'{"texts": ["a"], "options": {"max_length": ' + b"9" * 4500 + b"}}", 400),
+    (b"[" * 4900, 400),
+    (b'{"texts": ["a", "b", "c", "d", "e", "f"]}', 413),
+    (b'{"texts": ["' + b"x" * 5000 + b'"]}', 413),
+]
+
+
+@pytest.mark.parametrize(("body", "status"), MALFORMED, ids=[repr(body[:40]) for body, _ in MALFORMED])
+def test_malformed_bodies_are_the_clients_fault(client, body, status):
+    answer = client.post("/generate", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, set(answer.json())) == (status, {"detail"})
+    assert "\n" not in answer.json()["detail"]
+    assert client.get("/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/generate", 405),
+        ("DELETE", "/health", 405),
+        ("GET", "/", 404),
+        ("GET", "/../../etc/passwd", 404),
+        ("GET", "/%2e%2e/%00", 404),
+        ("POST", "/docs", 405),
+    ],
+)
+def test_other_paths_and_methods(client, method, path, status):
+    assert client.request(method, path).status_code == status
+
+
+def test_a_body_without_a_length_is_limited_too(client):
+    def chunks():
+        for _ in range(50):
+            yield b'{"texts": ["' + b"x" * 1000
+
+    answer = client.post("/generate", content=chunks(), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.json()["detail"] == "the body has more than 5000 bytes: send fewer texts"
+
+
+def raw(client, data: bytes) -> bytes:
+    """What comes back for these bytes."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
+        connection.sendall(data)
+        answer = b""
+        while block := connection.recv(65536):
+            answer += block
+        return answer
+
+
+def test_what_is_not_http_is_refused(client):
+    for data in (b"nonsense\r\n\r\n", b"\x16\x03\x01" * 20 + b"\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+        assert raw(client, data).split(b" ")[1][:1] == b"4"
+    lengths = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n"
+    assert raw(client, lengths).split(b" ")[1][:1] == b"4"
+    assert client.get("/health").status_code == 200
+
+
+def test_a_slow_body_is_given_up(pipeline):
+    with running(pipeline, timeout_seconds=0.3) as client:
+        answer = raw(client, b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"the body did not arrive within 0.3 seconds" in answer
+
+
+class SlowPipeline(BnbPipeline):
+    """Decodes once it is let."""
+
+    def hold(self) -> None:
+        self.may_go = threading.Event()
+
+    def from_sources(self, *arguments, **options):
+        self.may_go.wait(30)
+        return super().from_sources(*arguments, **options)
+
+
+@pytest.fixture
+def slow(exported):
+    pipeline = SlowPipeline.from_pretrained(exported, device="cpu")
+    pipeline.hold()
+    return pipeline
+
+
+def test_too_much_at_once_gets_429_and_what_was_accepted_is_answered(slow):
+    with running(slow, max_pending=3) as client, concurrent.futures.ThreadPoolExecutor(9) as pool:
+        waiting = [pool.submit(client.post, "/generate", json={"texts": ["one text"]}) for _ in range(8)]
+        while sum(future.done() for future in waiting) < 5:
+            time.sleep(0.01)
+        slow.may_go.set()
+        answers = [future.result() for future in waiting]
+        assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 5
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert refused.headers["retry-after"] == "1"
+        assert client.post("/generate", json={"texts": ["one text"]}).status_code == 200
+
+
+def test_what_is_not_done_in_time_gets_504_and_frees_its_place(slow):
+    with running(slow, max_pending=1, timeout_seconds=0.3) as client:
+        assert client.post("/generate", json={"texts": ["one text"]}).status_code == 504
+        slow.may_go.set()
+        assert client.post("/generate", json={"texts": ["one text"]}).status_code == 200
+
+
+def test_a_fault_of_the_model_fails_its_request_alone(exported):
+    class Faulty(BnbPipeline):
+        def from_sources(self, sources, *arguments, **options):
+            if any(len(source) == MAX_TOKENS for source in sources):
+                raise RuntimeError("broken")
+            return super().from_sources(sources, *arguments, **options)
+
+    pipeline = Faulty.from_pretrained(exported, device="cpu")
+    with running(pipeline) as client:
+        assert client.post("/generate", json={"texts": ["word " * 500]}).status_code == 500
+        assert client.post("/generate", json={"texts": ["one text"]}).json()["outputs"][0]["text"] == pipeline(
+            "one text"
+        )
+
+
+def test_the_page_loads_nothing_from_elsewhere(client):
+    text = client.get("/docs").text
+    assert "POST /generate" in text
+    assert "max_length" in text
+    assert not re.search(r"(src|href)=.?https?:", text)
+    description = client.get("/openapi.json").json()
+    assert set(description["paths"]) == {"/generate", "/health", "/metrics"}
+    assert {"200", "400", "413", "422", "429"} <= set(description["paths"]["/generate"]["post"]["responses"])
+
+
+def test_without_the_packages_the_way_to_them_is_named(exported, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", str(exported)]) == 2
+    assert capsys.readouterr().err == ("bnb-ds: error: serve needs the package uvicorn: pip install bnb_ds[serve]\n")
+
+
+def test_an_address_that_is_taken_is_one_line(exported, capsys):
+    with listen("127.0.0.1", 0) as bound:
+        bound.listen()
+        port = bound.getsockname()[1]
+        assert main(["serve", str(exported), "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert f"--host 127.0.0.1 --port {port}: Address already in use; give an address" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_answers_what_was_accepted(exported, texts, pipeline):
+    command = [sys.executable, "-m", "bnb_ds.cli", "serve", str(exported), "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    port = int(re.search(r"http://127.0.0.1:(\d+)", process.stderr.readline())[1])
+    answers, refused = [], []
+    stop = threading.Event()
+
+    def ask(number: int) -> None:
+        while not stop.is_set():
+            text = texts[number % len(texts)]
+            try:
+                answer = httpx.post(f"http://127.0.0.1:{port}/generate", json={"texts": [text]}, timeout=60)
+            except httpx.TransportError as error:
+                refused.append(error)
+                return
+            answers.append((text, answer.status_code, answer.text))
+            number += 13
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    while len(answers) < 60:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert process.returncode == 0
+    assert all(status == 200 for _, status, _ in answers)
+    expected = {text: pipeline(text) for text in {text for text, _, _ in answers}}
+    assert all(json.loads(body)["outputs"][0]["text"] == expected[text] for text, _, body in answers)
+    accepted, answered = map(int, re.search(r"(\d+) requests accepted, (\d+) answered", said).groups())
+    assert accepted == answered == len(answers)
+
+
+@pytest.mark.slow
+def test_requests_made_from_the_description_never_break_it(client):
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis.errors import Unsatisfiable
+
+    schema = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
+    statuses = set()
+
+    for operation in (result.ok() for result in schema.get_all_operations()):
+        for mode in schemathesis.GenerationMode:
+
+            @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            def check(case):
+                answer = case.call()
+                statuses.add(answer.status_code)
+                assert answer.status_code < 500, case.as_curl_command()
+
+            strategy = operation.as_strategy(generation_mode=mode)
+            with contextlib.suppress(Unsatisfiable):  # an operation that cannot be got wrong
+                given(case=strategy)(check)()
+    assert {200, 422} <= statuses
+    assert "bnb_pending 0.0" in client.get("/metrics").text
