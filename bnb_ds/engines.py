@@ -139,7 +139,8 @@ class CompiledEngine(_GraphEngine):
         while longest > 1 and not _fits(longest, model.config):
             longest -= 1
         self._buckets = sorted({*(bucket for bucket in COLUMN_BUCKETS if bucket < longest), longest})
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(self._buckets))
+        settings = importlib.import_module("torch._dynamo.config")
+        settings.recompile_limit = max(settings.recompile_limit, 8 * len(self._buckets))
         mode = "reduce-overhead" if model.device.type == "cuda" else None
         self._graph: Callable[[Tensor, Tensor], Tensor] = torch.compile(RectangularBnb(model), dynamic=False, mode=mode)
 

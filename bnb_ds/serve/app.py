@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -117,6 +118,10 @@ async def _answer(
         return 429, {"detail": "too much is pending: try again"}
     except asyncio.TimeoutError:
         return 504, {"detail": f"not done within {limits.timeout_seconds} seconds: send fewer texts"}
+    except Exception:
+        # A fault of ours: told to the log, not to the client, whose connection stays.
+        logging.getLogger(__name__).exception("a request failed")
+        return 500, {"detail": "the model failed on this request"}
     items = [
         OutputItem(
             text=output.text,

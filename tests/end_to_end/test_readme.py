@@ -6,13 +6,17 @@ import html
 import json
 import re
 import shlex
+import subprocess
 import sys
 
+import httpx
 import pytest
 from deepspeed.launcher.runner import parse_args
 from transformers import BertConfig, BertForMaskedLM
 
+from bnb_ds.tokenization import load_tokenizer
 from tests import launching
+from tests.exports import save_model
 
 pytestmark = pytest.mark.slow
 
@@ -139,3 +143,34 @@ def test_use(prepared, monkeypatch, capsys):
     (block,) = python_blocks()
     exec(compile(moved(block, prepared), "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("['")
+
+
+@pytest.fixture
+def exported(prepared):
+    """The model that the block `use` exports; a random one if only this test runs."""
+    directory = prepared / "models" / "wikipedia_base"
+    if not directory.exists():
+        save_model(directory, load_tokenizer(prepared / "bert"))
+    return directory
+
+
+def test_serve(prepared, exported):
+    (command,) = commands("serve")
+    command = moved(command, prepared).replace("--port 8000", "--port 0")
+    process = subprocess.Popen(shlex.split(command), stderr=subprocess.PIPE, text=True)
+    try:
+        address = re.search(r"http://[\d.:]+", process.stderr.readline())[0]
+        answer = httpx.post(f"{address}/generate", json={"texts": ["Paris is the [MASK] of France ."]}, timeout=60)
+        assert answer.json()["outputs"][0]["num_source_tokens"] > 2
+    finally:
+        process.terminate()
+        assert "1 requests accepted, 1 answered" in process.communicate()[1]
+
+
+def test_generate(prepared, exported, small_texts):
+    (prepared / "lines.txt").write_text("\n".join(text[:40] for text in small_texts[:20]) + "\n")
+    for command in commands("generate"):
+        run(command.replace("LINES", f"{prepared}/lines.txt"), prepared)
+    outputs = [(prepared / f"{name}.txt").read_text() for name in ("outputs", "half", "beam", "onnx")]
+    assert all(output.count("\n") == 20 for output in outputs)
+    assert outputs[0] == outputs[3]

@@ -187,7 +187,7 @@ def raw(client, data: bytes) -> bytes:
 
 
 def test_what_is_not_http_is_refused(client):
-    for data in (b"nonsense\r\n\r\n", b"\x16\x03\x01" * 20 + b"\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+    for data in (b"nonsense\r\n\r\n", b"\x16\x03\x01" * 20 + b"\r\n\r\n"):
         assert raw(client, data).split(b" ")[1][:1] == b"4"
     lengths = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n"
     assert raw(client, lengths).split(b" ")[1][:1] == b"4"
@@ -248,7 +248,8 @@ def test_a_fault_of_the_model_fails_its_request_alone(exported):
 
     pipeline = Faulty.from_pretrained(exported, device="cpu")
     with running(pipeline) as client:
-        assert client.post("/generate", json={"texts": ["word " * 500]}).status_code == 500
+        failed = client.post("/generate", json={"texts": ["word " * 500]})
+        assert (failed.status_code, failed.json()) == (500, {"detail": "the model failed on this request"})
         assert client.post("/generate", json={"texts": ["one text"]}).json()["outputs"][0]["text"] == pipeline(
             "one text"
         )
