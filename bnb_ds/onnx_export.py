@@ -19,6 +19,7 @@ import torch
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.exported import ONNX_FILE, load_exported
+from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.outputs import new_directory
 from bnb_ds.rectangular import RectangularBnb
 from bnb_ds.tokenization import save_tokenizer
@@ -47,21 +48,27 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
     """
     if dtype not in ONNX_DTYPES:
         raise ConfigError(f"--dtype {dtype}: with --format onnx give one of: {', '.join(ONNX_DTYPES)}")
-    _require_packages()
+    require_packages()
     model, tokenizer = load_exported(source, torch.device("cpu"))
-    graph = RectangularBnb(model).eval()
+    RectangularBnb(model)  # for its checks, before a directory is made
     with new_directory(output) as directory:
-        _trace(graph, directory / ONNX_FILE)
-        if dtype == "int8":
-            _quantise(directory)
-        model.config.save_pretrained(directory)
+        write_graph(model, directory, dtype)
         save_tokenizer(tokenizer, directory)
         usage = (__doc__ or "").split("\n\n", 2)[2].rstrip()
         card = _CARD.format(dtype=dtype, source=source.name, usage=usage)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _require_packages() -> None:
+def write_graph(model: BnbForConditionalGeneration, directory: Path, dtype: str = "fp32") -> None:
+    """Write ``model.onnx`` and ``config.json`` of a model on the CPU into a directory that exists."""
+    _trace(RectangularBnb(model).eval(), directory / ONNX_FILE)
+    if dtype == "int8":
+        _quantise(directory)
+    model.config.save_pretrained(directory)
+
+
+def require_packages() -> None:
+    """Raise ConfigError if the extra ``[onnx]`` is not installed."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)

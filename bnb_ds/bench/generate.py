@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +29,16 @@ from bnb_ds.configuration import BnbConfig
 from bnb_ds.ctc import collapse
 from bnb_ds.decode_options import DecodeOptions
 from bnb_ds.decoding import generate_rows
+from bnb_ds.engines import CompiledEngine, Engine, OnnxEngine, TorchEngine
 from bnb_ds.modeling import BnbForConditionalGeneration
+from bnb_ds.onnx_export import write_graph
 from bnb_ds.slots import decoder_lengths
 
 #: name -> hidden size, layers of each half, attention heads
 SIZES = {"tiny": (64, 2, 2), "base": (768, 12, 12)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POSITIONS = 512
+ENGINES = ("torch", "compile", "onnx")
 
 Rows = Sequence[Sequence[int]]
 
@@ -43,7 +50,8 @@ class Setting:
     Attributes:
         size: of both models, a key of `SIZES`.
         vocab_size: of both halves.
-        dtype: of ours; a key of `DTYPES`.
+        dtype: of ours; a key of `DTYPES`, or ``int8`` with the engine ``onnx``.
+        engine: of ours, one of `ENGINES`.
         device: of all.
         repeats: of each median; one more round before them is not counted.
     """
@@ -53,6 +61,7 @@ class Setting:
     dtype: str
     device: torch.device
     repeats: int
+    engine: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -124,23 +133,38 @@ class policy_of:
         vars(self._config).update(self._before)
 
 
+@contextmanager
+def engine_of(model: BnbForConditionalGeneration, engine: str, dtype: str) -> Iterator[Engine]:
+    """What runs ours: ``torch`` (packed), ``compile``, or ``onnx``, whose graph is written and read here."""
+    if engine == "torch":
+        yield TorchEngine(model, dtype)
+    elif engine == "compile":
+        yield CompiledEngine(model, dtype)
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            write_graph(model, Path(name), "int8" if dtype == "int8" else "fp32")
+            yield OnnxEngine(Path(name))
+
+
 def against_reference(setting: Setting, rows: Rows, batch_size: int, policy: dict[str, Any]) -> dict[str, Any]:
     """Sentences per second of both on the same sources, and whether outputs are the same at equal slots."""
     baseline = bnb_model(setting, **policy)
-    model = baseline
-    if setting.dtype != "fp32":
-        model = bnb_model(setting, **policy).to(DTYPES[setting.dtype])
+    model = baseline if setting.dtype == "fp32" else bnb_model(setting, **policy)
     # Both may choose their batches: sorted sources, of which the reference pads all to 512 anyway.
     order = sorted(rows, key=len)
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     expected = [tokens for batch in batches for tokens in reference_style(baseline, batch)]
     with policy_of(baseline, {"decoder_length": "padded"}):
         found = [tokens for batch in batches for tokens in ours(baseline, batch)]
-    ways = {
-        "ours": lambda: [ours(model, batch) for batch in batches],
-        "reference-style": lambda: [reference_style(baseline, batch) for batch in batches],
-    }
-    timings = interleaved(ways, setting)
+    in_fp32 = [tokens for batch in batches for tokens in ours(baseline, batch)]
+    options = DecodeOptions(token_budget=1 << 30)
+    with engine_of(model, setting.engine, setting.dtype) as engine:
+        written = [tokens for batch in batches for tokens, _ in engine.decode(batch, options)]
+        ways = {
+            "ours": lambda: [engine.decode(batch, options) for batch in batches],
+            "reference-style": lambda: [reference_style(baseline, batch) for batch in batches],
+        }
+        timings = interleaved(ways, setting)
     lengths = torch.tensor([len(row) for row in rows])
     slots = decoder_lengths(lengths, model.config)
     return {
@@ -150,6 +174,7 @@ def against_reference(setting: Setting, rows: Rows, batch_size: int, policy: dic
         "policy": policy,
         "batch_size": batch_size,
         "identical_at_equal_slots": sum(a == b for a, b in zip(expected, found, strict=True)),
+        "identical_to_fp32_torch": sum(a == b for a, b in zip(in_fp32, written, strict=True)),
         "distinct_outputs": len({tuple(tokens) for tokens in expected}),
         "timings": {name: timing.as_dict() for name, timing in timings.items()},
         "speedup_wall": timings["reference-style"].p50 / timings["ours"].p50,
@@ -163,7 +188,7 @@ def bert2bert(setting: Setting, decoder_layers: int) -> EncoderDecoderModel:
     decoder = replace_config(encoder, num_hidden_layers=decoder_layers, is_decoder=True, add_cross_attention=True)
     torch.manual_seed(0)
     model = EncoderDecoderModel(encoder=BertModel(encoder), decoder=BertLMHeadModel(decoder)).eval()
-    return model.to(setting.device, DTYPES[setting.dtype])
+    return model.to(setting.device, DTYPES.get(setting.dtype, torch.float32))
 
 
 def replace_config(config: BertConfig, **fields: Any) -> BertConfig:
@@ -196,7 +221,7 @@ def against_bert2bert(
 ) -> list[dict[str, Any]]:
     """One result for each batch size and output length."""
     logging.set_verbosity_error()
-    model = bnb_model(setting).to(DTYPES[setting.dtype])
+    model, options = bnb_model(setting), DecodeOptions(token_budget=1 << 30)
     _, layers, _ = SIZES[setting.size]
     others = {"bert2bert": bert2bert(setting, layers), "deep-shallow": bert2bert(setting, 1)}
     generator = torch.Generator().manual_seed(1)
@@ -207,10 +232,10 @@ def against_bert2bert(
         for num_tokens in output_tokens:
             num_slots = math.ceil(slots_per_token * num_tokens)
             policy = {"decoder_length_min": num_slots, "decoder_length_max": num_slots}
-            with policy_of(model, policy):
-                ways: dict[str, Callable[[], Any]] = {"ours": lambda rows=rows: ours(model, rows)}
+            with policy_of(model, policy), engine_of(model, setting.engine, setting.dtype) as engine:
+                ways: dict[str, Callable[[], Any]] = {"ours": partial(engine.decode, rows, options)}
                 for name, other in others.items():
-                    ways[name] = lambda other=other, ids=ids, n=num_tokens: write_tokens(other, ids, n)
+                    ways[name] = partial(write_tokens, other, ids, num_tokens)
                 timings = interleaved(ways, setting)
             results.append(
                 {
@@ -252,8 +277,3 @@ def _percentile_95(values: list[float]) -> float:
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def with_dtype(setting: Setting, dtype: str) -> Setting:
-    """The same in another precision."""
-    return replace(setting, dtype=dtype)

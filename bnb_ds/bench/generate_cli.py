@@ -15,6 +15,7 @@ from bnb_ds.bench import generate as bench
 from bnb_ds.bench.sources import read_sources
 from bnb_ds.errors import ConfigError
 from bnb_ds.files import write_atomic
+from bnb_ds.onnx_export import require_packages
 from bnb_ds.tokenization import load_tokenizer
 
 
@@ -23,7 +24,10 @@ def add_generate_bench(subjects: argparse._SubParsersAction) -> None:
     command = subjects.add_parser("generate", help="generation beside the reference's way and autoregressive models")
     command.add_argument("--against", choices=("reference-style", "bert2bert"), required=True)
     command.add_argument("--size", choices=tuple(bench.SIZES), default="base", help="default %(default)s")
-    command.add_argument("--dtype", choices=tuple(bench.DTYPES), default="fp32", help="of ours, and of bert2bert")
+    command.add_argument("--engine", choices=bench.ENGINES, default="torch", help="of ours (default %(default)s)")
+    command.add_argument(
+        "--dtype", choices=(*bench.DTYPES, "int8"), default="fp32", help="of ours and bert2bert (default %(default)s)"
+    )
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
     command.add_argument("--threads", type=_positive, default=2, help="on the CPU (default %(default)s)")
     command.add_argument("--repeats", type=_positive, default=3, help="of each median (default %(default)s)")
@@ -54,6 +58,7 @@ def _run(args: argparse.Namespace) -> None:
     head = {
         "against": args.against,
         "size": args.size,
+        "engine": args.engine,
         "dtype": args.dtype,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads",
         "bf16_in_hardware": has_bf16(device),
@@ -80,6 +85,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--against reference-style measures real texts: give --data and --tokenizer")
     if args.png is not None:
         _pyplot()
+    if args.engine == "onnx":
+        require_packages()
+    if (args.dtype == "int8" and args.engine != "onnx") or (args.engine == "onnx" and args.dtype in ("bf16", "fp16")):
+        raise ConfigError(f"--engine {args.engine} --dtype {args.dtype}: int8 needs onnx, which has fp32 and int8")
     if args.source_tokens > bench.POSITIONS:
         raise ConfigError(f"--source-tokens {args.source_tokens}: give at most {bench.POSITIONS}")
     if args.slots_per_token * max(args.output_tokens) > bench.POSITIONS:
@@ -89,7 +98,7 @@ def _check(args: argparse.Namespace) -> None:
 def _against_reference(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     tokenizer = load_tokenizer(args.tokenizer)
     rows = read_sources(args.data, tokenizer, args.num_sources)
-    setting = bench.Setting(args.size, len(tokenizer), args.dtype, device, args.repeats)
+    setting = bench.Setting(args.size, len(tokenizer), args.dtype, device, args.repeats, args.engine)
     policy = {
         "decoder_length_ratio": args.decoder_ratio,
         "decoder_length_min": args.decoder_min,
@@ -100,7 +109,7 @@ def _against_reference(args: argparse.Namespace, device: torch.device) -> list[d
 
 
 def _against_bert2bert(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    setting = bench.Setting(args.size, 28996, args.dtype, device, args.repeats)
+    setting = bench.Setting(args.size, 28996, args.dtype, device, args.repeats, args.engine)
     sizes = args.batch_size or [1, 8, 32]
     return bench.against_bert2bert(setting, sizes, args.output_tokens, args.source_tokens, args.slots_per_token)
 
@@ -113,8 +122,8 @@ def table(against: str, results: list[dict[str, Any]]) -> str:
 def _reference_table(results: list[dict[str, Any]]) -> str:
     lines = [
         "| data | source tokens, mean | slots, mean (policy: ratio, min, max) | batch | sentences/s: ours / "
-        "reference-style | faster, wall | faster, CPU s | identical at equal slots |",
-        "|---|---|---|---|---|---|---|---|",
+        "reference-style | faster, wall | faster, CPU s | identical at equal slots | as in fp32 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         count, timings = result["num_sources"], result["timings"]
@@ -129,6 +138,7 @@ def _reference_table(results: list[dict[str, Any]]) -> str:
             f"{result['speedup_wall']:.1f}",
             f"{result['speedup_cpu']:.1f}",
             f"{result['identical_at_equal_slots']} of {count}",
+            f"{result['identical_to_fp32_torch']} of {count}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

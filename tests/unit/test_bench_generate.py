@@ -73,9 +73,11 @@ def test_the_commands_print_write_and_draw(tmp_path, small_tokenizer, capsys, th
     files = ["--json", f"{tmp_path}/r.json", "--png", f"{tmp_path}/r.png"]
     assert main([*common, "--against", "reference-style", *data, *files]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith("against reference-style, size tiny, dtype fp32, device CPU, 1 threads, bf16_in_")
+    assert shown[0].startswith(
+        "against reference-style, size tiny, engine torch, dtype fp32, device CPU, 1 threads, bf16_in_"
+    )
     assert shown[3].startswith("| in.txt |")
-    assert shown[3].endswith("| 2 of 2 |")
+    assert shown[3].endswith("| 2 of 2 | 2 of 2 |")
     result = json.loads((tmp_path / "r.json").read_text())["results"][0]
     assert result["timings"].keys() == {"ours", "reference-style"}
     assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
@@ -89,6 +91,8 @@ def test_the_commands_print_write_and_draw(tmp_path, small_tokenizer, capsys, th
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--against", "bert2bert", "--dtype", "int8"], "--engine torch --dtype int8: int8 needs onnx, which has"),
+        (["--against", "bert2bert", "--engine", "onnx", "--dtype", "bf16"], "--engine onnx --dtype bf16: int8 needs"),
         (["--against", "reference-style"], "measures real texts: give --data and --tokenizer"),
         (["--against", "bert2bert", "--json", "/nowhere/x"], "--json /nowhere/x: there is no directory /nowhere"),
         (["--against", "bert2bert", "--source-tokens", "513"], "--source-tokens 513: give at most 512"),
