@@ -206,7 +206,8 @@ _CONVERTED = WeakTensorKeyDictionary()
 
 def _converted(weight_VH: Tensor, dtype: torch.dtype) -> Tensor:
     """`operand`, remembered where a weight that is only read would be converted at every call."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight_VH.is_inference():
+    is_fixed = not torch.is_grad_enabled() and weight_VH.dtype.itemsize == 2 and not weight_VH.is_inference()
+    if not is_fixed or torch.compiler.is_compiling():
         return operand(weight_VH, dtype)
     key = (weight_VH._version, weight_VH.data_ptr(), dtype)
     known = _CONVERTED.get(weight_VH)

@@ -156,12 +156,15 @@ def _follow(beam: Prefixes, candidates: _Candidates, chosen_BC: Tensor, ids_BK: 
     place_BC1 = lengths.clamp(max=tokens.shape[2] - 1)[..., None]
     kept_BC1 = tokens.gather(2, place_BC1)
     tokens.scatter_(2, place_BC1, torch.where(is_longer_BC[..., None], token_BC[..., None], kept_BC1))
+    last = torch.where(is_longer_BC, token_BC, beam.last.gather(1, parent_BC))
+    # A dead one may repeat a living prefix; without a last token nothing is taken for it.
+    last = last.masked_fill(candidates.total().gather(1, chosen_BC) == -torch.inf, -1)
     return Prefixes(
         ends_in_token=candidates.ends_in_token.gather(1, chosen_BC),
         ends_in_blank=candidates.ends_in_blank.gather(1, chosen_BC),
         tokens=tokens,
         lengths=lengths + is_longer_BC,
-        last=torch.where(is_longer_BC, token_BC, beam.last.gather(1, parent_BC)),
+        last=last,
         hashes=torch.where(is_longer_BC, hashes * _HASH_FACTOR + token_BC + 1, hashes),
         parents=torch.where(is_longer_BC, hashes, beam.parents.gather(1, parent_BC)),
         lm=beam.lm.gather(1, parent_BC),

@@ -53,6 +53,10 @@ class DecodeOptions:
     word_bonus: float = 0.0
     token_budget: int | None = None
 
+    def __post_init__(self) -> None:
+        # Tuples, so that requests with equal options can be told and decoded together.
+        object.__setattr__(self, "bad_words_ids", tuple(tuple(words) for words in self.bad_words_ids))
+
     @classmethod
     def of(cls, base: DecodeOptions | None, changes: dict[str, Any]) -> DecodeOptions:
         """``base``, or the defaults, with some fields replaced.

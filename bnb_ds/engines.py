@@ -54,7 +54,7 @@ class TorchEngine:
     def __init__(self, model: BnbForConditionalGeneration, dtype: str = "fp32"):
         self.model = model.eval().to(DTYPES[dtype])
         self.config = model.config
-        self.name = f"torch {dtype} on {model.device.type}"
+        self.name = f"torch {dtype} on {model.device.type}{_slowly(dtype, model.device)}"
 
     def check(self, options: DecodeOptions, *, with_scores: bool) -> None:
         """See `Engine`."""
@@ -131,7 +131,7 @@ class CompiledEngine(_GraphEngine):
     def __init__(self, model: BnbForConditionalGeneration, dtype: str = "fp32"):
         model = model.eval().to(DTYPES[dtype])
         self.config = model.config
-        self.name = f"torch.compile {dtype} on {model.device.type}"
+        self.name = f"torch.compile {dtype} on {model.device.type}{_slowly(dtype, model.device)}"
         self._device = model.device
         self._budget = default_token_budget(model.device)
         longest = model.config.encoder.max_position_embeddings
@@ -190,6 +190,18 @@ class OnnxEngine(_GraphEngine):
     def _run(self, ids_BL: np.ndarray, mask_BL: np.ndarray) -> Tensor:
         (path,) = self._session.run(None, {"input_ids": ids_BL, "attention_mask": mask_BL})
         return torch.from_numpy(path)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies in bf16; a CPU without it is several times slower than in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported is not None and supported())
+
+
+def _slowly(dtype: str, device: torch.device) -> str:
+    return ", which has no bf16 instructions: fp32 is faster here" if dtype == "bf16" and not has_bf16(device) else ""
 
 
 def _fits(num_columns: int, config: BnbConfig) -> bool:

@@ -13,6 +13,7 @@ import torch
 
 from bnb_ds.bench import generate as bench
 from bnb_ds.bench.sources import read_sources
+from bnb_ds.engines import has_bf16
 from bnb_ds.errors import ConfigError
 from bnb_ds.files import write_atomic
 from bnb_ds.onnx_export import require_packages
@@ -161,14 +162,6 @@ def _bert2bert_table(results: list[dict[str, Any]]) -> str:
         numbers = [str(result[what]) for what in ("batch_size", "output_tokens", "decoder_slots")]
         lines.append("| " + " | ".join([*numbers, *columns, *ratios]) + " |")
     return "\n".join(lines)
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies in bf16; a CPU without it is several times slower than in fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(supported is not None and supported())
 
 
 def _pyplot() -> Any:

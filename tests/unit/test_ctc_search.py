@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from bnb_ds.ctc_beam import search
 from bnb_ds.ctc_search import Slots, ctc_score, refine
 from bnb_ds.decode_options import DecodeOptions
 from bnb_ds.emissions import linear_emissions
@@ -146,3 +147,18 @@ def test_emissions_hold_the_best_classes_but_for_the_blank():
         assert torch.allclose(emissions.log_probs[row, :count], others.topk(3).values)
         assert torch.equal(emissions.best[row, :count], log_probs.argmax(-1))
         assert (emissions.log_probs[row, count:] == -torch.inf).all()
+
+
+def test_prefixes_of_the_beam_stay_distinct():
+    """With more places than prefixes, too, where dead ones fill up."""
+    slots = slots_of(8, lengths=[6, 9], vocab=4, scale=0.5)
+    emissions = linear_emissions(slots.hidden, slots.weight, slots.bias, slots.layout, blank=0, num_classes=3)
+    for beam_size in (5, 60, 300):
+        beam = search(emissions, DecodeOptions(), beam_size)
+        alive = beam.total > -torch.inf
+        for row in range(2):
+            found = [
+                tuple(tokens[:end].tolist()) for tokens, end in zip(beam.tokens[row], beam.lengths[row], strict=True)
+            ]
+            living = [tokens for tokens, is_alive in zip(found, alive[row].tolist(), strict=True) if is_alive]
+            assert len(set(living)) == len(living) >= 5

@@ -241,3 +241,9 @@ def test_joining_says_what_the_disk_refuses(tmp_path):
     with pytest.raises(DataError, match="cannot write"):
         join([tmp_path / "missing"], tmp_path / "o")
     assert not list(tmp_path.iterdir())
+
+
+def test_bf16_on_a_cpu_without_it_is_said(exported, source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bnb_ds.engines.has_bf16", lambda device: False)
+    assert generate(exported, source, tmp_path / "o", "--dtype", "bf16") == 0
+    assert "(torch bf16 on cpu, which has no bf16 instructions: fp32 is faster here)" in capsys.readouterr().err
