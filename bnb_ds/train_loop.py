@@ -48,7 +48,7 @@ class StepStats:
     ordinary: float = 0.0
     masked: float = 0.0
     infeasible: float = 0.0
-    samples: float = 0.0
+    sequences: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
 
@@ -160,7 +160,7 @@ class TrainLoop:
                 b.num_ordinary,
                 b.num_masked,
                 b.num_infeasible,
-                b.num_samples,
+                b.num_sequences,
                 flops,
             )
             for b, flops in zip(batches, map(self._batch_flops, batches), strict=True)
@@ -205,7 +205,7 @@ class TrainLoop:
             "perf/tokens_per_second": interval.tokens / interval.seconds,
             "perf/mfu": interval.flops / interval.seconds / peak,
             "data/mask_fraction": interval.masked / max(interval.ordinary, 1),
-            "data/ctc_infeasible_fraction": interval.infeasible / interval.samples,
+            "data/ctc_infeasible_fraction": interval.infeasible / interval.sequences,
         }
 
     def _save(self, step: int, samples_consumed: int) -> None:
