@@ -4,8 +4,16 @@ Importing the package registers the model with transformers, so that ``AutoModel
 exported model.
 """
 
+from bnb_ds.classification import BnbEncoderModel, BnbForSequenceClassification
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, BnbModel
 
 __version__ = "0.1.0"
 
-__all__ = ["BnbConfig", "BnbForConditionalGeneration", "BnbModel", "__version__"]
+__all__ = [
+    "BnbConfig",
+    "BnbEncoderModel",
+    "BnbForConditionalGeneration",
+    "BnbForSequenceClassification",
+    "BnbModel",
+    "__version__",
+]

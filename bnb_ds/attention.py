@@ -4,14 +4,23 @@ Hidden states travel as one row of real tokens. Only here are they laid out as s
 operation that needs to know them. `packed_attention` is registered as the attention implementation ``"bnb_packed"``;
 the layers pass it the layouts through their keyword arguments.
 
+There are three ways to the same numbers, chosen by `attention_way`:
+
+- ``flash_attn``: the varlen kernel of that package, if it is installed; CUDA of capability 8.0 or later, 16 bits.
+- ``jagged``: torch's own varlen kernels, through SDPA on jagged nested tensors; the same GPUs, any float type.
+- ``padded``: sequences are padded for SDPA and unpadded after it; every device, V100 and CPU among them.
+
 Shapes: B sequences, N real tokens of all sequences together, M tokens of the longest one, A heads, D head size.
 Mq, Nq are those of the queries; Mk, Nk those of the keys.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -20,6 +29,8 @@ from transformers.models.bert.modeling_bert import BertCrossAttention
 from bnb_ds.packing import PackedLayout
 
 IMPLEMENTATION = "bnb_packed"
+
+_FLASH_LARGEST_HEAD = 256
 
 
 def packed_attention(
@@ -51,20 +62,104 @@ def packed_attention(
     """
     assert attention_mask is None, "packed rows hold no padding to mask"
     key_layout = memory_layout if isinstance(module, BertCrossAttention) else layout
+    rows_NAD = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    way = _WAYS[attention_way(query, key_layout)]
+    return way(*rows_NAD, layout, key_layout, dropout, scaling)[None], None
+
+
+def attention_way(query: Tensor, key_layout: PackedLayout) -> str:
+    """Which of the ways of this module serves these queries (float [..., D]) and keys."""
+    # The kernels for packed rows know no mask, which only the reference's own decoder length needs.
+    if not query.is_cuda or key_layout.masks_tokens or not _has_varlen_kernels(query.device.index):
+        return "padded"
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    if is_half and query.shape[-1] <= _FLASH_LARGEST_HEAD and _has_flash_attn():
+        return "flash_attn"
+    return "jagged"
+
+
+def _attend_padded(
+    query_NAD: Tensor,
+    key_NAD: Tensor,
+    value_NAD: Tensor,
+    layout: PackedLayout,
+    key_layout: PackedLayout,
+    dropout: float,
+    scaling: float | None,
+) -> Tensor:
     attended_BAMD = scaled_dot_product_attention(
-        _sequences(query, layout),
-        _sequences(key, key_layout),
-        _sequences(value, key_layout),
+        layout.pad(query_NAD).transpose(1, 2),
+        key_layout.pad(key_NAD).transpose(1, 2),
+        key_layout.pad(value_NAD).transpose(1, 2),
         attn_mask=key_layout.key_mask,
         dropout_p=dropout,
         scale=scaling,
     )
-    return layout.unpad(attended_BAMD.transpose(1, 2))[None], None
+    return layout.unpad(attended_BAMD.transpose(1, 2))
 
 
-def _sequences(packed_1AND: Tensor, layout: PackedLayout) -> Tensor:
-    """[1, A, N, D] -> [B, A, M, D]."""
-    return layout.pad(packed_1AND[0].transpose(0, 1)).transpose(1, 2)
+def _attend_jagged(
+    query_NAD: Tensor,
+    key_NAD: Tensor,
+    value_NAD: Tensor,
+    layout: PackedLayout,
+    key_layout: PackedLayout,
+    dropout: float,
+    scaling: float | None,
+) -> Tensor:
+    attended = scaled_dot_product_attention(
+        _jagged(query_NAD, layout),
+        _jagged(key_NAD, key_layout),
+        _jagged(value_NAD, key_layout),
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    return attended.transpose(1, 2).values()
 
+
+def _jagged(rows_NAD: Tensor, layout: PackedLayout) -> Tensor:
+    """The sequences as a nested tensor [B, A, jagged, D]; with bounds given, so that nothing waits for the device."""
+    nested = torch.nested.nested_tensor_from_jagged(
+        rows_NAD.contiguous(), layout.cu_seqlens, min_seqlen=1, max_seqlen=layout.max_seqlen
+    )
+    return nested.transpose(1, 2)
+
+
+def _attend_flash_attn(
+    query_NAD: Tensor,
+    key_NAD: Tensor,
+    value_NAD: Tensor,
+    layout: PackedLayout,
+    key_layout: PackedLayout,
+    dropout: float,
+    scaling: float | None,
+) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(
+        query_NAD,
+        key_NAD,
+        value_NAD,
+        layout.cu_seqlens,
+        key_layout.cu_seqlens,
+        layout.max_seqlen,
+        key_layout.max_seqlen,
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=False,
+    )
+
+
+@functools.cache
+def _has_varlen_kernels(device_index: int) -> bool:
+    return torch.cuda.get_device_capability(device_index) >= (8, 0)
+
+
+@functools.cache
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+_WAYS = {"padded": _attend_padded, "jagged": _attend_jagged, "flash_attn": _attend_flash_attn}
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, PreTrainedConfig
+from transformers import BertConfig, BertForPreTraining, PreTrainedConfig
 from transformers.utils import logging
 
 from bnb_ds.configuration import BnbConfig
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from bnb_ds.modeling import BnbForConditionalGeneration
 
 HEAD = "cls.predictions."
+_POOLER = "bert.pooler.dense."
+_POSITIONS = "embeddings.position_embeddings.weight"
 
 #: settings of `from_bert` that go to the BERT configurations of both halves
 BERT_OVERRIDES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_POSITION_OVERRIDES = ("max_position_embeddings", "extend_positions")
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class BertCheckpoint:
         config: its configuration.
         body: float32 embeddings and layers, under the names of `BnbEncoder`.
         head: prediction-head transform and bias, under the names of `BnbLMHead`; None when the checkpoint has none.
+        pooler: its one linear layer, under the names of BERT's pooler; None when the checkpoint has none.
     """
 
     config: BertConfig
     body: dict[str, Tensor]
     head: dict[str, Tensor] | None
+    pooler: dict[str, Tensor] | None
 
 
 def read_bert(source: str | PathLike[str]) -> BertCheckpoint:
@@ -49,20 +54,22 @@ def read_bert(source: str | PathLike[str]) -> BertCheckpoint:
     """
     model, missing = _load(source)
     weights = model.state_dict()
-    lost = sorted(key for key in missing if not key.startswith(HEAD))
+    lost = sorted(key for key in missing if not key.startswith(("cls.", _POOLER)))
     if lost:
         raise CheckpointError(f"{source}: {len(lost)} weights of BERT are missing, the first is {lost[0]}")
     body = {
         key.removeprefix("bert.").removeprefix("encoder."): weight
         for key, weight in weights.items()
-        if key.startswith("bert.")
+        if key.startswith("bert.") and not key.startswith(_POOLER)
     }
     head = {
         key.removeprefix(HEAD): weight
         for key, weight in weights.items()
         if key.startswith(HEAD) and not key.startswith(f"{HEAD}decoder.")  # the matrix: the word embeddings again
     }
-    return BertCheckpoint(model.config, body, None if any(key.startswith(HEAD) for key in missing) else head)
+    pooler = {key.removeprefix("bert.pooler."): weight for key, weight in weights.items() if key.startswith(_POOLER)}
+    has_head, has_pooler = (not any(key.startswith(part) for key in missing) for part in (HEAD, _POOLER))
+    return BertCheckpoint(model.config, body, head if has_head else None, pooler if has_pooler else None)
 
 
 def read_bert_config(source: str | PathLike[str]) -> BertConfig:
@@ -78,10 +85,10 @@ def read_bert_config(source: str | PathLike[str]) -> BertConfig:
         return BertConfig.from_pretrained(source, is_decoder=False, add_cross_attention=False)
 
 
-def _load(source: str | PathLike[str]) -> tuple[BertForMaskedLM, set[str]]:
+def _load(source: str | PathLike[str]) -> tuple[BertForPreTraining, set[str]]:
     config = read_bert_config(source)
     with _transformers_errors(source):
-        model, info = BertForMaskedLM.from_pretrained(
+        model, info = BertForPreTraining.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True
         )
     return model, set(info["missing_keys"])
@@ -107,12 +114,27 @@ def config_from_bert(
 ) -> BnbConfig:
     """The configuration of `BnbForConditionalGeneration.from_bert` with the same arguments; reads no weights."""
     bert_overrides = {name: overrides[name] for name in BERT_OVERRIDES if name in overrides}
-    own_overrides = {name: value for name, value in overrides.items() if name not in BERT_OVERRIDES}
-    _check_overrides(own_overrides)
+    beside = (*BERT_OVERRIDES, *_POSITION_OVERRIDES)
+    own_overrides = {name: value for name, value in overrides.items() if name not in beside}
+    check_overrides("from_bert", own_overrides, beside)
     halves = {"encoder": read_bert_config(encoder), "decoder": read_bert_config(decoder or encoder)}
     for half in halves.values():
         half.update(bert_overrides)
+    wanted = overrides.get("max_position_embeddings")
+    if wanted is not None:
+        _set_positions(halves, wanted, may_extend=bool(overrides.get("extend_positions")))
     return BnbConfig(**halves, **own_overrides)
+
+
+def _set_positions(halves: dict[str, BertConfig], wanted: int, *, may_extend: bool) -> None:
+    for name, half in halves.items():
+        available = half.max_position_embeddings
+        if wanted < 1 or (wanted > available and not may_extend):
+            raise ConfigError(
+                f"max_position_embeddings is {wanted}, but the {name}'s checkpoint has {available} position "
+                f"embeddings: give 1 to {available}, or set extend_positions to repeat them"
+            )
+        half.max_position_embeddings = wanted
 
 
 def initialise_from_bert(
@@ -125,22 +147,33 @@ def initialise_from_bert(
     model = model_class(config_from_bert(encoder, decoder, overrides))
     encoder_bert = read_bert(encoder)
     decoder_bert = encoder_bert if decoder is None else read_bert(decoder)
-    model.model.encoder.load_state_dict(encoder_bert.body)
+    model.model.encoder.load_state_dict(_with_positions(encoder_bert.body, model.config.encoder))
     _load_decoder(model, decoder_bert)
     return model.eval()
 
 
+def _with_positions(body: dict[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
+    """The body with as many position embeddings as the configuration says: the first ones, or all of them repeated."""
+    positions = body[_POSITIONS]
+    repeats = -(-config.max_position_embeddings // positions.shape[0])
+    positions = positions.repeat(repeats, 1)[: config.max_position_embeddings]
+    buffer = {"embeddings.position_ids": torch.arange(config.max_position_embeddings)[None]}
+    return {**body, _POSITIONS: positions, **{name: value for name, value in buffer.items() if name in body}}
+
+
 def _load_decoder(model: BnbForConditionalGeneration, bert: BertCheckpoint) -> None:
-    new, unknown = model.model.decoder.load_state_dict(bert.body, strict=False)
+    body = _with_positions(bert.body, model.config.decoder)
+    new, unknown = model.model.decoder.load_state_dict(body, strict=False)
     assert not unknown, f"the decoder has no place for {unknown}"
     assert all("crossattention" in key or "latent_projection" in key for key in new), f"not initialised: {new}"
     if bert.head is not None:
         model.lm_head.load_state_dict(bert.head)
 
 
-def _check_overrides(overrides: dict[str, Any]) -> None:
+def check_overrides(function: str, overrides: dict[str, Any], more: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError for an override that is neither a field of `BnbConfig` nor one of ``more``."""
     known = [name for name in inspect.signature(BnbConfig.__init__).parameters if name not in ("self", "kwargs")]
-    settable = [*(name for name in known if name not in ("encoder", "decoder")), *BERT_OVERRIDES]
+    settable = [*(name for name in known if name not in ("encoder", "decoder")), *more]
     for name in overrides:
         if name not in settable:
-            raise ConfigError(f"from_bert has no setting {name!r}: {nearest(name, settable)}")
+            raise ConfigError(f"{function} has no setting {name!r}: {nearest(name, settable)}")

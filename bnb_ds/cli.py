@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from bnb_ds import __version__
 from bnb_ds.bench.cli import add_bench
+from bnb_ds.configuration import DECODER_LENGTH_POLICIES
 from bnb_ds.errors import run_reporting_errors
 
 
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bench(commands)
     _add_curves(commands)
     _add_export(commands)
+    _add_import_reference(commands)
     _add_generate(commands)
     _add_reconstruct(commands)
     return parser
@@ -51,7 +53,24 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("export", help="write a checkpoint as a Hugging Face directory")
     command.add_argument("checkpoint", type=Path, help="a run's output_dir (its newest checkpoint) or one checkpoint")
     command.add_argument("output", type=Path, help="a new directory")
+    command.add_argument("--encoder", action="store_true", help="only the encoder, as a plain BERT model")
     command.set_defaults(run=_export)
+
+
+def _add_import_reference(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "import-reference", help="convert a model saved by the reference implementation of the paper"
+    )
+    command.add_argument("source", type=Path, help="a directory that its save_pretrained wrote")
+    command.add_argument("output", type=Path, help="a new directory")
+    command.add_argument("--tokenizer", type=Path, help="directory or vocab.txt (default: the one beside the weights)")
+    command.add_argument(
+        "--decoder-length",
+        choices=DECODER_LENGTH_POLICIES,
+        default="padded",
+        help="policy of decoder positions; `padded` computes what the reference does (default %(default)s)",
+    )
+    command.set_defaults(run=_import_reference)
 
 
 def _add_generate(commands: argparse._SubParsersAction) -> None:
@@ -87,10 +106,19 @@ def _curves(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from bnb_ds.export import export
 
-    found, notes = export(args.checkpoint, args.output)
+    found, notes = export(args.checkpoint, args.output, encoder_only=args.encoder)
     for note in notes:
         print(note, file=sys.stderr)
     print(f"export: {found} -> {args.output}")
+
+
+def _import_reference(args: argparse.Namespace) -> None:
+    from bnb_ds.import_reference import import_reference
+
+    overrides = {"decoder_length": args.decoder_length}
+    for note in import_reference(args.source, args.output, tokenizer=args.tokenizer, overrides=overrides):
+        print(note, file=sys.stderr)
+    print(f"import-reference: {args.source} -> {args.output}")
 
 
 def _generate(args: argparse.Namespace) -> None:

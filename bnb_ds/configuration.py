@@ -1,7 +1,7 @@
 """The shape of a BERT-NAR-BERT model, as saved in ``config.json``.
 
 Two complete BERT configurations (``encoder`` and ``decoder``; they may differ in depth, width and vocabulary) and the
-few numbers that join them: the latent, and how many slots the decoder opens for a source.
+few settings that join them: the latent, how many slots the decoder opens for a source, and what the loss is made of.
 """
 
 from __future__ import annotations
@@ -15,8 +15,21 @@ from transformers import BertConfig, PreTrainedConfig
 from bnb_ds.errors import ConfigError
 
 DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
-AVAILABLE_DECODER_LENGTH_POLICIES = ("source",)
 DECODER_POSITIONS = ("absolute", "shared")
+LOSS_REDUCTIONS = ("token", "sample")
+
+#: what a decoder must have of its encoder's size to share its weights
+_SHARED_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
 
 
 class BnbConfig(PreTrainedConfig):
@@ -27,13 +40,27 @@ class BnbConfig(PreTrainedConfig):
         decoder: the same for the decoder; ``is_decoder`` and ``add_cross_attention`` are set here. Default: as
             ``encoder``.
         latent_size: values per source token that pass from encoder to decoder.
-        latent_dropout: dropout probability on the latents and on the memory of cross-attention.
-        decoder_length: policy for the number of decoder slots T of a source of n real tokens. ``"source"`` is
-            ``T = clamp(ceil(ratio * n) + offset, min, max)``.
+        latent_dropout: dropout probability on the latents and on the memory of cross-attention; 0.1 in the reference
+            implementation.
+        decoder_length: policy for the number of decoder slots T of a source of n real tokens. ``"source"``: CTC over
+            ``T = clamp(ceil(ratio * n) + offset, min, max)`` slots. ``"predicted"``: length classification; T is the
+            length of the target, in training its own, else predicted, and a token is read off each slot without CTC.
+            ``"padded"``: CTC over as many slots as the padded input has columns, with [PAD] positions feeding the
+            decoder, as the reference implementation does; for parity with it only.
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: slots added to that.
         decoder_length_min: fewest slots.
         decoder_length_max: most slots; None is no limit.
+        length_difference_min: with ``"predicted"``, the smallest length difference, target minus source tokens, that
+            has a class of its own; targets that are shorter still train that class.
+        length_difference_max: the largest one, likewise.
+        length_loss_weight: with ``"predicted"``, the weight of a sequence's length loss beside the mean loss of its
+            tokens.
+        kl_weight: weight of the smoothing term, the mean over a sequence's slots of KL(uniform || p), beside the mean
+            loss of its target tokens; ``beta`` of the reference implementation.
+        loss_reduction: ``"token"``: sequences count in the loss by their target tokens; ``"sample"``: all the same, as
+            with torch's CTC loss and in the reference implementation.
+        tie_encoder_decoder: the decoder's embeddings, self-attention and feed-forward layers are the encoder's own.
         decoder_positions: ``"absolute"``: slot j has position embedding j and token type 0, so T is limited to the
             decoder's ``max_position_embeddings``. ``"shared"``: the slots of one source token share the position
             embedding of that token and are told apart by token type (0 for the first slot, 1 for the others), so that
@@ -63,6 +90,12 @@ class BnbConfig(PreTrainedConfig):
         decoder_length_offset: int = 0,
         decoder_length_min: int = 1,
         decoder_length_max: int | None = None,
+        length_difference_min: int = -128,
+        length_difference_max: int = 128,
+        length_loss_weight: float = 0.1,
+        kl_weight: float = 0.0,
+        loss_reduction: str = "token",
+        tie_encoder_decoder: bool = False,
         decoder_positions: str = "absolute",
         blank_token_id: int = 0,
         pad_token_id: int | None = 0,
@@ -76,6 +109,7 @@ class BnbConfig(PreTrainedConfig):
         self.decoder.is_decoder = self.decoder.add_cross_attention = True
         self.encoder.use_cache = self.decoder.use_cache = False  # nothing here is autoregressive
         kwargs.setdefault("is_encoder_decoder", True)
+        kwargs.setdefault("tie_word_embeddings", True)  # or transformers ties nothing, shared halves included
         super().__init__(**kwargs)
         self.latent_size = latent_size
         self.latent_dropout = latent_dropout
@@ -84,12 +118,18 @@ class BnbConfig(PreTrainedConfig):
         self.decoder_length_offset = decoder_length_offset
         self.decoder_length_min = decoder_length_min
         self.decoder_length_max = decoder_length_max
+        self.length_difference_min = length_difference_min
+        self.length_difference_max = length_difference_max
+        self.length_loss_weight = length_loss_weight
+        self.kl_weight = kl_weight
+        self.loss_reduction = loss_reduction
+        self.tie_encoder_decoder = tie_encoder_decoder
         self.decoder_positions = decoder_positions
         self.blank_token_id = blank_token_id
         self.pad_token_id = pad_token_id
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
-        self._check()
+        self.check()
 
     @property
     def vocab_size(self) -> int:
@@ -102,7 +142,8 @@ class BnbConfig(PreTrainedConfig):
 
     __hash__ = None
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ConfigError for a value out of its range, or values that do not go together."""
         self._check_choices()
         _require_range("latent_size", self.latent_size, minimum=1)
         _require_range("latent_dropout", self.latent_dropout, minimum=0.0, below=1.0)
@@ -114,21 +155,30 @@ class BnbConfig(PreTrainedConfig):
             raise ConfigError(f"decoder_length_offset is {self.decoder_length_offset!r}: give a whole number of slots")
         if self.decoder_length_max is not None:
             _require_range("decoder_length_max", self.decoder_length_max, minimum=self.decoder_length_min)
+        _require_range("length_difference_max", self.length_difference_max, minimum=self.length_difference_min)
+        _require_range("length_loss_weight", self.length_loss_weight, minimum=0.0)
+        _require_range("kl_weight", self.kl_weight, minimum=0.0)
+        if self.tie_encoder_decoder:
+            self._check_shared_sizes()
 
     def _check_choices(self) -> None:
-        if self.decoder_length not in DECODER_LENGTH_POLICIES:
-            known = ", ".join(AVAILABLE_DECODER_LENGTH_POLICIES)
-            raise ConfigError(f"decoder_length is {self.decoder_length!r}: use one of: {known}")
-        if self.decoder_length not in AVAILABLE_DECODER_LENGTH_POLICIES:
-            raise ConfigError(f"decoder_length '{self.decoder_length}' is not available in this version: use 'source'")
-        if self.decoder_positions not in DECODER_POSITIONS:
-            raise ConfigError(
-                f"decoder_positions is {self.decoder_positions!r}: use one of: {', '.join(DECODER_POSITIONS)}"
-            )
+        _require_choice("decoder_length", self.decoder_length, DECODER_LENGTH_POLICIES)
+        _require_choice("decoder_positions", self.decoder_positions, DECODER_POSITIONS)
+        _require_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
+        if self.decoder_length == "predicted" and self.loss_reduction != "token":
+            raise ConfigError("loss_reduction 'sample' goes with CTC: with decoder_length 'predicted' use 'token'")
         if self.decoder_positions == "shared" and self.decoder.type_vocab_size < 2:
             raise ConfigError(
                 "decoder_positions 'shared' tells slots apart by token type, but decoder.type_vocab_size is "
                 f"{self.decoder.type_vocab_size}: give 2 or more, or use 'absolute'"
+            )
+
+    def _check_shared_sizes(self) -> None:
+        different = [name for name in _SHARED_SIZES if getattr(self.encoder, name) != getattr(self.decoder, name)]
+        if different:
+            raise ConfigError(
+                f"tie_encoder_decoder needs two halves of one size, but these differ: {', '.join(different)}: make "
+                "them equal, or do not tie"
             )
 
 
@@ -143,7 +193,13 @@ def _bert_config(field: str, value: BertConfig | dict[str, Any] | None) -> BertC
     return copy.deepcopy(value)  # encoder and decoder must never share one object, nor change the caller's
 
 
+def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{field} is {value!r}: use one of: {', '.join(choices)}")
+
+
 def _require_range(field: str, value: float, *, minimum: float, below: float | None = None) -> None:
-    if value < minimum or (below is not None and value >= below):
+    # Written so that a NaN is refused too.
+    if not (value >= minimum and (below is None or value < below)):
         bound = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
         raise ConfigError(f"{field} is {value}: give a value of {bound}")

@@ -7,6 +7,7 @@ tokens (of the longest target), H hidden size, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -76,8 +77,8 @@ def linear_ctc_loss(
             target length and ``kl_weight`` times the mean KL over the sequence's positions; ``"token_sum"`` is the same
             with each sequence counted as often as it has target tokens, and infeasible ones left out of both.
         zero_infinity: infeasible sequences add 0 to the loss instead of infinity; to gradients they never add.
-        kl_weight: weight of the KL(uniform || p) smoothing term; with ``"sum"`` and ``"mean"`` that of its mean over all
-            positions, which is added once to the reduced loss.
+        kl_weight: weight of the KL(uniform || p) smoothing term; with ``"sum"`` and ``"mean"`` that of its mean over
+            all positions, which is added once to the reduced loss.
         chunk_tokens: positions projected at once; None: 48 MB of logits, on a GPU 192 MB.
         cu_seqlens: int32 [B+1], starts of the sequences in packed ``hidden``.
         max_input_length, max_target_length: the longest of each, if the caller knows them. On a GPU they spare waiting
@@ -170,17 +171,32 @@ def linear_argmax(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -
 
     Logits are compared in float32, as the loss sees them; of equal ones the lowest id wins.
     """
-    dtype = _compute_dtype(hidden_NH, weight_VH)
     best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
+    for rows, logits_CV in _logits_in_chunks(hidden_NH, weight_VH, bias_V):
+        best_N[rows] = logits_CV.argmax(-1)
+    return best_N
+
+
+def linear_best(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`linear_argmax`, and the log-probability of each of these tokens: float32 (float64 for float64) [N]."""
+    dtype = exact_dtype(_compute_dtype(hidden_NH, weight_VH))
+    best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
+    log_probs_N = torch.empty(hidden_NH.shape[0], dtype=dtype, device=hidden_NH.device)
+    for rows, logits_CV in _logits_in_chunks(hidden_NH, weight_VH, bias_V):
+        highest_C, best_N[rows] = logits_CV.max(-1)
+        log_probs_N[rows] = highest_C - logits_CV.logsumexp(-1)
+    return best_N, log_probs_N
+
+
+def _logits_in_chunks(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their logits [C, V], float32 or float64."""
+    dtype = _compute_dtype(hidden_NH, weight_VH)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         weight_HV = operand(weight_VH, dtype).t()
         for begin in range(0, hidden_NH.shape[0], ARGMAX_CHUNK_TOKENS):
             rows = slice(begin, begin + ARGMAX_CHUNK_TOKENS)
             logits_CV = product(operand(hidden_NH[rows], dtype), weight_HV, exact_dtype(dtype))
-            if bias_V is not None:
-                logits_CV = logits_CV + bias_V
-            best_N[rows] = logits_CV.argmax(-1)
-    return best_N
+            yield rows, logits_CV if bias_V is None else logits_CV + bias_V
 
 
 def collapse(path_BT: Tensor, lengths_B: Tensor, blank: int = 0) -> tuple[Tensor, Tensor]:

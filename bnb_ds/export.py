@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from bnb_ds import checkpoint
+from bnb_ds.classification import encoder_of
 from bnb_ds.errors import CheckpointError
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.outputs import new_directory
@@ -19,12 +20,13 @@ from bnb_ds.run_dir import locate_checkpoint, run_of
 from bnb_ds.tokenization import load_tokenizer, save_tokenizer
 
 
-def export(source: Path, output: Path) -> tuple[Path, list[str]]:
+def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[Path, list[str]]:
     """Write an exported model.
 
     Args:
         source: a run's output directory (its newest checkpoint), or one checkpoint.
         output: a directory that does not exist yet, or is empty.
+        encoder_only: write the encoder alone, as a `transformers.BertModel`.
 
     Returns:
         The checkpoint that was exported and lines worth telling the user.
@@ -39,9 +41,9 @@ def export(source: Path, output: Path) -> tuple[Path, list[str]]:
         raise CheckpointError(f"{run}: has no model/config.json; restore it from a copy of the run")
     model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
     model.load_state_dict(read_weights(found))
-    tokenizer, card = load_tokenizer(run / "model"), model_card(run, found)
+    tokenizer, card = load_tokenizer(run / "model"), model_card(run, found, encoder_only=encoder_only)
     with new_directory(output) as directory:
-        model.save_pretrained(directory)
+        (encoder_of(model).to_bert() if encoder_only else model).save_pretrained(directory)
         save_tokenizer(tokenizer, directory)
         (directory / "README.md").write_text(card, encoding="utf-8")
     return found, notes
@@ -67,7 +69,23 @@ def read_weights(found: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.float() for name, tensor in weights.items()}
 
 
-def model_card(run: Path, found: Path) -> str:
+_USE_MODEL = """import bnb_ds
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForSeq2SeqLM.from_pretrained(".")
+inputs = tokenizer(["A sentence with a [MASK] word."], return_tensors="pt")
+outputs = model.generate(inputs["input_ids"], inputs["attention_mask"])
+print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
+
+_USE_ENCODER = """from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+encoder = AutoModel.from_pretrained(".", add_pooling_layer=False)
+print(encoder(**tokenizer(["A sentence."], return_tensors="pt")).last_hidden_state.shape)"""
+
+
+def model_card(run: Path, found: Path, *, encoder_only: bool) -> str:
     """README of an exported model: what it is, what it was trained on, and by which command."""
     recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
     launches = [json.loads(line) for line in (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -77,20 +95,13 @@ def model_card(run: Path, found: Path) -> str:
 library_name: transformers
 tags: [bert-nar-bert, non-autoregressive, bnb_ds]
 ---
-# BERT-NAR-BERT
+# BERT-NAR-BERT{", its encoder" * encoder_only}
 
 A non-autoregressive sequence-to-sequence model (Sohrab et al., IEEE Access 2024): the whole output is written in one
 parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, {checkpoint.step_of(found):,} steps.
 
 ```python
-import bnb_ds
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForSeq2SeqLM.from_pretrained(".")
-inputs = tokenizer(["A sentence with a [MASK] word."], return_tensors="pt")
-outputs = model.generate(inputs["input_ids"], inputs["attention_mask"])
-print(tokenizer.batch_decode(outputs, skip_special_tokens=True))
+{_USE_ENCODER if encoder_only else _USE_MODEL}
 ```
 
 ## Training

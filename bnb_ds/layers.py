@@ -67,11 +67,12 @@ class BnbDecoderEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(decoder.hidden_size, eps=decoder.layer_norm_eps)
         self.dropout = nn.Dropout(decoder.hidden_dropout_prob)
 
-    def forward(self, latent_NL: Tensor, slots: DecoderSlots) -> Tensor:
-        """[T, H]."""
-        # Projected before they are spread over the slots: there are fewer source tokens.
-        latent_NH = F.gelu(self.latent_projection(latent_NL))
-        hidden_TH = latent_NH.index_select(0, slots.source_index)
+    def forward(self, latent: Tensor, slots: DecoderSlots, *, is_stretched: bool = False) -> Tensor:
+        """[T, H], from latents [N, L] of the source tokens, or [T, L] of the slots if ``is_stretched``."""
+        # Latents of tokens are projected before they are spread over the slots: there are fewer tokens.
+        hidden_TH = F.gelu(self.latent_projection(latent))
+        if not is_stretched:
+            hidden_TH = hidden_TH.index_select(0, slots.source_index)
         hidden_TH = hidden_TH + self.position_embeddings(slots.position_ids)
         hidden_TH = hidden_TH + self.token_type_embeddings(slots.token_type_ids)
         return self.dropout(self.LayerNorm(hidden_TH))
@@ -86,14 +87,43 @@ class BnbDecoder(nn.Module):
         self.embeddings = BnbDecoderEmbeddings(config)
         self.layer = nn.ModuleList(BertLayer(decoder, layer_idx=i) for i in range(decoder.num_hidden_layers))
 
-    def forward(self, latent_NL: Tensor, memory_NH: Tensor, slots: DecoderSlots, source: PackedLayout) -> Tensor:
-        """Hidden states [T, H] of the last layer; ``memory_NH`` is what cross-attention reads."""
-        hidden_1TH = self.embeddings(latent_NL, slots)[None]
+    def forward(
+        self,
+        latent: Tensor,
+        memory_NH: Tensor,
+        slots: DecoderSlots,
+        source: PackedLayout,
+        *,
+        is_stretched: bool = False,
+    ) -> Tensor:
+        """Hidden states [T, H] of the last layer.
+
+        Args:
+            latent: [N, L] of the source tokens, or [T, L] of the slots if ``is_stretched``.
+            memory_NH: what cross-attention reads.
+        """
+        hidden_1TH = self.embeddings(latent, slots, is_stretched=is_stretched)[None]
         memory_1NH = memory_NH[None]
         for layer in self.layer:
             # Positional, since reentrant activation checkpointing gives gradients to positional arguments only.
             hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source)
         return hidden_1TH[0]
+
+
+def tie_halves(decoder: BnbDecoder, encoder: BnbEncoder) -> dict[str, str]:
+    """Make the decoder's embeddings, self-attention and feed-forward layers the encoder's own parameters.
+
+    Returns:
+        The decoder's name of each shared parameter (``decoder.…``), and the encoder's (``encoder.…``).
+    """
+    shared = {}
+    theirs = dict(encoder.named_parameters())
+    for name, _ in list(decoder.named_parameters()):
+        if name in theirs:
+            owner, _, leaf = name.rpartition(".")
+            setattr(decoder.get_submodule(owner), leaf, theirs[name])
+            shared[f"decoder.{name}"] = f"encoder.{name}"
+    return shared
 
 
 class BnbLMHead(nn.Module):

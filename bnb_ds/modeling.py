@@ -3,7 +3,8 @@
     source tokens -> encoder -> latent (one per token) -> decoder slots -> LM head -> CTC
 
 Inside, everything token-wise runs on one row of real tokens (`bnb_ds.packing`); attention alone knows sequences.
-Padded input is packed on entry and what is returned is padded again.
+Padded input is packed on entry and what is returned is padded again. How many slots there are, and whether CTC or
+length classification reads the target off them, is ``config.decoder_length``.
 
 Shapes: B sequences; padded: L source columns, T slots of the longest decoder sequence; packed: N source tokens and
 sum T slots of all sequences together; H hidden size, V vocabulary, S target tokens.
@@ -19,63 +20,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds.attention import IMPLEMENTATION
 from bnb_ds.bert_init import initialise_from_bert
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.ctc import linear_ctc_loss
 from bnb_ds.decoding import generate
-from bnb_ds.layers import BnbDecoder, BnbEncoder, BnbLMHead
-from bnb_ds.packing import PackedInputs, PackedLayout, pack_inputs
-from bnb_ds.slots import decoder_lengths, open_slots
+from bnb_ds.errors import ConfigError
+from bnb_ds.layers import BnbDecoder, BnbEncoder, BnbLMHead, tie_halves
+from bnb_ds.length import LengthPredictor, stretch_latents
+from bnb_ds.model_outputs import BnbModelOutput, BnbOutput
+from bnb_ds.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
+from bnb_ds.reference import load_reference
+from bnb_ds.slots import DecoderSlots, decoder_lengths, open_slots
+from bnb_ds.target_loss import Targets, ctc_scores, length_scores, read_targets, token_scores
 
-__all__ = ["BnbConfig", "BnbForConditionalGeneration", "BnbModel", "BnbOutput", "decoder_lengths"]
-
-IGNORED_LABEL = -100
-
-
-@dataclass
-class BnbModelOutput(ModelOutput):
-    """What `BnbModel` returns. Padded input gives [B, T, ...] and [B, L, ...], zero at padding; packed, one row.
-
-    Attributes:
-        last_hidden_state: of the decoder, [B, T, H] or [sum T, H].
-        latent: of each source token, before dropout, [B, L, latent_size] or [N, latent_size].
-        encoder_last_hidden_state: [B, L, H] or [N, H].
-        decoder_lengths: int64 [B].
-        decoder_layout: where the decoder's sequences lie in a packed row.
-    """
-
-    last_hidden_state: Tensor | None = None
-    latent: Tensor | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    decoder_lengths: Tensor | None = None
-    decoder_layout: PackedLayout | None = None
-
-
-@dataclass
-class BnbOutput(ModelOutput):
-    """What `BnbForConditionalGeneration` returns.
-
-    Attributes:
-        loss: [], mean nats per target token of the feasible samples of this batch.
-        loss_sum: float32 [], nats of all feasible samples (float64 in a float64 model).
-        loss_count: int64 [], target tokens of the feasible samples.
-        num_infeasible: int64 [], samples whose target does not fit their decoder slots; they add nothing above.
-        logits: [B, T, V] (zero at padding) or packed [sum T, V]; None when there are labels, unless asked for.
-        decoder_lengths: int64 [B].
-        encoder_last_hidden_state: [B, L, H] or packed [N, H].
-    """
-
-    loss: Tensor | None = None
-    loss_sum: Tensor | None = None
-    loss_count: Tensor | None = None
-    num_infeasible: Tensor | None = None
-    logits: Tensor | None = None
-    decoder_lengths: Tensor | None = None
-    encoder_last_hidden_state: Tensor | None = None
+__all__ = ["BnbConfig", "BnbForConditionalGeneration", "BnbModel", "BnbModelOutput", "BnbOutput", "decoder_lengths"]
 
 
 class BnbPreTrainedModel(PreTrainedModel):
@@ -92,6 +52,7 @@ class BnbPreTrainedModel(PreTrainedModel):
     def __init__(self, config: BnbConfig, *args: Any, **kwargs: Any):
         # The only implementation that understands packed rows, whatever the caller or the environment prefers.
         config._attn_implementation = IMPLEMENTATION
+        config.check()  # from_pretrained may have replaced fields
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
@@ -101,23 +62,45 @@ class BnbPreTrainedModel(PreTrainedModel):
             # Buffers that no checkpoint holds: a model made on the meta device gets them here.
             module.position_ids.copy_(torch.arange(module.position_ids.shape[-1])[None])
             module.token_type_ids.zero_()
+        if isinstance(module, LengthPredictor):
+            module.log_width.zero_()
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A batch of sources, read: all that the decoder needs of them.
+
+    Attributes:
+        layout: their sequences.
+        hidden: [N, H] of the encoder.
+        latent: [N, latent_size].
+        length_logits: [B, C] of `bnb_ds.length.LengthPredictor`; None without length classification.
+    """
+
+    layout: PackedLayout
+    hidden: Tensor
+    latent: Tensor
+    length_logits: Tensor | None
 
 
 class BnbModel(BnbPreTrainedModel):
     """Encoder, latent and decoder, without the LM head."""
 
     # The head of a model saved by the next class has no place here.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\.", r"length_predictor\."]
 
     def __init__(self, config: BnbConfig):
         super().__init__(config)
         self.encoder = BnbEncoder(config.encoder)
         self.latent = nn.Linear(config.encoder.hidden_size, config.latent_size)
         self.latent_dropout = nn.Dropout(config.latent_dropout)
+        self.length_predictor = LengthPredictor(config) if config.decoder_length == "predicted" else None
         self.enc_to_dec_proj = None
         if config.encoder.hidden_size != config.decoder.hidden_size:
             self.enc_to_dec_proj = nn.Linear(config.encoder.hidden_size, config.decoder.hidden_size)
         self.decoder = BnbDecoder(config)
+        if config.tie_encoder_decoder:
+            self._tied_weights_keys = tie_halves(self.decoder, self.encoder)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -128,6 +111,51 @@ class BnbModel(BnbPreTrainedModel):
         """Replace the encoder's word embeddings."""
         self.encoder.embeddings.word_embeddings = value
 
+    def pack(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> PackedInputs:
+        """Model inputs in the form that `encode` takes; arguments as in `BnbForConditionalGeneration.forward`.
+
+        Raises:
+            ValueError: as `bnb_ds.packing.pack_inputs` says.
+            ConfigError: packed input for decoder length ``"padded"``.
+        """
+        if self.config.decoder_length != "padded":
+            return pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+        if cu_seqlens is not None:
+            raise ConfigError(
+                "decoder_length 'padded' decodes padding, and packed input has none: give padded input_ids, or load "
+                "the model with decoder_length='source'"
+            )
+        return keep_padding(input_ids, attention_mask, token_type_ids)
+
+    def encode(self, inputs: PackedInputs) -> Encoded:
+        """Read the sources."""
+        hidden_NH = self.encoder(inputs)
+        latent_NL = self.latent(hidden_NH)
+        length_logits_BC = None
+        if self.length_predictor is not None:
+            length_logits_BC = self.length_predictor(latent_NL, inputs.layout)
+        return Encoded(inputs.layout, hidden_NH, latent_NL, length_logits_BC)
+
+    def decode(self, encoded: Encoded, slots: DecoderSlots) -> Tensor:
+        """Hidden states [sum T, H] of all slots."""
+        latent = self.latent_dropout(encoded.latent)
+        is_stretched = self.length_predictor is not None
+        if is_stretched:
+            latent = stretch_latents(latent, encoded.layout, slots.layout, self.length_predictor.log_width.exp())
+        memory_NH = encoded.hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded.hidden)
+        return self.decoder(latent, self.latent_dropout(memory_NH), slots, encoded.layout, is_stretched=is_stretched)
+
+    def predicted_lengths(self, encoded: Encoded, num_candidates: int = 1) -> Tensor:
+        """int64 [B, K], the most probable target lengths, best first."""
+        return self.length_predictor.best(encoded.length_logits, encoded.layout.lengths, num_candidates)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -137,33 +165,38 @@ class BnbModel(BnbPreTrainedModel):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         packed: PackedInputs | None = None,
+        target_lengths: Tensor | None = None,
     ) -> BnbModelOutput:
         """Encode the sources and decode all slots. Arguments as in `BnbForConditionalGeneration.forward`.
 
         Args:
-            packed: the same inputs already packed, from a caller that needed that itself; ``input_ids`` is not read.
+            packed: the same inputs from `pack`, from a caller that needed that itself; ``input_ids`` is not read.
+            target_lengths: int64 [B], slots to open with length classification; None: the most probable lengths.
         """
-        inputs = packed or pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
-        slots = open_slots(inputs.layout, self.config)
-        encoded_NH = self.encoder(inputs)
-        latent_NL = self.latent(encoded_NH)
-        memory_NH = encoded_NH if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded_NH)
-        decoded_TH = self.decoder(self.latent_dropout(latent_NL), self.latent_dropout(memory_NH), slots, inputs.layout)
+        inputs = packed or self.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+        encoded = self.encode(inputs)
+        if self.length_predictor is not None and target_lengths is None:
+            target_lengths = self.predicted_lengths(encoded)[:, 0]
+        slots = open_slots(inputs.layout, self.config, target_lengths)
+        decoded_TH = self.decode(encoded, slots)
         stay_packed = inputs.is_packed or packed is not None
         return BnbModelOutput(
             last_hidden_state=decoded_TH if stay_packed else slots.layout.pad(decoded_TH),
-            latent=latent_NL if stay_packed else inputs.restore(latent_NL),
-            encoder_last_hidden_state=encoded_NH if stay_packed else inputs.restore(encoded_NH),
+            latent=encoded.latent if stay_packed else inputs.restore(encoded.latent),
+            length_logits=encoded.length_logits,
+            encoder_last_hidden_state=encoded.hidden if stay_packed else inputs.restore(encoded.hidden),
             decoder_lengths=slots.layout.lengths,
             decoder_layout=slots.layout,
         )
 
 
 class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
-    """BERT-NAR-BERT with its LM head and CTC loss.
+    """BERT-NAR-BERT with its LM head and its loss: CTC, or with length classification each slot's own token.
 
     The output matrix is ``model.decoder.embeddings.word_embeddings.weight`` itself: tied by construction.
     """
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"length_predictor\."]
 
     def __init__(self, config: BnbConfig):
         super().__init__(config)
@@ -184,8 +217,9 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
         Args:
             encoder: checkpoint of the encoder.
             decoder: checkpoint of the decoder; None: the encoder's.
-            overrides: fields of `BnbConfig` other than ``encoder`` and ``decoder``, such as ``latent_size``; and
-                ``hidden_dropout_prob`` and ``attention_probs_dropout_prob`` of both halves.
+            overrides: fields of `BnbConfig` other than ``encoder`` and ``decoder``, such as ``latent_size``; and, for
+                both halves, ``hidden_dropout_prob``, ``attention_probs_dropout_prob`` and ``max_position_embeddings``:
+                fewer positions than the checkpoint has, or more if ``extend_positions`` is true, which repeats them.
 
         Returns:
             The model in float32 and, as from `from_pretrained`, in evaluation mode.
@@ -195,6 +229,29 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
             ConfigError: an unknown override, or a value out of its range.
         """
         return initialise_from_bert(cls, encoder, decoder, overrides)
+
+    @classmethod
+    def from_reference(cls, directory: str | PathLike[str], **overrides: Any) -> BnbForConditionalGeneration:
+        """Load a directory that the reference implementation's ``save_pretrained`` wrote.
+
+        The model has ``decoder_length`` ``"padded"``, with which it computes what the reference does, unless
+        ``overrides`` give another policy to go on with.
+
+        Args:
+            directory: holds ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
+            overrides: fields of `BnbConfig` other than ``encoder``, ``decoder`` and ``latent_size``.
+
+        Returns:
+            The model in float32 and evaluation mode.
+
+        Raises:
+            CheckpointError: no such directory; weights missing, left over or of another shape (all of them named), or
+                held with anything but tensors.
+            ConfigError: an unknown override, or a value out of its range.
+
+        Source: aistairc/BERT-NAR-BERT.
+        """
+        return load_reference(cls, directory, overrides)
 
     def get_output_embeddings(self) -> nn.Embedding:
         """The decoder's word embeddings, which are the output matrix."""
@@ -213,7 +270,7 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
         max_label_length: int | None = None,
         return_logits: bool | None = None,
     ) -> BnbOutput:
-        """Predict all target positions at once, and score them against ``labels`` by CTC.
+        """Predict all target positions at once, and score them against ``labels``.
 
         Args:
             input_ids: int64 [B, L], or packed [N] with ``cu_seqlens``. A token's position is its index among the real
@@ -231,77 +288,56 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
                 where there are no labels.
 
         Raises:
-            ValueError: shapes or lengths that do not belong together, or labels outside the vocabulary.
-            ConfigError: a source or its decoder slots do not fit the position embeddings.
+            ValueError: shapes or lengths that do not belong together, or labels outside the vocabulary; with length
+                classification, an empty target.
+            ConfigError: a source or its decoder slots do not fit the position embeddings; packed input for
+                ``decoder_length`` ``"padded"``.
         """
-        inputs = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
-        outputs = self.model(None, packed=inputs)
+        targets = None if labels is None else read_targets(labels, label_lengths, max_label_length)
+        inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+        target_lengths = None if targets is None else targets.lengths
+        outputs = self.model(None, packed=inputs, target_lengths=target_lengths)
         hidden_TH = self.lm_head(outputs.last_hidden_state)
         layout = outputs.decoder_layout
         result = BnbOutput(
+            latent=inputs.restore(outputs.latent),
             decoder_lengths=outputs.decoder_lengths,
             encoder_last_hidden_state=inputs.restore(outputs.encoder_last_hidden_state),
         )
-        if labels is not None:
-            self._score(result, hidden_TH, layout, *_targets(labels, label_lengths, max_label_length), max_label_length)
-        if return_logits or (labels is None and return_logits is None):
+        if targets is not None:
+            self._score(result, hidden_TH, outputs, inputs.layout, targets)
+        if return_logits or (targets is None and return_logits is None):
             logits_TV = F.linear(hidden_TH, self.get_output_embeddings().weight, self.lm_head.bias)
             result["logits"] = logits_TV if inputs.is_packed else layout.pad(logits_TV)
         return result
 
     def _score(
-        self,
-        result: BnbOutput,
-        hidden_TH: Tensor,
-        layout: PackedLayout,
-        targets: Tensor,
-        target_lengths_B: Tensor,
-        max_target_length: int | None,
+        self, result: BnbOutput, hidden_TH: Tensor, outputs: BnbModelOutput, source: PackedLayout, targets: Targets
     ) -> None:
-        ctc = linear_ctc_loss(
-            hidden_TH,
-            self.get_output_embeddings().weight,
-            self.lm_head.bias,
-            targets,
-            None,
-            target_lengths_B,
-            blank=self.config.blank_token_id,
-            reduction="sum",
-            cu_seqlens=layout.cu_seqlens,
-            max_input_length=layout.max_seqlen,
-            max_target_length=max_target_length,
-        )
-        result["loss_sum"] = ctc.loss
-        result["loss_count"] = (target_lengths_B * ~ctc.infeasible).sum()
-        result["num_infeasible"] = ctc.infeasible.sum()
-        result["loss"] = result.loss_sum / result.loss_count.clamp(min=1)
+        head, bias, config = self.get_output_embeddings(), self.lm_head.bias, self.config
+        if self.model.length_predictor is None:
+            loss_sum, count, ctc = ctc_scores(hidden_TH, head, bias, outputs.decoder_layout, targets, config)
+            result["num_infeasible"] = ctc.infeasible.sum()
+        else:
+            loss_sum, count, ctc = token_scores(hidden_TH, head, bias, targets, config)
+            length_sum, result["length_loss"] = length_scores(
+                self.model.length_predictor, outputs.length_logits, source.lengths, targets, config.length_loss_weight
+            )
+            loss_sum = loss_sum + length_sum
+            result["num_infeasible"] = count.new_zeros(())
+        result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, ctc.kl
+        result["loss"] = loss_sum / count.clamp(min=1)
 
     def generate(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        *,
+        length_beam: int = 1,
     ) -> Tensor:
-        """Greedy CTC decoding, in one pass of the model: see `bnb_ds.decoding.generate`."""
-        return generate(self, input_ids, attention_mask, token_type_ids)
-
-
-def _targets(labels: Tensor, label_lengths: Tensor | None, max_label_length: int | None) -> tuple[Tensor, Tensor]:
-    """Concatenated targets [sum S] and int64 [B] lengths."""
-    if label_lengths is not None:
-        if labels.dim() != 1:
-            raise ValueError("with label_lengths, labels must be the targets concatenated, [sum of label_lengths]")
-        if max_label_length is not None and label_lengths.device.type == "cpu":
-            longest = int(label_lengths.max())
-            if max_label_length != longest:
-                raise ValueError(
-                    f"max_label_length is {max_label_length}, but the longest of label_lengths is {longest}"
-                )
-        return labels, label_lengths
-    if labels.dim() != 2:
-        raise ValueError("labels must be [B, S] with -100 behind each target, or [sum S] with label_lengths")
-    is_target_BS = labels != IGNORED_LABEL
-    return labels[is_target_BS], is_target_BS.sum(1)
+        """Decoding in one parallel pass: see `bnb_ds.decoding.generate`."""
+        return generate(self, input_ids, attention_mask, token_type_ids, length_beam=length_beam)
 
 
 AutoConfig.register(BnbConfig.model_type, BnbConfig, exist_ok=True)

@@ -5,7 +5,7 @@ Shapes: B sequences, L columns of padded input, N real tokens of all sequences t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class PackedLayout:
         sequence_ids: int64 [N], the sequence of each token.
         position_ids: int64 [N], the index of each token within its sequence.
         pad_index: int64 [N], the place of each token in the padded [B*M] order.
-        key_mask: bool [B, 1, 1, M], True at real tokens; None when all sequences have M tokens.
+        key_mask: bool [B, 1, 1, M], True at real tokens; None when all sequences have M tokens (unless some of them are
+            [PAD], see `keep_padding`).
     """
 
     cu_seqlens: Tensor
@@ -58,6 +59,11 @@ class PackedLayout:
         """The same from int64 [B] lengths."""
         cu_seqlens = F.pad(lengths_B.cumsum(0, dtype=torch.int32), (1, 0))
         return cls.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=max_seqlen)
+
+    @property
+    def masks_tokens(self) -> bool:
+        """The row itself holds [PAD] tokens, which attention must not read."""
+        return self.key_mask is not None and self.num_tokens == self.batch_size * self.max_seqlen
 
     @property
     def batch_size(self) -> int:
@@ -152,6 +158,25 @@ def pack_inputs(
     if input_ids.dim() != 1 or attention_mask is not None:
         raise ValueError("with cu_seqlens, input_ids must be one row of real tokens [N] without attention_mask")
     return PackedInputs(input_ids, token_type_ids, _check_packed(input_ids.numel(), cu_seqlens, max_seqlen))
+
+
+def keep_padding(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> PackedInputs:
+    """Padded inputs [B, L] in packed form with their padding: [PAD] positions are computed, but no key of attention.
+
+    This is how the reference implementation runs. What the model then returns for a source depends on L.
+
+    Raises:
+        ValueError: shapes that do not belong together, or a sequence without a real token.
+    """
+    real = pack_inputs(input_ids, attention_mask, token_type_ids)  # for its checks
+    batch_size, num_columns = input_ids.shape
+    lengths_B = torch.full_like(real.layout.lengths, num_columns)
+    layout = PackedLayout.from_lengths(lengths_B, num_tokens=input_ids.numel(), max_seqlen=num_columns)
+    if attention_mask is not None and real.layout.num_tokens != input_ids.numel():
+        layout = replace(layout, key_mask=(attention_mask != 0)[:, None, None, :])
+    types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+    everywhere = torch.arange(input_ids.numel(), device=input_ids.device)
+    return PackedInputs(input_ids.flatten(), types.flatten(), layout, everywhere, (batch_size, num_columns))
 
 
 def _pack_padded(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor) -> PackedInputs:

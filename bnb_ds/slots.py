@@ -20,21 +20,34 @@ from bnb_ds.packing import PackedLayout
 Lengths = TypeVar("Lengths", np.ndarray, Tensor)
 
 
-def decoder_lengths(source_lengths: Lengths, config: BnbConfig) -> Lengths:
-    """Decoder slots of sources with these numbers of real tokens: ``clamp(ceil(ratio * n) + offset, min, max)``.
+def decoder_lengths(source_lengths: Lengths, config: BnbConfig, target_lengths: Lengths | None = None) -> Lengths:
+    """Decoder slots of a batch of sources with these numbers of tokens.
+
+    ``"source"``: ``clamp(ceil(ratio * n) + offset, min, max)``. ``"padded"``: for all, as the longest has
+    tokens. ``"predicted"``: ``target_lengths``.
 
     Args:
         source_lengths: integers of any shape, a NumPy array or a torch tensor on any device. The arithmetic is exact,
             so that loader and model agree.
         config: gives the policy and its numbers.
+        target_lengths: integers of the same shape, target tokens, where they are known; without them ``"predicted"``
+            plans with targets as long as the sources.
 
     Returns:
         int64 of the same kind and shape.
     """
-    lengths = source_lengths.long() if isinstance(source_lengths, Tensor) else np.asarray(source_lengths, np.int64)
+    lengths = _int64(source_lengths)
+    if config.decoder_length == "padded":
+        return lengths * 0 + lengths.max()
+    if config.decoder_length == "predicted":
+        return lengths if target_lengths is None else _int64(target_lengths)
     ratio = Fraction(str(config.decoder_length_ratio))
     slots = (lengths * ratio.numerator + ratio.denominator - 1) // ratio.denominator + config.decoder_length_offset
     return slots.clip(config.decoder_length_min, config.decoder_length_max)
+
+
+def _int64(lengths: Lengths) -> Lengths:
+    return lengths.long() if isinstance(lengths, Tensor) else np.asarray(lengths, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +56,7 @@ class DecoderSlots:
 
     Attributes:
         layout: sequences of the slots.
-        source_index: int64 [T], the packed source token whose latent each slot takes.
+        source_index: int64 [T], the packed source token whose place a slot takes, and but for ``"predicted"`` latent.
         position_ids: int64 [T], rows of the position embedding.
         token_type_ids: int64 [T], rows of the token type embedding.
     """
@@ -54,18 +67,26 @@ class DecoderSlots:
     token_type_ids: Tensor
 
 
-def open_slots(source: PackedLayout, config: BnbConfig) -> DecoderSlots:
+def open_slots(source: PackedLayout, config: BnbConfig, target_lengths_B: Tensor | None = None) -> DecoderSlots:
     """Lay out the decoder's slots for a batch: slot j of T takes source token ``floor(j * n / T)`` of n.
+
+    Args:
+        source: sequences of the source tokens.
+        config: gives the policy.
+        target_lengths_B: int64 [B], known or predicted; for ``"predicted"``, which has as many slots.
 
     Raises:
         ConfigError: there are more slots or source tokens than position embeddings for them.
+        ValueError: a length of ``target_lengths_B`` is below 1.
     """
     source_lengths_B = source.lengths
-    lengths_B = decoder_lengths(source_lengths_B, config)
+    lengths_B = decoder_lengths(source_lengths_B, config, target_lengths_B)
     # The one place where the host waits for the device: shapes of what follows depend on the lengths.
-    num_slots, max_slots = torch.stack((lengths_B.sum(), lengths_B.max())).tolist()
-    _check_positions(max_slots, source.max_seqlen, config)
-    layout = PackedLayout.from_lengths(lengths_B, num_tokens=num_slots, max_seqlen=max_slots)
+    num_slots, fewest, most = torch.stack((lengths_B.sum(), lengths_B.min(), lengths_B.max())).tolist()
+    if fewest < 1:
+        raise ValueError("labels: an empty target opens no decoder slot: leave it out of the batch")
+    _check_positions(most, source.max_seqlen, config)
+    layout = PackedLayout.from_lengths(lengths_B, num_tokens=num_slots, max_seqlen=most)
     sequence_T, slot_T = layout.sequence_ids, layout.position_ids
     token_T = slot_T * source_lengths_B.index_select(0, sequence_T) // lengths_B.index_select(0, sequence_T)
     source_index_T = source.cu_seqlens.index_select(0, sequence_T).long() + token_T
@@ -76,11 +97,11 @@ def open_slots(source: PackedLayout, config: BnbConfig) -> DecoderSlots:
     return DecoderSlots(layout, source_index_T, token_T, repeats_T)
 
 
-def _check_positions(max_slots: int, max_source: int, config: BnbConfig) -> None:
+def _check_positions(most: int, max_source: int, config: BnbConfig) -> None:
     available = config.decoder.max_position_embeddings
-    if config.decoder_positions == "absolute" and max_slots > available:
+    if config.decoder_positions == "absolute" and most > available:
         raise ConfigError(
-            f"a source of {max_source} tokens opens {max_slots} decoder slots, but decoder.max_position_embeddings is "
+            f"a source of {max_source} tokens opens {most} decoder slots, but decoder.max_position_embeddings is "
             f"{available}: set decoder_positions to 'shared', lower decoder_length_ratio, set decoder_length_max, or "
             "cut the source"
         )

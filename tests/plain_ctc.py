@@ -87,9 +87,6 @@ def _feasible_tokens(rows: list[Tensor], targets: list[list[int]]) -> Tensor:
     """Target tokens of each sequence, 0 where its positions cannot hold them."""
     needed = [len(target) + sum(a == b for a, b in itertools.pairwise(target)) for target in targets]
     return torch.tensor(
-        [
-            len(target) if need <= row.shape[0] else 0
-            for row, target, need in zip(rows, targets, needed, strict=True)
-        ],
+        [len(target) if need <= row.shape[0] else 0 for row, target, need in zip(rows, targets, needed, strict=True)],
         dtype=torch.float64,
     )

@@ -1,0 +1,174 @@
+"""The encoder on its own: for sequence classification (GLUE), and as a plain BERT for any other use.
+
+Shapes: B sequences, L padded source columns, N packed source tokens, H hidden size, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from os import PathLike
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, BertModel
+from transformers.models.bert.modeling_bert import BertPooler
+
+from bnb_ds.bert_init import read_bert, read_bert_config
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.errors import ConfigError
+from bnb_ds.layers import BnbEncoder
+from bnb_ds.model_outputs import BnbClassifierOutput
+from bnb_ds.modeling import BnbForConditionalGeneration, BnbPreTrainedModel
+from bnb_ds.packing import pack_inputs
+
+#: what is no part of the encoder in a saved sequence-to-sequence model
+_OTHER_PARTS = [r"^lm_head\.", r"^(model\.)?(latent|decoder|length_predictor|enc_to_dec_proj)\."]
+
+
+class BnbEncoderModel(BnbPreTrainedModel):
+    """The encoder of a BERT-NAR-BERT, which is a BERT; loads from the directory of a whole model too."""
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _OTHER_PARTS
+
+    def __init__(self, config: BnbConfig):
+        super().__init__(config)
+        self.encoder = BnbEncoder(config.encoder)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings."""
+        return self.encoder.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embeddings."""
+        self.encoder.embeddings.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """Hidden states of the last layer, [B, L, H] (zero at padding) or packed [N, H].
+
+        Args:
+            input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen: see `bnb_ds.packing.pack_inputs`.
+        """
+        inputs = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+        return inputs.restore(self.encoder(inputs))
+
+    def to_bert(self) -> BertModel:
+        """The same weights as a `transformers.BertModel` without a pooler, in evaluation mode.
+
+        ``to_bert().save_pretrained(DIR)`` makes a directory that can be used wherever a BERT can.
+        """
+        config = copy.deepcopy(self.config.encoder)
+        config._attn_implementation = "sdpa"
+        bert = BertModel(config, add_pooling_layer=False).to(self.dtype)
+        bert.load_state_dict(
+            {
+                f"encoder.{name}" if name.startswith("layer.") else name: weight
+                for name, weight in self.encoder.state_dict().items()
+            }
+        )
+        return bert.eval()
+
+
+def encoder_of(model: BnbForConditionalGeneration) -> BnbEncoderModel:
+    """The encoder of a whole model as a model of its own, which shares its weights."""
+    alone = BnbEncoderModel(model.config)
+    alone.encoder = model.model.encoder
+    return alone
+
+
+class BnbForSequenceClassification(BnbPreTrainedModel):
+    """Encoder, BERT's pooler over the first token, and a linear layer to ``config.num_labels`` classes.
+
+    One label means regression. The encoder loads from a saved `BnbForConditionalGeneration`; pooler and classifier are
+    then new. ``config.classifier_dropout`` of the encoder's BERT configuration, or else its ``hidden_dropout_prob``, is
+    the dropout before the classifier.
+    """
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _OTHER_PARTS
+
+    def __init__(self, config: BnbConfig):
+        super().__init__(config)
+        self.model = BnbEncoderModel(config)
+        self.pooler = BertPooler(config.encoder)
+        dropout = config.encoder.classifier_dropout
+        self.dropout = nn.Dropout(config.encoder.hidden_dropout_prob if dropout is None else dropout)
+        self.classifier = nn.Linear(config.encoder.hidden_size, config.num_labels)
+        self.post_init()
+
+    @classmethod
+    def from_bert(
+        cls, checkpoint: str | PathLike[str], *, num_labels: int, **overrides: Any
+    ) -> BnbForSequenceClassification:
+        """Start from a BERT checkpoint: its encoder, and its pooler where it has one.
+
+        Args:
+            checkpoint: Hugging Face directory or hub name.
+            num_labels: classes; 1 for regression.
+            overrides: fields of the BERT configuration, such as ``hidden_dropout_prob``.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, or not a BERT.
+            ConfigError: ``num_labels`` is below 1.
+        """
+        if num_labels < 1:
+            raise ConfigError(f"num_labels is {num_labels}: give the number of classes, or 1 for regression")
+        bert_config = read_bert_config(checkpoint)
+        bert_config.update(overrides)
+        model = cls(BnbConfig(encoder=bert_config, num_labels=num_labels))
+        bert = read_bert(checkpoint)
+        model.model.encoder.load_state_dict(bert.body)
+        if bert.pooler is not None:
+            model.pooler.load_state_dict(bert.pooler)
+        return model.eval()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> BnbClassifierOutput:
+        """Classify each sequence.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen: see `bnb_ds.packing.pack_inputs`.
+            labels: int64 [B], classes; with one label float [B].
+
+        Raises:
+            ValueError: labels of another shape than [B].
+        """
+        inputs = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+        hidden_NH = self.model.encoder(inputs)
+        first_BH = hidden_NH.index_select(0, inputs.layout.cu_seqlens[:-1].long())
+        logits_BC = self.classifier(self.dropout(self.pooler(first_BH[:, None])))
+        result = BnbClassifierOutput(logits=logits_BC)
+        if labels is not None:
+            if labels.shape != logits_BC.shape[:1]:
+                raise ValueError(
+                    f"labels has shape {list(labels.shape)} for {logits_BC.shape[0]} sequences: give one of each"
+                )
+            exact = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+            result["loss_sum"] = (
+                F.mse_loss(exact[:, 0], labels.to(exact.dtype), reduction="sum")
+                if exact.shape[1] == 1
+                else F.cross_entropy(exact, labels, reduction="sum")
+            )
+            result["loss_count"] = torch.tensor(labels.numel(), device=labels.device)
+            result["loss"] = result.loss_sum / labels.numel()
+        return result
+
+
+AutoModelForSequenceClassification.register(BnbConfig, BnbForSequenceClassification, exist_ok=True)

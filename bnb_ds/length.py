@@ -1,0 +1,81 @@
+"""Length classification: how long the target is, and latents brought to that length.
+
+Shapes: B sequences, N real source tokens and T decoder slots of all sequences together, L latent size, C length
+classes, K candidate lengths of a source.
+
+Source: Shu et al., Latent-Variable Non-Autoregressive Neural Machine Translation with Deterministic Inference using a
+Delta Posterior, AAAI 2020, section 3.3 (length transform); Sohrab et al., BERT-NAR-BERT, IEEE Access 12 (2024).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.packing import PackedLayout
+
+
+class LengthPredictor(nn.Module):
+    """p(target length | latents of the source), a class for each difference to the source's length."""
+
+    def __init__(self, config: BnbConfig):
+        super().__init__()
+        self._shortest = config.decoder_length_min
+        self._longest = config.decoder_length_max
+        self._first_difference = config.length_difference_min
+        self.classifier = nn.Linear(config.latent_size, config.length_difference_max - config.length_difference_min + 1)
+        #: logarithm of the width of `stretch_latents`, learned like any other parameter
+        self.log_width = nn.Parameter(torch.zeros(()))
+
+    def forward(self, latent_NL: Tensor, source: PackedLayout) -> Tensor:
+        """Logits [B, C], from the mean latent over the real tokens of each source."""
+        return self.classifier(source.pad(latent_NL).sum(1) / source.lengths[:, None])
+
+    def nll(self, logits_BC: Tensor, source_lengths_B: Tensor, target_lengths_B: Tensor) -> Tensor:
+        """Nats [B], float32 or wider; a length beyond the classes counts as the nearest of them."""
+        classes_B = target_lengths_B - source_lengths_B - self._first_difference
+        classes_B = classes_B.clamp(0, logits_BC.shape[1] - 1)
+        exact = torch.promote_types(logits_BC.dtype, torch.float32)
+        return F.cross_entropy(logits_BC.to(exact), classes_B, reduction="none")
+
+    def best(self, logits_BC: Tensor, source_lengths_B: Tensor, num_candidates: int = 1) -> Tensor:
+        """int64 [B, K], the most probable lengths, best first; a source with fewer possible ones repeats its best."""
+        num_classes = logits_BC.shape[1]
+        differences_C = torch.arange(num_classes, device=logits_BC.device) + self._first_difference
+        lengths_BC = source_lengths_B[:, None] + differences_C
+        possible_BC = lengths_BC >= self._shortest
+        if self._longest is not None:
+            possible_BC &= lengths_BC <= self._longest
+        scores_BC = logits_BC.float().masked_fill(~possible_BC, -torch.inf)
+        scores_BK, classes_BK = scores_BC.topk(min(num_candidates, num_classes), dim=1)
+        candidates_BK = lengths_BC.gather(1, classes_BK)
+        candidates_BK = torch.where(scores_BK == -torch.inf, candidates_BK[:, :1], candidates_BK)
+        # Where no class is possible at all, the bounds decide.
+        return candidates_BK.clamp(self._shortest, self._longest)
+
+
+def stretch_latents(latent_NL: Tensor, source: PackedLayout, target: PackedLayout, width: Tensor) -> Tensor:
+    """Latents of n source tokens as latents of T slots, by monotonic Gaussian interpolation.
+
+    Slot j takes the mean of the latents z_k weighted by ``softmax_k(-(k - j n / T)^2 / (2 width^2))``.
+
+    Args:
+        latent_NL: float [N, L].
+        source: sequences of the source tokens.
+        target: sequences of the slots.
+        width: float [], in source tokens, above 0.
+
+    Returns:
+        float [T, L].
+    """
+    ratio_B = source.lengths.double() / target.lengths
+    centre_T = target.position_ids * ratio_B.index_select(0, target.sequence_ids)
+    token_M = torch.arange(source.max_seqlen, device=latent_NL.device)
+    distance_BTM = token_M - target.pad(centre_T)[..., None]
+    scores_BTM = -distance_BTM.square().to(width.dtype) / (2 * width.square())
+    if source.key_mask is not None:
+        scores_BTM = scores_BTM.masked_fill(~source.key_mask[:, 0], -torch.inf)
+    weights_BTM = scores_BTM.softmax(-1).to(latent_NL.dtype)
+    return target.unpad(weights_BTM @ source.pad(latent_NL))

@@ -1,0 +1,166 @@
+"""Models of the reference implementation (aistairc/BERT-NAR-BERT), read weight by weight.
+
+Its ``save_pretrained`` writes an encoder-decoder of a fork of transformers: ``config.json``, and either
+``model.safetensors`` or ``pytorch_model.bin``. Nothing but tensors is ever read from the latter.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bnb_ds.bert_init import check_overrides
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from bnb_ds.modeling import BnbForConditionalGeneration
+
+_HEAD = "decoder.cls.predictions."
+
+#: second names of the tied output matrix and its bias, in pytorch_model.bin only; of the two biases, this one is used
+_HEAD_MATRIX, _HEAD_BIAS = f"{_HEAD}decoder.weight", f"{_HEAD}decoder.bias"
+#: buffers without content, and BERT's pooler, which the reference never uses
+_UNUSED = ("position_ids", "pooler.dense.weight", "pooler.dense.bias")
+
+#: beginnings of our names, and what the reference calls them
+_RENAMED = (
+    ("model.encoder.layer.", "encoder.encoder.layer."),
+    ("model.encoder.", "encoder."),
+    ("model.latent.", "encoder.linear."),
+    ("model.decoder.embeddings.latent_projection.", "decoder.linear."),
+    ("model.decoder.layer.", "decoder.bert.encoder.layer."),
+    ("model.decoder.", "decoder.bert."),
+    ("model.enc_to_dec_proj.", "enc_to_dec_proj."),
+    ("lm_head.", _HEAD),
+)
+
+
+def load_reference(
+    model_class: type[BnbForConditionalGeneration], directory: str | PathLike[str], overrides: dict[str, Any]
+) -> BnbForConditionalGeneration:
+    """See `BnbForConditionalGeneration.from_reference`."""
+    directory = Path(directory)
+    model = model_class(reference_config(directory, overrides))
+    path, weights = _read_weights(directory)
+    ours = {name: parameter for name, parameter in model.state_dict().items() if "length_predictor" not in name}
+    model.load_state_dict(_matched(path, weights, ours, model.config.latent_size), strict=False)
+    return model.eval()
+
+
+def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
+    """The configuration of the model in a directory of the reference.
+
+    Raises:
+        CheckpointError: ``config.json`` is missing, damaged or of another kind of model.
+        ConfigError: an unknown override, or a value out of its range.
+    """
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        halves = {half: values[half] for half in ("encoder", "decoder")}
+        latent_size, decoder_latent_size = (halves[half]["latent_size"] for half in halves)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give a directory that the reference's own tools saved") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: not the configuration of a BERT-NAR-BERT of the reference: {type(error).__name__} {error}; it "
+            "needs encoder and decoder, with latent_size in both"
+        ) from None
+    if values.get("is_vae"):
+        raise CheckpointError(f"{path}: is_vae is true; only the deterministic model of the paper can be imported")
+    if latent_size != decoder_latent_size:
+        raise CheckpointError(
+            f"{path}: latent_size is {latent_size} in the encoder and {decoder_latent_size} in the decoder; make them"
+            " equal"
+        )
+    if "latent_size" in overrides:
+        raise ConfigError("from_reference has no setting 'latent_size': the checkpoint fixes it")
+    check_overrides("from_reference", overrides)
+    known = BnbConfig().encoder.to_dict()
+    fields = {half: {name: value for name, value in bert.items() if name in known} for half, bert in halves.items()}
+    pad = values.get("pad_token_id")
+    defaults = {
+        "decoder_length": "padded",
+        "decoder_length_ratio": 1.0,
+        "latent_dropout": values.get("dropout_prob", 0.0),
+        "loss_reduction": "sample" if overrides.get("decoder_length") != "predicted" else "token",
+        "blank_token_id": pad or 0,
+        "pad_token_id": pad,
+        "bos_token_id": values.get("decoder_start_token_id"),
+        "eos_token_id": values.get("eos_token_id"),
+    }
+    return BnbConfig(**fields, latent_size=latent_size, **{**defaults, **overrides})
+
+
+def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+        "model.safetensors": load_file,
+        # weights_only: an unpickler that knows tensors and nothing that could run.
+        "pytorch_model.bin": lambda path: torch.load(path, map_location="cpu", weights_only=True),
+    }
+    for name, read in readers.items():
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            weights = read(path)
+        except (
+            OSError,
+            SafetensorError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            KeyError,
+            pickle.UnpicklingError,
+        ) as error:
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise CheckpointError(f"{path}: cannot be read as tensors: {reason}") from None
+        if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+            raise CheckpointError(f"{path}: holds something else than a dictionary of tensors")
+        return path, weights
+    raise CheckpointError(f"{directory}: holds neither of {' and '.join(readers)}; copy the weights there")
+
+
+def _matched(path: Path, weights: dict[str, Tensor], ours: dict[str, Tensor], latent_size: int) -> dict[str, Tensor]:
+    """The reference's weights under our names.
+
+    Raises:
+        CheckpointError: naming everything that is missing, left over or of another shape.
+    """
+    faults, matched = [], {}
+    if _HEAD_BIAS in weights:
+        weights = {**weights, f"{_HEAD}bias": weights[_HEAD_BIAS]}
+    for ours_name, parameter in ours.items():
+        name = their_name(ours_name)
+        if name not in weights:
+            faults.append(f"{name} is missing")
+            continue
+        weight, shape = weights[name], list(parameter.shape)
+        if ours_name.startswith("model.latent."):
+            shape[0] *= 2  # the other half is the log variance of a VAE, which is neither trained nor read
+        if list(weight.shape) != shape:
+            faults.append(f"{name} has shape {list(weight.shape)}, not {shape}")
+        matched[ours_name] = weight[:latent_size] if ours_name.startswith("model.latent.") else weight
+    expected = {their_name(name) for name in ours} | {_HEAD_MATRIX, _HEAD_BIAS}
+    faults += [f"{name} is unknown" for name in weights if name not in expected and not name.endswith(_UNUSED)]
+    if faults:
+        raise CheckpointError(f"{path}: does not fit its config.json: {'; '.join(faults)}")
+    return matched
+
+
+def their_name(ours: str) -> str:
+    """What the reference calls a weight of `BnbForConditionalGeneration`."""
+    for prefix, theirs in _RENAMED:
+        if ours.startswith(prefix):
+            return theirs + ours.removeprefix(prefix)
+    raise AssertionError(f"no counterpart of {ours}")

@@ -1,0 +1,181 @@
+"""Directories of the reference implementation: what is read, and what is said of unusable ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from bnb_ds.cli import main
+from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.modeling import BnbForConditionalGeneration
+from bnb_ds.reference import their_name
+from tests.tiny import bnb_model, padded_form, source_ids
+
+BATCH = padded_form(source_ids([7, 1, 10]))
+
+
+def their_weights(model) -> dict[str, torch.Tensor]:
+    weights = {their_name(name): weight.clone() for name, weight in model.state_dict().items()}
+    for leaf in ("weight", "bias"):
+        weights[f"encoder.linear.{leaf}"] = torch.cat([weights[f"encoder.linear.{leaf}"]] * 2)
+    return {**weights, "encoder.pooler.dense.bias": torch.zeros(3), "encoder.embeddings.position_ids": torch.zeros(1)}
+
+
+def save_as_reference(model, directory, weights=None, *, binary=False, **config):
+    """A directory as the reference's ``save_pretrained`` writes it."""
+    directory.mkdir(exist_ok=True)
+    halves = {
+        half: {**getattr(model.config, half).to_dict(), "latent_size": model.config.latent_size}
+        for half in ("encoder", "decoder")
+    }
+    values = {"model_type": "encoder-decoder", "pad_token_id": 0, "dropout_prob": 0.1, **halves, **config}
+    (directory / "config.json").write_text(json.dumps(values))
+    weights = their_weights(model) if weights is None else weights
+    if binary:
+        torch.save(weights, directory / "pytorch_model.bin")
+    else:
+        save_file(weights, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_halves_of_different_size_with_a_projection_between(tmp_path, binary):
+    decoder = {"hidden_size": 15, "vocab_size": 31, "num_hidden_layers": 1, "intermediate_size": 18}
+    model = bnb_model(dtype=torch.float32, decoder=decoder, decoder_length="padded")
+    save_as_reference(model, tmp_path, binary=binary)
+    loaded = BnbForConditionalGeneration.from_reference(tmp_path)
+    assert loaded.config.decoder_length == "padded"
+    assert (loaded.config.latent_dropout, loaded.config.loss_reduction, loaded.training) == (0.1, "sample", False)
+    assert torch.equal(loaded(**BATCH).logits, model(**BATCH).logits)
+
+
+def test_the_second_bias_of_a_binary_file_is_the_one_in_use(tmp_path):
+    model = bnb_model(dtype=torch.float32)
+    weights = their_weights(model)
+    weights["decoder.cls.predictions.decoder.bias"] = weights["decoder.cls.predictions.bias"] + 1
+    save_as_reference(model, tmp_path, weights, binary=True)
+    bias = BnbForConditionalGeneration.from_reference(tmp_path).lm_head.bias
+    assert torch.equal(bias, model.lm_head.bias + 1)
+
+
+def test_overrides(tmp_path):
+    save_as_reference(bnb_model(dtype=torch.float32), tmp_path)
+    model = BnbForConditionalGeneration.from_reference(tmp_path, decoder_length="predicted", kl_weight=0.2)
+    assert (model.config.decoder_length, model.config.loss_reduction, model.config.kl_weight) == (
+        "predicted",
+        "token",
+        0.2,
+    )
+    for name, message in (("latent_sise", "has no setting 'latent_sise'"), ("latent_size", "the checkpoint fixes it")):
+        with pytest.raises(ConfigError, match=message):
+            BnbForConditionalGeneration.from_reference(tmp_path, **{name: 3})
+
+
+def test_all_faults_of_the_weights_are_named_at_once(tmp_path):
+    model = bnb_model(dtype=torch.float32)
+    weights = their_weights(model)
+    del weights["decoder.linear.bias"]
+    weights["encoder.linear.weight"] = weights["encoder.linear.weight"][:5].clone()
+    weights["decoder.length.weight"] = torch.zeros(2)
+    save_as_reference(model, tmp_path, weights)
+    with pytest.raises(CheckpointError) as error:
+        BnbForConditionalGeneration.from_reference(tmp_path)
+    for part in (
+        "model.safetensors: does not fit its config.json: ",
+        "decoder.linear.bias is missing",
+        "encoder.linear.weight has shape [5, 12], not [10, 12]",
+        "decoder.length.weight is unknown",
+    ):
+        assert part in str(error.value)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harmed",)
+
+
+def test_a_binary_file_never_runs_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_as_reference(bnb_model(dtype=torch.float32), tmp_path / "model", {"a": Harmful()}, binary=True)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin: cannot be read as tensors: "):
+        BnbForConditionalGeneration.from_reference("model")
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of weights", pickle.dumps([1])])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_damaged_weights(tmp_path, name, content):
+    save_as_reference(bnb_model(dtype=torch.float32), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be read as tensors: "):
+        BnbForConditionalGeneration.from_reference(tmp_path)
+
+
+def test_a_binary_file_that_holds_something_else(tmp_path):
+    save_as_reference(bnb_model(dtype=torch.float32), tmp_path, {"model": {"a": torch.zeros(1)}}, binary=True)
+    with pytest.raises(CheckpointError, match="holds something else than a dictionary of tensors"):
+        BnbForConditionalGeneration.from_reference(tmp_path)
+
+
+def test_no_weights_at_all(tmp_path):
+    save_as_reference(bnb_model(dtype=torch.float32), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"holds neither of model.safetensors and pytorch_model.bin"):
+        BnbForConditionalGeneration.from_reference(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"is_vae": True}, "is_vae is true"),
+        ({"decoder": {"latent_size": 9}}, "latent_size is 5 in the encoder and 9 in the decoder"),
+        ({"encoder": {}}, "not the configuration of a BERT-NAR-BERT of the reference: KeyError 'latent_size'"),
+        ({"encoder": None}, "not the configuration of a BERT-NAR-BERT of the reference: TypeError"),
+    ],
+)
+def test_other_configurations(tmp_path, config, message):
+    save_as_reference(bnb_model(dtype=torch.float32), tmp_path, **config)
+    with pytest.raises(CheckpointError, match=message):
+        BnbForConditionalGeneration.from_reference(tmp_path)
+
+
+def test_no_directory(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config.json: no such file; give a directory"):
+        BnbForConditionalGeneration.from_reference(tmp_path / "absent")
+
+
+def test_the_command_writes_a_model_that_generates(tmp_path, small_tokenizer, capsys):
+    vocab_size = len(small_tokenizer)
+    model = bnb_model(dtype=torch.float32, encoder={"vocab_size": vocab_size}, decoder={"vocab_size": vocab_size})
+    save_as_reference(model, tmp_path / "theirs")
+    small_tokenizer.save_pretrained(tmp_path / "theirs")
+    command = ["import-reference", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--decoder-length", "source"]
+    assert main(command) == 0
+    assert "import-reference: " in capsys.readouterr().out
+    loaded = BnbForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert (loaded.config.decoder_length, loaded.config.decoder_length_ratio) == ("source", 1.0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "ours").vocab_size == vocab_size
+    text = tmp_path / "in.txt"
+    text.write_text("a line of text\n")
+    arguments = [str(tmp_path / "ours"), "--input", str(text), "--output", str(tmp_path / "out.txt")]
+    assert main(["generate", *arguments]) == 0
+    # Again: nothing is overwritten.
+    assert main(command) == 2
+    assert "ours: already exists; remove it or choose another output" in capsys.readouterr().err
+
+
+def test_the_command_refuses_another_tokenizer(tmp_path, small_tokenizer, capsys):
+    save_as_reference(bnb_model(dtype=torch.float32), tmp_path / "theirs")
+    small_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = ["--tokenizer", str(tmp_path / "tokenizer")]
+    assert main(["import-reference", str(tmp_path / "theirs"), str(tmp_path / "ours"), *tokenizer]) == 2
+    assert f"has {len(small_tokenizer)} tokens, the model's encoder 53; give the" in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+    assert main(["import-reference", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert "holds no tokenizer" in capsys.readouterr().err
