@@ -29,7 +29,7 @@ class PackedBatch:
         decoder_lengths: int64 [B] on the host, decoder positions of each sequence.
         num_ordinary: source tokens that are not special.
         num_masked: of them, chosen for masking.
-        num_infeasible: sequences whose target does not fit into their decoder positions.
+        num_infeasible: samples with a target that does not fit into its decoder positions.
         num_targets: target tokens of the feasible sequences; the loss is normalised by their global sum.
         masked_index: int64 [num_masked], places in ``input_ids`` that were chosen for masking; None where the task
             masks nothing.
@@ -58,8 +58,8 @@ class PackedBatch:
         return self.input_ids.numel()
 
     @property
-    def num_sequences(self) -> int:
-        return self.source_lengths.size
+    def num_samples(self) -> int:
+        return self.sample_ids.size
 
     def pinned(self) -> PackedBatch:
         """The same in page-locked memory, from which `model_inputs` copies without making the host wait."""

@@ -7,14 +7,17 @@ output directory. Batch sizes, precision, ZeRO, clipping, optimizer and peak lea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from bnb_ds.corruption import OBJECTIVES
 from bnb_ds.errors import ConfigError, nearest
+from bnb_ds.sequences import Building
 
 # Two ways to give the length of a run.
 _ALTERNATIVES = {"steps": "epochs", "epochs": "steps"}
@@ -80,20 +83,71 @@ class DataSection(Section):
     """Where samples come from and how long they are."""
 
     shards: str
-    #: truncate: the first ``max_length - 2`` tokens of a document (the paper); chunk: every token is used
-    sequence: Literal["truncate", "chunk"] = "truncate"
-    #: tokens of a sequence, [CLS] and [SEP] included
-    max_length: Annotated[int, Field(ge=3)] = 512
+    #: truncate: the first ``max_length - 2`` tokens of a document (the paper); chunk: every token is used; pack: chunks
+    #: again, as many in one sample as fit, attention kept apart
+    sequence: Building = "truncate"
+    #: tokens of a sequence, [CLS] and [SEP] included; with pack, of all sequences of a sample
+    max_length: Annotated[int, Field(ge=3, le=2**16)] = 512
+
+
+class LoaderSection(Section):
+    """How a step's samples reach the model; what is trained on, and in which order, does not depend on it."""
+
+    #: real source tokens of a micro batch, at most; without it, train_micro_batch_size_per_gpu samples. The micro steps
+    #: of a step are then as many as that takes, and the samples of a step still the JSON's train_batch_size
+    micro_batch_tokens: Annotated[int, Field(gt=0)] | None = None
+    #: threads that prepare batches, on each rank
+    workers: Annotated[int, Field(gt=0)] = 1
+    #: steps prepared ahead, at most
+    prefetch_steps: Annotated[int, Field(gt=0)] = 2
+    #: longest wait for a step's samples, in seconds; then an error that names the file
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300
 
 
 class ObjectiveSection(Section):
-    """What is reconstructed: ae (plain), mlm (masked), plm (permuted), mlm+plm (both, fused)."""
+    """What a sample is trained on.
 
-    corruption: Literal["ae", "mlm", "plm", "mlm+plm"] = "mlm+plm"
+    Restored from itself (ae), masked (mlm), permuted (plm) or both (mlm+plm, fused), or the continuation of its first
+    70 to 80% (clm).
+    """
+
+    #: one of them, or several with weights, drawn for each sample: ``{mlm+plm: 3, clm: 1}``
+    corruption: str | dict[str, float] = "mlm+plm"
     #: of all ordinary tokens; of the chosen ones 80% become [MASK], 10% a random token, 10% stay
     mask_probability: Probability = 0.15
     #: of all ordinary tokens; the chosen ones change places among themselves
     permute_probability: Probability = 0.5
+    #: mask all tokens of a word together
+    whole_word: bool = False
+    #: weight of the auxiliary loss that predicts masked tokens from the encoder; 0 for none
+    encoder_mlm_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """Objective -> weight."""
+        return {self.corruption: 1.0} if isinstance(self.corruption, str) else self.corruption
+
+    @field_validator("corruption", mode="plain")
+    @classmethod
+    def _known_objectives(cls, value: Any) -> str | dict[str, float]:
+        weights = {value: 1.0} if isinstance(value, str) else value
+        if not isinstance(weights, dict):
+            raise ValueError(f"give {', '.join(OBJECTIVES)}, or several with weights: {{mlm+plm: 3, clm: 1}}")
+        for name, weight in weights.items():
+            if name not in OBJECTIVES:
+                raise ValueError(f"unknown objective {name!r}: {nearest(str(name), OBJECTIVES)}")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise ValueError(f"the weight of {name} is {weight!r}: give a number of at least 0")
+        if not any(weights.values()):
+            raise ValueError("no objective has a weight above 0: give one, for example {mlm+plm: 1}")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_predict(self) -> ObjectiveSection:
+        masked = any("mlm" in name and weight > 0 for name, weight in self.mixture.items())
+        if self.encoder_mlm_weight and not (masked and self.mask_probability):
+            raise ValueError("encoder_mlm_weight needs masked tokens: give mlm or mlm+plm a weight, or set it to 0")
+        return self
 
 
 class ScheduleSection(Section):
@@ -130,6 +184,7 @@ class PretrainRecipe(Section):
     model: ModelSection = ModelSection()
     data: DataSection
     objective: ObjectiveSection = ObjectiveSection()
+    loader: LoaderSection = LoaderSection()
     schedule: ScheduleSection = ScheduleSection()
     intervals: IntervalSection = IntervalSection()
 
@@ -137,6 +192,16 @@ class PretrainRecipe(Section):
     def _steps_or_epochs(self) -> PretrainRecipe:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_fit_micro_batches(self) -> PretrainRecipe:
+        budget, longest = self.loader.micro_batch_tokens, self.data.max_length
+        if budget is not None and budget < longest:
+            raise ValueError(
+                f"loader.micro_batch_tokens {budget}: one sample can have data.max_length {longest} tokens; set it to"
+                " that or more"
+            )
         return self
 
 

@@ -30,8 +30,8 @@ _PREFIX_TENTHS = (7, 8)
 # One independent stream of draws for each decision.
 _STREAM_PERMUTED, _STREAM_CHOSEN, _STREAM_FATE, _STREAM_TOKEN, _STREAM_OBJECTIVE, _STREAM_PREFIX = range(6)
 
-# A token that changes places is sorted by 22 bits of its draw, above its place in the sequence: two tokens of a sequence
-# meet in the same number, and then keep their order, once in two million pairs.
+# A token that changes places is sorted by 22 bits of its draw, above its place in the sequence: two tokens of a
+# sequence meet in the same number, and then keep their order, once in two million pairs.
 _ORDER_BITS = 22
 
 
@@ -140,7 +140,7 @@ class Corruption:
         sample_keys: np.ndarray,
         mask_B: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Places chosen for masking, int64 [C]; a draw for the fate of each, uint32 [C]; and what the draws are below."""
+        """Places chosen for masking, int64 [C], a draw for the fate of each, uint32 [C], and what they are below."""
         draws = packed_draws(hash64(sample_keys, _STREAM_CHOSEN), cu_seqlens)
         is_chosen = _below(draws, mask_B, np.diff(cu_seqlens))
         if self.continues_word is None:

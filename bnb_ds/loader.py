@@ -3,8 +3,8 @@
 The stream of samples is one infinite sequence, epoch after epoch, each epoch in its own order. Its state is a single
 number, the samples consumed so far; it depends neither on the number of ranks nor on the micro batch.
 
-How the samples of one step are dealt out to micro batches and ranks is :mod:`bnb_ds.dealing`'s; the step's loss is a sum
-over its samples, whatever their order.
+How the samples of one step are dealt out to micro batches and ranks is in :mod:`bnb_ds.dealing`; the step's loss is a
+sum over its samples, whatever their order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
+import torch
 
+from bnb_ds.agreement import agreed
 from bnb_ds.batch import PackedBatch
 from bnb_ds.dealing import deal_by_count, deal_by_tokens
 from bnb_ds.prefetch import prefetched
@@ -21,6 +23,7 @@ from bnb_ds.randomness import hash64, permuted
 from bnb_ds.shard_reader import files_being_read
 
 _STREAM_ORDER = 0x0DE5
+_CPU = torch.device("cpu")
 
 
 class SampleSource(Protocol):
@@ -56,7 +59,7 @@ class StepLoader:
         micro_batch: samples per micro step on one rank.
         accumulation_steps: micro steps per step.
         rank, world_size: this process among all.
-        pin_memory: put batches into page-locked memory, from which a GPU copies while it computes.
+        device: of this rank. For a GPU, batches are put into page-locked memory, from which it copies while computing.
         micro_batch_tokens: with it, a micro batch holds samples of at most that many tokens together instead of
             ``micro_batch`` samples, and a step has as many micro steps as that takes, the same on every rank. The
             samples of a step stay the same.
@@ -74,7 +77,7 @@ class StepLoader:
         accumulation_steps: int,
         rank: int,
         world_size: int,
-        pin_memory: bool = False,
+        device: torch.device = _CPU,
         micro_batch_tokens: int | None = None,
         workers: int = 1,
         prefetch_steps: int = 1,
@@ -86,7 +89,7 @@ class StepLoader:
         self._accumulation_steps = accumulation_steps
         self._rank = rank
         self._world_size = world_size
-        self._pin_memory = pin_memory
+        self._device = device
         self._micro_batch_tokens = micro_batch_tokens
         self._workers = workers
         self._prefetch_steps = prefetch_steps
@@ -106,16 +109,16 @@ class StepLoader:
         else:
             groups = deal_by_tokens(lengths, self._micro_batch_tokens, self._world_size)
         batches = [self._source.batch(sample_ids[g], epochs[g]) for g in groups[self._rank :: self._world_size]]
-        return [batch.pinned() for batch in batches] if self._pin_memory else batches
+        return [batch.pinned() for batch in batches] if self._device.type == "cuda" else batches
 
     def steps(self, samples_consumed: int, num_steps: int) -> Iterator[list[PackedBatch]]:
         """``num_steps`` steps from a stream position on.
 
         Raises:
-            DataError: a shard cannot be read, or does not answer in time; the message names the file. Other errors of
-                the threads surface here too.
+            DataError: a shard cannot be read, or does not answer in time, on any of the ranks; the message names rank
+                and file. Other errors of this rank's threads surface here too.
         """
-        return prefetched(
+        prepared = prefetched(
             self.step,
             (samples_consumed + i * self.global_batch for i in range(num_steps)),
             workers=self._workers,
@@ -123,6 +126,7 @@ class StepLoader:
             timeout_seconds=self._timeout_seconds,
             describe_wait=_what_is_read,
         )
+        return agreed(prepared, self._device)
 
 
 def _what_is_read() -> str:

@@ -45,13 +45,18 @@ def model_config(section: ModelSection, shards: TokenShards, max_length: int) ->
     return config
 
 
-def build_model(section: ModelSection, shards: TokenShards, max_length: int) -> BnbForConditionalGeneration:
+def build_model(
+    section: ModelSection,
+    shards: TokenShards,
+    max_length: int,
+    model_class: type[BnbForConditionalGeneration] = BnbForConditionalGeneration,
+) -> BnbForConditionalGeneration:
     """Make the model: random weights of a given size, or BERT checkpoints. Arguments and errors as `model_config`."""
     config = model_config(section, shards, max_length)
     if section.encoder is None:
-        return BnbForConditionalGeneration(config)
+        return model_class(config)
     overrides = {**_bnb_fields(section, shards), **_dropout_fields(section)}
-    return BnbForConditionalGeneration.from_bert(section.encoder, section.decoder, **overrides)
+    return model_class.from_bert(section.encoder, section.decoder, **overrides)
 
 
 def _dropout_fields(section: ModelSection) -> dict[str, float]:

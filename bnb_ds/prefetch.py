@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
 from bnb_ds.errors import DataError
@@ -43,7 +44,7 @@ def prefetched(
     # Threads of concurrent.futures are joined when the interpreter exits: one that hangs in a read would keep the
     # process alive for ever. These are daemons.
     tasks: queue.SimpleQueue[tuple[Item, Future[Made]] | None] = queue.SimpleQueue()
-    threads = [threading.Thread(target=_work, args=(make, tasks), name=f"loader-{i}", daemon=True) for i in range(workers)]
+    threads = [threading.Thread(target=_work, args=(make, tasks), name="loader", daemon=True) for _ in range(workers)]
     waiting: deque[Future[Made]] = deque()
 
     def submit(item: Item) -> None:
@@ -60,7 +61,7 @@ def prefetched(
         while waiting:
             try:
                 made = waiting[0].result(timeout_seconds)
-            except TimeoutError:
+            except FutureTimeout:
                 if waiting[0].done():
                     raise  # the maker's own
                 stuck = True

@@ -11,9 +11,10 @@ import torch
 
 from bnb_ds import checkpoint, distributed, report
 from bnb_ds.batch import PackedBatch
-from bnb_ds.config import PretrainRecipe, load_recipe
+from bnb_ds.config import ObjectiveSection, PretrainRecipe, load_recipe
 from bnb_ds.corruption import Corruption
 from bnb_ds.ds_config import DsConfig, load_ds_config
+from bnb_ds.encoder_mlm import BnbForPretraining
 from bnb_ds.engine import build_engine
 from bnb_ds.errors import DataError
 from bnb_ds.evaluation import evaluate
@@ -22,13 +23,13 @@ from bnb_ds.hardware import peak_flops
 from bnb_ds.loader import StepLoader
 from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.objectives import Reconstruction
+from bnb_ds.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.outputs import disk_errors
 from bnb_ds.run_dir import RunDir
 from bnb_ds.samples import PretrainSamples
 from bnb_ds.schedule import learning_rate_multiplier
 from bnb_ds.shards import TokenShards
-from bnb_ds.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
+from bnb_ds.tokenization import continuation_pieces, load_tokenizer, save_tokenizer, tokenizer_hash
 from bnb_ds.tracking import Tracker
 from bnb_ds.train_loop import LoopSettings, TrainLoop
 
@@ -45,11 +46,17 @@ class Plan:
     def samples(self, shards: TokenShards, config: BnbConfig) -> PretrainSamples:
         """The samples of one split, with the recipe's noise."""
         objective = self.recipe.objective
+        continues_word = None
+        if objective.whole_word:
+            continues_word = continuation_pieces(load_tokenizer(shards.tokenizer_dir), shards.vocab_size)
         corruption = Corruption(
-            mask_probability=objective.mask_probability if "mlm" in objective.corruption else 0.0,
-            permute_probability=objective.permute_probability if "plm" in objective.corruption else 0.0,
+            mask_probability=objective.mask_probability,
+            permute_probability=objective.permute_probability,
             mask_id=shards.special_ids["mask"],
             vocab_size=shards.vocab_size,
+            mixture=objective.mixture,
+            special_ids=tuple(shards.special_ids.values()),
+            continues_word=continues_word,
         )
         data = self.recipe.data
         return PretrainSamples(
@@ -95,11 +102,17 @@ def describe_dry_run(plan: Plan) -> list[str]:
     """What a run would do and need, without touching a GPU: the model is built on the meta device."""
     config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
     with torch.device("meta"):
-        num_parameters = report.count_parameters(BnbForConditionalGeneration(config))
+        num_parameters = report.count_parameters(_model_class(plan.recipe.objective)(config))
     num_samples = len(plan.samples(plan.train_shards, config))
     return [
         *report.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
-        *report.memory(config, num_parameters, plan.ds_config, plan.recipe.data.max_length),
+        *report.memory(
+            config,
+            num_parameters,
+            plan.ds_config,
+            plan.recipe.data.max_length,
+            plan.recipe.loader.micro_batch_tokens,
+        ),
     ]
 
 
@@ -126,7 +139,7 @@ def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None
     found, notes = distributed.on_main(lambda: run.find_resume(resume))
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, plan.train_shards, recipe.data.max_length)
+    model = build_model(recipe.model, plan.train_shards, recipe.data.max_length, _model_class(recipe.objective))
     train, heldout = (plan.samples(shards, model.config) for shards in (plan.train_shards, plan.heldout_shards))
     total_steps = plan.total_steps(len(train))
     stop_step = min(stop_at or total_steps, total_steps)
@@ -150,8 +163,8 @@ def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None
         tracker.say(line)
     loop = TrainLoop(
         engine,
-        _loader(train, plan, pin_memory=device.type == "cuda"),
-        Reconstruction(),
+        _loader(train, plan, device),
+        _objective(recipe.objective),
         _evaluation(engine, heldout, plan, device),
         tracker,
         _loop_settings(recipe, total_steps, stop_step),
@@ -165,7 +178,17 @@ def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None
     tracker.close()
 
 
-def _loader(train: PretrainSamples, plan: Plan, *, pin_memory: bool) -> StepLoader:
+def _model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:
+    return BnbForPretraining if section.encoder_mlm_weight else BnbForConditionalGeneration
+
+
+def _objective(section: ObjectiveSection) -> Objective:
+    if section.encoder_mlm_weight:
+        return ReconstructionAndEncoderMlm(section.encoder_mlm_weight)
+    return Reconstruction()
+
+
+def _loader(train: PretrainSamples, plan: Plan, device: torch.device) -> StepLoader:
     return StepLoader(
         train,
         seed=plan.recipe.seed,
@@ -173,7 +196,8 @@ def _loader(train: PretrainSamples, plan: Plan, *, pin_memory: bool) -> StepLoad
         accumulation_steps=plan.ds_config.accumulation_steps,
         rank=distributed.rank(),
         world_size=plan.ds_config.world_size,
-        pin_memory=pin_memory,
+        device=device,
+        **plan.recipe.loader.model_dump(),
     )
 
 

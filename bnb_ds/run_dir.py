@@ -31,7 +31,7 @@ from bnb_ds.outputs import disk_errors
 _PACKAGES = ("bnb_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 # What may change between launches of one run: where it lies, how often it reports, how its batch is cut up.
-_FREE_RECIPE_KEYS = ("output_dir", "intervals")
+_FREE_RECIPE_KEYS = ("output_dir", "intervals", "loader")
 _FREE_DS_KEYS = (
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",

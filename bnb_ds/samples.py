@@ -9,7 +9,7 @@ from bnb_ds.batch import PackedBatch, count_repeats
 from bnb_ds.corruption import Corruption
 from bnb_ds.modeling import BnbConfig, decoder_lengths
 from bnb_ds.randomness import hash64
-from bnb_ds.sequences import SPECIALS, Pieces, Sequence, make_index
+from bnb_ds.sequences import SPECIALS, Building, Pieces, make_index
 from bnb_ds.shards import TokenShards
 
 
@@ -29,7 +29,7 @@ class PretrainSamples:
         self,
         shards: TokenShards,
         *,
-        sequence: Sequence,
+        sequence: Building,
         max_length: int,
         corruption: Corruption,
         seed: int,
@@ -71,6 +71,7 @@ class PretrainSamples:
         noisy = self._corruption(*self._read(pieces), keys)
         source_lengths, target_lengths = np.diff(noisy.source_cu_seqlens), np.diff(noisy.target_cu_seqlens)
         slots = decoder_lengths(source_lengths, self._config)
+        first_sequence = np.cumsum(pieces.per_sample) - pieces.per_sample
         feasible = slots >= target_lengths + count_repeats(noisy.target, noisy.target_cu_seqlens)
         return PackedBatch(
             input_ids=torch.from_numpy(noisy.source.astype(np.int64)),
@@ -84,7 +85,7 @@ class PretrainSamples:
             decoder_lengths=slots,
             num_ordinary=noisy.num_ordinary,
             num_masked=noisy.chosen.size,
-            num_infeasible=int((~feasible).sum()),
+            num_infeasible=int(np.logical_or.reduceat(~feasible, first_sequence).sum()),
             num_targets=int(target_lengths[feasible].sum()),
             masked_index=torch.from_numpy(noisy.chosen),
             masked_labels=torch.from_numpy(noisy.chosen_labels.astype(np.int64)),

@@ -19,7 +19,7 @@ import numpy as np
 from bnb_ds.bin_packing import pack_histogram
 from bnb_ds.shards import TokenShards
 
-Sequence = Literal["truncate", "chunk", "pack"]
+Building = Literal["truncate", "chunk", "pack"]
 
 #: [CLS] and [SEP]
 SPECIALS = 2
@@ -166,7 +166,7 @@ class Bins:
         return sizes
 
 
-def make_index(sequence: Sequence, shards: TokenShards, max_length: int) -> SequenceIndex:
+def make_index(sequence: Building, shards: TokenShards, max_length: int) -> SequenceIndex:
     """The index of one split of a shard directory, for sequences of at most ``max_length`` tokens."""
     makers: dict[str, Callable[[], SequenceIndex]] = {
         "truncate": lambda: Heads(shards, max_length - SPECIALS),

@@ -96,6 +96,13 @@ def vocabulary_size(tokenizer: BertTokenizerFast) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def continuation_pieces(tokenizer: BertTokenizerFast, vocab_size: int) -> np.ndarray:
+    """bool [vocab_size], True at the pieces that go on with a word (``##ing``)."""
+    continues = np.zeros(vocab_size, dtype=bool)
+    continues[[token_id for token, token_id in tokenizer.get_vocab().items() if token.startswith("##")]] = True
+    return continues
+
+
 def describe_tokenizer(tokenizer: BertTokenizerFast) -> TokenizerInfo:
     """What a shard directory keeps of a tokenizer."""
     return TokenizerInfo(

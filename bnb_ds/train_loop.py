@@ -48,7 +48,7 @@ class StepStats:
     ordinary: float = 0.0
     masked: float = 0.0
     infeasible: float = 0.0
-    sequences: float = 0.0
+    samples: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
 
@@ -137,6 +137,8 @@ class TrainLoop:
             # Dropout is a pure function of (seed, step, micro step, rank): nothing of it needs to be saved.
             key = hash64(self._settings.seed, _STREAM_DROPOUT, step, micro_step, distributed.rank())
             torch.manual_seed(int(key[0]) >> 1)
+            # DeepSpeed would count to its own number of micro steps; with token budgets a step has its own.
+            engine.set_gradient_accumulation_boundary(micro_step == len(batches) - 1)
             loss_sum = self._objective.loss_sum(engine, batch, self._device)
             local_sums.append(loss_sum.detach().double())
             engine.backward(loss_sum * scale.to(loss_sum.dtype))
@@ -160,7 +162,7 @@ class TrainLoop:
                 b.num_ordinary,
                 b.num_masked,
                 b.num_infeasible,
-                b.num_sequences,
+                b.num_samples,
                 flops,
             )
             for b, flops in zip(batches, map(self._batch_flops, batches), strict=True)
@@ -205,7 +207,7 @@ class TrainLoop:
             "perf/tokens_per_second": interval.tokens / interval.seconds,
             "perf/mfu": interval.flops / interval.seconds / peak,
             "data/mask_fraction": interval.masked / max(interval.ordinary, 1),
-            "data/ctc_infeasible_fraction": interval.infeasible / interval.sequences,
+            "data/ctc_infeasible_fraction": interval.infeasible / interval.samples,
         }
 
     def _save(self, step: int, samples_consumed: int) -> None:

@@ -75,7 +75,7 @@ def test_bad_override(write, override, message):
         ({"data": {"shards": "s", "max_length": 2}}, "data.max_length: Input should be greater than or equal to 3"),
         (
             {"objective": {"corruption": "noise"}},
-            "objective.corruption: Input should be 'ae', 'mlm', 'plm' or 'mlm+plm'",
+            "objective.corruption: unknown objective 'noise': known: ae, clm, mlm, mlm+plm, plm",
         ),
         ({"steps": None, "epochs": float("inf")}, "epochs: Input should be a finite number"),
         ({"epochs": 1.0}, "give exactly one of steps and epochs"),

@@ -95,9 +95,9 @@ def test_activation_checkpointing_lowers_the_estimate(settings):
     recipe, ds_config = settings()
     plan = make_plan(recipe, [], ds_config, 1)
     config = model_config(plan.recipe.model, plan.train_shards, 32)
-    plain = report.activation_bytes(config, plan.ds_config, 32)
+    plain = report.activation_bytes(config, plan.ds_config, 32, 4)
     recomputed = load_ds_config(settings(activation_checkpointing={})[1], 1)
-    assert report.activation_bytes(config, recomputed, 32) < plain
+    assert report.activation_bytes(config, recomputed, 32, 4) < plain
 
 
 @pytest.mark.parametrize(
