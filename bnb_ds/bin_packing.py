@@ -1,8 +1,8 @@
 """Filling bins with pieces of known lengths, by the histogram of the lengths: any number of pieces, little memory.
 
-Best fit, largest first, done for all equal bins at once: a *pattern* is what goes into one bin, repeated until one of its
-lengths runs out (the idea of Krell et al., "Efficient sequence packing without cross-contamination", 2021).
-There are at most a few patterns per distinct length, however many pieces there are.
+Best fit, largest first, done for all equal bins at once: a *pattern* is what goes into one bin, repeated until one of
+its lengths runs out (the idea of Krell et al., "Efficient sequence packing without cross-contamination", 2021). There
+are at most a few patterns per distinct length, however many pieces there are.
 """
 
 from __future__ import annotations
