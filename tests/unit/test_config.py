@@ -94,6 +94,48 @@ def test_bad_value(write, change, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"corruption": {"mlm": 1, "clr": 1}}, "objective.corruption: unknown objective 'clr': did you mean 'clm'?"),
+        ({"corruption": {"mlm": -1}}, "objective.corruption: the weight of mlm is -1: give a number of at least 0"),
+        ({"corruption": {"mlm": True}}, "objective.corruption: the weight of mlm is True: give a number"),
+        ({"corruption": {"mlm": "x"}}, "objective.corruption: the weight of mlm is 'x': give a number"),
+        ({"corruption": {"mlm": float("inf")}}, "objective.corruption: the weight of mlm is inf: give a number"),
+        ({"corruption": {"mlm": 0}}, "objective.corruption: no objective has a weight above 0: give one, for example"),
+        ({"corruption": {}}, "objective.corruption: no objective has a weight above 0"),
+        ({"corruption": 5}, "objective.corruption: give ae, mlm, plm, mlm+plm, clm, or several with weights: {mlm+plm"),
+        ({"corruption": ["mlm"]}, "objective.corruption: give ae, mlm, plm, mlm+plm, clm, or several with weights"),
+        (
+            {"corruption": "plm", "encoder_mlm_weight": 0.5},
+            "objective: encoder_mlm_weight needs masked tokens: give mlm",
+        ),
+        ({"mask_probability": 0, "encoder_mlm_weight": 0.5}, "objective: encoder_mlm_weight needs masked tokens"),
+        ({"encoder_mlm_weight": -1}, "objective.encoder_mlm_weight: Input should be greater than or equal to 0"),
+    ],
+)
+def test_bad_objective(write, objective, message):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write({**MINIMAL, "objective": objective}))
+    assert message in str(error.value)
+
+
+def test_objectives_by_weight(write):
+    assert load_recipe(write(MINIMAL)).objective.mixture == {"mlm+plm": 1.0}
+    path = write({**MINIMAL, "objective": {"corruption": {"mlm+plm": 3, "clm": 0.5}, "encoder_mlm_weight": 0.1}})
+    assert load_recipe(path).objective.mixture == {"mlm+plm": 3, "clm": 0.5}
+    assert load_recipe(path, ["objective.corruption={ae: 1, plm: 2}", "objective.encoder_mlm_weight=0"]).objective
+
+
+def test_a_token_budget_holds_the_longest_sample(write):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write(MINIMAL), ["loader.micro_batch_tokens=511"])
+    assert str(error.value).endswith(
+        "loader.micro_batch_tokens 511: one sample can have data.max_length 512 tokens; set it to that or more"
+    )
+    assert load_recipe(write(MINIMAL), ["loader.micro_batch_tokens=512"]).loader.micro_batch_tokens == 512
+
+
 def test_all_faults_are_named_at_once(write):
     with pytest.raises(ConfigError) as error:
         load_recipe(write({"output_dir": "o", "setps": 3, "data": {}, "seed": -1}))
