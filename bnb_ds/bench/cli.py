@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bnb_ds.bench.ctc import DEFAULT_SHAPES, DTYPES, Shape, measure, table
@@ -36,13 +37,39 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     ctc.add_argument("--kl-weight", type=float, default=0.1, help="of the smoothing term (default %(default)s)")
     ctc.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     ctc.set_defaults(run=_ctc)
+    _add_loader(subjects)
+
+
+def _add_loader(subjects: argparse._SubParsersAction) -> None:
+    command = subjects.add_parser("loader", help="samples, noise and batches: speed, memory and the first batch")
+    command.add_argument(
+        "--documents", type=_positive, default=10_000_000, help="of the large corpus (default %(default)s)"
+    )
+    command.add_argument("--repeats", type=_positive, default=5, help="of each median (default %(default)s)")
+    command.add_argument("--directory", type=Path, help="for made-up shards, removed in the end (default: temporary)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    command.set_defaults(run=_loader)
+
+
+def _loader(args: argparse.Namespace) -> None:
+    from bnb_ds.bench import loader
+
+    _refuse_missing_parent(args.json)
+    if args.directory is not None and not args.directory.is_dir():
+        raise ConfigError(f"--directory {args.directory}: no such directory: make it first")
+    torch.set_num_threads(1)
+    setting = {"documents": args.documents, "repeats": args.repeats, **_versions(), "numpy": np.__version__}
+    print(", ".join(f"{name} {value}" for name, value in setting.items()), flush=True)
+    figures = loader.measure(args.documents, args.repeats, args.directory)
+    print(loader.table(figures))
+    if args.json is not None:
+        write_atomic(args.json, json.dumps({**setting, **figures}, indent=2) + "\n")
 
 
 def _ctc(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
-    if args.json is not None and not args.json.parent.is_dir():
-        raise ConfigError(f"--json {args.json}: there is no directory {args.json.parent}: make it first")
+    _refuse_missing_parent(args.json)
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     setting = {
@@ -50,8 +77,7 @@ def _ctc(args: argparse.Namespace) -> None:
         "dtype": args.dtype,
         "kl_weight": args.kl_weight,
         "repeats": args.repeats,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **_versions(),
     }
     print(", ".join(f"{name} {value}" for name, value in setting.items()), flush=True)
     shapes = args.shape or DEFAULT_SHAPES
@@ -60,6 +86,15 @@ def _ctc(args: argparse.Namespace) -> None:
     if args.json is not None:
         figures: dict[str, Any] = {**setting, "results": results}
         write_atomic(args.json, json.dumps(figures, indent=2) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "python": platform.python_version()}
+
+
+def _refuse_missing_parent(file: Path | None) -> None:
+    if file is not None and not file.parent.is_dir():
+        raise ConfigError(f"--json {file}: there is no directory {file.parent}: make it first")
 
 
 def _positive(text: str) -> int:
