@@ -12,10 +12,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from bnb_ds.randomness import DRAWS, draws_at, hash64, packed_draws
+from bnb_ds.randomness import DRAWS, draws_at, packed_draws, stream_keys
 
 #: what a sample can be trained on, see the head of this file
 OBJECTIVES = ("ae", "mlm", "plm", "mlm+plm", "clm")
@@ -95,14 +96,14 @@ class Corruption:
         objective_B = self._objectives(sample_keys)
         ordinary = self._ordinary(tokens, cu_seqlens)
         source = tokens
-        permute_B = _thresholds(self.permute_probability, "plm", objective_B)
+        permute_B = self._thresholds["plm"][objective_B]
         if permute_B.any():
-            draws = packed_draws(hash64(sample_keys, _STREAM_PERMUTED), cu_seqlens)
+            draws = packed_draws(stream_keys(sample_keys, _STREAM_PERMUTED), cu_seqlens)
             is_moved = _below(draws, permute_B, lengths)
             is_moved &= ordinary
             source = _shuffled(source, np.flatnonzero(is_moved), draws, cu_seqlens)
         chosen = np.zeros(0, dtype=np.int64)
-        mask_B = _thresholds(self.mask_probability, "mlm", objective_B)
+        mask_B = self._thresholds["mlm"][objective_B]
         if mask_B.any():
             chosen, fates, span = self._choose(tokens, ordinary, cu_seqlens, sample_keys, mask_B)
             source = source.copy() if source is tokens else source
@@ -113,6 +114,15 @@ class Corruption:
         count = int(np.count_nonzero(ordinary))
         return CorruptedBatch(source, cu_seqlens, tokens, cu_seqlens, chosen, tokens.take(chosen), count)
 
+    @cached_property
+    def _thresholds(self) -> dict[str, np.ndarray]:
+        """uint32 for each of `OBJECTIVES`: draws below it happen with the noise's probability, if it has that noise."""
+        probabilities = {"mlm": self.mask_probability, "plm": self.permute_probability}
+        return {
+            noise: np.array([round(p * DRAWS) * (noise in name.split("+")) for name in OBJECTIVES], dtype=np.uint32)
+            for noise, p in probabilities.items()
+        }
+
     def _objectives(self, sample_keys: np.ndarray) -> np.ndarray:
         """int64 [B], the index of each sample's objective in `OBJECTIVES`."""
         names = [name for name in OBJECTIVES if self.mixture.get(name, 0) > 0]
@@ -120,7 +130,7 @@ class Corruption:
             return np.full(sample_keys.size, OBJECTIVES.index(names[0]))
         ids = np.array([OBJECTIVES.index(name) for name in names])
         bounds = np.cumsum([self.mixture[name] for name in names])
-        draws = draws_at(hash64(sample_keys, _STREAM_OBJECTIVE), np.zeros(sample_keys.size, dtype=np.uint32))
+        draws = draws_at(stream_keys(sample_keys, _STREAM_OBJECTIVE), np.zeros(sample_keys.size, dtype=np.uint32))
         return ids[np.searchsorted(bounds / bounds[-1] * DRAWS, draws, side="right")]
 
     def _ordinary(self, tokens: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
@@ -141,7 +151,7 @@ class Corruption:
         mask_B: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """Places chosen for masking, int64 [C], a draw for the fate of each, uint32 [C], and what they are below."""
-        draws = packed_draws(hash64(sample_keys, _STREAM_CHOSEN), cu_seqlens)
+        draws = packed_draws(stream_keys(sample_keys, _STREAM_CHOSEN), cu_seqlens)
         is_chosen = _below(draws, mask_B, np.diff(cu_seqlens))
         if self.continues_word is None:
             is_chosen &= ordinary
@@ -174,12 +184,6 @@ class Corruption:
         source[replaced] = draws * np.uint64(self.vocab_size) // np.uint64(DRAWS)
 
 
-def _thresholds(probability: float, noise: str, objective_B: np.ndarray) -> np.ndarray:
-    """uint32 [B]: the share of draws that lies below it is the probability where the objective has that noise, or 0."""
-    has_noise = np.array([noise in name.split("+") for name in OBJECTIVES])
-    return np.where(has_noise[objective_B], round(probability * DRAWS), 0).astype(np.uint32)
-
-
 def _below(draws: np.ndarray, threshold_B: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """bool [N], whether each draw is below its sequence's threshold."""
     if (threshold_B == threshold_B[0]).all():
@@ -190,7 +194,7 @@ def _below(draws: np.ndarray, threshold_B: np.ndarray, lengths: np.ndarray) -> n
 def _draws_of(places: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarray, stream: int) -> np.ndarray:
     """Draws of one stream at a few places of the batch, each numbered by its place in its sequence."""
     rows = np.searchsorted(cu_seqlens, places, side="right") - 1
-    return draws_at(hash64(sample_keys, stream)[rows], places - cu_seqlens[rows])
+    return draws_at(stream_keys(sample_keys, stream)[rows], places - cu_seqlens[rows])
 
 
 def _shuffled(tokens: np.ndarray, moved: np.ndarray, draws: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
@@ -250,7 +254,7 @@ def prefix_lengths(lengths: np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
     token on both sides; a text of one token is all source.
     """
     least, most = -(-lengths * _PREFIX_TENTHS[0] // 10), lengths * _PREFIX_TENTHS[1] // 10
-    draws = draws_at(hash64(sample_keys, _STREAM_PREFIX), np.zeros(lengths.size, dtype=np.uint32)).astype(np.int64)
+    draws = draws_at(stream_keys(sample_keys, _STREAM_PREFIX), np.zeros(lengths.size, dtype=np.uint32)).astype(np.int64)
     drawn = least + draws * np.maximum(most - least + 1, 0) // DRAWS
     nearest = np.clip((3 * lengths + 2) // 4, 1, np.maximum(lengths - 1, 1))
     return np.minimum(np.where(most >= least, drawn, nearest), lengths)

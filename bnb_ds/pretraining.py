@@ -55,7 +55,7 @@ class Plan:
             mask_id=shards.special_ids["mask"],
             vocab_size=shards.vocab_size,
             mixture=objective.mixture,
-            special_ids=tuple(shards.special_ids.values()),
+            special_ids=(shards.special_ids["unk"],),  # the only one that documents hold
             continues_word=continues_word,
         )
         data = self.recipe.data

@@ -10,9 +10,13 @@ the least bias), since NumPy computes with 32-bit words several times faster.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FACTOR_1, _FACTOR_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFT_30, _SHIFT_27, _SHIFT_31 = np.uint64(30), np.uint64(27), np.uint64(31)
 _GOLDEN32 = np.uint32(0x9E3779B9)
 _FEISTEL_ROUNDS = 6
 
@@ -22,9 +26,12 @@ DRAWS = 2**31
 
 def mix64(words: np.ndarray) -> np.ndarray:
     """Scramble uint64 words: a bijection in which every input bit changes half of the output bits."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    words = words ^ (words >> _SHIFT_30)
+    words *= _FACTOR_1
+    words ^= words >> _SHIFT_27
+    words *= _FACTOR_2
+    words ^= words >> _SHIFT_31
+    return words
 
 
 def hash64(*keys: int | np.ndarray) -> np.ndarray:
@@ -33,6 +40,11 @@ def hash64(*keys: int | np.ndarray) -> np.ndarray:
     for key in keys:
         state = mix64((state ^ np.asarray(key, dtype=np.uint64)) + _GOLDEN)
     return state
+
+
+def stream_keys(keys: np.ndarray, stream: int) -> np.ndarray:
+    """Keys of one of several independent streams of draws; ``keys`` (uint64, any shape) are hashes already."""
+    return mix64(keys + np.uint64((stream + 1) * int(_GOLDEN) % 2**64))
 
 
 def packed_draws(keys: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
@@ -75,19 +87,20 @@ def _mix_with(words: np.ndarray, salt: np.ndarray) -> np.ndarray:
 def permuted(positions: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:
     """Images of ``positions`` under the permutation of ``range(size)`` that ``key`` selects.
 
-    A balanced Feistel network over the next even number of bits, walked until the value falls inside the range
-    (Black and Rogaway, CT-RSA 2002), evaluated for all positions at once; fewer than four passes on average.
+    A generalised Feistel network (Black and Rogaway, CT-RSA 2002, section 5) over the pairs below (a, b) with a and b
+    next to the root of ``size``, walked until the value falls inside the range, for all positions at once. As a * b
+    exceeds ``size`` by little, hardly any position is walked twice.
 
     Args:
         positions: integers in [0, size), any shape.
-        size: length of the permuted range.
+        size: length of the permuted range, below 2**62.
         key: integer, or an array of them broadcast against ``positions``.
 
     Returns:
         int64 array of the shape of ``positions``; distinct positions under one key have distinct images.
     """
-    half_bits = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
-    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    num_left = math.isqrt(size - 1) + 1
+    num_right = -(-size // num_left)
     values = np.array(positions, dtype=np.uint64).reshape(-1)
     keys = np.broadcast_to(np.asarray(key, dtype=np.uint64), np.shape(positions)).reshape(-1)
     # Positions of few epochs share few keys: each is hashed once per round.
@@ -95,9 +108,17 @@ def permuted(positions: np.ndarray, size: int, key: int | np.ndarray) -> np.ndar
     round_keys = [hash64(distinct, round_number) for round_number in range(_FEISTEL_ROUNDS)]
     pending = np.arange(values.size)
     while pending.size:
-        left, right = values[pending] >> half_bits, values[pending] & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (mix64((round_key[which[pending]] ^ right) + _GOLDEN) & mask)
-        values[pending] = (left << half_bits) | right
+        left, right = np.divmod(values[pending], np.uint64(num_right))
+        key_of = which[pending]
+        for pair in range(0, _FEISTEL_ROUNDS, 2):
+            left = _rotated(left, num_left, round_keys[pair][key_of] ^ right)
+            right = _rotated(right, num_right, round_keys[pair + 1][key_of] ^ left)
+        values[pending] = left * np.uint64(num_right) + right
         pending = pending[values[pending] >= size]
     return values.astype(np.int64).reshape(np.shape(positions))
+
+
+def _rotated(values: np.ndarray, size: int, words: np.ndarray) -> np.ndarray:
+    """``values`` moved on by a hash of ``words``, modulo ``size`` (below 2**31)."""
+    moved = values + ((mix64(words + _GOLDEN) >> np.uint64(32)) * np.uint64(size) >> np.uint64(32))
+    return np.where(moved >= size, moved - np.uint64(size), moved)

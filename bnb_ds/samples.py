@@ -39,7 +39,7 @@ class PretrainSamples:
         self._index = make_index(sequence, shards, max_length)
         self._corruption = corruption
         self._seed = seed
-        self._config = config
+        self._slots = decoder_lengths(np.arange(max_length + 1), config)
         self._cls_id, self._sep_id = shards.special_ids["cls"], shards.special_ids["sep"]
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class PretrainSamples:
         keys = hash64(self._seed, np.repeat(epochs, pieces.per_sample), pieces.ids)
         noisy = self._corruption(*self._read(pieces), keys)
         source_lengths, target_lengths = np.diff(noisy.source_cu_seqlens), np.diff(noisy.target_cu_seqlens)
-        slots = decoder_lengths(source_lengths, self._config)
+        slots = self._slots[source_lengths]
         first_sequence = np.cumsum(pieces.per_sample) - pieces.per_sample
         feasible = slots >= target_lengths + count_repeats(noisy.target, noisy.target_cu_seqlens)
         return PackedBatch(

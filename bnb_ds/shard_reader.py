@@ -44,40 +44,59 @@ class ShardReader:
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._open)
 
-    def read(self, shard: int, first_token: int, out: memoryview) -> None:
-        """Fill ``out`` (bytes of whole tokens) with the tokens of a shard from ``first_token`` on.
+    def read(self, shards: np.ndarray, first_tokens: np.ndarray, out: np.ndarray, spans: np.ndarray) -> None:
+        """Copy spans of tokens.
+
+        Args:
+            shards: int64 [P], the file of each span.
+            first_tokens: int64 [P], where in the file's tokens it begins.
+            out: contiguous [N], of this reader's type.
+            spans: int64 [P, 2], where in ``out`` each begins and ends.
 
         Raises:
             DataError: naming the file, which is missing, shorter than it was, or on a disk that fails.
         """
-        thread = threading.get_ident()
-        _in_flight[thread] = self._paths[shard]
+        buffer, itemsize, thread = memoryview(out).cast("B"), self.dtype.itemsize, threading.get_ident()
+        preadv, descriptors, offsets = os.preadv, self._open, self._data_offsets
+        columns = (shards, first_tokens * itemsize, *(spans * itemsize).T)
+        shard = None
         try:
-            self._read(shard, self._data_offsets[shard] + first_token * self.dtype.itemsize, out)
+            for next_shard, first_byte, begin, end in zip(*(column.tolist() for column in columns), strict=True):
+                if next_shard != shard:
+                    shard = next_shard
+                    _in_flight[thread] = self._paths[shard]
+                offset = offsets[shard] + first_byte
+                descriptor = descriptors.get(shard)
+                if descriptor is None:
+                    self._read_new(shard, offset, buffer[begin:end])
+                elif (num_bytes := preadv(descriptor, (buffer[begin:end],), offset)) != end - begin:
+                    self._read_rest(shard, descriptor, offset + num_bytes, buffer[begin + num_bytes : end], num_bytes)
         except OSError as error:
             raise DataError(
                 f"{self._paths[shard]}: cannot be read: {error.strerror or error}; restore it, then --resume auto"
             ) from error
         finally:
-            del _in_flight[thread]
+            _in_flight.pop(thread, None)
 
-    def _read(self, shard: int, offset: int, out: memoryview) -> None:
-        descriptor = self._open.get(shard)
-        if descriptor is None:
-            descriptor = self._opened(shard)
-        keep = self._open.get(shard) == descriptor
+    def _read_new(self, shard: int, offset: int, out: memoryview) -> None:
+        """Open the file and read from it; it stays open unless too many are."""
+        descriptor = self._opened(shard)
         try:
-            while out:
-                num_bytes = os.preadv(descriptor, (out,), offset)
-                if num_bytes == 0:
-                    raise DataError(
-                        f"{self._paths[shard]}: ends at byte {offset}, before its documents do; restore it, then"
-                        " --resume auto"
-                    )
-                out, offset = out[num_bytes:], offset + num_bytes
+            self._read_rest(shard, descriptor, offset, out, len(out))
         finally:
-            if not keep:
+            if self._open.get(shard) != descriptor:
                 os.close(descriptor)
+
+    def _read_rest(self, shard: int, descriptor: int, offset: int, out: memoryview, last_bytes: int) -> None:
+        """What a read that gave ``last_bytes`` has left."""
+        while out:
+            if last_bytes == 0:
+                raise DataError(
+                    f"{self._paths[shard]}: ends at byte {offset}, before its documents do; restore it, then --resume"
+                    " auto"
+                )
+            last_bytes = os.preadv(descriptor, (out,), offset)
+            out, offset = out[last_bytes:], offset + last_bytes
 
     def _opened(self, shard: int) -> int:
         """A descriptor, kept for the next read unless there are too many."""

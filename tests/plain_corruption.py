@@ -14,16 +14,9 @@ def mix64(word: int) -> int:
     return word ^ word >> 31
 
 
-def hash64(*keys: int) -> int:
-    state = 0
-    for key in keys:
-        state = mix64(((state ^ key) + 0x9E3779B97F4A7C15) % 2**64)
-    return state
-
-
 def draw(key: int, stream: int, counter: int = 0) -> int:
     """Below 2**31."""
-    return draw_of_stream(hash64(key, stream), counter)
+    return draw_of_stream(mix64((key + (stream + 1) * 0x9E3779B97F4A7C15) % 2**64), counter)
 
 
 def draw_of_stream(stream_key: int, counter: int) -> int:

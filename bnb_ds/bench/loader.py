@@ -83,9 +83,7 @@ def make_samples(
         shards,
         sequence=building,
         max_length=MAX_LENGTH,
-        corruption=Corruption(
-            0.15, 0.5, specials["mask"], shards.vocab_size, mixture, tuple(specials.values()), continues
-        ),
+        corruption=Corruption(0.15, 0.5, specials["mask"], shards.vocab_size, mixture, (specials["unk"],), continues),
         seed=0,
         config=BnbConfig(encoder=BertConfig(vocab_size=shards.vocab_size), decoder_positions="shared"),
     )

@@ -82,6 +82,7 @@ def test_lengths_are_looked_at_in_blocks(shards, monkeypatch):
     whole = [spans(make_index("pack", shards, 15), [i]) for i in range(3)]
     lengths = shards.lengths.tolist()
     monkeypatch.setattr("bnb_ds.shards._LENGTH_BLOCK", 3)
+    monkeypatch.setattr(sequences, "_SORT_BLOCK", 3)
     assert max(block.size for block in shards.length_blocks()) == 3
     assert shards.lengths.tolist() == lengths == LENGTHS
     assert [spans(make_index("pack", shards, 15), [i]) for i in range(3)] == whole
