@@ -161,8 +161,9 @@ class Corruption:
         begins_word = ~self.continues_word.take(tokens)
         begins_word[cu_seqlens[:-1]] = True
         begins_word[np.minimum(cu_seqlens[:-1] + 1, tokens.size - 1)] = True  # a chunk may begin within a word
-        words = np.flatnonzero(begins_word)
-        is_chosen = np.repeat(is_chosen[words], np.diff(words, append=tokens.size))
+        word_of_token = np.cumsum(begins_word, dtype=np.int32)
+        word_of_token -= 1
+        is_chosen = is_chosen.take(np.flatnonzero(begins_word)).take(word_of_token)
         is_chosen &= ordinary
         chosen = np.flatnonzero(is_chosen)
         return chosen, _draws_of(chosen, cu_seqlens, sample_keys, _STREAM_FATE), DRAWS
@@ -192,9 +193,10 @@ def _below(draws: np.ndarray, threshold_B: np.ndarray, lengths: np.ndarray) -> n
 
 
 def _draws_of(places: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarray, stream: int) -> np.ndarray:
-    """Draws of one stream at a few places of the batch, each numbered by its place in its sequence."""
-    rows = np.searchsorted(cu_seqlens, places, side="right") - 1
-    return draws_at(stream_keys(sample_keys, stream)[rows], places - cu_seqlens[rows])
+    """Draws of one stream at a few rising places of the batch, each numbered by its place in its sequence."""
+    counts = _counts_by_row(places, cu_seqlens)
+    keys = np.repeat(stream_keys(sample_keys, stream), counts)
+    return draws_at(keys, places - np.repeat(cu_seqlens[:-1], counts))
 
 
 def _shuffled(tokens: np.ndarray, moved: np.ndarray, draws: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
@@ -232,18 +234,24 @@ def _cut(
     sample_keys: np.ndarray,
 ) -> CorruptedBatch:
     """Cut the continued samples: ``[CLS] prefix [SEP]`` and ``[CLS] rest [SEP]``, from texts without noise."""
-    starts, ends = cu_seqlens[:-1][is_continued] + 1, cu_seqlens[1:][is_continued] - 1
-    cuts = starts + prefix_lengths(ends - starts, sample_keys[is_continued])
-    in_source, in_target = ~_marked(cuts, ends, tokens.size), ~_marked(starts, cuts, tokens.size)
-    place_in_source = np.cumsum(in_source)
+    lengths, begins = np.diff(cu_seqlens), cu_seqlens[:-1]
+    prefixes = lengths - 2
+    prefixes[is_continued] = prefix_lengths(prefixes[is_continued], sample_keys[is_continued])
+    rests = lengths - 2 - prefixes
+    cuts, ends = begins + 1 + prefixes, cu_seqlens[1:] - 1
+    # The rest is left out of a continued source, the prefix of its target.
+    kept = np.flatnonzero(_outside(cuts, ends, tokens.size))
+    targets = np.flatnonzero(_outside(begins + 1, np.where(is_continued, cuts, begins + 1), tokens.size))
+    left_out = np.concatenate(([0], np.cumsum(rests)))
+    skipped = np.concatenate(([0], np.cumsum(np.where(is_continued, prefixes, 0))))
     return CorruptedBatch(
-        source=source[in_source],
-        source_cu_seqlens=np.concatenate(([0], place_in_source[cu_seqlens[1:] - 1])),
-        target=tokens[in_target],
-        target_cu_seqlens=np.concatenate(([0], np.cumsum(in_target)[cu_seqlens[1:] - 1])),
-        chosen=place_in_source[chosen] - 1,
+        source=source.take(kept),
+        source_cu_seqlens=cu_seqlens - left_out,
+        target=tokens.take(targets),
+        target_cu_seqlens=cu_seqlens - skipped,
+        chosen=chosen - np.repeat(left_out[:-1], _counts_by_row(chosen, cu_seqlens)),
         chosen_labels=tokens.take(chosen),
-        num_ordinary=int(np.count_nonzero(ordinary & in_source)),
+        num_ordinary=int(np.count_nonzero(ordinary.take(kept))),
     )
 
 
@@ -260,9 +268,14 @@ def prefix_lengths(lengths: np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
     return np.minimum(np.where(most >= least, drawn, nearest), lengths)
 
 
-def _marked(begins: np.ndarray, ends: np.ndarray, size: int) -> np.ndarray:
-    """bool [size], True in the disjoint spans from ``begins`` to ``ends``."""
+def _outside(begins: np.ndarray, ends: np.ndarray, size: int) -> np.ndarray:
+    """bool [size], False in the spans from ``begins`` to ``ends``, which do not touch each other."""
     steps = np.zeros(size + 1, dtype=np.int8)
     steps[begins] += 1
     steps[ends] -= 1
-    return np.cumsum(steps[:-1], dtype=np.int8).astype(bool)
+    return np.cumsum(steps[:-1], dtype=np.int8) == 0
+
+
+def _counts_by_row(places: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """int64 [B], how many of the rising places lie in each sequence."""
+    return np.diff(np.searchsorted(places, cu_seqlens))

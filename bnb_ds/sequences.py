@@ -113,12 +113,15 @@ class Bins:
         self._shards = shards
         self._content_length = content_length = max_length - SPECIALS
         last_sizes = np.empty(len(shards), dtype=np.uint16)
+        counts = np.zeros(content_length + 1, dtype=np.int64)
 
         def full_pieces() -> Iterator[np.ndarray]:
             begin = 0
             for lengths in shards.length_blocks():
                 full = (lengths - 1) // content_length
-                last_sizes[begin : begin + lengths.size] = lengths - full * content_length
+                last = lengths - full * content_length
+                counts[:] += np.bincount(last, minlength=counts.size)
+                last_sizes[begin : begin + lengths.size] = last
                 begin += lengths.size
                 yield full
 
@@ -126,7 +129,6 @@ class Bins:
         #: full pieces before each document
         self._first_full = _running_sum(full_pieces(), len(shards), at_most=most)
         self._num_full = int(self._first_full[-1])
-        counts = np.bincount(last_sizes, minlength=content_length + 1)
         self._by_size = _sorted_places(last_sizes, counts)
         self._lay_out(pack_histogram(counts, max_length, SPECIALS), np.cumsum(counts) - counts)
 
