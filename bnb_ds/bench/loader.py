@@ -109,12 +109,12 @@ def measure_index(directory: Path, num_documents: int) -> list[dict[str, Any]]:
     the first batch, at a random position, and the growth of the resident memory until then: what stays, and the peak.
     """
     shards = write_shards(directory / "index", wikipedia_lengths(num_documents), with_tokens=False)
-    results = []
-    for building in ("truncate", "chunk", "pack"):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            results.append(pool.submit(_first_batch, shards, building).result())
-    return results
+    return [_in_new_process(_first_batch, shards, building) for building in ("truncate", "chunk", "pack")]
+
+
+def _in_new_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _first_batch(directory: Path, building: Building) -> dict[str, Any]:
