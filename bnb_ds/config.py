@@ -54,24 +54,51 @@ class ModelSection(Section):
 
     ``encoder`` and ``decoder`` name BERT checkpoints (a Hugging Face directory or hub name); without ``encoder`` the
     model starts from random weights of ``size``; without ``decoder`` it starts from the same checkpoint as the encoder.
+    ``checkpoint`` names a whole BERT-NAR-BERT (an exported or imported directory or hub name) to train on; its own
+    settings then take the place of the defaults below, but not of what the recipe says.
     """
 
+    checkpoint: str | None = None
     encoder: str | None = None
     decoder: str | None = None
     size: ModelSize | None = None
+    #: positions of both halves of BERT checkpoints; fewer than they have, or more with ``extend_positions``
+    max_position_embeddings: Annotated[int, Field(gt=0)] | None = None
+    #: repeat a checkpoint's position embeddings where it has too few
+    extend_positions: bool = False
+    #: the decoder's embeddings, self-attention and feed-forward layers are the encoder's own
+    tie_encoder_decoder: bool = False
     latent_size: Annotated[int, Field(gt=0)] = 8
     latent_dropout: Probability = 0.0
     hidden_dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
+    #: source: CTC over positions that follow from the source; predicted: length classification
+    decoder_length: Literal["source", "predicted"] = "source"
     #: decoder positions = ceil(ratio x real source tokens + offset), within min and max
     decoder_length_ratio: Annotated[float, Field(gt=0)] = 2.0
     decoder_length_offset: int = 0
     decoder_length_min: Annotated[int, Field(ge=1)] = 1
     decoder_length_max: Annotated[int, Field(ge=1)] | None = None
     decoder_positions: Literal["absolute", "shared"] = "shared"
+    #: with predicted lengths: smallest and largest difference, target minus source tokens, with a class of its own
+    length_difference_min: int = -128
+    length_difference_max: int = 128
+    #: with predicted lengths: weight of the length loss beside the mean token loss
+    length_loss_weight: Annotated[float, Field(ge=0)] = 0.1
+    #: weight of KL(uniform || p) of each position, a smoothing term; ``beta`` of the paper's code
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    #: token: samples count in the loss by their target tokens; sample: all the same, as in the paper's code
+    loss_reduction: Literal["token", "sample"] = "token"
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelSection:
+        others = [name for name in ("encoder", "decoder", "size") if getattr(self, name) is not None]
+        if self.checkpoint is not None and others:
+            raise ValueError(f"checkpoint and {others[0]} exclude each other: a whole model brings both; remove one")
+        if self.max_position_embeddings is not None and self.encoder is None:
+            raise ValueError(
+                "max_position_embeddings needs encoder; for random weights set size.max_position_embeddings"
+            )
         if self.encoder is not None and self.size is not None:
             raise ValueError("encoder and size exclude each other: a checkpoint brings its own size; remove one")
         if self.decoder is not None and self.encoder is None:
@@ -204,6 +231,16 @@ class PretrainRecipe(Section):
             )
         return self
 
+    def values(self) -> dict[str, Any]:
+        """The recipe as nested dictionaries, defaults written out, from which an equal recipe can be made.
+
+        Where ``model.checkpoint`` is given, what the recipe does not say of the model stays open: it is that model's.
+        """
+        values = self.model_dump()
+        if self.model.checkpoint is not None:
+            values["model"] = self.model.model_dump(exclude_unset=True)
+        return values
+
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> PretrainRecipe:
     """Read a recipe, apply ``key.path=value`` overrides (values are YAML), and validate it.
@@ -225,7 +262,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> PretrainReci
 
 def dump_recipe(recipe: PretrainRecipe) -> str:
     """The recipe as YAML, defaults written out."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False)
+    return yaml.safe_dump(recipe.values(), sort_keys=False)
 
 
 def differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[str]:

@@ -107,9 +107,7 @@ class RunDir:
         old_recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
         old_ds = json.loads((run / "ds_config.resolved.json").read_text(encoding="utf-8"))
         changes = [
-            *differences(
-                _without(self.recipe.model_dump(), _FREE_RECIPE_KEYS), _without(old_recipe, _FREE_RECIPE_KEYS)
-            ),
+            *differences(_without(self.recipe.values(), _FREE_RECIPE_KEYS), _without(old_recipe, _FREE_RECIPE_KEYS)),
             *differences(_without(self.ds_config.values, _FREE_DS_KEYS), _without(old_ds, _FREE_DS_KEYS)),
         ]
         launches = (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bnb_ds.bench.ctc import DEFAULT_SHAPES, DTYPES, Shape, measure, table
+from bnb_ds.bench import ctc, train
 from bnb_ds.errors import ConfigError
 from bnb_ds.files import write_atomic
 
@@ -20,24 +21,47 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     """Add ``bench`` and what it can measure."""
     bench = commands.add_parser("bench", help="measure parts of the system side by side with the plain way")
     subjects = bench.add_subparsers(title="subjects", required=True, metavar="SUBJECT")
-    ctc = subjects.add_parser("ctc", help="the fused CTC head: speed and peak memory of forward and backward")
-    ctc.add_argument(
+    _add_ctc(subjects)
+    _add_train(subjects)
+    _add_loader(subjects)
+
+
+def _add_ctc(subjects: argparse._SubParsersAction) -> None:
+    command = subjects.add_parser("ctc", help="the fused CTC head: speed and peak memory of forward and backward")
+    command.add_argument(
         "--shape",
-        type=Shape.parse,
+        type=ctc.Shape.parse,
         action="append",
         metavar="B,T,S,V,H[,ragged]",
         help="sequences, positions, target tokens, vocabulary, hidden size; may be repeated (default: four shapes)",
     )
-    ctc.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
-    ctc.add_argument(
-        "--dtype", choices=DTYPES, default="fp32", help="of hidden states and weight (default %(default)s)"
+    _add_common(command, dtypes=ctc.DTYPES, repeats=5)
+    command.set_defaults(run=_ctc)
+
+
+def _add_train(subjects: argparse._SubParsersAction) -> None:
+    command = subjects.add_parser("train", help="one optimisation step: unpadded with the fused loss beside padded")
+    command.add_argument("--shards", type=Path, required=True, help="a shard directory; its lengths are those measured")
+    command.add_argument("--size", choices=train.SIZES, default="mid", help="of the model (default %(default)s)")
+    command.add_argument("--batch-size", type=_positive, default=8, help="sequences of a step (default %(default)s)")
+    command.add_argument("--max-length", type=_positive, default=512, help="tokens, cut there (default %(default)s)")
+    command.add_argument(
+        "--target-tokens", type=_positive, help="tokens of a target, the beginning of its source (default: all)"
     )
-    ctc.add_argument("--repeats", type=_positive, default=5, help="of each median (default %(default)s)")
-    ctc.add_argument("--threads", type=_positive, default=2, help="on the CPU (default %(default)s)")
-    ctc.add_argument("--kl-weight", type=float, default=0.1, help="of the smoothing term (default %(default)s)")
-    ctc.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    ctc.set_defaults(run=_ctc)
-    _add_loader(subjects)
+    command.add_argument(
+        "--decoder-ratio", type=float, default=1.0, help="our decoder slots per source token (default %(default)s)"
+    )
+    _add_common(command, dtypes=("fp32", "bf16"), repeats=6)
+    command.set_defaults(run=_train)
+
+
+def _add_common(command: argparse.ArgumentParser, *, dtypes: Iterable[str], repeats: int) -> None:
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    command.add_argument("--dtype", choices=dtypes, default="fp32", help="of matrix products (default %(default)s)")
+    command.add_argument("--repeats", type=_positive, default=repeats, help="rounds (default %(default)s)")
+    command.add_argument("--threads", type=_positive, default=2, help="on the CPU (default %(default)s)")
+    command.add_argument("--kl-weight", type=float, default=0.1, help="of the smoothing term (default %(default)s)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
 
 
 def _add_loader(subjects: argparse._SubParsersAction) -> None:
@@ -62,15 +86,39 @@ def _loader(args: argparse.Namespace) -> None:
     print(", ".join(f"{name} {value}" for name, value in setting.items()), flush=True)
     figures = loader.measure(args.documents, args.repeats, args.directory)
     print(loader.table(figures))
-    if args.json is not None:
-        write_atomic(args.json, json.dumps({**setting, **figures}, indent=2) + "\n")
+    _write(args.json, {**setting, **figures})
 
 
 def _ctc(args: argparse.Namespace) -> None:
+    setting = _announce(args)
+    device, dtype = torch.device(args.device), ctc.DTYPES[args.dtype]
+    shapes = args.shape or ctc.DEFAULT_SHAPES
+    results = [ctc.measure(shape, device, dtype, args.kl_weight, args.repeats) for shape in shapes]
+    print(ctc.table(results))
+    _write(args.json, {**setting, "results": results})
+
+
+def _train(args: argparse.Namespace) -> None:
+    chosen = ("shards", "size", "batch_size", "max_length", "target_tokens", "decoder_ratio")
+    setting = _announce(args, **{name: getattr(args, name) for name in chosen})
+    result = train.measure(
+        train.Setting(
+            **{name: getattr(args, name) for name in (*chosen, "kl_weight", "repeats")},
+            dtype=ctc.DTYPES[args.dtype],
+            device=torch.device(args.device),
+        )
+    )
+    share = result["tokens"] / result["padded_tokens"]
+    print(f"{result['parameters'] / 1e6:.1f}M parameters, {result['tokens']:,} real tokens, {share:.0%} of the padded")
+    print(train.table(result))
+    _write(args.json, {**setting, "shards": str(args.shards), **result})
+
+
+def _announce(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """Check what could not work, and print on what and with what is measured."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
     _refuse_missing_parent(args.json)
-    device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     setting = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads",
@@ -78,14 +126,15 @@ def _ctc(args: argparse.Namespace) -> None:
         "kl_weight": args.kl_weight,
         "repeats": args.repeats,
         **_versions(),
+        **more,
     }
     print(", ".join(f"{name} {value}" for name, value in setting.items()), flush=True)
-    shapes = args.shape or DEFAULT_SHAPES
-    results = [measure(shape, device, DTYPES[args.dtype], args.kl_weight, args.repeats) for shape in shapes]
-    print(table(results))
-    if args.json is not None:
-        figures: dict[str, Any] = {**setting, "results": results}
-        write_atomic(args.json, json.dumps(figures, indent=2) + "\n")
+    return setting
+
+
+def _write(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        write_atomic(path, json.dumps(figures, indent=2) + "\n")
 
 
 def _versions() -> dict[str, str]:

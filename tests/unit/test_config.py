@@ -38,6 +38,13 @@ def test_dump_is_read_back_equal(write):
     assert load_recipe(write(dump_recipe(recipe))) == recipe
 
 
+def test_a_dump_leaves_open_what_a_checkpoint_decides(write):
+    recipe = load_recipe(write({**MINIMAL, "model": {"checkpoint": "a", "latent_dropout": 0.1}}))
+    again = load_recipe(write(dump_recipe(recipe)))
+    assert again == recipe
+    assert again.model.model_fields_set == {"checkpoint", "latent_dropout"}
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "runs/recipes/pretrain").glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_recipes_are_valid(path):
     assert isinstance(load_recipe(path), PretrainRecipe)
@@ -82,6 +89,11 @@ def test_bad_override(write, override, message):
         ({"steps": None}, "give exactly one of steps and epochs"),
         ({"model": {"encoder": "a", "size": {}}}, "encoder and size exclude each other"),
         ({"model": {"decoder": "a"}}, "decoder needs encoder"),
+        ({"model": {"checkpoint": "a", "size": {}}}, "model: checkpoint and size exclude each other: a whole model"),
+        (
+            {"model": {"max_position_embeddings": 64}},
+            "model: max_position_embeddings needs encoder; for random weights",
+        ),
         ({"model": {"size": {"hidden_size": 10, "num_attention_heads": 3}}}, "hidden_size 10 is not a multiple of"),
     ],
 )
