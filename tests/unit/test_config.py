@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bnb_ds.config import PretrainRecipe, differences, dump_recipe, load_recipe
+from bnb_ds.config import LoaderSection, PretrainRecipe, differences, dump_recipe, load_recipe
 from bnb_ds.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -180,3 +181,12 @@ def test_differences_lists_every_leaf():
     ours = {"a": 1, "b": {"c": 2, "d": 3}, "e": 5}
     theirs = {"a": 1, "b": {"c": 9, "d": 3}}
     assert list(differences(ours, theirs)) == ["b.c: 9 -> 2", "e: None -> 5"]
+
+
+def test_the_example_in_the_readme_is_a_recipe(write):
+    (example,) = re.findall(r"```yaml\n(data:.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    values = yaml.safe_load(example)
+    recipe = load_recipe(write({**MINIMAL, **values, "data": {**MINIMAL["data"], **values["data"]}}))
+    assert recipe.objective.mixture == {"mlm+plm": 3, "clm": 1}
+    # Everything that can be set there is shown.
+    assert set(values["loader"]) == set(LoaderSection.model_fields)
