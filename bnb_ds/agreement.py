@@ -36,8 +36,10 @@ def agreed(steps: Iterable[T], device: torch.device) -> Iterator[T]:
             return
         except Exception as raised:
             error = raised
-        failed = distributed.all_sum(torch.tensor([float(error is not None)], device=device))
-        if float(failed) > 0:
+        if distributed.world_size() == 1:
+            if error is not None:
+                raise error
+        elif float(distributed.all_sum(torch.tensor([float(error is not None)], device=device))) > 0:
             _raise_together(error)
         yield step
 
@@ -47,5 +49,4 @@ def _raise_together(error: Exception | None) -> None:
     first_rank, message = next((rank, text) for rank, (text,) in enumerate(distributed.gather(told)) if text)
     if error is not None and not isinstance(error, BnbError):
         raise error
-    where = f"rank {first_rank}: " if distributed.world_size() > 1 else ""
-    raise DataError(where + message) from error
+    raise DataError(f"rank {first_rank}: {message}") from error

@@ -31,8 +31,8 @@ _PREFIX_TENTHS = (7, 8)
 # One independent stream of draws for each decision.
 _STREAM_PERMUTED, _STREAM_CHOSEN, _STREAM_FATE, _STREAM_TOKEN, _STREAM_OBJECTIVE, _STREAM_PREFIX = range(6)
 
-# A token that changes places is sorted by 22 bits of its draw, above its place in the sequence: two tokens of a
-# sequence meet in the same number, and then keep their order, once in two million pairs.
+# A token that changes places is sorted by the low 22 bits of its draw, above its place in the sequence: two tokens of a
+# sequence meet in the same number, and then keep their order, once in four million pairs.
 _ORDER_BITS = 22
 
 
@@ -202,17 +202,16 @@ def _draws_of(places: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarra
 def _shuffled(tokens: np.ndarray, moved: np.ndarray, draws: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
     """A copy in which the tokens at ``moved`` (int64 [P], rising) have changed places within their sequences.
 
-    Ordered by their draws, which are uniform among those that were drawn to move. Draw and place are sorted as one
-    word: NumPy sorts words many times faster than it finds the order of numbers, short ones twice as fast as long ones.
+    Ordered by their draws: to have been drawn to move favours no order. Draw and place are sorted as one word: NumPy
+    sorts words many times faster than it finds the order of numbers, short ones twice as fast as long ones.
     """
     bounds = np.searchsorted(moved, cu_seqlens)
     start_P = np.repeat(cu_seqlens[:-1], np.diff(bounds))
     place_P = moved - start_P
     longest = int(np.diff(cu_seqlens).max())
     word, place_bits = (np.uint32, 32 - _ORDER_BITS) if longest <= 2 ** (32 - _ORDER_BITS) else (np.uint64, 32)
-    words = draws.take(moved)
-    words >>= np.uint32(31 - _ORDER_BITS)
-    words = words.astype(word, copy=False)
+    words = draws.take(moved).astype(word, copy=False)
+    words &= word(2**_ORDER_BITS - 1)
     words <<= word(place_bits)
     words |= place_P.astype(word)
     for begin, end in itertools.pairwise(bounds.tolist()):

@@ -34,7 +34,7 @@ def corrupt(noise: Corruption, row: list[int], key: int) -> dict[str, list[int]]
     source, chosen = list(row), []
     if "plm" in objective.split("+"):
         moved = [i for i in ordinary if draw(key, PERMUTED, i) < noise.permute_probability * 2**31]
-        for place, origin in zip(moved, sorted(moved, key=lambda i: draw(key, PERMUTED, i) >> 9), strict=True):
+        for place, origin in zip(moved, sorted(moved, key=lambda i: draw(key, PERMUTED, i) % 2**22), strict=True):
             source[place] = row[origin]
     if "mlm" in objective.split("+"):
         threshold = round(noise.mask_probability * 2**31)

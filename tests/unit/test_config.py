@@ -82,6 +82,10 @@ def test_bad_override(write, override, message):
         ({"data": {}}, "data.shards: this field is required"),
         ({"data": {"shards": "s", "max_length": 2}}, "data.max_length: Input should be greater than or equal to 3"),
         (
+            {"data": {"shards": "s", "max_length": 65537}},
+            "data.max_length: Input should be less than or equal",
+        ),
+        (
             {"objective": {"corruption": "noise"}},
             "objective.corruption: unknown objective 'noise': known: ae, clm, mlm, mlm+plm, plm",
         ),
