@@ -16,7 +16,8 @@ from bnb_ds.errors import DataError
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-_JOIN_SECONDS = 5.0
+# A thread that hangs in a read is left behind.
+_JOIN_SECONDS = 1.0
 
 
 def prefetched(
@@ -53,22 +54,12 @@ def prefetched(
 
     for thread in threads:
         thread.start()
-    stuck = False
     try:
         remaining = iter(items)
         for item in itertools.islice(remaining, ahead):
             submit(item)
         while waiting:
-            try:
-                made = waiting[0].result(timeout_seconds)
-            except FutureTimeout:
-                if waiting[0].done():
-                    raise  # the maker's own
-                stuck = True
-                raise DataError(
-                    f"no data for {timeout_seconds:g} s: {describe_wait()}; mend the storage or raise"
-                    " loader.timeout_seconds, then --resume auto"
-                ) from None
+            made = _result(waiting[0], timeout_seconds, describe_wait)
             waiting.popleft()
             for item in itertools.islice(remaining, 1):
                 submit(item)
@@ -78,8 +69,20 @@ def prefetched(
             future.cancel()
         for _ in threads:
             tasks.put(None)
-        for thread in threads if not stuck else ():
+        for thread in threads:
             thread.join(_JOIN_SECONDS)
+
+
+def _result(future: Future[Made], timeout_seconds: float, describe_wait: Callable[[], str]) -> Made:
+    try:
+        return future.result(timeout_seconds)
+    except FutureTimeout:
+        if future.done():
+            raise  # the maker's own
+        raise DataError(
+            f"no data for {timeout_seconds:g} s: {describe_wait()}; mend the storage or raise loader.timeout_seconds,"
+            " then --resume auto"
+        ) from None
 
 
 def _work(make: Callable[[Item], Made], tasks: queue.SimpleQueue[tuple[Item, Future[Made]] | None]) -> None:

@@ -73,7 +73,7 @@ class ShardReader:
                     self._read_rest(shard, descriptor, offset + num_bytes, buffer[begin + num_bytes : end], num_bytes)
         except OSError as error:
             raise DataError(
-                f"{self._paths[shard]}: cannot be read: {error.strerror or error}; restore it, then --resume auto"
+                f"{self._paths[shard]}: cannot be read: {error.strerror or error}; restore it and start again"
             ) from error
         finally:
             _in_flight.pop(thread, None)
@@ -92,8 +92,7 @@ class ShardReader:
         while out:
             if last_bytes == 0:
                 raise DataError(
-                    f"{self._paths[shard]}: ends at byte {offset}, before its documents do; restore it, then --resume"
-                    " auto"
+                    f"{self._paths[shard]}: ends at byte {offset}, before its documents do; restore it and start again"
                 )
             last_bytes = os.preadv(descriptor, (out,), offset)
             out, offset = out[last_bytes:], offset + last_bytes

@@ -75,5 +75,5 @@ def test_a_shard_that_is_lost_while_training_ends_every_rank_with_its_name(tmp_p
     lines = [line for line in errors.splitlines() if "pretrain.py: error" in line]
     assert lines, output + errors
     assert ".tokens.npy: ends at byte" in lines[0]
-    assert "restore it, then --resume auto" in lines[0]
+    assert "restore it and start again" in lines[0]
     assert "Traceback" not in errors

@@ -68,7 +68,7 @@ def test_a_missing_file_is_named(tmp_path):
     path.unlink()
     with pytest.raises(DataError) as error:
         read(shards, np.arange(len(shards)), np.zeros(len(shards)), shards.lengths)
-    assert str(error.value) == (f"{path}: cannot be read: No such file or directory; restore it, then --resume auto")
+    assert str(error.value) == (f"{path}: cannot be read: No such file or directory; restore it and start again")
     assert files_being_read() == []
 
 
