@@ -4,7 +4,8 @@ Parsing is what reading PubMed costs, and tags are searched in bytes ten times f
 that has the usual form this leaves what comes before the journal, the title and the abstract; of dates, authors,
 headings, substances and references only the line ends stay, so that errors name the right line. A record of any other
 form is left to the parser as it is: with comments or CDATA, which may hold what looks like a tag, or with elements in
-what would be left out that are not closed there. The price: other faults in what is left out are not noticed.
+what would be left out that are not closed there. The price: other faults in what is left out are not noticed, and in
+``PubmedData`` none.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _TITLE_END = b"</ArticleTitle>"
 _ABSTRACT_END = b"</Abstract>"
 _ARTICLE_END = b"</Article>"
 _CITATION_END = b"</MedlineCitation>"
+_DATA = b"<PubmedData>"
 _BLOCK_BYTES = 1 << 20
 _MOST_BYTES = 1 << 24  # without the end of a record in it: no PubMed file, the parser will say what is wrong
 
@@ -81,15 +83,24 @@ def _essence(record: bytes) -> bytes:
         dropped.append((journal + len(_JOURNAL), record.find(b"</Journal>", journal, title)))
     text_end = title_end + len(_TITLE_END)
     if (abstract := record.find(b"<Abstract", text_end, article_end)) >= 0:
-        abstract_end = record.rfind(_ABSTRACT_END, abstract, article_end)
-        if abstract_end < 0:
-            return record
         dropped.append((text_end, abstract))
-        text_end = abstract_end + len(_ABSTRACT_END)
+        text_end = record.rfind(_ABSTRACT_END, abstract, article_end) + len(_ABSTRACT_END)
+        if text_end < abstract:  # not found
+            return record
     dropped.append((text_end, article_end))
     dropped.append((article_end + len(_ARTICLE_END), citation_end))
-    dropped.append((citation_end + len(_CITATION_END), end))
+    if any(end < begin or not _is_closed(record, begin, end) for begin, end in dropped):
+        return record
+    # Half of the whole, and too long to look into: ids and references.
+    if (data := record.find(_DATA, citation_end, end)) >= 0:
+        data_end = record.find(b"</PubmedData>", data, end)
+        dropped.extend([(data + len(_DATA), data_end)] if data_end >= 0 else [])
     return _without(record, dropped)
+
+
+def _is_closed(record: bytes, begin: int, end: int) -> bool:
+    """Whether as many elements end in this range of a record as begin there."""
+    return record.count(b"<", begin, end) == 2 * record.count(b"</", begin, end) + record.count(b"/>", begin, end)
 
 
 def _without(record: bytes, dropped: Sequence[tuple[int, int]]) -> bytes:
@@ -97,10 +108,6 @@ def _without(record: bytes, dropped: Sequence[tuple[int, int]]) -> bytes:
         return record
     kept, place = [], 0
     for begin, end in dropped:
-        # A range in which every element that opens also closes; one that was not found has its end before its beginning.
-        if record.count(b"<", begin, end) != 2 * record.count(b"</", begin, end) + record.count(b"/>", begin, end):
-            return record
-        if begin < end:
-            kept += (record[place:begin], b"\n" * record.count(b"\n", begin, end))
-            place = end
+        kept += (record[place:begin], b"\n" * record.count(b"\n", begin, end))
+        place = end
     return b"".join([*kept, record[place:]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 from pathlib import Path
@@ -36,6 +37,8 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     ctc.add_argument("--kl-weight", type=float, default=0.1, help="of the smoothing term (default %(default)s)")
     ctc.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     ctc.set_defaults(run=_ctc)
+    for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.benchmarks")):  # of other packages
+        entry.load()(subjects)
 
 
 def _ctc(args: argparse.Namespace) -> None:
