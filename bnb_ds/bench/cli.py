@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     subjects = bench.add_subparsers(title="subjects", required=True, metavar="SUBJECT")
     _add_ctc(subjects)
     _add_train(subjects)
+    for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.benchmarks")):  # of other packages
+        entry.load()(subjects)
 
 
 def _add_ctc(subjects: argparse._SubParsersAction) -> None:
