@@ -59,5 +59,6 @@ setup(
         "console_scripts": ["bnb-ds = bnb_ds.cli:main"],
         # bnb_ds never imports data_prep: `bnb-ds` finds the `prep` commands through this group.
         "bnb_ds.commands": ["prep = data_prep.cli:add_commands"],
+        "bnb_ds.benchmarks": ["prep = data_prep.cli_bench:add_subject"],  # likewise `bnb-ds bench prep`
     },
 )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute  # else imported by every worker, at its first batch
 from tokenizers import Tokenizer
 
 # The dictionary is emptied when it has grown past this: memory stays flat over any corpus, in any script.
@@ -136,24 +137,26 @@ class WordEngine:
         # A run of ASCII letters and digits is one word to BERT too, so its ids can be told apart in a longer text by
         # the tokens that do not continue a word: one call for thousands of words.
         plain = np.array([word.isalnum() for word in words])
-        rows: list[np.ndarray] = [np.zeros(0, dtype=np.uint32)] * len(words)
+        counts = np.zeros(len(words), dtype=np.int64)
+        pieces, order = [self._ids], []
         for chunk in np.array_split(np.flatnonzero(plain), 1 + len(words) // _WORDS_PER_CALL):
-            if not len(chunk):
-                continue
-            text = b" ".join([words[i] for i in chunk]).decode("ascii")
-            ids = np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
-            for i, row in zip(chunk, np.split(ids, np.flatnonzero(~self._continues[ids])[1:]), strict=True):
-                rows[i] = row
+            ids = self._encode([b" ".join([words[i] for i in chunk]).decode("ascii")])[0]
+            counts[chunk] = np.diff(np.append(np.flatnonzero(~self._continues[ids]), len(ids)))
+            pieces.append(ids)
+            order.append(chunk)
         others = np.flatnonzero(~plain)
-        encodings = self._backend.encode_batch_fast(
-            [words[i].decode("utf-8") for i in others], add_special_tokens=False
-        )
-        for i, encoding in zip(others, encodings, strict=True):
-            rows[i] = np.array(encoding.ids, dtype=np.uint32)
-        counts = np.array([len(row) for row in rows], dtype=np.int64)
-        self._starts = np.concatenate([self._starts, len(self._ids) + np.cumsum(counts) - counts])
+        rows = self._encode([words[i].decode("utf-8") for i in others])
+        counts[others] = [len(row) for row in rows]
+        order = np.concatenate([*order, others])
+        starts = np.zeros(len(words), dtype=np.int64)
+        starts[order] = len(self._ids) + np.cumsum(counts[order]) - counts[order]
+        self._starts = np.concatenate([self._starts, starts])
         self._counts = np.concatenate([self._counts, counts])
-        self._ids = np.concatenate([self._ids, *rows])
+        self._ids = np.concatenate([*pieces, *rows])
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
 
 def _distinct(data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, list[bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable
@@ -24,6 +25,8 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     _add_ctc(subjects)
     _add_train(subjects)
     _add_loader(subjects)
+    for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.benchmarks")):  # of other packages
+        entry.load()(subjects)
 
 
 def _add_ctc(subjects: argparse._SubParsersAction) -> None:
