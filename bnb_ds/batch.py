@@ -30,7 +30,9 @@ class PackedBatch:
         num_ordinary: source tokens that are not special.
         num_masked: of them, chosen for masking.
         num_infeasible: samples with a target that does not fit into its decoder positions.
-        num_targets: target tokens of the feasible sequences; the loss is normalised by their global sum.
+        num_targets: target tokens of the feasible sequences.
+        loss_count: what the sum of the loss is divided by once both are global: ``num_targets`` or B, as the model's
+            ``loss_reduction`` says.
         masked_index: int64 [num_masked], places in ``input_ids`` that were chosen for masking; None where the task
             masks nothing.
         masked_labels: int64 [num_masked], the tokens that the text has there.
@@ -49,6 +51,7 @@ class PackedBatch:
     num_masked: int
     num_infeasible: int
     num_targets: int
+    loss_count: int
     masked_index: Tensor | None = None
     masked_labels: Tensor | None = None
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from bnb_ds.bert_init import read_bert
-from bnb_ds.ctc import linear_ctc_loss
 from bnb_ds.layers import BnbLMHead
 from bnb_ds.model_outputs import BnbOutput
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.target_loss import cross_entropy_sum
 
 _PREFIX = "encoder_mlm_head."
 
@@ -82,21 +81,7 @@ class BnbForPretraining(BnbForConditionalGeneration):
         if labels_C.numel() == 0:
             # A batch without masked tokens still gives every parameter its gradient: ZeRO waits for all of them.
             return (hidden_CH.sum() + bias_V.sum() * 0 + weight_VH.sum() * 0).float()
-        # Over a sequence of one position and one token, CTC is the cross-entropy of that token: the fused CTC head
-        # never holds the logits.
-        return linear_ctc_loss(
-            hidden_CH,
-            weight_VH,
-            bias_V,
-            labels_C,
-            None,
-            torch.ones_like(labels_C),
-            blank=self.config.blank_token_id,
-            reduction="sum",
-            cu_seqlens=torch.arange(labels_C.numel() + 1, dtype=torch.int32, device=labels_C.device),
-            max_input_length=1,
-            max_target_length=1,
-        ).loss
+        return cross_entropy_sum(hidden_CH, weight_VH, bias_V, labels_C, blank=self.config.blank_token_id).loss
 
 
 def without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:

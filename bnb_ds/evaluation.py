@@ -9,8 +9,11 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 from bnb_ds import distributed
-from bnb_ds.ctc import collapse
+from bnb_ds.batch import PackedBatch
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.decoding import read_off
 from bnb_ds.loader import SampleSource
+from bnb_ds.packing import PackedLayout
 
 _EVALUATION_EPOCH = 0
 
@@ -22,9 +25,10 @@ def evaluate(
     """Score a model on the first ``num_samples`` samples of a source; every rank takes its share.
 
     Returns:
-        ``eval/loss``: nats per target token of the feasible samples.
+        ``eval/loss``: the model's loss of the samples together, as in training.
         ``eval/token_accuracy``: 1 - edit distance / target tokens (both summed over the samples), not below 0, of the
-        greedy outputs; the complement of the token error rate.
+        greedy outputs; the complement of the token error rate. With length classification, of outputs of the targets'
+        lengths.
     """
     num_samples = min(num_samples, len(source))
     world_size, rank = distributed.world_size(), distributed.rank()
@@ -40,20 +44,21 @@ def evaluate(
         batch = source.batch(ids if counted else np.zeros(1, np.int64), np.full(max(ids.size, 1), _EVALUATION_EPOCH))
         output = engine(**batch.model_inputs(device), return_logits=True)
         if counted:
-            errors, tokens = _edit_errors(output.logits, batch, engine.module.config.blank_token_id)
-            totals += torch.tensor([float(output.loss_sum), batch.num_targets, errors, tokens], device=device)
+            errors, tokens = _edit_errors(output.logits, batch, engine.module.config)
+            totals += torch.tensor([float(output.loss_sum), batch.loss_count, errors, tokens], device=device)
     engine.train()
     loss_sum, targets, errors, tokens = distributed.all_sum(totals).tolist()
     return {"eval/loss": loss_sum / max(targets, 1), "eval/token_accuracy": max(1 - errors / tokens, 0.0)}
 
 
-def _edit_errors(logits_TV: torch.Tensor, batch: Any, blank_id: int) -> tuple[int, int]:
+def _edit_errors(logits_TV: torch.Tensor, batch: PackedBatch, config: BnbConfig) -> tuple[int, int]:
     """Edit distance of greedy outputs from targets, and target tokens, summed over a packed batch."""
-    lengths_B = torch.from_numpy(batch.decoder_lengths).to(logits_TV.device)
-    best_T = logits_TV.argmax(-1)
-    path_BT = best_T.new_full((lengths_B.numel(), int(lengths_B.max())), blank_id)
-    path_BT[torch.arange(path_BT.shape[1], device=path_BT.device) < lengths_B[:, None]] = best_T
-    output_BL, output_lengths_B = (t.tolist() for t in collapse(path_BT, lengths_B, blank_id))
+    layout = PackedLayout.from_lengths(
+        torch.from_numpy(batch.decoder_lengths).to(logits_TV.device),
+        num_tokens=int(batch.decoder_lengths.sum()),
+        max_seqlen=int(batch.decoder_lengths.max()),
+    )
+    output_BL, output_lengths_B = (t.tolist() for t in read_off(logits_TV.argmax(-1), layout, config))
     targets = batch.labels.split(batch.label_lengths.tolist())
     errors = sum(
         Levenshtein.distance(output[:length], target.tolist())

@@ -22,10 +22,10 @@ class Objective(Protocol):
 
 
 class Reconstruction:
-    """CTC negative log likelihood per target token; infeasible samples add nothing to sum or count."""
+    """The model's own loss (`bnb_ds.model_outputs.BnbOutput`)."""
 
     def count(self, batch: PackedBatch) -> int:
-        return batch.num_targets
+        return batch.loss_count
 
     def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
         return model(**batch.model_inputs(device)).loss_sum

@@ -39,6 +39,7 @@ class PretrainSamples:
         self._index = make_index(sequence, shards, max_length)
         self._corruption = corruption
         self._seed = seed
+        self._config = config
         self._slots = decoder_lengths(np.arange(max_length + 1), config)
         self._cls_id, self._sep_id = shards.special_ids["cls"], shards.special_ids["sep"]
 
@@ -70,9 +71,11 @@ class PretrainSamples:
         keys = hash64(self._seed, np.repeat(epochs, pieces.per_sample), pieces.ids)
         noisy = self._corruption(*self._read(pieces), keys)
         source_lengths, target_lengths = np.diff(noisy.source_cu_seqlens), np.diff(noisy.target_cu_seqlens)
-        slots = self._slots[source_lengths]
+        is_predicted = self._config.decoder_length == "predicted"
+        slots = target_lengths if is_predicted else self._slots[source_lengths]
         first_sequence = np.cumsum(pieces.per_sample) - pieces.per_sample
-        feasible = slots >= target_lengths + count_repeats(noisy.target, noisy.target_cu_seqlens)
+        feasible = is_predicted | (slots >= target_lengths + count_repeats(noisy.target, noisy.target_cu_seqlens))
+        num_targets = int(target_lengths[feasible].sum())
         return PackedBatch(
             input_ids=torch.from_numpy(noisy.source.astype(np.int64)),
             cu_seqlens=torch.from_numpy(noisy.source_cu_seqlens.astype(np.int32)),
@@ -86,7 +89,8 @@ class PretrainSamples:
             num_ordinary=noisy.num_ordinary,
             num_masked=noisy.chosen.size,
             num_infeasible=int(np.logical_or.reduceat(~feasible, first_sequence).sum()),
-            num_targets=int(target_lengths[feasible].sum()),
+            num_targets=num_targets,
+            loss_count=num_targets if self._config.loss_reduction == "token" else target_lengths.size,
             masked_index=torch.from_numpy(noisy.chosen),
             masked_labels=torch.from_numpy(noisy.chosen_labels.astype(np.int64)),
         )

@@ -31,7 +31,7 @@ def predictor(**config) -> LengthPredictor:
 def test_stretched_latents_equal_a_loop(targets, width):
     latents = torch.randn(sum(LENGTHS), 5, dtype=torch.float64)
     got = stretch_latents(
-        latents, layout_of(LENGTHS), layout_of(targets), torch.tensor(width, dtype=torch.float64)
+        latents, layout_of(LENGTHS), layout_of(targets), torch.tensor([width], dtype=torch.float64)
     ).split(targets)
     for rows, source, num_slots in zip(latents.split(LENGTHS), got, targets, strict=True):
         num_tokens = len(rows)
@@ -43,7 +43,7 @@ def test_stretched_latents_equal_a_loop(targets, width):
 
 def test_equal_lengths_and_a_narrow_width_change_nothing():
     latents = torch.randn(sum(LENGTHS), 5)
-    same = stretch_latents(latents, layout_of(LENGTHS), layout_of(LENGTHS), torch.tensor(0.05))
+    same = stretch_latents(latents, layout_of(LENGTHS), layout_of(LENGTHS), torch.tensor([0.05]))
     torch.testing.assert_close(same, latents)
 
 

@@ -23,7 +23,7 @@ def shards(small_shards):
     return TokenShards(small_shards, "train")
 
 
-def make_samples(shards, *, sequence="truncate", max_length=16, ratio=2.0, mask=0.15, permute=0.5, **mixture):
+def make_samples(shards, *, sequence="truncate", max_length=16, ratio=2.0, mask=0.15, permute=0.5, model=(), **mixture):
     bert = BertConfig(vocab_size=shards.vocab_size)
     noise = Corruption(
         mask,
@@ -33,7 +33,7 @@ def make_samples(shards, *, sequence="truncate", max_length=16, ratio=2.0, mask=
         mixture or {"mlm+plm": 1.0},
         tuple(shards.special_ids.values()),
     )
-    config = BnbConfig(encoder=bert, decoder_length_ratio=ratio)
+    config = BnbConfig(encoder=bert, decoder_length_ratio=ratio, **dict(model))
     return PretrainSamples(shards, sequence=sequence, max_length=max_length, corruption=noise, seed=5, config=config)
 
 
@@ -174,3 +174,18 @@ def test_count_repeats_equals_the_loop(rows):
     cu_seqlens = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
     expected = [sum(a == b for a, b in itertools.pairwise(row)) for row in rows]
     assert count_repeats(tokens, cu_seqlens).tolist() == expected
+
+
+def test_the_loss_counts_tokens_or_samples(shards):
+    ids, epochs = np.arange(4), np.zeros(4, np.int64)
+    assert make_samples(shards).batch(ids, epochs).loss_count == make_samples(shards).batch(ids, epochs).num_targets
+    for ratio in (2.0, 0.5):  # feasible or not
+        samples = make_samples(shards, ratio=ratio, model={"loss_reduction": "sample"})
+        assert samples.batch(ids, epochs).loss_count == 4
+
+
+def test_with_predicted_lengths_every_target_has_its_own_slots(shards):
+    samples = make_samples(shards, max_length=100, clm=1, model={"decoder_length": "predicted"})
+    batch = samples.batch(np.arange(20), np.zeros(20, np.int64))
+    assert batch.decoder_lengths.tolist() == batch.label_lengths.tolist()
+    assert (batch.num_infeasible, batch.loss_count) == (0, batch.labels.numel())
