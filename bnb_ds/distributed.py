@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,7 @@ import torch.distributed as dist
 from bnb_ds.errors import BnbError, ConfigError
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BnbError)
 
 # Set by launchers that start several processes without telling torch which is which.
 _TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -110,8 +113,38 @@ def on_main(function: Callable[[], T]) -> T:
         dist.broadcast_object_list(box, src=0)
         result, error = (result, error) if is_main() else box
     if error is not None:
-        raise error
+        raise told_once(error) if isinstance(error, BnbError) else error
     return result
+
+
+def told_once(error: E) -> E:
+    """Mark an error that is raised on every rank: rank 0 reports it, the others end in silence."""
+    error.told_by_another_rank = not is_main()
+    return error
+
+
+def require_shared(directory: Path) -> None:
+    """Make sure that all ranks see one directory.
+
+    Raises:
+        ConfigError: some hosts do not see what rank 0 has written.
+    """
+    token = on_main(lambda: f"{os.getpid()}.{time.time_ns()}")
+    probe = directory / ".shared.partial"
+    on_main(lambda: probe.write_text(token))
+    try:
+        seen = probe.read_text() == token
+    except OSError:
+        seen = False
+    blind = sorted({host for host, sees in gather((socket.gethostname(), seen)) if not sees})
+    on_main(lambda: probe.unlink(missing_ok=True))
+    if blind:
+        raise told_once(
+            ConfigError(
+                f"output_dir {directory}: {', '.join(blind)} cannot see what rank 0 writes there; put it on storage"
+                " that all hosts share, under the same path"
+            )
+        )
 
 
 def gather(value: T) -> list[T]:

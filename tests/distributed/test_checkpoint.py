@@ -94,7 +94,7 @@ def test_resume_refusals_name_the_way_out(whole_run, copy_of_run):
         ([], 2, f"output_dir {whole_run.output}: holds a run already; add --resume auto"),
         (["--resume", "auto", "steps=9", "seed=7"], 2, "was started with other settings: seed: 42 -> 7; steps: 8 -> 9"),
         (["--resume", str(other), f"output_dir={whole_run.output}"], 2, "holds another run than --resume"),
-        (["--resume", "auto"], 1, "written by 2 ranks, this launch has 1; resume with 2 ranks"),
+        (["--resume", "auto", "spikes.factor=3"], 2, "spikes.factor: None -> 3.0"),
     ]
     before = {path: path.stat().st_mtime_ns for path in whole_run.output.rglob("*") if path.is_file()}
     for arguments, ranks, message in cases:

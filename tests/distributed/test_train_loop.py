@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bnb_ds import checkpoint, distributed
+from bnb_ds.checkpoint import CheckpointWriter
 from bnb_ds.ds_config import load_ds_config
 from bnb_ds.engine import build_engine, parameter_groups
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
@@ -19,9 +20,11 @@ from bnb_ds.export import read_weights
 from bnb_ds.loader import StepLoader
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.objectives import Reconstruction
+from bnb_ds.phases import Phases
 from bnb_ds.shards import TokenShards
 from bnb_ds.tracking import Tracker, read_scalars
 from bnb_ds.train_loop import LoopSettings, TrainLoop
+from bnb_ds.train_step import TrainStep
 from tests import launching
 from tests.unit.test_samples import make_samples
 
@@ -52,7 +55,7 @@ def device():
 
 @pytest.fixture
 def make_loop(device, small_shards, tmp_path):
-    def make(objective=None, steps=4, **ds_changes) -> TrainLoop:
+    def make(objective=None, steps=4, spikes=None, **ds_changes) -> TrainLoop:
         ds_path = tmp_path / "ds.json"
         batch = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
         ds_path.write_text(json.dumps({**batch, "optimizer": OPTIMIZER, **ds_changes}))
@@ -63,26 +66,31 @@ def make_loop(device, small_shards, tmp_path):
         model = BnbForConditionalGeneration(BnbConfig(encoder=bert, decoder_positions="shared"))
         engine, _ = build_engine(model, ds_config, device, lambda step: 1.0)
         settings = LoopSettings(
-            total_steps=steps,
-            stop_step=steps,
-            log_steps=1,
-            eval_steps=steps,
-            checkpoint_steps=steps,
-            keep_checkpoints=1,
-            seed=0,
+            total_steps=steps, stop_step=steps, log_steps=1, eval_steps=steps, checkpoint_steps=steps
         )
+        phases = Phases(device)
         loader = StepLoader(make_samples(shards), seed=0, micro_batch=4, accumulation_steps=2, rank=0, world_size=1)
+        train_step = TrainStep(
+            engine,
+            objective or Reconstruction(),
+            lambda batch: 1,
+            device=device,
+            seed=0,
+            phases=phases,
+            spikes=spikes,
+            records=tmp_path,
+        )
         return TrainLoop(
             engine,
             loader,
-            objective or Reconstruction(),
-            lambda: {"eval/loss": 0.0},
+            train_step,
+            lambda step: {"eval/loss": 0.0},
             Tracker(tmp_path / "runs", start_step=0, total_steps=steps),
             settings,
-            checkpoints=tmp_path / "checkpoints",
-            device=device,
-            batch_flops=lambda batch: 1,
+            CheckpointWriter(engine, tmp_path / "checkpoints", keep=1),
+            phases=phases,
             peak_flops=1.0,
+            spikes=spikes,
         )
 
     return make
@@ -162,13 +170,14 @@ def test_going_back_abandons_what_came_after(make_loop, tmp_path):
         shutil.copytree(directory / "step_00000001", directory / f"step_{abandoned:08d}")
     (directory / "step_00000002.partial").mkdir()
     (directory / ".latest.123.partial").write_text("step_000")
-    checkpoint.save(loop._engine, directory, 3, {"samples_consumed": 24}, keep=1)
-    assert [path.name for path in checkpoint.whole_checkpoints(directory)] == ["step_00000003"]
+    CheckpointWriter(loop._engine, directory, keep=1).save(3, {"samples_consumed": 24})
+    kept = [path.name for path in checkpoint.whole_checkpoints(directory)]
+    assert kept == ["step_00000001", "step_00000003"]  # the best so far, and the newest
     assert checkpoint.newest_intact(directory) == (directory / "step_00000003", [])
     assert not list(directory.glob("*.partial"))
 
 
-def test_a_full_disk_is_a_users_error(make_loop, tmp_path):
+def test_a_disk_that_refuses_is_a_users_error(make_loop, tmp_path):
     loop = make_loop(steps=1, zero_optimization={"stage": 1})
     (tmp_path / "checkpoints").write_text("a file stands where the directory should be")
     with pytest.raises(DataError, match=r"checkpoints: cannot write: .*; check space and permissions"):
