@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bnb_ds.errors import BnbError, ConfigError
+from bnb_ds.network import interface_towards
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BnbError)
@@ -64,6 +65,7 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
         # meanwhile leaves a lock that hangs every later run); gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _share_cores()
+        _name_interface()
         device = torch.device("cpu")
     else:
         accelerator.set_device(local_rank())
@@ -169,6 +171,13 @@ def _become_single_rank_without_launcher() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def _name_interface() -> None:
+    """Tell gloo which interface joins the hosts, unless the user has."""
+    interface = interface_towards(os.environ["MASTER_ADDR"])
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _share_cores() -> None:

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+import torch
+
+from bnb_ds.errors import ConfigError
+from bnb_ds.profiling import StepProfiler, parse_range
+
+
+def test_the_range():
+    assert parse_range("3:7") == (3, 7)
+
+
+@pytest.mark.parametrize("text", ["3", "7:3", "0:1", "a:b", "-1:2", "3:"])
+def test_a_bad_range(text):
+    with pytest.raises(ConfigError, match="write it as FIRST:LAST, for example 100:104"):
+        parse_range(text)
+
+
+def test_only_the_steps_of_the_range_are_traced(tmp_path):
+    said: list[str] = []
+    profiler = StepProfiler(2, 3, tmp_path / "profile", said.append)
+    operations = {1: torch.sin, 2: torch.cos, 3: torch.tan, 4: torch.exp}
+    for step, operation in operations.items():
+        with profiler(step):
+            operation(torch.ones(3))
+    trace = tmp_path / "profile" / "steps_2_3.json.gz"
+    assert said == [f"step 3  trace {trace}"]
+    names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    assert {"aten::cos", "aten::tan"} <= names
+    assert not {"aten::sin", "aten::exp"} & names
