@@ -25,8 +25,8 @@ from bnb_ds.outputs import disk_errors
 _MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step_(\d{8})")
 _GIB = 2**30
-#: weights and two moments in fp32, and the model's own copy
-_BYTES_PER_PARAMETER = 16
+#: of a checkpoint, at most: weights and two moments in fp32, and the model's own copy
+BYTES_PER_PARAMETER = 16
 #: what torch says when the disk refuses while a file is written
 _WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "No space", "unexpected pos", "write failed")
 
@@ -118,7 +118,7 @@ class CheckpointWriter:
         if checkpoints:
             return sum(file["bytes"] for file in read_state(checkpoints[-1])["files"].values())
         parameters = self._engine.module.parameters()
-        return _BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+        return BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
     def _publish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
         with disk_errors(self._directory):

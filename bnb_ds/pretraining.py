@@ -87,6 +87,15 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
     """
     recipe = load_recipe(recipe_path, overrides)
     ds_config = load_ds_config(ds_config_path, world_size)
+    return Plan(recipe, ds_config, *open_shards(recipe))
+
+
+def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards]:
+    """Training and held-out documents.
+
+    Raises:
+        DataError: they are missing or damaged, or one part is empty.
+    """
     train_shards = TokenShards(recipe.data.shards, "train")
     heldout_shards = TokenShards(recipe.data.shards, "heldout")
     for name, shards in (("training", train_shards), ("held-out", heldout_shards)):
@@ -99,7 +108,7 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
             f"{train_shards.tokenizer_dir}: not the tokenizer that the manifest names; restore it, or prepare the"
             " shards again"
         )
-    return Plan(recipe, ds_config, train_shards, heldout_shards)
+    return train_shards, heldout_shards
 
 
 def describe_dry_run(plan: Plan) -> list[str]:
