@@ -138,7 +138,7 @@ class FaultSection(Section):
 
     #: a rank that does not run (killed, stopped) or cannot be reached
     silence_seconds: Annotated[float, Field(ge=2)] = 60
-    #: no rank makes progress; also the time-out of collective operations, so longer than any evaluation or checkpoint
+    #: no rank makes progress; longer than any evaluation or checkpoint. Collective operations time out soon after
     hang_seconds: Annotated[float, Field(ge=10)] = 1800
 
 

@@ -10,11 +10,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from bnb_ds import checkpoint, distributed
 from bnb_ds.ds_config import DsConfig
@@ -68,21 +68,37 @@ def plan_resume(found: Path, ds_config: DsConfig, *, weights_only: bool) -> Resu
     return Resume(found, "universal")
 
 
-@contextmanager
-def loadable(resume: Resume) -> Iterator[Path]:
-    """The directory that DeepSpeed loads, on every rank; a conversion is gone when the block ends."""
-    if resume.way != "universal":
-        yield resume.checkpoint
+def load(engine: Any, resume: Resume) -> None:
+    """Restore an engine that was built for this way of loading, all ranks together; nothing of a conversion stays."""
+    if resume.way == "as it is":
+        checkpoint.load(engine, resume.checkpoint)
         return
     universal = distributed.on_main(lambda: convert(resume.checkpoint))
-    yield universal
+    own_groups = [dict(group) for group in engine.optimizer.param_groups]
+    checkpoint.load(engine, universal)
+    if engine.zero_optimization_stage() == 3:
+        _mend_stage_3(engine, own_groups)
     distributed.barrier()
     if distributed.is_main():
-        shutil.rmtree(universal, ignore_errors=True)
+        shutil.rmtree(universal.parent, ignore_errors=True)
+
+
+def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]]) -> None:
+    """Undo two simplifications of DeepSpeed's loading of universal checkpoints at ZeRO stage 3.
+
+    It gives every parameter group the settings of the first, so that biases and norms would decay; and all states one
+    and the same `step` tensor, which every group's update would then advance.
+    """
+    optimizer = engine.optimizer.optimizer
+    for group, own in zip(optimizer.param_groups, own_groups, strict=True):
+        group["weight_decay"] = own["weight_decay"]
+    for state in optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
 
 
 def convert(found: Path) -> Path:
-    """Write the universal form of a checkpoint beside it; the name appears when it is complete.
+    """Write the universal form of a checkpoint, ``NAME.universal/NAME`` beside it; it appears when it is complete.
 
     Raises:
         CheckpointError: DeepSpeed's converter fails; its last line is shown.
@@ -96,7 +112,8 @@ def convert(found: Path) -> Path:
             if stale.exists():
                 shutil.rmtree(stale)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--input_folder", str(found), "--output_folder", str(partial)]
+    # Beside its output the converter writes a file that says which is the latest, hence a directory around both.
+    command += ["--input_folder", str(found), "--output_folder", str(partial / found.name)]
     if stage in (1, 2):
         command.append("--inject_missing_state")  # our parameter groups are not Megatron's
     # The converter is a program of one process: it must neither join this job nor take a GPU.
@@ -112,4 +129,4 @@ def convert(found: Path) -> Path:
             f" {checkpoint.read_state(found)['world_size']} ranks, or add {WEIGHTS_ONLY_FLAG}"
         )
     os.replace(partial, final)
-    return final
+    return final / found.name

@@ -94,6 +94,9 @@ def judge(states: list[RankState], now: float, silence_seconds: float, hang_seco
     running = [state for state in states if state.event != "bye"]
     lost = [state for state in running if state.event == "lost"]
     if lost and now - min(state.event_since for state in lost) > _CAUSE_GRACE_SECONDS:
+        behind = min(running, key=lambda state: state.progress)
+        if behind.event != "lost" and behind.progress < lost[0].progress:
+            return f"{behind} hangs in {behind.place}; rank {lost[0].rank} has waited for it in vain"
         return f"{lost[0]} lost its connections in {lost[0].place}: {lost[0].message}"
     if running and all(now - state.moved > hang_seconds for state in running):
         behind = min(running, key=lambda state: state.progress)

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from bnb_ds import checkpoint, distributed, report
+from bnb_ds import checkpoint, distributed, elastic, report
 from bnb_ds.batch import PackedBatch
 from bnb_ds.checkpoint import CheckpointWriter
 from bnb_ds.config import PretrainRecipe, load_recipe
 from bnb_ds.corruption import Corruption
 from bnb_ds.ds_config import DsConfig, load_ds_config
-from bnb_ds.elastic import Resume, loadable, plan_resume
+from bnb_ds.elastic import Resume, plan_resume
 from bnb_ds.engine import build_engine
 from bnb_ds.errors import DataError
 from bnb_ds.evaluation import evaluate
@@ -42,6 +42,8 @@ from bnb_ds.train_loop import LoopSettings, TrainLoop
 from bnb_ds.train_step import TrainStep
 from bnb_ds.watchdog import Watchdog
 from bnb_ds.watching import log_histograms, reconstruction_table
+
+_TIMEOUT_MARGIN_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def pretrain(plan: Plan, launch: Launch) -> None:
     faults = plan.recipe.faults
     # Before anything slow: a request to end that comes early is honoured at the first step.
     with StopRequest() as stop:
-        device = distributed.init(timedelta(seconds=faults.hang_seconds))
+        # The guardians, who can tell which rank is the cause, come before the time-out of the collective operations.
+        device = distributed.init(timedelta(seconds=faults.hang_seconds + _TIMEOUT_MARGIN_SECONDS))
         try:
             with Watchdog(faults.silence_seconds, faults.hang_seconds) as watchdog:
                 run_in_job(plan, launch, device, watchdog, stop)
@@ -225,8 +228,7 @@ def _build_and_load(
         load_universal=resume is not None and resume.way == "universal",
     )
     if resume is not None and resume.way != "weights only":
-        with loadable(resume) as directory:
-            checkpoint.load(engine, directory)
+        elastic.load(engine, resume)
     return engine, kernels, state
 
 

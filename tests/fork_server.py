@@ -137,6 +137,8 @@ def _run(arguments: list[str]) -> int:
     if os.environ.get("TEST_FILE_LIMIT_OF_RANK") == os.environ["RANK"]:
         # The disk refuses to make any file longer, as a full one does; Python ignores the signal that goes with it.
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    # A hang on request: the main thread sleeps, everything else goes on.
+    signal.signal(signal.SIGUSR2, lambda *received: time.sleep(1000))
     sys.argv = [str(_SCRIPT), *arguments]
     code = 1
     try:

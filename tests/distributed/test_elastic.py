@@ -17,8 +17,12 @@ def make_job(folder, shards, stage: int) -> Job:
     return Job(folder, shards, zero_optimization=zero)
 
 
+def steps(job: Job) -> list[dict]:
+    return [row for row in job.metrics() if "train/loss" in row]
+
+
 def curve(job: Job) -> list[tuple[int, float, int]]:
-    return [(row["step"], row["train/loss"], row["sample_fingerprint"]) for row in job.metrics()]
+    return [(row["step"], row["train/loss"], row["sample_fingerprint"]) for row in steps(job)]
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +40,12 @@ def assert_continues(job: Job, uninterrupted) -> None:
     assert not list(job.output.glob("checkpoints/*universal*"))
 
 
-@pytest.mark.parametrize("ranks", [(2, 1, 2), (1, 2)], ids=["2 to 1 to 2", "1 to 2"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_another_number_of_ranks(tmp_path, small_shards, fork_server, uninterrupted, stage, ranks):
-    if stage == 0 and ranks[0] == 1:
-        pytest.skip("nothing is partitioned: covered by the other case")
+def test_two_ranks_then_one_then_two(tmp_path, small_shards, fork_server, uninterrupted, stage):
     job = make_job(tmp_path, small_shards, stage)
-    for number, stop in zip(ranks, (3, 5, 8) if len(ranks) == 3 else (4, 8), strict=True):
-        text = job.train_forked(fork_server, *QUIET, "--resume", "auto", "--stop-at", str(stop), ranks=number)
-    converted = f"converted from {ranks[-2]} ranks at ZeRO stage {stage} to {ranks[-1]} at {stage}"
-    assert (converted in text) == (stage > 0)
+    for ranks, stop in ((2, 3), (1, 5), (2, 8)):
+        text = job.train_forked(fork_server, *QUIET, "--resume", "auto", "--stop-at", str(stop), ranks=ranks)
+    assert (f"converted from 1 ranks at ZeRO stage {stage} to 2 at {stage}" in text) == (stage > 0)
     assert_continues(job, uninterrupted)
 
 
@@ -77,8 +77,8 @@ def test_what_cannot_be_converted_is_refused_and_the_weights_go_on(tmp_path, sma
     assert [(step, samples) for step, _, samples in ours] == [(step, samples) for step, _, samples in uninterrupted]
     # The weights of step 4 are those of the other run; what the fresh optimizer makes of them is its own.
     assert ours[4][1] == pytest.approx(uninterrupted[4][1], abs=1e-4)
-    rates = [row["train/lr"] for row in job.metrics()]
-    assert rates == sorted(rates[:1] + rates[1:], reverse=True), "the schedule begins anew"
+    rates = [row["train/lr"] for row in steps(job)]
+    assert rates == sorted(rates, reverse=True), "the schedule begins anew"
 
 
 def test_a_checkpoint_that_the_converter_cannot_read(tmp_path, small_shards, fork_server):

@@ -80,6 +80,19 @@ def test_a_stopped_rank_ends_the_job(tmp_path, small_shards, fork_server, victim
     assert "Traceback" not in launch.text()
 
 
+def test_a_rank_that_hangs_ends_the_job(tmp_path, small_shards, fork_server):
+    """Its process runs and beats; its main thread does nothing."""
+    job = Job(tmp_path, small_shards)
+    launch = job.fork(fork_server, "steps=100000", *SETTINGS[1:], "faults.hang_seconds=10")
+    launch.wait_for(lambda: job.last_step() >= 3)
+    launch.kill(1, signal.SIGUSR2)
+    assert launch.wait(90) == [-signal.SIGKILL] * 2
+    errors = [line for line in launch.text().splitlines() if "error" in line]
+    assert len(errors) == 1, launch.text()
+    assert re.search(r"rank 1 \(.*\) hangs: no progress for 10 s in step \d+, \w+; the whole job ends", errors[0])
+    assert "Traceback" not in launch.text()
+
+
 @pytest.mark.parametrize("asked", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "both"])
 def test_sigterm_saves_and_exits_0(tmp_path, small_shards, fork_server, uninterrupted, asked):
     job = Job(tmp_path, small_shards)

@@ -46,6 +46,17 @@ def test_two_hosts_train_as_two_local_ranks(two_hosts, tmp_path, small_shards, w
         assert ours == pytest.approx(theirs, rel=1e-6), tag
 
 
+def test_an_output_that_the_hosts_do_not_share_is_refused(two_hosts, tmp_path, small_shards):
+    job = Job(tmp_path, small_shards)
+    job.output.mkdir()
+    two_hosts.run(1, "mount", "-t", "tmpfs", "tmpfs", str(job.output))
+    result = launching.run(launch(two_hosts, job))
+    assert result.returncode == 2, result.stdout + result.stderr
+    expected = f"output_dir {job.output}: {two_hosts.names[1]} cannot see what rank 0 writes there; put it on storage"
+    assert result.stderr.count(expected) == 1, result.stderr
+    assert not list(job.output.glob("checkpoints/*"))
+
+
 def test_a_host_that_is_cut_off_ends_the_job_and_the_other_goes_on_alone(two_hosts, tmp_path, small_shards):
     settings = ["steps=100000", "intervals.checkpoint_steps=2", f"faults.silence_seconds={SILENCE_SECONDS}"]
     job = Job(tmp_path, small_shards)

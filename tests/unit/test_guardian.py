@@ -69,6 +69,13 @@ def test_lost_connections_are_the_fault_of_whoever_died():
     assert verdict.endswith("lost its connections in step 5, backward: Connection closed by peer")
 
 
+def test_a_rank_that_others_have_waited_for_in_vain():
+    both = states(event="lost", message="timed out", progress=12)
+    both[0].phase = "data"
+    verdict = judge(both, NOW + 4, SILENCE, HANG)
+    assert verdict == "rank 0 (host node7, process 42) hangs in step 5, data; rank 1 has waited for it in vain"
+
+
 def test_a_rank_that_has_ended_is_not_missed():
     assert judge(states(event="bye", heard=NOW - 1000), NOW, SILENCE, HANG) is None
 
