@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,9 @@ class CheckpointWriter:
             )
 
     def _bytes_needed(self) -> int:
-        checkpoints = whole_checkpoints(self._directory)
-        if checkpoints:
-            return sum(file["bytes"] for file in read_state(checkpoints[-1])["files"].values())
+        for newest in whole_checkpoints(self._directory)[-1:]:
+            with suppress(OSError, ValueError, KeyError):  # a damaged one tells nothing
+                return sum(file["bytes"] for file in read_state(newest)["files"].values())
         parameters = self._engine.module.parameters()
         return BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
@@ -200,6 +200,16 @@ def find_damage(checkpoint: Path) -> str | None:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What the writer was told, with the files' sizes and hashes."""
     return json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
+
+
+def stage_of(checkpoint: Path) -> int:
+    """ZeRO stage that a checkpoint was written at."""
+    state = read_state(checkpoint)
+    if "zero_stage" in state:
+        return state["zero_stage"]
+    # The first releases left it to the run's own record.
+    resolved = json.loads((checkpoint.parent.parent / "ds_config.resolved.json").read_text(encoding="utf-8"))
+    return resolved.get("zero_optimization", {}).get("stage", 0)
 
 
 def load(engine: Any, directory: Path) -> None:

@@ -41,8 +41,8 @@ class Resume:
             return f"from the weights of {self.checkpoint}, the optimizer anew"
         state = checkpoint.read_state(self.checkpoint)
         return (
-            f"from {self.checkpoint}, converted from {state['world_size']} ranks at ZeRO stage {state['zero_stage']} to"
-            f" {ds_config.world_size} at {ds_config.zero_stage}"
+            f"from {self.checkpoint}, converted from {state['world_size']} ranks at ZeRO stage"
+            f" {checkpoint.stage_of(self.checkpoint)} to {ds_config.world_size} at {ds_config.zero_stage}"
         )
 
 
@@ -54,8 +54,7 @@ def plan_resume(found: Path, ds_config: DsConfig, *, weights_only: bool) -> Resu
     """
     if weights_only:
         return Resume(found, "weights only")
-    state = checkpoint.read_state(found)
-    old_stage, new_stage = state["zero_stage"], ds_config.zero_stage
+    old_stage, new_stage = checkpoint.stage_of(found), ds_config.zero_stage
     same_layout = old_stage == new_stage or {old_stage, new_stage} == {1, 2}
     if not same_layout:
         raise CheckpointError(
@@ -63,7 +62,7 @@ def plan_resume(found: Path, ds_config: DsConfig, *, weights_only: bool) -> Resu
             f" optimizer states between stages 1 and 2 only; set zero_optimization.stage to {old_stage}, or add"
             f" {WEIGHTS_ONLY_FLAG} to go on with a fresh optimizer"
         )
-    if new_stage == 0 or state["world_size"] == ds_config.world_size:
+    if new_stage == 0 or checkpoint.read_state(found)["world_size"] == ds_config.world_size:
         return Resume(found, "as it is")
     return Resume(found, "universal")
 
@@ -106,7 +105,7 @@ def convert(found: Path) -> Path:
     """
     final = found.with_name(f"{found.name}.universal")
     partial = found.with_name(f"{found.name}.universal.partial")
-    stage = checkpoint.read_state(found)["zero_stage"]
+    stage = checkpoint.stage_of(found)
     with disk_errors(found.parent):
         for stale in (final, partial):
             if stale.exists():

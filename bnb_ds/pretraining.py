@@ -169,7 +169,7 @@ def run_in_job(plan: Plan, launch: Launch, device: torch.device, watchdog: Watch
     num_parameters = report.count_parameters(model)  # before ZeRO stage 3 takes them apart
     engine, kernels, state = _build_and_load(plan, model, device, total_steps, resume)
     stop_step = min(launch.stop_at or total_steps, total_steps)
-    distributed.on_main(lambda: _prepare_run_dir(run, model, plan.train_shards, state["step"]))
+    distributed.on_main(lambda: _prepare_run_dir(run, model, plan.train_shards, state["step"], launch.weights_only))
     distributed.require_shared(run.path)
     peak, peak_source = peak_flops(device, plan.ds_config.precision)
     tracker = Tracker(run.tensorboard, start_step=state["step"], total_steps=total_steps)
@@ -182,6 +182,7 @@ def run_in_job(plan: Plan, launch: Launch, device: torch.device, watchdog: Watch
         f"start        step {state['step']}{origin}; this launch ends at step {stop_step}",
     ):
         tracker.say(line)
+    profiler = StepProfiler(*launch.profile_steps or (0, -1), run.path / "profile", tracker.say)
     loop = _build_loop(
         plan,
         _loop_settings(recipe, total_steps, stop_step),
@@ -193,9 +194,10 @@ def run_in_job(plan: Plan, launch: Launch, device: torch.device, watchdog: Watch
         samples=(train, heldout),
         peak=peak,
         stop=stop,
-        profiler=StepProfiler(*launch.profile_steps or (0, -1), run.path / "profile", tracker.say),
+        profiler=profiler,
     )
     reached = loop.run(state["step"], state["samples_consumed"])
+    profiler.close()
     tracker.say(f"done         step {reached} of {total_steps}; watch with: tensorboard --logdir {run.tensorboard}")
     tracker.close()
 
@@ -336,9 +338,11 @@ def _training_flops(config: BnbConfig) -> Callable[[PackedBatch], int]:
     return training_flops
 
 
-def _prepare_run_dir(run: RunDir, model: BnbForConditionalGeneration, shards: TokenShards, start_step: int) -> None:
+def _prepare_run_dir(
+    run: RunDir, model: BnbForConditionalGeneration, shards: TokenShards, start_step: int, weights_only: bool
+) -> None:
     with disk_errors(run.path):
         # What an export needs besides the weights, so that it needs no shards.
         model.config.save_pretrained(run.model)
         save_tokenizer(load_tokenizer(shards.tokenizer_dir), run.model)
-    run.record_launch(start_step)
+    run.record_launch(start_step, weights_only=weights_only)

@@ -42,13 +42,19 @@ class StepProfiler:
             self._profile = profile(activities=activities, profile_memory=True)
             self._profile.start()
         yield
-        if self._profile is not None and step == self._last:
-            self._profile.stop()
-            self._directory.mkdir(parents=True, exist_ok=True)
-            trace = self._directory / f"steps_{self._first}_{self._last}.json.gz"
-            self._profile.export_chrome_trace(str(trace))
-            self._profile = None
-            self._say(f"step {step}  trace {trace}")
+        if step == self._last:
+            self.close()
+
+    def close(self) -> None:
+        """Write what has been recorded; a run that ends early has fewer steps to show."""
+        if self._profile is None:
+            return
+        self._profile.stop()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        trace = self._directory / f"steps_{self._first}_{self._last}.json.gz"
+        self._profile.export_chrome_trace(str(trace))
+        self._profile = None
+        self._say(f"trace        {trace}")
 
 
 def parse_range(text: str) -> tuple[int, int]:

@@ -144,21 +144,25 @@ class RunDir:
         ours, theirs = ({key: launch[key] for key in software} for launch in (provenance(), first))
         return [f"note         this run was started with other software: {line}" for line in differences(ours, theirs)]
 
-    def record_launch(self, start_step: int) -> None:
+    def record_launch(self, start_step: int, *, weights_only: bool = False) -> None:
         """Write the resolved settings (first launch) and one line of provenance (every launch).
+
+        Args:
+            start_step: of this launch.
+            weights_only: the optimizer starts anew, so that this launch's DeepSpeed configuration is the run's now.
 
         Raises:
             DataError: the disk refuses.
         """
         with disk_errors(self.path):
-            self._write_launch(start_step)
+            self._write_launch(start_step, weights_only)
 
-    def _write_launch(self, start_step: int) -> None:
+    def _write_launch(self, start_step: int, weights_only: bool) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         launch = {**provenance(), "start_step": start_step, "world_size": self.ds_config.world_size}
         with open(self.path / "launches.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({**launch, "data_fingerprint": self.data_fingerprint}) + "\n")
-        if not (self.path / "ds_config.resolved.json").exists():
+        if weights_only or not (self.path / "ds_config.resolved.json").exists():
             write_atomic(self.path / "ds_config.resolved.json", json.dumps(self.ds_config.values, indent=2) + "\n")
         # Last: its presence says that the directory holds a run.
         if not _holds_run(self.path):

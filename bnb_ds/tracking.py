@@ -6,6 +6,7 @@ Rank 0 only; silent elsewhere.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ class Tracker:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()
-        self._metrics.write(json.dumps({"step": step, **values, **(record or {})}) + "\n")
+        # JSON has no NaN: a norm that was not asked for is null.
+        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
+        self._metrics.write(json.dumps({"step": step, **finite, **(record or {})}) + "\n")
         self._metrics.flush()
         if line is None:
             line = "  ".join(f"{tag.partition('/')[2]} {value:.4g}" for tag, value in values.items())

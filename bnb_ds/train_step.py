@@ -141,7 +141,8 @@ class TrainStep:
         if self._spikes is not None:
             spikes = values["train/skipped_spikes"] = self._spikes.skipped
         if self._engine.fp16_enabled():
-            values["train/skipped_overflows"] = self._engine.skipped_steps - spikes
+            # A spike makes DeepSpeed skip a step too. (After --resume-weights-only its count begins anew.)
+            values["train/skipped_overflows"] = max(self._engine.skipped_steps - spikes, 0)
             values["train/loss_scale"] = float(self._engine.optimizer.loss_scale)
         return values
 

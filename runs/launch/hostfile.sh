@@ -73,6 +73,10 @@ code=0
 wait_through_signals "$launcher" || code=$?
 [ -z "$shown" ] || wait_through_signals "$shown" || true
 rm -f "$BNB_STOP_FILE"
+# Of a host's launcher that was killed the deepspeed command reports success.
+if [ "$code" = 0 ] && [ -n "$first" ] && ! grep -qE '^(done|stopped|memory/GPU) ' "$first"; then
+    code=1
+fi
 if [ "$code" != 0 ]; then
     echo "hostfile.sh: the job failed with exit code $code; one log per rank is in $logs" >&2
     grep -hE '(pretrain.py|bnb_ds): error' "$logs"/*_rank*.log "$logs/launcher.log" | sort -u >&2 || tail -n 20 "$logs/launcher.log" >&2

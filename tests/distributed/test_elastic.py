@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.jobs import Job
@@ -70,6 +72,10 @@ def test_what_cannot_be_converted_is_refused_and_the_weights_go_on(tmp_path, sma
     assert "set zero_optimization.stage to 3, or add --resume-weights-only" in errors[0]
     assert "Traceback" not in refused.text()
 
+    # A fresh optimizer may have other settings, which are the run's from then on.
+    changed = json.loads(job.ds_config.read_text())
+    changed["optimizer"]["params"]["weight_decay"] = 0.02
+    job.ds_config.write_text(json.dumps(changed))
     text = job.train_forked(fork_server, *QUIET, "--resume", "auto", "--resume-weights-only", "--stop-at", "6")
     assert "the optimizer anew" in text
     job.train_forked(fork_server, *QUIET, "--resume", "auto")

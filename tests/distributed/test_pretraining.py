@@ -76,29 +76,6 @@ def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, small_s
     assert_same_training(job, whole_run)
 
 
-@pytest.mark.parametrize(
-    ("ranks", "changes"),
-    [
-        (1, {}),
-        (1, {"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 0}}),
-        (2, {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 2}}),
-        (2, {"zero_optimization": {"stage": 0}}),
-        (2, {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}),
-    ],
-    ids=["one rank", "one micro batch, stage 0", "no accumulation, stage 2", "stage 0", "stage 3"],
-)
-def test_the_loss_does_not_depend_on_how_the_batch_is_cut(tmp_path, small_shards, ranks, changes):
-    """Without dropout, whose draws belong to a rank, all cuts of the global batch train alike."""
-    no_dropout = ["model.hidden_dropout=0", "model.attention_dropout=0", "steps=4"]
-    reference = Job(tmp_path, small_shards, "reference")
-    reference.train(*no_dropout)
-    job = Job(tmp_path, small_shards, "cut", **changes)
-    job.train(*no_dropout, ranks=ranks)
-    for tag in ("train/loss", "train/grad_norm", "eval/loss"):
-        ours, theirs = ([value for _, value in j.scalars()[tag]] for j in (job, reference))
-        assert ours == pytest.approx(theirs, rel=2e-5), tag
-
-
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
     job = Job(tmp_path, small_shards)
     result = launching.run(job.command("data.max_lenght=5"))

@@ -53,15 +53,14 @@ def test_fp32_losses_are_the_same(tmp_path, small_shards, fork_server, reference
     assert ours[-1] < 0.9 * ours[0]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize(
     "precision",
     [{"bf16": {"enabled": True}}, {"fp16": {"enabled": True, "initial_scale_power": 12}}],
     ids=["bf16", "fp16"],
 )
-def test_half_precision_trains(tmp_path, small_shards, fork_server, reference, precision, stage, ranks):
-    ours = losses(tmp_path, small_shards, fork_server, ranks=ranks, accumulation=2, stage=stage, **precision)
+def test_half_precision_trains(tmp_path, small_shards, fork_server, reference, precision, stage):
+    ours = losses(tmp_path, small_shards, fork_server, ranks=2, accumulation=2, stage=stage, **precision)
     assert all(map(math.isfinite, ours))
     assert ours[-1] < 0.9 * ours[0]
     assert ours[0] == pytest.approx(reference[0], rel=0.01)

@@ -28,7 +28,15 @@ def test_only_the_steps_of_the_range_are_traced(tmp_path):
         with profiler(step):
             operation(torch.ones(3))
     trace = tmp_path / "profile" / "steps_2_3.json.gz"
-    assert said == [f"step 3  trace {trace}"]
+    assert said == [f"trace        {trace}"]
     names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
     assert {"aten::cos", "aten::tan"} <= names
     assert not {"aten::sin", "aten::exp"} & names
+
+
+def test_a_run_that_ends_early_keeps_its_trace(tmp_path):
+    profiler = StepProfiler(1, 9, tmp_path, print)
+    with profiler(1):
+        torch.ones(3).cos()
+    profiler.close()
+    assert (tmp_path / "steps_1_9.json.gz").exists()
