@@ -91,6 +91,8 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
     [
         (["--world-size", "2"], "--world-size goes with --dry-run; a real run takes it from its launcher"),
         (["--stop-at", "0"], "--stop-at and --world-size take positive whole numbers"),
+        (["--resume-weights-only"], "--resume-weights-only goes with --resume auto or --resume PATH"),
+        (["--profile-steps", "5"], "--profile-steps 5: write it as FIRST:LAST, for example 100:104"),
     ],
 )
 def test_misuse_of_flags(tmp_path, small_shards, arguments, message):
