@@ -98,6 +98,9 @@ def take_step(engine: Any) -> float | None:
             engine.step()
         return norm
     engine.step()
+    if getattr(engine.optimizer, "overflow", False):
+        # Of a step that it has skipped ZeRO 3 reports the norm of the step before.
+        return math.inf
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
 

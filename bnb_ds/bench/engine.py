@@ -114,7 +114,7 @@ def _bare_step(
             (loss / (batch.num_targets * work.micro_steps)).backward()
         # The loop looks at norm and loss, so this one does.
         norm = nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
-        float(norm), float(loss)
+        float(norm), float(loss.detach())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -155,7 +155,7 @@ def _engine_step(
                 engine.backward(loss / batch.num_targets)
             if micro_step < work.micro_steps - 1:
                 engine.step()
-        float(loss)
+        float(loss.detach())
         with parts("optimizer"):
             take_step(engine)
 

@@ -61,17 +61,23 @@ def test_the_loss_falls_and_the_weights_export_in_every_configuration(make_loop,
         assert any((weight != weight.bfloat16().float()).any() for weight in exported.values())
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_infinite_gradient_stops_the_run_with_the_weights_unchanged(make_loop, tmp_path, stage):
     class FiniteLossWithInfiniteGradient(Reconstruction):
         def loss_sum(self, model, batch, device):
-            return super().loss_sum(model, batch, device) + (model.module.lm_head.bias.sum() * 0).sqrt()
+            loss_sum = super().loss_sum(model, batch, device)
+            return loss_sum + (loss_sum * 0).sqrt()
 
     loop = make_loop(FiniteLossWithInfiniteGradient(), zero_optimization={"stage": stage})
-    before = {name: weight.clone() for name, weight in loop._engine.module.state_dict().items()}
+
+    def weights():
+        with deepspeed.zero.GatheredParameters(list(loop._engine.module.parameters()), enabled=stage == 3):
+            return {name: weight.detach().clone() for name, weight in loop._engine.module.named_parameters()}
+
+    before = weights()
     with pytest.raises(NonFiniteLossError, match="step 1: the gradient is not finite although the loss is"):
         loop.run(0, 0)
-    after = loop._engine.module.state_dict()
+    after = weights()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
     record = json.loads((tmp_path / "nonfinite_step_00000001.json").read_text())
     assert sum(len(batch) for batch in record["sample_ids_by_rank"]["0"]) == 8
@@ -144,7 +150,8 @@ def test_a_spike_is_not_taken_and_counted(make_loop, tmp_path, stage):
 
     def watched(*arguments, **options):
         result = take(*arguments, **options)
-        weights.append(loop._engine.module.lm_head.bias.detach().clone())
+        with deepspeed.zero.GatheredParameters([loop._engine.module.lm_head.bias], enabled=stage == 3):
+            weights.append(loop._engine.module.lm_head.bias.detach().clone())
         return result
 
     loop._train_step.take = watched
