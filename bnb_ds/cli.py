@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from bnb_ds import __version__
 from bnb_ds.bench.cli import add_bench
 from bnb_ds.configuration import DECODER_LENGTH_POLICIES
-from bnb_ds.errors import run_reporting_errors
+from bnb_ds.errors import EXIT_USER_ERROR, run_reporting_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,12 +35,22 @@ def _parser() -> argparse.ArgumentParser:
     for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.commands")):
         entry.load()(commands)
     add_bench(commands)
+    _add_check(commands)
     _add_curves(commands)
     _add_export(commands)
     _add_import_reference(commands)
     _add_generate(commands)
     _add_reconstruct(commands)
     return parser
+
+
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("check", help="check all of a launch without its machines")
+    command.add_argument("recipe", help="YAML file; shipped ones are under runs/recipes/pretrain/")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="as for runs/pretrain.py")
+    command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
+    command.add_argument("--world-size", type=_positive, default=1, help="number of ranks (default %(default)s)")
+    command.set_defaults(run=_check)
 
 
 def _add_curves(commands: argparse._SubParsersAction) -> None:
@@ -93,6 +103,16 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--mask-probability", type=float, default=0.15, help="default %(default)s")
     command.add_argument("--seed", type=_natural, default=0, help="of the masks (default %(default)s)")
     command.set_defaults(run=_reconstruct)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from bnb_ds.check import check
+
+    findings = check(args.recipe, args.overrides, args.deepspeed_config, args.world_size)
+    print("\n".join(findings.lines))
+    faults = len(findings.errors)
+    print(f"check: {faults} errors" if faults else "check: nothing stands in the way of this launch")
+    return EXIT_USER_ERROR if faults else 0
 
 
 def _curves(args: argparse.Namespace) -> None:

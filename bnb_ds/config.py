@@ -193,10 +193,34 @@ class IntervalSection(Section):
     log_steps: Annotated[int, Field(gt=0)] = 10
     eval_steps: Annotated[int, Field(gt=0)] = 1000
     checkpoint_steps: Annotated[int, Field(gt=0)] = 1000
-    #: newest checkpoints kept on disk
+    #: newest checkpoints kept on disk; the best by ``eval/loss`` is kept besides
     keep_checkpoints: Annotated[int, Field(gt=0)] = 3
     #: held-out samples read at each evaluation
     eval_samples: Annotated[int, Field(gt=0)] = 1024
+    #: of them, shown as text at each evaluation
+    reconstructions: Annotated[int, Field(ge=0)] = 4
+    #: histograms of all weights at evaluations whose step this divides; 0 for never
+    histogram_steps: Annotated[int, Field(ge=0)] = 0
+    #: hash and publish checkpoints while training goes on
+    background_checkpoints: bool = True
+
+
+class SpikeSection(Section):
+    """Steps whose loss jumps and which are therefore not taken; none unless ``factor`` is given."""
+
+    #: a loss above this many times the median of the recent ones is a spike
+    factor: Annotated[float, Field(gt=1)] | None = None
+    #: accepted steps that the median is taken over
+    window_steps: Annotated[int, Field(gt=1)] = 100
+
+
+class FaultSection(Section):
+    """How long a job waits for a rank before it ends, in seconds."""
+
+    #: a rank that does not run (killed, stopped) or cannot be reached
+    silence_seconds: Annotated[float, Field(ge=2)] = 60
+    #: no rank makes progress; longer than any evaluation or checkpoint. Collective operations time out soon after
+    hang_seconds: Annotated[float, Field(ge=10)] = 1800
 
 
 class PretrainRecipe(Section):
@@ -214,6 +238,8 @@ class PretrainRecipe(Section):
     loader: LoaderSection = LoaderSection()
     schedule: ScheduleSection = ScheduleSection()
     intervals: IntervalSection = IntervalSection()
+    spikes: SpikeSection = SpikeSection()
+    faults: FaultSection = FaultSection()
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> PretrainRecipe:

@@ -12,7 +12,7 @@ from bnb_ds.slots import decoder_lengths
 
 if TYPE_CHECKING:
     from bnb_ds.ds_config import DsConfig
-    from bnb_ds.pretraining import Plan
+    from bnb_ds.plan import Plan
 
 _GIB = 2**30
 _CTC_CHUNK_BYTES = 2**28  # of bnb_ds.ctc_head on a GPU

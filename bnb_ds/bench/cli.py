@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from bnb_ds import distributed
 from bnb_ds.bench import ctc, train
+from bnb_ds.bench import engine as engine_bench
 from bnb_ds.errors import ConfigError
 from bnb_ds.files import write_atomic
 
@@ -24,6 +27,7 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     subjects = bench.add_subparsers(title="subjects", required=True, metavar="SUBJECT")
     _add_ctc(subjects)
     _add_train(subjects)
+    _add_engine(subjects)
     _add_loader(subjects)
     for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.benchmarks")):  # of other packages
         entry.load()(subjects)
@@ -92,6 +96,36 @@ def _loader(args: argparse.Namespace) -> None:
     _write(args.json, {**setting, **figures})
 
 
+def _add_engine(subjects: argparse._SubParsersAction) -> None:
+    engine = subjects.add_parser("engine", help="DeepSpeed's share of a training step, against a bare loop")
+    engine.add_argument("--size", choices=("tiny", "base", "large"), default="base", help="default %(default)s")
+    engine.add_argument("--stage", type=int, choices=(0, 1, 2, 3), action="append", help="ZeRO (default: 0 and 1)")
+    engine.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast in both ways")
+    engine.add_argument("--micro-steps", type=_positive, default=2, help="of a step (default %(default)s)")
+    engine.add_argument("--sequences", type=_positive, default=4, help="of a micro step (default %(default)s)")
+    engine.add_argument("--tokens", type=_positive, default=128, help="of a sequence (default %(default)s)")
+    engine.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    engine.add_argument("--repeats", type=_positive, default=5, help="of each median (default %(default)s)")
+    engine.add_argument("--threads", type=_positive, default=2, help="on the CPU (default %(default)s)")
+    engine.set_defaults(run=_engine)
+
+
+def _engine(args: argparse.Namespace) -> None:
+    _refuse_missing_device(args.device)
+    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
+    device = distributed.init()
+    torch.set_num_threads(args.threads)
+    work = engine_bench.Work(args.micro_steps, args.sequences, args.tokens)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
+    print(f"{name}, {args.size}, {args.precision}, {work.tokens_per_step:,} tokens a step, torch {torch.__version__}")
+    results = [
+        engine_bench.measure(args.size, stage, args.precision, work, device, args.repeats)
+        for stage in args.stage or (0, 1)
+    ]
+    print(engine_bench.table(results))
+    distributed.shutdown()
+
+
 def _ctc(args: argparse.Namespace) -> None:
     setting = _announce(args)
     device, dtype = torch.device(args.device), ctc.DTYPES[args.dtype]
@@ -119,8 +153,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _announce(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """Check what could not work, and print on what and with what is measured."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
+    _refuse_missing_device(args.device)
     _refuse_missing_parent(args.json)
     torch.set_num_threads(args.threads)
     setting = {
@@ -142,6 +175,11 @@ def _write(path: Path | None, figures: dict[str, Any]) -> None:
 
 def _versions() -> dict[str, str]:
     return {"torch": torch.__version__, "python": platform.python_version()}
+
+
+def _refuse_missing_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
 
 
 def _refuse_missing_parent(file: Path | None) -> None:

@@ -101,10 +101,12 @@ def overrides(folder) -> str:
 
 
 def test_plan(prepared):
-    (command,) = commands("plan")
-    shown = run(f"{command} {overrides(prepared)}", prepared)
-    assert "1280 samples = 10 x 1 micro steps x 128 ranks" in shown
-    assert "memory/GPU   about" in shown
+    check, plan = commands("plan")
+    recipe = "wikipedia_base.yaml"
+    checked = run(check.replace(recipe, f"{recipe} {overrides(prepared)}"), prepared)
+    for shown in (checked, run(f"{plan} {overrides(prepared)}", prepared)):
+        assert "1280 samples = 10 x 1 micro steps x 128 ranks" in shown
+        assert "memory/GPU   about" in shown
 
 
 @pytest.mark.parametrize("command", commands("launch"), ids=["one node", "sixteen nodes"])
@@ -117,6 +119,27 @@ def test_launch(prepared, command):
     script = [launch.user_script, *launch.user_args]
     planned = f"{sys.executable} {shlex.join(script)} --dry-run --world-size {ranks} {overrides(prepared)}"
     assert f" micro steps x {ranks} ranks" in run(planned, prepared)
+
+
+@pytest.mark.parametrize("command", commands("clusters"), ids=["hostfile", "torchrun", "slurm"])
+def test_clusters(prepared, command):
+    """On this host alone, with two ranks; the Slurm script is executed in `test_launchers.py`."""
+    if command.startswith("sbatch"):
+        script = shlex.split(command)[3]
+        assert (launching.REPOSITORY / script).is_file()
+        return
+    here = {
+        "--hostfile HOSTFILE --num_nodes 16 --num_gpus 8": f"--num_gpus 2 --master_port {launching.free_port()}",
+        "--nodes 16 --gpus 8 --master HOST": f"--gpus 2 --master 127.0.0.1:{launching.free_port()}",
+        "ds_configs/v100_fp16_zero1.json": "ds_configs/cpu_debug.json",
+        "runs/launch/hostfile.sh": f"runs/launch/hostfile.sh --logs {prepared}/hostfile",
+        "runs/launch/torchrun.sh": f"runs/launch/torchrun.sh --logs {prepared}/torchrun",
+    }
+    for old, new in here.items():
+        command = command.replace(old, new)
+    name = "hostfile" if "hostfile.sh" in command else "torchrun"
+    settings = f"{overrides(prepared)} output_dir={prepared}/runs/{name} steps=2"
+    assert "done         step 2 of 2" in run(f"{command} {settings}", prepared)
 
 
 def test_use(prepared, monkeypatch, capsys):
