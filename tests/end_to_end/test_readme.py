@@ -9,10 +9,13 @@ import shlex
 import sys
 
 import pytest
+import torch
 from deepspeed.launcher.runner import parse_args
 from transformers import BertConfig, BertForMaskedLM
 
 from tests import launching
+from tests.reference_files import save_as_reference
+from tests.tiny import bnb_model
 
 pytestmark = pytest.mark.slow
 
@@ -159,6 +162,13 @@ def test_use(prepared, monkeypatch, capsys):
     assert re.search(r"train/loss +[\d.]+ at step 3", run(curves, prepared))
     assert "step_00000003" in run(export, prepared)
     assert run(generate, prepared).count("\n") >= 1
-    (block,) = python_blocks()
-    exec(compile(moved(block, prepared), "README.md", "exec"), {})
+    use, models = (compile(moved(block, prepared), "README.md", "exec") for block in python_blocks())
+    exec(use, {})
     assert capsys.readouterr().out.startswith("['")
+    (prepared / "models" / "bert").symlink_to(prepared / "bert")
+    exec(models, {})
+    convert, encoder = commands("models")
+    run(encoder, prepared)
+    assert (prepared / "models" / "encoder" / "model.safetensors").is_file()
+    save_as_reference(bnb_model(dtype=torch.float32), prepared / "reference")
+    assert "import-reference: " in run(convert.replace("REFERENCE", f"{prepared}/reference"), prepared)
