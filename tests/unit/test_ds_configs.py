@@ -49,7 +49,7 @@ def table() -> str:
             cells = []
             for config, num_parameters in sizes.values():
                 states = report.state_bytes(num_parameters, ds_config) / GIB
-                activations = report.activation_bytes(config, ds_config, MAX_LENGTH) / GIB
+                activations = report.activation_bytes(config, ds_config, MAX_LENGTH, ds_config.micro_batch) / GIB
                 cells.append(f"{states:.1f} + {activations:.1f} = {states + activations:.1f}")
             rows.append(f"| `{path.stem}` | {ranks} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)
