@@ -18,6 +18,7 @@ _IS_PLAIN = np.zeros(256, dtype=bool)
 _IS_PLAIN[[ord(character) for character in string.ascii_letters + string.digits]] = True
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[ord("A") : ord("Z") + 1] += 32
+_FEW = 128  # words that are cheaper for the tokenizer than another round here
 
 
 class PlainWordPiece:
@@ -40,8 +41,8 @@ class PlainWordPiece:
         self._max_bytes = int(model["max_input_chars_per_word"])
         prefix = model["continuing_subword_prefix"]
         skip = len(prefix)
-        self._first = _Pieces(vocabulary, {token: token for token in vocabulary})
-        self._next = _Pieces(vocabulary, {token: token[skip:] for token in vocabulary if token.startswith(prefix)})
+        self._first = _Pieces(vocabulary)
+        self._next = _Pieces({token[skip:]: index for token, index in vocabulary.items() if token.startswith(prefix)})
 
     def __call__(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the words ``data[start:start + length]``.
@@ -52,7 +53,8 @@ class PlainWordPiece:
             lengths: int64 [n], positive.
 
         Returns:
-            The ids of all words back to back, uint32, and how many each has, int64 [n].
+            The ids of the words back to back, uint32, and how many each has, int64 [n]; 0 for the few words of many
+            pieces that are left to the tokenizer.
         """
         data = _LOWER[data] if self._lowercase else data
         counts = np.zeros(len(starts), dtype=np.int64)
@@ -60,7 +62,7 @@ class PlainWordPiece:
         rounds: list[tuple[np.ndarray, np.ndarray]] = []  # words that go on, and the next id of each
         words = np.flatnonzero(~is_unknown)
         begins, ends = starts[words], starts[words] + lengths[words]
-        while len(words):
+        while len(words) > _FEW:
             pieces = self._next if rounds else self._first
             ids, sizes = pieces.longest(data, begins, ends - begins)
             is_unknown[words[sizes == 0]] = True
@@ -70,33 +72,33 @@ class PlainWordPiece:
             goes_on = (sizes > 0) & (begins < ends)
             words, begins, ends = words[goes_on], begins[goes_on], ends[goes_on]
         counts[is_unknown] = 1
+        counts[words] = 0
         offsets = np.cumsum(counts) - counts
         result = np.full(int(counts.sum()), self._unknown, dtype=np.uint32)
         for number, (words, ids) in enumerate(rounds):
-            known = ~is_unknown[words]
+            known = counts[words] > number
+            known &= ~is_unknown[words]
             result[offsets[words[known]] + number] = ids[known]
         return result, counts
 
 
 class _Pieces:
-    """The plain strings among ``spelled``, looked up by the longest match; the vocabulary gives their ids."""
+    """Ids of the plain strings among ``spelled``, looked up by the longest match."""
 
-    def __init__(self, vocabulary: Mapping[str, int], spelled: Mapping[str, str]) -> None:
+    def __init__(self, spelled: Mapping[str, int]) -> None:
+        plain = [piece for piece in spelled if piece.isascii() and piece.isalnum() and len(piece) <= MAX_BYTES]
+        ids = np.array([spelled[piece] for piece in plain], dtype=np.uint32)
+        lengths = np.array([len(piece) for piece in plain], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        data = padded(np.frombuffer("".join(plain).encode("ascii"), dtype=np.uint8))
+        self._lengths: list[int] = np.unique(lengths)[::-1].tolist()
         # Strings of up to 7, 15, 23 and 31 bytes have keys of 1 to 4 columns.
         self._tables: dict[int, tuple[KeyTable, np.ndarray]] = {}
-        plain = [
-            (len(piece), piece, vocabulary[token])
-            for token, piece in spelled.items()
-            if piece.isascii() and piece.isalnum() and len(piece) <= MAX_BYTES
-        ]
-        self._lengths = sorted({length for length, _, _ in plain}, reverse=True)
         for columns in {length // 8 + 1 for length in self._lengths}:
-            chosen = [(length, piece, index) for length, piece, index in plain if length // 8 + 1 == columns]
-            lengths = np.array([length for length, _, _ in chosen])
-            data = padded(np.frombuffer("".join(piece for _, piece, _ in chosen).encode("ascii"), dtype=np.uint8))
+            chosen = lengths // 8 + 1 == columns
             table = KeyTable(columns)
-            table.add(pack(data, np.cumsum(lengths) - lengths, lengths, columns))
-            self._tables[columns] = table, np.array([0, *(index for _, _, index in chosen)], dtype=np.uint32)
+            table.add(pack(data, starts[chosen], lengths[chosen], columns))
+            self._tables[columns] = table, np.append(np.uint32(0), ids[chosen])
 
     def longest(self, data: np.ndarray, begins: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The longest piece at each place that fits into its room: ids uint32 and lengths int64, 0 where none is."""

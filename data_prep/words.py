@@ -140,14 +140,15 @@ class WordEngine:
         return found
 
     def _append(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, is_plain: np.ndarray) -> None:
-        plain, others = np.flatnonzero(is_plain), np.flatnonzero(~is_plain)
+        plain = np.flatnonzero(is_plain)
         ids, plain_counts = self._encode_plain(data, starts[plain], lengths[plain])
+        others = np.append(np.flatnonzero(~is_plain), plain[plain_counts == 0])
         words = [data[starts[i] : starts[i] + lengths[i]].tobytes().decode("utf-8") for i in others]
         rows = [encoding.ids for encoding in self._backend.encode_batch_fast(words, add_special_tokens=False)]
         counts = np.zeros(len(starts), dtype=np.int64)
         counts[plain] = plain_counts
         counts[others] = [len(row) for row in rows]
-        order = np.concatenate([plain, others])
+        order = np.append(plain[plain_counts > 0], others)
         begins = np.zeros(len(starts), dtype=np.int64)
         begins[order] = len(self._ids) + np.cumsum(counts[order]) - counts[order]
         self._starts = np.concatenate([self._starts, begins])
