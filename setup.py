@@ -49,6 +49,7 @@ EXTRAS_REQUIRE = {
     ],
     "test": [
         "pytest>=8",  # the test runner
+        "pytest-xdist>=3.6",  # two test files at a time: half of the suite is start-up that uses one core
         "pytest-timeout>=2.3",  # a distributed test that hangs must end
         "hypothesis>=6.100",  # property tests
         "matplotlib>=3.8",  # the picture of `prep stats`
@@ -79,5 +80,6 @@ setup(
         "console_scripts": ["bnb-ds = bnb_ds.cli:main"],
         # bnb_ds never imports data_prep: `bnb-ds` finds the `prep` commands through this group.
         "bnb_ds.commands": ["prep = data_prep.cli:add_commands"],
+        "bnb_ds.benchmarks": ["prep = data_prep.cli_bench:add_subject"],  # likewise `bnb-ds bench prep`
     },
 )

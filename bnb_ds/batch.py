@@ -15,20 +15,27 @@ from torch import Tensor
 class PackedBatch:
     """A micro batch of B sequences, back to back, and what is known of it before the model runs.
 
+    A sample is a sequence, or several where documents are packed.
+
     Attributes:
         input_ids: int64 [N], source tokens.
         cu_seqlens: int32 [B + 1], where each source begins.
         labels: int64 [M], target tokens.
-        label_lengths: int64 [B], target tokens of each sample.
+        label_lengths: int64 [B], target tokens of each sequence.
         max_seqlen: longest source, in tokens.
         max_label_length: longest target, in tokens.
-        sample_ids: int64 [B] on the host, which samples these are.
+        sample_ids: int64 [samples] on the host, which samples these are.
         source_lengths: int64 [B] on the host.
-        decoder_lengths: int64 [B] on the host, decoder positions of each sample.
+        decoder_lengths: int64 [B] on the host, decoder positions of each sequence.
         num_ordinary: source tokens that are not special.
         num_masked: of them, chosen for masking.
-        num_infeasible: samples whose target does not fit into their decoder positions.
-        num_targets: target tokens of the feasible samples; the loss is normalised by their global sum.
+        num_infeasible: samples with a target that does not fit into its decoder positions.
+        num_targets: target tokens of the feasible sequences.
+        loss_count: what the sum of the loss is divided by once both are global: ``num_targets`` or B, as the model's
+            ``loss_reduction`` says.
+        masked_index: int64 [num_masked], places in ``input_ids`` that were chosen for masking; None where the task
+            masks nothing.
+        masked_labels: int64 [num_masked], the tokens that the text has there.
     """
 
     input_ids: Tensor
@@ -44,6 +51,9 @@ class PackedBatch:
     num_masked: int
     num_infeasible: int
     num_targets: int
+    loss_count: int
+    masked_index: Tensor | None = None
+    masked_labels: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -56,10 +66,8 @@ class PackedBatch:
 
     def pinned(self) -> PackedBatch:
         """The same in page-locked memory, from which `model_inputs` copies without making the host wait."""
-        tensors = {
-            name: getattr(self, name).pin_memory() for name in ("input_ids", "cu_seqlens", "labels", "label_lengths")
-        }
-        return dataclasses.replace(self, **tensors)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
     def model_inputs(self, device: torch.device) -> dict[str, Any]:
         """Keyword arguments of the model's packed form, on ``device``."""
@@ -78,8 +86,8 @@ def count_repeats(tokens: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
 
     CTC needs a blank between equal neighbours, hence that many positions more than tokens.
     """
-    equal = np.zeros(tokens.size + 1, dtype=np.int64)
-    equal[1:-1] = tokens[1:] == tokens[:-1]
-    equal[cu_seqlens] = 0  # neighbours across a boundary belong to different sequences
-    total = np.concatenate(([0], np.cumsum(equal)))
-    return total[cu_seqlens[1:]] - total[cu_seqlens[:-1]]
+    # Repeats are few: finding them and their rows is cheaper than a running sum over all tokens.
+    second = np.flatnonzero(tokens[1:] == tokens[:-1]) + 1
+    rows = np.searchsorted(cu_seqlens, second, side="right") - 1
+    # Neighbours across a boundary belong to different sequences.
+    return np.bincount(rows[cu_seqlens[rows] != second], minlength=cu_seqlens.size - 1)

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForPreTraining, PreTrainedConfig
 from transformers.utils import logging
 
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.errors import CheckpointError, ConfigError, nearest
+from bnb_ds.errors import BnbError, CheckpointError, ConfigError, nearest
 
 if TYPE_CHECKING:
     from bnb_ds.modeling import BnbForConditionalGeneration
@@ -78,7 +78,7 @@ def read_bert_config(source: str | PathLike[str]) -> BertConfig:
     Raises:
         CheckpointError: it is missing, damaged or of another architecture.
     """
-    with _transformers_errors(source):
+    with checkpoint_errors(source, "BERT checkpoint"):
         model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
         if model_type != "bert":
             raise CheckpointError(f"{source}: the model type is {model_type!r}: give a BERT checkpoint")
@@ -87,7 +87,7 @@ def read_bert_config(source: str | PathLike[str]) -> BertConfig:
 
 def _load(source: str | PathLike[str]) -> tuple[BertForPreTraining, set[str]]:
     config = read_bert_config(source)
-    with _transformers_errors(source):
+    with checkpoint_errors(source, "BERT checkpoint"):
         model, info = BertForPreTraining.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True
         )
@@ -95,16 +95,17 @@ def _load(source: str | PathLike[str]) -> tuple[BertForPreTraining, set[str]]:
 
 
 @contextmanager
-def _transformers_errors(source: str | PathLike[str]) -> Iterator[None]:
+def checkpoint_errors(source: str | PathLike[str], kind: str) -> Iterator[None]:
+    """Quiet reading of a checkpoint; whatever is wrong with it becomes a CheckpointError that names ``source``."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a missing head or a spare pooler is expected here, and handled
     try:
         yield
-    except CheckpointError:
+    except BnbError:
         raise
     except Exception as error:  # transformers, safetensors, json and the hub raise many kinds; all mean the same here
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CheckpointError(f"{source}: cannot be read as a BERT checkpoint: {reason}") from error
+        raise CheckpointError(f"{source}: cannot be read as a {kind}: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
 

@@ -11,16 +11,24 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from bnb_ds import distributed
-from bnb_ds.errors import CheckpointError
+from bnb_ds.errors import CheckpointError, DataError
 from bnb_ds.files import sha256_file, sync, write_atomic
 from bnb_ds.outputs import disk_errors
 
 _MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step_(\d{8})")
+_GIB = 2**30
+#: of a checkpoint, at most: weights and two moments in fp32, and the model's own copy
+BYTES_PER_PARAMETER = 16
+#: what torch says when the disk refuses while a file is written
+_WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "No space", "unexpected pos", "write failed")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -35,52 +43,119 @@ def whole_checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name) and (path / _MANIFEST).is_file())
 
 
-def save(engine: Any, directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint, all ranks together.
+class CheckpointWriter:
+    """Writes the checkpoints of a run, all ranks together.
 
     Args:
         engine: DeepSpeed engine.
         directory: ``output_dir/checkpoints``.
-        step: optimizer steps done.
-        state: what the loop needs to go on; JSON values.
-        keep: newest checkpoints to leave on disk, this one included.
-
-    Returns:
-        The checkpoint's directory.
+        keep: newest checkpoints to leave on disk; the best one (lowest ``eval_loss``) stays besides.
+        background: hash, sync and publish while training goes on. A crash meanwhile loses this checkpoint only.
     """
-    final = directory / f"step_{step:08d}"
-    partial = directory / f"{final.name}.partial"
 
-    def prepare() -> None:
-        with disk_errors(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            for stale in directory.glob("*.partial"):  # what a killed run was writing: a checkpoint, or `latest`
+    def __init__(self, engine: Any, directory: Path, keep: int, *, background: bool = False) -> None:
+        self._engine = engine
+        self._directory = directory
+        self._keep = keep
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint") if background else None
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write a checkpoint.
+
+        Args:
+            step: optimizer steps done.
+            state: what the loop needs to go on; JSON values; ``eval_loss`` is what the best is chosen by.
+
+        Returns:
+            The checkpoint's directory; in the background it appears there later.
+
+        Raises:
+            DataError: the disk refuses, or has too little space left.
+        """
+        final = self._directory / f"step_{step:08d}"
+        partial = self._directory / f"{final.name}.partial"
+        state = {
+            "step": step,
+            "world_size": distributed.world_size(),
+            "zero_stage": self._engine.zero_optimization_stage(),
+            **state,
+        }
+        self.finish()
+        distributed.on_main(self._prepare)
+        with disk_errors(self._directory), _write_failures(self._directory):
+            # DeepSpeed's own `latest` moves before the other ranks have finished, hence save_latest=False.
+            self._engine.save_checkpoint(str(self._directory), tag=partial.name, client_state={}, save_latest=False)
+        distributed.barrier()
+        if self._pool is None:
+            distributed.on_main(lambda: self._publish(partial, final, state))
+        elif distributed.is_main():
+            self._pending = self._pool.submit(self._publish, partial, final, state)
+        return final
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is published, on every rank; errors of the background surface here."""
+        pending, self._pending = self._pending, None
+        if self._pool is not None:
+            distributed.on_main(lambda: pending.result() if pending is not None else None)
+
+    def _prepare(self) -> None:
+        with disk_errors(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            # What a killed run was writing (a checkpoint, or `latest`), removing or converting.
+            for stale in (*self._directory.glob("*.partial"), *self._directory.glob("*.universal")):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            free = shutil.disk_usage(self._directory).free
+        needed = self._bytes_needed()
+        if free < needed:
+            raise DataError(
+                f"{self._directory}: a checkpoint takes about {needed / _GIB:.2f} GiB, the disk has {free / _GIB:.2f}"
+                " GiB left; free some space or lower intervals.keep_checkpoints, then --resume auto"
+            )
 
-    def publish() -> None:
-        with disk_errors(directory):
-            _seal(partial, {"step": step, "world_size": distributed.world_size(), **state})
-            shutil.rmtree(final, ignore_errors=True)
+    def _bytes_needed(self) -> int:
+        for newest in whole_checkpoints(self._directory)[-1:]:
+            with suppress(OSError, ValueError, KeyError):  # a damaged one tells nothing
+                return sum(file["bytes"] for file in read_state(newest)["files"].values())
+        parameters = self._engine.module.parameters()
+        return BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+
+    def _publish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
+        with disk_errors(self._directory):
+            _seal(partial, state)
+            if final.exists():
+                _remove(final)
             os.replace(partial, final)
-            write_atomic(directory / "latest", final.name)
-            _prune(directory, step, keep)
-
-    distributed.on_main(prepare)
-    with disk_errors(directory):
-        # DeepSpeed's own `latest` moves before the other ranks have finished, hence save_latest=False.
-        engine.save_checkpoint(str(directory), tag=partial.name, client_state={}, save_latest=False)
-    distributed.barrier()
-    distributed.on_main(publish)
-    return final
+            sync(self._directory)
+            write_atomic(self._directory / "latest", final.name)
+            _prune(self._directory, state["step"], self._keep)
 
 
 def _prune(directory: Path, step: int, keep: int) -> None:
-    """Remove old checkpoints, and those beyond ``step``: a run that went back and on has abandoned them."""
+    """Remove old checkpoints but the best, and those beyond ``step``: a run that went back has abandoned them."""
     checkpoints = whole_checkpoints(directory)
-    kept = [path for path in checkpoints if step_of(path) <= step][-keep:]
+    reached = [path for path in checkpoints if step_of(path) <= step]
+    kept = [*reached[-keep:], best_checkpoint(reached)]
     for path in checkpoints:
         if path not in kept:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    # Out of sight first: half a checkpoint must not look like a whole one.
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.removed.partial")))
+
+
+def best_checkpoint(checkpoints: list[Path]) -> Path | None:
+    """The one with the lowest loss on held-out samples among those that were evaluated."""
+    scores = {}
+    for path in checkpoints:
+        try:
+            scores[path] = read_state(path).get("eval_loss")
+        except (OSError, ValueError):
+            continue  # damaged; whoever loads it is told
+    scores = {path: score for path, score in scores.items() if score is not None}
+    return min(scores, key=scores.get) if scores else None
 
 
 def newest_intact(directory: Path) -> tuple[Path | None, list[str]]:
@@ -123,26 +198,43 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What :func:`save` was told, with the files' sizes and hashes."""
+    """What the writer was told, with the files' sizes and hashes."""
     return json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
 
 
-def load(engine: Any, checkpoint: Path) -> dict[str, Any]:
-    """Restore model, optimizer, scheduler and loss scale; return the loop's state.
+def stage_of(checkpoint: Path) -> int:
+    """ZeRO stage that a checkpoint was written at."""
+    state = read_state(checkpoint)
+    if "zero_stage" in state:
+        return state["zero_stage"]
+    # The first releases left it to the run's own record.
+    resolved = json.loads((checkpoint.parent.parent / "ds_config.resolved.json").read_text(encoding="utf-8"))
+    return resolved.get("zero_optimization", {}).get("stage", 0)
+
+
+def load(engine: Any, directory: Path) -> None:
+    """Restore model, optimizer, scheduler and loss scale from DeepSpeed's files, all ranks together.
 
     Raises:
-        CheckpointError: it was written by another number of ranks.
+        CheckpointError: DeepSpeed cannot load them.
     """
-    state = read_state(checkpoint)
-    if state["world_size"] != distributed.world_size() and engine.zero_optimization_stage() > 0:
-        raise CheckpointError(
-            f"{checkpoint}: written by {state['world_size']} ranks, this launch has {distributed.world_size()};"
-            f" resume with {state['world_size']} ranks, or start a new output_dir from the exported model"
-        )
-    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    loaded, _ = engine.load_checkpoint(str(directory.parent), tag=directory.name)
     if loaded is None:
-        raise CheckpointError(f"{checkpoint}: DeepSpeed cannot load it; resume from an older checkpoint")
-    return state
+        raise CheckpointError(f"{directory}: DeepSpeed cannot load it; resume from an older checkpoint")
+
+
+@contextmanager
+def _write_failures(directory: Path) -> Iterator[None]:
+    """torch reports a full disk as a fault of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in _WRITE_FAILURES):
+            raise DataError(
+                f"{directory}: cannot write a checkpoint ({str(error).splitlines()[0]}); the disk is probably full:"
+                " free some space, then --resume auto"
+            ) from error
+        raise
 
 
 def _seal(partial: Path, state: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 from bnb_ds import __version__
 from bnb_ds.bench.cli import add_bench
 from bnb_ds.configuration import DECODER_LENGTH_POLICIES
-from bnb_ds.errors import ConfigError, run_reporting_errors
+from bnb_ds.curves import add_curves
+from bnb_ds.errors import EXIT_USER_ERROR, ConfigError, run_reporting_errors
 from bnb_ds.generate_cli import add_generate, add_serve
 
 
@@ -37,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.commands")):
         entry.load()(commands)
     add_bench(commands)
-    _add_curves(commands)
+    _add_check(commands)
+    add_curves(commands)
     _add_export(commands)
     _add_import_reference(commands)
     add_generate(commands)
@@ -46,10 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_curves(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("curves", help="first and last value of everything a run logged")
-    command.add_argument("output_dir", type=Path, help="of a run")
-    command.set_defaults(run=_curves)
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("check", help="check all of a launch without its machines")
+    command.add_argument("recipe", help="YAML file; shipped ones are under runs/recipes/pretrain/")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="as for runs/pretrain.py")
+    command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
+    command.add_argument("--world-size", type=_positive, default=1, help="number of ranks (default %(default)s)")
+    command.set_defaults(run=_check)
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -94,12 +99,14 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_reconstruct)
 
 
-def _curves(args: argparse.Namespace) -> None:
-    from bnb_ds.tracking import read_scalars
+def _check(args: argparse.Namespace) -> int:
+    from bnb_ds.check import check
 
-    for tag, values in read_scalars(args.output_dir / "runs").items():
-        (first_step, first), (last_step, last) = values[0], values[-1]
-        print(f"{tag:30} {first:.5g} at step {first_step} -> {last:.5g} at step {last_step}")
+    findings = check(args.recipe, args.overrides, args.deepspeed_config, args.world_size)
+    print("\n".join(findings.lines))
+    faults = len(findings.errors)
+    print(f"check: {faults} errors" if faults else "check: nothing stands in the way of this launch")
+    return EXIT_USER_ERROR if faults else 0
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: YAML file plus dotted overrides -> one typed, validated, immutable object.
+"""What a recipe may say: typed, validated and immutable once read (:mod:`bnb_ds.recipes` reads the YAML).
 
 A recipe owns everything that DeepSpeed does not read: model, data, objective, steps, schedule, seed, intervals and the
 output directory. Batch sizes, precision, ZeRO, clipping, optimizer and peak learning rate live in the DeepSpeed JSON
@@ -7,17 +7,14 @@ output directory. Batch sizes, precision, ZeRO, clipping, optimizer and peak lea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import math
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from bnb_ds.errors import ConfigError, nearest
-
-# Two ways to give the length of a run.
-_ALTERNATIVES = {"steps": "epochs", "epochs": "steps"}
+from bnb_ds.corruption import OBJECTIVES
+from bnb_ds.errors import nearest
+from bnb_ds.sequences import Building
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -51,24 +48,51 @@ class ModelSection(Section):
 
     ``encoder`` and ``decoder`` name BERT checkpoints (a Hugging Face directory or hub name); without ``encoder`` the
     model starts from random weights of ``size``; without ``decoder`` it starts from the same checkpoint as the encoder.
+    ``checkpoint`` names a whole BERT-NAR-BERT (an exported or imported directory or hub name) to train on; its own
+    settings then take the place of the defaults below, but not of what the recipe says.
     """
 
+    checkpoint: str | None = None
     encoder: str | None = None
     decoder: str | None = None
     size: ModelSize | None = None
+    #: positions of both halves of BERT checkpoints; fewer than they have, or more with ``extend_positions``
+    max_position_embeddings: Annotated[int, Field(gt=0)] | None = None
+    #: repeat a checkpoint's position embeddings where it has too few
+    extend_positions: bool = False
+    #: the decoder's embeddings, self-attention and feed-forward layers are the encoder's own
+    tie_encoder_decoder: bool = False
     latent_size: Annotated[int, Field(gt=0)] = 8
     latent_dropout: Probability = 0.0
     hidden_dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
+    #: source: CTC over positions that follow from the source; predicted: length classification
+    decoder_length: Literal["source", "predicted"] = "source"
     #: decoder positions = ceil(ratio x real source tokens + offset), within min and max
     decoder_length_ratio: Annotated[float, Field(gt=0)] = 2.0
     decoder_length_offset: int = 0
     decoder_length_min: Annotated[int, Field(ge=1)] = 1
     decoder_length_max: Annotated[int, Field(ge=1)] | None = None
     decoder_positions: Literal["absolute", "shared"] = "shared"
+    #: with predicted lengths: smallest and largest difference, target minus source tokens, with a class of its own
+    length_difference_min: int = -128
+    length_difference_max: int = 128
+    #: with predicted lengths: weight of the length loss beside the mean token loss
+    length_loss_weight: Annotated[float, Field(ge=0)] = 0.1
+    #: weight of KL(uniform || p) of each position, a smoothing term; ``beta`` of the paper's code
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    #: token: samples count in the loss by their target tokens; sample: all the same, as in the paper's code
+    loss_reduction: Literal["token", "sample"] = "token"
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelSection:
+        others = [name for name in ("encoder", "decoder", "size") if getattr(self, name) is not None]
+        if self.checkpoint is not None and others:
+            raise ValueError(f"checkpoint and {others[0]} exclude each other: a whole model brings both; remove one")
+        if self.max_position_embeddings is not None and self.encoder is None:
+            raise ValueError(
+                "max_position_embeddings needs encoder; for random weights set size.max_position_embeddings"
+            )
         if self.encoder is not None and self.size is not None:
             raise ValueError("encoder and size exclude each other: a checkpoint brings its own size; remove one")
         if self.decoder is not None and self.encoder is None:
@@ -80,20 +104,71 @@ class DataSection(Section):
     """Where samples come from and how long they are."""
 
     shards: str
-    #: truncate: the first ``max_length - 2`` tokens of a document (the paper); chunk: every token is used
-    sequence: Literal["truncate", "chunk"] = "truncate"
-    #: tokens of a sequence, [CLS] and [SEP] included
-    max_length: Annotated[int, Field(ge=3)] = 512
+    #: truncate: the first ``max_length - 2`` tokens of a document (the paper); chunk: every token is used; pack: chunks
+    #: again, as many in one sample as fit, attention kept apart
+    sequence: Building = "truncate"
+    #: tokens of a sequence, [CLS] and [SEP] included; with pack, of all sequences of a sample
+    max_length: Annotated[int, Field(ge=3, le=2**16)] = 512
+
+
+class LoaderSection(Section):
+    """How a step's samples reach the model; what is trained on, and in which order, does not depend on it."""
+
+    #: real source tokens of a micro batch, at most; without it, train_micro_batch_size_per_gpu samples. The micro steps
+    #: of a step are then as many as that takes, and the samples of a step still the JSON's train_batch_size
+    micro_batch_tokens: Annotated[int, Field(gt=0)] | None = None
+    #: threads that prepare batches, on each rank
+    workers: Annotated[int, Field(gt=0)] = 1
+    #: steps prepared ahead, at most
+    prefetch_steps: Annotated[int, Field(gt=0)] = 2
+    #: longest wait for a step's samples, in seconds; then an error that names the file
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300
 
 
 class ObjectiveSection(Section):
-    """What is reconstructed: ae (plain), mlm (masked), plm (permuted), mlm+plm (both, fused)."""
+    """What a sample is trained on.
 
-    corruption: Literal["ae", "mlm", "plm", "mlm+plm"] = "mlm+plm"
+    Restored from itself (ae), masked (mlm), permuted (plm) or both (mlm+plm, fused), or the continuation of its first
+    70 to 80% (clm).
+    """
+
+    #: one of them, or several with weights, drawn for each sample: ``{mlm+plm: 3, clm: 1}``
+    corruption: str | dict[str, float] = "mlm+plm"
     #: of all ordinary tokens; of the chosen ones 80% become [MASK], 10% a random token, 10% stay
     mask_probability: Probability = 0.15
     #: of all ordinary tokens; the chosen ones change places among themselves
     permute_probability: Probability = 0.5
+    #: mask all tokens of a word together
+    whole_word: bool = False
+    #: weight of the auxiliary loss that predicts masked tokens from the encoder; 0 for none
+    encoder_mlm_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """Objective -> weight."""
+        return {self.corruption: 1.0} if isinstance(self.corruption, str) else self.corruption
+
+    @field_validator("corruption", mode="plain")
+    @classmethod
+    def _known_objectives(cls, value: Any) -> str | dict[str, float]:
+        weights = {value: 1.0} if isinstance(value, str) else value
+        if not isinstance(weights, dict):
+            raise ValueError(f"give {', '.join(OBJECTIVES)}, or several with weights: {{mlm+plm: 3, clm: 1}}")
+        for name, weight in weights.items():
+            if name not in OBJECTIVES:
+                raise ValueError(f"unknown objective {name!r}: {nearest(str(name), OBJECTIVES)}")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise ValueError(f"the weight of {name} is {weight!r}: give a number of at least 0")
+        if not any(weights.values()):
+            raise ValueError("no objective has a weight above 0: give one, for example {mlm+plm: 1}")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_predict(self) -> ObjectiveSection:
+        masked = any("mlm" in name and weight > 0 for name, weight in self.mixture.items())
+        if self.encoder_mlm_weight and not (masked and self.mask_probability):
+            raise ValueError("encoder_mlm_weight needs masked tokens: give mlm or mlm+plm a weight, or set it to 0")
+        return self
 
 
 class ScheduleSection(Section):
@@ -112,10 +187,34 @@ class IntervalSection(Section):
     log_steps: Annotated[int, Field(gt=0)] = 10
     eval_steps: Annotated[int, Field(gt=0)] = 1000
     checkpoint_steps: Annotated[int, Field(gt=0)] = 1000
-    #: newest checkpoints kept on disk
+    #: newest checkpoints kept on disk; the best by ``eval/loss`` is kept besides
     keep_checkpoints: Annotated[int, Field(gt=0)] = 3
     #: held-out samples read at each evaluation
     eval_samples: Annotated[int, Field(gt=0)] = 1024
+    #: of them, shown as text at each evaluation
+    reconstructions: Annotated[int, Field(ge=0)] = 4
+    #: histograms of all weights at evaluations whose step this divides; 0 for never
+    histogram_steps: Annotated[int, Field(ge=0)] = 0
+    #: hash and publish checkpoints while training goes on
+    background_checkpoints: bool = True
+
+
+class SpikeSection(Section):
+    """Steps whose loss jumps and which are therefore not taken; none unless ``factor`` is given."""
+
+    #: a loss above this many times the median of the recent ones is a spike
+    factor: Annotated[float, Field(gt=1)] | None = None
+    #: accepted steps that the median is taken over
+    window_steps: Annotated[int, Field(gt=1)] = 100
+
+
+class FaultSection(Section):
+    """How long a job waits for a rank before it ends, in seconds."""
+
+    #: a rank that does not run (killed, stopped) or cannot be reached
+    silence_seconds: Annotated[float, Field(ge=2)] = 60
+    #: no rank makes progress; longer than any evaluation or checkpoint. Collective operations time out soon after
+    hang_seconds: Annotated[float, Field(ge=10)] = 1800
 
 
 class PretrainRecipe(Section):
@@ -130,8 +229,11 @@ class PretrainRecipe(Section):
     model: ModelSection = ModelSection()
     data: DataSection
     objective: ObjectiveSection = ObjectiveSection()
+    loader: LoaderSection = LoaderSection()
     schedule: ScheduleSection = ScheduleSection()
     intervals: IntervalSection = IntervalSection()
+    spikes: SpikeSection = SpikeSection()
+    faults: FaultSection = FaultSection()
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> PretrainRecipe:
@@ -139,106 +241,22 @@ class PretrainRecipe(Section):
             raise ValueError("give exactly one of steps and epochs")
         return self
 
+    @model_validator(mode="after")
+    def _samples_fit_micro_batches(self) -> PretrainRecipe:
+        budget, longest = self.loader.micro_batch_tokens, self.data.max_length
+        if budget is not None and budget < longest:
+            raise ValueError(
+                f"loader.micro_batch_tokens {budget}: one sample can have data.max_length {longest} tokens; set it to"
+                " that or more"
+            )
+        return self
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> PretrainRecipe:
-    """Read a recipe, apply ``key.path=value`` overrides (values are YAML), and validate it.
+    def values(self) -> dict[str, Any]:
+        """The recipe as nested dictionaries, defaults written out, from which an equal recipe can be made.
 
-    An override of ``steps`` takes the place of the recipe's ``epochs``, and the other way round.
-
-    Raises:
-        ConfigError: naming the file or the override, the dotted field, and the way out; all faults at once.
-    """
-    path = Path(path)
-    values = _read_yaml(path)
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return PretrainRecipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_describe(e) for e in error.errors())) from None
-
-
-def dump_recipe(recipe: PretrainRecipe) -> str:
-    """The recipe as YAML, defaults written out."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False)
-
-
-def differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[str]:
-    """``"path: theirs -> ours"`` for every leaf in which two nested dictionaries differ."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in sorted({*ours, *theirs}):
-            yield from differences(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else str(key))
-    elif ours != theirs:
-        yield f"{prefix}: {theirs!r} -> {ours!r}"
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error, not a silent replacement."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice; keep one", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe; shipped ones are under runs/recipes/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a recipe: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys to values; this file is not one")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: write it as key.path=value, for example data.max_length=128")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it") from None
-    *parents, leaf = key.split(".")
-    node = values
-    for i, parent in enumerate(parents):
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(parents[: i + 1])} is a value, not a section")
-        node = child
-    node[leaf] = value
-    if key in _ALTERNATIVES and value is not None:
-        values.pop(_ALTERNATIVES[key], None)
-
-
-def _describe(error: dict[str, Any]) -> str:
-    dotted = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        section = _section_at(error["loc"][:-1])
-        return f"unknown key {dotted!r}: {nearest(str(error['loc'][-1]), section.model_fields)}"
-    if error["type"] == "missing":
-        return f"{dotted}: this field is required"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{dotted}: {message}" if dotted else message
-    return f"{dotted}: {message} (got {error['input']!r})"
-
-
-def _section_at(location: tuple[Any, ...]) -> type[Section]:
-    """The section class at a path of field names."""
-    section: type[Section] = PretrainRecipe
-    for name in location:
-        annotation = section.model_fields[name].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
-    return section
+        Where ``model.checkpoint`` is given, what the recipe does not say of the model stays open: it is that model's.
+        """
+        values = self.model_dump()
+        if self.model.checkpoint is not None:
+            values["model"] = self.model.model_dump(exclude_unset=True)
+        return values

@@ -1,68 +1,280 @@
-"""Fused masking and permutation of a packed batch: the pre-training noise of BnB (section 2.3 of the paper).
+"""The pre-training noise of BnB (section 2.3 of the paper) over a packed batch, a few vectorised passes for all of it.
 
-All sequences of a batch are corrupted in a handful of vectorised passes. What happens to a sample is a pure function
-of its key, which the caller derives from (seed, epoch, sample).
+Every sample has one objective, drawn by weight: its source is the text itself (``ae``), the text masked (``mlm``),
+permuted (``plm``) or both (``mlm+plm``), and its target the text; or the source is a prefix and the target the rest
+(``clm``). What happens to a sample is a pure function of its key, which the caller derives from (seed, epoch, sample).
+
+Shapes: B sequences, N tokens of all sequences together; C tokens chosen for masking, P tokens that change places.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from bnb_ds.randomness import hash64, uniform
+from bnb_ds.randomness import DRAWS, draws_at, packed_draws, stream_keys
+
+#: what a sample can be trained on, see the head of this file
+OBJECTIVES = ("ae", "mlm", "plm", "mlm+plm", "clm")
 
 # Devlin et al., NAACL 2019, section 3.1: of the chosen tokens 80% become [MASK], 10% a random token, 10% stay.
 _MASK_SHARE = 0.8
 _RANDOM_SHARE = 0.1
 
+# The prefix of a continuation has at least 7 and at most 8 tenths of the tokens.
+_PREFIX_TENTHS = (7, 8)
+
 # One independent stream of draws for each decision.
-_STREAM_PERMUTED, _STREAM_ORDER, _STREAM_CHOSEN, _STREAM_FATE, _STREAM_TOKEN = range(5)
+_STREAM_PERMUTED, _STREAM_CHOSEN, _STREAM_FATE, _STREAM_TOKEN, _STREAM_OBJECTIVE, _STREAM_PREFIX = range(6)
+
+# A token that changes places is sorted by the low 22 bits of its draw, above its place in the sequence: two tokens of a
+# sequence meet in the same number, and then keep their order, once in four million pairs.
+_ORDER_BITS = 22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class CorruptedBatch:
+    """Sources and targets, each back to back.
+
+    Attributes:
+        source: [N'] ids, of the type that came in.
+        source_cu_seqlens: int64 [B + 1].
+        target: [M] ids; an alias of the input where there are no continuations.
+        target_cu_seqlens: int64 [B + 1].
+        chosen: int64 [C], places in ``source`` that were chosen for masking, whatever then became of them.
+        chosen_labels: [C] ids that the text has there.
+        num_ordinary: tokens of ``source`` that could be chosen: all but the special ones.
+    """
+
+    source: np.ndarray
+    source_cu_seqlens: np.ndarray
+    target: np.ndarray
+    target_cu_seqlens: np.ndarray
+    chosen: np.ndarray
+    chosen_labels: np.ndarray
+    num_ordinary: int
+
+
+@dataclass(frozen=True, eq=False)
 class Corruption:
-    """Which noise and how much of it; probabilities are per ordinary (not special) token."""
+    """Which noise and how much of it; probabilities are per ordinary (not special) token.
+
+    Attributes:
+        mask_probability: of ``mlm`` and ``mlm+plm``.
+        permute_probability: of ``plm`` and ``mlm+plm``.
+        mask_id: of [MASK].
+        vocab_size: random replacements are uniform below it.
+        mixture: objective -> weight, not all 0.
+        special_ids: never masked, replaced or moved, wherever they stand. The first and last token of a sequence never
+            are, whatever their ids.
+        continues_word: bool [vocab_size], the pieces that go on with a word; None: tokens are chosen one by one.
+            With it the tokens of a word are chosen together (by its place in the text, also where tokens are permuted),
+            and each then meets its own fate.
+    """
 
     mask_probability: float
     permute_probability: float
     mask_id: int
     vocab_size: int
+    mixture: Mapping[str, float] = field(default_factory=lambda: {"mlm+plm": 1.0})
+    special_ids: tuple[int, ...] = ()
+    continues_word: np.ndarray | None = None
 
-    def __call__(
-        self, token_ids: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarray
-    ) -> tuple[np.ndarray, int]:
-        """Corrupt a packed batch: permute first, then mask.
+    def __call__(self, tokens: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarray) -> CorruptedBatch:
+        """Corrupt a packed batch: permute first, then mask, then cut continuations.
 
         Args:
-            token_ids: int64 [N], sequences back to back, each ``[CLS] tokens [SEP]``; first and last are never touched.
+            tokens: integers [N], sequences back to back, each ``[CLS] tokens [SEP]``; not changed.
             cu_seqlens: int [B + 1], where each sequence begins.
             sample_keys: uint64 [B], the random key of each sample.
-
-        Returns:
-            int64 [N], the corrupted ids, and the number of tokens chosen for masking.
         """
         lengths = np.diff(cu_seqlens)
-        row_N = np.repeat(np.arange(lengths.size), lengths)
-        index_N = np.arange(token_ids.size) - np.repeat(cu_seqlens[:-1], lengths)
-        ordinary = np.flatnonzero((index_N > 0) & (index_N < lengths[row_N] - 1))
-        rows, counters = row_N[ordinary], index_N[ordinary]
+        objective_B = self._objectives(sample_keys)
+        ordinary = self._ordinary(tokens, cu_seqlens)
+        source = tokens
+        permute_B = self._thresholds["plm"][objective_B]
+        if permute_B.any():
+            draws = packed_draws(stream_keys(sample_keys, _STREAM_PERMUTED), cu_seqlens)
+            is_moved = _below(draws, permute_B, lengths)
+            is_moved &= ordinary
+            source = _shuffled(source, np.flatnonzero(is_moved), draws, cu_seqlens)
+        chosen = np.zeros(0, dtype=np.int64)
+        mask_B = self._thresholds["mlm"][objective_B]
+        if mask_B.any():
+            chosen, fates, span = self._choose(tokens, ordinary, cu_seqlens, sample_keys, mask_B)
+            source = source.copy() if source is tokens else source
+            self._mask(source, chosen, fates, span, cu_seqlens, sample_keys)
+        is_continued = objective_B == OBJECTIVES.index("clm")
+        if is_continued.any():
+            return _cut(source, tokens, ordinary, chosen, cu_seqlens, is_continued, sample_keys)
+        count = int(np.count_nonzero(ordinary))
+        return CorruptedBatch(source, cu_seqlens, tokens, cu_seqlens, chosen, tokens.take(chosen), count)
 
-        def draw(stream: int, subset: np.ndarray | slice = slice(None)) -> np.ndarray:
-            return uniform(hash64(sample_keys, stream)[rows[subset]], counters[subset])
+    @cached_property
+    def _thresholds(self) -> dict[str, np.ndarray]:
+        """uint32 for each of `OBJECTIVES`: draws below it happen with the noise's probability, if it has that noise."""
+        probabilities = {"mlm": self.mask_probability, "plm": self.permute_probability}
+        return {
+            noise: np.array([round(p * DRAWS) * (noise in name.split("+")) for name in OBJECTIVES], dtype=np.uint32)
+            for noise, p in probabilities.items()
+        }
 
-        corrupted = token_ids.copy()
-        if self.permute_probability > 0:
-            moved = np.flatnonzero(draw(_STREAM_PERMUTED) < self.permute_probability)
-            # Sorting by row + u orders the moved tokens of each row at random and keeps every token in its row.
-            shuffled = moved[np.argsort(rows[moved] + draw(_STREAM_ORDER, moved), kind="stable")]
-            corrupted[ordinary[moved]] = token_ids[ordinary[shuffled]]
-        if self.mask_probability == 0:
-            return corrupted, 0
-        chosen = np.flatnonzero(draw(_STREAM_CHOSEN) < self.mask_probability)
-        fate = draw(_STREAM_FATE, chosen)
-        masked = chosen[fate < _MASK_SHARE]
-        random = chosen[(fate >= _MASK_SHARE) & (fate < _MASK_SHARE + _RANDOM_SHARE)]
-        corrupted[ordinary[masked]] = self.mask_id
-        corrupted[ordinary[random]] = (draw(_STREAM_TOKEN, random) * self.vocab_size).astype(np.int64)
-        return corrupted, chosen.size
+    def _objectives(self, sample_keys: np.ndarray) -> np.ndarray:
+        """int64 [B], the index of each sample's objective in `OBJECTIVES`."""
+        names = [name for name in OBJECTIVES if self.mixture.get(name, 0) > 0]
+        if len(names) == 1:
+            return np.full(sample_keys.size, OBJECTIVES.index(names[0]))
+        ids = np.array([OBJECTIVES.index(name) for name in names])
+        bounds = np.cumsum([self.mixture[name] for name in names])
+        draws = draws_at(stream_keys(sample_keys, _STREAM_OBJECTIVE), np.zeros(sample_keys.size, dtype=np.uint32))
+        return ids[np.searchsorted(bounds / bounds[-1] * DRAWS, draws, side="right")]
+
+    def _ordinary(self, tokens: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+        """bool [N], the tokens that may be touched."""
+        ordinary = np.ones(tokens.size, dtype=bool)
+        for special_id in self.special_ids:
+            ordinary &= tokens != special_id
+        ordinary[cu_seqlens[:-1]] = False
+        ordinary[cu_seqlens[1:] - 1] = False
+        return ordinary
+
+    def _choose(
+        self,
+        tokens: np.ndarray,
+        ordinary: np.ndarray,
+        cu_seqlens: np.ndarray,
+        sample_keys: np.ndarray,
+        mask_B: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Places chosen for masking, int64 [C], a draw for the fate of each, uint32 [C], and what they are below."""
+        draws = packed_draws(stream_keys(sample_keys, _STREAM_CHOSEN), cu_seqlens)
+        is_chosen = _below(draws, mask_B, np.diff(cu_seqlens))
+        if self.continues_word is None:
+            is_chosen &= ordinary
+            chosen = np.flatnonzero(is_chosen)
+            # Where a draw is below its threshold it is uniform below it: it decides once more, at no cost.
+            return chosen, draws.take(chosen), int(mask_B.max())
+        begins_word = ~self.continues_word.take(tokens)
+        begins_word[cu_seqlens[:-1]] = True
+        begins_word[np.minimum(cu_seqlens[:-1] + 1, tokens.size - 1)] = True  # a chunk may begin within a word
+        word_of_token = np.cumsum(begins_word, dtype=np.int32)
+        word_of_token -= 1
+        is_chosen = is_chosen.take(np.flatnonzero(begins_word)).take(word_of_token)
+        is_chosen &= ordinary
+        chosen = np.flatnonzero(is_chosen)
+        return chosen, _draws_of(chosen, cu_seqlens, sample_keys, _STREAM_FATE), DRAWS
+
+    def _mask(
+        self,
+        source: np.ndarray,
+        chosen: np.ndarray,
+        fates: np.ndarray,
+        span: int,
+        cu_seqlens: np.ndarray,
+        sample_keys: np.ndarray,
+    ) -> None:
+        """Give chosen tokens their fate, in place; ``fates`` are uniform below ``span``."""
+        masked, random = round(_MASK_SHARE * span), round((_MASK_SHARE + _RANDOM_SHARE) * span)
+        source[chosen[fates < masked]] = self.mask_id
+        replaced = chosen[(fates >= masked) & (fates < random)]
+        draws = _draws_of(replaced, cu_seqlens, sample_keys, _STREAM_TOKEN).astype(np.uint64)
+        source[replaced] = draws * np.uint64(self.vocab_size) // np.uint64(DRAWS)
+
+
+def _below(draws: np.ndarray, threshold_B: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """bool [N], whether each draw is below its sequence's threshold."""
+    if (threshold_B == threshold_B[0]).all():
+        return draws < threshold_B[0]
+    return draws < np.repeat(threshold_B, lengths)
+
+
+def _draws_of(places: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarray, stream: int) -> np.ndarray:
+    """Draws of one stream at a few rising places of the batch, each numbered by its place in its sequence."""
+    counts = _counts_by_row(places, cu_seqlens)
+    keys = np.repeat(stream_keys(sample_keys, stream), counts)
+    return draws_at(keys, places - np.repeat(cu_seqlens[:-1], counts))
+
+
+def _shuffled(tokens: np.ndarray, moved: np.ndarray, draws: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """A copy in which the tokens at ``moved`` (int64 [P], rising) have changed places within their sequences.
+
+    Ordered by their draws: to have been drawn to move favours no order. Draw and place are sorted as one word: NumPy
+    sorts words many times faster than it finds the order of numbers, short ones twice as fast as long ones.
+    """
+    bounds = np.searchsorted(moved, cu_seqlens)
+    start_P = np.repeat(cu_seqlens[:-1], np.diff(bounds))
+    place_P = moved - start_P
+    longest = int(np.diff(cu_seqlens).max())
+    word, place_bits = (np.uint32, 32 - _ORDER_BITS) if longest <= 2 ** (32 - _ORDER_BITS) else (np.uint64, 32)
+    words = draws.take(moved).astype(word, copy=False)
+    words &= word(2**_ORDER_BITS - 1)
+    words <<= word(place_bits)
+    words |= place_P.astype(word)
+    for begin, end in itertools.pairwise(bounds.tolist()):
+        words[begin:end].sort()
+    words &= word(2**place_bits - 1)
+    start_P += words.astype(np.int64)
+    shuffled = tokens.copy()
+    shuffled[moved] = tokens.take(start_P)
+    return shuffled
+
+
+def _cut(
+    source: np.ndarray,
+    tokens: np.ndarray,
+    ordinary: np.ndarray,
+    chosen: np.ndarray,
+    cu_seqlens: np.ndarray,
+    is_continued: np.ndarray,
+    sample_keys: np.ndarray,
+) -> CorruptedBatch:
+    """Cut the continued samples: ``[CLS] prefix [SEP]`` and ``[CLS] rest [SEP]``, from texts without noise."""
+    lengths, begins = np.diff(cu_seqlens), cu_seqlens[:-1]
+    prefixes = lengths - 2
+    prefixes[is_continued] = prefix_lengths(prefixes[is_continued], sample_keys[is_continued])
+    rests = lengths - 2 - prefixes
+    cuts, ends = begins + 1 + prefixes, cu_seqlens[1:] - 1
+    # The rest is left out of a continued source, the prefix of its target.
+    kept = np.flatnonzero(_outside(cuts, ends, tokens.size))
+    targets = np.flatnonzero(_outside(begins + 1, np.where(is_continued, cuts, begins + 1), tokens.size))
+    left_out = np.concatenate(([0], np.cumsum(rests)))
+    skipped = np.concatenate(([0], np.cumsum(np.where(is_continued, prefixes, 0))))
+    return CorruptedBatch(
+        source=source.take(kept),
+        source_cu_seqlens=cu_seqlens - left_out,
+        target=tokens.take(targets),
+        target_cu_seqlens=cu_seqlens - skipped,
+        chosen=chosen - np.repeat(left_out[:-1], _counts_by_row(chosen, cu_seqlens)),
+        chosen_labels=tokens.take(chosen),
+        num_ordinary=int(np.count_nonzero(ordinary.take(kept))),
+    )
+
+
+def prefix_lengths(lengths: np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
+    """Tokens of each continuation's source: int64 [B].
+
+    Uniform over the whole numbers from 70 to 80% of the length. Where there is none, the nearest to 75% that leaves a
+    token on both sides; a text of one token is all source.
+    """
+    least, most = -(-lengths * _PREFIX_TENTHS[0] // 10), lengths * _PREFIX_TENTHS[1] // 10
+    draws = draws_at(stream_keys(sample_keys, _STREAM_PREFIX), np.zeros(lengths.size, dtype=np.uint32)).astype(np.int64)
+    drawn = least + draws * np.maximum(most - least + 1, 0) // DRAWS
+    nearest = np.clip((3 * lengths + 2) // 4, 1, np.maximum(lengths - 1, 1))
+    return np.minimum(np.where(most >= least, drawn, nearest), lengths)
+
+
+def _outside(begins: np.ndarray, ends: np.ndarray, size: int) -> np.ndarray:
+    """bool [size], False in the spans from ``begins`` to ``ends``, which do not touch each other."""
+    steps = np.zeros(size + 1, dtype=np.int8)
+    steps[begins] += 1
+    steps[ends] -= 1
+    return np.cumsum(steps[:-1], dtype=np.int8) == 0
+
+
+def _counts_by_row(places: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """int64 [B], how many of the rising places lie in each sequence."""
+    return np.diff(np.searchsorted(places, cu_seqlens))

@@ -39,6 +39,7 @@ class CtcOutput(NamedTuple):
     infeasible: Tensor
 
 
+@torch.compiler.disable  # its buffers and chunks are laid out by hand; a compiler has nothing to add
 def linear_ctc_loss(
     hidden: Tensor,
     weight: Tensor,

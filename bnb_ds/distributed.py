@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from bnb_ds.errors import BnbError, ConfigError
+from bnb_ds.network import interface_towards
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BnbError)
 
 # Set by launchers that start several processes without telling torch which is which.
 _TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -61,6 +65,7 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
         # meanwhile leaves a lock that hangs every later run); gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _share_cores()
+        _name_interface()
         device = torch.device("cpu")
     else:
         accelerator.set_device(local_rank())
@@ -110,8 +115,38 @@ def on_main(function: Callable[[], T]) -> T:
         dist.broadcast_object_list(box, src=0)
         result, error = (result, error) if is_main() else box
     if error is not None:
-        raise error
+        raise told_once(error) if isinstance(error, BnbError) else error
     return result
+
+
+def told_once(error: E) -> E:
+    """Mark an error that is raised on every rank: rank 0 reports it, the others end in silence."""
+    error.told_by_another_rank = not is_main()
+    return error
+
+
+def require_shared(directory: Path) -> None:
+    """Make sure that all ranks see one directory.
+
+    Raises:
+        ConfigError: some hosts do not see what rank 0 has written.
+    """
+    token = on_main(lambda: f"{os.getpid()}.{time.time_ns()}")
+    probe = directory / ".shared.partial"
+    on_main(lambda: probe.write_text(token))
+    try:
+        seen = probe.read_text() == token
+    except OSError:
+        seen = False
+    blind = sorted({host for host, sees in gather((socket.gethostname(), seen)) if not sees})
+    on_main(lambda: probe.unlink(missing_ok=True))
+    if blind:
+        raise told_once(
+            ConfigError(
+                f"output_dir {directory}: {', '.join(blind)} cannot see what rank 0 writes there; put it on storage"
+                " that all hosts share, under the same path"
+            )
+        )
 
 
 def gather(value: T) -> list[T]:
@@ -136,6 +171,13 @@ def _become_single_rank_without_launcher() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def _name_interface() -> None:
+    """Tell gloo which interface joins the hosts, unless the user has."""
+    interface = interface_towards(os.environ["MASTER_ADDR"])
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _share_cores() -> None:

@@ -16,7 +16,12 @@ from bnb_ds.fused import choose_optimizer, fuse_layer_norms
 
 
 def build_engine(
-    model: nn.Module, ds_config: DsConfig, device: torch.device, multiplier: Callable[[int], float]
+    model: nn.Module,
+    ds_config: DsConfig,
+    device: torch.device,
+    multiplier: Callable[[int], float],
+    *,
+    load_universal: bool = False,
 ) -> tuple[Any, str]:
     """Wrap a model for training.
 
@@ -25,6 +30,7 @@ def build_engine(
         ds_config: checked settings of this launch.
         device: of this rank.
         multiplier: learning-rate multiplier of the 0-based step (:mod:`bnb_ds.schedule`).
+        load_universal: the checkpoint that will be loaded is a universal one (:mod:`bnb_ds.elastic`).
 
     Returns:
         The ``DeepSpeedEngine`` and one line that says which kernels are in use.
@@ -52,6 +58,8 @@ def build_engine(
     else:
         optimizer, optimizer_name = choose_optimizer(ds_config.optimizer["type"], params, device)
         values = {key: value for key, value in ds_config.values.items() if key != "optimizer"}
+    if load_universal:
+        values = {**values, "checkpoint": {"load_universal": True}}
     try:
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -90,5 +98,20 @@ def take_step(engine: Any) -> float | None:
             engine.step()
         return norm
     engine.step()
+    if getattr(engine.optimizer, "overflow", False):
+        # Of a step that it has skipped ZeRO 3 reports the norm of the step before.
+        return math.inf
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
+
+
+def abandon_step(engine: Any) -> None:
+    """After :func:`take_step` has met a gradient that is not a number, leave the engine ready for the next step.
+
+    DeepSpeed has done so itself, but where it does not look at the gradient.
+    """
+    if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled():
+        engine.zero_grad()
+        engine.micro_steps += 1
+        engine.global_steps += 1
+        engine.skipped_steps += 1

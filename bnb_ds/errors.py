@@ -20,6 +20,9 @@ _RANK_0_REPORTS_FIRST_SECONDS = 5.0
 class BnbError(ValueError):
     """Base of all errors that are the user's to mend."""
 
+    #: every rank raises it at once, and another one prints it
+    told_by_another_rank = False
+
 
 class ConfigError(BnbError):
     """A recipe, a DeepSpeed JSON or a flag is wrong."""
@@ -56,8 +59,12 @@ def run_reporting_errors(program: str, function: Callable[[], int | None]) -> in
         return function() or 0
     except BnbError as error:
         rank = int(os.environ.get("RANK", "0"))
+        if error.told_by_another_rank:
+            return EXIT_USER_ERROR
         if rank:
-            time.sleep(_RANK_0_REPORTS_FIRST_SECONDS)
+            # On other hosts nobody ends this rank in time; there the first one speaks for the rest.
+            first_on_host = os.environ.get("LOCAL_RANK", "0") == "0"
+            time.sleep(_RANK_0_REPORTS_FIRST_SECONDS * (1 if first_on_host else 2))
         prefix = f"{program}: error" + (f" on rank {rank}" if rank else "")
         print(f"{prefix}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,22 +10,35 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 from bnb_ds import distributed
-from bnb_ds.ctc import collapse
+from bnb_ds.batch import PackedBatch
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.decoding import read_off
 from bnb_ds.loader import SampleSource
+from bnb_ds.packing import PackedLayout
 
 _EVALUATION_EPOCH = 0
 
 
 @torch.no_grad()
 def evaluate(
-    engine: Any, source: SampleSource, *, num_samples: int, micro_batch: int, device: torch.device
+    engine: Any,
+    source: SampleSource,
+    *,
+    num_samples: int,
+    micro_batch: int,
+    device: torch.device,
+    show: Callable[[PackedBatch, list[list[int]]], None] | None = None,
 ) -> dict[str, float]:
     """Score a model on the first ``num_samples`` samples of a source; every rank takes its share.
 
+    Args:
+        show: called on rank 0 with its first batch and the greedy outputs, lists of token ids.
+
     Returns:
-        ``eval/loss``: nats per target token of the feasible samples.
+        ``eval/loss``: the model's loss of the samples together, as in training.
         ``eval/token_accuracy``: 1 - edit distance / target tokens (both summed over the samples), not below 0, of the
-        greedy outputs; the complement of the token error rate.
+        greedy outputs; the complement of the token error rate. With length classification, of outputs of the targets'
+        lengths.
     """
     num_samples = min(num_samples, len(source))
     world_size, rank = distributed.world_size(), distributed.rank()
@@ -40,23 +54,29 @@ def evaluate(
         batch = source.batch(ids if counted else np.zeros(1, np.int64), np.full(max(ids.size, 1), _EVALUATION_EPOCH))
         output = engine(**batch.model_inputs(device), return_logits=True)
         if counted:
-            errors, tokens = _edit_errors(output.logits, batch, engine.module.config.blank_token_id)
-            totals += torch.tensor([float(output.loss_sum), batch.num_targets, errors, tokens], device=device)
+            outputs = _greedy_outputs(output.logits, batch, engine.module.config)
+            errors, tokens = _edit_errors(outputs, batch)
+            if show is not None and round_number == rank == 0:
+                show(batch, outputs)
+            totals += torch.tensor([float(output.loss_sum), batch.loss_count, errors, tokens], device=device)
     engine.train()
     loss_sum, targets, errors, tokens = distributed.all_sum(totals).tolist()
     return {"eval/loss": loss_sum / max(targets, 1), "eval/token_accuracy": max(1 - errors / tokens, 0.0)}
 
 
-def _edit_errors(logits_TV: torch.Tensor, batch: Any, blank_id: int) -> tuple[int, int]:
-    """Edit distance of greedy outputs from targets, and target tokens, summed over a packed batch."""
-    lengths_B = torch.from_numpy(batch.decoder_lengths).to(logits_TV.device)
-    best_T = logits_TV.argmax(-1)
-    path_BT = best_T.new_full((lengths_B.numel(), int(lengths_B.max())), blank_id)
-    path_BT[torch.arange(path_BT.shape[1], device=path_BT.device) < lengths_B[:, None]] = best_T
-    output_BL, output_lengths_B = (t.tolist() for t in collapse(path_BT, lengths_B, blank_id))
-    targets = batch.labels.split(batch.label_lengths.tolist())
-    errors = sum(
-        Levenshtein.distance(output[:length], target.tolist())
-        for output, length, target in zip(output_BL, output_lengths_B, targets, strict=True)
+def _greedy_outputs(logits_TV: torch.Tensor, batch: PackedBatch, config: BnbConfig) -> list[list[int]]:
+    """Token ids of the greedy output of each sequence of a packed batch."""
+    layout = PackedLayout.from_lengths(
+        torch.from_numpy(batch.decoder_lengths).to(logits_TV.device),
+        num_tokens=int(batch.decoder_lengths.sum()),
+        max_seqlen=int(batch.decoder_lengths.max()),
     )
+    output_BL, output_lengths_B = (t.tolist() for t in read_off(logits_TV.argmax(-1), layout, config))
+    return [output[:length] for output, length in zip(output_BL, output_lengths_B, strict=True)]
+
+
+def _edit_errors(outputs: list[list[int]], batch: PackedBatch) -> tuple[int, int]:
+    """Edit distance of outputs from targets, and target tokens, summed over a packed batch."""
+    targets = batch.labels.split(batch.label_lengths.tolist())
+    errors = sum(Levenshtein.distance(output, target.tolist()) for output, target in zip(outputs, targets, strict=True))
     return errors, batch.labels.numel()

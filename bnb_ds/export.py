@@ -13,6 +13,7 @@ import yaml
 
 from bnb_ds import checkpoint
 from bnb_ds.classification import encoder_of
+from bnb_ds.encoder_mlm import without_head
 from bnb_ds.errors import CheckpointError
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.outputs import new_directory
@@ -40,7 +41,7 @@ def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[P
     if not (run / "model" / "config.json").is_file():
         raise CheckpointError(f"{run}: has no model/config.json; restore it from a copy of the run")
     model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
-    model.load_state_dict(read_weights(found))
+    model.load_state_dict(without_head(read_weights(found)))
     tokenizer, card = load_tokenizer(run / "model"), model_card(run, found, encoder_only=encoder_only)
     with new_directory(output) as directory:
         (encoder_of(model).to_bert() if encoder_only else model).save_pretrained(directory)

@@ -33,7 +33,13 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
     cross += _attention(int((slots_B * source_B).sum()), decoder.hidden_size)
     total += decoder.num_hidden_layers * (_layer(decoder, num_slots, int((slots_B * slots_B).sum())) + cross)
     total += _linear(num_source, encoder.hidden_size, config.latent_size)
-    total += _linear(num_source, config.latent_size, decoder.hidden_size)
+    if config.decoder_length == "predicted":
+        classes = config.length_difference_max - config.length_difference_min + 1
+        total += _linear(source_B.size, config.latent_size, classes)
+        total += _linear(int((slots_B * source_B).sum()), config.latent_size, 1)  # stretched latents
+        total += _linear(num_slots, config.latent_size, decoder.hidden_size)
+    else:
+        total += _linear(num_source, config.latent_size, decoder.hidden_size)
     if encoder.hidden_size != decoder.hidden_size:
         total += _linear(num_source, encoder.hidden_size, decoder.hidden_size)
     return total + _linear(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)  # LM head

@@ -210,7 +210,7 @@ def reconstructions(
     )
     for sample in range(min(num_documents, len(shards))):
         original, cu_seqlens = samples.original(np.array([sample]))
-        source, _ = noise(original, cu_seqlens, hash64(seed, sample))
+        source = noise(original, cu_seqlens, hash64(seed, sample)).source
         output = model.generate(torch.from_numpy(source)[None].to(model.device))[0]
         yield (
             tokenizer.decode(source[1:-1]),

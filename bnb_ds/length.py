@@ -26,8 +26,9 @@ class LengthPredictor(nn.Module):
         self._longest = config.decoder_length_max
         self._first_difference = config.length_difference_min
         self.classifier = nn.Linear(config.latent_size, config.length_difference_max - config.length_difference_min + 1)
-        #: logarithm of the width of `stretch_latents`, learned like any other parameter
-        self.log_width = nn.Parameter(torch.zeros(()))
+        #: logarithm of the width of `stretch_latents`, learned like any other parameter; [1] since DeepSpeed cannot
+        #: broadcast a parameter without a dimension
+        self.log_width = nn.Parameter(torch.zeros(1))
 
     def forward(self, latent_NL: Tensor, source: PackedLayout) -> Tensor:
         """Logits [B, C], from the mean latent over the real tokens of each source."""
@@ -79,7 +80,7 @@ def stretch_latents(latent_NL: Tensor, source: PackedLayout, target: PackedLayou
         latent_NL: float [N, L].
         source: sequences of the source tokens.
         target: sequences of the slots.
-        width: float [], in source tokens, above 0.
+        width: float [1], in source tokens, above 0.
 
     Returns:
         float [T, L].

@@ -3,24 +3,27 @@
 The stream of samples is one infinite sequence, epoch after epoch, each epoch in its own order. Its state is a single
 number, the samples consumed so far; it depends neither on the number of ranks nor on the micro batch.
 
-The samples of one step are dealt out by length, so that a micro batch holds sequences of about one length and the ranks
-work on like ones at the same time: little padding where padding is needed (attention and the CTC recursion on devices
-without kernels for packed rows), little waiting. The step's loss is a sum over its samples, whatever their order.
+How the samples of one step are dealt out to micro batches and ranks is in :mod:`bnb_ds.dealing`; the step's loss is a
+sum over its samples, whatever their order.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
+import torch
 
+from bnb_ds.agreement import agreed
 from bnb_ds.batch import PackedBatch
+from bnb_ds.dealing import deal_by_count, deal_by_tokens
+from bnb_ds.prefetch import prefetched
 from bnb_ds.randomness import hash64, permuted
+from bnb_ds.shard_reader import files_being_read
 
 _STREAM_ORDER = 0x0DE5
+_CPU = torch.device("cpu")
 
 
 class SampleSource(Protocol):
@@ -48,7 +51,7 @@ class SampleStream:
 
 
 class StepLoader:
-    """Micro batches of one rank, step after step, prepared one step ahead in a background thread.
+    """Micro batches of one rank, step after step, prepared ahead in background threads.
 
     Args:
         source: makes batches of sample ids.
@@ -56,7 +59,13 @@ class StepLoader:
         micro_batch: samples per micro step on one rank.
         accumulation_steps: micro steps per step.
         rank, world_size: this process among all.
-        pin_memory: put batches into page-locked memory, from which a GPU copies while it computes.
+        device: of this rank. For a GPU, batches are put into page-locked memory, from which it copies while computing.
+        micro_batch_tokens: with it, a micro batch holds samples of at most that many tokens together instead of
+            ``micro_batch`` samples, and a step has as many micro steps as that takes, the same on every rank. The
+            samples of a step stay the same.
+        workers: threads that prepare steps.
+        prefetch_steps: steps that are prepared ahead, at most.
+        timeout_seconds: longest wait for a step.
     """
 
     def __init__(
@@ -68,7 +77,11 @@ class StepLoader:
         accumulation_steps: int,
         rank: int,
         world_size: int,
-        pin_memory: bool = False,
+        device: torch.device = _CPU,
+        micro_batch_tokens: int | None = None,
+        workers: int = 1,
+        prefetch_steps: int = 1,
+        timeout_seconds: float = 300.0,
     ) -> None:
         self._source = source
         self._stream = SampleStream(len(source), seed)
@@ -76,7 +89,11 @@ class StepLoader:
         self._accumulation_steps = accumulation_steps
         self._rank = rank
         self._world_size = world_size
-        self._pin_memory = pin_memory
+        self._device = device
+        self._micro_batch_tokens = micro_batch_tokens
+        self._workers = workers
+        self._prefetch_steps = prefetch_steps
+        self._timeout_seconds = timeout_seconds
 
     @property
     def global_batch(self) -> int:
@@ -86,21 +103,32 @@ class StepLoader:
     def step(self, samples_consumed: int) -> list[PackedBatch]:
         """This rank's micro batches of the step that begins at a stream position."""
         sample_ids, epochs = self._stream.read(samples_consumed, self.global_batch)
-        by_length = np.argsort(self._source.lengths(sample_ids), kind="stable")
-        batches = []
-        for micro_step in range(self._accumulation_steps):
-            begin = (micro_step * self._world_size + self._rank) * self._micro_batch
-            chosen = by_length[begin : begin + self._micro_batch]
-            batch = self._source.batch(sample_ids[chosen], epochs[chosen])
-            batches.append(batch.pinned() if self._pin_memory else batch)
-        return batches
+        lengths = self._source.lengths(sample_ids)
+        if self._micro_batch_tokens is None:
+            groups = deal_by_count(lengths, self._micro_batch)
+        else:
+            groups = deal_by_tokens(lengths, self._micro_batch_tokens, self._world_size)
+        batches = [self._source.batch(sample_ids[g], epochs[g]) for g in groups[self._rank :: self._world_size]]
+        return [batch.pinned() for batch in batches] if self._device.type == "cuda" else batches
 
     def steps(self, samples_consumed: int, num_steps: int) -> Iterator[list[PackedBatch]]:
-        """``num_steps`` steps from a stream position on; errors of the background thread surface here."""
-        positions = iter([samples_consumed + i * self.global_batch for i in range(num_steps)])
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
-            ahead = [pool.submit(self.step, position) for position in itertools.islice(positions, 1)]
-            while ahead:
-                ready = ahead.pop()
-                ahead = [pool.submit(self.step, position) for position in itertools.islice(positions, 1)]
-                yield ready.result()
+        """``num_steps`` steps from a stream position on.
+
+        Raises:
+            DataError: a shard cannot be read, or does not answer in time, on any of the ranks; the message names rank
+                and file. Other errors of this rank's threads surface here too.
+        """
+        prepared = prefetched(
+            self.step,
+            (samples_consumed + i * self.global_batch for i in range(num_steps)),
+            workers=self._workers,
+            ahead=self._prefetch_steps,
+            timeout_seconds=self._timeout_seconds,
+            describe_wait=_what_is_read,
+        )
+        return agreed(prepared, self._device)
+
+
+def _what_is_read() -> str:
+    files = files_being_read()
+    return f"waiting for {', '.join(files)}" if files else "no file is being read, so samples take that long to make"

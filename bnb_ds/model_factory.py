@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers.utils import cached_file
 
-from bnb_ds.bert_init import config_from_bert
+from bnb_ds.bert_init import checkpoint_errors, config_from_bert
 from bnb_ds.config import ModelSection, ModelSize
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, decoder_lengths
 from bnb_ds.shards import TokenShards
 from bnb_ds.tokenization import load_tokenizer, tokenizer_hash
+
+#: fields that a recipe's ``model`` section and `BnbConfig` share
+_SAME_NAME = (
+    "latent_size",
+    "latent_dropout",
+    "decoder_length",
+    "decoder_length_ratio",
+    "decoder_length_offset",
+    "decoder_length_min",
+    "decoder_length_max",
+    "decoder_positions",
+    "length_difference_min",
+    "length_difference_max",
+    "length_loss_weight",
+    "kl_weight",
+    "loss_reduction",
+    "tie_encoder_decoder",
+)
+#: fields of a BERT configuration -> their names in a recipe
+_RECIPE_NAME = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}
+_FIXED_BY_CHECKPOINT = ("latent_size", "tie_encoder_decoder", "max_position_embeddings", "extend_positions")
 
 
 def model_config(section: ModelSection, shards: TokenShards, max_length: int) -> BnbConfig:
@@ -27,7 +49,11 @@ def model_config(section: ModelSection, shards: TokenShards, max_length: int) ->
         DataError: the checkpoint was trained with another vocabulary than the shards were made with.
         CheckpointError: the checkpoint cannot be read.
     """
-    if section.encoder is None:
+    if section.checkpoint is not None:
+        config = _checkpoint_config(section, shards)
+        _refuse_other_tokenizer(section.checkpoint, shards)
+        _refuse_small_vocabulary(config, shards)
+    elif section.encoder is None:
         bert = {
             **(section.size or ModelSize()).model_dump(),
             "vocab_size": shards.vocab_size,
@@ -36,7 +62,7 @@ def model_config(section: ModelSection, shards: TokenShards, max_length: int) ->
         }
         config = BnbConfig(encoder=bert, decoder=bert, **_bnb_fields(section, shards))
     else:
-        overrides = {**_bnb_fields(section, shards), **_dropout_fields(section)}
+        overrides = {**_bnb_fields(section, shards), **_dropout_fields(section), **_position_fields(section)}
         config = config_from_bert(section.encoder, section.decoder, overrides)
         for checkpoint in filter(None, (section.encoder, section.decoder)):
             _refuse_other_tokenizer(checkpoint, shards)
@@ -45,13 +71,21 @@ def model_config(section: ModelSection, shards: TokenShards, max_length: int) ->
     return config
 
 
-def build_model(section: ModelSection, shards: TokenShards, max_length: int) -> BnbForConditionalGeneration:
+def build_model(
+    section: ModelSection,
+    shards: TokenShards,
+    max_length: int,
+    model_class: type[BnbForConditionalGeneration] = BnbForConditionalGeneration,
+) -> BnbForConditionalGeneration:
     """Make the model: random weights of a given size, or BERT checkpoints. Arguments and errors as `model_config`."""
     config = model_config(section, shards, max_length)
+    if section.checkpoint is not None:
+        with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
+            return model_class.from_pretrained(section.checkpoint, config=config, dtype=torch.float32)
     if section.encoder is None:
-        return BnbForConditionalGeneration(config)
-    overrides = {**_bnb_fields(section, shards), **_dropout_fields(section)}
-    return BnbForConditionalGeneration.from_bert(section.encoder, section.decoder, **overrides)
+        return model_class(config)
+    overrides = {**_bnb_fields(section, shards), **_dropout_fields(section), **_position_fields(section)}
+    return model_class.from_bert(section.encoder, section.decoder, **overrides)
 
 
 def _dropout_fields(section: ModelSection) -> dict[str, float]:
@@ -61,18 +95,37 @@ def _dropout_fields(section: ModelSection) -> dict[str, float]:
     }
 
 
-def _bnb_fields(section: ModelSection, shards: TokenShards) -> dict[str, object]:
-    same_name = (
-        "latent_size",
-        "latent_dropout",
-        "decoder_length_ratio",
-        "decoder_length_offset",
-        "decoder_length_min",
-        "decoder_length_max",
-        "decoder_positions",
-    )
+def _position_fields(section: ModelSection) -> dict[str, object]:
     return {
-        **{name: getattr(section, name) for name in same_name},
+        "max_position_embeddings": section.max_position_embeddings,
+        "extend_positions": section.extend_positions,
+    }
+
+
+def _checkpoint_config(section: ModelSection, shards: TokenShards) -> BnbConfig:
+    """The checkpoint's own configuration with what the recipe says in its place."""
+    given = section.model_fields_set
+    fixed = [name for name in _FIXED_BY_CHECKPOINT if name in given]
+    if fixed:
+        raise ConfigError(f"model.{fixed[0]}: model.checkpoint fixes it; remove one of the two")
+    with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
+        config = BnbConfig.from_pretrained(section.checkpoint)
+    replaced = {name: value for name, value in _bnb_fields(section, shards).items() if name in given}
+    config.update(replaced)
+    for half in (config.encoder, config.decoder):
+        half.update({name: value for name, value in _dropout_fields(section).items() if _RECIPE_NAME[name] in given})
+    if config.decoder_length == "padded":
+        raise ConfigError(
+            f"{section.checkpoint}: its decoder_length is 'padded', which needs padded batches; set"
+            " model.decoder_length"
+        )
+    config.check()
+    return config
+
+
+def _bnb_fields(section: ModelSection, shards: TokenShards) -> dict[str, object]:
+    return {
+        **{name: getattr(section, name) for name in _SAME_NAME},
         "blank_token_id": shards.special_ids["pad"],
         "pad_token_id": shards.special_ids["pad"],
         "bos_token_id": shards.special_ids["cls"],

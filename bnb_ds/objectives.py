@@ -22,10 +22,29 @@ class Objective(Protocol):
 
 
 class Reconstruction:
-    """CTC negative log likelihood per target token; infeasible samples add nothing to sum or count."""
+    """The model's own loss (`bnb_ds.model_outputs.BnbOutput`)."""
 
     def count(self, batch: PackedBatch) -> int:
-        return batch.num_targets
+        return batch.loss_count
 
     def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
         return model(**batch.model_inputs(device)).loss_sum
+
+
+class ReconstructionAndEncoderMlm(Reconstruction):
+    """The same, and the nats of masked tokens predicted from the encoder (:mod:`bnb_ds.encoder_mlm`), times a weight.
+
+    Both sums are divided by the global number of target tokens: at weight 1 a nat of a masked token counts as much as
+    a nat of a target token.
+
+    Args:
+        weight: above 0.
+    """
+
+    def __init__(self, weight: float) -> None:
+        self._weight = weight
+
+    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
+        index, labels = (x.to(device, non_blocking=True) for x in (batch.masked_index, batch.masked_labels))
+        output = model(**batch.model_inputs(device), masked_index=index, masked_labels=labels)
+        return output.loss_sum + self._weight * output.encoder_mlm_sum

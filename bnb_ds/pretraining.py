@@ -2,170 +2,214 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 
-from bnb_ds import checkpoint, distributed, report
+from bnb_ds import checkpoint, distributed, elastic, report
 from bnb_ds.batch import PackedBatch
-from bnb_ds.config import PretrainRecipe, load_recipe
-from bnb_ds.corruption import Corruption
-from bnb_ds.ds_config import DsConfig, load_ds_config
+from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.config import ObjectiveSection, PretrainRecipe
+from bnb_ds.ds_config import DsConfig
+from bnb_ds.elastic import Resume, plan_resume
 from bnb_ds.engine import build_engine
-from bnb_ds.errors import DataError
 from bnb_ds.evaluation import evaluate
+from bnb_ds.export import read_weights
 from bnb_ds.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.hardware import peak_flops
 from bnb_ds.loader import StepLoader
-from bnb_ds.model_factory import build_model, model_config
+from bnb_ds.model_factory import build_model
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.objectives import Reconstruction
+from bnb_ds.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.outputs import disk_errors
+from bnb_ds.phases import Phases
+from bnb_ds.plan import Plan, model_class
+from bnb_ds.profiling import StepProfiler
 from bnb_ds.run_dir import RunDir
 from bnb_ds.samples import PretrainSamples
 from bnb_ds.schedule import learning_rate_multiplier
 from bnb_ds.shards import TokenShards
-from bnb_ds.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
+from bnb_ds.spikes import SpikeDetector
+from bnb_ds.stopping import StopRequest
+from bnb_ds.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.tracking import Tracker
 from bnb_ds.train_loop import LoopSettings, TrainLoop
+from bnb_ds.train_step import TrainStep
+from bnb_ds.watchdog import Watchdog
+from bnb_ds.watching import log_histograms, reconstruction_table
+
+_TIMEOUT_MARGIN_SECONDS = 30
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that follows from the settings before a model exists."""
+class Launch:
+    """What one launch is asked to do, beyond the settings of the run."""
 
-    recipe: PretrainRecipe
-    ds_config: DsConfig
-    train_shards: TokenShards
-    heldout_shards: TokenShards
-
-    def samples(self, shards: TokenShards, config: BnbConfig) -> PretrainSamples:
-        """The samples of one split, with the recipe's noise."""
-        objective = self.recipe.objective
-        corruption = Corruption(
-            mask_probability=objective.mask_probability if "mlm" in objective.corruption else 0.0,
-            permute_probability=objective.permute_probability if "plm" in objective.corruption else 0.0,
-            mask_id=shards.special_ids["mask"],
-            vocab_size=shards.vocab_size,
-        )
-        data = self.recipe.data
-        return PretrainSamples(
-            shards,
-            sequence=data.sequence,
-            max_length=data.max_length,
-            corruption=corruption,
-            seed=self.recipe.seed,
-            config=config,
-        )
-
-    def total_steps(self, samples_per_epoch: int) -> int:
-        """Steps of the whole run."""
-        if self.recipe.steps is not None:
-            return self.recipe.steps
-        return max(math.ceil(self.recipe.epochs * samples_per_epoch / self.ds_config.global_batch), 1)
+    #: ``never``, ``auto`` or a path; see :meth:`bnb_ds.run_dir.RunDir.find_resume`
+    resume: str = "never"
+    #: start from the weights of the checkpoint with a fresh optimizer
+    weights_only: bool = False
+    #: end after that step, with a checkpoint; the schedule stays that of the whole run
+    stop_at: int | None = None
+    #: first and last step to trace
+    profile_steps: tuple[int, int] | None = None
 
 
-def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> Plan:
-    """Load and check all settings and open the data.
-
-    Raises:
-        ConfigError, DataError: naming file and field, before any GPU is touched.
-    """
-    recipe = load_recipe(recipe_path, overrides)
-    ds_config = load_ds_config(ds_config_path, world_size)
-    train_shards = TokenShards(recipe.data.shards, "train")
-    heldout_shards = TokenShards(recipe.data.shards, "heldout")
-    for name, shards in (("training", train_shards), ("held-out", heldout_shards)):
-        if len(shards) == 0:
-            raise DataError(
-                f"data.shards {recipe.data.shards}: holds no {name} documents; prepare it with another --holdout"
-            )
-    if tokenizer_hash(load_tokenizer(train_shards.tokenizer_dir)) != train_shards.tokenizer_hash:
-        raise DataError(
-            f"{train_shards.tokenizer_dir}: not the tokenizer that the manifest names; restore it, or prepare the"
-            " shards again"
-        )
-    return Plan(recipe, ds_config, train_shards, heldout_shards)
-
-
-def describe_dry_run(plan: Plan) -> list[str]:
-    """What a run would do and need, without touching a GPU: the model is built on the meta device."""
-    config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
-    with torch.device("meta"):
-        num_parameters = report.count_parameters(BnbForConditionalGeneration(config))
-    num_samples = len(plan.samples(plan.train_shards, config))
-    return [
-        *report.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
-        *report.memory(config, num_parameters, plan.ds_config, plan.recipe.data.max_length),
-    ]
-
-
-def pretrain(plan: Plan, *, resume: str = "never", stop_at: int | None = None) -> None:
-    """Run pre-training in this process, one of ``plan.ds_config.world_size`` ranks.
-
-    Args:
-        plan: checked settings.
-        resume: ``never``, ``auto`` or a path; see :meth:`bnb_ds.run_dir.RunDir.find_resume`.
-        stop_at: end this launch after that step, with a checkpoint; the schedule stays that of the whole run.
-    """
-    device = distributed.init()
-    try:
-        _pretrain(plan, device, resume, stop_at)
-    except BaseException:
-        distributed.shutdown(after_error=True)
-        raise
+def pretrain(plan: Plan, launch: Launch) -> None:
+    """Run pre-training in this process, one of ``plan.ds_config.world_size`` ranks."""
+    faults = plan.recipe.faults
+    # Before anything slow: a request to end that comes early is honoured at the first step.
+    with StopRequest() as stop:
+        # The guardians, who can tell which rank is the cause, come before the time-out of the collective operations.
+        device = distributed.init(timedelta(seconds=faults.hang_seconds + _TIMEOUT_MARGIN_SECONDS))
+        try:
+            with Watchdog(faults.silence_seconds, faults.hang_seconds) as watchdog:
+                run_in_job(plan, launch, device, watchdog, stop)
+        except BaseException:
+            distributed.shutdown(after_error=True)
+            raise
     distributed.shutdown()
 
 
-def _pretrain(plan: Plan, device: torch.device, resume: str, stop_at: int | None) -> None:
-    recipe, ds_config = plan.recipe, plan.ds_config
-    run = RunDir(recipe, ds_config, plan.train_shards.fingerprint)
-    found, notes = distributed.on_main(lambda: run.find_resume(resume))
+def run_in_job(plan: Plan, launch: Launch, device: torch.device, watchdog: Watchdog, stop: StopRequest) -> None:
+    """Pre-train in a process group that exists already."""
+    recipe = plan.recipe
+    watchdog.mark("start")
+    run = RunDir(recipe, plan.ds_config, plan.train_shards.fingerprint)
+    resume, notes = distributed.on_main(lambda: _choose_resume(run, plan.ds_config, launch))
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, plan.train_shards, recipe.data.max_length)
+    model = build_model(recipe.model, plan.train_shards, recipe.data.max_length, model_class(recipe.objective))
     train, heldout = (plan.samples(shards, model.config) for shards in (plan.train_shards, plan.heldout_shards))
     total_steps = plan.total_steps(len(train))
-    stop_step = min(stop_at or total_steps, total_steps)
     num_parameters = report.count_parameters(model)  # before ZeRO stage 3 takes them apart
-    multiplier = learning_rate_multiplier(total_steps, **recipe.schedule.model_dump())
-    engine, kernels = build_engine(model, ds_config, device, multiplier)
-    start_step, samples_consumed = 0, 0
-    if found is not None:
-        state = checkpoint.load(engine, found)
-        start_step, samples_consumed = state["step"], state["samples_consumed"]
-    distributed.on_main(lambda: _prepare_run_dir(run, model, plan.train_shards, start_step))
-    peak, peak_source = peak_flops(device, ds_config.precision)
-    tracker = Tracker(run.tensorboard, start_step=start_step, total_steps=total_steps)
+    engine, kernels, state = _build_and_load(plan, model, device, total_steps, resume)
+    stop_step = min(launch.stop_at or total_steps, total_steps)
+    distributed.on_main(lambda: _prepare_run_dir(run, model, plan.train_shards, state["step"], launch.weights_only))
+    distributed.require_shared(run.path)
+    peak, peak_source = peak_flops(device, plan.ds_config.precision)
+    tracker = Tracker(run.tensorboard, start_step=state["step"], total_steps=total_steps)
+    origin = f", {resume.describe(plan.ds_config)}" if resume else ""
     for line in (
         *notes,
         *report.derived(plan, model.config, num_parameters, len(train), total_steps),
         f"kernels      {kernels}",
         f"peak         {peak / 1e12:.3g} TFLOP/s per rank ({peak_source})",
-        f"start        step {start_step}{f', from {found}' if found else ''}; this launch ends at step {stop_step}",
+        f"start        step {state['step']}{origin}; this launch ends at step {stop_step}",
     ):
         tracker.say(line)
-    loop = TrainLoop(
-        engine,
-        _loader(train, plan, pin_memory=device.type == "cuda"),
-        Reconstruction(),
-        _evaluation(engine, heldout, plan, device),
-        tracker,
+    profiler = StepProfiler(*launch.profile_steps or (0, -1), run.path / "profile", tracker.say)
+    loop = _build_loop(
+        plan,
         _loop_settings(recipe, total_steps, stop_step),
-        checkpoints=run.checkpoints,
-        device=device,
-        batch_flops=_training_flops(model.config),
-        peak_flops=peak,
+        run,
+        engine,
+        state,
+        tracker,
+        Phases(device, watchdog.mark),
+        samples=(train, heldout),
+        peak=peak,
+        stop=stop,
+        profiler=profiler,
     )
-    reached = loop.run(start_step, samples_consumed)
+    reached = loop.run(state["step"], state["samples_consumed"])
+    profiler.close()
     tracker.say(f"done         step {reached} of {total_steps}; watch with: tensorboard --logdir {run.tensorboard}")
     tracker.close()
 
 
-def _loader(train: PretrainSamples, plan: Plan, *, pin_memory: bool) -> StepLoader:
+def _objective(section: ObjectiveSection) -> Objective:
+    if section.encoder_mlm_weight:
+        return ReconstructionAndEncoderMlm(section.encoder_mlm_weight)
+    return Reconstruction()
+
+
+def _choose_resume(run: RunDir, ds_config: DsConfig, launch: Launch) -> tuple[Resume | None, list[str]]:
+    found, notes = run.find_resume(launch.resume, weights_only=launch.weights_only)
+    if found is None:
+        return None, notes
+    return plan_resume(found, ds_config, weights_only=launch.weights_only), notes
+
+
+def _build_and_load(
+    plan: Plan, model: BnbForConditionalGeneration, device: torch.device, total_steps: int, resume: Resume | None
+) -> tuple[Any, str, dict[str, Any]]:
+    """The engine, its kernels in words, and the loop's state: that of the checkpoint, or of a new run."""
+    state = {"step": 0, "samples_consumed": 0}
+    if resume is not None:
+        state = checkpoint.read_state(resume.checkpoint)
+    if resume is not None and resume.way == "weights only":
+        model.load_state_dict(read_weights(resume.checkpoint))
+        # The optimizer's count of updates begins anew; the schedule goes on.
+        state["rate_offset"] = state["step"]
+    multiplier = learning_rate_multiplier(total_steps, **plan.recipe.schedule.model_dump())
+    offset = state.get("rate_offset", 0)
+    engine, kernels = build_engine(
+        model,
+        plan.ds_config,
+        device,
+        lambda step: multiplier(step + offset),
+        load_universal=resume is not None and resume.way == "universal",
+    )
+    if resume is not None and resume.way != "weights only":
+        elastic.load(engine, resume)
+    return engine, kernels, state
+
+
+def _build_loop(
+    plan: Plan,
+    settings: LoopSettings,
+    run: RunDir,
+    engine: Any,
+    state: dict[str, Any],
+    tracker: Tracker,
+    phases: Phases,
+    *,
+    samples: tuple[PretrainSamples, PretrainSamples],
+    peak: float,
+    stop: StopRequest,
+    profiler: StepProfiler,
+) -> TrainLoop:
+    recipe = plan.recipe
+    intervals = recipe.intervals
+    train, heldout = samples
+    spikes = None
+    if recipe.spikes.factor is not None:
+        spikes = SpikeDetector(recipe.spikes.factor, recipe.spikes.window_steps, **state.get("spikes", {}))
+    train_step = TrainStep(
+        engine,
+        _objective(recipe.objective),
+        _training_flops(engine.module.config),
+        device=phases.device,
+        seed=recipe.seed,
+        phases=phases,
+        spikes=spikes,
+        records=run.path,
+    )
+    return TrainLoop(
+        engine,
+        _loader(train, plan, phases.device),
+        train_step,
+        _evaluation(engine, heldout, plan, phases.device, tracker),
+        tracker,
+        settings,
+        CheckpointWriter(
+            engine, run.checkpoints, intervals.keep_checkpoints, background=intervals.background_checkpoints
+        ),
+        phases=phases,
+        peak_flops=peak,
+        stop_reason=lambda: stop.reason,
+        spikes=spikes,
+        profiler=profiler,
+        histograms=lambda step: log_histograms(engine, tracker, step),
+        extra_state={"rate_offset": state.get("rate_offset", 0)},
+    )
+
+
+def _loader(train: PretrainSamples, plan: Plan, device: torch.device) -> StepLoader:
     return StepLoader(
         train,
         seed=plan.recipe.seed,
@@ -173,20 +217,29 @@ def _loader(train: PretrainSamples, plan: Plan, *, pin_memory: bool) -> StepLoad
         accumulation_steps=plan.ds_config.accumulation_steps,
         rank=distributed.rank(),
         world_size=plan.ds_config.world_size,
-        pin_memory=pin_memory,
+        device=device,
+        **plan.recipe.loader.model_dump(),
     )
 
 
 def _evaluation(
-    engine: Any, heldout: PretrainSamples, plan: Plan, device: torch.device
-) -> Callable[[], dict[str, float]]:
-    def run_evaluation() -> dict[str, float]:
+    engine: Any, heldout: PretrainSamples, plan: Plan, device: torch.device, tracker: Tracker
+) -> Callable[[int], dict[str, float]]:
+    intervals = plan.recipe.intervals
+    tokenizer = load_tokenizer(plan.train_shards.tokenizer_dir)
+
+    def run_evaluation(step: int) -> dict[str, float]:
+        def show(batch: PackedBatch, outputs: list[list[int]]) -> None:
+            texts = reconstruction_table(batch, outputs[: intervals.reconstructions], tokenizer)
+            tracker.text(step, "eval/reconstructions", texts)
+
         return evaluate(
             engine,
             heldout,
-            num_samples=plan.recipe.intervals.eval_samples,
+            num_samples=intervals.eval_samples,
             micro_batch=plan.ds_config.micro_batch,
             device=device,
+            show=show if intervals.reconstructions else None,
         )
 
     return run_evaluation
@@ -200,8 +253,7 @@ def _loop_settings(recipe: PretrainRecipe, total_steps: int, stop_step: int) -> 
         log_steps=intervals.log_steps,
         eval_steps=intervals.eval_steps,
         checkpoint_steps=intervals.checkpoint_steps,
-        keep_checkpoints=intervals.keep_checkpoints,
-        seed=recipe.seed,
+        histogram_steps=intervals.histogram_steps,
     )
 
 
@@ -212,9 +264,11 @@ def _training_flops(config: BnbConfig) -> Callable[[PackedBatch], int]:
     return training_flops
 
 
-def _prepare_run_dir(run: RunDir, model: BnbForConditionalGeneration, shards: TokenShards, start_step: int) -> None:
+def _prepare_run_dir(
+    run: RunDir, model: BnbForConditionalGeneration, shards: TokenShards, start_step: int, weights_only: bool
+) -> None:
     with disk_errors(run.path):
         # What an export needs besides the weights, so that it needs no shards.
         model.config.save_pretrained(run.model)
         save_tokenizer(load_tokenizer(shards.tokenizer_dir), run.model)
-    run.record_launch(start_step)
+    run.record_launch(start_step, weights_only=weights_only)

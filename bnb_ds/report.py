@@ -12,7 +12,7 @@ from bnb_ds.slots import decoder_lengths
 
 if TYPE_CHECKING:
     from bnb_ds.ds_config import DsConfig
-    from bnb_ds.pretraining import Plan
+    from bnb_ds.plan import Plan
 
 _GIB = 2**30
 _CTC_CHUNK_BYTES = 2**28  # of bnb_ds.ctc_head on a GPU
@@ -32,27 +32,41 @@ def derived(plan: Plan, config: BnbConfig, num_parameters: int, num_samples: int
         f"data         {len(plan.train_shards):,} training documents, {plan.train_shards.num_tokens:,} tokens,"
         f" {num_samples:,} samples an epoch; {len(plan.heldout_shards):,} documents held out"
     )
+    cut = f"{ds_config.micro_batch} x {ds_config.accumulation_steps} micro steps x {ds_config.world_size} ranks"
+    budget = plan.recipe.loader.micro_batch_tokens
+    if budget is not None:
+        cut = f"micro batches of at most {budget:,} tokens on {ds_config.world_size} ranks"
     yield (
-        f"batch        {ds_config.global_batch} samples = {ds_config.micro_batch} x {ds_config.accumulation_steps}"
-        f" micro steps x {ds_config.world_size} ranks; about"
+        f"batch        {ds_config.global_batch} samples = {cut}; about"
         f" {ds_config.global_batch * min(mean_length, data.max_length):,.0f} tokens a step"
     )
     steps_per_epoch = num_samples / ds_config.global_batch
     yield f"steps        {total_steps:,} = {total_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,.1f} steps"
     objective = plan.recipe.objective
-    yield f"objective    {objective.corruption}, sequences {data.sequence} at {data.max_length} tokens"
+    mixture = ", ".join(
+        name if len(objective.mixture) == 1 else f"{weight:g} {name}" for name, weight in objective.mixture.items()
+    )
+    if objective.encoder_mlm_weight:
+        mixture += f", {objective.encoder_mlm_weight:g} encoder mlm"
+    yield f"objective    {mixture}, sequences {data.sequence} at {data.max_length} tokens"
 
 
-def memory(config: BnbConfig, num_parameters: int, ds_config: DsConfig, max_length: int) -> Iterator[str]:
+def memory(
+    config: BnbConfig,
+    num_parameters: int,
+    ds_config: DsConfig,
+    max_length: int,
+    micro_batch_tokens: int | None = None,
+) -> Iterator[str]:
     """Lines that estimate the memory of one GPU: model states exactly, activations by formula."""
     states = state_bytes(num_parameters, ds_config)
-    activations = activation_bytes(config, ds_config, max_length)
+    micro_batch, name = ds_config.micro_batch, f"{ds_config.micro_batch} x {max_length} tokens"
+    if micro_batch_tokens is not None:
+        micro_batch, name = micro_batch_tokens / max_length, f"{micro_batch_tokens:,} tokens"
+    activations = activation_bytes(config, ds_config, max_length, micro_batch)
     yield f"memory/GPU   about {(states + activations) / _GIB:.2f} GiB:"
     yield f"             {states / _GIB:.2f} GiB weights, gradients and optimizer (ZeRO stage {ds_config.zero_stage})"
-    yield (
-        f"             {activations / _GIB:.2f} GiB activations and CTC head of a micro batch of"
-        f" {ds_config.micro_batch} x {max_length} tokens"
-    )
+    yield (f"             {activations / _GIB:.2f} GiB activations and CTC head of a micro batch of {name}")
 
 
 def state_bytes(num_parameters: int, ds_config: DsConfig) -> float:
@@ -75,8 +89,8 @@ def state_bytes(num_parameters: int, ds_config: DsConfig) -> float:
     return num_parameters * (weights + gradients + optimizer)
 
 
-def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int) -> float:
-    """Bytes that one micro batch of sequences of ``max_length`` keeps for backward, and its logits.
+def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int, micro_batch: float) -> float:
+    """Bytes that a micro batch of that many sequences of ``max_length`` keeps for backward, and its logits.
 
     34 bytes per token, layer and hidden unit in half precision (Korthikanti et al., MLSys 2023, equation 1, without
     the attention matrix, which SDPA does not keep), twice that in fp32 and half as much again for cross-attention; with
@@ -91,4 +105,4 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int) ->
     per_sample = max_length * encoder.num_hidden_layers * encoder.hidden_size * per_unit
     per_sample += slots * decoder.num_hidden_layers * decoder.hidden_size * per_unit * (1 if recomputed else 1.5)
     head = _CTC_CHUNK_BYTES + 4 * config.vocab_size * decoder.hidden_size
-    return ds_config.micro_batch * per_sample + head
+    return micro_batch * per_sample + head

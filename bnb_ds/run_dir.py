@@ -20,18 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from bnb_ds import checkpoint
-from bnb_ds.config import PretrainRecipe, differences, dump_recipe
+from bnb_ds.config import PretrainRecipe
 from bnb_ds.ds_config import DsConfig
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.files import write_atomic
 from bnb_ds.outputs import disk_errors
+from bnb_ds.recipes import differences, dump_recipe
 
 _PACKAGES = ("bnb_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 # What may change between launches of one run: where it lies, how often it reports, how its batch is cut up.
-_FREE_RECIPE_KEYS = ("output_dir", "intervals")
+_FREE_RECIPE_KEYS = ("output_dir", "intervals", "faults", "loader")
 _FREE_DS_KEYS = (
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
@@ -42,6 +44,23 @@ _FREE_DS_KEYS = (
     "flops_profiler",
     "comms_logger",
     "dump_state",
+    "disable_python_gc",
+)
+# ZeRO's stage and the sizes of its buffers: how the same numbers are laid out and sent.
+_FREE_ZERO_KEYS = (
+    "stage",
+    "overlap_comm",
+    "contiguous_gradients",
+    "reduce_scatter",
+    "reduce_bucket_size",
+    "allgather_partitions",
+    "allgather_bucket_size",
+    "round_robin_gradients",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
 )
 
 
@@ -69,8 +88,12 @@ class RunDir:
     def tensorboard(self) -> Path:
         return self.path / "runs"
 
-    def find_resume(self, resume: str) -> tuple[Path | None, list[str]]:
+    def find_resume(self, resume: str, *, weights_only: bool = False) -> tuple[Path | None, list[str]]:
         """Decide where to start: ``never`` (a fresh directory), ``auto``, or the path of a checkpoint or run.
+
+        Args:
+            resume: as the flag ``--resume``.
+            weights_only: the optimizer starts anew, so the DeepSpeed configuration may be another.
 
         Returns:
             The checkpoint to load, or None to start at step 0, and lines worth telling the user.
@@ -88,30 +111,28 @@ class RunDir:
         if resume == "auto":
             if not _holds_run(self.path):
                 return None, []
-            notes = self._refuse_other_settings(self.path)
+            notes = self._refuse_other_settings(self.path, weights_only)
             found, passed_over = checkpoint.newest_intact(self.checkpoints)
             return found, [*notes, *passed_over]
-        return self._named_checkpoint(Path(resume))
+        return self._named_checkpoint(Path(resume), weights_only)
 
-    def _named_checkpoint(self, path: Path) -> tuple[Path, list[str]]:
+    def _named_checkpoint(self, path: Path, weights_only: bool) -> tuple[Path, list[str]]:
         found, notes = locate_checkpoint(path)
         run = run_of(found)
         if _holds_run(self.path) and self.path.resolve() != run.resolve():
             raise ConfigError(
                 f"output_dir {self.path}: holds another run than --resume {path}; choose a new output_dir"
             )
-        return found, [*notes, *self._refuse_other_settings(run)]
+        return found, [*notes, *self._refuse_other_settings(run, weights_only)]
 
-    def _refuse_other_settings(self, run: Path) -> list[str]:
+    def _refuse_other_settings(self, run: Path, weights_only: bool) -> list[str]:
         """Raise for differences that change the training; return notes on other software."""
-        old_recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
+        old_recipe = _with_defaults(yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8")))
         old_ds = json.loads((run / "ds_config.resolved.json").read_text(encoding="utf-8"))
-        changes = [
-            *differences(
-                _without(self.recipe.model_dump(), _FREE_RECIPE_KEYS), _without(old_recipe, _FREE_RECIPE_KEYS)
-            ),
-            *differences(_without(self.ds_config.values, _FREE_DS_KEYS), _without(old_ds, _FREE_DS_KEYS)),
-        ]
+        ours, theirs = (_without(values, _FREE_RECIPE_KEYS) for values in (self.recipe.values(), old_recipe))
+        changes = list(differences(ours, theirs))
+        if not weights_only:
+            changes += differences(_lasting(self.ds_config.values), _lasting(old_ds))
         launches = (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()
         first = json.loads(launches[0])
         changes.extend(differences(self.data_fingerprint, first["data_fingerprint"], "data"))
@@ -124,21 +145,25 @@ class RunDir:
         ours, theirs = ({key: launch[key] for key in software} for launch in (provenance(), first))
         return [f"note         this run was started with other software: {line}" for line in differences(ours, theirs)]
 
-    def record_launch(self, start_step: int) -> None:
+    def record_launch(self, start_step: int, *, weights_only: bool = False) -> None:
         """Write the resolved settings (first launch) and one line of provenance (every launch).
+
+        Args:
+            start_step: of this launch.
+            weights_only: the optimizer starts anew, so that this launch's DeepSpeed configuration is the run's now.
 
         Raises:
             DataError: the disk refuses.
         """
         with disk_errors(self.path):
-            self._write_launch(start_step)
+            self._write_launch(start_step, weights_only)
 
-    def _write_launch(self, start_step: int) -> None:
+    def _write_launch(self, start_step: int, weights_only: bool) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         launch = {**provenance(), "start_step": start_step, "world_size": self.ds_config.world_size}
         with open(self.path / "launches.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({**launch, "data_fingerprint": self.data_fingerprint}) + "\n")
-        if not (self.path / "ds_config.resolved.json").exists():
+        if weights_only or not (self.path / "ds_config.resolved.json").exists():
             write_atomic(self.path / "ds_config.resolved.json", json.dumps(self.ds_config.values, indent=2) + "\n")
         # Last: its presence says that the directory holds a run.
         if not _holds_run(self.path):
@@ -200,6 +225,20 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
+
+
+def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that an older release wrote, with the fields that have come since."""
+    try:
+        return PretrainRecipe.model_validate(recipe).model_dump()
+    except ValidationError:  # a field has gone; the comparison will name it
+        return recipe
+
+
+def _lasting(ds_values: dict[str, Any]) -> dict[str, Any]:
+    """What a run's DeepSpeed configuration must keep from launch to launch."""
+    zero = _without(ds_values.get("zero_optimization", {}), _FREE_ZERO_KEYS)
+    return {**_without(ds_values, _FREE_DS_KEYS), "zero_optimization": zero}
 
 
 def _holds_run(path: Path) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 
@@ -11,6 +9,7 @@ from bnb_ds.batch import PackedBatch, count_repeats
 from bnb_ds.corruption import Corruption
 from bnb_ds.modeling import BnbConfig, decoder_lengths
 from bnb_ds.randomness import hash64
+from bnb_ds.sequences import SPECIALS, Building, Pieces, make_index
 from bnb_ds.shards import TokenShards
 
 
@@ -19,9 +18,8 @@ class PretrainSamples:
 
     Args:
         shards: one split of a shard directory.
-        sequence: ``truncate`` makes one sample of each document, its first ``max_length - 2`` tokens; ``chunk`` cuts a
-            document into as many samples as it takes to use every token.
-        max_length: tokens of a sequence, [CLS] and [SEP] included.
+        sequence: how documents become samples, see :mod:`bnb_ds.sequences`.
+        max_length: tokens of a sequence, [CLS] and [SEP] included; with ``pack``, of all sequences of a sample.
         corruption: the noise.
         seed: of the noise.
         config: the model's, for the number of decoder positions.
@@ -31,48 +29,32 @@ class PretrainSamples:
         self,
         shards: TokenShards,
         *,
-        sequence: Literal["truncate", "chunk"],
+        sequence: Building,
         max_length: int,
         corruption: Corruption,
         seed: int,
         config: BnbConfig,
     ) -> None:
         self._shards = shards
-        self._content_length = max_length - 2
+        self._index = make_index(sequence, shards, max_length)
         self._corruption = corruption
         self._seed = seed
         self._config = config
+        self._slots = decoder_lengths(np.arange(max_length + 1), config)
         self._cls_id, self._sep_id = shards.special_ids["cls"], shards.special_ids["sep"]
-        self._first_sample = None
-        if sequence == "chunk":
-            chunks = -(-shards.lengths.astype(np.int64) // self._content_length)
-            self._first_sample = np.concatenate(([0], np.cumsum(chunks)))
 
     def __len__(self) -> int:
         """Samples in one epoch."""
-        return len(self._shards) if self._first_sample is None else int(self._first_sample[-1])
+        return len(self._index)
 
     def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
-        """int64 [B], tokens of each sequence, [CLS] and [SEP] included, from the index alone."""
-        if self._first_sample is None:
-            content = self._shards.lengths[sample_ids].astype(np.int64)
-        else:
-            documents = np.searchsorted(self._first_sample, sample_ids, side="right") - 1
-            begins = (sample_ids - self._first_sample[documents]) * self._content_length
-            content = self._shards.lengths[documents].astype(np.int64) - begins
-        return np.minimum(content, self._content_length) + 2
+        """int64 [B], tokens of each sample, [CLS] and [SEP] included, from the index alone."""
+        return self._index.lengths(sample_ids)
 
     def original(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Uncorrupted sequences: int64 [N] packed ``[CLS] tokens [SEP]``, and int64 [B + 1] where each begins."""
-        pieces = [self._content(int(sample)) for sample in sample_ids]
-        lengths = np.array([piece.size for piece in pieces], dtype=np.int64) + 2
-        cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
-        tokens = np.empty(cu_seqlens[-1], dtype=np.int64)
-        tokens[cu_seqlens[:-1]] = self._cls_id
-        tokens[cu_seqlens[1:] - 1] = self._sep_id
-        for begin, piece in zip(cu_seqlens[:-1] + 1, pieces, strict=True):
-            tokens[begin : begin + piece.size] = piece
-        return tokens, cu_seqlens
+        """Uncorrupted sequences: int64 [N] packed ``[CLS] tokens [SEP]``, and int64 [S + 1] where each begins."""
+        tokens, cu_seqlens = self._read(self._index.pieces(sample_ids))
+        return tokens.astype(np.int64), cu_seqlens
 
     def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
         """Build one micro batch.
@@ -80,31 +62,45 @@ class PretrainSamples:
         Args:
             sample_ids: int64 [B].
             epochs: int64 [B], the pass over the data in which each sample is read; each pass has its own noise.
+
+        Raises:
+            DataError: a shard cannot be read; the message names the file.
         """
-        target, cu_seqlens = self.original(sample_ids)
-        source, num_masked = self._corruption(target, cu_seqlens, hash64(self._seed, epochs, sample_ids))
-        lengths = np.diff(cu_seqlens)
-        slots = decoder_lengths(lengths, self._config)
-        feasible = slots >= lengths + count_repeats(target, cu_seqlens)
+        pieces = self._index.pieces(sample_ids)
+        # A piece has noise of its own: it is the same however pieces are put together.
+        keys = hash64(self._seed, np.repeat(epochs, pieces.per_sample), pieces.ids)
+        noisy = self._corruption(*self._read(pieces), keys)
+        source_lengths, target_lengths = np.diff(noisy.source_cu_seqlens), np.diff(noisy.target_cu_seqlens)
+        is_predicted = self._config.decoder_length == "predicted"
+        slots = target_lengths if is_predicted else self._slots[source_lengths]
+        first_sequence = np.cumsum(pieces.per_sample) - pieces.per_sample
+        feasible = is_predicted | (slots >= target_lengths + count_repeats(noisy.target, noisy.target_cu_seqlens))
+        num_targets = int(target_lengths[feasible].sum())
         return PackedBatch(
-            input_ids=torch.from_numpy(source),
-            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-            labels=torch.from_numpy(target),
-            label_lengths=torch.from_numpy(lengths),
-            max_seqlen=int(lengths.max()),
-            max_label_length=int(lengths.max()),
+            input_ids=torch.from_numpy(noisy.source.astype(np.int64)),
+            cu_seqlens=torch.from_numpy(noisy.source_cu_seqlens.astype(np.int32)),
+            labels=torch.from_numpy(noisy.target.astype(np.int64)),
+            label_lengths=torch.from_numpy(target_lengths),
+            max_seqlen=int(source_lengths.max()),
+            max_label_length=int(target_lengths.max()),
             sample_ids=sample_ids,
-            source_lengths=lengths,
+            source_lengths=source_lengths,
             decoder_lengths=slots,
-            num_ordinary=int(lengths.sum()) - 2 * lengths.size,
-            num_masked=num_masked,
-            num_infeasible=int((~feasible).sum()),
-            num_targets=int(lengths[feasible].sum()),
+            num_ordinary=noisy.num_ordinary,
+            num_masked=noisy.chosen.size,
+            num_infeasible=int(np.logical_or.reduceat(~feasible, first_sequence).sum()),
+            num_targets=num_targets,
+            loss_count=num_targets if self._config.loss_reduction == "token" else target_lengths.size,
+            masked_index=torch.from_numpy(noisy.chosen),
+            masked_labels=torch.from_numpy(noisy.chosen_labels.astype(np.int64)),
         )
 
-    def _content(self, sample: int) -> np.ndarray:
-        if self._first_sample is None:
-            return self._shards.document(sample)[: self._content_length]
-        document = int(np.searchsorted(self._first_sample, sample, side="right")) - 1
-        begin = (sample - int(self._first_sample[document])) * self._content_length
-        return self._shards.document(document)[begin : begin + self._content_length]
+    def _read(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
+        """Sequences as they are: [N] of the shards' type, and int64 [S + 1] where each begins."""
+        cu_seqlens = np.zeros(pieces.sizes.size + 1, dtype=np.int64)
+        np.cumsum(pieces.sizes + SPECIALS, out=cu_seqlens[1:])
+        tokens = np.empty(int(cu_seqlens[-1]), dtype=self._shards.token_dtype)
+        tokens[cu_seqlens[:-1]] = self._cls_id
+        tokens[cu_seqlens[1:] - 1] = self._sep_id
+        self._shards.read(pieces.documents, pieces.begins, pieces.sizes, tokens, cu_seqlens[:-1] + 1)
+        return tokens, cu_seqlens

@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from bnb_ds.shard_manifest import (
     TokenizerInfo,
     parse_manifest,
 )
+from bnb_ds.shard_reader import ShardReader
 from bnb_ds.shard_writer import DEFAULT_TOKENS_PER_SHARD, ShardWriter
 
 __all__ = [
@@ -43,6 +45,10 @@ __all__ = [
     "TokenizerInfo",
     "read_manifest",
 ]
+
+
+# Documents whose lengths are looked at together.
+_LENGTH_BLOCK = 1 << 18
 
 
 class TokenShards:
@@ -61,7 +67,6 @@ class TokenShards:
         split: as given.
         manifest: the typed :class:`Manifest`.
         fingerprint: SHA-256 (hex) of ``manifest.json``; it covers the hash of every shard of every split.
-        lengths: int64 [num_documents], tokens in each document.
 
     Raises:
         DataError: something is missing, truncated, damaged or of another format version.
@@ -77,20 +82,22 @@ class TokenShards:
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self._tokens: list[np.ndarray] = []
         self._offsets: list[np.ndarray] = []
-        first_document = [0]
+        dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
+        first_document, token_files, data_offsets = [0], [], []
         for shard in self.manifest.shards:
             if shard.split != split:
                 continue
-            tokens, offsets = _open_shard(self.directory, shard, np.dtype(self.manifest.dtype).newbyteorder("<"))
+            tokens, offsets = _open_shard(self.directory, shard, dtype)
             if verify_hashes:
                 _verify_hash(self.directory / shard.tokens_file, shard.tokens_sha256)
                 _verify_hash(self.directory / shard.offsets_file, shard.offsets_sha256)
             self._tokens.append(tokens)
             self._offsets.append(offsets)
             first_document.append(first_document[-1] + shard.num_documents)
+            token_files.append(self.directory / shard.tokens_file)
+            data_offsets.append(token_files[-1].stat().st_size - tokens.nbytes)
         self._first_document = first_document
-        lengths = [np.diff(offsets) for offsets in self._offsets]
-        self.lengths = np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, dtype=np.int64)
+        self._reader = ShardReader(token_files, data_offsets, dtype)
 
     def __len__(self) -> int:
         return self._first_document[-1]
@@ -111,6 +118,58 @@ class TokenShards:
         offsets = self._offsets[shard]
         row = index - self._first_document[shard]
         return self._tokens[shard][offsets[row] : offsets[row + 1]]
+
+    def read(
+        self, documents: np.ndarray, begins: np.ndarray, sizes: np.ndarray, out: np.ndarray, places: np.ndarray
+    ) -> None:
+        """Copy spans of documents into a row of tokens, without touching mapped pages of them (see `ShardReader`).
+
+        Args:
+            documents, begins, sizes: int64 [P], the spans: documents, first tokens within them, tokens.
+            out: contiguous [N], of the type `token_dtype`.
+            places: int64 [P], where in ``out`` each span goes.
+
+        Raises:
+            DataError: naming the file that is missing, shorter than it was, or on a disk that fails.
+        """
+        shards, rows = self._located(documents)
+        first = np.empty(documents.size, dtype=np.int64)
+        for shard in _distinct(shards):
+            mine = shards == shard
+            first[mine] = self._offsets[shard][rows[mine]]
+        self._reader.read(shards, first + begins, out, np.stack((places, places + sizes), axis=1))
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """Of the tokens on disk: little-endian uint16 or uint32."""
+        return self._reader.dtype
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [num_documents], tokens in each document; made anew at each call, 8 bytes a document."""
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self.length_blocks()])
+
+    def length_blocks(self) -> Iterator[np.ndarray]:
+        """The same in pieces of bounded size."""
+        for offsets in self._offsets:
+            for begin in range(0, offsets.size - 1, _LENGTH_BLOCK):
+                yield np.diff(offsets[begin : begin + _LENGTH_BLOCK + 1]).astype(np.int64)
+
+    def lengths_of(self, documents: np.ndarray) -> np.ndarray:
+        """int64 [P], tokens of some documents."""
+        lengths = np.empty(documents.size, dtype=np.int64)
+        shards, rows = self._located(documents)
+        for shard in _distinct(shards):
+            mine = shards == shard
+            offsets, row = self._offsets[shard], rows[mine]
+            lengths[mine] = offsets[row + 1] - offsets[row]
+        return lengths
+
+    def _located(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The shard of each document and its row there, int64 [P] each."""
+        first = np.asarray(self._first_document)
+        shards = np.searchsorted(first, documents, side="right") - 1
+        return shards, documents - first[shards]
 
     @property
     def num_tokens(self) -> int:
@@ -136,6 +195,10 @@ class TokenShards:
     def tokenizer_dir(self) -> Path:
         """Directory of the copy of the tokenizer."""
         return self.directory / TOKENIZER_DIRECTORY
+
+
+def _distinct(shards: np.ndarray) -> list[int]:
+    return [int(shards[0])] if shards.size and (shards == shards[0]).all() else np.unique(shards).tolist()
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:

@@ -79,28 +79,34 @@ def ctc_scores(
 def token_scores(
     hidden_TH: Tensor, head: nn.Embedding, bias_V: Tensor, targets: Targets, config: BnbConfig
 ) -> tuple[Tensor, Tensor, CtcOutput]:
-    """The same of the cross-entropy of each slot's own token.
+    """The same of the cross-entropy of each slot's own token."""
+    blank, kl_weight = config.blank_token_id, config.kl_weight
+    ctc = cross_entropy_sum(hidden_TH, head.weight, bias_V, targets.tokens, blank=blank, kl_weight=kl_weight)
+    return ctc.loss, targets.lengths.sum(), ctc
 
-    Over a sequence of one slot and one token, CTC is the cross-entropy of that token: so this is the fused CTC head
-    once more, with every slot a sequence.
+
+def cross_entropy_sum(
+    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, tokens_N: Tensor, *, blank: int, kl_weight: float = 0.0
+) -> CtcOutput:
+    """Nats of one token for each row added up, each with its smoothing term, without ever holding the logits.
+
+    Over a sequence of one position and one token, CTC is the cross-entropy of that token: so this is the fused CTC head
+    once more, with every row a sequence. No token may be ``blank``.
     """
-    num_slots = hidden_TH.shape[0]
-    per_slot = torch.arange(num_slots + 1, dtype=torch.int32, device=hidden_TH.device)
-    ctc = linear_ctc_loss(
-        hidden_TH,
-        head.weight,
+    return linear_ctc_loss(
+        hidden_NH,
+        weight_VH,
         bias_V,
-        targets.tokens,
+        tokens_N,
         None,
-        torch.ones_like(targets.tokens),
-        blank=config.blank_token_id,
+        torch.ones_like(tokens_N),
+        blank=blank,
         reduction="token_sum",
-        kl_weight=config.kl_weight,
-        cu_seqlens=per_slot,
+        kl_weight=kl_weight,
+        cu_seqlens=torch.arange(tokens_N.numel() + 1, dtype=torch.int32, device=tokens_N.device),
         max_input_length=1,
         max_target_length=1,
     )
-    return ctc.loss, targets.lengths.sum(), ctc
 
 
 def length_scores(

@@ -1,22 +1,32 @@
-"""Where numbers go: TensorBoard, a progress bar on a terminal, plain lines off it. Rank 0 only; silent elsewhere."""
+"""Where numbers go: TensorBoard, ``metrics.jsonl``, a progress bar on a terminal, plain lines off it.
+
+Rank 0 only; silent elsewhere.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from bnb_ds import distributed
 from bnb_ds.errors import DataError
+from bnb_ds.files import write_atomic
+
+METRICS_FILE = "metrics.jsonl"
 
 
 class Tracker:
     """Writes scalars of one run.
 
     Args:
-        log_dir: TensorBoard directory (``output_dir/runs``).
+        log_dir: TensorBoard directory (``output_dir/runs``); ``metrics.jsonl`` is written beside it.
         start_step: steps already done; what an interrupted run logged beyond it is superseded.
         total_steps: length of the progress bar.
     """
@@ -26,18 +36,44 @@ class Tracker:
         if not distributed.is_main():
             return
         self._writer = SummaryWriter(str(log_dir), purge_step=start_step + 1)
+        self._total_steps = total_steps
+        metrics = log_dir.parent / METRICS_FILE
+        _forget_beyond(metrics, start_step)
+        self._metrics = open(metrics, "a", encoding="utf-8")  # noqa: SIM115
         # disable=None: no bar where stderr is not a terminal; log lines say the same there.
         self._bar = tqdm(total=total_steps, initial=start_step, disable=None, unit="step", dynamic_ncols=True)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Log one value for each tag, and show them in one line."""
+    def scalars(
+        self, step: int, values: dict[str, float], line: str | None = None, record: dict[str, Any] | None = None
+    ) -> None:
+        """Log one value for each tag, and show a line.
+
+        Args:
+            line: what is shown; by default all the values.
+            record: goes into ``metrics.jsonl`` besides, being no curve.
+        """
         if self._writer is None:
             return
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()
-        line = "  ".join(f"{tag.partition('/')[2]} {value:.4g}" for tag, value in values.items())
+        # JSON has no NaN: a norm that was not asked for is null.
+        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
+        self._metrics.write(json.dumps({"step": step, **finite, **(record or {})}) + "\n")
+        self._metrics.flush()
+        if line is None:
+            line = "  ".join(f"{tag.partition('/')[2]} {value:.4g}" for tag, value in values.items())
         self.say(f"step {step}  {line}")
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Log text."""
+        if self._writer is not None:
+            self._writer.add_text(tag, markdown, step)
+
+    def histogram(self, step: int, tag: str, values: torch.Tensor) -> None:
+        """Log the distribution of a tensor's values."""
+        if self._writer is not None:
+            self._writer.add_histogram(tag, values.float().cpu(), step)
 
     def advance(self) -> None:
         """One more step done."""
@@ -57,6 +93,25 @@ class Tracker:
         if self._writer is not None:
             self._bar.close()
             self._writer.close()
+            self._metrics.close()
+
+
+def _forget_beyond(metrics: Path, step: int) -> None:
+    """Drop what an interrupted run logged beyond the step it resumes from, and a line that a kill has cut."""
+    if metrics.exists():
+        kept = [json.dumps(row) for row in read_metrics(metrics) if row["step"] <= step]
+        write_atomic(metrics, "".join(f"{line}\n" for line in kept))
+
+
+def read_metrics(metrics: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; a last line that is not complete is left out."""
+    rows = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def read_scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:

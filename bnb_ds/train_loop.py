@@ -1,27 +1,22 @@
-"""One loop for pre-training and fine-tuning."""
+"""One loop for pre-training and fine-tuning: when to step, log, evaluate, save and end."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from bnb_ds import checkpoint, distributed
-from bnb_ds.batch import PackedBatch
-from bnb_ds.engine import take_step
-from bnb_ds.errors import NonFiniteLossError
+from bnb_ds import distributed
+from bnb_ds.checkpoint import CheckpointWriter
 from bnb_ds.loader import StepLoader
-from bnb_ds.objectives import Objective
-from bnb_ds.randomness import hash64
+from bnb_ds.phases import Phases
+from bnb_ds.spikes import SpikeDetector
 from bnb_ds.tracking import Tracker
+from bnb_ds.train_step import StepStats, TrainStep
 
-_STREAM_DROPOUT = 0xD209
+BEST_TAG = "eval/loss"
 
 
 @dataclass(frozen=True)
@@ -34,70 +29,66 @@ class LoopSettings:
     log_steps: int
     eval_steps: int
     checkpoint_steps: int
-    keep_checkpoints: int
-    seed: int
-
-
-@dataclass
-class StepStats:
-    """Global counts of one step or of several added up."""
-
-    loss_sum: float = 0.0
-    count: float = 0.0
-    tokens: float = 0.0
-    ordinary: float = 0.0
-    masked: float = 0.0
-    infeasible: float = 0.0
-    samples: float = 0.0
-    flops: float = 0.0
-    seconds: float = 0.0
-
-    def __add__(self, other: StepStats) -> StepStats:
-        return StepStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+    #: 0 for never
+    histogram_steps: int = 0
 
 
 class TrainLoop:
-    """Runs an engine over a loader's steps.
+    """Runs a training step over a loader's batches.
 
     Args:
         engine: DeepSpeed engine.
         loader: micro batches of this rank.
-        objective: loss of a micro batch.
-        evaluate: called between steps; returns tag -> value; every rank calls it.
+        train_step: takes one step.
+        evaluate: called between steps with the step; returns tag -> value; every rank calls it.
         tracker: where numbers go.
-        checkpoints: directory of the run's checkpoints.
-        device: of this rank.
-        batch_flops: matrix FLOPs of training on a micro batch.
+        writer: writes checkpoints.
+        phases: told what is going on.
         peak_flops: FLOP/s of one rank's device.
+        stop_reason: why this rank is asked to end, or None; asked once a step.
+        spikes: the detector that ``train_step`` uses; its state goes into checkpoints.
+        profiler: around each step; traces some of them.
+        extra_state: goes into every checkpoint.
+        histograms: called where histograms are due; every rank calls it.
     """
 
     def __init__(
         self,
         engine: Any,
         loader: StepLoader,
-        objective: Objective,
-        evaluate: Callable[[], dict[str, float]],
+        train_step: TrainStep,
+        evaluate: Callable[[int], dict[str, float]],
         tracker: Tracker,
         settings: LoopSettings,
+        writer: CheckpointWriter,
         *,
-        checkpoints: Path,
-        device: torch.device,
-        batch_flops: Callable[[PackedBatch], int],
+        phases: Phases,
         peak_flops: float,
+        stop_reason: Callable[[], str | None] = lambda: None,
+        spikes: SpikeDetector | None = None,
+        profiler: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext(),
+        histograms: Callable[[int], None] = lambda step: None,
+        extra_state: dict[str, Any] | None = None,
     ) -> None:
         self._engine = engine
         self._loader = loader
-        self._objective = objective
+        self._train_step = train_step
         self._evaluate = evaluate
         self._tracker = tracker
         self._settings = settings
-        self._checkpoints = checkpoints
-        self._device = device
-        self._batch_flops = batch_flops
+        self._writer = writer
+        self._phases = phases
         self._peak_flops = peak_flops
+        self._stop_reason = stop_reason
+        self._spikes = spikes
+        self._profiler = profiler
+        self._histograms = histograms
+        self._extra_state = extra_state or {}
 
     def run(self, start_step: int, samples_consumed: int) -> int:
-        """Train from ``start_step`` to the stop step; return the step reached.
+        """Train from ``start_step`` to the stop step, or until a rank is asked to end; return the step reached.
+
+        Either way a checkpoint has been written.
 
         Raises:
             NonFiniteLossError: naming step and samples; the weights are those before the step.
@@ -105,110 +96,87 @@ class TrainLoop:
         settings = self._settings
         interval = StepStats()
         self._engine.train()  # a model made from a checkpoint comes in evaluation mode
-        steps = range(start_step + 1, settings.stop_step + 1)
-        clock = time.perf_counter()
-        for step, batches in zip(steps, self._loader.steps(samples_consumed, len(steps)), strict=True):
-            stats, measures = self._step(step, batches)
+        num_steps = max(settings.stop_step - start_step, 0)
+        batches_of_steps = iter(self._loader.steps(samples_consumed, num_steps))
+        step = start_step
+        while step < settings.stop_step:
+            step += 1
+            clock = time.perf_counter()
+            with self._phases("data"):
+                batches = next(batches_of_steps)
+            with self._profiler(step):
+                reason = self._stop_reason()
+                stats, measures = self._train_step.take(step, batches, stop=reason is not None)
             # Waiting for data counts, evaluation and checkpoints do not.
             stats.seconds = time.perf_counter() - clock
             interval += stats
             samples_consumed += self._loader.global_batch
-            last = step == settings.stop_step
+            stopping = stats.stop_requests > 0
+            last = step == settings.stop_step or stopping
             if step % settings.log_steps == 0 or last:
-                self._tracker.scalars(step, {**self._training_scalars(stats, interval), **measures})
+                self._log(step, stats, interval, measures)
                 interval = StepStats()
             self._tracker.advance()
-            if step % settings.eval_steps == 0 or step == settings.total_steps:
-                self._tracker.scalars(step, self._evaluate())
+            scores = self._scores(step, stopping)
             if step % settings.checkpoint_steps == 0 or last:
-                self._save(step, samples_consumed)
-            clock = time.perf_counter()
-        return max(start_step, settings.stop_step)
+                self._save(step, samples_consumed, scores.get(BEST_TAG))
+            if stopping:
+                self._announce_stop(step, reason)
+                break
+        with self._phases("checkpoint"):
+            self._writer.finish()
+        return step
 
-    def _step(self, step: int, batches: list[PackedBatch]) -> tuple[StepStats, dict[str, float]]:
-        """One optimizer step over this rank's micro batches."""
-        engine = self._engine
-        counts = self._global_counts(batches)
-        # DeepSpeed divides by the accumulation steps and averages over ranks; undo both, and divide by the global
-        # count, so that what is optimised is the global sum over the global count.
-        scale = engine.gradient_accumulation_steps() * distributed.world_size() / counts[0].clamp(min=1)
-        local_sums = []
-        for micro_step, batch in enumerate(batches):
-            # Dropout is a pure function of (seed, step, micro step, rank): nothing of it needs to be saved.
-            key = hash64(self._settings.seed, _STREAM_DROPOUT, step, micro_step, distributed.rank())
-            torch.manual_seed(int(key[0]) >> 1)
-            loss_sum = self._objective.loss_sum(engine, batch, self._device)
-            local_sums.append(loss_sum.detach().double())
-            engine.backward(loss_sum * scale.to(loss_sum.dtype))
-            if micro_step < len(batches) - 1:
-                engine.step()  # counts the micro step; nothing is updated yet
-        global_sum = self._finite_global_sum(step, batches, torch.stack(local_sums))
-        learning_rate = engine.get_lr()[0]
-        norm = take_step(engine)
-        self._refuse_infinite_gradient(step, batches, norm)
-        return StepStats(global_sum, *counts.tolist()), {
-            "train/lr": learning_rate,
-            "train/grad_norm": math.nan if norm is None else norm,
-        }
+    def _scores(self, step: int, stopping: bool) -> dict[str, float]:
+        settings = self._settings
+        # The time of grace before a pre-emption is for the checkpoint.
+        if stopping or not (step % settings.eval_steps == 0 or step == settings.total_steps):
+            return {}
+        with self._phases("evaluation"):
+            scores = self._evaluate(step)
+        self._tracker.scalars(step, scores)
+        if settings.histogram_steps and step % settings.histogram_steps == 0:
+            self._histograms(step)
+        return scores
 
-    def _global_counts(self, batches: list[PackedBatch]) -> torch.Tensor:
-        """float64 [7], the numbers of `StepStats` from ``count`` to ``flops``, summed over micro steps and ranks."""
-        local = [
-            (
-                self._objective.count(b),
-                b.num_tokens,
-                b.num_ordinary,
-                b.num_masked,
-                b.num_infeasible,
-                b.num_samples,
-                flops,
-            )
-            for b, flops in zip(batches, map(self._batch_flops, batches), strict=True)
-        ]
-        return distributed.all_sum(torch.tensor(local, dtype=torch.float64).sum(0).to(self._device))
-
-    def _finite_global_sum(self, step: int, batches: list[PackedBatch], local_sums: torch.Tensor) -> float:
-        total = float(distributed.all_sum(local_sums.sum()))
-        if math.isfinite(total):
-            return total
-        finite = local_sums.isfinite().tolist()
-        bad = [batch.sample_ids.tolist() for batch, good in zip(batches, finite, strict=True) if not good]
-        record, by_rank = self._record_bad_step(step, bad)
-        rank, samples = next(iter(by_rank.items()))
-        raise NonFiniteLossError(
-            f"step {step}: the loss is {total} in the batch of samples {samples[0]} on rank {rank}; all are in"
-            f" {record}; the weights were not changed: lower the learning rate or clip gradients, then --resume auto"
+    def _log(self, step: int, last: StepStats, interval: StepStats, measures: dict[str, float]) -> None:
+        tokens_per_second = interval.tokens / interval.seconds
+        mfu = interval.flops / interval.seconds / (self._peak_flops * distributed.world_size())
+        steps_left = self._settings.stop_step - step
+        seconds_left = steps_left * interval.seconds * last.samples / interval.samples
+        line = (
+            f"loss {last.loss:.4g}  lr {measures['train/lr']:.3g}  {tokens_per_second:,.0f} tokens/s"
+            f"  MFU {mfu:.1%}  ETA {_duration(seconds_left)}"
         )
-
-    def _refuse_infinite_gradient(self, step: int, batches: list[PackedBatch], norm: float | None) -> None:
-        # In fp16 an overflow is ordinary: the loss scaler halves its scale and the step is skipped.
-        if norm is None or math.isfinite(norm) or self._engine.fp16_enabled():
-            return
-        record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
-        raise NonFiniteLossError(
-            f"step {step}: the gradient is not finite although the loss is; the step's samples are in {record}; the"
-            " weights were not changed: lower the learning rate, then --resume auto"
-        )
-
-    def _record_bad_step(self, step: int, micro_batches: list[list[int]]) -> tuple[Path, dict[int, list[list[int]]]]:
-        """Write down which samples of which rank were in a bad step."""
-        by_rank = {rank: samples for rank, samples in enumerate(distributed.gather(micro_batches)) if samples}
-        record = self._checkpoints.parent / f"nonfinite_step_{step:08d}.json"
-        if distributed.is_main():
-            record.write_text(json.dumps({"step": step, "sample_ids_by_rank": by_rank}), encoding="utf-8")
-        return record, by_rank
-
-    def _training_scalars(self, last: StepStats, interval: StepStats) -> dict[str, float]:
-        peak = self._peak_flops * distributed.world_size()
-        return {
-            "train/loss": last.loss_sum / max(last.count, 1),
-            "perf/tokens_per_second": interval.tokens / interval.seconds,
-            "perf/mfu": interval.flops / interval.seconds / peak,
+        for name in ("skipped_overflows", "skipped_spikes"):
+            if measures.get(f"train/{name}"):
+                line += f"  {name} {measures[f'train/{name}']:g}"
+        values = {
+            "train/loss": last.loss,
+            **measures,
+            "perf/tokens_per_second": tokens_per_second,
+            "perf/mfu": mfu,
             "data/mask_fraction": interval.masked / max(interval.ordinary, 1),
             "data/ctc_infeasible_fraction": interval.infeasible / interval.samples,
+            **self._phases.read(),
         }
+        self._tracker.scalars(step, values, line, record={"sample_fingerprint": int(last.fingerprint)})
 
-    def _save(self, step: int, samples_consumed: int) -> None:
-        state = {"samples_consumed": samples_consumed}
-        path = checkpoint.save(self._engine, self._checkpoints, step, state, self._settings.keep_checkpoints)
+    def _save(self, step: int, samples_consumed: int, eval_loss: float | None) -> None:
+        state = {"samples_consumed": samples_consumed, "eval_loss": eval_loss, **self._extra_state}
+        if self._spikes is not None:
+            state["spikes"] = self._spikes.state()
+        with self._phases("checkpoint"):
+            path = self._writer.save(step, state)
         self._tracker.say(f"step {step}  checkpoint {path}")
+
+    def _announce_stop(self, step: int, reason: str | None) -> None:
+        reasons = {rank: why for rank, why in enumerate(distributed.gather(reason)) if why}
+        told = ", ".join(f"{why} on rank {rank}" for rank, why in reasons.items())
+        self._tracker.say(f"stopped      at step {step} ({told}); continue with --resume auto")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

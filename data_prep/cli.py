@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.shards import SPLITS, Manifest
+from data_prep import cli_bench
 from data_prep.cli_tools import add_tools
 from data_prep.engines import ENGINE_NAMES
 from data_prep.filters import FilteredSource
@@ -37,6 +38,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     _add_vocab(commands)
     _add_merge(commands)
     add_tools(commands)
+    cli_bench.add_command(commands)
 
 
 def run_text(args: argparse.Namespace) -> None:

@@ -33,16 +33,6 @@ def add_tools(commands: argparse._SubParsersAction) -> None:
     stats.add_argument("--png", type=Path, metavar="FILE", help="also draw it")
     stats.set_defaults(run=run_stats)
 
-    bench = commands.add_parser("bench", help="time the whole job beside datasets.map with save_to_disk")
-    bench.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH", help=".parquet files of text")
-    bench.add_argument("--tokenizer", type=Path, required=True, help="BertTokenizerFast directory")
-    bench.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
-    bench.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)")
-    bench.add_argument(
-        "--contenders", nargs="+", metavar="NAME", help="ratios are against the first (default: all that are installed)"
-    )
-    bench.set_defaults(run=run_bench)
-
 
 def run_verify(args: argparse.Namespace) -> int:
     """``prep verify``: exit code 1 and one line for each damage."""
@@ -84,17 +74,3 @@ def run_stats(args: argparse.Namespace) -> None:
     if args.png is not None:
         plot(found, args.png, f"{args.directory.name} {args.split}")
         print(f"prep stats: drawn in {args.png}")
-
-
-def run_bench(args: argparse.Namespace) -> None:
-    """``prep bench``: a table in Markdown."""
-    from importlib.util import find_spec
-
-    from data_prep.bench import CONTENDERS, bench
-
-    installed = [
-        name for name in CONTENDERS if name not in ("prep nanotoken", "prep tokie") or find_spec(name.split()[1])
-    ]
-    contenders = args.contenders or installed
-    for line in bench(args.input, args.tokenizer, workers=args.workers, rounds=args.rounds, contenders=contenders):
-        print(line, flush=True)

@@ -9,7 +9,9 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 from bnb_ds.errors import DataError
@@ -62,11 +64,17 @@ def unreadable(path: str | os.PathLike[str], error: OSError) -> DataError:
 
 
 def _open_gzip(path: Path) -> BinaryIO:
+    return _gzip().open(path, "rb")
+
+
+@cache
+def _gzip() -> ModuleType:
+    # Once: looking for a package that is not there takes longer than reading a small file.
     try:
         from isal import igzip  # optional: inflates at twice the speed
     except ImportError:
-        return gzip.open(path, "rb")
-    return igzip.open(path, "rb")
+        return gzip
+    return igzip
 
 
 class _ZstdReader(io.RawIOBase):

@@ -87,9 +87,11 @@ def read_jsonl(file: SourceFile) -> Iterator[Record]:
                 sections = row.get("abstract") or []
                 if isinstance(sections, str):
                     sections = [{"text": sections}]
-                lines = [_section(section.get("label"), section.get("text") or "") for section in sections]
+                lines = [_section(part.get("label"), " ".join((part.get("text") or "").split())) for part in sections]
                 title = " ".join((row.get("title") or "").split())
                 document = _document(file, identifier, 0, title, lines)
+                if isinstance(document, Document):
+                    document.text.encode("utf-8")  # half of a surrogate pair, which is no character: a ValueError
             except (ValueError, RecursionError, StopIteration, TypeError, AttributeError) as error:
                 reason = str(error) or "no pmid, pmcid or id"
                 yield BadRecord(place, f"not a PubMed record ({reason}); mend or remove the line")
@@ -118,12 +120,12 @@ def _record(element: Any, name: str, file: SourceFile, place: str) -> Record:
     if not version.isdecimal():
         return BadRecord(place, f"PMID {identifier} has version {version!r}; mend or remove the record")
     title = next((text_of(found) for path in titles if (found := article.find(path)) is not None), "")
-    sections = [_section(part.get("Label"), text_of(part)) for part in article.iterfind("Abstract/AbstractText")]
+    parts = (part for abstract in article.iterchildren("Abstract") for part in abstract.iterchildren("AbstractText"))
+    sections = [_section(part.get("Label"), text_of(part)) for part in parts]
     return _document(file, identifier, int(version), title, sections)
 
 
 def _section(label: str | None, text: str) -> str:
-    text = " ".join(text.split())
     # UNLABELLED is what the DTD puts where the publisher left the label out.
     return f"{label}: {text}" if text and label and label != "UNLABELLED" else text
 
@@ -133,5 +135,4 @@ def _document(file: SourceFile, identifier: str, version: int, title: str, secti
     if not lines:
         return Omitted(NO_ABSTRACT, identifier, version)
     text = "\n".join([title, *lines] if title else lines)
-    text.encode("utf-8")  # JSON can spell half of a surrogate pair, which is no character: a ValueError
     return Document(identifier, text, file.name, title, version)

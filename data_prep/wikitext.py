@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 import mwparserfromhell
 from mwparserfromhell.nodes import Comment, ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
 
-from data_prep.languages import LANGUAGES
+from data_prep.templates import expander
 
 # Prefixes of links that show no text of the article: files and categories, in English and as further aliases; a dump
 # names its own language's in its header.
@@ -30,26 +30,6 @@ _BREAKING_TAGS = frozenset(
     ("br", "hr", "p", "div", "li", "dd", "dt", "blockquote", "center", "tr", "td", "ul", "ol", "dl")
 )
 _LIST_MARKS = frozenset(("*", "#", ":", ";"))
-
-# Templates that are part of a sentence: which of their arguments readers see, counted from the end where negative.
-_SHOWN_ARGUMENT = {
-    **dict.fromkeys(("lang", "transl", "transliteration"), -1),
-    **dict.fromkeys(("nowrap", "nobr", "small", "smaller", "big", "nihongo", "sc", "smallcaps", "abbr", "tooltip"), 0),
-    **dict.fromkeys(("em", "strong", "italics", "plainlist", "unbulleted list", "visible anchor", "vanchor", "ill"), 0),
-    **dict.fromkeys(("quote", "cquote", "blockquote", "quotation", "math", "mvar", "val", "sup", "sub", "linktext"), 0),
-}
-_LANGUAGE_TEMPLATE = re.compile(r"lang-([a-z]+)(?:-[a-z]+)*")
-_UNITS = frozenset(("convert", "cvt"))
-_BEFORE_ARGUMENT = {"as of": "As of ", "circa": "c. ", "c.": "c. ", "floruit": "fl. ", "fl.": "fl. "}
-_DASHES = {
-    **dict.fromkeys(("ndash", "en dash"), "\u2013"),
-    **dict.fromkeys(("mdash", "em dash"), "\u2014"),
-    **dict.fromkeys(("spaced ndash", "snd", "snds", "spnd", "spaced en dash"), " \u2013 "),
-    "nbsp": " ",
-    "\u00b7": " \u00b7 ",
-    "'s": "'s",
-    "'": "'",
-}
 
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _REFERENCE = re.compile(r"<ref\b[^<>]*?/\s*>|<ref\b[^>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
@@ -137,22 +117,14 @@ def _entity(entity: HTMLEntity) -> str:
 
 def _template(template: Template, hidden: Collection[str]) -> str:
     name = " ".join(str(template.name).split()).lower().replace("_", " ")
-    if name in _DASHES:
-        return _DASHES[name]
-    values = [parameter.value for parameter in template.params if not parameter.showkey]
-    if name in _UNITS and len(values) >= 2:
-        return f"{_inner(values[0], hidden).strip()} {_inner(values[1], hidden).strip()}"
-    if name.startswith("formatnum:"):
-        return str(template.name).strip().partition(":")[2]
-    if name in _BEFORE_ARGUMENT:
-        return _BEFORE_ARGUMENT[name] + " ".join(_inner(value, hidden).strip() for value in reversed(values))
-    if (match := _LANGUAGE_TEMPLATE.fullmatch(name)) and values:
-        language = LANGUAGES.get(match[1])
-        text = _inner(values[0], hidden).strip()
-        return f"{language}: {text}" if language else text
-    if name not in _SHOWN_ARGUMENT or not values:
+    expand = expander(name)
+    if expand is None:
         return ""
-    return _inner(values[_SHOWN_ARGUMENT[name]], hidden).strip()
+    # ``1=`` names the first argument explicitly, which is how one that holds an equals sign is written.
+    values = {str(parameter.name).strip(): parameter.value for parameter in template.params}
+    texts = {key: _inner(value, hidden).strip() for key, value in values.items()}
+    positions = sorted(int(key) for key in texts if key.isdecimal())
+    return expand([texts[str(position)] for position in positions], texts)
 
 
 def _tidy(text: str, hidden: Collection[str]) -> str:

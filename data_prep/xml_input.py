@@ -76,7 +76,8 @@ def text_of(element: Any) -> str:
         return " ".join((element.text or "").split())
     for node in element.iter(etree.Entity):
         raise EntityReferenceError(f"holds the entity reference {node.text}")
-    return " ".join("".join(element.itertext()).split())
+    # In one call; itertext() makes a Python object of every piece.
+    return " ".join(etree.tostring(element, method="text", encoding="unicode", with_tail=False).split())
 
 
 def entity_record(place: str, error: EntityReferenceError) -> BadRecord:

@@ -19,6 +19,12 @@ def main() -> int:
     parser.add_argument(
         "--resume", default="never", metavar="never|auto|PATH", help="start afresh, go on, or go on from a checkpoint"
     )
+    parser.add_argument(
+        "--resume-weights-only", action="store_true", help="go on with the checkpoint's weights and a fresh optimizer"
+    )
+    parser.add_argument(
+        "--profile-steps", metavar="FIRST:LAST", help="trace these steps of rank 0 into output_dir/profile"
+    )
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="end this launch after a step, with a checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print what follows, touch no GPU")
     parser.add_argument("--world-size", type=int, help="with --dry-run: the number of ranks to plan for")
@@ -29,19 +35,24 @@ def main() -> int:
 
 def call(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     from bnb_ds import distributed
-    from bnb_ds.pretraining import describe_dry_run, make_plan, pretrain
+    from bnb_ds.plan import describe_dry_run, make_plan
+    from bnb_ds.pretraining import Launch, pretrain
+    from bnb_ds.profiling import parse_range
 
     if args.world_size is not None and not args.dry_run:
         parser.error("--world-size goes with --dry-run; a real run takes it from its launcher")
     if (args.stop_at is not None and args.stop_at <= 0) or (args.world_size is not None and args.world_size <= 0):
         parser.error("--stop-at and --world-size take positive whole numbers")
+    if args.resume_weights_only and args.resume == "never":
+        parser.error("--resume-weights-only goes with --resume auto or --resume PATH")
+    profile_steps = parse_range(args.profile_steps) if args.profile_steps else None
     world_size = args.world_size or distributed.world_size()
     plan = make_plan(args.recipe, args.overrides, args.deepspeed_config, world_size)
     if args.dry_run:
         if distributed.is_main():
             print("\n".join(describe_dry_run(plan)))
         return
-    pretrain(plan, resume=args.resume, stop_at=args.stop_at)
+    pretrain(plan, Launch(args.resume, args.resume_weights_only, args.stop_at, profile_steps))
 
 
 if __name__ == "__main__":

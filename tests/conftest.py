@@ -57,6 +57,16 @@ def small_shards(small_texts, small_tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fork_server():
+    """A `tests.fork_server.ForkServer`."""
+    from tests.fork_server import ForkServer
+
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def whole_run(small_shards, tmp_path_factory):
     """A `tests.jobs.Job` that has trained without interruption on two ranks, dropout on; not to be changed."""
     from tests.jobs import Job

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bnb_ds.checkpoint import whole_checkpoints
 from bnb_ds.export import read_weights
-from bnb_ds.tracking import read_scalars
+from bnb_ds.tracking import read_metrics, read_scalars
 from tests import launching
+from tests.fork_server import ForkServer, Launch
 
 DS_CONFIG = {
     "train_batch_size": 8,
@@ -42,10 +44,34 @@ class Job:
         self.ds_config = folder / f"{name}.json"
         self.ds_config.write_text(json.dumps({**DS_CONFIG, **ds_changes}))
 
+    def arguments(self, *more: str) -> list[str]:
+        """What `runs/pretrain.py` is given."""
+        return [str(self.recipe), "--deepspeed_config", str(self.ds_config), *more]
+
     def command(self, *arguments: str, ranks: int = 2) -> list[str]:
         """The command line, launcher included."""
-        script = ["runs/pretrain.py", str(self.recipe), "--deepspeed_config", str(self.ds_config), *arguments]
-        return [*launching.launcher(ranks), *script]
+        return [*launching.launcher(ranks), "runs/pretrain.py", *self.arguments(*arguments)]
+
+    def fork(self, server: ForkServer, *arguments: str, ranks: int = 2, **variables: str) -> Launch:
+        """Start ranks without a launcher; what they print goes into one file for each launch."""
+        number = len(list(self.recipe.parent.glob(f"{self.output.name}.*.log")))
+        log = self.recipe.with_name(f"{self.output.name}.{number}.log")
+        return server.launch(self.arguments(*arguments), log, ranks=ranks, **variables)
+
+    def train_forked(self, server: ForkServer, *arguments: str, ranks: int = 2, **variables: str) -> str:
+        """Run forked ranks to the end; the job must succeed. Returns what was printed."""
+        launch = self.fork(server, *arguments, ranks=ranks, **variables)
+        assert launch.wait() == [0] * ranks, launch.text()
+        return launch.text()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of `metrics.jsonl` so far."""
+        path = self.output / "metrics.jsonl"
+        return read_metrics(path) if path.exists() else []
+
+    def last_step(self) -> int:
+        """The last step that has been logged."""
+        return max((row["step"] for row in self.metrics()), default=0)
 
     def train(self, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
         """Run to the end; the job must succeed."""

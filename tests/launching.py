@@ -85,6 +85,34 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.02)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until something has happened."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def find_ranks(launcher_pid: int) -> list[int]:
+    """Processes of `runs/pretrain.py` below a launcher."""
+    found = []
+    for pid in _descendants(launcher_pid):
+        with contextlib.suppress(OSError):
+            if b"RANK=" in Path(f"/proc/{pid}/environ").read_bytes() and b"runs/pretrain.py" in Path(
+                f"/proc/{pid}/cmdline"
+            ).read_bytes().split(b"\0"):
+                found.append(pid)
+    return [pid for pid in found if b"deepspeed.launcher" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def _descendants(pid: int) -> list[int]:
     children = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnb_ds.bench.measure import interleaved_seconds, peak_bytes
+from bnb_ds.bench.options import add_common, announce, write
 from bnb_ds.ctc import linear_ctc_loss
 from bnb_ds.ctc_head import default_chunk_tokens, operand, product
 from bnb_ds.packing import PackedLayout
@@ -184,3 +185,26 @@ def table(results: list[dict[str, Any]]) -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def add_command(subjects: argparse._SubParsersAction) -> None:
+    """Add ``bench ctc``."""
+    command = subjects.add_parser("ctc", help="the fused CTC head: speed and peak memory of forward and backward")
+    command.add_argument(
+        "--shape",
+        type=Shape.parse,
+        action="append",
+        metavar="B,T,S,V,H[,ragged]",
+        help="sequences, positions, target tokens, vocabulary, hidden size; may be repeated (default: four shapes)",
+    )
+    add_common(command, dtypes=DTYPES, repeats=5)
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    setting = announce(args)
+    device, dtype = torch.device(args.device), DTYPES[args.dtype]
+    shapes = args.shape or DEFAULT_SHAPES
+    results = [measure(shape, device, dtype, args.kl_weight, args.repeats) for shape in shapes]
+    print(table(results))
+    write(args.json, {**setting, "results": results})

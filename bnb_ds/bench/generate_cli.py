@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bnb_ds.bench import generate as bench
+from bnb_ds.bench.options import positive
 from bnb_ds.bench.sources import read_sources
 from bnb_ds.engines import has_bf16
 from bnb_ds.errors import ConfigError
@@ -20,7 +21,7 @@ from bnb_ds.onnx_export import require_packages
 from bnb_ds.tokenization import load_tokenizer
 
 
-def add_generate_bench(subjects: argparse._SubParsersAction) -> None:
+def add_command(subjects: argparse._SubParsersAction) -> None:
     """Add ``bench generate``."""
     command = subjects.add_parser("generate", help="generation beside the reference's way and autoregressive models")
     command.add_argument("--against", choices=("reference-style", "bert2bert"), required=True)
@@ -30,24 +31,24 @@ def add_generate_bench(subjects: argparse._SubParsersAction) -> None:
         "--dtype", choices=(*bench.DTYPES, "int8"), default="fp32", help="of ours and bert2bert (default %(default)s)"
     )
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
-    command.add_argument("--threads", type=_positive, default=2, help="on the CPU (default %(default)s)")
-    command.add_argument("--repeats", type=_positive, default=3, help="of each median (default %(default)s)")
+    command.add_argument("--threads", type=positive, default=2, help="on the CPU (default %(default)s)")
+    command.add_argument("--repeats", type=positive, default=3, help="of each median (default %(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     command.add_argument("--png", type=Path, metavar="FILE", help="and a picture; needs the extra [plot]")
     reference = command.add_argument_group("against reference-style")
     reference.add_argument("--data", type=Path, help="texts: SQuAD JSON, JSON lines or lines, also .gz")
     reference.add_argument("--tokenizer", type=Path, help="directory or vocab.txt")
-    reference.add_argument("--num-sources", type=_positive, default=32, help="default %(default)s")
+    reference.add_argument("--num-sources", type=positive, default=32, help="default %(default)s")
     reference.add_argument("--decoder-ratio", type=float, default=2.0, help="slots per token (default %(default)s)")
-    reference.add_argument("--decoder-min", type=_positive, default=1, help="fewest slots (default %(default)s)")
-    reference.add_argument("--decoder-max", type=_positive, help="most slots (default: no limit)")
+    reference.add_argument("--decoder-min", type=positive, default=1, help="fewest slots (default %(default)s)")
+    reference.add_argument("--decoder-max", type=positive, help="most slots (default: no limit)")
     autoregressive = command.add_argument_group("against bert2bert")
-    autoregressive.add_argument("--output-tokens", type=_positive, nargs="+", default=[25, 60, 128])
-    autoregressive.add_argument("--source-tokens", type=_positive, default=512, help="default %(default)s")
+    autoregressive.add_argument("--output-tokens", type=positive, nargs="+", default=[25, 60, 128])
+    autoregressive.add_argument("--source-tokens", type=positive, default=512, help="default %(default)s")
     autoregressive.add_argument(
         "--slots-per-token", type=float, default=1.1, help="decoder slots for each output token (default %(default)s)"
     )
-    command.add_argument("--batch-size", type=_positive, nargs="+", help="default: 8, beside bert2bert 1 8 32")
+    command.add_argument("--batch-size", type=positive, nargs="+", help="default: 8, beside bert2bert 1 8 32")
     command.set_defaults(run=_run)
 
 
@@ -197,10 +198,3 @@ def _picture(path: Path, against: str, results: list[dict[str, Any]], title: str
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plot.close(figure)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"a positive whole number is required, not {text}")
-    return value

@@ -18,14 +18,19 @@ def interleaved_seconds(ways: dict[str, Run], device: torch.device, repeats: int
     On a CPU these are CPU seconds of all threads of the process, which other programs on the machine hardly disturb;
     on a GPU, seconds of its own clock. One round before the first is not counted.
     """
-    clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    seconds_of = clock(device)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):
         for name, run in ways.items():
-            taken = clock(run)
+            taken = seconds_of(run)
             if round_number:
                 seconds[name].append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def clock(device: torch.device) -> Callable[[Run], float]:
+    """What measures the seconds of one run on a device."""
+    return _cuda_seconds if device.type == "cuda" else _cpu_seconds
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:

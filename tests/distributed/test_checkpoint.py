@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from bnb_ds import checkpoint
 from bnb_ds.errors import CheckpointError
@@ -94,7 +95,7 @@ def test_resume_refusals_name_the_way_out(whole_run, copy_of_run):
         ([], 2, f"output_dir {whole_run.output}: holds a run already; add --resume auto"),
         (["--resume", "auto", "steps=9", "seed=7"], 2, "was started with other settings: seed: 42 -> 7; steps: 8 -> 9"),
         (["--resume", str(other), f"output_dir={whole_run.output}"], 2, "holds another run than --resume"),
-        (["--resume", "auto"], 1, "written by 2 ranks, this launch has 1; resume with 2 ranks"),
+        (["--resume", "auto", "spikes.factor=3"], 2, "spikes.factor: None -> 3.0"),
     ]
     before = {path: path.stat().st_mtime_ns for path in whole_run.output.rglob("*") if path.is_file()}
     for arguments, ranks, message in cases:
@@ -105,6 +106,25 @@ def test_resume_refusals_name_the_way_out(whole_run, copy_of_run):
         assert message in errors[0]
         assert "Traceback" not in result.stderr
     assert before == {path: path.stat().st_mtime_ns for path in whole_run.output.rglob("*") if path.is_file()}
+
+
+def test_a_run_of_an_older_release_is_continued(copy_of_run, whole_run, tmp_path):
+    """It recorded neither the settings nor the facts that have come since."""
+    from bnb_ds.elastic import plan_resume
+    from bnb_ds.plan import make_plan
+    from bnb_ds.run_dir import RunDir
+
+    resolved = copy_of_run / "config.resolved.yaml"
+    settings = yaml.safe_load(resolved.read_text())
+    resolved.write_text(yaml.safe_dump({k: v for k, v in settings.items() if k not in ("spikes", "faults")}))
+    manifest = copy_of_run / "checkpoints" / "step_00000008" / "checkpoint.json"
+    state = json.loads(manifest.read_text())
+    assert state.pop("zero_stage") == 1
+    manifest.write_text(json.dumps(state))
+    plan = make_plan(str(whole_run.recipe), [f"output_dir={copy_of_run}"], str(whole_run.ds_config), 1)
+    found, _ = RunDir(plan.recipe, plan.ds_config, plan.train_shards.fingerprint).find_resume("auto")
+    resume = plan_resume(found, plan.ds_config, weights_only=False)
+    assert (resume.checkpoint, resume.way) == (manifest.parent, "universal")
 
 
 def test_a_finished_run_resumed_does_nothing(copy_of_run, whole_run, tmp_path):

@@ -37,7 +37,9 @@ def assert_same_training(job: Job, reference: Job) -> None:
 
 def test_every_tag_is_logged(whole_run):
     scalars = whole_run.scalars()
-    assert set(scalars) == TAGS
+    phases = {tag for tag in scalars if tag.startswith(("time/", "memory/"))}
+    assert set(scalars) - phases == TAGS
+    assert phases >= {f"time/{name}_seconds" for name in ("data", "forward", "backward", "optimizer", "evaluation")}
     assert [step for step, _ in scalars["train/loss"]] == list(range(1, 9))
     assert [step for step, _ in scalars["eval/loss"]] == [4, 8]
     assert scalars["train/loss"][-1][1] < scalars["train/loss"][0][1]
@@ -74,29 +76,6 @@ def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, small_s
     assert_same_training(job, whole_run)
 
 
-@pytest.mark.parametrize(
-    ("ranks", "changes"),
-    [
-        (1, {}),
-        (1, {"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 0}}),
-        (2, {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 2}}),
-        (2, {"zero_optimization": {"stage": 0}}),
-        (2, {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}),
-    ],
-    ids=["one rank", "one micro batch, stage 0", "no accumulation, stage 2", "stage 0", "stage 3"],
-)
-def test_the_loss_does_not_depend_on_how_the_batch_is_cut(tmp_path, small_shards, ranks, changes):
-    """Without dropout, whose draws belong to a rank, all cuts of the global batch train alike."""
-    no_dropout = ["model.hidden_dropout=0", "model.attention_dropout=0", "steps=4"]
-    reference = Job(tmp_path, small_shards, "reference")
-    reference.train(*no_dropout)
-    job = Job(tmp_path, small_shards, "cut", **changes)
-    job.train(*no_dropout, ranks=ranks)
-    for tag in ("train/loss", "train/grad_norm", "eval/loss"):
-        ours, theirs = ([value for _, value in j.scalars()[tag]] for j in (job, reference))
-        assert ours == pytest.approx(theirs, rel=2e-5), tag
-
-
 def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
     job = Job(tmp_path, small_shards)
     result = launching.run(job.command("data.max_lenght=5"))
@@ -112,6 +91,8 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
     [
         (["--world-size", "2"], "--world-size goes with --dry-run; a real run takes it from its launcher"),
         (["--stop-at", "0"], "--stop-at and --world-size take positive whole numbers"),
+        (["--resume-weights-only"], "--resume-weights-only goes with --resume auto or --resume PATH"),
+        (["--profile-steps", "5"], "--profile-steps 5: write it as FIRST:LAST, for example 100:104"),
     ],
 )
 def test_misuse_of_flags(tmp_path, small_shards, arguments, message):

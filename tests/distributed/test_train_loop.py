@@ -12,80 +12,16 @@ import torch
 from torch import nn
 
 from bnb_ds import checkpoint, distributed
-from bnb_ds.ds_config import load_ds_config
-from bnb_ds.engine import build_engine, parameter_groups
+from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.engine import parameter_groups
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
 from bnb_ds.export import read_weights
-from bnb_ds.loader import StepLoader
-from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.objectives import Reconstruction
-from bnb_ds.shards import TokenShards
-from bnb_ds.tracking import Tracker, read_scalars
-from bnb_ds.train_loop import LoopSettings, TrainLoop
+from bnb_ds.spikes import SpikeDetector
+from bnb_ds.tracking import read_scalars
 from tests import launching
-from tests.unit.test_samples import make_samples
 
 pytestmark = pytest.mark.slow
-
-BERT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-OPTIMIZER = {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1}}
-
-
-@pytest.fixture(scope="module")
-def device():
-    """This process as the only rank; DeepSpeed keeps its group to the end of the process."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in launching.LAUNCHER_VARIABLES:
-            patch.setenv(name, "")  # so that the patch knows it, and removes it in the end
-            patch.delenv(name)
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        yield distributed.init()
-
-
-@pytest.fixture
-def make_loop(device, small_shards, tmp_path):
-    def make(objective=None, steps=4, **ds_changes) -> TrainLoop:
-        ds_path = tmp_path / "ds.json"
-        batch = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
-        ds_path.write_text(json.dumps({**batch, "optimizer": OPTIMIZER, **ds_changes}))
-        ds_config = load_ds_config(ds_path, 1)
-        shards = TokenShards(small_shards, "train")
-        torch.manual_seed(0)
-        bert = {**BERT, "vocab_size": shards.vocab_size}
-        model = BnbForConditionalGeneration(BnbConfig(encoder=bert, decoder_positions="shared"))
-        engine, _ = build_engine(model, ds_config, device, lambda step: 1.0)
-        settings = LoopSettings(
-            total_steps=steps,
-            stop_step=steps,
-            log_steps=1,
-            eval_steps=steps,
-            checkpoint_steps=steps,
-            keep_checkpoints=1,
-            seed=0,
-        )
-        loader = StepLoader(make_samples(shards), seed=0, micro_batch=4, accumulation_steps=2, rank=0, world_size=1)
-        return TrainLoop(
-            engine,
-            loader,
-            objective or Reconstruction(),
-            lambda: {"eval/loss": 0.0},
-            Tracker(tmp_path / "runs", start_step=0, total_steps=steps),
-            settings,
-            checkpoints=tmp_path / "checkpoints",
-            device=device,
-            batch_flops=lambda batch: 1,
-            peak_flops=1.0,
-        )
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -125,17 +61,23 @@ def test_the_loss_falls_and_the_weights_export_in_every_configuration(make_loop,
         assert any((weight != weight.bfloat16().float()).any() for weight in exported.values())
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_infinite_gradient_stops_the_run_with_the_weights_unchanged(make_loop, tmp_path, stage):
     class FiniteLossWithInfiniteGradient(Reconstruction):
         def loss_sum(self, model, batch, device):
-            return super().loss_sum(model, batch, device) + (model.module.lm_head.bias.sum() * 0).sqrt()
+            loss_sum = super().loss_sum(model, batch, device)
+            return loss_sum + (loss_sum * 0).sqrt()
 
     loop = make_loop(FiniteLossWithInfiniteGradient(), zero_optimization={"stage": stage})
-    before = {name: weight.clone() for name, weight in loop._engine.module.state_dict().items()}
+
+    def weights():
+        with deepspeed.zero.GatheredParameters(list(loop._engine.module.parameters()), enabled=stage == 3):
+            return {name: weight.detach().clone() for name, weight in loop._engine.module.named_parameters()}
+
+    before = weights()
     with pytest.raises(NonFiniteLossError, match="step 1: the gradient is not finite although the loss is"):
         loop.run(0, 0)
-    after = loop._engine.module.state_dict()
+    after = weights()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
     record = json.loads((tmp_path / "nonfinite_step_00000001.json").read_text())
     assert sum(len(batch) for batch in record["sample_ids_by_rank"]["0"]) == 8
@@ -162,13 +104,14 @@ def test_going_back_abandons_what_came_after(make_loop, tmp_path):
         shutil.copytree(directory / "step_00000001", directory / f"step_{abandoned:08d}")
     (directory / "step_00000002.partial").mkdir()
     (directory / ".latest.123.partial").write_text("step_000")
-    checkpoint.save(loop._engine, directory, 3, {"samples_consumed": 24}, keep=1)
-    assert [path.name for path in checkpoint.whole_checkpoints(directory)] == ["step_00000003"]
+    CheckpointWriter(loop._engine, directory, keep=1).save(3, {"samples_consumed": 24})
+    kept = [path.name for path in checkpoint.whole_checkpoints(directory)]
+    assert kept == ["step_00000001", "step_00000003"]  # the best so far, and the newest
     assert checkpoint.newest_intact(directory) == (directory / "step_00000003", [])
     assert not list(directory.glob("*.partial"))
 
 
-def test_a_full_disk_is_a_users_error(make_loop, tmp_path):
+def test_a_disk_that_refuses_is_a_users_error(make_loop, tmp_path):
     loop = make_loop(steps=1, zero_optimization={"stage": 1})
     (tmp_path / "checkpoints").write_text("a file stands where the directory should be")
     with pytest.raises(DataError, match=r"checkpoints: cannot write: .*; check space and permissions"):
@@ -187,3 +130,37 @@ def test_offloaded_lamb_is_refused(make_loop):
     zero = {"stage": 0, "offload_optimizer": {"device": "cpu"}}
     with pytest.raises(ConfigError, match="Lamb cannot be offloaded; choose AdamW"):
         make_loop(zero_optimization=zero, optimizer={"type": "Lamb", "params": {"lr": 1e-3}})
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_spike_is_not_taken_and_counted(make_loop, tmp_path, stage):
+    """The third step's loss is a thousand times what it should be: the weights stay, the moments stay."""
+
+    class Spike(Reconstruction):
+        calls = 0
+
+        def loss_sum(self, model, batch, device):
+            self.calls += 1
+            return super().loss_sum(model, batch, device) * (1000 if self.calls in (5, 6) else 1)
+
+    spikes = SpikeDetector(factor=3, window_steps=2)
+    loop = make_loop(Spike(), steps=4, spikes=spikes, zero_optimization={"stage": stage})
+    weights = []
+    take = loop._train_step.take
+
+    def watched(*arguments, **options):
+        result = take(*arguments, **options)
+        with deepspeed.zero.GatheredParameters([loop._engine.module.lm_head.bias], enabled=stage == 3):
+            weights.append(loop._engine.module.lm_head.bias.detach().clone())
+        return result
+
+    loop._train_step.take = watched
+    loop.run(0, 0)
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[2], weights[3])
+    assert all(weight.isfinite().all() for weight in weights)
+    assert [value for _, value in read_scalars(tmp_path / "runs")["train/skipped_spikes"]] == [0, 0, 1, 1]
+    state = checkpoint.read_state(tmp_path / "checkpoints" / "step_00000004")
+    assert state["spikes"]["skipped"] == 1
+    assert len(state["spikes"]["recent"]) == 2

@@ -11,12 +11,15 @@ import sys
 
 import httpx
 import pytest
+import torch
 from deepspeed.launcher.runner import parse_args
 from transformers import BertConfig, BertForMaskedLM
 
 from bnb_ds.tokenization import load_tokenizer
 from tests import launching
 from tests.exports import save_model
+from tests.reference_files import save_as_reference
+from tests.tiny import bnb_model
 
 pytestmark = pytest.mark.slow
 
@@ -105,10 +108,12 @@ def overrides(folder) -> str:
 
 
 def test_plan(prepared):
-    (command,) = commands("plan")
-    shown = run(f"{command} {overrides(prepared)}", prepared)
-    assert "1280 samples = 10 x 1 micro steps x 128 ranks" in shown
-    assert "memory/GPU   about" in shown
+    check, plan = commands("plan")
+    recipe = "wikipedia_base.yaml"
+    checked = run(check.replace(recipe, f"{recipe} {overrides(prepared)}"), prepared)
+    for shown in (checked, run(f"{plan} {overrides(prepared)}", prepared)):
+        assert "1280 samples = 10 x 1 micro steps x 128 ranks" in shown
+        assert "memory/GPU   about" in shown
 
 
 @pytest.mark.parametrize("command", commands("launch"), ids=["one node", "sixteen nodes"])
@@ -121,6 +126,27 @@ def test_launch(prepared, command):
     script = [launch.user_script, *launch.user_args]
     planned = f"{sys.executable} {shlex.join(script)} --dry-run --world-size {ranks} {overrides(prepared)}"
     assert f" micro steps x {ranks} ranks" in run(planned, prepared)
+
+
+@pytest.mark.parametrize("command", commands("clusters"), ids=["hostfile", "torchrun", "slurm"])
+def test_clusters(prepared, command):
+    """On this host alone, with two ranks; the Slurm script is executed in `test_launchers.py`."""
+    if command.startswith("sbatch"):
+        script = shlex.split(command)[3]
+        assert (launching.REPOSITORY / script).is_file()
+        return
+    here = {
+        "--hostfile HOSTFILE --num_nodes 16 --num_gpus 8": f"--num_gpus 2 --master_port {launching.free_port()}",
+        "--nodes 16 --gpus 8 --master HOST": f"--gpus 2 --master 127.0.0.1:{launching.free_port()}",
+        "ds_configs/v100_fp16_zero1.json": "ds_configs/cpu_debug.json",
+        "runs/launch/hostfile.sh": f"runs/launch/hostfile.sh --logs {prepared}/hostfile",
+        "runs/launch/torchrun.sh": f"runs/launch/torchrun.sh --logs {prepared}/torchrun",
+    }
+    for old, new in here.items():
+        command = command.replace(old, new)
+    name = "hostfile" if "hostfile.sh" in command else "torchrun"
+    settings = f"{overrides(prepared)} output_dir={prepared}/runs/{name} steps=2"
+    assert "done         step 2 of 2" in run(f"{command} {settings}", prepared)
 
 
 def test_use(prepared, monkeypatch, capsys):
@@ -140,9 +166,16 @@ def test_use(prepared, monkeypatch, capsys):
     assert re.search(r"train/loss +[\d.]+ at step 3", run(curves, prepared))
     assert "step_00000003" in run(export, prepared)
     assert run(generate, prepared).count("\n") >= 1
-    (block,) = python_blocks()
-    exec(compile(moved(block, prepared), "README.md", "exec"), {})
+    use, models = (compile(moved(block, prepared), "README.md", "exec") for block in python_blocks())
+    exec(use, {})
     assert capsys.readouterr().out.startswith("['")
+    (prepared / "models" / "bert").symlink_to(prepared / "bert")
+    exec(models, {})
+    convert, encoder = commands("models")
+    run(encoder, prepared)
+    assert (prepared / "models" / "encoder" / "model.safetensors").is_file()
+    save_as_reference(bnb_model(dtype=torch.float32), prepared / "reference")
+    assert "import-reference: " in run(convert.replace("REFERENCE", f"{prepared}/reference"), prepared)
 
 
 @pytest.fixture

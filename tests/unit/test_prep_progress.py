@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bnb_ds.cli import main
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.tokenization import save_tokenizer
-from data_prep import progress
+from data_prep import bench_parse, progress
 from data_prep.progress import Progress
 from tests.prep_helpers import prep
 
@@ -81,3 +84,34 @@ def test_bench_refuses(rows, tmp_path: Path) -> None:
         prep(*rows, "--rounds", "0")
     with pytest.raises(DataError, match=r"tokenizer alone failed: .*no such file or directory"):
         prep(*rows, "--contenders", "tokenizer alone", "--input", tmp_path / "nowhere.parquet")
+    with pytest.raises(ConfigError, match="the benchmark of prep needs either --input PATH or --parse FILE"):
+        prep("bench")
+    with pytest.raises(ConfigError, match="--input needs --tokenizer DIRECTORY"):
+        prep(*rows[:3])
+
+
+def test_bench_of_parsing(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.xml"
+    path.write_text(
+        "<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>1</PMID></MedlineCitation></PubmedArticle>"
+        "</PubmedArticleSet>"
+    )
+    monkeypatch.setitem(sys.modules, "pubmed_parser", None)
+    with pytest.raises(ConfigError, match="--parse: pubmed_parser is not installed; `pip install pubmed_parser`"):
+        prep("bench", "--parse", path)
+    stub = SimpleNamespace(parse_medline_xml=lambda path: [{"pmid": "1"}])
+    monkeypatch.setitem(sys.modules, "pubmed_parser", stub)
+    monkeypatch.setattr(bench_parse, "_LEAST_SECONDS", 0.001)
+    with pytest.raises(ConfigError, match="--rounds must be at least 1, got 0"):
+        prep("bench", "--parse", path, "--rounds", "0")
+    prep("bench", "--parse", path, "--rounds", "1")
+    assert re.match(r"\| a\.xml \| 1 \| ", capsys.readouterr().out.splitlines()[3])
+
+
+def test_bench_prep_is_prep_bench(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "prep", "--help"])
+    assert stop.value.code == 0
+    assert "--parse FILE" in capsys.readouterr().out
+    assert main(["bench", "prep"]) == 2
+    assert "needs either --input PATH or --parse FILE" in capsys.readouterr().err

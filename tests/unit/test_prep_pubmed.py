@@ -256,34 +256,65 @@ def test_skipped_bad_records_are_counted_and_listed(tmp_path: Path, small_tokeni
     assert "2 bad skipped" in capsys.readouterr().out
 
 
+SKIMMED_FORMS = {
+    "lists": plain(1, "text").replace("</Article>", "<AuthorList A='Y'>\n<Author/>\n</AuthorList><X/></Article>"),
+    "journal": plain(2, "text").replace("<ArticleTitle>", "<Journal>\n<Title>x</Title></Journal>\n<ArticleTitle>"),
+    "journal open": plain(3, "text").replace("<ArticleTitle>", "<Journal/><ArticleTitle>"),
+    "no abstract": article(4, None).replace("</Article>", "<Language>e</Language></Article>"),
+    "two abstracts": plain(5, "text</AbstractText></Abstract><L/><Abstract><AbstractText>more"),
+    "empty abstract": article(6, None).replace("</Article>", "<Abstract/></Article>"),
+    "attribute": plain(7, "text").replace("<Abstract>", "<Abstract x='1'>"),
+    "empty title": plain(8, "text").replace("<ArticleTitle>A title.</ArticleTitle>", "<ArticleTitle/>"),
+    "no title": plain(9, "text").replace("<ArticleTitle>A title.</ArticleTitle>", ""),
+    "no article": "<PubmedArticle><MedlineCitation><PMID>10</PMID></MedlineCitation></PubmedArticle>",
+    "comment": plain(11, "text").replace("</Article>", "<!-- </Article> --><L/></Article>"),
+    "cdata": plain(12, "<![CDATA[</Abstract></Article> a!]]> text!"),
+    "instruction": plain(13, "text").replace("</Article>", "<?x </Article>?></Article>"),
+    "other abstract": plain(14, "text").replace(
+        "</MedlineCitation>",
+        "<OtherAbstract><AbstractText>no</AbstractText></OtherAbstract></MedlineCitation>\n",
+    ),
+    "between": plain(15, "text") + "<DeleteCitation>\n<PMID>3</PMID></DeleteCitation><PubmedBookArticle/>",
+    "markup in text": plain(16, "a <i>b</i> &lt;/Abstract&gt; /> c").replace("A title.", "A <b>title</b>!"),
+}
+
+
 @pytest.mark.parametrize("block_bytes", [7, 1000, 1 << 20])
 def test_skimming_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
-    """Lists of every form, and blocks that end anywhere: the records are those of the parser alone."""
-    lists = (
-        '<AuthorList CompleteYN="Y">\n<Author/>\n</AuthorList>',
-        '<AuthorList CompleteYN="N"/>',
-        "<AuthorListing>x</AuthorListing><MeshHeadingList>\n</MeshHeadingList><ChemicalList/>",
-        "<ChemicalList><Chemical/></ChemicalList><ChemicalList>",
-    )
-    records = [plain(i, f"text {i}").replace("</Article>", f"{text}</Article>") for i, text in enumerate(lists)]
-    path = write(tmp_path / "a.xml", *records[:3], plain(9, "the last"))
+    """Records of every form, and blocks that end anywhere: what is read is what the parser alone reads."""
+    path = write(tmp_path / "a.xml", *SKIMMED_FORMS.values(), plain(99, "the last"))
     monkeypatch.setattr(pubmed_skim, "_BLOCK_BYTES", block_bytes)
-    (file,) = find_files([path])
     skimmed = read(path)
-    monkeypatch.setattr(pubmed_skim, "_LISTS", ())
-    assert skimmed == list(read_xml(file))
-    assert [record.id for record in skimmed] == ["0", "1", "2", "9"]
-    monkeypatch.undo()
-    path = write(tmp_path / "b.xml", records[0], "\n", records[3])
-    line = path.read_text().count("\n", 0, path.read_text().index("<ChemicalList>")) + 1
+    monkeypatch.setattr(pubmed_skim, "_essence", lambda record: record)
+    assert skimmed == read(path)
+    assert sum(isinstance(record, Document) for record in skimmed) == 14
+    assert skimmed[-1].id == "99"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [form for form in SKIMMED_FORMS if "comment" not in form and "instruction" not in form],
+)
+def test_skimming_keeps_lines_and_finds_what_is_not_closed(tmp_path: Path, form: str) -> None:
+    """A fault behind any form of record is reported on its own line, and an open element is a fault wherever it is."""
+    open_list = plain(98, "text").replace("</Article>", "\n<ChemicalList><Chemical/>\n</Article>")
+    path = write(tmp_path / "b.xml", "\n", SKIMMED_FORMS[form], open_list)
+    line = path.read_text().count("\n", 0, path.read_text().index("<ChemicalList>")) + 2
     with pytest.raises(DataError, match=rf"b.xml: line {line}: not well-formed XML"):
         read(path)
+
+
+def test_most_of_a_record_is_skimmed() -> None:
+    record = SKIMMED_FORMS["lists"] + SKIMMED_FORMS["journal"] + SKIMMED_FORMS["no abstract"]
+    skimmed = pubmed_skim.skim(record.encode()).decode()
+    assert skimmed.count("\n") == record.count("\n")
+    assert not [name for name in ("Author", "X/", "<Title", "Language", "ArticleId") if name in skimmed]
 
 
 def test_skimming_real_files_changes_nothing(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = find_files([shared_data / "pubmed" / "xml"])
     skimmed = [record for file in files for record in read_xml(file)]
-    monkeypatch.setattr(pubmed_skim, "_LISTS", ())
+    monkeypatch.setattr(pubmed_skim, "_essence", lambda record: record)
     assert skimmed == [record for file in files for record in read_xml(file)]
 
 

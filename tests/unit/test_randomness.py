@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnb_ds.randomness import hash64, mix64, permuted, uniform
+from bnb_ds.randomness import DRAWS, draws_at, hash64, mix64, packed_draws, permuted
+from tests import plain_corruption
 
 
 def splitmix64(seed: int, count: int) -> list[int]:
@@ -18,12 +19,33 @@ def splitmix64(seed: int, count: int) -> list[int]:
     return words
 
 
-def test_uniform_is_splitmix64():
-    keys = np.full(5, 1234567, dtype=np.uint64)
-    draws = uniform(keys, np.arange(5))
-    assert draws.tolist() == [(word >> 11) * 2.0**-53 for word in splitmix64(1234567, 5)]
+def test_mix_is_the_finalizer_of_splitmix64():
+    states = np.uint64(1234567) + np.arange(1, 6, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    assert mix64(states).tolist() == splitmix64(1234567, 5)
     # The published test vector of the generator.
     assert splitmix64(1234567, 1) == [6457827717110365317]
+
+
+@pytest.mark.parametrize("lengths", [[3], [0, 5, 1, 0, 70], [2, 2, 2]])
+def test_draws_of_a_packed_batch_are_those_of_each_token_by_itself(lengths):
+    keys = hash64(5, np.arange(len(lengths)))
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
+    draws = packed_draws(keys, cu_seqlens)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    counters = np.concatenate([np.arange(length) for length in lengths])
+    assert draws.dtype == np.uint32
+    assert draws.tolist() == draws_at(keys[rows], counters).tolist()
+    assert draws.max() < DRAWS
+    numbered = zip(keys[rows].tolist(), counters.tolist(), strict=True)
+    assert draws.tolist() == [plain_corruption.draw_of_stream(key, counter) for key, counter in numbered]
+
+
+def test_draws_are_uniform_and_their_bits_independent():
+    draws = packed_draws(hash64(9, np.arange(400)), np.arange(401) * 512)
+    for shift in (0, 5, 11, 19, 27):
+        counts = np.bincount((draws >> np.uint32(shift)) & np.uint32(15), minlength=16)
+        expected = draws.size / 16
+        assert ((counts - expected) ** 2 / expected).sum() < 37.7  # 99.9% quantile, 15 degrees of freedom
 
 
 def test_hash_depends_on_every_key_and_their_order():

@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from bnb_ds.cli import main
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.reference import their_name
+from tests.reference_files import save_as_reference, their_weights
 from tests.tiny import bnb_model, padded_form, source_ids
 
 BATCH = padded_form(source_ids([7, 1, 10]))
-
-
-def their_weights(model) -> dict[str, torch.Tensor]:
-    weights = {their_name(name): weight.clone() for name, weight in model.state_dict().items()}
-    for leaf in ("weight", "bias"):
-        weights[f"encoder.linear.{leaf}"] = torch.cat([weights[f"encoder.linear.{leaf}"]] * 2)
-    return {**weights, "encoder.pooler.dense.bias": torch.zeros(3), "encoder.embeddings.position_ids": torch.zeros(1)}
-
-
-def save_as_reference(model, directory, weights=None, *, binary=False, **config):
-    """A directory as the reference's ``save_pretrained`` writes it."""
-    directory.mkdir(exist_ok=True)
-    halves = {
-        half: {**getattr(model.config, half).to_dict(), "latent_size": model.config.latent_size}
-        for half in ("encoder", "decoder")
-    }
-    values = {"model_type": "encoder-decoder", "pad_token_id": 0, "dropout_prob": 0.1, **halves, **config}
-    (directory / "config.json").write_text(json.dumps(values))
-    weights = their_weights(model) if weights is None else weights
-    if binary:
-        torch.save(weights, directory / "pytorch_model.bin")
-    else:
-        save_file(weights, directory / "model.safetensors")
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from bnb_ds import report
-from bnb_ds.config import load_recipe
 from bnb_ds.ds_config import load_ds_config
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.pretraining import describe_dry_run, make_plan
+from bnb_ds.plan import describe_dry_run, make_plan
+from bnb_ds.recipes import load_recipe
 from bnb_ds.shards import TokenShards
 
 DS = {
@@ -95,9 +95,9 @@ def test_activation_checkpointing_lowers_the_estimate(settings):
     recipe, ds_config = settings()
     plan = make_plan(recipe, [], ds_config, 1)
     config = model_config(plan.recipe.model, plan.train_shards, 32)
-    plain = report.activation_bytes(config, plan.ds_config, 32)
+    plain = report.activation_bytes(config, plan.ds_config, 32, 4)
     recomputed = load_ds_config(settings(activation_checkpointing={})[1], 1)
-    assert report.activation_bytes(config, recomputed, 32) < plain
+    assert report.activation_bytes(config, recomputed, 32, 4) < plain
 
 
 @pytest.mark.parametrize(

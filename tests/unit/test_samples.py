@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers import BertConfig
 
 from bnb_ds.batch import count_repeats
 from bnb_ds.corruption import Corruption
+from bnb_ds.errors import DataError
 from bnb_ds.modeling import BnbConfig
 from bnb_ds.samples import PretrainSamples
 from bnb_ds.shards import TokenShards
@@ -21,10 +23,17 @@ def shards(small_shards):
     return TokenShards(small_shards, "train")
 
 
-def make_samples(shards, *, sequence="truncate", max_length=16, ratio=2.0, mask=0.15, permute=0.5):
+def make_samples(shards, *, sequence="truncate", max_length=16, ratio=2.0, mask=0.15, permute=0.5, model=(), **mixture):
     bert = BertConfig(vocab_size=shards.vocab_size)
-    noise = Corruption(mask, permute, shards.special_ids["mask"], shards.vocab_size)
-    config = BnbConfig(encoder=bert, decoder_length_ratio=ratio)
+    noise = Corruption(
+        mask,
+        permute,
+        shards.special_ids["mask"],
+        shards.vocab_size,
+        mixture or {"mlm+plm": 1.0},
+        tuple(shards.special_ids.values()),
+    )
+    config = BnbConfig(encoder=bert, decoder_length_ratio=ratio, **dict(model))
     return PretrainSamples(shards, sequence=sequence, max_length=max_length, corruption=noise, seed=5, config=config)
 
 
@@ -48,11 +57,85 @@ def test_chunk_uses_every_token_once(shards):
     assert min(piece.size for piece in inner) >= 1
 
 
-@pytest.mark.parametrize("sequence", ["truncate", "chunk"])
+@pytest.mark.parametrize("sequence", ["truncate", "chunk", "pack"])
 def test_lengths_are_known_without_reading(shards, sequence):
-    samples = make_samples(shards, sequence=sequence)
-    _, cu_seqlens = samples.original(np.arange(len(samples)))
-    assert samples.lengths(np.arange(len(samples))).tolist() == np.diff(cu_seqlens).tolist()
+    samples = make_samples(shards, sequence=sequence, max_length=60)
+    lengths = [samples.original(np.array([i]))[1][-1] for i in range(len(samples))]
+    assert samples.lengths(np.arange(len(samples))).tolist() == lengths
+
+
+def test_packed_samples_hold_several_sequences_and_every_token_once(shards):
+    samples = make_samples(shards, sequence="pack", max_length=300)
+    assert len(samples) < len(shards)
+    tokens, cu_seqlens = samples.original(np.arange(len(samples)))
+    inner = sorted(tuple(tokens[a + 1 : b - 1]) for a, b in itertools.pairwise(cu_seqlens))
+    chunks = [shards.document(d)[b : b + 298] for d in range(len(shards)) for b in range(0, shards.lengths[d], 298)]
+    assert inner == sorted(tuple(chunk) for chunk in chunks)
+    assert samples.lengths(np.arange(len(samples))).max() <= 300
+
+
+def test_a_packed_batch_counts_sequences_and_samples(shards):
+    samples = make_samples(shards, sequence="pack", max_length=300, ratio=1.0)
+    lengths = samples.lengths(np.arange(len(samples)))
+    batch = samples.batch(np.array([0, len(samples) - 1, 5]), np.array([0, 2, 0]))
+    assert (batch.num_samples, batch.num_tokens) == (3, lengths[[0, -1, 5]].sum())
+    assert batch.source_lengths.size == batch.cu_seqlens.numel() - 1 > 3
+    feasible = batch.decoder_lengths >= batch.source_lengths + count_repeats(
+        batch.labels.numpy(), batch.cu_seqlens.numpy()
+    )
+    assert 0 < batch.num_infeasible <= 3
+    assert batch.num_targets == batch.source_lengths[feasible].sum()
+
+
+def test_a_piece_has_the_same_noise_in_every_packing(shards):
+    packed = make_samples(shards, sequence="pack", max_length=300)
+    chunked = make_samples(shards, sequence="chunk", max_length=300)
+    found = set()
+    for samples in (packed, chunked):
+        batch = samples.batch(np.arange(len(samples)), np.full(len(samples), 3))
+        found.add(frozenset(tuple(row) for row in batch.input_ids.split(batch.source_lengths.tolist())))
+    rows = [{tuple(int(token) for token in row) for row in noisy} for noisy in found]
+    assert all(row == rows[0] for row in rows)
+
+
+def test_continuations_have_their_own_targets(shards):
+    samples = make_samples(shards, max_length=100, clm=1)
+    ids, epochs = np.arange(20), np.zeros(20, np.int64)
+    batch = samples.batch(ids, epochs)
+    original, cu_seqlens = samples.original(ids)
+    sources = batch.input_ids.split(batch.source_lengths.tolist())
+    targets = batch.labels.split(batch.label_lengths.tolist())
+    for begin, end, source, target in zip(cu_seqlens, cu_seqlens[1:], sources, targets, strict=False):
+        assert [*source[:-1], *target[1:]] == original[begin:end].tolist()
+        assert (source[-1], target[0]) == (original[end - 1], original[begin])
+    assert batch.max_seqlen == batch.source_lengths.max()
+    assert batch.max_label_length == batch.label_lengths.max() < batch.max_seqlen
+    assert batch.decoder_lengths.tolist() == (2 * batch.source_lengths).tolist()
+    assert batch.num_targets == batch.labels.numel()
+    assert batch.num_masked == batch.masked_index.numel() == 0
+
+
+def test_masked_places_and_their_tokens(shards):
+    samples = make_samples(shards, max_length=100, mask=0.3, mlm=1, clm=1)
+    ids = np.arange(30)
+    batch = samples.batch(ids, np.zeros(30, np.int64))
+    assert batch.num_masked == batch.masked_index.numel() == batch.masked_labels.numel() > 20
+    changed = batch.input_ids[batch.masked_index] != batch.masked_labels
+    assert 0.75 < changed.float().mean() < 0.98
+    is_mask = batch.input_ids == shards.special_ids["mask"]
+    assert set(is_mask.nonzero()[:, 0].tolist()) <= set(batch.masked_index.tolist())
+    same = batch.source_lengths == batch.label_lengths.numpy()  # the masked ones, and not the continuations
+    sources = batch.input_ids.split(batch.source_lengths.tolist())
+    masks = [int((row == shards.special_ids["mask"]).sum()) for row in sources]
+    assert not any(count for count, masked in zip(masks, same, strict=True) if not masked)
+
+
+def test_a_shard_that_cannot_be_read_is_named(small_shards, tmp_path):
+    directory = shutil.copytree(small_shards, tmp_path / "shards")
+    samples = make_samples(TokenShards(directory, "train"))
+    (directory / "train-00001.tokens.npy").unlink()
+    with pytest.raises(DataError, match=r"train-00001\.tokens\.npy: cannot be read: No such file"):
+        samples.batch(np.arange(len(samples)), np.zeros(len(samples), np.int64))
 
 
 def test_batch_describes_itself(shards):
@@ -91,3 +174,18 @@ def test_count_repeats_equals_the_loop(rows):
     cu_seqlens = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
     expected = [sum(a == b for a, b in itertools.pairwise(row)) for row in rows]
     assert count_repeats(tokens, cu_seqlens).tolist() == expected
+
+
+def test_the_loss_counts_tokens_or_samples(shards):
+    ids, epochs = np.arange(4), np.zeros(4, np.int64)
+    assert make_samples(shards).batch(ids, epochs).loss_count == make_samples(shards).batch(ids, epochs).num_targets
+    for ratio in (2.0, 0.5):  # feasible or not
+        samples = make_samples(shards, ratio=ratio, model={"loss_reduction": "sample"})
+        assert samples.batch(ids, epochs).loss_count == 4
+
+
+def test_with_predicted_lengths_every_target_has_its_own_slots(shards):
+    samples = make_samples(shards, max_length=100, clm=1, model={"decoder_length": "predicted"})
+    batch = samples.batch(np.arange(20), np.zeros(20, np.int64))
+    assert batch.decoder_lengths.tolist() == batch.label_lengths.tolist()
+    assert (batch.num_infeasible, batch.loss_count) == (0, batch.labels.numel())

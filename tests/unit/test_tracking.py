@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import struct
@@ -16,7 +17,7 @@ from bnb_ds.tracking import Tracker, read_scalars
 SCRIPT = """
 from pathlib import Path
 from bnb_ds.tracking import Tracker
-tracker = Tracker(Path({log_dir!r}), start_step=0, total_steps=3)
+tracker = Tracker(Path({log_dir!r}) / "runs", start_step=0, total_steps=3)
 for step in (1, 2, 3):
     tracker.scalars(step, {{"train/loss": 1.0 / step}})
     tracker.advance()
@@ -25,20 +26,25 @@ tracker.close()
 
 
 def test_resume_supersedes_what_came_after_the_checkpoint(tmp_path):
-    first = Tracker(tmp_path, start_step=0, total_steps=4)
+    runs = tmp_path / "runs"
+    first = Tracker(runs, start_step=0, total_steps=4)
     for step in (1, 2, 3):
         first.scalars(step, {"train/loss": float(step)})
     first.close()
-    second = Tracker(tmp_path, start_step=1, total_steps=4)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "train/l')  # a kill in the middle of a line
+    second = Tracker(runs, start_step=1, total_steps=4)
     for step in (2, 3, 4):
         second.scalars(step, {"train/loss": 10.0 * step})
     second.close()
-    assert read_scalars(tmp_path)["train/loss"] == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+    assert read_scalars(runs)["train/loss"] == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": step, "train/loss": loss} for step, loss in read_scalars(runs)["train/loss"]]
 
 
 def test_other_ranks_are_silent(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    tracker = Tracker(tmp_path, start_step=0, total_steps=2)
+    tracker = Tracker(tmp_path / "runs", start_step=0, total_steps=2)
     tracker.scalars(1, {"train/loss": 1.0})
     tracker.advance()
     tracker.say("hello")

@@ -1,0 +1,240 @@
+"""DeepSpeed's share of a training step: the same model, batches and optimizer under the engine and in a bare loop."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bnb_ds import distributed
+from bnb_ds.batch import PackedBatch
+from bnb_ds.bench.measure import interleaved_seconds
+from bnb_ds.bench.options import positive, refuse_missing_device
+from bnb_ds.ds_config import load_ds_config
+from bnb_ds.engine import build_engine, parameter_groups, take_step
+from bnb_ds.fused import choose_optimizer
+from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.slots import decoder_lengths
+
+_OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01}
+_CLIP = 1.0
+#: parts of an engine's step; communication is within backward or the update, as the stage has it
+PARTS = ("data", "forward", "backward", "communication", "optimizer")
+_COLLECTIVES = ("gloo:", "nccl:", "c10d::")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step consists of."""
+
+    micro_steps: int
+    sequences: int
+    tokens: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.micro_steps * self.sequences * self.tokens
+
+
+def bert_size(name: str) -> dict[str, int]:
+    """``tiny``, ``base`` or ``large``: fields of a BERT configuration."""
+    return {
+        "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256},
+        "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+        "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    }[name]
+
+
+def random_batch(config: BnbConfig, work: Work) -> PackedBatch:
+    """Sequences of one length, to be reconstructed."""
+    lengths = np.full(work.sequences, work.tokens)
+    slots = np.full(work.sequences, int(decoder_lengths(work.tokens, config)))
+    ids = torch.randint(4, config.vocab_size, (work.sequences * work.tokens,))
+    return PackedBatch(
+        input_ids=ids,
+        cu_seqlens=torch.arange(work.sequences + 1, dtype=torch.int32) * work.tokens,
+        labels=ids.clone(),
+        label_lengths=torch.from_numpy(lengths),
+        max_seqlen=work.tokens,
+        max_label_length=work.tokens,
+        sample_ids=np.arange(work.sequences),
+        source_lengths=lengths,
+        decoder_lengths=slots,
+        num_ordinary=ids.numel(),
+        num_masked=0,
+        num_infeasible=0,
+        num_targets=ids.numel(),
+        loss_count=ids.numel(),
+    )
+
+
+def measure(
+    size: str, stage: int, precision: str, work: Work, device: torch.device, repeats: int
+) -> dict[str, float | str]:
+    """Seconds of a step in both ways, their ratio, and the parts of the engine's step."""
+    torch.manual_seed(0)
+    bert = {**bert_size(size), "vocab_size": 28_996, "max_position_embeddings": 512}
+    model = BnbForConditionalGeneration(BnbConfig(encoder=bert, decoder=bert, decoder_positions="shared"))
+    batch = random_batch(model.config, work)
+    bare = _bare_step(copy.deepcopy(model).to(device).train(), batch, work, precision, device)
+    parts = _Parts(device)
+    engine = _engine_step(model, batch, work, stage, precision, device, parts)
+    seconds = interleaved_seconds({"bare loop": bare, "engine": engine}, device, repeats)
+    parts.recording = True
+    with _collective_seconds(device, parts):
+        engine()
+    return {
+        "stage": stage,
+        **seconds,
+        "ratio": seconds["engine"] / seconds["bare loop"],
+        **{name: parts.seconds.get(name, 0.0) for name in PARTS},
+    }
+
+
+def _bare_step(
+    model: nn.Module, batch: PackedBatch, work: Work, precision: str, device: torch.device
+) -> Callable[[], None]:
+    make, _ = choose_optimizer("AdamW", dict(_OPTIMIZER), device)
+    groups = parameter_groups(model, _OPTIMIZER["weight_decay"])
+    optimizer = make(groups)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def step() -> None:
+        for _ in range(work.micro_steps):
+            with autocast:
+                loss = model(**batch.model_inputs(device)).loss_sum
+            (loss / (batch.num_targets * work.micro_steps)).backward()
+        # The loop looks at norm and loss, so this one does.
+        norm = nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+        float(norm), float(loss.detach())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _engine_step(
+    model: nn.Module,
+    batch: PackedBatch,
+    work: Work,
+    stage: int,
+    precision: str,
+    device: torch.device,
+    parts: _Parts,
+) -> Callable[[], None]:
+    values: dict[str, Any] = {
+        "train_batch_size": work.sequences * work.micro_steps,
+        "train_micro_batch_size_per_gpu": work.sequences,
+        "gradient_clipping": _CLIP,
+        "optimizer": {"type": "AdamW", "params": _OPTIMIZER},
+        "zero_optimization": {"stage": stage},
+    }
+    if precision == "bf16":
+        values["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ds.json"
+        path.write_text(json.dumps(values), encoding="utf-8")
+        engine, _ = build_engine(model, load_ds_config(path, 1), device, lambda step: 1.0)
+    engine.train()
+
+    def step() -> None:
+        for micro_step in range(work.micro_steps):
+            with parts("data"):
+                inputs = batch.model_inputs(device)
+            with parts("forward"):
+                loss = engine(**inputs).loss_sum
+            with parts("backward"):
+                engine.backward(loss / batch.num_targets)
+            if micro_step < work.micro_steps - 1:
+                engine.step()
+        float(loss.detach())
+        with parts("optimizer"):
+            take_step(engine)
+
+    return step
+
+
+class _Parts:
+    """Seconds of the parts of a step, the device waited for at each end; silent until ``recording``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.recording = False
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if not self.recording:
+            yield
+            return
+        start = self._now()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+
+@contextmanager
+def _collective_seconds(device: torch.device, parts: _Parts) -> Iterator[None]:
+    """Time within collective operations, from the profiler."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        yield
+    events = [event for event in profile.events() if event.name.startswith(_COLLECTIVES)]
+    parts.seconds["communication"] = sum(event.time_range.elapsed_us() for event in events) / 1e6
+
+
+def table(results: list[dict[str, float | str]]) -> str:
+    """Markdown."""
+    rows = [f"| ZeRO | bare loop s | engine s | ratio | {' | '.join(PARTS)} |", "|---" * (4 + len(PARTS)) + "|"]
+    for r in results:
+        cells = [f"{r['bare loop']:.3f}", f"{r['engine']:.3f}", f"{r['ratio']:.3f}", *(f"{r[p]:.3f}" for p in PARTS)]
+        rows.append(f"| {r['stage']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def add_command(subjects: argparse._SubParsersAction) -> None:
+    """Add ``bench engine``."""
+    command = subjects.add_parser("engine", help="DeepSpeed's share of a training step, against a bare loop")
+    command.add_argument("--size", choices=("tiny", "base", "large"), default="base", help="default %(default)s")
+    command.add_argument("--stage", type=int, choices=(0, 1, 2, 3), action="append", help="ZeRO (default: 0 and 1)")
+    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast in both ways")
+    command.add_argument("--micro-steps", type=positive, default=2, help="of a step (default %(default)s)")
+    command.add_argument("--sequences", type=positive, default=4, help="of a micro step (default %(default)s)")
+    command.add_argument("--tokens", type=positive, default=128, help="of a sequence (default %(default)s)")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    command.add_argument("--repeats", type=positive, default=5, help="of each median (default %(default)s)")
+    command.add_argument("--threads", type=positive, default=2, help="on the CPU (default %(default)s)")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    refuse_missing_device(args.device)
+    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
+    device = distributed.init()
+    torch.set_num_threads(args.threads)
+    work = Work(args.micro_steps, args.sequences, args.tokens)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
+    print(f"{name}, {args.size}, {args.precision}, {work.tokens_per_step:,} tokens a step, torch {torch.__version__}")
+    results = [measure(args.size, stage, args.precision, work, device, args.repeats) for stage in args.stage or (0, 1)]
+    print(table(results))
+    distributed.shutdown()

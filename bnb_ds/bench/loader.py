@@ -1,0 +1,191 @@
+"""``bnb-ds bench loader``: loader and noise against Hugging Face's collator, and the index of a large corpus.
+
+Throughput is in sequences of 512 tokens per CPU second of all threads of the process: on one core, per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BertConfig, DataCollatorForLanguageModeling
+
+from bnb_ds.bench.measure import interleaved_seconds
+from bnb_ds.bench.options import positive, refuse_missing_parent, versions, write
+from bnb_ds.bench.synthetic import tokenizer, wikipedia_lengths, write_shards
+from bnb_ds.corruption import Corruption
+from bnb_ds.errors import ConfigError
+from bnb_ds.loader import StepLoader
+from bnb_ds.modeling import BnbConfig
+from bnb_ds.samples import PretrainSamples
+from bnb_ds.sequences import Building
+from bnb_ds.shards import TokenShards
+from bnb_ds.tokenization import continuation_pieces
+
+MAX_LENGTH, MICRO_BATCH, ACCUMULATION = 512, 64, 16
+STEP_TOKENS = MAX_LENGTH * MICRO_BATCH * ACCUMULATION
+_DOCUMENTS = 20_000
+
+#: name -> how documents become samples, objectives, whole words, and whether documents have Wikipedia's lengths
+OURS: dict[str, tuple[Building, dict[str, float], bool, bool]] = {
+    "ae": ("truncate", {"ae": 1}, False, False),
+    "mlm": ("truncate", {"mlm": 1}, False, False),
+    "mlm, whole words": ("truncate", {"mlm": 1}, True, False),
+    "plm": ("truncate", {"plm": 1}, False, False),
+    "mlm+plm": ("truncate", {"mlm+plm": 1}, False, False),
+    "clm": ("truncate", {"clm": 1}, False, False),
+    "all five mixed": ("truncate", {"ae": 1, "mlm": 1, "plm": 1, "mlm+plm": 1, "clm": 1}, False, False),
+    "mlm+plm, Wikipedia's lengths": ("truncate", {"mlm+plm": 1}, False, True),
+    "mlm+plm, the same packed": ("pack", {"mlm+plm": 1}, False, True),
+}
+
+#: what Hugging Face's collator is given and gives: lists and tensors as is usual, and what is fastest for it
+COLLATORS = {"collator, mlm": ("pt", False), "collator, mlm, masks given, NumPy": ("np", True)}
+
+
+def measure_throughput(directory: Path, repeats: int) -> dict[str, float]:
+    """Name -> sequences of 512 tokens per CPU second.
+
+    Ours draws the order, deals, reads, corrupts and makes tensors; the collator is given the same rows, read already.
+    """
+    even = write_shards(directory / "even", np.full(_DOCUMENTS, MAX_LENGTH), with_tokens=True)
+    wikipedia = write_shards(directory / "wikipedia", wikipedia_lengths(_DOCUMENTS), with_tokens=True)
+    ways: dict[str, Callable[[], Any]] = {}
+    tokens: dict[str, int] = {}
+    for name, (building, mixture, whole_word, has_lengths) in OURS.items():
+        shards = TokenShards(wikipedia if has_lengths else even)
+        loader = _loader(make_samples(shards, building, mixture, whole_word))
+        ways[name] = lambda loader=loader: loader.step(random.randrange(10**9))
+        tokens[name] = sum(batch.labels.numel() for batch in loader.step(0))
+        if mixture.keys() == {"clm"}:
+            tokens[name] = STEP_TOKENS  # its targets are cut out of that
+    rows, _ = make_samples(TokenShards(even), "truncate", {"ae": 1}).original(np.arange(MICRO_BATCH))
+    for name, (tensors, with_mask) in COLLATORS.items():
+        ways[name] = _collate(rows.reshape(MICRO_BATCH, MAX_LENGTH), tensors, with_mask)
+        tokens[name] = rows.size
+    seconds = interleaved_seconds(ways, torch.device("cpu"), repeats)
+    return {name: tokens[name] / MAX_LENGTH / taken for name, taken in seconds.items()}
+
+
+def make_samples(
+    shards: TokenShards, building: Building, mixture: dict[str, float], whole_word: bool = False
+) -> PretrainSamples:
+    """Samples with the noise of the paper, for a model of base size."""
+    specials = shards.special_ids
+    continues = continuation_pieces(tokenizer(), shards.vocab_size) if whole_word else None
+    return PretrainSamples(
+        shards,
+        sequence=building,
+        max_length=MAX_LENGTH,
+        corruption=Corruption(0.15, 0.5, specials["mask"], shards.vocab_size, mixture, (specials["unk"],), continues),
+        seed=0,
+        config=BnbConfig(encoder=BertConfig(vocab_size=shards.vocab_size), decoder_positions="shared"),
+    )
+
+
+def _loader(samples: PretrainSamples) -> StepLoader:
+    return StepLoader(samples, seed=0, micro_batch=MICRO_BATCH, accumulation_steps=ACCUMULATION, rank=0, world_size=1)
+
+
+def _collate(rows: np.ndarray, tensors: str, with_mask: bool) -> Callable[[], Any]:
+    collator = DataCollatorForLanguageModeling(tokenizer(), mlm_probability=0.15, return_tensors=tensors)
+    examples = [{"input_ids": row} for row in rows.tolist()]
+    if with_mask:
+        mask = [1, *[0] * (MAX_LENGTH - 2), 1]
+        examples = [{**example, "special_tokens_mask": mask} for example in examples]
+    return lambda: collator([dict(example) for example in examples])
+
+
+def measure_index(directory: Path, num_documents: int) -> list[dict[str, Any]]:
+    """Start of a run in the middle of a corpus of that size, for each way of building samples.
+
+    Each is measured in a process of its own, whose imports are done: seconds (of a clock) from opening the shards to
+    the first batch, at a random position, and the growth of the resident memory until then: what stays, and the peak.
+    """
+    shards = write_shards(directory / "index", wikipedia_lengths(num_documents), with_tokens=False)
+    return [_in_new_process(_first_batch, shards, building) for building in ("truncate", "chunk", "pack")]
+
+
+def _in_new_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _first_batch(directory: Path, building: Building) -> dict[str, Any]:
+    before, clock = _resident_bytes("VmRSS"), time.perf_counter()
+    samples = make_samples(TokenShards(directory), building, {"mlm+plm": 1})
+    ready = time.perf_counter()
+    position = random.Random(0).randrange(100 * len(samples))
+    batches = next(iter(_loader(samples).steps(position, 1)))
+    end = time.perf_counter()
+    return {
+        "sequence": building,
+        "samples": len(samples),
+        "position": position,
+        "open_seconds": ready - clock,
+        "first_batch_seconds": end - clock,
+        "index_bytes": _resident_bytes("VmRSS") - before,
+        "peak_bytes": _resident_bytes("VmHWM") - before,
+        "sequences_in_first_step": sum(batch.source_lengths.size for batch in batches),
+    }
+
+
+def _resident_bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{field}:")) * 1024
+
+
+def measure(num_documents: int, repeats: int, directory: Path | None) -> dict[str, Any]:
+    """Both parts, in a temporary directory below ``directory``."""
+    with tempfile.TemporaryDirectory(prefix="bench-loader-", dir=directory) as temporary:
+        return {
+            "sequences_per_cpu_second": measure_throughput(Path(temporary), repeats),
+            "index": measure_index(Path(temporary), num_documents),
+        }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Markdown: throughput with ratios to the collator, and the index."""
+    rates = figures["sequences_per_cpu_second"]
+    usual, fastest = (rates[name] for name in COLLATORS)
+    lines = ["| objective | sequences of 512 / CPU s | times the collator | times its fastest |", "|---|---|---|---|"]
+    lines += [f"| {n} | {rate:,.0f} | {rate / usual:.1f} | {rate / fastest:.1f} |" for n, rate in rates.items()]
+    lines += ["", "| index | samples | first batch after s | MB | peak MB |", "|---|---|---|---|---|"]
+    for row in figures["index"]:
+        cells = (row["sequence"], f"{row['samples']:,}", f"{row['first_batch_seconds']:.2f}")
+        sizes = (f"{row['index_bytes'] / 1e6:,.0f}", f"{row['peak_bytes'] / 1e6:,.0f}")
+        lines.append("| " + " | ".join((*cells, *sizes)) + " |")
+    return "\n".join(lines)
+
+
+def add_command(subjects: argparse._SubParsersAction) -> None:
+    """Add ``bench loader``."""
+    command = subjects.add_parser("loader", help="samples, noise and batches: speed, memory and the first batch")
+    command.add_argument(
+        "--documents", type=positive, default=10_000_000, help="of the large corpus (default %(default)s)"
+    )
+    command.add_argument("--repeats", type=positive, default=5, help="of each median (default %(default)s)")
+    command.add_argument("--directory", type=Path, help="for made-up shards, removed in the end (default: temporary)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    refuse_missing_parent(args.json)
+    if args.directory is not None and not args.directory.is_dir():
+        raise ConfigError(f"--directory {args.directory}: no such directory: make it first")
+    torch.set_num_threads(1)
+    setting = {"documents": args.documents, "repeats": args.repeats, **versions(), "numpy": np.__version__}
+    print(", ".join(f"{name} {value}" for name, value in setting.items()), flush=True)
+    figures = measure(args.documents, args.repeats, args.directory)
+    print(table(figures))
+    write(args.json, {**setting, **figures})

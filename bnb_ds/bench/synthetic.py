@@ -1,0 +1,98 @@
+"""Shard directories of made-up documents, for measuring the loader."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from transformers import BertTokenizerFast
+
+from bnb_ds.shard_files import numbered, write_npy
+from bnb_ds.shard_manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    OFFSET_DTYPE,
+    Manifest,
+    ManifestHoldout,
+    ManifestShard,
+    ManifestTokenizer,
+    ManifestTotals,
+    token_dtype,
+)
+from bnb_ds.tokenization import describe_tokenizer, tokenizer_from_vocabulary
+
+#: of bert-base-cased
+VOCABULARY = 28_996
+
+# Tokens of a Wikipedia article: log-normal with this mean and this spread of the logarithm.
+_MEAN_LENGTH, _SPREAD = 495, 1.16
+_DOCUMENTS_PER_SHARD = 1_000_000
+
+
+def tokenizer() -> BertTokenizerFast:
+    """A vocabulary of that size, a third of it pieces that go on with a word."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [f"##w{i}" if i % 3 == 0 else f"w{i}" for i in range(VOCABULARY - len(specials))]
+    return tokenizer_from_vocabulary([*specials, *words], lowercase=False, name="synthetic")
+
+
+def wikipedia_lengths(count: int, seed: int = 0) -> np.ndarray:
+    """int64 [count], document lengths as those of Wikipedia."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.lognormal(np.log(_MEAN_LENGTH) - _SPREAD**2 / 2, _SPREAD, count)
+    return np.maximum(drawn.astype(np.int64), 1)
+
+
+def write_shards(directory: Path, lengths: np.ndarray, *, with_tokens: bool) -> Path:
+    """A shard directory of documents of these lengths.
+
+    Without tokens the token files are holes of the right size: they take no room, and read as zeros.
+    """
+    info = describe_tokenizer(tokenizer())
+    directory.mkdir()
+    info.save(directory / "tokenizer")
+    dtype, shards = token_dtype(VOCABULARY), []
+    rng = np.random.default_rng(1)
+    for begin in range(0, lengths.size, _DOCUMENTS_PER_SHARD):
+        offsets = np.concatenate(([0], np.cumsum(lengths[begin : begin + _DOCUMENTS_PER_SHARD]))).astype(OFFSET_DTYPE)
+        shard = ManifestShard(
+            split="train",
+            name=numbered("train", len(shards)),
+            num_documents=offsets.size - 1,
+            num_tokens=int(offsets[-1]),
+            tokens_sha256="0" * 64,
+            offsets_sha256="0" * 64,
+        )
+        write_npy(directory / shard.offsets_file, OFFSET_DTYPE, offsets.size, [offsets])
+        if with_tokens:
+            tokens = rng.integers(len(info.special_ids), VOCABULARY, shard.num_tokens, dtype=dtype)
+            write_npy(directory / shard.tokens_file, dtype, tokens.size, [tokens])
+        else:
+            _write_hole(directory / shard.tokens_file, dtype, shard.num_tokens)
+        shards.append(shard)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        dtype=dtype.name,
+        tokenizer=ManifestTokenizer(name=info.name, hash=info.hash, vocab_size=info.vocab_size),
+        special_ids=dict(info.special_ids),
+        sources=[],
+        shards=shards,
+        holdout=ManifestHoldout(rule="none", fraction=0.0),
+        settings={},
+        totals=ManifestTotals(
+            documents={"train": int(lengths.size), "heldout": 0},
+            tokens={"train": int(lengths.sum()), "heldout": 0},
+            skipped={},
+        ),
+    )
+    (directory / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    return directory
+
+
+def _write_hole(path: Path, dtype: np.dtype, length: int) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": (length,)})
+    path.write_bytes(header.getvalue())
+    os.truncate(path, len(header.getvalue()) + length * dtype.itemsize)

@@ -1,0 +1,227 @@
+"""``bnb-ds bench train``: one optimisation step on unpadded tokens with the fused loss, beside the padded plain way.
+
+Both ways train the same weights on the same samples: sequences of a shard directory, cut at a maximum, with their own
+beginning as target. *ours* computes on real tokens. *padded* is what the reference implementation does: every source
+padded to the maximum, as many decoder slots, all logits, ``log_softmax``, torch's CTC loss and the KL term.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bnb_ds.bench import ctc
+from bnb_ds.bench.measure import clock, peak_bytes
+from bnb_ds.bench.options import add_common, announce, positive, write
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.randomness import permuted
+from bnb_ds.shards import TokenShards
+
+WAYS = ("ours", "padded")
+
+#: name -> hidden size, layers of each half, attention heads
+SIZES = {"tiny": (128, 2, 2), "mid": (256, 4, 4), "base": (768, 12, 12), "large": (1024, 24, 16)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and on what."""
+
+    shards: Path
+    size: str
+    batch_size: int
+    max_length: int
+    target_tokens: int | None
+    decoder_ratio: float
+    kl_weight: float
+    dtype: torch.dtype
+    device: torch.device
+    repeats: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The samples of one step in both forms."""
+
+    packed: dict[str, Any]
+    padded: dict[str, Tensor]
+    num_tokens: int
+
+
+def batches(setting: Setting) -> list[Batch]:
+    """One batch for each repeat, of documents drawn without replacement.
+
+    Raises:
+        DataError: there are fewer documents than samples.
+    """
+    shards = TokenShards(setting.shards, "train")
+    count = setting.batch_size * setting.repeats
+    if len(shards) < count:
+        raise DataError(
+            f"{setting.shards}: holds {len(shards)} documents for {setting.repeats} batches of {setting.batch_size}; "
+            "lower --repeats or --batch-size"
+        )
+    order = permuted(np.arange(count), len(shards), np.uint64(setting.seed))
+    cls_id, sep_id = (torch.tensor([shards.special_ids[name]]) for name in ("cls", "sep"))
+    made = []
+    for chosen in order.reshape(setting.repeats, setting.batch_size):
+        contents = [torch.from_numpy(shards.document(i)[: setting.max_length - 2].astype(np.int64)) for i in chosen]
+        sources = [torch.cat((cls_id, content, sep_id)) for content in contents]
+        targets = [torch.cat((cls_id, content[: setting.target_tokens], sep_id)) for content in contents]
+        made.append(_batch(sources, targets, setting))
+    return made
+
+
+def _batch(sources: list[Tensor], targets: list[Tensor], setting: Setting) -> Batch:
+    lengths = torch.tensor([len(source) for source in sources])
+    label_lengths = torch.tensor([len(target) for target in targets])
+    width = setting.max_length
+    packed = {
+        "input_ids": torch.cat(sources),
+        "cu_seqlens": F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)),
+        "labels": torch.cat(targets),
+        "label_lengths": label_lengths,
+    }
+    padded = {
+        "input_ids": torch.stack([F.pad(source, (0, width - len(source))) for source in sources]),
+        "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+        "labels": torch.nn.utils.rnn.pad_sequence(targets, batch_first=True),
+        "label_lengths": label_lengths,
+    }
+    packed, padded = ({name: t.to(setting.device) for name, t in form.items()} for form in (packed, padded))
+    counts = {"max_seqlen": int(lengths.max()), "max_label_length": int(label_lengths.max())}
+    return Batch({**packed, **counts}, padded, int(lengths.sum()))
+
+
+class Contest:
+    """The two ways; each keeps a model and an optimizer of its own, and they start from equal weights."""
+
+    def __init__(self, setting: Setting, vocab_size: int):
+        hidden, layers, heads = SIZES[setting.size]
+        bert = {
+            "vocab_size": vocab_size,
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": 4 * hidden,
+            "max_position_embeddings": max(512, setting.max_length),
+        }
+        common = {"encoder": bert, "decoder": bert, "kl_weight": setting.kl_weight, "decoder_positions": "shared"}
+        torch.manual_seed(setting.seed)
+        ours = BnbForConditionalGeneration(BnbConfig(decoder_length_ratio=setting.decoder_ratio, **common))
+        padded = BnbForConditionalGeneration(
+            BnbConfig(decoder_length="padded", **{**common, "decoder_positions": "absolute"})
+        )
+        padded.load_state_dict(ours.state_dict())
+        self._kl_weight = setting.kl_weight
+        self._dtype, self._device = setting.dtype, setting.device
+        self._models = {"ours": ours.to(setting.device).train(), "padded": padded.to(setting.device).train()}
+        self._optimizers = {name: torch.optim.AdamW(m.parameters(), lr=1e-5) for name, m in self._models.items()}
+
+    def ways(self) -> dict[str, Callable[[Batch], None]]:
+        """Name -> one optimisation step on a batch."""
+        return {
+            "ours": lambda batch: self._step("ours", batch, lambda model: model(**batch.packed).loss),
+            "padded": lambda batch: self._step("padded", batch, lambda model: self._plain_loss(model, batch.padded)),
+        }
+
+    def num_parameters(self) -> int:
+        """Of either model."""
+        return sum(parameter.numel() for parameter in self._models["ours"].parameters())
+
+    def _step(self, name: str, batch: Batch, loss_of: Callable[[BnbForConditionalGeneration], Tensor]) -> None:
+        low = self._dtype != torch.float32
+        with torch.autocast(self._device.type, dtype=self._dtype if low else None, enabled=low):
+            loss = loss_of(self._models[name])
+        loss.backward()
+        self._optimizers[name].step()
+        self._optimizers[name].zero_grad()
+
+    def _plain_loss(self, model: BnbForConditionalGeneration, padded: dict[str, Tensor]) -> Tensor:
+        logits_BTV = model(padded["input_ids"], padded["attention_mask"]).logits
+        log_probs = F.log_softmax(logits_BTV, -1, dtype=torch.float32)
+        positions = torch.full_like(padded["label_lengths"], log_probs.shape[1])
+        nll = F.ctc_loss(
+            log_probs.transpose(0, 1), padded["labels"], positions, padded["label_lengths"], zero_infinity=True
+        )
+        return nll - self._kl_weight * (log_probs.sum() / log_probs.numel() + math.log(log_probs.shape[2]))
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Seconds of all steps, real source tokens, and the largest peak of a step in bytes.
+
+    The peak is of tensors beyond weights, optimizer states and batch, which both ways hold alike.
+    """
+    if setting.max_length < 3:
+        raise ConfigError(f"--max-length {setting.max_length}: give at least 3 tokens")
+    contest = Contest(setting, TokenShards(setting.shards, "train").vocab_size)
+    steps, ways, seconds_of = batches(setting), contest.ways(), clock(setting.device)
+    seconds = dict.fromkeys(WAYS, 0.0)
+    for run in ways.values():  # not counted: optimizer states are made, kernels are chosen
+        run(steps[0])
+    for step in steps:
+        for name, run in ways.items():
+            seconds[name] += seconds_of(lambda run=run, step=step: run(step))
+    fullest = max(steps, key=lambda step: step.num_tokens)
+    return {
+        "seconds": seconds,
+        "tokens": sum(step.num_tokens for step in steps),
+        "padded_tokens": setting.max_length * setting.batch_size * len(steps),
+        "parameters": contest.num_parameters(),
+        "peak_bytes": {name: peak_bytes(lambda run=run: run(fullest), setting.device) for name, run in ways.items()},
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: tokens per second and peak memory of both ways, and the ratios."""
+    tokens, seconds, peak = result["tokens"], result["seconds"], result["peak_bytes"]
+    lines = ["| | ours | padded | ours against padded |", "|---|---|---|---|"]
+    rates = [tokens / seconds[way] for way in WAYS]
+    lines.append(f"| real source tokens/s | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[0] / rates[1]:.2f} x |")
+    mib = [peak[way] / 2**20 for way in WAYS]
+    lines.append(f"| peak of a step, MiB | {mib[0]:,.0f} | {mib[1]:,.0f} | 1/{mib[1] / mib[0]:.1f} |")
+    return "\n".join(lines)
+
+
+def add_command(subjects: argparse._SubParsersAction) -> None:
+    """Add ``bench train``."""
+    command = subjects.add_parser("train", help="one optimisation step: unpadded with the fused loss beside padded")
+    command.add_argument("--shards", type=Path, required=True, help="a shard directory; its lengths are those measured")
+    command.add_argument("--size", choices=SIZES, default="mid", help="of the model (default %(default)s)")
+    command.add_argument("--batch-size", type=positive, default=8, help="sequences of a step (default %(default)s)")
+    command.add_argument("--max-length", type=positive, default=512, help="tokens, cut there (default %(default)s)")
+    command.add_argument(
+        "--target-tokens", type=positive, help="tokens of a target, the beginning of its source (default: all)"
+    )
+    command.add_argument(
+        "--decoder-ratio", type=float, default=1.0, help="our decoder slots per source token (default %(default)s)"
+    )
+    add_common(command, dtypes=("fp32", "bf16"), repeats=6)
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    chosen = ("shards", "size", "batch_size", "max_length", "target_tokens", "decoder_ratio")
+    setting = announce(args, **{name: getattr(args, name) for name in chosen})
+    result = measure(
+        Setting(
+            **{name: getattr(args, name) for name in (*chosen, "kl_weight", "repeats")},
+            dtype=ctc.DTYPES[args.dtype],
+            device=torch.device(args.device),
+        )
+    )
+    share = result["tokens"] / result["padded_tokens"]
+    print(f"{result['parameters'] / 1e6:.1f}M parameters, {result['tokens']:,} real tokens, {share:.0%} of the padded")
+    print(table(result))
+    write(args.json, {**setting, "shards": str(args.shards), **result})

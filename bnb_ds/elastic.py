@@ -1,0 +1,131 @@
+"""Going on with another number of ranks or another ZeRO stage, as far as DeepSpeed can.
+
+DeepSpeed loads a partitioned checkpoint on the ranks that wrote it; for any other number it needs a *universal*
+checkpoint, one file for each parameter and state, which rank 0 makes beside the original and removes once it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bnb_ds import checkpoint, distributed
+from bnb_ds.ds_config import DsConfig
+from bnb_ds.errors import CheckpointError
+from bnb_ds.outputs import disk_errors
+
+WEIGHTS_ONLY_FLAG = "--resume-weights-only"
+
+Way = Literal["as it is", "universal", "weights only"]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A checkpoint and how to go on from it."""
+
+    checkpoint: Path
+    way: Way
+
+    def describe(self, ds_config: DsConfig) -> str:
+        """One line for the user."""
+        if self.way == "as it is":
+            return f"from {self.checkpoint}"
+        if self.way == "weights only":
+            return f"from the weights of {self.checkpoint}, the optimizer anew"
+        state = checkpoint.read_state(self.checkpoint)
+        return (
+            f"from {self.checkpoint}, converted from {state['world_size']} ranks at ZeRO stage"
+            f" {checkpoint.stage_of(self.checkpoint)} to {ds_config.world_size} at {ds_config.zero_stage}"
+        )
+
+
+def plan_resume(found: Path, ds_config: DsConfig, *, weights_only: bool) -> Resume:
+    """Choose the way to load a checkpoint in this launch.
+
+    Raises:
+        CheckpointError: DeepSpeed cannot carry the optimizer's state over.
+    """
+    if weights_only:
+        return Resume(found, "weights only")
+    old_stage, new_stage = checkpoint.stage_of(found), ds_config.zero_stage
+    same_layout = old_stage == new_stage or {old_stage, new_stage} == {1, 2}
+    if not same_layout:
+        raise CheckpointError(
+            f"{found}: written at ZeRO stage {old_stage}, this launch has stage {new_stage}, and DeepSpeed converts"
+            f" optimizer states between stages 1 and 2 only; set zero_optimization.stage to {old_stage}, or add"
+            f" {WEIGHTS_ONLY_FLAG} to go on with a fresh optimizer"
+        )
+    if new_stage == 0 or checkpoint.read_state(found)["world_size"] == ds_config.world_size:
+        return Resume(found, "as it is")
+    return Resume(found, "universal")
+
+
+def load(engine: Any, resume: Resume) -> None:
+    """Restore an engine that was built for this way of loading, all ranks together; nothing of a conversion stays."""
+    if resume.way == "as it is":
+        checkpoint.load(engine, resume.checkpoint)
+        return
+    universal = distributed.on_main(lambda: convert(resume.checkpoint))
+    own_groups = [dict(group) for group in engine.optimizer.param_groups]
+    checkpoint.load(engine, universal)
+    if engine.zero_optimization_stage() == 3:
+        _mend_stage_3(engine, own_groups)
+    distributed.barrier()
+    if distributed.is_main():
+        shutil.rmtree(universal.parent, ignore_errors=True)
+
+
+def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]]) -> None:
+    """Undo two simplifications of DeepSpeed's loading of universal checkpoints at ZeRO stage 3.
+
+    It gives every parameter group the settings of the first, so that biases and norms would decay; and all states one
+    and the same `step` tensor, which every group's update would then advance.
+    """
+    optimizer = engine.optimizer.optimizer
+    for group, own in zip(optimizer.param_groups, own_groups, strict=True):
+        group["weight_decay"] = own["weight_decay"]
+    for state in optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
+
+
+def convert(found: Path) -> Path:
+    """Write the universal form of a checkpoint, ``NAME.universal/NAME`` beside it; it appears when it is complete.
+
+    Raises:
+        CheckpointError: DeepSpeed's converter fails; its last line is shown.
+        DataError: the disk refuses.
+    """
+    final = found.with_name(f"{found.name}.universal")
+    partial = found.with_name(f"{found.name}.universal.partial")
+    stage = checkpoint.stage_of(found)
+    with disk_errors(found.parent):
+        for stale in (final, partial):
+            if stale.exists():
+                shutil.rmtree(stale)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    # Beside its output the converter writes a file that says which is the latest, hence a directory around both.
+    command += ["--input_folder", str(found), "--output_folder", str(partial / found.name)]
+    if stage in (1, 2):
+        command.append("--inject_missing_state")  # our parameter groups are not Megatron's
+    # The converter is a program of one process: it must neither join this job nor take a GPU.
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {key: value for key, value in os.environ.items() if key not in launcher}
+    environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        last = next((line for line in reversed(result.stderr.splitlines()) if line.strip()), "no message")
+        raise CheckpointError(
+            f"{found}: DeepSpeed cannot convert it for another number of ranks ({last.strip()}); resume with"
+            f" {checkpoint.read_state(found)['world_size']} ranks, or add {WEIGHTS_ONLY_FLAG}"
+        )
+    os.replace(partial, final)
+    return final / found.name

@@ -1,0 +1,303 @@
+"""The guardian of one rank: a small process of its own that ends the rank when the job cannot go on.
+
+A rank that dies, is stopped by a signal, hangs, or sits on a host that is cut off leaves the other ranks waiting in a
+collective operation and its launcher waiting for them. Nothing inside a stopped process can notice that, so every rank
+starts this program, which imports nothing but the standard library and lives beside the rank:
+
+    rank --(pipe: state, every second)--> guardian --(TCP)--> guardian of rank 0
+
+The guardian of rank 0 hears of all ranks. When one is lost it names it in one line, tells every guardian that the job
+is over, and each kills its rank, so that every launcher sees a failed process and ends. A guardian that loses contact
+with rank 0 does the same on its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+_TICK_SECONDS = 0.25
+_SEND_SECONDS = 1.0
+#: ranks that meet the same error get this long to report it themselves before the rest are ended
+_FAILURE_GRACE_SECONDS = 15.0
+#: a rank whose connection broke waits this long for the news of which rank is the cause
+_CAUSE_GRACE_SECONDS = 3.0
+_ENDED = ("bye", "failed")
+_WAY_OUT = "the whole job ends; its checkpoints are whole: start again with --resume auto"
+
+
+@dataclass
+class RankState:
+    """What is known of one rank."""
+
+    rank: int
+    host: str = "?"
+    pid: int = 0
+    #: beat, bye, failed, lost (its connections broke), died, silent (it does not run)
+    event: str = "beat"
+    step: int = 0
+    phase: str = "start"
+    #: marks passed so far; every rank passes the same ones in the same order
+    progress: int = 0
+    message: str = ""
+    heard: float = field(default_factory=time.monotonic)
+    moved: float = field(default_factory=time.monotonic)
+    event_since: float = field(default_factory=time.monotonic)
+
+    def update(self, news: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if news["progress"] != self.progress:
+            self.moved = now
+        if news["event"] != self.event:
+            self.event_since = now
+        self.heard = now
+        for name in ("host", "pid", "event", "step", "phase", "progress", "message"):
+            setattr(self, name, news[name])
+
+    def shift(self, seconds: float) -> None:
+        """Forget a pause in which this guardian did not run itself."""
+        self.heard += seconds
+        self.moved += seconds
+        self.event_since += seconds
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (host {self.host}, process {self.pid})"
+
+    @property
+    def place(self) -> str:
+        return f"step {self.step}, {self.phase}"
+
+
+def judge(states: list[RankState], now: float, silence_seconds: float, hang_seconds: float) -> str | None:
+    """Why the job cannot go on, naming the rank; "" when it is over without a word; None when all is well."""
+    for state in states:
+        if state.event == "died":
+            return f"{state} died in {state.place}"
+        if state.event == "silent":
+            return f"{state} has not run for {silence_seconds:g} s; it stands in {state.place}"
+        if state.event not in _ENDED and now - state.heard > silence_seconds:
+            return f"{state} cannot be reached for {silence_seconds:g} s; it was in {state.place}"
+    failed = [state for state in states if state.event == "failed"]
+    if failed:  # it has said why itself
+        # The others may be about to say the same; those that only wait for the failed ones have nothing to say.
+        all_told = all(state.event in (*_ENDED, "lost") for state in states)
+        return "" if all_told or now - min(s.event_since for s in failed) > _FAILURE_GRACE_SECONDS else None
+    running = [state for state in states if state.event != "bye"]
+    lost = [state for state in running if state.event == "lost"]
+    if lost and now - min(state.event_since for state in lost) > _CAUSE_GRACE_SECONDS:
+        behind = min(running, key=lambda state: state.progress)
+        if behind.event != "lost" and behind.progress < lost[0].progress:
+            return f"{behind} hangs in {behind.place}; rank {lost[0].rank} has waited for it in vain"
+        return f"{lost[0]} lost its connections in {lost[0].place}: {lost[0].message}"
+    if running and all(now - state.moved > hang_seconds for state in running):
+        behind = min(running, key=lambda state: state.progress)
+        others = "" if behind.progress < max(s.progress for s in running) else ", like all others"
+        return f"{behind} hangs: no progress for {hang_seconds:g} s in {behind.place}{others}"
+    return None
+
+
+class Lines:
+    """Complete lines out of a stream of bytes."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+
+
+class Guardian:
+    """Watches over one rank; the one of rank 0 also over the others' guardians."""
+
+    def __init__(self, rank: int, world_size: int, silence_seconds: float, hang_seconds: float) -> None:
+        self._rank_pid = os.getppid()
+        self._own = RankState(rank, socket.gethostname(), self._rank_pid)
+        self._states = [self._own] if rank else [self._own, *map(RankState, range(1, world_size))]
+        self._silence, self._hang = silence_seconds, hang_seconds
+        self._selector = selectors.DefaultSelector()
+        self._lines: dict[int, Lines] = {}
+        self._peers: list[socket.socket] = []
+        self._hub: socket.socket | None = None
+        self._hub_heard = time.monotonic()
+        self._token = ""
+        self._over = False
+
+    def _watch(self, source: Any, kind: str) -> None:
+        self._selector.register(source, selectors.EVENT_READ, kind)
+        self._lines[source.fileno()] = Lines()
+
+    def listen(self, token: str) -> int:
+        """Accept the other guardians; return the port."""
+        self._token = token
+        listener = socket.create_server(("", 0), backlog=256)
+        self._selector.register(listener, selectors.EVENT_READ, "listener")
+        return listener.getsockname()[1]
+
+    def connect(self, host: str, port: int, token: str) -> None:
+        self._hub = socket.create_connection((host, port), timeout=30)
+        self._hub.sendall(f"{token}\n".encode())
+        self._watch(self._hub, "hub")
+
+    def run(self) -> None:
+        self._watch(sys.stdin.buffer.raw, "rank")
+        last_send = 0.0
+        last_loop = time.monotonic()
+        while not self._over:
+            for key, _ in self._selector.select(_TICK_SECONDS):
+                self._read(key.fileobj, key.data)
+            now = time.monotonic()
+            self._forgive_pause(now - last_loop)
+            last_loop = now
+            self._look_at_own_rank(now)
+            verdict = judge(self._states, now, self._silence, self._hang) if self._own.rank == 0 else None
+            if self._own.rank and not self._over and now - self._hub_heard > self._silence:
+                verdict = f"{self._own} cannot reach rank 0 for {self._silence:g} s"
+            if verdict is not None:
+                self._end(verdict)
+            elif self._own.rank == 0 and all(state.event == "bye" for state in self._states):
+                self._say_over()
+            elif now - last_send > _SEND_SECONDS or self._own.event != "beat":
+                last_send = now
+                self._send()
+
+    def _forgive_pause(self, seconds: float) -> None:
+        # The whole job may be suspended (a batch system, a closed laptop): nobody was silent meanwhile.
+        if seconds > 5 * _SEND_SECONDS:
+            self._hub_heard += seconds
+            for state in self._states:
+                state.shift(seconds)
+
+    def _look_at_own_rank(self, now: float) -> None:
+        own = self._own
+        if own.event in _ENDED:
+            return
+        event = own.event
+        if os.getppid() != self._rank_pid:
+            event = "died"
+        elif now - own.heard > self._silence:
+            event = "silent"
+        if event != own.event:
+            own.event, own.event_since = event, now
+
+    def _read(self, source: Any, kind: str) -> None:
+        if kind == "listener":
+            peer, _ = source.accept()
+            peer.settimeout(5)
+            self._watch(peer, "new peer")
+            return
+        try:
+            data = os.read(source.fileno(), 1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            self._lost(source, kind)
+            return
+        for line in self._lines[source.fileno()].feed(data):
+            if source not in self._selector.get_map():  # a line before this one was its last
+                return
+            self._take(source, self._selector.get_key(source).data, line)
+
+    def _take(self, source: Any, kind: str, line: str) -> None:
+        if kind == "rank":
+            self._own.update({**json.loads(line), "host": self._own.host, "pid": self._rank_pid})
+        elif kind == "hub":
+            self._hub_heard = time.monotonic()
+            if line == "over":
+                self._over = True
+            elif line == "kill":
+                self._kill_rank()
+        elif kind == "new peer":
+            if line != self._token:
+                self._lost(source, kind)
+                return
+            self._peers.append(source)
+            self._selector.modify(source, selectors.EVENT_READ, "peer")
+        else:
+            news = json.loads(line)
+            self._states[news["rank"]].update(news)
+
+    def _lost(self, source: Any, kind: str) -> None:
+        """A stream has ended. What that means is judged by the clock: the other side gets its time to speak."""
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(source)
+        if kind in ("peer", "new peer"):
+            source.close()
+            self._peers = [peer for peer in self._peers if peer is not source]
+        elif kind == "hub":
+            self._hub = None
+            if self._own.event in _ENDED:
+                self._over = True
+
+    def _send(self) -> None:
+        if self._own.rank == 0:
+            self._tell_peers("ok")
+        elif self._hub is not None:
+            names = ("rank", "host", "pid", "event", "step", "phase", "progress", "message")
+            news = {name: getattr(self._own, name) for name in names}
+            with contextlib.suppress(OSError):
+                self._hub.sendall(json.dumps(news).encode() + b"\n")
+        if self._own.event == "failed" and os.getppid() != self._rank_pid and self._own.rank:
+            self._over = True  # the rank has ended and the hub knows it
+
+    def _tell_peers(self, word: str) -> None:
+        for peer in list(self._peers):
+            try:
+                peer.sendall(f"{word}\n".encode())
+            except OSError:
+                self._lost(peer, "peer")
+
+    def _say_over(self) -> None:
+        self._tell_peers("over")
+        self._over = True
+
+    def _end(self, verdict: str) -> None:
+        if verdict:
+            print(f"bnb_ds: error: {verdict}; {_WAY_OUT}", file=sys.stderr, flush=True)
+        self._tell_peers("kill")
+        self._kill_rank()
+
+    def _kill_rank(self) -> None:
+        # A rank that ends with an error of its own gets the time to report it.
+        deadline = self._own.event_since + _FAILURE_GRACE_SECONDS if self._own.event == "failed" else 0.0
+        while os.getppid() == self._rank_pid and time.monotonic() < deadline:
+            time.sleep(_TICK_SECONDS)
+        if os.getppid() == self._rank_pid:
+            os.kill(self._rank_pid, signal.SIGKILL)
+        self._over = True
+
+
+def main() -> None:
+    """``guardian.py RANK WORLD_SIZE SILENCE_SECONDS HANG_SECONDS``; rank 0 prints its port, the rest read hub lines."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # they are for the rank; a guardian lives as long as its rank
+    guardian = Guardian(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
+    # The first line tells where to meet; it is read byte by byte so that nothing after it is swallowed.
+    first = b""
+    while not first.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            return
+        first += byte
+    meeting = json.loads(first)
+    if "port" in meeting:
+        guardian.connect(meeting["host"], meeting["port"], meeting["token"])
+        port = 0
+    else:
+        port = guardian.listen(meeting["token"])
+    print(port, flush=True)
+    guardian.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""When a run is asked to end: by a signal (Slurm's pre-emption sends SIGTERM), a file, or the loss of its launcher.
+
+The request is only noted; the loop agrees on it over all ranks at the next step boundary, saves a checkpoint and ends
+with exit code 0. One rank that is asked is enough.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from bnb_ds import distributed
+
+#: environment variable with the path of a file whose existence asks the run to end; the launch scripts set it
+STOP_FILE_VARIABLE = "BNB_STOP_FILE"
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """Notes requests to end while its block runs; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._previous: dict[int, object] = {}
+        # One rank that sees the file is enough; a thousand need not ask the file server at every step.
+        self._stop_file = os.environ.get(STOP_FILE_VARIABLE) if distributed.is_main() else None
+        self._launchers = _deepspeed_launchers()
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._reason = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @property
+    def reason(self) -> str | None:
+        """Why this rank should end, or None."""
+        if self._reason is None and self._stop_file and os.path.exists(self._stop_file):
+            self._reason = f"file {self._stop_file}"
+        if self._reason is None and self._launchers != _deepspeed_launchers():
+            # DeepSpeed's launcher, killed alone, leaves its ranks behind.
+            self._reason = "its launcher is gone"
+        return self._reason
+
+
+def _deepspeed_launchers() -> tuple[int, ...]:
+    """Process ids of the deepspeed launcher above this process: of the host and, when it is local, of the job.
+
+    Of other parents nothing is concluded: a shell may end before the run it has started.
+    """
+    found = []
+    pid = os.getppid()
+    for _ in range(2):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+        if not any(_is_deepspeed(argument) for argument in command.split(b"\0")):
+            break
+        found.append(pid)
+        pid = parent
+    return tuple(found)
+
+
+def _is_deepspeed(argument: bytes) -> bool:
+    return argument.startswith(b"deepspeed.launcher.") or argument.rpartition(b"/")[2] == b"deepspeed"

@@ -1,0 +1,54 @@
+"""``bnb-ds prep bench``, which is also ``bnb-ds bench prep``."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+from bnb_ds.errors import ConfigError
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add ``bench`` to the commands of ``prep``."""
+    _add(commands, "bench")
+
+
+def add_subject(subjects: argparse._SubParsersAction) -> None:
+    """Add ``prep`` to the subjects of ``bnb-ds bench``, which finds this through an entry point."""
+    _add(subjects, "prep")
+
+
+def run_bench(args: argparse.Namespace) -> None:
+    """A table in Markdown: of the whole job, or of parsing alone."""
+    if (args.parse is None) == (args.input is None):
+        raise ConfigError("the benchmark of prep needs either --input PATH or --parse FILE")
+    if args.parse is not None:
+        from data_prep.bench_parse import bench_parse
+
+        lines = bench_parse(args.parse, args.rounds)
+    else:
+        from data_prep.bench import CONTENDERS, bench
+
+        if args.tokenizer is None:
+            raise ConfigError("--input needs --tokenizer DIRECTORY")
+        installed = [
+            name for name in CONTENDERS if name not in ("prep nanotoken", "prep tokie") or find_spec(name.split()[1])
+        ]
+        contenders = args.contenders or installed
+        lines = bench(args.input, args.tokenizer, workers=args.workers, rounds=args.rounds, contenders=contenders)
+    for line in lines:
+        print(line, flush=True)
+
+
+def _add(commands: argparse._SubParsersAction, name: str) -> None:
+    bench = commands.add_parser(name, help="time the whole job beside datasets.map, or parsing beside pubmed_parser")
+    bench.add_argument("--input", type=Path, nargs="+", metavar="PATH", help=".parquet files of text: the whole job")
+    bench.add_argument("--parse", type=Path, nargs="+", metavar="FILE", help="PubMed XML: parsing alone")
+    bench.add_argument("--tokenizer", type=Path, help="BertTokenizerFast directory")
+    bench.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    bench.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)")
+    bench.add_argument(
+        "--contenders", nargs="+", metavar="NAME", help="ratios are against the first (default: all that are installed)"
+    )
+    bench.set_defaults(run=run_bench)

@@ -1,0 +1,66 @@
+"""What a run shows besides curves: text, histograms, a trace; and fp16's skipped steps."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bnb_ds.batch import PackedBatch
+from bnb_ds.watching import reconstruction_table
+from tests.jobs import Job
+
+pytestmark = pytest.mark.slow
+
+
+def test_texts_histograms_and_a_trace(tmp_path, small_shards, fork_server):
+    job = Job(tmp_path, small_shards, zero_optimization={"stage": 3, "stage3_param_persistence_threshold": 0})
+    settings = ["steps=4", "intervals.eval_steps=2", "intervals.histogram_steps=4", "intervals.reconstructions=2"]
+    settings += ["objective.mask_probability=0.5"]
+    job.train_forked(fork_server, *settings, "--profile-steps", "2:3")
+    events = EventAccumulator(str(job.output / "runs"), size_guidance={"tensors": 0, "histograms": 0})
+    events.Reload()
+    texts = events.Tensors("eval/reconstructions/text_summary")
+    assert [text.step for text in texts] == [2, 4]
+    rows = texts[0].tensor_proto.string_val[0].decode().splitlines()
+    assert rows[0] == "| source | output | target |"
+    assert len(rows) == 2 + 2
+    assert rows[2].count("[MASK]") >= 1
+    histograms = events.Tags()["histograms"]
+    assert len(histograms) > 20
+    word_embeddings = next(tag for tag in histograms if "word_embeddings" in tag)
+    (histogram,) = events.Histograms(word_embeddings)
+    assert histogram.step == 4
+    assert histogram.histogram_value.num > 32 * 100, "a rank's piece instead of the whole"
+    (trace,) = (job.output / "profile").iterdir()
+    assert trace.name == "steps_2_3.json.gz"
+    assert "traceEvents" in json.loads(gzip.decompress(trace.read_bytes()))
+
+
+def test_fp16_overflows_are_counted_and_shown(tmp_path, small_shards, fork_server):
+    """A first loss scale that no gradient survives: it is halved until one does."""
+    fp16 = {"enabled": True, "initial_scale_power": 32, "hysteresis": 1}
+    job = Job(tmp_path, small_shards, zero_optimization={"stage": 2}, fp16=fp16)
+    text = job.train_forked(fork_server, "steps=6", "intervals.eval_steps=100", TEST_FP16_ON_CPU="1")
+    rows = [row for row in job.metrics() if "train/loss" in row]
+    skipped = [row["train/skipped_overflows"] for row in rows]
+    assert skipped[0] == 1
+    assert skipped == sorted(skipped)
+    assert rows[0]["train/loss_scale"] == 2**31
+    assert re.search(r"step 6  loss .* tokens/s  MFU .*%  ETA 0:00:00  skipped_overflows \d", text)
+
+
+def test_a_table_survives_its_texts(small_shards, small_tokenizer):
+    import numpy as np
+
+    from bnb_ds.shards import TokenShards
+    from tests.unit.test_samples import make_samples
+
+    batch: PackedBatch = make_samples(TokenShards(small_shards, "train")).batch(np.arange(3), np.zeros(3, int))
+    pipe = small_tokenizer.encode("|", add_special_tokens=False)
+    table = reconstruction_table(batch, [pipe, pipe], small_tokenizer).splitlines()
+    assert len(table) == 2 + 2
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in table)

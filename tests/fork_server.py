@@ -1,0 +1,156 @@
+"""Starts ranks of `runs/pretrain.py` by fork, from a process that has imported everything: a launch costs a second.
+
+Run as a program it reads one JSON request a line from standard input (`ranks`, `arguments`, `output`, `variables`),
+answers with the process ids of the ranks, and with their exit codes once all have ended. Nothing but the imports is
+shared: every rank is a process of its own with its own environment, killed and watched like any other. There is no
+launcher, so whatever ends the other ranks when one is lost is the project's own doing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests import launching
+
+_SCRIPT = launching.REPOSITORY / "runs" / "pretrain.py"
+
+
+class Launch:
+    """Ranks that are running, or have ended."""
+
+    def __init__(self, server: ForkServer, pids: list[int], output: Path) -> None:
+        self._server = server
+        self.pids = pids
+        self._output = output
+
+    def running(self, rank: int) -> bool:
+        try:
+            state = Path(f"/proc/{self.pids[rank]}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state != "Z"
+
+    def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pids[rank], number)
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = launching.TIMEOUT_SECONDS) -> None:
+        """Wait until something has happened while the ranks run."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert any(map(self.running, range(len(self.pids)))), self.text()
+            assert time.monotonic() < deadline, "timed out\n" + self.text()
+            time.sleep(0.005)
+
+    def wait(self, seconds: float = launching.TIMEOUT_SECONDS) -> list[int]:
+        """Exit codes of the ranks (negative: the signal that ended it); those still running at the end are killed."""
+        deadline = time.monotonic() + seconds
+        while any(map(self.running, range(len(self.pids)))):
+            if time.monotonic() > deadline:
+                for rank in range(len(self.pids)):
+                    self.kill(rank)
+                self._server.answer()
+                raise AssertionError("the ranks did not end\n" + self.text())
+            time.sleep(0.02)
+        return self._server.answer()
+
+    def text(self) -> str:
+        """What all ranks have written to standard output and standard error."""
+        return self._output.read_text()
+
+
+class ForkServer:
+    """Client of the program below."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.fork_server"]
+        self._process = subprocess.Popen(
+            command,
+            cwd=launching.REPOSITORY,
+            env=launching.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.answer() == ["ready"]
+
+    def answer(self) -> list[Any]:
+        return json.loads(self._process.stdout.readline())
+
+    def launch(self, arguments: list[str], output: Path, *, ranks: int = 2, **variables: str) -> Launch:
+        """Start ranks; ``output`` takes what they print."""
+        request = {"ranks": ranks, "arguments": arguments, "output": str(output), "variables": variables}
+        self._process.stdin.write(json.dumps({**request, "port": launching.free_port()}) + "\n")
+        self._process.stdin.flush()
+        return Launch(self, self.answer(), output)
+
+    def close(self) -> None:
+        launching.kill(self._process)
+
+
+def _serve() -> None:
+    import torch.utils.tensorboard  # noqa: F401
+    from transformers import BertTokenizerFast  # noqa: F401
+
+    import bnb_ds.pretraining  # noqa: F401
+
+    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
+    print(json.dumps(["ready"]), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pids = [_fork(request, rank) for rank in range(request["ranks"])]
+        print(json.dumps(pids), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+
+
+def _fork(request: dict[str, Any], rank: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["ranks"], "LOCAL_WORLD_SIZE": request["ranks"]}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]), **request["variables"])
+    os._exit(_run(request["arguments"]))
+
+
+def _run(arguments: list[str]) -> int:
+    import runpy
+    import traceback
+
+    if os.environ.get("TEST_FP16_ON_CPU"):
+        # DeepSpeed's arithmetic is right there; only its list of what a CPU is good for says no.
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+    if os.environ.get("TEST_FILE_LIMIT_OF_RANK") == os.environ["RANK"]:
+        # The disk refuses to make any file longer, as a full one does; Python ignores the signal that goes with it.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    # A hang on request: the main thread sleeps, everything else goes on.
+    signal.signal(signal.SIGUSR2, lambda *received: time.sleep(1000))
+    sys.argv = [str(_SCRIPT), *arguments]
+    code = 1
+    try:
+        runpy.run_path(str(_SCRIPT), run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    _serve()

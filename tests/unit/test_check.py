@@ -1,0 +1,78 @@
+"""`bnb-ds check` finds all faults of a launch at once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bnb_ds import check as module
+from bnb_ds.cli import main
+
+DS = {
+    "train_batch_size": 8,
+    "train_micro_batch_size_per_gpu": 2,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+}
+SIZE = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64}"
+
+
+@pytest.fixture
+def settings(tmp_path, small_shards):
+    """Write both files; return the arguments of the command."""
+
+    def write(shards=small_shards, output=tmp_path / "out", ds=DS):
+        recipe, ds_config = tmp_path / "recipe.yaml", tmp_path / "ds.json"
+        recipe.write_text(
+            f"output_dir: {output}\nsteps: 4\nmodel: {{size: {SIZE}}}\ndata: {{shards: {shards}, max_length: 32}}\n"
+        )
+        ds_config.write_text(json.dumps(ds))
+        return ["check", str(recipe), "--deepspeed_config", str(ds_config), "--world-size", "2"]
+
+    return write
+
+
+def test_a_launch_without_faults(settings, tmp_path, capsys):
+    assert main(settings()) == 0
+    shown = capsys.readouterr().out
+    assert "check: nothing stands in the way of this launch" in shown
+    assert "a new run: there is no checkpoint in output_dir" in shown
+    assert "8 samples = 2 x 2 micro steps x 2 ranks" in shown
+    assert "memory/GPU   about" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_faults_at_once(settings, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = settings(
+        shards=tmp_path / "nowhere", output=tmp_path / "file" / "run", ds={**DS, "train_batch_size": 9}
+    )
+    assert main(arguments) == 2
+    shown = capsys.readouterr().out
+    errors = [line for line in shown.splitlines() if line.startswith("error ")]
+    assert len(errors) == 3
+    assert "train_batch_size 9 does not divide over 2 ranks" in errors[0]
+    assert "nowhere" in errors[1]
+    assert f"{tmp_path / 'file'} is not a directory that can be written; choose another" in errors[2]
+    assert shown.splitlines()[-1] == "check: 3 errors"
+
+
+def test_a_recipe_that_cannot_be_read_ends_the_check(settings, capsys):
+    arguments = settings()
+    assert main([arguments[0], arguments[1], "data.max_lenght=3", *arguments[2:]]) == 2
+    assert "did you mean 'max_length'?" in capsys.readouterr().out
+
+
+def test_too_little_disk(settings, capsys, monkeypatch):
+    monkeypatch.setattr(module, "BYTES_PER_PARAMETER", 10**12)
+    assert main(settings()) == 2
+    assert "5 checkpoints take about" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_resume_is_planned(whole_run, capsys):
+    arguments = ["check", str(whole_run.recipe), "--deepspeed_config", str(whole_run.ds_config), "--world-size"]
+    assert main([*arguments, "1"]) == 0
+    assert "step_00000008, converted from 2 ranks at ZeRO stage 1 to 1 at 1" in capsys.readouterr().out
+    assert main([arguments[0], arguments[1], "seed=1", *arguments[2:], "2"]) == 2
+    assert "was started with other settings: seed: 42 -> 1" in capsys.readouterr().out

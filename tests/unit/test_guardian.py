@@ -1,0 +1,86 @@
+"""What the guardian of rank 0 concludes from what it hears."""
+
+from __future__ import annotations
+
+import pytest
+
+from bnb_ds.guardian import Lines, RankState, judge
+
+NOW = 1000.0
+SILENCE, HANG = 60.0, 600.0
+
+
+def states(**of_rank_1) -> list[RankState]:
+    """Two ranks that are well at NOW, but for what is said of rank 1."""
+    well = {"host": "node7", "pid": 42, "step": 5, "phase": "backward", "progress": 9}
+    times = {"heard": NOW, "moved": NOW, "event_since": NOW}
+    return [RankState(0, **{**well, **times}), RankState(1, **{**well, **times, **of_rank_1})]
+
+
+def test_all_is_well():
+    assert judge(states(), NOW, SILENCE, HANG) is None
+    assert judge(states(heard=NOW - 59), NOW, SILENCE, HANG) is None
+
+
+@pytest.mark.parametrize(
+    ("news", "verdict"),
+    [
+        ({"event": "died"}, "rank 1 (host node7, process 42) died in step 5, backward"),
+        ({"event": "silent"}, "rank 1 (host node7, process 42) has not run for 60 s; it stands in step 5, backward"),
+        ({"heard": NOW - 61}, "rank 1 (host node7, process 42) cannot be reached for 60 s; it was in step 5, backward"),
+    ],
+)
+def test_a_lost_rank_is_named(news, verdict):
+    assert judge(states(**news), NOW, SILENCE, HANG) == verdict
+
+
+def test_the_rank_that_is_behind_hangs():
+    both = states(progress=7, phase="data")
+    for state in both:
+        state.moved = NOW - 601
+    assert judge(both, NOW, SILENCE, HANG).endswith("hangs: no progress for 600 s in step 5, data")
+    both[0].moved = NOW - 10
+    assert judge(both, NOW, SILENCE, HANG) is None
+
+
+def test_ranks_that_hang_together():
+    both = states()
+    for state in both:
+        state.moved = NOW - 601
+    assert judge(both, NOW, SILENCE, HANG).endswith("in step 5, backward, like all others")
+
+
+def test_a_rank_that_fails_gets_time_for_its_message_and_the_others_for_theirs():
+    assert judge(states(event="failed"), NOW + 1, SILENCE, HANG) is None
+    assert judge(states(event="failed"), NOW + 16, SILENCE, HANG) == ""
+    both = states(event="failed")
+    both[0].event = "lost"  # waits only for the other
+    assert judge(both, NOW + 1, SILENCE, HANG) == ""
+
+
+def test_lost_connections_are_the_fault_of_whoever_died():
+    both = states(event="lost", message="Connection closed by peer")
+    assert judge(both, NOW + 1, SILENCE, HANG) is None
+    both[0].event = "died"
+    assert judge(both, NOW + 1, SILENCE, HANG).startswith("rank 0 (host node7, process 42) died")
+    both[0].event = "beat"
+    verdict = judge(both, NOW + 4, SILENCE, HANG)
+    assert verdict.startswith("rank 1")
+    assert verdict.endswith("lost its connections in step 5, backward: Connection closed by peer")
+
+
+def test_a_rank_that_others_have_waited_for_in_vain():
+    both = states(event="lost", message="timed out", progress=12)
+    both[0].phase = "data"
+    verdict = judge(both, NOW + 4, SILENCE, HANG)
+    assert verdict == "rank 0 (host node7, process 42) hangs in step 5, data; rank 1 has waited for it in vain"
+
+
+def test_a_rank_that_has_ended_is_not_missed():
+    assert judge(states(event="bye", heard=NOW - 1000), NOW, SILENCE, HANG) is None
+
+
+def test_lines_out_of_pieces():
+    lines = Lines()
+    assert list(lines.feed(b"one\ntw")) == ["one"]
+    assert list(lines.feed(b"o\n")) == ["two"]

@@ -1,0 +1,119 @@
+"""The recipe's model section: training a whole model on, and every setting that reaches the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from bnb_ds.config import ModelSection
+from bnb_ds.errors import CheckpointError, ConfigError, DataError
+from bnb_ds.model_factory import build_model, model_config
+from bnb_ds.shards import TokenShards
+from tests.tiny import bnb_model
+
+SIZE = {
+    "hidden_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def shards(small_shards):
+    return TokenShards(small_shards, "train")
+
+
+@pytest.fixture
+def checkpoint(tmp_path, shards, small_tokenizer):
+    """A saved model and its directory."""
+    halves = {half: {**SIZE, "vocab_size": shards.vocab_size} for half in ("encoder", "decoder")}
+    model = bnb_model(dtype=torch.float32, **halves, kl_weight=0.2, decoder_length_ratio=1.5, latent_dropout=0.3)
+    model.save_pretrained(tmp_path / "model")
+    small_tokenizer.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+def section(directory, **fields) -> ModelSection:
+    return ModelSection(checkpoint=str(directory), **fields)
+
+
+def test_a_whole_model_is_trained_on_with_its_own_settings(checkpoint, shards):
+    saved, directory = checkpoint
+    model = build_model(section(directory), shards, 32)
+    assert all(torch.equal(weight, saved.state_dict()[name]) for name, weight in model.state_dict().items())
+    config = model.config
+    assert (config.kl_weight, config.decoder_length_ratio, config.latent_dropout) == (0.2, 1.5, 0.3)
+
+
+def test_what_the_recipe_says_takes_the_place_of_that(checkpoint, shards):
+    saved, directory = checkpoint
+    chosen = section(directory, decoder_length="predicted", latent_dropout=0.0, hidden_dropout=0.4)
+    model = build_model(chosen, shards, 32)
+    assert (model.config.decoder_length, model.config.latent_dropout, model.config.kl_weight) == ("predicted", 0.0, 0.2)
+    assert model.config.encoder.hidden_dropout_prob == model.config.decoder.hidden_dropout_prob == 0.4
+    assert model.config.encoder.attention_probs_dropout_prob == 0.1
+    assert torch.equal(model.model.latent.weight, saved.model.latent.weight)
+    assert model.model.length_predictor.classifier.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("field", [{"latent_size": 5}, {"tie_encoder_decoder": True}, {"extend_positions": True}])
+def test_what_a_checkpoint_fixes(checkpoint, shards, field):
+    with pytest.raises(ConfigError, match=f"model.{next(iter(field))}: model.checkpoint fixes it; remove one"):
+        model_config(section(checkpoint[1], **field), shards, 32)
+
+
+def test_a_checkpoint_that_decodes_padding_needs_another_policy(checkpoint, shards):
+    model, directory = checkpoint
+    model.config.decoder_length = "padded"
+    model.save_pretrained(directory)
+    with pytest.raises(
+        ConfigError, match=r"its decoder_length is 'padded', which needs padded batches; set model\.dec"
+    ):
+        model_config(section(directory), shards, 32)
+    assert model_config(section(directory, decoder_length="source"), shards, 32).decoder_length == "source"
+
+
+def test_wrong_checkpoints(tmp_path, checkpoint, shards):
+    with pytest.raises(CheckpointError, match="absent: cannot be read as a BERT-NAR-BERT model: "):
+        build_model(section(tmp_path / "absent"), shards, 32)
+    directory = checkpoint[1]
+    (directory / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="model: cannot be read as a BERT-NAR-BERT model: "):
+        build_model(section(directory), shards, 32)
+
+
+def test_a_checkpoint_of_another_vocabulary(tmp_path, shards):
+    bnb_model(dtype=torch.float32).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"model\.encoder: its vocabulary has 53 tokens, the shards"):
+        model_config(section(tmp_path), shards, 24)
+
+
+def test_positions_of_bert_checkpoints(tmp_path, shards, small_tokenizer):
+    BertModel(BertConfig(vocab_size=shards.vocab_size, **SIZE)).save_pretrained(tmp_path)
+    small_tokenizer.save_pretrained(tmp_path)
+    longer = ModelSection(encoder=str(tmp_path), max_position_embeddings=100, extend_positions=True)
+    model = build_model(longer, shards, 100)
+    assert model.model.encoder.embeddings.position_embeddings.weight.shape == (100, 12)
+    with pytest.raises(ConfigError, match="max_position_embeddings is 100, but the encoder's checkpoint has 64"):
+        build_model(ModelSection(encoder=str(tmp_path), max_position_embeddings=100), shards, 100)
+
+
+def test_every_setting_of_the_section_reaches_the_model(shards):
+    fields = {
+        "latent_size": 3,
+        "latent_dropout": 0.2,
+        "decoder_length": "predicted",
+        "decoder_length_min": 2,
+        "decoder_length_max": 50,
+        "length_difference_min": -4,
+        "length_difference_max": 5,
+        "length_loss_weight": 0.7,
+        "kl_weight": 0.3,
+        "tie_encoder_decoder": True,
+        "decoder_positions": "absolute",
+    }
+    config = model_config(ModelSection(size=SIZE, **fields), shards, 32)
+    assert {name: getattr(config, name) for name in fields} == fields
