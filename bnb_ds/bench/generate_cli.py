@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bnb_ds.bench import generate as bench
-from bnb_ds.bench.options import positive
+from bnb_ds.bench.options import positive, refuse_missing_device, versions
 from bnb_ds.bench.sources import read_sources
 from bnb_ds.engines import has_bf16
 from bnb_ds.errors import ConfigError
@@ -65,8 +64,7 @@ def _run(args: argparse.Namespace) -> None:
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads",
         "bf16_in_hardware": has_bf16(device),
         "repeats": args.repeats,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **versions(),
     }
     print(", ".join(f"{name} {value}" for name, value in head.items()))
     print(table(args.against, results))
@@ -77,8 +75,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
+    refuse_missing_device(args.device)
     for flag in ("json", "png"):
         path = getattr(args, flag)
         if path is not None and not path.parent.is_dir():
