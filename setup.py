@@ -51,7 +51,7 @@ setup(
     version="0.1.0",
     description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model, on DeepSpeed",
     license="Apache-2.0",
-    packages=["bnb_ds", "bnb_ds.bench", "data_prep"],
+    packages=["bnb_ds", "bnb_ds.baselines", "bnb_ds.bench", "data_prep"],
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
