@@ -111,6 +111,8 @@ def load_classifier(directory: Path) -> ClassifierModel:
 def _bert2bert(
     section: BaselineSection, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase
 ) -> EncoderDecoderModel:
+    if section.tie_encoder_decoder and not _same_vocabulary(source, target):
+        raise ConfigError("baseline.tie_encoder_decoder: source and target have different vocabularies; remove it")
     if section.encoder is None:
         model = _random_bert2bert(section, source, target)
     else:
@@ -181,10 +183,6 @@ def _random_bert2bert(
 def _share_weights(model: EncoderDecoderModel) -> None:
     """The decoder's embeddings and layers become the encoder's own; cross-attention stays the decoder's."""
     encoder, decoder = model.encoder, model.decoder.bert
-    if encoder.config.vocab_size != decoder.config.vocab_size:
-        raise ConfigError("baseline.tie_encoder_decoder: source and target have different vocabularies; remove it")
-    if len(encoder.encoder.layer) != len(decoder.encoder.layer):
-        raise ConfigError("baseline.tie_encoder_decoder: encoder and decoder have different numbers of layers")
     decoder.embeddings = encoder.embeddings
     model.decoder.cls.predictions.decoder.weight = encoder.embeddings.word_embeddings.weight
     for ours, theirs in zip(decoder.encoder.layer, encoder.encoder.layer, strict=True):
@@ -198,7 +196,7 @@ def _transformer(
     section: BaselineSection, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase
 ) -> MarianMTModel:
     """Marian's Transformer with random weights, which is what the paper trains."""
-    size, shared = section.size or BaselineSize(), source is target
+    size, shared = section.size or BaselineSize(), _same_vocabulary(source, target)
     dropout = _RANDOM_DROPOUT if section.dropout is None else section.dropout
     config = MarianConfig(
         vocab_size=vocabulary_of(source),
@@ -268,12 +266,16 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def _same_vocabulary(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> bool:
+    return source is target or source.get_vocab() == target.get_vocab()
+
+
 def _fit_vocabulary(
     model: PreTrainedModel, checkpoint: str, tokenizer: PreTrainedTokenizerBase, *, may_grow: bool = False
 ) -> None:
     wanted, available = vocabulary_of(tokenizer), model.get_input_embeddings().num_embeddings
     if wanted > available and may_grow:
-        model.resize_token_embeddings(wanted)
+        model.resize_token_embeddings(wanted, mean_resizing=False)
     elif wanted > available:
         raise DataError(
             f"{checkpoint}: has {available} tokens, the tokenizer {wanted}; give the checkpoint's own tokenizer"

@@ -6,6 +6,7 @@ Shapes: B sequences, N real tokens of all together, L of the longest, C classes.
 from __future__ import annotations
 
 import inspect
+from os import PathLike
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ class ClassifierModel(nn.Module):
     def gradient_checkpointing_enable(self, settings: dict[str, Any]) -> None:
         """As `transformers.PreTrainedModel` has it; the engine calls it."""
         self.model.gradient_checkpointing_enable(settings)
+
+    def save_pretrained(self, directory: str | PathLike[str]) -> None:
+        """Write a plain Hugging Face directory."""
+        self.model.save_pretrained(directory)
 
     def forward(
         self,

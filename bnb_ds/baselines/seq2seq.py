@@ -186,7 +186,9 @@ class AutoregressiveModel(nn.Module):
             **_special_tokens(self.config),
             **options.arguments(),
         )
-        return [self._bare(row) for row in output[:, 1:].tolist()]
+        # One place more than the longest output was left for the token that ends it; not every output has one.
+        most = options.num_tokens or options.max_length
+        return [self._bare(row)[:most] for row in output[:, 1:].tolist()]
 
     def _bare(self, row: list[int]) -> list[int]:
         """A generated row up to its end."""

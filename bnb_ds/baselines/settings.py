@@ -73,4 +73,6 @@ class BaselineSection(Section):
             raise ValueError("decoder needs encoder: name both checkpoints or neither")
         if self.tie_encoder_decoder and self.decoder not in (None, self.encoder):
             raise ValueError("tie_encoder_decoder needs the same checkpoint for encoder and decoder; remove decoder")
+        if self.tie_encoder_decoder and self.size and self.size.encoder_layers != self.size.decoder_layers:
+            raise ValueError("tie_encoder_decoder needs as many encoder_layers as decoder_layers")
         return self
