@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from bnb_ds.config import PretrainRecipe, Section
+from bnb_ds.config import PretrainRecipe, Section, TrainingRecipe
 from bnb_ds.errors import ConfigError, nearest
 
 R = TypeVar("R", bound=Section)
@@ -36,7 +36,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), schema: type[R]
         raise ConfigError(f"{path}: " + "; ".join(_describe(e, schema) for e in error.errors())) from None
 
 
-def dump_recipe(recipe: PretrainRecipe) -> str:
+def dump_recipe(recipe: TrainingRecipe) -> str:
     """The recipe as YAML, defaults written out."""
     return yaml.safe_dump(recipe.values(), sort_keys=False)
 
