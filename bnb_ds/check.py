@@ -13,12 +13,13 @@ import torch
 
 from bnb_ds import report
 from bnb_ds.checkpoint import BYTES_PER_PARAMETER
-from bnb_ds.config import PretrainRecipe, load_recipe
+from bnb_ds.config import PretrainRecipe
 from bnb_ds.ds_config import DsConfig, load_ds_config
 from bnb_ds.elastic import plan_resume
 from bnb_ds.errors import BnbError, ConfigError, DataError
 from bnb_ds.model_factory import model_config
 from bnb_ds.plan import Plan, model_class, open_shards
+from bnb_ds.recipes import load_recipe
 from bnb_ds.run_dir import RunDir
 
 T = TypeVar("T")

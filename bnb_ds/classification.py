@@ -125,11 +125,19 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
         bert_config = read_bert_config(checkpoint)
         bert_config.update(overrides)
         model = cls(BnbConfig(encoder=bert_config, num_labels=num_labels))
-        bert = read_bert(checkpoint)
-        model.model.encoder.load_state_dict(bert.body)
-        if bert.pooler is not None:
-            model.pooler.load_state_dict(bert.pooler)
+        model.load_bert(checkpoint)
         return model.eval()
+
+    def load_bert(self, checkpoint: str | PathLike[str]) -> None:
+        """Take over the encoder of a BERT checkpoint of this size, and its pooler where it has one.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, or not a BERT.
+        """
+        bert = read_bert(checkpoint)
+        self.model.encoder.load_state_dict(bert.body)
+        if bert.pooler is not None:
+            self.pooler.load_state_dict(bert.pooler)
 
     def forward(
         self,

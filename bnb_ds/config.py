@@ -1,4 +1,4 @@
-"""Recipes: YAML file plus dotted overrides -> one typed, validated, immutable object.
+"""What a recipe may say: typed, validated and immutable once read (:mod:`bnb_ds.recipes` reads the YAML).
 
 A recipe owns everything that DeepSpeed does not read: model, data, objective, steps, schedule, seed, intervals and the
 output directory. Batch sizes, precision, ZeRO, clipping, optimizer and peak learning rate live in the DeepSpeed JSON
@@ -8,19 +8,13 @@ output directory. Batch sizes, precision, ZeRO, clipping, optimizer and peak lea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bnb_ds.corruption import OBJECTIVES
-from bnb_ds.errors import ConfigError, nearest
+from bnb_ds.errors import nearest
 from bnb_ds.sequences import Building
-
-# Two ways to give the length of a run.
-_ALTERNATIVES = {"steps": "epochs", "epochs": "steps"}
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -223,29 +217,50 @@ class FaultSection(Section):
     hang_seconds: Annotated[float, Field(ge=10)] = 1800
 
 
-class PretrainRecipe(Section):
-    """A whole pre-training run."""
+class TrainingRecipe(Section):
+    """What recipes of all kinds of training share."""
 
     output_dir: str
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     #: optimizer steps; give this or ``epochs``
     steps: Annotated[int, Field(gt=0)] | None = None
-    #: passes over the training documents; give this or ``steps``
+    #: passes over the training samples; give this or ``steps``
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    model: ModelSection = ModelSection()
-    data: DataSection
-    objective: ObjectiveSection = ObjectiveSection()
     loader: LoaderSection = LoaderSection()
     schedule: ScheduleSection = ScheduleSection()
-    intervals: IntervalSection = IntervalSection()
     spikes: SpikeSection = SpikeSection()
     faults: FaultSection = FaultSection()
 
     @model_validator(mode="after")
-    def _steps_or_epochs(self) -> PretrainRecipe:
+    def _steps_or_epochs(self) -> TrainingRecipe:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
         return self
+
+    def total_steps(self, samples_per_epoch: int, global_batch: int) -> int:
+        """Steps of the whole run."""
+        if self.steps is not None:
+            return self.steps
+        return max(math.ceil(self.epochs * samples_per_epoch / global_batch), 1)
+
+    def values(self) -> dict[str, Any]:
+        """The recipe as nested dictionaries, defaults written out, from which an equal recipe can be made.
+
+        Where ``model.checkpoint`` is given, what the recipe does not say of the model stays open: it is that model's.
+        """
+        values = self.model_dump()
+        if getattr(self.model, "checkpoint", None) is not None:
+            values["model"] = self.model.model_dump(exclude_unset=True)
+        return values
+
+
+class PretrainRecipe(TrainingRecipe):
+    """A whole pre-training run."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection
+    objective: ObjectiveSection = ObjectiveSection()
+    intervals: IntervalSection = IntervalSection()
 
     @model_validator(mode="after")
     def _samples_fit_micro_batches(self) -> PretrainRecipe:
@@ -256,117 +271,3 @@ class PretrainRecipe(Section):
                 " that or more"
             )
         return self
-
-    def values(self) -> dict[str, Any]:
-        """The recipe as nested dictionaries, defaults written out, from which an equal recipe can be made.
-
-        Where ``model.checkpoint`` is given, what the recipe does not say of the model stays open: it is that model's.
-        """
-        values = self.model_dump()
-        if self.model.checkpoint is not None:
-            values["model"] = self.model.model_dump(exclude_unset=True)
-        return values
-
-
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> PretrainRecipe:
-    """Read a recipe, apply ``key.path=value`` overrides (values are YAML), and validate it.
-
-    An override of ``steps`` takes the place of the recipe's ``epochs``, and the other way round.
-
-    Raises:
-        ConfigError: naming the file or the override, the dotted field, and the way out; all faults at once.
-    """
-    path = Path(path)
-    values = _read_yaml(path)
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return PretrainRecipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_describe(e) for e in error.errors())) from None
-
-
-def dump_recipe(recipe: PretrainRecipe) -> str:
-    """The recipe as YAML, defaults written out."""
-    return yaml.safe_dump(recipe.values(), sort_keys=False)
-
-
-def differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[str]:
-    """``"path: theirs -> ours"`` for every leaf in which two nested dictionaries differ."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in sorted({*ours, *theirs}):
-            yield from differences(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else str(key))
-    elif ours != theirs:
-        yield f"{prefix}: {theirs!r} -> {ours!r}"
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error, not a silent replacement."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice; keep one", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe; shipped ones are under runs/recipes/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a recipe: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys to values; this file is not one")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: write it as key.path=value, for example data.max_length=128")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it") from None
-    *parents, leaf = key.split(".")
-    node = values
-    for i, parent in enumerate(parents):
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(parents[: i + 1])} is a value, not a section")
-        node = child
-    node[leaf] = value
-    if key in _ALTERNATIVES and value is not None:
-        values.pop(_ALTERNATIVES[key], None)
-
-
-def _describe(error: dict[str, Any]) -> str:
-    dotted = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        section = _section_at(error["loc"][:-1])
-        return f"unknown key {dotted!r}: {nearest(str(error['loc'][-1]), section.model_fields)}"
-    if error["type"] == "missing":
-        return f"{dotted}: this field is required"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{dotted}: {message}" if dotted else message
-    return f"{dotted}: {message} (got {error['input']!r})"
-
-
-def _section_at(location: tuple[Any, ...]) -> type[Section]:
-    """The section class at a path of field names."""
-    section: type[Section] = PretrainRecipe
-    for name in location:
-        annotation = section.model_fields[name].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
-    return section

@@ -45,6 +45,14 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
     return total + _linear(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)  # LM head
 
 
+def classification_flops(config: BnbConfig, source_lengths: np.ndarray) -> int:
+    """Matrix FLOPs of one forward pass of `BnbForSequenceClassification` over int [B] real tokens."""
+    source_B = np.asarray(source_lengths, np.int64)
+    encoder = config.encoder
+    layers = encoder.num_hidden_layers * _layer(encoder, int(source_B.sum()), int((source_B * source_B).sum()))
+    return layers + _linear(source_B.size, encoder.hidden_size, encoder.hidden_size + config.num_labels)
+
+
 def _layer(bert: BertConfig, num_tokens: int, num_pairs: int) -> int:
     projections = _linear(num_tokens, bert.hidden_size, 4 * bert.hidden_size)  # query, key, value, output
     feed_forward = 2 * _linear(num_tokens, bert.hidden_size, bert.intermediate_size)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from bnb_ds import report
-from bnb_ds.config import ObjectiveSection, PretrainRecipe, load_recipe
+from bnb_ds.config import ObjectiveSection, PretrainRecipe
 from bnb_ds.corruption import Corruption
 from bnb_ds.ds_config import DsConfig, load_ds_config
 from bnb_ds.encoder_mlm import BnbForPretraining
 from bnb_ds.errors import DataError
 from bnb_ds.model_factory import model_config
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.recipes import load_recipe
 from bnb_ds.samples import PretrainSamples
 from bnb_ds.shards import TokenShards
 from bnb_ds.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
@@ -56,9 +56,7 @@ class Plan:
 
     def total_steps(self, samples_per_epoch: int) -> int:
         """Steps of the whole run."""
-        if self.recipe.steps is not None:
-            return self.recipe.steps
-        return max(math.ceil(self.recipe.epochs * samples_per_epoch / self.ds_config.global_batch), 1)
+        return self.recipe.total_steps(samples_per_epoch, self.ds_config.global_batch)
 
 
 def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> Plan:

@@ -79,7 +79,14 @@ def tokenizer_hash(tokenizer: BertTokenizerFast) -> str:
     That is the vocabulary with its model, the normalizer, the pre-tokenizer, the added tokens and the roles of the
     special tokens. Padding, truncation, the name and the place of the files do not count.
     """
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _hash(tokenizer, _state(tokenizer))
+
+
+def _state(tokenizer: BertTokenizerFast) -> dict[str, Any]:
+    return json.loads(tokenizer.backend_tokenizer.to_str())
+
+
+def _hash(tokenizer: BertTokenizerFast, state: dict[str, Any]) -> str:
     parts: dict[str, Any] = {key: state[key] for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
     parts["special_ids"] = special_ids(tokenizer)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
@@ -92,7 +99,11 @@ def special_ids(tokenizer: BertTokenizerFast) -> dict[str, int]:
 
 def vocabulary_size(tokenizer: BertTokenizerFast) -> int:
     """One more than the largest id, added tokens included."""
-    return max(tokenizer.get_vocab().values()) + 1
+    return _size(_state(tokenizer))
+
+
+def _size(state: dict[str, Any]) -> int:
+    return 1 + max([*state["model"]["vocab"].values(), *(token["id"] for token in state["added_tokens"])])
 
 
 def continuation_pieces(tokenizer: BertTokenizerFast, vocab_size: int) -> np.ndarray:
@@ -104,10 +115,11 @@ def continuation_pieces(tokenizer: BertTokenizerFast, vocab_size: int) -> np.nda
 
 def describe_tokenizer(tokenizer: BertTokenizerFast) -> TokenizerInfo:
     """What a shard directory keeps of a tokenizer."""
+    state = _state(tokenizer)
     return TokenizerInfo(
         name=Path(tokenizer.name_or_path).name or "unnamed",
-        hash=tokenizer_hash(tokenizer),
-        vocab_size=vocabulary_size(tokenizer),
+        hash=_hash(tokenizer, state),
+        vocab_size=_size(state),
         special_ids=special_ids(tokenizer),
         save=lambda directory: save_tokenizer(tokenizer, directory),
     )

@@ -222,7 +222,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _has_added_tokens(backend: Tokenizer) -> bool:
-    return any(not token["special"] for token in json.loads(backend.to_str())["added_tokens"])
+    return any(not token.special for token in backend.get_added_tokens_decoder().values())
 
 
 def _without_special_tokens(backend: Tokenizer) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -161,17 +163,24 @@ def _build(job: Job, mine: range, tokenizer: BertTokenizerFast, progress: Progre
 
 
 def _sample(job: Job, todo: Sequence[int]) -> list[str]:
-    """The beginnings of the first, the middle and the last part; what is unreadable is the builder's to report."""
+    """The beginnings of the first, the middle and the last part, read on as many threads as there will be workers."""
+    numbers = sorted({todo[0], todo[len(todo) // 2], todo[-1]})
+    if min(job.options.workers, len(numbers)) == 1:
+        return [text for number in numbers for text in _beginning(job, number)]
+    with ThreadPoolExecutor(min(job.options.workers, len(numbers))) as executor:
+        return [text for texts in executor.map(partial(_beginning, job), numbers) for text in texts]
+
+
+def _beginning(job: Job, number: int) -> list[str]:
+    """The first texts of a part; what is unreadable is the builder's to report."""
     texts: list[str] = []
-    for number in sorted({todo[0], todo[len(todo) // 2], todo[-1]}):
-        records = worker.records(job.source, job.parts[number][0], skip_bad=True)
-        characters = 0
-        for record in islice(records, 1000):
-            if isinstance(record, Document):
-                texts.append(record.text[: SAMPLE_CHARACTERS // 3])
-                characters += len(texts[-1])
-            if characters >= SAMPLE_CHARACTERS // 3:
-                break
+    characters = 0
+    for record in islice(worker.records(job.source, job.parts[number][0], skip_bad=True), 1000):
+        if isinstance(record, Document):
+            texts.append(record.text[: SAMPLE_CHARACTERS // 3])
+            characters += len(texts[-1])
+        if characters >= SAMPLE_CHARACTERS // 3:
+            break
     return texts
 
 

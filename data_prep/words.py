@@ -12,16 +12,20 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute  # else imported by every worker, at its first batch
 from tokenizers import Tokenizer
 
+from data_prep.keys import MAX_BYTES, MAX_COLUMNS, KeyTable, pack, padded
+from data_prep.wordpiece import PlainWordPiece, are_plain
+
 # The dictionary is emptied when it has grown past this: memory stays flat over any corpus, in any script.
 _MAX_WORDS = 1 << 20
-_MAX_WORD_BYTES = 1 << 26
-_WORDS_PER_CALL = 4096
+_MAX_LONG_BYTES = 1 << 26
+_LONG = 0xFF << 56  # in the place of a key's length
 
 _IS_SPACE = np.zeros(256, dtype=bool)
 _IS_SPACE[[ord(character) for character in " \t\n\r"]] = True
@@ -51,10 +55,7 @@ class WordEngine:
         if any(not token["special"] for token in state["added_tokens"]):
             raise ValueError("the tokenizer has added tokens")
         self._backend = backend
-        vocabulary = state["model"]["vocab"]
-        prefix = state["model"]["continuing_subword_prefix"]
-        self._continues = np.zeros(max(vocabulary.values()) + 1, dtype=bool)
-        self._continues[[index for token, index in vocabulary.items() if token.startswith(prefix)]] = True
+        self._encode_plain = PlainWordPiece(state)
         self._cuts_chinese = bool(state["normalizer"]["handle_chinese_chars"])
         self._clear()
 
@@ -68,7 +69,7 @@ class WordEngine:
         ends = np.cumsum([len(data) + 1 for data in encoded], dtype=np.int64)
         data, starts = self._cut(np.frombuffer(b"\n".join([*encoded, b""]), dtype=np.uint8))
         codes, words = _distinct(data, starts[0])
-        index = self._lookup(words)[codes]
+        index = self._lookup(*words)[codes]
         counts = self._counts[index]
         token_ends = np.cumsum(counts)
         num_tokens = int(token_ends[-1]) if len(token_ends) else 0
@@ -78,16 +79,17 @@ class WordEngine:
         words_before = np.searchsorted(starts[1], ends)
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         offsets[1:] = np.concatenate([[0], token_ends])[words_before]
-        if len(self._index) > _MAX_WORDS or self._num_word_bytes > _MAX_WORD_BYTES:
+        if len(self._table) > _MAX_WORDS or self._num_long_bytes > _MAX_LONG_BYTES:
             self._clear()
         return ids, offsets
 
     def _clear(self) -> None:
-        self._index: dict[bytes, int] = {}
-        self._num_word_bytes = 0
+        self._table = KeyTable(MAX_COLUMNS)  # numbers the words from 1
+        self._long: dict[bytes, int] = {}  # words too long for a key
+        self._num_long_bytes = 0
         self._ids = np.zeros(0, dtype=np.uint32)  # of all words, back to back
-        self._starts = np.zeros(0, dtype=np.int64)  # of each word in _ids
-        self._counts = np.zeros(0, dtype=np.int64)
+        self._starts = np.zeros(1, dtype=np.int64)  # of each word in _ids
+        self._counts = np.zeros(1, dtype=np.int64)
 
     def _cut(self, data: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """The bytes without spaces, where each word starts in them, and where it started before.
@@ -119,51 +121,52 @@ class WordEngine:
             alone |= (first > 0xE4) | ((first == 0xE4) & (second >= 0xB8))
         return alone
 
-    def _lookup(self, words: list[bytes]) -> np.ndarray:
-        """Index of each word in the dictionary, int64 [len(words)]; new words are added."""
-        get = self._index.get
-        found = np.array([get(word, -1) for word in words], dtype=np.int64)
-        new = np.flatnonzero(found < 0)
+    def _lookup(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Number of each distinct word in the dictionary, int64 [num_words]; new words are added."""
+        keys = pack(data, starts, np.minimum(lengths, MAX_BYTES), MAX_COLUMNS)
+        for word in np.flatnonzero(lengths > MAX_BYTES):
+            # A number in place of the bytes, and a length that no short word has.
+            content = data[starts[word] : starts[word] + lengths[word]].tobytes()
+            number = self._long.setdefault(content, len(self._long))
+            keys[:, word] = [number, *[0] * (MAX_COLUMNS - 2), _LONG]
+        found = self._table.find(keys)
+        new = np.flatnonzero(found == 0)
         if len(new):
-            new_words = [words[i] for i in new]
-            first = len(self._starts)
-            found[new] = np.arange(first, first + len(new))
-            self._index.update(zip(new_words, range(first, first + len(new)), strict=True))
-            self._num_word_bytes += sum(map(len, new_words))
-            self._append(new_words)
+            found[new] = np.arange(len(self._starts), len(self._starts) + len(new))
+            self._table.add(keys[:, new])
+            is_plain = are_plain(data, starts)[new] & (lengths[new] <= MAX_BYTES)
+            self._append(data, starts[new], lengths[new], is_plain)
+            self._num_long_bytes += int(lengths[new][lengths[new] > MAX_BYTES].sum())
         return found
 
-    def _append(self, words: list[bytes]) -> None:
-        # A run of ASCII letters and digits is one word to BERT too, so its ids can be told apart in a longer text by
-        # the tokens that do not continue a word: one call for thousands of words.
-        plain = np.array([word.isalnum() for word in words])
-        counts = np.zeros(len(words), dtype=np.int64)
-        pieces, order = [self._ids], []
-        for chunk in np.array_split(np.flatnonzero(plain), 1 + len(words) // _WORDS_PER_CALL):
-            ids = self._encode([b" ".join([words[i] for i in chunk]).decode("ascii")])[0]
-            counts[chunk] = np.diff(np.append(np.flatnonzero(~self._continues[ids]), len(ids)))
-            pieces.append(ids)
-            order.append(chunk)
-        others = np.flatnonzero(~plain)
-        rows = self._encode([words[i].decode("utf-8") for i in others])
+    def _append(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, is_plain: np.ndarray) -> None:
+        plain = np.flatnonzero(is_plain)
+        ids, plain_counts = self._encode_plain(data, starts[plain], lengths[plain])
+        others = np.append(np.flatnonzero(~is_plain), plain[plain_counts == 0])
+        words = [data[starts[i] : starts[i] + lengths[i]].tobytes().decode("utf-8") for i in others]
+        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(words, add_special_tokens=False)]
+        counts = np.zeros(len(starts), dtype=np.int64)
+        counts[plain] = plain_counts
         counts[others] = [len(row) for row in rows]
-        order = np.concatenate([*order, others])
-        starts = np.zeros(len(words), dtype=np.int64)
-        starts[order] = len(self._ids) + np.cumsum(counts[order]) - counts[order]
-        self._starts = np.concatenate([self._starts, starts])
+        order = np.append(plain[plain_counts > 0], others)
+        begins = np.zeros(len(starts), dtype=np.int64)
+        begins[order] = len(self._ids) + np.cumsum(counts[order]) - counts[order]
+        self._starts = np.concatenate([self._starts, begins])
         self._counts = np.concatenate([self._counts, counts])
-        self._ids = np.concatenate([*pieces, *rows])
-
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        self._ids = np.concatenate([self._ids, ids, np.array(list(chain.from_iterable(rows)), dtype=np.uint32)])
 
 
-def _distinct(data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
-    """Which distinct word each word is, int [num_words], and the distinct words."""
+def _distinct(data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Which distinct word each word is, int [num_words], and the distinct words: bytes, starts and lengths."""
     offsets = np.append(starts, len(data))
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     array = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers).dictionary_encode()
+    if not len(starts):
+        return offsets[:0], (padded(data), offsets[:0], offsets[:0])
     # Not to_numpy(), which imports pandas: half a second in every process.
-    codes = np.frombuffer(array.indices.buffers()[1], dtype=np.int32, count=len(starts)) if len(starts) else offsets[:0]
-    return codes, array.dictionary.to_pylist()
+    codes = np.frombuffer(array.indices.buffers()[1], dtype=np.int32, count=len(starts))
+    words = array.dictionary
+    _, offsets_buffer, data_buffer = words.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int64, count=len(words) + 1)
+    distinct = np.frombuffer(data_buffer, dtype=np.uint8, count=offsets[-1])
+    return codes, (padded(distinct), offsets[:-1], np.diff(offsets))

@@ -36,8 +36,9 @@ def main() -> int:
 def call(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     from bnb_ds import distributed
     from bnb_ds.plan import describe_dry_run, make_plan
-    from bnb_ds.pretraining import Launch, pretrain
+    from bnb_ds.pretraining import pretrain
     from bnb_ds.profiling import parse_range
+    from bnb_ds.training import Launch
 
     if args.world_size is not None and not args.dry_run:
         parser.error("--world-size goes with --dry-run; a real run takes it from its launcher")

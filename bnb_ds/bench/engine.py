@@ -73,6 +73,7 @@ def random_batch(config: BnbConfig, work: Work) -> PackedBatch:
         num_masked=0,
         num_infeasible=0,
         num_targets=ids.numel(),
+        loss_count=ids.numel(),
     )
 
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 def test_texts_histograms_and_a_trace(tmp_path, small_shards, fork_server):
     job = Job(tmp_path, small_shards, zero_optimization={"stage": 3, "stage3_param_persistence_threshold": 0})
     settings = ["steps=4", "intervals.eval_steps=2", "intervals.histogram_steps=4", "intervals.reconstructions=2"]
+    settings += ["objective.mask_probability=0.5"]
     job.train_forked(fork_server, *settings, "--profile-steps", "2:3")
     events = EventAccumulator(str(job.output / "runs"), size_guidance={"tensors": 0, "histograms": 0})
     events.Reload()

@@ -34,7 +34,7 @@ def test_pretraining_killed_and_resumed(wikipedia_shards, tmp_path):
     whole = launching.run(command("whole"))
     assert whole.returncode == 0, whole.stdout + whole.stderr
     scalars = read_scalars(tmp_path / "whole" / "runs")
-    assert set(scalars) == TAGS
+    assert set(scalars) >= TAGS
     losses = scalars["train/loss"]
     assert losses[-1][1] < losses[0][1]
 

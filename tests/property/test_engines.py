@@ -98,7 +98,7 @@ def test_the_dictionary_is_emptied_when_full(shared_data: Path, monkeypatch: pyt
     for part in range(20):
         texts = [f"word{i} of part {part}, the {i * part}th" for i in range(30)]
         assert_equal(engine, reference, texts)
-    assert len(engine._words._index) < 200
+    assert len(engine._words._table) < 200
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", " ", "\x00"], ["a", "", "b"]])

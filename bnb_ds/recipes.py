@@ -1,0 +1,121 @@
+"""Recipes: YAML file plus dotted overrides -> one typed, validated, immutable object of :mod:`bnb_ds.config`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from bnb_ds.config import PretrainRecipe, Section, TrainingRecipe
+from bnb_ds.errors import ConfigError, nearest
+
+R = TypeVar("R", bound=Section)
+
+# Two ways to give the length of a run.
+_ALTERNATIVES = {"steps": "epochs", "epochs": "steps"}
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = (), schema: type[R] = PretrainRecipe) -> R:
+    """Read a recipe, apply ``key.path=value`` overrides (values are YAML), and validate it as ``schema``.
+
+    An override of ``steps`` takes the place of the recipe's ``epochs``, and the other way round.
+
+    Raises:
+        ConfigError: naming the file or the override, the dotted field, and the way out; all faults at once.
+    """
+    path = Path(path)
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + "; ".join(_describe(e, schema) for e in error.errors())) from None
+
+
+def dump_recipe(recipe: TrainingRecipe) -> str:
+    """The recipe as YAML, defaults written out."""
+    return yaml.safe_dump(recipe.values(), sort_keys=False)
+
+
+def differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[str]:
+    """``"path: theirs -> ours"`` for every leaf in which two nested dictionaries differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted({*ours, *theirs}):
+            yield from differences(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif ours != theirs:
+        yield f"{prefix}: {theirs!r} -> {ours!r}"
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error, not a silent replacement."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice; keep one", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such recipe; shipped ones are under runs/recipes/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a recipe: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values; this file is not one")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: write it as key.path=value, for example data.max_length=128")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it") from None
+    *parents, leaf = key.split(".")
+    node = values
+    for i, parent in enumerate(parents):
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {'.'.join(parents[: i + 1])} is a value, not a section")
+        node = child
+    node[leaf] = value
+    if key in _ALTERNATIVES and value is not None:
+        values.pop(_ALTERNATIVES[key], None)
+
+
+def _describe(error: dict[str, Any], schema: type[Section]) -> str:
+    dotted = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = _section_at(error["loc"][:-1], schema)
+        return f"unknown key {dotted!r}: {nearest(str(error['loc'][-1]), section.model_fields)}"
+    if error["type"] == "missing":
+        return f"{dotted}: this field is required"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{dotted}: {message}" if dotted else message
+    return f"{dotted}: {message} (got {error['input']!r})"
+
+
+def _section_at(location: tuple[Any, ...], section: type[Section]) -> type[Section]:
+    """The section class at a path of field names below ``section``."""
+    for name in location:
+        annotation = section.model_fields[name].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
+    return section
