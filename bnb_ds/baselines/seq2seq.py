@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from bnb_ds.baselines.padded import pad_rows, padded
-from bnb_ds.batch import PackedBatch
 from bnb_ds.errors import ConfigError
 from bnb_ds.model_outputs import BnbOutput
 from bnb_ds.packing import PackedLayout
@@ -28,45 +27,36 @@ class BeamOptions:
     """How an autoregressive model writes; always with the key-value cache.
 
     Attributes:
+        max_new_tokens: most tokens of an output, the one that ends it included.
+        min_new_tokens: fewest before it may end.
         num_beams: hypotheses kept; 1 is greedy.
-        max_length: most tokens of an output, without the first and the last special one.
-        min_length: fewest.
         length_penalty: exponent of the length by which a hypothesis' log-probability is divided.
         no_repeat_ngram_size: no n-gram of that many tokens twice; 0 for no such rule.
-        num_tokens: exactly that many tokens for every output, whatever the model would write: what a fair measurement
-            of speed needs. Takes the place of both lengths.
     """
 
+    max_new_tokens: int
+    min_new_tokens: int = 0
     num_beams: int = 1
-    max_length: int = 128
-    min_length: int = 0
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
-    num_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_beams < 1:
             raise ConfigError(f"num_beams is {self.num_beams}: give at least 1")
-        if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
             raise ConfigError(
-                f"min_length is {self.min_length} and max_length {self.max_length}: give 0 <= min_length <= max_length"
+                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens}: give 0 or more, and"
+                " no less than that"
             )
+
+    @classmethod
+    def exactly(cls, num_tokens: int, num_beams: int = 1) -> BeamOptions:
+        """Every output has ``num_tokens``, whatever the model would write: for fair measurements of speed."""
+        return cls(num_tokens, num_tokens, num_beams)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of transformers' ``generate``, every setting said."""
-        fewest, most = (self.min_length, self.max_length) if self.num_tokens is None else (self.num_tokens,) * 2
-        # transformers counts the token that ends an output as a new one.
-        ends = 1 if self.num_tokens is None else 0
-        return {
-            "do_sample": False,
-            "use_cache": True,
-            "num_beams": self.num_beams,
-            "min_new_tokens": fewest,
-            "max_new_tokens": most + ends,
-            "length_penalty": self.length_penalty,
-            "early_stopping": False,
-            "no_repeat_ngram_size": self.no_repeat_ngram_size,
-        }
+        return {"do_sample": False, "use_cache": True, "early_stopping": False, **vars(self)}
 
 
 class AutoregressiveModel(nn.Module):
@@ -74,12 +64,15 @@ class AutoregressiveModel(nn.Module):
 
     Args:
         model: an encoder-decoder with a language-model head, its special tokens set (:mod:`bnb_ds.baselines.build`).
+        begins_with_start: the first token of every target is the decoder's start token, which is given and not
+            predicted; otherwise the start token is put before it, as BART has it.
         label_smoothing: share of the target distribution that is uniform, in training mode only.
     """
 
-    def __init__(self, model: PreTrainedModel, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, model: PreTrainedModel, *, begins_with_start: bool, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.begins_with_start = begins_with_start
         self.label_smoothing = label_smoothing
 
     @property
@@ -102,10 +95,9 @@ class AutoregressiveModel(nn.Module):
         weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.model.save_pretrained(directory, state_dict=weights)
 
-    @staticmethod
-    def loss_count(batch: PackedBatch) -> int:
-        """What the sum of the loss is divided by: the target tokens and, of each sequence, the token that ends it."""
-        return batch.labels.numel() + batch.label_lengths.numel()
+    def loss_count(self, num_targets: int, num_samples: int) -> int:
+        """Tokens that are predicted of ``num_targets`` in as many targets as ``num_samples``."""
+        return num_targets - num_samples * self.begins_with_start
 
     def forward(
         self,
@@ -124,19 +116,21 @@ class AutoregressiveModel(nn.Module):
             input_ids: int64 [N], sources back to back, with their special tokens.
             cu_seqlens: int32 [B + 1], where each begins.
             max_seqlen: L.
-            labels: int64 [sum of label_lengths], targets back to back, without special tokens.
+            labels: int64 [sum of label_lengths], targets back to back, with their special tokens; the last one ends
+                a target.
             label_lengths: int64 [B].
             max_label_length: S, if the caller knows it; spares a GPU from waiting.
-            return_logits: also the logits, packed [sum of label_lengths + B, V].
+            return_logits: also the logits, packed, of each token that is predicted.
 
         Returns:
-            Nats of all target tokens and ends added up, and their number.
+            Nats of all predicted tokens added up, and their number.
         """
         source = PackedLayout.from_cu_seqlens(cu_seqlens, num_tokens=input_ids.numel(), max_seqlen=max_seqlen)
         longest = int(label_lengths.max()) if max_label_length is None else max_label_length
-        num_labels = labels.numel() + label_lengths.numel()
-        target = PackedLayout.from_lengths(label_lengths + 1, num_tokens=num_labels, max_seqlen=longest + 1)
-        inputs_M, targets_M = self._shifted(labels, target)
+        num_labels = self.loss_count(labels.numel(), label_lengths.numel())
+        given = int(self.begins_with_start)
+        target = PackedLayout.from_lengths(label_lengths - given, num_tokens=num_labels, max_seqlen=longest - given)
+        inputs_M, targets_M = self._shifted(labels, label_lengths, target)
         pad_id = self.config.pad_token_id
         ids_BL, mask_BL = padded(input_ids, source, pad_id)
         decoder_ids_BS, decoder_mask_BS = padded(inputs_M, target, pad_id)
@@ -158,19 +152,17 @@ class AutoregressiveModel(nn.Module):
             logits=logits_MV if return_logits else None,
         )
 
-    def _shifted(self, labels: Tensor, target: PackedLayout) -> tuple[Tensor, Tensor]:
-        """What the decoder reads (the start token, then the target) and what it is to predict (the target, its end)."""
-        starts_B = target.cu_seqlens[:-1].long()
-        ends_B = target.cu_seqlens[1:].long() - 1
-        not_last = torch.ones(target.num_tokens, dtype=torch.bool, device=labels.device).index_fill_(0, ends_B, 0)
-        not_first = torch.ones_like(not_last).index_fill_(0, starts_B, 0)
-        inputs = labels.new_full((target.num_tokens,), self.config.decoder_start_token_id)
-        targets = labels.new_full((target.num_tokens,), self.config.eos_token_id)
-        return inputs.masked_scatter_(not_first, labels), targets.masked_scatter_(not_last, labels)
+    def _shifted(self, labels: Tensor, label_lengths: Tensor, target: PackedLayout) -> tuple[Tensor, Tensor]:
+        """What the decoder reads, and what it is to predict after each token of that."""
+        starts_B = label_lengths.cumsum(0) - label_lengths
+        if self.begins_with_start:
+            place_M = starts_B.index_select(0, target.sequence_ids) + target.position_ids
+            return labels.index_select(0, place_M), labels.index_select(0, place_M + 1)
+        return labels.roll(1).index_fill(0, starts_B, self.config.decoder_start_token_id), labels
 
     @torch.inference_mode()
     def generate_rows(self, rows: Sequence[Sequence[int]], options: BeamOptions) -> list[list[int]]:
-        """Outputs of sources that are decoded together, without special tokens.
+        """Outputs of sources that are decoded together, without the start token and the one that ends them.
 
         Args:
             rows: token ids of each source, with its special tokens.
@@ -186,9 +178,7 @@ class AutoregressiveModel(nn.Module):
             **_special_tokens(self.config),
             **options.arguments(),
         )
-        # One place more than the longest output was left for the token that ends it; not every output has one.
-        most = options.num_tokens or options.max_length
-        return [self._bare(row)[:most] for row in output[:, 1:].tolist()]
+        return [self._bare(row) for row in output[:, 1:].tolist()]
 
     def _bare(self, row: list[int]) -> list[int]:
         """A generated row up to its end."""

@@ -1,4 +1,4 @@
-"""What a recipe says of a baseline."""
+"""What a recipe's ``model`` says of a baseline; ``kind`` tells which."""
 
 from __future__ import annotations
 
@@ -8,19 +8,9 @@ from pydantic import Field, model_validator
 
 from bnb_ds.config import Probability, Section
 
-Kind = Literal["bert2bert", "transformer", "seq2seq", "classifier"]
 
-#: fields that a kind does not take
-_FOREIGN = {
-    "bert2bert": ("checkpoint",),
-    "transformer": ("checkpoint", "encoder", "decoder", "tie_encoder_decoder"),
-    "seq2seq": ("encoder", "decoder", "size", "tie_encoder_decoder"),
-    "classifier": ("encoder", "decoder", "size", "tie_encoder_decoder", "label_smoothing"),
-}
-
-
-class BaselineSize(Section):
-    """Shape of a model with random weights; the defaults are those of the paper's Transformer (Marian's)."""
+class Seq2SeqSize(Section):
+    """Shape of an encoder-decoder with random weights; the defaults are those of the paper's Transformer."""
 
     hidden_size: Annotated[int, Field(gt=0)] = 512
     encoder_layers: Annotated[int, Field(gt=0)] = 6
@@ -30,7 +20,7 @@ class BaselineSize(Section):
     max_position_embeddings: Annotated[int, Field(gt=0)] = 512
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> BaselineSize:
+    def _heads_divide(self) -> Seq2SeqSize:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -38,41 +28,65 @@ class BaselineSize(Section):
         return self
 
 
-class BaselineSection(Section):
-    """A model to compare with.
+class AutoregressiveSection(Section):
+    """Common to the autoregressive kinds."""
 
-    ``bert2bert``: BERT checkpoints for both halves, or random weights of ``size``; ``transformer``: random weights;
-    ``seq2seq``: any encoder-decoder checkpoint of transformers (BART, BioBART); ``classifier``: a checkpoint with a
-    new classification head (BERT, OpenAI GPT).
-    """
+    #: of hidden states and of attention; None: as the checkpoint has it, 0.1 in models with random weights
+    dropout: Probability | None = None
+    #: share of the target distribution that is uniform, while training
+    label_smoothing: Probability = 0.0
+    #: of the trained model, where it is evaluated and where it teaches; while training it is scored with 1
+    num_beams: Annotated[int, Field(ge=1)] = 4
+    #: exponent of the length by which a hypothesis' log-probability is divided
+    length_penalty: float = 1.0
+    #: no n-gram of that many tokens twice in an output; 0: no such rule
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
 
-    kind: Kind
-    #: Hugging Face directory or hub name, of seq2seq and classifier
-    checkpoint: str | None = None
-    #: the same, of bert2bert; ``decoder`` is ``encoder`` where it is not given
+
+class Bert2bertSection(AutoregressiveSection):
+    """BERT checkpoints for both halves (Rothe et al., 2020), or random weights of ``size``."""
+
+    kind: Literal["bert2bert"]
+    #: Hugging Face directory or hub name; ``decoder`` is ``encoder`` where it is not given
     encoder: str | None = None
     decoder: str | None = None
-    size: BaselineSize | None = None
-    #: bert2bert: one set of weights for both halves (BERTSHARE of Rothe et al. 2020); needs one checkpoint for both
+    size: Seq2SeqSize | None = None
+    #: one set of weights for both halves
     tie_encoder_decoder: bool = False
-    #: share of the target distribution that is uniform
-    label_smoothing: Probability = 0.0
-    #: of hidden states, and of attention; None: as the checkpoint has it, 0.1 in models with random weights
-    dropout: Probability | None = None
 
     @model_validator(mode="after")
-    def _fields_of_its_kind(self) -> BaselineSection:
-        foreign = [name for name in _FOREIGN[self.kind] if name in self.model_fields_set]
-        if foreign:
-            raise ValueError(f"{foreign[0]} does not go with kind {self.kind}; remove it")
-        if self.kind in ("seq2seq", "classifier") and self.checkpoint is None:
-            raise ValueError(f"kind {self.kind} needs checkpoint: a Hugging Face directory or hub name")
-        if self.kind == "bert2bert" and (self.encoder is None) == (self.size is None):
-            raise ValueError("kind bert2bert needs either encoder (BERT checkpoints) or size (random weights)")
+    def _one_start(self) -> Bert2bertSection:
         if self.decoder is not None and self.encoder is None:
             raise ValueError("decoder needs encoder: name both checkpoints or neither")
+        if (self.encoder is None) == (self.size is None):
+            raise ValueError("give either encoder (BERT checkpoints) or size (random weights)")
         if self.tie_encoder_decoder and self.decoder not in (None, self.encoder):
             raise ValueError("tie_encoder_decoder needs the same checkpoint for encoder and decoder; remove decoder")
         if self.tie_encoder_decoder and self.size and self.size.encoder_layers != self.size.decoder_layers:
             raise ValueError("tie_encoder_decoder needs as many encoder_layers as decoder_layers")
         return self
+
+
+class TransformerSection(AutoregressiveSection):
+    """A Transformer with random weights: Marian's, as in the paper."""
+
+    kind: Literal["transformer"]
+    size: Seq2SeqSize = Seq2SeqSize()
+
+
+class Seq2SeqSection(AutoregressiveSection):
+    """An encoder-decoder checkpoint of transformers, such as BART or BioBART."""
+
+    kind: Literal["seq2seq"]
+    #: Hugging Face directory or hub name
+    checkpoint: str
+
+
+class ClassifierSection(Section):
+    """A checkpoint with a new classification head: BERT, OpenAI GPT."""
+
+    kind: Literal["classifier"]
+    #: Hugging Face directory or hub name
+    checkpoint: str
+    #: of hidden states and of attention; None: as the checkpoint has it
+    dropout: Probability | None = None
