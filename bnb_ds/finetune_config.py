@@ -43,7 +43,7 @@ class SelectionSection(Section):
     @classmethod
     def _not_test(cls, split: str) -> str:
         if split.startswith("test"):
-            raise ValueError(f"{split!r} is for the final result: choosing a model on it is refused; use a validation split")
+            raise ValueError(f"{split!r}: choosing a model on a test split is refused; name a validation split")
         return split
 
 
@@ -81,6 +81,6 @@ class FinetuneRecipe(TrainingRecipe):
         budget = self.loader.micro_batch_tokens
         if budget is not None and budget < longest:
             raise ValueError(
-                f"loader.micro_batch_tokens {budget}: one sample can have {longest} source tokens; set it to that or more"
+                f"loader.micro_batch_tokens {budget}: one source can have {longest} tokens; set it to that or more"
             )
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from bnb_ds import distributed, report
 from bnb_ds.ds_config import DsConfig, load_ds_config
 from bnb_ds.early_stopping import EarlyStopping
-from bnb_ds.export import export_best
+from bnb_ds.export_tasks import export_best
 from bnb_ds.finetune_config import FinetuneRecipe
 from bnb_ds.flops import TRAINING_FACTOR
 from bnb_ds.outputs import disk_errors
@@ -24,7 +23,7 @@ from bnb_ds.systems import System, system_class
 from bnb_ds.task_evaluation import evaluate_split, outputs_table
 from bnb_ds.tasks.samples import TaskSamples
 from bnb_ds.tasks.task import Task
-from bnb_ds.tasks.tokenised import Lengths, Tokenised, cached_directory, tokenise
+from bnb_ds.tasks.tokenised import Lengths, Tokenised, tokenise
 from bnb_ds.tracking import Tracker
 from bnb_ds.training import Intervals, Job, Launch, Process, choose_resume, run_job, run_process
 
@@ -50,9 +49,7 @@ class FinetunePlan:
         return (chosen, *(split for split in self.task.validation_splits[1:] if split != chosen))
 
 
-def make_finetune_plan(
-    recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int
-) -> FinetunePlan:
+def make_finetune_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> FinetunePlan:
     """Load and check all settings but the data itself.
 
     Raises:
@@ -124,9 +121,7 @@ def _tokenise(plan: FinetunePlan) -> dict[str, Tokenised]:
     """The splits of the run: rank 0 makes them, all open them."""
     data, task, codec = plan.recipe.data, plan.task, plan.system.codec
     names = ("train", *plan.scored_splits)
-    directories = distributed.on_main(
-        lambda: [str(tokenise(task, data, name, codec).directory) for name in names]
-    )
+    directories = distributed.on_main(lambda: [str(tokenise(task, data, name, codec).directory) for name in names])
     return {name: Tokenised(Path(path)) for name, path in zip(names, directories, strict=True)}
 
 
@@ -156,9 +151,7 @@ def _evaluation(
         values = {}
         for name in plan.scored_splits:
             split = splits[name]
-            results = evaluate_split(
-                plan.system, engine, split, batch_size=plan.ds_config.micro_batch, device=device
-            )
+            results = evaluate_split(plan.system, engine, split, batch_size=plan.ds_config.micro_batch, device=device)
             values[f"{name}/loss"] = results.loss
             values |= {f"{name}/{score}": value for score, value in results.scores.values.items()}
             if plan.recipe.intervals.outputs and distributed.is_main():
@@ -181,9 +174,7 @@ def _save_files(plan: FinetunePlan, run: RunDir, config: Any, splits: dict[str, 
             (directory / f"{name}.ids.txt").write_text("".join(f"{i}\n" for i in split.row_ids()), encoding="utf-8")
 
 
-def _derived(
-    plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: int, total_steps: int
-) -> list[str]:
+def _derived(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: int, total_steps: int) -> list[str]:
     """Lines that say what a run will do."""
     ds_config, recipe = plan.ds_config, plan.recipe
     samples = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
@@ -199,13 +190,14 @@ def _derived(
     if recipe.loader.micro_batch_tokens is not None:
         cut = f"micro batches of at most {recipe.loader.micro_batch_tokens:,} tokens on {ds_config.world_size} ranks"
     steps_per_epoch = len(splits["train"]) / ds_config.global_batch
-    score = recipe.selection.score or plan.task.main_score
+    selection = f"best {recipe.selection.score or plan.task.main_score} on {plan.scored_splits[0]}"
+    if recipe.selection.patience:
+        selection += f"; ends after {recipe.selection.patience} evaluations without a better one"
     return [
         *lines,
         f"batch        {ds_config.global_batch} samples = {cut}",
         f"steps        {total_steps:,} = {total_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,.1f} steps",
-        f"selection    best {score} on {plan.scored_splits[0]}"
-        + (f", ends after {recipe.selection.patience} evaluations without a better one" if recipe.selection.patience else ""),
+        f"selection    {selection}",
     ]
 
 

@@ -35,7 +35,7 @@ _SAME_NAME = (
     "tie_encoder_decoder",
 )
 #: fields of a BERT configuration -> their names in a recipe
-_RECIPE_NAME = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}
+DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}
 _FIXED_BY_CHECKPOINT = ("latent_size", "tie_encoder_decoder", "max_position_embeddings", "extend_positions")
 #: of a saved model whose target has a tokenizer of its own
 TARGET_TOKENIZER = "target_tokenizer"
@@ -148,7 +148,7 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
     replaced = {name: value for name, value in _bnb_fields(section, target).items() if name in given}
     config.update(replaced)
     for half in (config.encoder, config.decoder):
-        half.update({name: value for name, value in _dropout_fields(section).items() if _RECIPE_NAME[name] in given})
+        half.update({name: value for name, value in _dropout_fields(section).items() if DROPOUT_NAMES[name] in given})
     if config.decoder_length == "padded":
         raise ConfigError(
             f"{section.checkpoint}: its decoder_length is 'padded', which needs padded batches; set"

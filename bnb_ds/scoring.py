@@ -9,6 +9,7 @@ import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def _repetition_rate(scores: Scores, outputs: list[str], references: list[str], 
     repeated = total = 0
     for output in outputs:
         words = output.split()
-        repeated += sum(word == before for before, word in zip(words, words[1:], strict=False))
+        repeated += sum(word == before for before, word in pairwise(words))
         total += len(words)
     scores.values["repetition_rate"] = 100 * repeated / max(total, 1)
     scores.settings["repetition_rate"] = "words that equal the word before them, of all words written, in percent"

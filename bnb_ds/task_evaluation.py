@@ -32,9 +32,7 @@ class Results:
 
 
 @torch.no_grad()
-def evaluate_split(
-    system: System, model: Any, split: Tokenised, *, batch_size: int, device: torch.device
-) -> Results:
+def evaluate_split(system: System, model: Any, split: Tokenised, *, batch_size: int, device: torch.device) -> Results:
     """Score a model on a whole split; every rank takes its share and gets all results.
 
     Samples of like length are batched; which batch a sample is in makes no difference to its output.
@@ -99,5 +97,3 @@ def outputs_table(split: Tokenised, system: System, results: Results, number: in
 
 def _shown(labels: tuple[str, ...], output: Any) -> str:
     return labels[int(output)] if labels else str(output)
-
-

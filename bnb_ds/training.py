@@ -21,7 +21,6 @@ from bnb_ds.ds_config import DsConfig
 from bnb_ds.early_stopping import EarlyStopping
 from bnb_ds.elastic import Resume, plan_resume
 from bnb_ds.engine import build_engine
-from bnb_ds.export import read_weights
 from bnb_ds.hardware import peak_flops
 from bnb_ds.loader import SampleSource, StepLoader
 from bnb_ds.objectives import Objective
@@ -37,6 +36,7 @@ from bnb_ds.train_loop import LoopSettings, TrainLoop
 from bnb_ds.train_step import TrainStep
 from bnb_ds.watchdog import Watchdog
 from bnb_ds.watching import log_histograms
+from bnb_ds.weights import read_weights
 
 _TIMEOUT_MARGIN_SECONDS = 30
 

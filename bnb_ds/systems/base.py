@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from bnb_ds.batch import PackedBatch
+from bnb_ds.bert_init import checkpoint_errors
 from bnb_ds.config import Section
 from bnb_ds.files import write_atomic
 from bnb_ds.objectives import Objective, Reconstruction
@@ -113,6 +115,15 @@ class System(ABC):
             model: a DeepSpeed engine (``engine.module`` is the model) or the model itself. All ranks call it at the
                 same time: weights that ZeRO 3 has taken apart are gathered in forward passes of the whole model.
         """
+
+    def load_config(self, directory: Path) -> Any:
+        """The configuration in a model directory, of the class that `empty` takes.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        with checkpoint_errors(directory, "model"):
+            return AutoConfig.from_pretrained(directory)
 
     @property
     def objective(self) -> Objective:

@@ -18,6 +18,7 @@ from bnb_ds.decoding import read_off
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.flops import classification_flops, forward_flops
 from bnb_ds.model_factory import (
+    DROPOUT_NAMES,
     TARGET_TOKENIZER,
     TokenizerVocabulary,
     build_model,
@@ -122,20 +123,18 @@ class BnbGenerator(BnbSystem):
             # With labels the slots are as many as the target has tokens; without, as many as the model predicts.
             output = model(**batch.source_inputs(device))
         lengths_B = output.decoder_lengths
-        layout = PackedLayout.from_lengths(
-            lengths_B, num_tokens=int(lengths_B.sum()), max_seqlen=int(lengths_B.max())
-        )
+        layout = PackedLayout.from_lengths(lengths_B, num_tokens=int(lengths_B.sum()), max_seqlen=int(lengths_B.max()))
         ids_BT, written_B = read_off(output.logits.argmax(-1), layout, config)
         rows = zip(ids_BT.cpu().numpy(), written_B.tolist(), strict=True)
         return Prediction(loss_sum, [row[:length] for row, length in rows])
 
     def _refuse_long_targets(self, config: BnbConfig) -> None:
         limit = config.decoder.max_position_embeddings
-        if config.decoder_length == "predicted" and config.decoder_positions == "absolute":
-            if self.lengths.target > limit:
-                raise ConfigError(
-                    f"data.max_target_length {self.lengths.target}: the decoder has {limit} positions; set it to {limit}"
-                )
+        one_each = config.decoder_length == "predicted" and config.decoder_positions == "absolute"
+        if one_each and self.lengths.target > limit:
+            raise ConfigError(
+                f"data.max_target_length {self.lengths.target}: the decoder has {limit} positions; set it to {limit}"
+            )
 
 
 class BnbClassifier(BnbSystem):
@@ -151,8 +150,13 @@ class BnbClassifier(BnbSystem):
         else:
             vocabulary = TokenizerVocabulary.of(self.codec.source)
             config = model_config(section, vocabulary, self.lengths.source)
-        dropout = {"hidden_dropout_prob": section.hidden_dropout, "attention_probs_dropout_prob": section.attention_dropout}
-        config.encoder.update(dropout)
+        config.encoder.update(
+            {
+                field: getattr(section, name)
+                for field, name in DROPOUT_NAMES.items()
+                if section.checkpoint is None or name in section.model_fields_set
+            }
+        )
         config.num_labels = self.task.num_outputs
         if self.task.labels:
             config.id2label = dict(enumerate(self.task.labels))

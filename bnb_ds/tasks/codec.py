@@ -17,7 +17,6 @@ from bnb_ds.model_factory import TARGET_TOKENIZER
 from bnb_ds.tokenization import save_tokenizer
 
 
-
 @dataclass(frozen=True)
 class Frame:
     """The special tokens that a tokenizer puts around one text, or around two."""
