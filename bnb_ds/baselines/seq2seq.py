@@ -161,12 +161,15 @@ class AutoregressiveModel(nn.Module):
         return labels.roll(1).index_fill(0, starts_B, self.config.decoder_start_token_id), labels
 
     @torch.inference_mode()
-    def generate_rows(self, rows: Sequence[Sequence[int]], options: BeamOptions) -> list[list[int]]:
+    def generate_rows(
+        self, rows: Sequence[Sequence[int]], options: BeamOptions, *, synchronised: bool = False
+    ) -> list[list[int]]:
         """Outputs of sources that are decoded together, without the start token and the one that ends them.
 
         Args:
             rows: token ids of each source, with its special tokens.
             options: how to write.
+            synchronised: go on as long as any rank writes.
         """
         if not rows:
             return []
@@ -177,6 +180,7 @@ class AutoregressiveModel(nn.Module):
             decoder_start_token_id=self.config.decoder_start_token_id,
             **_special_tokens(self.config),
             **options.arguments(),
+            synced_gpus=synchronised,
         )
         return [self._bare(row) for row in output[:, 1:].tolist()]
 
