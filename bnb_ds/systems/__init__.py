@@ -8,20 +8,26 @@ from typing import Annotated
 
 from pydantic import Field
 
+from bnb_ds.baselines.settings import Bert2bertSection, ClassifierSection, Seq2SeqSection, TransformerSection
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.systems.base import TASK_FILE, Prediction, System
+from bnb_ds.systems.baselines import Bert2bert, CheckpointClassifier, Seq2SeqCheckpoint, Transformer
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
 from bnb_ds.tasks import Task, get_task
 from bnb_ds.tasks.tokenised import Lengths
 
-#: of a recipe's ``model``; the field ``kind`` says which. A second section makes this a union with
-#: ``Field(discriminator="kind")``
-ModelChoice = Annotated[BnbModelSection, Field()]
+#: of a recipe's ``model``; the field ``kind`` says which
+ModelChoice = Annotated[
+    BnbModelSection | Bert2bertSection | TransformerSection | Seq2SeqSection | ClassifierSection,
+    Field(discriminator="kind"),
+]
 
 #: writers of texts
-GENERATORS: dict[str, type[System]] = {system.kind: system for system in (BnbGenerator,)}
+GENERATORS: dict[str, type[System]] = {
+    system.kind: system for system in (BnbGenerator, Bert2bert, Transformer, Seq2SeqCheckpoint)
+}
 #: givers of labels
-CLASSIFIERS: dict[str, type[System]] = {system.kind: system for system in (BnbClassifier,)}
+CLASSIFIERS: dict[str, type[System]] = {system.kind: system for system in (BnbClassifier, CheckpointClassifier)}
 
 __all__ = ["CLASSIFIERS", "GENERATORS", "TASK_FILE", "ModelChoice", "Prediction", "System", "load_system"]
 
