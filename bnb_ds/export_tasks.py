@@ -17,6 +17,8 @@ from bnb_ds.weights import read_weights
 
 #: directory of a run that holds its best model
 BEST = "best"
+#: the recipe that a model was fine-tuned with, in its directory
+RECIPE_FILE = "recipe.yaml"
 
 
 def export_best(run: Path) -> str:
@@ -63,6 +65,7 @@ def export_task_model(run: Path, found: Path, output: Path) -> None:
     with new_directory(output) as directory:
         model.save_pretrained(directory)
         system.save_files(config, directory)
+        shutil.copyfile(run / "config.resolved.yaml", directory / RECIPE_FILE)
         (directory / "README.md").write_text(_card(run, found, system.task.title), encoding="utf-8")
 
 

@@ -23,6 +23,8 @@ class FinetuneIntervals(Section):
     checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
     #: newest checkpoints kept on disk; the best is kept besides
     keep_checkpoints: Annotated[int, Field(gt=0)] = 1
+    #: samples of a rank's batch at evaluations
+    eval_batch_size: Annotated[int, Field(gt=0)] = 32
     #: outputs shown as text at each evaluation
     outputs: Annotated[int, Field(ge=0)] = 4
     #: hash and publish checkpoints while training goes on

@@ -151,7 +151,9 @@ def _evaluation(
         values = {}
         for name in plan.scored_splits:
             split = splits[name]
-            results = evaluate_split(plan.system, engine, split, batch_size=plan.ds_config.micro_batch, device=device)
+            results = evaluate_split(
+                plan.system, engine, split, batch_size=plan.recipe.intervals.eval_batch_size, device=device
+            )
             values[f"{name}/loss"] = results.loss
             values |= {f"{name}/{score}": value for score, value in results.scores.values.items()}
             if plan.recipe.intervals.outputs and distributed.is_main():

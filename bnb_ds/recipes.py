@@ -36,6 +36,23 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), schema: type[R]
         raise ConfigError(f"{path}: " + "; ".join(_describe(e, schema) for e in error.errors())) from None
 
 
+def load_section(values: dict[str, Any], overrides: Iterable[str], name: str, schema: type[R]) -> R:
+    """A section from its values and ``NAME.KEY=VALUE`` overrides, without the recipe around it.
+
+    Raises:
+        ConfigError: an override names nothing of this section, or a value is wrong.
+    """
+    whole: dict[str, Any] = {name: dict(values)}
+    for override in overrides:
+        if not override.startswith(f"{name}."):
+            raise ConfigError(f"override {override!r}: write it as {name}.KEY=VALUE")
+        _apply_override(whole, override)
+    try:
+        return schema.model_validate(whole[name])
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"{name}.{_describe(e, schema)}" for e in error.errors())) from None
+
+
 def dump_recipe(recipe: TrainingRecipe) -> str:
     """The recipe as YAML, defaults written out."""
     return yaml.safe_dump(recipe.values(), sort_keys=False)
