@@ -29,7 +29,9 @@ def _add_distill(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--batch-tokens", type=_positive, default=8192, help="source tokens x beams at once (default %(default)s)"
     )
-    command.add_argument("--window", type=_positive, default=2048, help="examples sorted together (default %(default)s)")
+    command.add_argument(
+        "--window", type=_positive, default=2048, help="examples sorted together (default %(default)s)"
+    )
     command.add_argument("--resume", action="store_true", help="go on with an unfinished output")
     command.add_argument("--task-index", type=int, default=0, help="which share of the examples, from 0")
     command.add_argument(

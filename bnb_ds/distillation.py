@@ -102,9 +102,7 @@ def distill(job: DistillJob) -> str:
     return _summary(job, output)
 
 
-def _settings(
-    job: DistillJob, teacher: Path, system: AutoregressiveSystem, data: TaskDataSection
-) -> dict[str, object]:
+def _settings(job: DistillJob, teacher: Path, system: AutoregressiveSystem, data: TaskDataSection) -> dict[str, object]:
     """All that decides the output."""
     files = sorted(path for path in teacher.iterdir() if path.suffix in (".json", ".safetensors"))
     return {
@@ -169,7 +167,10 @@ def _line(system: AutoregressiveSystem, example: Example, text: str) -> str:
 
 def _summary(job: DistillJob, output: ResumableOutput) -> str:
     counts, seconds = output.progress.counts, output.progress.seconds
-    notes = {"empty": "left as they were, the teacher wrote nothing", "truncated": "sources cut to the teacher's length"}
+    notes = {
+        "empty": "left as they were, the teacher wrote nothing",
+        "truncated": "sources cut to the teacher's length",
+    }
     said = "".join(f"; {counts[name]:,} {note}" for name, note in notes.items() if counts[name])
     rate = f", {counts['lines'] / seconds:.1f} sentences/s" if seconds > 0 else ""
     return f"distill: {counts['lines']:,} examples to {job.output_path}{rate}{said}"

@@ -71,7 +71,7 @@ def evaluate_model(
         CheckpointError, ConfigError, DataError: naming what is missing.
     """
     model = model / BEST if (model / BEST / TASK_FILE).is_file() else model
-    system, data = _system_and_data(model, task_name, overrides)
+    system, data = system_and_data(model, task_name, overrides)
     split = split or system.task.validation_splits[0]
     rows = tokenise(system.task, data, split, system.codec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,7 +101,8 @@ def best_of_evaluations(evaluations: dict[Path, Evaluation]) -> Path:
     return max(evaluations, key=lambda model: evaluations[model].scores[name])
 
 
-def _system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]) -> tuple[System, TaskDataSection]:
+def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]) -> tuple[System, TaskDataSection]:
+    """The system of a model directory, and the data it is to read; arguments as `evaluate_model`."""
     recipe = model / RECIPE_FILE
     saved = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"] if recipe.is_file() else {}
     if task_name is not None and not (model / TASK_FILE).is_file():

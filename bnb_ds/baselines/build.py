@@ -8,6 +8,7 @@ else. Configurations are made without reading weights, so that a plan can be che
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ from bnb_ds.errors import CheckpointError, ConfigError, DataError
 #: of a bert2bert's configuration: the decoder's weights are the encoder's own
 SHARED_HALVES = "shared_halves"
 
+_TOP_FIELDS = (
+    "vocab_size",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    SHARED_HALVES,
+)
 _BERT_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _DROPOUT_NAMES = (*_BERT_DROPOUT, "dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 _RANDOM_DROPOUT = 0.1
@@ -169,14 +178,16 @@ def build_bert2bert(section: Bert2bertSection, config: EncoderDecoderConfig) -> 
         model = EncoderDecoderModel.from_encoder_decoder_pretrained(
             encoder,
             decoder,
-            encoder_config=config.encoder,
+            encoder_config=copy.deepcopy(config.encoder),
             encoder_add_pooling_layer=False,
             encoder_dtype=torch.float32,
-            decoder_config=config.decoder,
+            decoder_config=copy.deepcopy(config.decoder),
             decoder_dtype=torch.float32,
         )
-    model.config = config
-    model.encoder.config, model.decoder.config = config.encoder, config.decoder
+    # Field by field: the model's own configuration also knows its implementation of attention, and without that the
+    # padding of sources would be attended to.
+    for name in _TOP_FIELDS:
+        setattr(model.config, name, getattr(config, name))
     return _with_shared_halves(model)
 
 
