@@ -40,6 +40,7 @@ EXTRAS_REQUIRE = {
     "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png`
     "test": [
         "pytest>=8",  # the test runner
+        "pytest-xdist>=3.6",  # two test files at a time: half of the suite is start-up that uses one core
         "pytest-timeout>=2.3",  # a distributed test that hangs must end
         "hypothesis>=6.100",  # property tests
         "matplotlib>=3.8",  # the picture of `prep stats`

@@ -19,6 +19,7 @@ from bnb_ds.bench.cli import add_bench
 from bnb_ds.cli_baselines import add_baseline_commands
 from bnb_ds.cli_tasks import add_task_commands
 from bnb_ds.configuration import DECODER_LENGTH_POLICIES
+from bnb_ds.curves import add_curves
 from bnb_ds.errors import EXIT_USER_ERROR, run_reporting_errors
 
 
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         entry.load()(commands)
     add_bench(commands)
     _add_check(commands)
-    _add_curves(commands)
+    add_curves(commands)
     _add_export(commands)
     _add_import_reference(commands)
     _add_generate(commands)
@@ -55,12 +56,6 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
     command.add_argument("--world-size", type=_positive, default=1, help="number of ranks (default %(default)s)")
     command.set_defaults(run=_check)
-
-
-def _add_curves(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("curves", help="first and last value of everything a run logged")
-    command.add_argument("output_dir", type=Path, help="of a run")
-    command.set_defaults(run=_curves)
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -117,14 +112,6 @@ def _check(args: argparse.Namespace) -> int:
     faults = len(findings.errors)
     print(f"check: {faults} errors" if faults else "check: nothing stands in the way of this launch")
     return EXIT_USER_ERROR if faults else 0
-
-
-def _curves(args: argparse.Namespace) -> None:
-    from bnb_ds.tracking import read_scalars
-
-    for tag, values in read_scalars(args.output_dir / "runs").items():
-        (first_step, first), (last_step, last) = values[0], values[-1]
-        print(f"{tag:30} {first:.5g} at step {first_step} -> {last:.5g} at step {last_step}")
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -97,7 +97,8 @@ def model_config(
         _refuse_other_tokenizer(section.encoder, source)
         _refuse_other_tokenizer(section.decoder or section.encoder, target)
     _refuse_small_vocabulary(config, source, target)
-    _refuse_short_positions(config, max_length)
+    field = "data.max_length" if isinstance(source, TokenShards) else "data.max_source_length"
+    _refuse_short_positions(config, max_length, field)
     return config
 
 
@@ -208,14 +209,14 @@ def _refuse_small_vocabulary(config: BnbConfig, source: Vocabulary, target: Voca
             )
 
 
-def _refuse_short_positions(config: BnbConfig, max_length: int) -> None:
+def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> None:
     positions = config.encoder.max_position_embeddings
     if max_length > positions:
-        raise ConfigError(f"data.max_length {max_length}: the encoder has {positions} positions; set it to {positions}")
+        raise ConfigError(f"{field} {max_length}: the encoder has {positions} positions; set it to {positions}")
     slots = int(decoder_lengths(max_length, config))
     limit = config.decoder.max_position_embeddings
     if config.decoder_positions == "absolute" and slots > limit:
         raise ConfigError(
             f"model.decoder_positions absolute: {max_length} source tokens open {slots} decoder positions, the decoder"
-            f" has {limit}; set it to shared, or lower data.max_length or model.decoder_length_ratio"
+            f" has {limit}; set it to shared, or lower {field} or model.decoder_length_ratio"
         )

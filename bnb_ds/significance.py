@@ -57,11 +57,10 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
         ConfigError: a score that is not computed sample by sample.
     """
     results = [_read_results(directory) for directory in (first, second)]
-    for key in ("task", "split", "data_fingerprint"):
-        if results[0][key] != results[1][key] and key != "data_fingerprint":
-            raise DataError(
-                f"{second}: its {key} is {results[1][key]}, that of {first} {results[0][key]}; compare like"
-            )
+    for key in ("task", "split"):
+        ours, theirs = (result[key] for result in results)
+        if ours != theirs:
+            raise DataError(f"{second}: its {key} is {theirs}, that of {first} {ours}; give two evaluations of one")
     references = [_lines(directory / REFERENCES_FILE) for directory in (first, second)]
     if references[0] != references[1]:
         raise DataError(f"{second}: its references are not those of {first}; evaluate both on the same rows")

@@ -57,16 +57,17 @@ def read_examples(
     """
     counts = counts or ReadingCounts()
     reader = _RowReader(task, data)
-    rows = _belonging(task, data, split, _rows(task, data, split))
+    origin = _origin(data, split)
+    rows = _belonging(task, data, split, _rows(task, data, origin))
     examples = _examples(reader, rows, data.skip_bad_rows, counts)
-    if data.split is not None and _file_of(data, split, own_only=True) is None:
+    if data.split is not None and origin == "train":
         examples = (example for example in examples if _part(example.id, data) == split)
     yield from islice(examples, data.max_samples(split))
 
 
 def files_of(data: TaskDataSection, split: str) -> list[Path]:
     """The local files that a split is read from; none where it comes from the hub."""
-    named = _file_of(data, split)
+    named = _file_of(data, _origin(data, split))
     lists = [Path(data.documents[split])] if split in data.documents else []
     if named is None:
         return lists
@@ -81,6 +82,7 @@ def hub_of(task: Task, data: TaskDataSection, split: str) -> tuple[HubData, str]
     Raises:
         ConfigError: there is none.
     """
+    split = _origin(data, split)
     hub = task.hub
     if data.hub is not None:
         hub = HubData(data.hub, hub.config if hub else None, hub.splits if hub else HubData("").splits)
@@ -98,17 +100,20 @@ def hub_fingerprint(hub: HubData, split: str) -> str:
 
 def uses_files(data: TaskDataSection) -> bool:
     """Whether the rows are local files: naming one split's file switches the hub off for all."""
-    return any(_file_of(data, split, own_only=True) is not None for split in _SPLITS)
+    return any(_file_of(data, split) is not None for split in _SPLITS)
 
 
 _SPLITS = ("train", "validation", "test", "validation_matched", "validation_mismatched")
 
 
-def _file_of(data: TaskDataSection, split: str, *, own_only: bool = False) -> str | ParallelFiles | None:
-    own = getattr(data, split, None) if split in _SPLITS else None
-    if own is None and not own_only and data.split is not None:
-        return data.train
-    return own
+def _file_of(data: TaskDataSection, split: str) -> str | ParallelFiles | None:
+    return getattr(data, split) if split in _SPLITS else None
+
+
+def _origin(data: TaskDataSection, split: str) -> str:
+    """The split that the rows of a split are read from: ``train`` for a part of it that `data.split` sets aside."""
+    set_aside = data.split is not None and getattr(data.split, split, 0) > 0 and _file_of(data, split) is None
+    return "train" if set_aside else split
 
 
 def _rows(task: Task, data: TaskDataSection, split: str) -> Iterator[PlacedRow]:
@@ -116,17 +121,11 @@ def _rows(task: Task, data: TaskDataSection, split: str) -> Iterator[PlacedRow]:
     if named is None:
         if uses_files(data):
             raise ConfigError(f"data.{split}: no file is named for this split; name one, or set data.split")
-        if data.split is not None and split not in ("train", *_own_hub_splits(task)):
-            split = "train"
         return read_hub(*hub_of(task, data, split))
     if isinstance(named, ParallelFiles):
         return _as_columns(task, read_parallel(Path(named.source), Path(named.target)))
     header = not any(isinstance(name, int) for name in data.columns.values())
     return read_file(Path(named), form=task.form, header=header)
-
-
-def _own_hub_splits(task: Task) -> tuple[str, ...]:
-    return tuple(task.hub.splits) if task.hub else ()
 
 
 def _as_columns(task: Task, rows: Iterator[PlacedRow]) -> Iterator[PlacedRow]:
