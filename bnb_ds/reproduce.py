@@ -7,6 +7,7 @@ A number is *reported* (by the paper, and only where its source could be read), 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from bnb_ds.tasks import get_task
 NOT_ON_RECORD = "not on record here"
 
 _RECIPES = "runs/recipes/finetune"
-_DS_CONFIG = "ds_configs/a100_bf16_zero1.json"
+_GLUE_BASELINES = {"BERT": "google-bert/bert-base-cased", "OpenAI GPT": "openai-community/openai-gpt"}
 _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 _WMT = ("wmt14_en_de", "wmt14_de_en", "wmt16_en_ro", "wmt16_ro_en")
 
@@ -39,6 +40,7 @@ class Row:
         system: as in the paper.
         recipe: file under ``runs/recipes/finetune``.
         needs: what has to be there beforehand.
+        overrides: of the recipe.
         reported: the paper's number, or None where it is not on record here.
     """
 
@@ -47,46 +49,55 @@ class Row:
     system: str
     recipe: str
     needs: str
+    overrides: tuple[str, ...] = ()
     reported: str | None = None
 
     @property
     def output_dir(self) -> str:
-        """Of the run; a recipe that serves several tasks gets a directory for each."""
-        return f"{Path(self.recipe).stem}_{self.task}" if self._names_task else Path(self.recipe).stem
+        """Of the run, below ``work/runs``."""
+        named = [value.removeprefix("output_dir=work/runs/") for value in self.overrides if "output_dir=" in value]
+        return named[0] if named else self.recipe.removesuffix(".yaml")
+
+    @property
+    def ds_config(self) -> str:
+        return f"ds_configs/finetune_{'glue' if self.table == 1 else 'bf16'}.json"
 
     @property
     def command(self) -> str:
-        more = f" task={self.task} output_dir=work/runs/{self.output_dir}" if self._names_task else ""
-        return f"deepspeed runs/finetune.py {_RECIPES}/{self.recipe} --deepspeed_config {_DS_CONFIG}{more}"
-
-    @property
-    def _names_task(self) -> bool:
-        return self.recipe.startswith(("glue_", "wmt_"))
+        more = "".join(f" {shlex.quote(override)}" for override in self.overrides)
+        return f"deepspeed runs/finetune.py {_RECIPES}/{self.recipe} --deepspeed_config {self.ds_config}{more}"
 
 
 def rows() -> Iterator[Row]:
     """All rows, table by table."""
-    bnb = "an exported BnB of runs/recipes/pretrain/wikipedia_base.yaml"
+    bnb = "work/models/wikipedia_base (an exported run of runs/recipes/pretrain/wikipedia_base.yaml)"
     for task in _GLUE:
-        yield Row(1, task, "BERT", "glue_bert.yaml", "bert-base-cased, nyu-mll/glue")
-        yield Row(1, task, "OpenAI GPT", "glue_gpt.yaml", "openai-community/openai-gpt, nyu-mll/glue")
-        yield Row(1, task, "BnB", "glue_bnb.yaml", f"{bnb}, nyu-mll/glue")
-    yield Row(2, "xsum", "BERT2BERT", "xsum_bert2bert.yaml", "bert-base-cased, EdinburghNLP/xsum")
-    yield Row(2, "xsum", "BnB", "xsum_bnb.yaml", f"{bnb}, EdinburghNLP/xsum")
-    squad = "rajpurkar/squad and the document lists of Du et al., 2017"
-    yield Row(2, "squad_qg", "BERT2BERT", "squad_qg_bert2bert.yaml", f"bert-base-cased, {squad}")
-    yield Row(2, "squad_qg", "BnB", "squad_qg_bnb.yaml", f"{bnb}, {squad}")
+        recipe = f"glue/{task}.yaml"
+        for system, checkpoint in _GLUE_BASELINES.items():
+            name = f"glue_{system.split()[-1].lower()}/{task}"
+            model = f"model={{kind: classifier, checkpoint: {checkpoint}}}"
+            changes = (model, f"output_dir=work/runs/{name}")
+            yield Row(1, task, system, recipe, f"{checkpoint}, nyu-mll/glue", changes)
+        yield Row(1, task, "BnB", recipe, f"{bnb}, nyu-mll/glue")
+    bert, multilingual = "google-bert/bert-base-cased", "google-bert/bert-base-multilingual-cased"
+    yield Row(2, "xsum", "BERT2BERT", "xsum_bert2bert.yaml", f"{bert}, EdinburghNLP/xsum")
+    yield Row(2, "xsum", "BnB", "xsum.yaml", f"{bnb}, EdinburghNLP/xsum")
+    squad = "rajpurkar/squad, work/data/du2017 (the document lists of Du et al., 2017)"
+    yield Row(2, "squad_qg", "BERT2BERT", "squad_qg_bert2bert.yaml", f"{bert}, {squad}")
+    yield Row(2, "squad_qg", "BnB", "squad_qg.yaml", f"{bnb}, {squad}")
     for task in _WMT:
-        data = f"bert-base-multilingual-cased, wmt/{task[:5]}"
-        yield Row(3, task, "Transformer", "wmt_transformer.yaml", f"{data} (random weights, the tokenizer only)")
-        yield Row(3, task, "BERT2BERT", "wmt_bert2bert.yaml", data)
-        yield Row(3, task, "BnB", "wmt_bnb.yaml", data)
+        data = f"wmt/{task[:5]}"
+        for system, name in (("Transformer", "transformer"), ("BERT2BERT", "bert2bert")):
+            changes = (f"task={task}", f"output_dir=work/runs/wmt_{name}/{task}")
+            needs = f"{multilingual}{' (its tokenizer)' * (name == 'transformer')}, {data}"
+            yield Row(3, task, system, f"wmt_{name}.yaml", needs, changes)
+        yield Row(3, task, "BnB", f"{task}.yaml", f"{bert}, {multilingual}, {data}")
     for task in ("icliniq", "healthcaremagic"):
         data = f"work/data/{task}.jsonl"
         yield Row(4, task, "BART", f"{task}_bart.yaml", f"facebook/bart-base, {data}")
         yield Row(4, task, "BioBART", f"{task}_biobart.yaml", f"GanjinZero/biobart-base, {data}")
-        pubmed = "an exported BnB of runs/recipes/pretrain/pubmed_base.yaml"
-        yield Row(4, task, "BnB", f"{task}_bnb.yaml", f"{pubmed}, {data}")
+        pubmed = "work/models/pubmed_base (an exported run of runs/recipes/pretrain/pubmed_base.yaml)"
+        yield Row(4, task, "BnB", f"{task}.yaml", f"{pubmed}, {data}")
 
 
 def measured(row: Row, runs: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,13 @@ def test_every_recipe_is_valid_and_its_model_can_do_its_task(path):
 
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: f"{row.table}-{row.task}-{row.system}")
 def test_every_row_has_a_recipe(row):
-    *_, ds_config = row.command.split("--deepspeed_config ")
-    ds_config, *overrides = ds_config.split()
+    _, program, recipe_path, _, ds_config, *overrides = shlex.split(row.command)
+    assert (REPOSITORY / program).is_file()
     assert (REPOSITORY / ds_config).is_file()
-    recipe = load_recipe(RECIPES / row.recipe, overrides, FinetuneRecipe)
+    recipe = load_recipe(REPOSITORY / recipe_path, overrides, FinetuneRecipe)
     assert recipe.task == row.task
     assert recipe.output_dir == f"work/runs/{row.output_dir}"
+    assert system_class(recipe.model.kind, recipe.declared_task)
 
 
 def test_rows_write_into_different_directories():
@@ -61,3 +63,13 @@ def test_the_command_lists_tables(tmp_path, capsys):
     assert "WMT14 en-de, Transformer" in text
     assert NOT_ON_RECORD in text
     assert "2.7x (reported: its translation timings)" in text
+
+
+def test_rows_of_one_task_read_the_same_data():
+    by_task: dict[str, list[dict]] = {}
+    for row in rows():
+        recipe = load_recipe(RECIPES / row.recipe, row.overrides, FinetuneRecipe)
+        data = recipe.data.model_dump(exclude={"tokenizer", "target_tokenizer"})
+        by_task.setdefault(row.task, []).append(data)
+    for task, data in by_task.items():
+        assert all(values == data[0] for values in data), task
