@@ -6,7 +6,7 @@ with the token that ends it; V vocabulary of the target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -94,6 +94,11 @@ class AutoregressiveModel(nn.Module):
         # the two halves of a bert2bert may share all of theirs.
         weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.model.save_pretrained(directory, state_dict=weights)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Weights that are never trained, Marian's table of positions, may be missing: DeepSpeed does not keep them."""
+        fixed = {name: weight.detach() for name, weight in self.named_parameters() if not weight.requires_grad}
+        return super().load_state_dict({**fixed, **state_dict}, strict=strict, assign=assign)
 
     def loss_count(self, num_targets: int, num_samples: int) -> int:
         """Tokens that are predicted of ``num_targets`` in as many targets as ``num_samples``."""

@@ -29,6 +29,7 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     _add_train(subjects)
     _add_engine(subjects)
     _add_loader(subjects)
+    _add_floors(subjects)
     for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.benchmarks")):  # of other packages
         entry.load()(subjects)
 
@@ -94,6 +95,21 @@ def _loader(args: argparse.Namespace) -> None:
     figures = loader.measure(args.documents, args.repeats, args.directory)
     print(loader.table(figures))
     _write(args.json, {**setting, **figures})
+
+
+def _add_floors(subjects: argparse._SubParsersAction) -> None:
+    command = subjects.add_parser("floors", help="BLEU of copying the source and of word-for-word translation")
+    for name in ("train", "test"):
+        command.add_argument(f"--{name}", type=Path, nargs=2, required=True, metavar=("SOURCE", "TARGET"))
+    command.add_argument("--rounds", type=_positive, default=5, help="of the dictionary's EM (default %(default)s)")
+    command.set_defaults(run=_floors)
+
+
+def _floors(args: argparse.Namespace) -> None:
+    from bnb_ds.bench import floors
+
+    for name, score in floors.measure(tuple(args.train), tuple(args.test), args.rounds).items():
+        print(f"{name:15} BLEU {score:.2f}")
 
 
 def _add_engine(subjects: argparse._SubParsersAction) -> None:

@@ -9,6 +9,7 @@ import torch
 from transformers import BertForMaskedLM
 
 from bnb_ds.tokenization import save_tokenizer
+from bnb_ds.tracking import read_metrics
 from bnb_ds.weights import read_weights
 from tests import launching
 from tests.tiny import bert_config
@@ -69,7 +70,7 @@ def test_a_transformer_is_trained_resumed_scored_and_teaches(parallel, tmp_path)
     weights, resumed = (read_weights(max(run.glob("checkpoints/step_*"))) for run in (whole, stopped))
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
-    losses = [row["train/loss"] for row in map(json.loads, open(whole / "metrics.jsonl")) if "train/loss" in row]
+    losses = [row["train/loss"] for row in read_metrics(whole / "metrics.jsonl") if "train/loss" in row]
     assert losses[-1] < losses[0] - 1
 
     scores = []
