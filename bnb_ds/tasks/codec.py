@@ -129,10 +129,6 @@ class Codec:
         texts = self.target.batch_decode([output.tolist() for output in outputs], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
-    def reference(self, texts: Sequence[str]) -> list[str]:
-        """Texts as this tokenizer would give them back at best: what outputs can be compared with on equal terms."""
-        return self.decode(self.encode_targets(texts, 2**30)[0])
-
     def save(self, directory: Path) -> None:
         """Write the tokenizers of a model directory."""
         _save(self.source, directory)

@@ -172,3 +172,26 @@ def test_use(prepared, monkeypatch, capsys):
     assert (prepared / "models" / "encoder" / "model.safetensors").is_file()
     save_as_reference(bnb_model(dtype=torch.float32), prepared / "reference")
     assert "import-reference: " in run(convert.replace("REFERENCE", f"{prepared}/reference"), prepared)
+
+
+def test_finetune(prepared):
+    """On two labels, 64 rows, two steps; the launch with eight GPUs is planned."""
+    rows = [{"sentence": f"a {'good' if i % 2 else 'bad'} film {i}", "label": i % 2, "idx": i} for i in range(64)]
+    data = prepared / "films.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [f"data.train={data}", f"data.validation={data}", f"data.cache_dir={prepared}/cache"]
+    settings += [f"model.encoder={prepared}/bert", "model.checkpoint=null", "data.max_source_length=32"]
+    launch, evaluate, select, compare, glue = commands("finetune")
+    script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
+    planned = run(f"{script} {shlex.join(settings)} --dry-run --world-size 8", prepared)
+    assert "batch        32 samples = micro batches of at most 4,096 tokens on 8 ranks" in planned
+    for name in ("sst2", "sst2-other"):
+        settings_of_run = [*settings, f"output_dir={prepared}/runs/glue/{name}", "steps=2"]
+        run(f"{script} {shlex.join(settings_of_run)}", prepared)
+    assert "accuracy" in run(evaluate, prepared)
+    assert "best: " in run(select, prepared)
+    assert "accuracy: " in run(compare, prepared)
+    sets = " ".join(f"--set {shlex.quote(setting)}" for setting in [*settings, "steps=2"])
+    glue = glue.replace("glue/*.yaml", "glue/sst2.yaml").replace("--seeds 1 2 3 4 5", "--seeds 1")
+    assert "| SST-2 | accuracy |" in run(f"{glue} {sets}", prepared)
+    assert (prepared / "runs" / "glue-table" / "glue.md").is_file()
