@@ -195,3 +195,24 @@ def test_finetune(prepared):
     glue = glue.replace("glue/*.yaml", "glue/sst2.yaml").replace("--seeds 1 2 3 4 5", "--seeds 1")
     assert "| SST-2 | accuracy |" in run(f"{glue} {sets}", prepared)
     assert (prepared / "runs" / "glue-table" / "glue.md").is_file()
+
+
+def test_baselines(prepared):
+    """A small Transformer on a few pairs, two steps; the launch with eight GPUs is planned."""
+    for name in ("source", "target"):
+        lines = "".join(f"the {name} of the value {i}\n" for i in range(64))
+        (prepared / f"{name}.txt").write_text(lines)
+    pair = f"{{source: {prepared}/source.txt, target: {prepared}/target.txt}}"
+    size = "{hidden_size: 32, encoder_layers: 1, decoder_layers: 1, num_attention_heads: 2, intermediate_size: 32}"
+    settings = [f"data.train={pair}", f"data.validation={pair}", f"data.cache_dir={prepared}/cache"]
+    settings += [f"data.tokenizer={prepared}/bert", f"model.size={size}"]
+    launch, evaluate, distill, listed = commands("baselines")
+    script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
+    settings += ["task=translation", f"output_dir={prepared}/runs/wmt_transformer"]
+    planned = run(f"{script} {shlex.join(settings)} --dry-run --world-size 8", prepared)
+    assert "model kind transformer" in planned
+    small = script.replace("finetune_bf16", "finetune_small")
+    run(f"{small} {shlex.join([*settings, 'steps=2'])}", prepared)
+    assert "bleu" in run(evaluate, prepared)
+    assert "distill: 64 examples" in run(distill, prepared)
+    assert "WMT16 en-ro, Transformer" in run(listed, prepared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from transformers import BertConfig, BertModel
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
 from bnb_ds.config import ModelSize
 from bnb_ds.early_stopping import EarlyStopping
@@ -23,13 +23,28 @@ SIZE = ModelSize(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, int
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory, small_tokenizer):
-    """A BERT and a BnB with a tokenizer, and small files of the forms that recipes name."""
+    """A BERT, a BnB and a BART with a tokenizer, and small files of the forms that recipes name."""
     folder = tmp_path_factory.mktemp("recipes")
     bert = {**SIZE.model_dump(), "vocab_size": len(small_tokenizer)}
     BertModel(BertConfig(**bert)).save_pretrained(folder / "bert")
     config = BnbConfig(encoder=bert, decoder=bert, decoder_positions="shared")
     BnbForConditionalGeneration(config).save_pretrained(folder / "bnb")
-    for name in ("bert", "bnb"):
+    BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=len(small_tokenizer),
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            pad_token_id=small_tokenizer.pad_token_id,
+            eos_token_id=small_tokenizer.sep_token_id,
+            decoder_start_token_id=small_tokenizer.sep_token_id,
+        )
+    ).save_pretrained(folder / "bart")
+    for name in ("bert", "bnb", "bart"):
         small_tokenizer.save_pretrained(folder / name)
     return folder
 
@@ -59,7 +74,8 @@ def test_every_shipped_recipe_is_planned(path, stand_ins, tmp_path):
         overrides += [f"data.{split}={data}" for split in task.validation_splits]
     if recipe.data.test is not None:
         overrides.append("data.test=null")
-    for field, name in (("checkpoint", "bnb"), ("encoder", "bert"), ("decoder", "bert")):
+    whole = "bart" if recipe.model.kind == "seq2seq" else "bnb"
+    for field, name in (("checkpoint", whole), ("encoder", "bert"), ("decoder", "bert")):
         if getattr(recipe.model, field, None) is not None:
             overrides.append(f"model.{field}={stand_ins / name}")
     for field in ("tokenizer", "target_tokenizer"):
@@ -67,7 +83,7 @@ def test_every_shipped_recipe_is_planned(path, stand_ins, tmp_path):
             overrides.append(f"data.{field}={stand_ins / 'bert'}")
     plan = make_finetune_plan(str(path), overrides, str(REPOSITORY / "ds_configs" / "finetune_glue.json"), 8)
     lines = "\n".join(describe_finetune_dry_run(plan))
-    assert f"task         {task.title} ({task.name}), model kind bnb" in lines
+    assert f"task         {task.title} ({task.name}), model kind {recipe.model.kind}" in lines
     assert "batch        32 samples" in lines
     assert not (tmp_path / "out").exists()
 
