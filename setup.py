@@ -20,6 +20,8 @@ INSTALL_REQUIRES = [
     "rapidfuzz>=3.6",  # edit distance of token sequences for the token accuracy
     "sacrebleu>=2.4",  # BLEU with a signature
     "rouge-score>=0.1.2",  # ROUGE
+    "scikit-learn>=1.4",  # accuracy, F1 and Matthews' correlation of GLUE
+    "scipy>=1.11",  # Pearson's and Spearman's correlation of GLUE
 ]
 
 EXTRAS_REQUIRE = {
@@ -72,7 +74,15 @@ setup(
     version="0.1.0",
     description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model, on DeepSpeed",
     license="Apache-2.0",
-    packages=["bnb_ds", "bnb_ds.bench", "bnb_ds.serve", "data_prep"],
+    packages=[
+        "bnb_ds",
+        "bnb_ds.baselines",
+        "bnb_ds.bench",
+        "bnb_ds.serve",
+        "bnb_ds.systems",
+        "bnb_ds.tasks",
+        "data_prep",
+    ],
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -20,8 +20,8 @@ class PackedBatch:
     Attributes:
         input_ids: int64 [N], source tokens.
         cu_seqlens: int32 [B + 1], where each source begins.
-        labels: int64 [M], target tokens.
-        label_lengths: int64 [B], target tokens of each sequence.
+        labels: int64 [M], target tokens; or of a classification [B]: int64 classes or float32 scores.
+        label_lengths: int64 [B], target tokens of each sequence; None for a classification.
         max_seqlen: longest source, in tokens.
         max_label_length: longest target, in tokens.
         sample_ids: int64 [samples] on the host, which samples these are.
@@ -36,12 +36,13 @@ class PackedBatch:
         masked_index: int64 [num_masked], places in ``input_ids`` that were chosen for masking; None where the task
             masks nothing.
         masked_labels: int64 [num_masked], the tokens that the text has there.
+        token_type_ids: int64 [N], 0 in the first of two texts and 1 in the second; None where all are 0.
     """
 
     input_ids: Tensor
     cu_seqlens: Tensor
     labels: Tensor
-    label_lengths: Tensor
+    label_lengths: Tensor | None
     max_seqlen: int
     max_label_length: int
     sample_ids: np.ndarray
@@ -54,6 +55,7 @@ class PackedBatch:
     loss_count: int
     masked_index: Tensor | None = None
     masked_labels: Tensor | None = None
+    token_type_ids: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -71,14 +73,22 @@ class PackedBatch:
 
     def model_inputs(self, device: torch.device) -> dict[str, Any]:
         """Keyword arguments of the model's packed form, on ``device``."""
-        return {
+        inputs = {**self.source_inputs(device), "labels": self.labels.to(device, non_blocking=True)}
+        if self.label_lengths is not None:
+            inputs["label_lengths"] = self.label_lengths.to(device, non_blocking=True)
+            inputs["max_label_length"] = self.max_label_length
+        return inputs
+
+    def source_inputs(self, device: torch.device) -> dict[str, Any]:
+        """The same without labels."""
+        inputs = {
             "input_ids": self.input_ids.to(device, non_blocking=True),
             "cu_seqlens": self.cu_seqlens.to(device, non_blocking=True),
             "max_seqlen": self.max_seqlen,
-            "labels": self.labels.to(device, non_blocking=True),
-            "label_lengths": self.label_lengths.to(device, non_blocking=True),
-            "max_label_length": self.max_label_length,
         }
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.token_type_ids.to(device, non_blocking=True)
+        return inputs
 
 
 def count_repeats(tokens: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:

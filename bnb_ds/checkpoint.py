@@ -49,7 +49,7 @@ class CheckpointWriter:
     Args:
         engine: DeepSpeed engine.
         directory: ``output_dir/checkpoints``.
-        keep: newest checkpoints to leave on disk; the best one (lowest ``eval_loss``) stays besides.
+        keep: newest checkpoints to leave on disk; the best one (lowest ``badness``) stays besides.
         background: hash, sync and publish while training goes on. A crash meanwhile loses this checkpoint only.
     """
 
@@ -65,7 +65,7 @@ class CheckpointWriter:
 
         Args:
             step: optimizer steps done.
-            state: what the loop needs to go on; JSON values; ``eval_loss`` is what the best is chosen by.
+            state: what the loop needs to go on; JSON values; ``badness`` is what the best is chosen by (least).
 
         Returns:
             The checkpoint's directory; in the background it appears there later.
@@ -147,11 +147,12 @@ def _remove(checkpoint: Path) -> None:
 
 
 def best_checkpoint(checkpoints: list[Path]) -> Path | None:
-    """The one with the lowest loss on held-out samples among those that were evaluated."""
+    """The one with the best score (lowest badness) among those that were evaluated."""
     scores = {}
     for path in checkpoints:
         try:
-            scores[path] = read_state(path).get("eval_loss")
+            state = read_state(path)
+            scores[path] = state.get("badness", state.get("eval_loss"))  # the second: of earlier releases
         except (OSError, ValueError):
             continue  # damaged; whoever loads it is told
     scores = {path: score for path, score in scores.items() if score is not None}

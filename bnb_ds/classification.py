@@ -125,11 +125,19 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
         bert_config = read_bert_config(checkpoint)
         bert_config.update(overrides)
         model = cls(BnbConfig(encoder=bert_config, num_labels=num_labels))
-        bert = read_bert(checkpoint)
-        model.model.encoder.load_state_dict(bert.body)
-        if bert.pooler is not None:
-            model.pooler.load_state_dict(bert.pooler)
+        model.load_bert(checkpoint)
         return model.eval()
+
+    def load_bert(self, checkpoint: str | PathLike[str]) -> None:
+        """Take over the encoder of a BERT checkpoint of this size, and its pooler where it has one.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, or not a BERT.
+        """
+        bert = read_bert(checkpoint)
+        self.model.encoder.load_state_dict(bert.body)
+        if bert.pooler is not None:
+            self.pooler.load_state_dict(bert.pooler)
 
     def forward(
         self,
@@ -154,21 +162,29 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
         hidden_NH = self.model.encoder(inputs)
         first_BH = hidden_NH.index_select(0, inputs.layout.cu_seqlens[:-1].long())
         logits_BC = self.classifier(self.dropout(self.pooler(first_BH[:, None])))
-        result = BnbClassifierOutput(logits=logits_BC)
-        if labels is not None:
-            if labels.shape != logits_BC.shape[:1]:
-                raise ValueError(
-                    f"labels has shape {list(labels.shape)} for {logits_BC.shape[0]} sequences: give one of each"
-                )
-            exact = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
-            result["loss_sum"] = (
-                F.mse_loss(exact[:, 0], labels.to(exact.dtype), reduction="sum")
-                if exact.shape[1] == 1
-                else F.cross_entropy(exact, labels, reduction="sum")
-            )
-            result["loss_count"] = torch.tensor(labels.numel(), device=labels.device)
-            result["loss"] = result.loss_sum / labels.numel()
+        return classification_output(logits_BC, labels)
+
+
+def classification_output(logits_BC: Tensor, labels: Tensor | None) -> BnbClassifierOutput:
+    """Logits with their loss where there are labels: cross-entropy, or squared error where there is one class.
+
+    Raises:
+        ValueError: labels of another shape than [B].
+    """
+    result = BnbClassifierOutput(logits=logits_BC)
+    if labels is None:
         return result
+    if labels.shape != logits_BC.shape[:1]:
+        raise ValueError(f"labels has shape {list(labels.shape)} for {logits_BC.shape[0]} sequences: give one of each")
+    exact = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+    result["loss_sum"] = (
+        F.mse_loss(exact[:, 0], labels.to(exact.dtype), reduction="sum")
+        if exact.shape[1] == 1
+        else F.cross_entropy(exact, labels, reduction="sum")
+    )
+    result["loss_count"] = torch.tensor(labels.numel(), device=labels.device)
+    result["loss"] = result.loss_sum / labels.numel()
+    return result
 
 
 AutoModelForSequenceClassification.register(BnbConfig, BnbForSequenceClassification, exist_ok=True)

@@ -16,6 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from bnb_ds import __version__
 from bnb_ds.bench.cli import add_bench
+from bnb_ds.cli_baselines import add_baseline_commands
+from bnb_ds.cli_tasks import add_task_commands
 from bnb_ds.configuration import DECODER_LENGTH_POLICIES
 from bnb_ds.curves import add_curves
 from bnb_ds.errors import EXIT_USER_ERROR, ConfigError, run_reporting_errors
@@ -45,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     add_generate(commands)
     add_serve(commands)
     _add_reconstruct(commands)
+    add_task_commands(commands)
+    add_baseline_commands(commands)
     return parser
 
 

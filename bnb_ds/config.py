@@ -217,29 +217,50 @@ class FaultSection(Section):
     hang_seconds: Annotated[float, Field(ge=10)] = 1800
 
 
-class PretrainRecipe(Section):
-    """A whole pre-training run."""
+class TrainingRecipe(Section):
+    """What recipes of all kinds of training share."""
 
     output_dir: str
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     #: optimizer steps; give this or ``epochs``
     steps: Annotated[int, Field(gt=0)] | None = None
-    #: passes over the training documents; give this or ``steps``
+    #: passes over the training samples; give this or ``steps``
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    model: ModelSection = ModelSection()
-    data: DataSection
-    objective: ObjectiveSection = ObjectiveSection()
     loader: LoaderSection = LoaderSection()
     schedule: ScheduleSection = ScheduleSection()
-    intervals: IntervalSection = IntervalSection()
     spikes: SpikeSection = SpikeSection()
     faults: FaultSection = FaultSection()
 
     @model_validator(mode="after")
-    def _steps_or_epochs(self) -> PretrainRecipe:
+    def _steps_or_epochs(self) -> TrainingRecipe:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
         return self
+
+    def total_steps(self, samples_per_epoch: int, global_batch: int) -> int:
+        """Steps of the whole run."""
+        if self.steps is not None:
+            return self.steps
+        return max(math.ceil(self.epochs * samples_per_epoch / global_batch), 1)
+
+    def values(self) -> dict[str, Any]:
+        """The recipe as nested dictionaries, defaults written out, from which an equal recipe can be made.
+
+        Where ``model.checkpoint`` is given, what the recipe does not say of the model stays open: it is that model's.
+        """
+        values = self.model_dump()
+        if getattr(self.model, "checkpoint", None) is not None:
+            values["model"] = self.model.model_dump(exclude_unset=True)
+        return values
+
+
+class PretrainRecipe(TrainingRecipe):
+    """A whole pre-training run."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection
+    objective: ObjectiveSection = ObjectiveSection()
+    intervals: IntervalSection = IntervalSection()
 
     @model_validator(mode="after")
     def _samples_fit_micro_batches(self) -> PretrainRecipe:
@@ -250,13 +271,3 @@ class PretrainRecipe(Section):
                 " that or more"
             )
         return self
-
-    def values(self) -> dict[str, Any]:
-        """The recipe as nested dictionaries, defaults written out, from which an equal recipe can be made.
-
-        Where ``model.checkpoint`` is given, what the recipe does not say of the model stays open: it is that model's.
-        """
-        values = self.model_dump()
-        if self.model.checkpoint is not None:
-            values["model"] = self.model.model_dump(exclude_unset=True)
-        return values

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from bnb_ds import checkpoint
 from bnb_ds.classification import encoder_of
 from bnb_ds.encoder_mlm import without_head
-from bnb_ds.errors import CheckpointError
+from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.export_tasks import best_of, export_task_model
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.outputs import new_directory
 from bnb_ds.run_dir import locate_checkpoint, run_of
+from bnb_ds.systems import TASK_FILE
 from bnb_ds.tokenization import load_tokenizer, save_tokenizer
+from bnb_ds.weights import read_weights
 
 
 def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[Path, list[str]]:
     """Write an exported model.
 
     Args:
-        source: a run's output directory (its newest checkpoint), or one checkpoint.
+        source: a run's output directory (its newest checkpoint; of fine-tuning its best), or one checkpoint.
         output: a directory that does not exist yet, or is empty.
         encoder_only: write the encoder alone, as a `transformers.BertModel`.
 
@@ -34,10 +34,17 @@ def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[P
 
     Raises:
         CheckpointError: no whole checkpoint.
+        ConfigError: ``encoder_only`` of a fine-tuned model.
         DataError: ``output`` exists already.
     """
     found, notes = locate_checkpoint(source)
     run = run_of(found)
+    if (run / "model" / TASK_FILE).is_file():
+        if encoder_only:
+            raise ConfigError(f"--encoder: {run} is a fine-tuned model; export the run it started from")
+        found = best_of(run) if source.resolve() == run.resolve() else found
+        export_task_model(run, found, output)
+        return found, notes
     if not (run / "model" / "config.json").is_file():
         raise CheckpointError(f"{run}: has no model/config.json; restore it from a copy of the run")
     model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
@@ -48,26 +55,6 @@ def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[P
         save_tokenizer(tokenizer, directory)
         (directory / "README.md").write_text(card, encoding="utf-8")
     return found, notes
-
-
-def read_weights(found: Path) -> dict[str, torch.Tensor]:
-    """Consolidated fp32 weights of a checkpoint of any ZeRO stage, on the CPU.
-
-    Raises:
-        CheckpointError: the files are not those of a DeepSpeed checkpoint.
-    """
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    partitioned = any(found.glob("*_optim_states.pt"))
-    try:
-        if partitioned:
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # DeepSpeed narrates its reading
-                weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
-        else:
-            weights = torch.load(found / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-    except (OSError, KeyError, ValueError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{found}: cannot be read as a DeepSpeed checkpoint: {error}") from None
-    return {name: tensor.float() for name, tensor in weights.items()}
 
 
 _USE_MODEL = """import bnb_ds

@@ -28,32 +28,42 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
     num_source, num_slots = int(source_B.sum()), int(slots_B.sum())
     encoder, decoder = config.encoder, config.decoder
     total = encoder.num_hidden_layers * _layer(encoder, num_source, int((source_B * source_B).sum()))
-    cross = _linear(num_slots, decoder.hidden_size, 2 * decoder.hidden_size)  # query and output
-    cross += _linear(num_source, decoder.hidden_size, 2 * decoder.hidden_size)  # key and value
-    cross += _attention(int((slots_B * source_B).sum()), decoder.hidden_size)
+    cross = linear_flops(num_slots, decoder.hidden_size, 2 * decoder.hidden_size)  # query and output
+    cross += linear_flops(num_source, decoder.hidden_size, 2 * decoder.hidden_size)  # key and value
+    cross += attention_flops(int((slots_B * source_B).sum()), decoder.hidden_size)
     total += decoder.num_hidden_layers * (_layer(decoder, num_slots, int((slots_B * slots_B).sum())) + cross)
-    total += _linear(num_source, encoder.hidden_size, config.latent_size)
+    total += linear_flops(num_source, encoder.hidden_size, config.latent_size)
     if config.decoder_length == "predicted":
         classes = config.length_difference_max - config.length_difference_min + 1
-        total += _linear(source_B.size, config.latent_size, classes)
-        total += _linear(int((slots_B * source_B).sum()), config.latent_size, 1)  # stretched latents
-        total += _linear(num_slots, config.latent_size, decoder.hidden_size)
+        total += linear_flops(source_B.size, config.latent_size, classes)
+        total += linear_flops(int((slots_B * source_B).sum()), config.latent_size, 1)  # stretched latents
+        total += linear_flops(num_slots, config.latent_size, decoder.hidden_size)
     else:
-        total += _linear(num_source, config.latent_size, decoder.hidden_size)
+        total += linear_flops(num_source, config.latent_size, decoder.hidden_size)
     if encoder.hidden_size != decoder.hidden_size:
-        total += _linear(num_source, encoder.hidden_size, decoder.hidden_size)
-    return total + _linear(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)  # LM head
+        total += linear_flops(num_source, encoder.hidden_size, decoder.hidden_size)
+    return total + linear_flops(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)  # LM head
+
+
+def classification_flops(config: BnbConfig, source_lengths: np.ndarray) -> int:
+    """Matrix FLOPs of one forward pass of `BnbForSequenceClassification` over int [B] real tokens."""
+    source_B = np.asarray(source_lengths, np.int64)
+    encoder = config.encoder
+    layers = encoder.num_hidden_layers * _layer(encoder, int(source_B.sum()), int((source_B * source_B).sum()))
+    return layers + linear_flops(source_B.size, encoder.hidden_size, encoder.hidden_size + config.num_labels)
 
 
 def _layer(bert: BertConfig, num_tokens: int, num_pairs: int) -> int:
-    projections = _linear(num_tokens, bert.hidden_size, 4 * bert.hidden_size)  # query, key, value, output
-    feed_forward = 2 * _linear(num_tokens, bert.hidden_size, bert.intermediate_size)
-    return projections + feed_forward + _attention(num_pairs, bert.hidden_size)
+    projections = linear_flops(num_tokens, bert.hidden_size, 4 * bert.hidden_size)  # query, key, value, output
+    feed_forward = 2 * linear_flops(num_tokens, bert.hidden_size, bert.intermediate_size)
+    return projections + feed_forward + attention_flops(num_pairs, bert.hidden_size)
 
 
-def _linear(num_rows: int, num_in: int, num_out: int) -> int:
+def linear_flops(num_rows: int, num_in: int, num_out: int) -> int:
+    """Of a linear layer over ``num_rows`` tokens."""
     return 2 * num_rows * num_in * num_out
 
 
-def _attention(num_pairs: int, hidden_size: int) -> int:
+def attention_flops(num_pairs: int, hidden_size: int) -> int:
+    """Of attention over ``num_pairs`` pairs of query and key."""
     return 2 * (2 * num_pairs * hidden_size)  # scores, and the weighted sum of values

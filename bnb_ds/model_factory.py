@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from transformers import BertTokenizerFast
 from transformers.utils import cached_file
 
 from bnb_ds.bert_init import checkpoint_errors, config_from_bert
@@ -12,7 +15,7 @@ from bnb_ds.config import ModelSection, ModelSize
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, decoder_lengths
 from bnb_ds.shards import TokenShards
-from bnb_ds.tokenization import load_tokenizer, tokenizer_hash
+from bnb_ds.tokenization import load_tokenizer, special_ids, tokenizer_hash, vocabulary_size
 
 #: fields that a recipe's ``model`` section and `BnbConfig` share
 _SAME_NAME = (
@@ -32,59 +35,92 @@ _SAME_NAME = (
     "tie_encoder_decoder",
 )
 #: fields of a BERT configuration -> their names in a recipe
-_RECIPE_NAME = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}
+DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}
 _FIXED_BY_CHECKPOINT = ("latent_size", "tie_encoder_decoder", "max_position_embeddings", "extend_positions")
+#: of a saved model whose target has a tokenizer of its own
+TARGET_TOKENIZER = "target_tokenizer"
 
 
-def model_config(section: ModelSection, shards: TokenShards, max_length: int) -> BnbConfig:
+class Vocabulary(Protocol):
+    """What a model must know of a tokenizer; a shard directory has it too."""
+
+    vocab_size: int
+    special_ids: dict[str, int]
+    tokenizer_hash: str
+
+
+@dataclass(frozen=True)
+class TokenizerVocabulary:
+    """The same of a tokenizer itself."""
+
+    vocab_size: int
+    special_ids: dict[str, int]
+    tokenizer_hash: str
+
+    @classmethod
+    def of(cls, tokenizer: BertTokenizerFast) -> TokenizerVocabulary:
+        return cls(vocabulary_size(tokenizer), special_ids(tokenizer), tokenizer_hash(tokenizer))
+
+
+def model_config(
+    section: ModelSection, source: Vocabulary, max_length: int, target: Vocabulary | None = None
+) -> BnbConfig:
     """The configuration of :func:`build_model`, without making or reading any weights.
 
     Args:
         section: what to build.
-        shards: their tokenizer fixes vocabulary and special ids.
+        source: vocabulary and special ids of the sources, those of the shards in pre-training.
         max_length: longest source in tokens.
+        target: the same of the targets; None: as the sources.
 
     Raises:
         ConfigError: the model has fewer positions than ``max_length`` needs.
-        DataError: the checkpoint was trained with another vocabulary than the shards were made with.
+        DataError: the checkpoint was trained with another vocabulary than the data is made with.
         CheckpointError: the checkpoint cannot be read.
     """
+    target = target or source
     if section.checkpoint is not None:
-        config = _checkpoint_config(section, shards)
-        _refuse_other_tokenizer(section.checkpoint, shards)
-        _refuse_small_vocabulary(config, shards)
+        config = _checkpoint_config(section, target)
+        own = Path(section.checkpoint) / TARGET_TOKENIZER
+        _refuse_other_tokenizer(section.checkpoint, source)
+        _refuse_other_tokenizer(str(own) if own.is_dir() else section.checkpoint, target)
     elif section.encoder is None:
-        bert = {
-            **(section.size or ModelSize()).model_dump(),
-            "vocab_size": shards.vocab_size,
-            "pad_token_id": shards.special_ids["pad"],
-            **_dropout_fields(section),
+        size = {**(section.size or ModelSize()).model_dump(), **_dropout_fields(section)}
+        halves = {
+            half: {**size, "vocab_size": vocabulary.vocab_size, "pad_token_id": vocabulary.special_ids["pad"]}
+            for half, vocabulary in (("encoder", source), ("decoder", target))
         }
-        config = BnbConfig(encoder=bert, decoder=bert, **_bnb_fields(section, shards))
+        config = BnbConfig(**halves, **_bnb_fields(section, target))
     else:
-        overrides = {**_bnb_fields(section, shards), **_dropout_fields(section), **_position_fields(section)}
+        overrides = {**_bnb_fields(section, target), **_dropout_fields(section), **_position_fields(section)}
         config = config_from_bert(section.encoder, section.decoder, overrides)
-        for checkpoint in filter(None, (section.encoder, section.decoder)):
-            _refuse_other_tokenizer(checkpoint, shards)
-        _refuse_small_vocabulary(config, shards)
-    _refuse_short_positions(config, max_length)
+        _refuse_other_tokenizer(section.encoder, source)
+        _refuse_other_tokenizer(section.decoder or section.encoder, target)
+    _refuse_small_vocabulary(config, source, target)
+    field = "data.max_length" if isinstance(source, TokenShards) else "data.max_source_length"
+    _refuse_short_positions(config, max_length, field)
     return config
 
 
 def build_model(
     section: ModelSection,
-    shards: TokenShards,
+    source: Vocabulary,
     max_length: int,
     model_class: type[BnbForConditionalGeneration] = BnbForConditionalGeneration,
+    target: Vocabulary | None = None,
 ) -> BnbForConditionalGeneration:
     """Make the model: random weights of a given size, or BERT checkpoints. Arguments and errors as `model_config`."""
-    config = model_config(section, shards, max_length)
+    config = model_config(section, source, max_length, target)
     if section.checkpoint is not None:
         with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
             return model_class.from_pretrained(section.checkpoint, config=config, dtype=torch.float32)
     if section.encoder is None:
         return model_class(config)
-    overrides = {**_bnb_fields(section, shards), **_dropout_fields(section), **_position_fields(section)}
+    overrides = {
+        **_bnb_fields(section, target or source),
+        **_dropout_fields(section),
+        **_position_fields(section),
+    }
     return model_class.from_bert(section.encoder, section.decoder, **overrides)
 
 
@@ -102,7 +138,7 @@ def _position_fields(section: ModelSection) -> dict[str, object]:
     }
 
 
-def _checkpoint_config(section: ModelSection, shards: TokenShards) -> BnbConfig:
+def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
     """The checkpoint's own configuration with what the recipe says in its place."""
     given = section.model_fields_set
     fixed = [name for name in _FIXED_BY_CHECKPOINT if name in given]
@@ -110,10 +146,10 @@ def _checkpoint_config(section: ModelSection, shards: TokenShards) -> BnbConfig:
         raise ConfigError(f"model.{fixed[0]}: model.checkpoint fixes it; remove one of the two")
     with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
         config = BnbConfig.from_pretrained(section.checkpoint)
-    replaced = {name: value for name, value in _bnb_fields(section, shards).items() if name in given}
+    replaced = {name: value for name, value in _bnb_fields(section, target).items() if name in given}
     config.update(replaced)
     for half in (config.encoder, config.decoder):
-        half.update({name: value for name, value in _dropout_fields(section).items() if _RECIPE_NAME[name] in given})
+        half.update({name: value for name, value in _dropout_fields(section).items() if DROPOUT_NAMES[name] in given})
     if config.decoder_length == "padded":
         raise ConfigError(
             f"{section.checkpoint}: its decoder_length is 'padded', which needs padded batches; set"
@@ -123,28 +159,34 @@ def _checkpoint_config(section: ModelSection, shards: TokenShards) -> BnbConfig:
     return config
 
 
-def _bnb_fields(section: ModelSection, shards: TokenShards) -> dict[str, object]:
+def _bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
     return {
         **{name: getattr(section, name) for name in _SAME_NAME},
-        "blank_token_id": shards.special_ids["pad"],
-        "pad_token_id": shards.special_ids["pad"],
-        "bos_token_id": shards.special_ids["cls"],
-        "eos_token_id": shards.special_ids["sep"],
+        "blank_token_id": target.special_ids["pad"],
+        "pad_token_id": target.special_ids["pad"],
+        "bos_token_id": target.special_ids["cls"],
+        "eos_token_id": target.special_ids["sep"],
     }
 
 
-def _refuse_other_tokenizer(checkpoint: str, shards: TokenShards) -> None:
-    directory = _tokenizer_directory(checkpoint)
+def _refuse_other_tokenizer(checkpoint: str, vocabulary: Vocabulary) -> None:
+    directory = tokenizer_directory(checkpoint)
     if directory is None:
         return  # a checkpoint without its tokenizer: the size of the vocabulary is still compared
-    if tokenizer_hash(load_tokenizer(directory)) != shards.tokenizer_hash:
+    if tokenizer_hash(load_tokenizer(directory)) == vocabulary.tokenizer_hash:
+        return
+    if isinstance(vocabulary, TokenShards):
         raise DataError(
             f"{checkpoint}: its tokenizer is not the one that data.shards was made with;"
             f" run `bnb-ds prep text --tokenizer {directory} ...` again, or choose another model"
         )
+    raise DataError(
+        f"{checkpoint}: its tokenizer is not the one that data.tokenizer or data.target_tokenizer names; remove that"
+        " setting, or name a model of that vocabulary"
+    )
 
 
-def _tokenizer_directory(checkpoint: str) -> Path | None:
+def tokenizer_directory(checkpoint: str) -> Path | None:
     """Where the tokenizer files of a local directory or hub name lie, once fetched; None in a directory without any."""
     if Path(checkpoint).is_dir():
         has_files = any((Path(checkpoint) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
@@ -157,24 +199,24 @@ def _tokenizer_directory(checkpoint: str) -> Path | None:
     raise CheckpointError(f"{checkpoint}: its tokenizer cannot be fetched; give a local directory that holds it")
 
 
-def _refuse_small_vocabulary(config: BnbConfig, shards: TokenShards) -> None:
-    # The shards' tokens are source and target: both halves must know them all.
-    for half, bert in (("encoder", config.encoder), ("decoder", config.decoder)):
-        if bert.vocab_size < shards.vocab_size:
+def _refuse_small_vocabulary(config: BnbConfig, source: Vocabulary, target: Vocabulary) -> None:
+    for half, bert, vocabulary in (("encoder", config.encoder, source), ("decoder", config.decoder, target)):
+        if bert.vocab_size < vocabulary.vocab_size:
+            data = "shards" if isinstance(vocabulary, TokenShards) else "tokenizer"
             raise DataError(
-                f"model.{half}: its vocabulary has {bert.vocab_size} tokens, the shards {shards.vocab_size};"
-                " prepare the shards with the checkpoint's own tokenizer"
+                f"model.{half}: its vocabulary has {bert.vocab_size} tokens, the {data} {vocabulary.vocab_size};"
+                " prepare the data with the checkpoint's own tokenizer"
             )
 
 
-def _refuse_short_positions(config: BnbConfig, max_length: int) -> None:
+def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> None:
     positions = config.encoder.max_position_embeddings
     if max_length > positions:
-        raise ConfigError(f"data.max_length {max_length}: the encoder has {positions} positions; set it to {positions}")
+        raise ConfigError(f"{field} {max_length}: the encoder has {positions} positions; set it to {positions}")
     slots = int(decoder_lengths(max_length, config))
     limit = config.decoder.max_position_embeddings
     if config.decoder_positions == "absolute" and slots > limit:
         raise ConfigError(
             f"model.decoder_positions absolute: {max_length} source tokens open {slots} decoder positions, the decoder"
-            f" has {limit}; set it to shared, or lower data.max_length or model.decoder_length_ratio"
+            f" has {limit}; set it to shared, or lower {field} or model.decoder_length_ratio"
         )

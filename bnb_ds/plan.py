@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -57,9 +56,7 @@ class Plan:
 
     def total_steps(self, samples_per_epoch: int) -> int:
         """Steps of the whole run."""
-        if self.recipe.steps is not None:
-            return self.recipe.steps
-        return max(math.ceil(self.recipe.epochs * samples_per_epoch / self.ds_config.global_batch), 1)
+        return self.recipe.total_steps(samples_per_epoch, self.ds_config.global_batch)
 
 
 def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> Plan:

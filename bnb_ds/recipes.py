@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from bnb_ds.config import PretrainRecipe, Section
+from bnb_ds.config import PretrainRecipe, Section, TrainingRecipe
 from bnb_ds.errors import ConfigError, nearest
 
 R = TypeVar("R", bound=Section)
@@ -36,7 +36,24 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), schema: type[R]
         raise ConfigError(f"{path}: " + "; ".join(_describe(e, schema) for e in error.errors())) from None
 
 
-def dump_recipe(recipe: PretrainRecipe) -> str:
+def load_section(values: dict[str, Any], overrides: Iterable[str], name: str, schema: type[R]) -> R:
+    """A section from its values and ``NAME.KEY=VALUE`` overrides, without the recipe around it.
+
+    Raises:
+        ConfigError: an override names nothing of this section, or a value is wrong.
+    """
+    whole: dict[str, Any] = {name: dict(values)}
+    for override in overrides:
+        if not override.startswith(f"{name}."):
+            raise ConfigError(f"override {override!r}: write it as {name}.KEY=VALUE")
+        _apply_override(whole, override)
+    try:
+        return schema.model_validate(whole[name])
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"{name}.{_describe(e, schema)}" for e in error.errors())) from None
+
+
+def dump_recipe(recipe: TrainingRecipe) -> str:
     """The recipe as YAML, defaults written out."""
     return yaml.safe_dump(recipe.values(), sort_keys=False)
 
@@ -100,22 +117,49 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _describe(error: dict[str, Any], schema: type[Section]) -> str:
-    dotted = ".".join(str(part) for part in error["loc"])
+    location, sections = _without_tags(error["loc"], schema)
+    dotted = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
-        section = _section_at(error["loc"][:-1], schema)
-        return f"unknown key {dotted!r}: {nearest(str(error['loc'][-1]), section.model_fields)}"
+        return f"unknown key {dotted!r}: {nearest(str(location[-1]), sections[-1].model_fields)}"
     if error["type"] == "missing":
         return f"{dotted}: this field is required"
+    if error["type"].startswith("union_tag"):
+        kinds = ", ".join(kind for candidate in _sections_of(sections[-1], location[-1]) for kind in _kinds(candidate))
+        return f"{dotted}.kind: give one of {kinds}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{dotted}: {message}" if dotted else message
     return f"{dotted}: {message} (got {error['input']!r})"
 
 
-def _section_at(location: tuple[Any, ...], section: type[Section]) -> type[Section]:
-    """The section class at a path of field names below ``section``."""
+def _without_tags(location: tuple[Any, ...], schema: type[Section]) -> tuple[list[Any], list[type[Section]]]:
+    """A path of field names without the ``kind`` that pydantic puts in where a section is one of several.
+
+    Also the section that each field belongs to.
+    """
+    names: list[Any] = []
+    sections: list[type[Section]] = []
+    candidates = [schema]
     for name in location:
-        annotation = section.model_fields[name].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
-    return section
+        chosen = [candidate for candidate in candidates if len(candidates) > 1 and name in _kinds(candidate)]
+        if chosen:
+            candidates = chosen
+            continue
+        names.append(name)
+        sections.append(candidates[0] if candidates else sections[-1])
+        candidates = _sections_of(sections[-1], name)
+    return names, sections
+
+
+def _sections_of(section: type[Section], name: Any) -> list[type[Section]]:
+    """What sections a field can hold."""
+    if name not in section.model_fields:
+        return []
+    annotation = section.model_fields[name].annotation
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, Section)]
+
+
+def _kinds(section: type[Section]) -> tuple[str, ...]:
+    field = section.model_fields.get("kind")
+    return getattr(field.annotation, "__args__", ()) if field is not None else ()

@@ -23,7 +23,7 @@ import yaml
 from pydantic import ValidationError
 
 from bnb_ds import checkpoint
-from bnb_ds.config import PretrainRecipe
+from bnb_ds.config import TrainingRecipe
 from bnb_ds.ds_config import DsConfig
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.files import write_atomic
@@ -68,7 +68,7 @@ _FREE_ZERO_KEYS = (
 class RunDir:
     """Paths of one run and the settings it is launched with."""
 
-    recipe: PretrainRecipe
+    recipe: TrainingRecipe
     ds_config: DsConfig
     data_fingerprint: str
 
@@ -127,7 +127,8 @@ class RunDir:
 
     def _refuse_other_settings(self, run: Path, weights_only: bool) -> list[str]:
         """Raise for differences that change the training; return notes on other software."""
-        old_recipe = _with_defaults(yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8")))
+        old_recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
+        old_recipe = _with_defaults(old_recipe, type(self.recipe))
         old_ds = json.loads((run / "ds_config.resolved.json").read_text(encoding="utf-8"))
         ours, theirs = (_without(values, _FREE_RECIPE_KEYS) for values in (self.recipe.values(), old_recipe))
         changes = list(differences(ours, theirs))
@@ -227,10 +228,10 @@ def _git_revision() -> str | None:
     return result.stdout.strip()
 
 
-def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(recipe: dict[str, Any], schema: type[TrainingRecipe]) -> dict[str, Any]:
     """A recipe that an older release wrote, with the fields that have come since."""
     try:
-        return PretrainRecipe.model_validate(recipe).model_dump()
+        return schema.model_validate(recipe).values()
     except ValidationError:  # a field has gone; the comparison will name it
         return recipe
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from bnb_ds import distributed
 from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.early_stopping import EarlyStopping
 from bnb_ds.loader import StepLoader
 from bnb_ds.phases import Phases
 from bnb_ds.spikes import SpikeDetector
 from bnb_ds.tracking import Tracker
 from bnb_ds.train_step import StepStats, TrainStep
-
-BEST_TAG = "eval/loss"
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class TrainLoop:
         profiler: around each step; traces some of them.
         extra_state: goes into every checkpoint.
         histograms: called where histograms are due; every rank calls it.
+        badness: scores of an evaluation -> what the best checkpoint is chosen by, lower being better.
+        early_stopping: ends the run where that no longer improves; its state goes into checkpoints.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class TrainLoop:
         profiler: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext(),
         histograms: Callable[[int], None] = lambda step: None,
         extra_state: dict[str, Any] | None = None,
+        badness: Callable[[dict[str, float]], float | None] = lambda scores: scores.get("eval/loss"),
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
         self._engine = engine
         self._loader = loader
@@ -84,6 +87,8 @@ class TrainLoop:
         self._profiler = profiler
         self._histograms = histograms
         self._extra_state = extra_state or {}
+        self._badness = badness
+        self._early_stopping = early_stopping
 
     def run(self, start_step: int, samples_consumed: int) -> int:
         """Train from ``start_step`` to the stop step, or until a rank is asked to end; return the step reached.
@@ -99,7 +104,8 @@ class TrainLoop:
         num_steps = max(settings.stop_step - start_step, 0)
         batches_of_steps = iter(self._loader.steps(samples_consumed, num_steps))
         step = start_step
-        while step < settings.stop_step:
+        ended = self._early_stopping is not None and self._early_stopping.ended
+        while step < settings.stop_step and not ended:
             step += 1
             clock = time.perf_counter()
             with self._phases("data"):
@@ -117,9 +123,13 @@ class TrainLoop:
                 self._log(step, stats, interval, measures)
                 interval = StepStats()
             self._tracker.advance()
-            scores = self._scores(step, stopping)
-            if step % settings.checkpoint_steps == 0 or last:
-                self._save(step, samples_consumed, scores.get(BEST_TAG))
+            badness = self._badness(self._scores(step, stopping))
+            if badness is not None and self._early_stopping is not None:
+                ended = self._early_stopping.observe(badness)
+            if step % settings.checkpoint_steps == 0 or last or ended:
+                self._save(step, samples_consumed, badness)
+            if ended:
+                self._tracker.say(f"stopped      at step {step}: no better score in the last evaluations")
             if stopping:
                 self._announce_stop(step, reason)
                 break
@@ -162,10 +172,12 @@ class TrainLoop:
         }
         self._tracker.scalars(step, values, line, record={"sample_fingerprint": int(last.fingerprint)})
 
-    def _save(self, step: int, samples_consumed: int, eval_loss: float | None) -> None:
-        state = {"samples_consumed": samples_consumed, "eval_loss": eval_loss, **self._extra_state}
+    def _save(self, step: int, samples_consumed: int, badness: float | None) -> None:
+        state = {"samples_consumed": samples_consumed, "badness": badness, **self._extra_state}
         if self._spikes is not None:
             state["spikes"] = self._spikes.state()
+        if self._early_stopping is not None:
+            state["early_stopping"] = self._early_stopping.state()
         with self._phases("checkpoint"):
             path = self._writer.save(step, state)
         self._tracker.say(f"step {step}  checkpoint {path}")

@@ -1,9 +1,9 @@
-"""Starts ranks of `runs/pretrain.py` by fork, from a process that has imported everything: a launch costs a second.
+"""Starts ranks of the scripts of `runs/` by fork, from a process that has imported everything: a launch costs a second.
 
-Run as a program it reads one JSON request a line from standard input (`ranks`, `arguments`, `output`, `variables`),
-answers with the process ids of the ranks, and with their exit codes once all have ended. Nothing but the imports is
-shared: every rank is a process of its own with its own environment, killed and watched like any other. There is no
-launcher, so whatever ends the other ranks when one is lost is the project's own doing.
+Run as a program it reads one JSON request a line from standard input (`ranks`, `script`, `arguments`, `output`,
+`variables`), answers with the process ids of the ranks, and with their exit codes once all have ended. Nothing but the
+imports is shared: every rank is a process of its own with its own environment, killed and watched like any other. There
+is no launcher, so whatever ends the other ranks when one is lost is the project's own doing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from tests import launching
 
-_SCRIPT = launching.REPOSITORY / "runs" / "pretrain.py"
+_SCRIPTS = launching.REPOSITORY / "runs"
 
 
 class Launch:
@@ -85,9 +85,12 @@ class ForkServer:
     def answer(self) -> list[Any]:
         return json.loads(self._process.stdout.readline())
 
-    def launch(self, arguments: list[str], output: Path, *, ranks: int = 2, **variables: str) -> Launch:
-        """Start ranks; ``output`` takes what they print."""
-        request = {"ranks": ranks, "arguments": arguments, "output": str(output), "variables": variables}
+    def launch(
+        self, arguments: list[str], output: Path, *, ranks: int = 2, script: str = "pretrain.py", **variables: str
+    ) -> Launch:
+        """Start ranks of a script of `runs/`; ``output`` takes what they print."""
+        request = {"ranks": ranks, "script": script, "arguments": arguments, "output": str(output)}
+        request["variables"] = variables
         self._process.stdin.write(json.dumps({**request, "port": launching.free_port()}) + "\n")
         self._process.stdin.flush()
         return Launch(self, self.answer(), output)
@@ -100,6 +103,7 @@ def _serve() -> None:
     import torch.utils.tensorboard  # noqa: F401
     from transformers import BertTokenizerFast  # noqa: F401
 
+    import bnb_ds.finetuning
     import bnb_ds.pretraining  # noqa: F401
 
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
@@ -122,10 +126,10 @@ def _fork(request: dict[str, Any], rank: int) -> int:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["ranks"], "LOCAL_WORLD_SIZE": request["ranks"]}
     os.environ.update({name: str(value) for name, value in names.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]), **request["variables"])
-    os._exit(_run(request["arguments"]))
+    os._exit(_run(_SCRIPTS / request["script"], request["arguments"]))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(script: Path, arguments: list[str]) -> int:
     import runpy
     import traceback
 
@@ -139,10 +143,10 @@ def _run(arguments: list[str]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     # A hang on request: the main thread sleeps, everything else goes on.
     signal.signal(signal.SIGUSR2, lambda *received: time.sleep(1000))
-    sys.argv = [str(_SCRIPT), *arguments]
+    sys.argv = [str(script), *arguments]
     code = 1
     try:
-        runpy.run_path(str(_SCRIPT), run_name="__main__")
+        runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException:

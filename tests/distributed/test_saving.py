@@ -169,13 +169,13 @@ def test_the_best_checkpoint_is_kept(saved):
     engine, directory = saved
     writer = CheckpointWriter(engine, directory, keep=2)
     for step, loss in enumerate((0.7, 0.3, None, 0.5, 0.4), start=2):
-        writer.save(step, {"samples_consumed": 8 * step, "eval_loss": loss})
+        writer.save(step, {"samples_consumed": 8 * step, "badness": loss})
     names = [path.name for path in checkpoint.whole_checkpoints(directory)]
     # The first, of the fixture, was evaluated with 0.0; without it the one of step 3 is the best.
     assert names == ["step_00000001", "step_00000005", "step_00000006"]
     shutil.rmtree(directory / "step_00000001")
     for step, loss in ((7, 0.2), (8, 0.9), (9, 0.8), (10, None)):
-        writer.save(step, {"samples_consumed": 8 * step, "eval_loss": loss})
+        writer.save(step, {"samples_consumed": 8 * step, "badness": loss})
     names = [path.name for path in checkpoint.whole_checkpoints(directory)]
     assert names == ["step_00000007", "step_00000009", "step_00000010"]
 

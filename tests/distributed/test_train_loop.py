@@ -15,10 +15,10 @@ from bnb_ds import checkpoint, distributed
 from bnb_ds.checkpoint import CheckpointWriter
 from bnb_ds.engine import parameter_groups
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
-from bnb_ds.export import read_weights
 from bnb_ds.objectives import Reconstruction
 from bnb_ds.spikes import SpikeDetector
 from bnb_ds.tracking import read_scalars
+from bnb_ds.weights import read_weights
 from tests import launching
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 import bnb_ds
 from bnb_ds.checkpoint import whole_checkpoints
 from bnb_ds.cli import main
-from bnb_ds.export import read_weights
 from bnb_ds.shards import TokenShards
+from bnb_ds.weights import read_weights
 
 pytestmark = pytest.mark.slow
 

@@ -207,3 +207,47 @@ def test_generate(prepared, exported, small_texts):
     outputs = [(prepared / f"{name}.txt").read_text() for name in ("outputs", "half", "beam", "onnx")]
     assert all(output.count("\n") == 20 for output in outputs)
     assert outputs[0] == outputs[3]
+
+
+def test_finetune(prepared):
+    """On two labels, 64 rows, two steps; the launch with eight GPUs is planned."""
+    rows = [{"sentence": f"a {'good' if i % 2 else 'bad'} film {i}", "label": i % 2, "idx": i} for i in range(64)]
+    data = prepared / "films.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [f"data.train={data}", f"data.validation={data}", f"data.cache_dir={prepared}/cache"]
+    settings += [f"model.encoder={prepared}/bert", "model.checkpoint=null", "data.max_source_length=32"]
+    launch, evaluate, select, compare, glue = commands("finetune")
+    script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
+    planned = run(f"{script} {shlex.join(settings)} --dry-run --world-size 8", prepared)
+    assert "batch        32 samples = micro batches of at most 4,096 tokens on 8 ranks" in planned
+    for name in ("sst2", "sst2-other"):
+        settings_of_run = [*settings, f"output_dir={prepared}/runs/glue/{name}", "steps=2"]
+        run(f"{script} {shlex.join(settings_of_run)}", prepared)
+    assert "accuracy" in run(evaluate, prepared)
+    assert "best: " in run(select, prepared)
+    assert "accuracy: " in run(compare, prepared)
+    sets = " ".join(f"--set {shlex.quote(setting)}" for setting in [*settings, "steps=2"])
+    glue = glue.replace("glue/*.yaml", "glue/sst2.yaml").replace("--seeds 1 2 3 4 5", "--seeds 1")
+    assert "| SST-2 | accuracy |" in run(f"{glue} {sets}", prepared)
+    assert (prepared / "runs" / "glue-table" / "glue.md").is_file()
+
+
+def test_baselines(prepared):
+    """A small Transformer on a few pairs, two steps; the launch with eight GPUs is planned."""
+    for name in ("source", "target"):
+        lines = "".join(f"the {name} of the value {i}\n" for i in range(64))
+        (prepared / f"{name}.txt").write_text(lines)
+    pair = f"{{source: {prepared}/source.txt, target: {prepared}/target.txt}}"
+    size = "{hidden_size: 32, encoder_layers: 1, decoder_layers: 1, num_attention_heads: 2, intermediate_size: 32}"
+    settings = [f"data.train={pair}", f"data.validation={pair}", f"data.cache_dir={prepared}/cache"]
+    settings += [f"data.tokenizer={prepared}/bert", f"model.size={size}"]
+    launch, evaluate, distill, listed = commands("baselines")
+    script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
+    settings += ["task=translation", f"output_dir={prepared}/runs/wmt_transformer"]
+    planned = run(f"{script} {shlex.join(settings)} --dry-run --world-size 8", prepared)
+    assert "model kind transformer" in planned
+    small = script.replace("finetune_bf16", "finetune_small")
+    run(f"{small} {shlex.join([*settings, 'steps=2'])}", prepared)
+    assert "bleu" in run(evaluate, prepared)
+    assert "distill: 64 examples" in run(distill, prepared)
+    assert "WMT16 en-ro, Transformer" in run(listed, prepared)

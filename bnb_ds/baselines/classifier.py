@@ -1,0 +1,70 @@
+"""A classifier of transformers (BERT, OpenAI GPT) behind the packed interface of BnB.
+
+Shapes: B sequences, N real tokens of all together, L of the longest, C classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bnb_ds.baselines.padded import padded
+from bnb_ds.classification import classification_output
+from bnb_ds.model_outputs import BnbClassifierOutput
+from bnb_ds.packing import pack_inputs
+
+
+class ClassifierModel(nn.Module):
+    """Classes of packed or padded sequences.
+
+    Args:
+        model: with a classification head; its ``pad_token_id`` is set.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        # OpenAI GPT has no segments: what it calls token types are embedded as if they were words.
+        takes = inspect.signature(model.forward).parameters
+        self._takes_token_types = "token_type_ids" in takes and model.config.model_type == "bert"
+
+    @property
+    def config(self) -> Any:
+        """Of the transformers model."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def gradient_checkpointing_enable(self, settings: dict[str, Any]) -> None:
+        """As `transformers.PreTrainedModel` has it; the engine calls it."""
+        self.model.gradient_checkpointing_enable(settings)
+
+    def save_pretrained(self, directory: str | PathLike[str]) -> None:
+        """Write a plain Hugging Face directory."""
+        self.model.save_pretrained(directory)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> BnbClassifierOutput:
+        """As `bnb_ds.classification.BnbForSequenceClassification.forward`."""
+        packed = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+        layout = packed.layout
+        ids_BL, mask_BL = padded(packed.input_ids, layout, self.config.pad_token_id)
+        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL}
+        if self._takes_token_types:
+            inputs["token_type_ids"] = layout.pad(packed.token_type_ids, 0)
+        return classification_output(self.model(**inputs).logits, labels)

@@ -1,0 +1,64 @@
+"""Tokenizers of checkpoints that are no BERT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+
+from bnb_ds.bert_init import checkpoint_errors
+from bnb_ds.errors import DataError
+from bnb_ds.model_factory import tokenizer_directory
+from bnb_ds.tokenization import load_tokenizer
+
+#: Radford et al., 2018, figure 1: start, delimiter, and extract, whose last hidden state is classified
+_GPT_TOKENS = {"cls_token": "_start_", "sep_token": "_delimiter_", "eos_token": "_classify_", "pad_token": "_pad_"}
+
+
+def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a Hugging Face directory or hub name, with the special tokens its model needs.
+
+    A BERT's is read as :func:`bnb_ds.tokenization.load_tokenizer` reads it. OpenAI GPT's gets the three tokens that
+    GPT is fine-tuned with, and one to pad with.
+
+    Raises:
+        DataError: there is none, or it has no token that begins, ends or pads a text.
+        CheckpointError: it cannot be fetched.
+    """
+    if Path(checkpoint).is_file() or _is_bert(checkpoint):
+        directory = Path(checkpoint) if Path(checkpoint).is_file() else tokenizer_directory(checkpoint)
+        return load_tokenizer(directory or Path(checkpoint))
+    with checkpoint_errors(checkpoint, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise DataError(f"{checkpoint}: its tokenizer has no tokenizer.json; save one with save_pretrained")
+    if _model_type(checkpoint) == "openai-gpt" and tokenizer.cls_token is None:
+        _add_gpt_tokens(tokenizer)
+    for name in ("pad_token_id", "sep_token_id" if tokenizer.cls_token_id is not None else "eos_token_id"):
+        if getattr(tokenizer, name) is None:
+            raise DataError(f"{checkpoint}: its tokenizer has no {name.removesuffix('_id')}; add one to it")
+    return tokenizer
+
+
+def _add_gpt_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.add_special_tokens(_GPT_TOKENS)
+    start, between, end = (_GPT_TOKENS[name] for name in ("cls_token", "sep_token", "eos_token"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A {end}",
+        pair=f"{start} $A {between} $B {end}",
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in (start, between, end)],
+    )
+
+
+def _is_bert(checkpoint: str) -> bool:
+    kind = _model_type(checkpoint)
+    return kind is None or kind in ("bert", "encoder-decoder", "marian-bert")
+
+
+def _model_type(checkpoint: str) -> str | None:
+    """``model_type`` of config.json; None where there is none, as beside a tokenizer alone."""
+    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "config.json").is_file():
+        return None
+    with checkpoint_errors(checkpoint, "model"):
+        return AutoConfig.from_pretrained(checkpoint).model_type

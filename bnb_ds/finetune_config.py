@@ -1,0 +1,88 @@
+"""The recipe of fine-tuning; sections shared with pre-training are in :mod:`bnb_ds.config`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from bnb_ds.config import Section, TrainingRecipe
+from bnb_ds.errors import nearest
+from bnb_ds.systems import ModelChoice
+from bnb_ds.tasks import TASKS, Task
+from bnb_ds.tasks.data_section import TaskDataSection
+
+
+class FinetuneIntervals(Section):
+    """How often."""
+
+    log_steps: Annotated[int, Field(gt=0)] = 10
+    #: steps between evaluations; default: an epoch
+    eval_steps: Annotated[int, Field(gt=0)] | None = None
+    #: steps between checkpoints besides those at evaluations
+    checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
+    #: newest checkpoints kept on disk; the best is kept besides
+    keep_checkpoints: Annotated[int, Field(gt=0)] = 1
+    #: samples of a rank's batch at evaluations
+    eval_batch_size: Annotated[int, Field(gt=0)] = 32
+    #: outputs shown as text at each evaluation
+    outputs: Annotated[int, Field(ge=0)] = 4
+    #: hash and publish checkpoints while training goes on
+    background_checkpoints: bool = True
+
+
+class SelectionSection(Section):
+    """Which checkpoint is the best, and when it is good enough."""
+
+    #: scores that choose; never a test split, on which nothing may be chosen
+    split: str = "validation"
+    #: a score of the task, or ``loss``; default: the task's main score
+    score: str | None = None
+    #: end after that many evaluations without a better one; default: train to the end
+    patience: Annotated[int, Field(gt=0)] | None = None
+
+    @field_validator("split")
+    @classmethod
+    def _not_test(cls, split: str) -> str:
+        if split.startswith("test"):
+            raise ValueError(f"{split!r}: choosing a model on a test split is refused; name a validation split")
+        return split
+
+
+class FinetuneRecipe(TrainingRecipe):
+    """A whole fine-tuning run."""
+
+    #: name of a task, see :mod:`bnb_ds.tasks`
+    task: str
+    model: ModelChoice
+    data: Annotated[TaskDataSection, Field(default_factory=TaskDataSection)]
+    selection: SelectionSection = SelectionSection()
+    intervals: FinetuneIntervals = FinetuneIntervals()
+
+    @property
+    def declared_task(self) -> Task:
+        return TASKS[self.task]
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, name: str) -> str:
+        if name not in TASKS:
+            raise ValueError(f"no task {name!r}; {nearest(name, TASKS)}")
+        return name
+
+    @model_validator(mode="after")
+    def _nothing_is_chosen_on_test(self) -> FinetuneRecipe:
+        data = self.data
+        if data.test is not None and data.test in (data.validation, data.train):
+            raise ValueError(f"data.test is the same file as data.validation or data.train: {data.test}; name another")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_fit_micro_batches(self) -> FinetuneRecipe:
+        longest = self.data.max_source_length or self.declared_task.max_source_length
+        budget = self.loader.micro_batch_tokens
+        if budget is not None and budget < longest:
+            raise ValueError(
+                f"loader.micro_batch_tokens {budget}: one source can have {longest} tokens; set it to that or more"
+            )
+        return self

@@ -1,0 +1,214 @@
+"""BERT-NAR-BERT itself: over texts, and its encoder over labels (GLUE)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from bnb_ds.batch import PackedBatch, count_repeats
+from bnb_ds.bert_init import checkpoint_errors, read_bert_config
+from bnb_ds.classification import BnbForSequenceClassification
+from bnb_ds.config import ModelSection
+from bnb_ds.configuration import BnbConfig
+from bnb_ds.decoding import read_off
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.flops import classification_flops, forward_flops
+from bnb_ds.model_factory import (
+    DROPOUT_NAMES,
+    TARGET_TOKENIZER,
+    TokenizerVocabulary,
+    build_model,
+    model_config,
+    tokenizer_directory,
+)
+from bnb_ds.modeling import BnbForConditionalGeneration
+from bnb_ds.packing import PackedLayout
+from bnb_ds.slots import decoder_lengths
+from bnb_ds.systems.base import Prediction, System
+from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.task import Task
+from bnb_ds.tokenization import load_tokenizer
+
+
+class BnbModelSection(ModelSection):
+    """A BERT-NAR-BERT, or for labels its encoder; fields as in pre-training."""
+
+    kind: Literal["bnb"]
+
+
+class BnbSystem(System):
+    """Common to both."""
+
+    kind = "bnb"
+    section: BnbModelSection
+
+    @classmethod
+    def make_codec(cls, task: Task, section: BnbModelSection, data: TaskDataSection) -> Codec:
+        sources = data.tokenizer or section.checkpoint or section.encoder
+        if sources is None:
+            raise ConfigError("data.tokenizer: a model of random weights brings none; name a tokenizer's directory")
+        source = load_tokenizer(_tokenizer_of(sources))
+        if not task.is_generation:
+            return Codec(source, source)
+        targets = data.target_tokenizer
+        if targets is None and section.checkpoint is not None:
+            own = Path(section.checkpoint) / TARGET_TOKENIZER
+            targets = str(own) if own.is_dir() else None
+        if targets is None:
+            targets = section.decoder
+        return Codec(source, source if targets is None else load_tokenizer(_tokenizer_of(targets)))
+
+    @classmethod
+    def load_codec(cls, directory: Path) -> Codec:
+        source = load_tokenizer(directory)
+        own = directory / TARGET_TOKENIZER
+        return Codec(source, load_tokenizer(own) if own.is_dir() else source)
+
+
+class BnbGenerator(BnbSystem):
+    """Texts, in one pass."""
+
+    _config: BnbConfig | None = None
+
+    @property
+    def _source(self) -> TokenizerVocabulary:
+        return TokenizerVocabulary.of(self.codec.source)
+
+    @property
+    def _target(self) -> TokenizerVocabulary:
+        return TokenizerVocabulary.of(self.codec.target)
+
+    def config(self) -> BnbConfig:
+        if self._config is None:
+            self._config = model_config(self.section, self._source, self.lengths.source, self._target)
+            self._refuse_long_targets(self._config)
+        return self._config
+
+    def empty(self, config: BnbConfig) -> nn.Module:
+        return BnbForConditionalGeneration(config)
+
+    def build(self) -> nn.Module:
+        return build_model(self.section, self._source, self.lengths.source, target=self._target)
+
+    def load(self, directory: Path) -> nn.Module:
+        with checkpoint_errors(directory, "BERT-NAR-BERT model"):
+            model = BnbForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+        self._config = model.config
+        return model.eval()
+
+    def flops(self, config: BnbConfig, batch: PackedBatch) -> int:
+        return forward_flops(config, batch.source_lengths, batch.decoder_lengths)
+
+    def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
+        return decoder_lengths(source_lengths, self.config(), target_lengths)
+
+    def fits(self, targets: np.ndarray, target_cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        if self.config().decoder_length == "predicted":
+            return np.ones(slots.size, dtype=bool)
+        return slots >= np.diff(target_cu_seqlens) + count_repeats(targets, target_cu_seqlens)
+
+    def loss_count(self, num_targets: int, num_samples: int) -> int:
+        return num_targets if self.config().loss_reduction == "token" else num_samples
+
+    def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
+        config = self.config()
+        output = model(**batch.model_inputs(device), return_logits=True)
+        loss_sum = float(output.loss_sum)
+        if config.decoder_length == "predicted":
+            # With labels the slots are as many as the target has tokens; without, as many as the model predicts.
+            output = model(**batch.source_inputs(device))
+        lengths_B = output.decoder_lengths
+        layout = PackedLayout.from_lengths(lengths_B, num_tokens=int(lengths_B.sum()), max_seqlen=int(lengths_B.max()))
+        ids_BT, written_B = read_off(output.logits.argmax(-1), layout, config)
+        rows = zip(ids_BT.cpu().numpy(), written_B.tolist(), strict=True)
+        return Prediction(loss_sum, [row[:length] for row, length in rows])
+
+    def _refuse_long_targets(self, config: BnbConfig) -> None:
+        limit = config.decoder.max_position_embeddings
+        one_each = config.decoder_length == "predicted" and config.decoder_positions == "absolute"
+        if one_each and self.lengths.target > limit:
+            raise ConfigError(
+                f"data.max_target_length {self.lengths.target}: the decoder has {limit} positions; set it to {limit}"
+            )
+
+
+class BnbClassifier(BnbSystem):
+    """Labels and scores, from the encoder."""
+
+    def config(self) -> BnbConfig:
+        section = self.section
+        if section.checkpoint is not None:
+            with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
+                config = BnbConfig.from_pretrained(section.checkpoint)
+        elif section.encoder is not None:
+            config = BnbConfig(encoder=read_bert_config(section.encoder))
+        else:
+            vocabulary = TokenizerVocabulary.of(self.codec.source)
+            config = model_config(section, vocabulary, self.lengths.source)
+        config.encoder.update(
+            {
+                field: getattr(section, name)
+                for field, name in DROPOUT_NAMES.items()
+                if section.checkpoint is None or name in section.model_fields_set
+            }
+        )
+        config.num_labels = self.task.num_outputs
+        if self.task.labels:
+            config.id2label = dict(enumerate(self.task.labels))
+            config.label2id = {name: number for number, name in enumerate(self.task.labels)}
+        self._refuse_misfits(config)
+        return config
+
+    def empty(self, config: BnbConfig) -> nn.Module:
+        return BnbForSequenceClassification(config)
+
+    def build(self) -> nn.Module:
+        section, config = self.section, self.config()
+        if section.checkpoint is not None:
+            with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
+                return BnbForSequenceClassification.from_pretrained(
+                    section.checkpoint, config=config, dtype=torch.float32
+                )
+        model = BnbForSequenceClassification(config)
+        if section.encoder is not None:
+            model.load_bert(section.encoder)
+        return model
+
+    def load(self, directory: Path) -> nn.Module:
+        with checkpoint_errors(directory, "classification model"):
+            return BnbForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+
+    def flops(self, config: BnbConfig, batch: PackedBatch) -> int:
+        return classification_flops(config, batch.source_lengths)
+
+    def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
+        output = model(**batch.model_inputs(device))
+        return Prediction(float(output.loss_sum), output.logits.float().cpu().numpy())
+
+    def _refuse_misfits(self, config: BnbConfig) -> None:
+        positions, length = config.encoder.max_position_embeddings, self.lengths.source
+        if length > positions:
+            raise ConfigError(
+                f"data.max_source_length {length}: the encoder has {positions} positions; set it to {positions}"
+            )
+        size = TokenizerVocabulary.of(self.codec.source).vocab_size
+        if config.encoder.vocab_size < size:
+            raise DataError(
+                f"model: its vocabulary has {config.encoder.vocab_size} tokens, the tokenizer {size}; remove"
+                " data.tokenizer, or name the checkpoint's own"
+            )
+
+
+def _tokenizer_of(name: str) -> Path:
+    """Where the tokenizer of a directory, vocabulary file, or hub checkpoint lies."""
+    if Path(name).is_file():
+        return Path(name)
+    directory = tokenizer_directory(name)
+    if directory is None:
+        raise ConfigError(f"{name}: holds no tokenizer; name one with data.tokenizer")
+    return directory

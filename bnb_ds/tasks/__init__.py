@@ -1,0 +1,23 @@
+"""Downstream tasks, one short declaration each."""
+
+from __future__ import annotations
+
+from bnb_ds.errors import ConfigError, nearest
+from bnb_ds.tasks.generation import GENERATION
+from bnb_ds.tasks.glue import GLUE
+from bnb_ds.tasks.task import HubData, Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (*GLUE, *GENERATION)}
+
+__all__ = ["GLUE", "TASKS", "HubData", "Task", "get_task"]
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"task {name!r}: no such task; {nearest(name, TASKS)}")
+    return TASKS[name]

@@ -1,0 +1,172 @@
+"""Text to token ids and back: a tokenizer for the source, one for the target, and the special tokens around both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from bnb_ds.errors import ConfigError
+from bnb_ds.model_factory import TARGET_TOKENIZER
+from bnb_ds.tokenization import save_tokenizer
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens that a tokenizer puts around one text, or around two."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, *, pair: bool) -> Frame:
+        """Found by encoding a text, or two."""
+        encoded = tokenizer("a", "a" if pair else None, return_special_tokens_mask=True)
+        parts: list[list[int]] = [[]]
+        for token, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+            if special:
+                parts[-1].append(token)
+            elif len(parts) == 1 or parts[-1]:
+                parts.append([])  # the next text begins
+        before, *rest = map(tuple, parts)
+        return cls(before, rest[0] if pair else (), rest[-1] if rest else ())
+
+    @property
+    def size(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+@dataclass(frozen=True)
+class EncodedSources:
+    """Sources as token ids.
+
+    Attributes:
+        tokens: int64 [n] for each source, special tokens included.
+        first_lengths: tokens of each that belong to the first text and the special tokens up to the second.
+        num_cut: sources that were too long.
+    """
+
+    tokens: list[np.ndarray]
+    first_lengths: list[int]
+    num_cut: int
+
+
+class Codec:
+    """Encodes sources and targets of a task, and decodes outputs.
+
+    A text that spells ``[SEP]`` or ``[MASK]`` does not hold that token.
+
+    Args:
+        source: tokenizer of the sources.
+        target: tokenizer of the targets; the same object where there is one for both.
+    """
+
+    def __init__(self, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
+        self.source = source
+        self.target = target
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that decides which ids a text gets."""
+        states = []
+        for tokenizer in (self.source, self.target):
+            state = json.loads(tokenizer.backend_tokenizer.to_str())
+            states.append({key: value for key, value in state.items() if key not in ("padding", "truncation")})
+            states.append({name: str(token) for name, token in tokenizer.special_tokens_map.items()})
+        return hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def lowercases(self) -> bool:
+        """Whether targets lose their capitals."""
+        normalizer = json.loads(self.target.backend_tokenizer.to_str())["normalizer"] or {}
+        return bool(normalizer.get("lowercase"))
+
+    def encode_sources(self, texts: Sequence[tuple[str, ...]], max_length: int, *, cut: str) -> EncodedSources:
+        """Token ids of sources of one or two texts each.
+
+        Args:
+            texts: the texts of each source.
+            max_length: of a source in tokens, special ones included.
+            cut: what is cut of two texts: the ``longest`` (until they are equally long) or the ``last``.
+
+        Raises:
+            ConfigError: ``max_length`` has no room for text.
+        """
+        pair = len(texts[0]) == 2 if texts else False
+        frame = Frame.of(self.source, pair=pair)
+        room = _room(frame, max_length, "max_source_length")
+        columns = [self._ids(self.source, column) for column in zip(*texts, strict=True)]
+        tokens, first_lengths, num_cut = [], [], 0
+        for ids in zip(*columns, strict=True):
+            first, second = _cut(ids[0], ids[1] if pair else [], room, cut)
+            num_cut += len(first) + len(second) < sum(map(len, ids))
+            head = [*frame.before, *first, *frame.between]
+            tokens.append(np.array([*head, *second, *frame.after] if pair else [*head, *frame.after], np.int64))
+            first_lengths.append(len(head) if pair else len(tokens[-1]))
+        return EncodedSources(tokens, first_lengths, num_cut)
+
+    def encode_targets(self, texts: Sequence[str], max_length: int) -> tuple[list[np.ndarray], int]:
+        """int64 [m] for each target, special tokens included, and how many were cut.
+
+        Raises:
+            ConfigError: ``max_length`` has no room for text.
+        """
+        frame = Frame.of(self.target, pair=False)
+        room = _room(frame, max_length, "max_target_length")
+        ids = self._ids(self.target, texts)
+        tokens = [np.array([*frame.before, *text[:room], *frame.after], np.int64) for text in ids]
+        return tokens, sum(len(text) > room for text in ids)
+
+    def decode(self, outputs: Sequence[np.ndarray]) -> list[str]:
+        """Texts of outputs, special tokens left out, on one line each."""
+        texts = self.target.batch_decode([output.tolist() for output in outputs], skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizers of a model directory."""
+        _save(self.source, directory)
+        if self.target is not self.source:
+            _save(self.target, directory / TARGET_TOKENIZER)
+
+    @staticmethod
+    def _ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        # Longer than the model: it is cut here, and transformers need not warn of it.
+        encoded: Any = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return encoded["input_ids"]
+
+
+def _save(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    save_tokenizer(tokenizer, directory)
+
+
+def _room(frame: Frame, max_length: int, field: str) -> int:
+    room = max_length - frame.size
+    if room < 1:
+        raise ConfigError(f"data.{field} {max_length}: leaves no room beside {frame.size} special tokens; raise it")
+    return room
+
+
+def _cut(first: list[int], second: list[int], room: int, cut: str) -> tuple[list[int], list[int]]:
+    excess = len(first) + len(second) - room
+    if excess <= 0:
+        return first, second
+    if cut == "last" or not second:
+        # A first text that fills all the room leaves nothing of the second.
+        first = first[:room]
+        return first, second[: room - len(first)]
+    shorter = min(len(first), len(second))
+    longest = max(room - shorter, -(-room // 2))
+    if len(first) >= len(second):
+        first = first[:longest]
+        return first, second[: room - len(first)]
+    second = second[:longest]
+    return first[: room - len(second)], second

@@ -1,0 +1,215 @@
+"""A split of a task as token ids, made once and kept under a name that follows from its content.
+
+A directory of the cache holds ``source.npy`` (uint32, all sources back to back), ``source_offsets.npy`` (int64, where
+each begins, and the end), ``first_lengths.npy`` (int32, tokens before the second of two texts), ``target.npy`` and
+``target_offsets.npy`` or ``labels.npy``, ``ids.txt``, for scored splits ``references.jsonl``, and ``info.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnb_ds.errors import DataError
+from bnb_ds.files import sha256_file
+from bnb_ds.outputs import new_directory
+from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.examples import Example, ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples
+from bnb_ds.tasks.task import Task
+
+_FORMAT = 1
+_CHUNK = 2000
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Longest source and target of a task, in tokens, special ones included."""
+
+    source: int
+    target: int
+
+    @classmethod
+    def of(cls, task: Task, data: TaskDataSection) -> Lengths:
+        """The recipe's, or else the task's."""
+        return cls(data.max_source_length or task.max_source_length, data.max_target_length or task.max_target_length)
+
+
+class Tokenised:
+    """One split, memory-mapped.
+
+    Attributes:
+        info: number of samples, of cut sources and targets, of rows left out.
+        fingerprint: hex, of everything that its content follows from.
+        labels: int64 (classes) or float64 (scores) [num_samples], or None where targets are texts.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.fingerprint = directory.name
+        self.info: dict[str, Any] = json.loads((directory / "info.json").read_text(encoding="utf-8"))
+        self._source, self._target = self._array("source"), self._array("target")
+        self._source_offsets, self._target_offsets = self._array("source_offsets"), self._array("target_offsets")
+        self._first_lengths = self._array("first_lengths")
+        labels = directory / "labels.npy"
+        self.labels = np.load(labels) if labels.exists() else None
+
+    def __len__(self) -> int:
+        return self._source_offsets.size - 1
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether a source is two texts."""
+        return self.info["texts_per_source"] == 2
+
+    def source_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """int64 [B], tokens of sources."""
+        return self._source_offsets[ids + 1] - self._source_offsets[ids]
+
+    def target_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """int64 [B], tokens of targets; 0 where there are labels."""
+        return self._target_offsets[ids + 1] - self._target_offsets[ids]
+
+    def sources(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [N] packed, and int64 [B + 1] where each begins."""
+        return _gather(self._source, self._source_offsets, ids)
+
+    def targets(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [M] packed, and int64 [B + 1] where each begins."""
+        return _gather(self._target, self._target_offsets, ids)
+
+    def first_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """int64 [B], tokens up to the second of two texts."""
+        return self._first_lengths[ids].astype(np.int64)
+
+    def references(self) -> list[str]:
+        """The target texts as the data has them."""
+        with open(self.directory / "references.jsonl", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def row_ids(self) -> list[str]:
+        """What each row is named."""
+        return (self.directory / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+    def _array(self, name: str) -> np.ndarray:
+        return np.load(self.directory / f"{name}.npy", mmap_mode="r")
+
+
+def tokenise(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Tokenised:
+    """The split as token ids: from the cache, or made now. One process of a job calls it, the others `open_cached`.
+
+    Raises:
+        ConfigError, DataError: as `read_examples` says; or the split is empty.
+    """
+    directory = cached_directory(task, data, split, codec)
+    if not (directory / "info.json").is_file():
+        with new_directory(directory) as made:
+            _write(task, data, split, codec, made)
+    return Tokenised(directory)
+
+
+def cached_directory(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Path:
+    """Where the split is, or will be, kept: named after a hash of all that its content follows from."""
+    lengths = Lengths.of(task, data)
+    named = files_of(data, split)
+    for path in named:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; data.{split} names it")
+    content: list[Any] = [sha256_file(path) for path in named]
+    if not named or set(map(str, named)) <= set(data.documents.values()):
+        content.append(hub_fingerprint(*hub_of(task, data, split)))
+    key = {
+        "format": _FORMAT,
+        "task": [task.kind, task.sources, task.target, task.labels, task.cut, task.form, task.id_column],
+        "split": [split, data.max_samples(split), data.split.model_dump() if data.split else None],
+        "columns": data.columns,
+        "skip_bad_rows": data.skip_bad_rows,
+        "lengths": asdict(lengths),
+        "content": content,
+        "tokenizers": codec.fingerprint,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return Path(data.cache_dir) / f"{task.name}-{split}-{digest[:24]}"
+
+
+class _Rows:
+    """Arrays of different lengths back to back."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self._lengths: list[int] = []
+
+    def add(self, rows: list[np.ndarray]) -> None:
+        self._lengths += [row.size for row in rows]
+        if rows:
+            self._parts.append(np.concatenate(rows).astype(np.uint32))
+
+    def save(self, directory: Path, name: str) -> None:
+        values = np.concatenate(self._parts) if self._parts else np.zeros(0, np.uint32)
+        offsets = np.zeros(len(self._lengths) + 1, np.int64)
+        np.cumsum(self._lengths, out=offsets[1:])
+        np.save(directory / f"{name}.npy", values)
+        np.save(directory / f"{name}_offsets.npy", offsets)
+
+
+def _write(task: Task, data: TaskDataSection, split: str, codec: Codec, directory: Path) -> None:
+    lengths, counts = Lengths.of(task, data), ReadingCounts()
+    sources, targets, first_lengths, labels = _Rows(), _Rows(), [], []
+    sources_cut = targets_cut = 0
+    with (
+        open(directory / "ids.txt", "w", encoding="utf-8") as ids,
+        open(directory / "references.jsonl", "w", encoding="utf-8") as references,
+    ):
+        for chunk in _chunks(read_examples(task, data, split, counts)):
+            encoded = codec.encode_sources([example.sources for example in chunk], lengths.source, cut=task.cut)
+            sources.add(encoded.tokens)
+            first_lengths += encoded.first_lengths
+            sources_cut += encoded.num_cut
+            ids.writelines(" ".join(example.id.split()) + "\n" for example in chunk)
+            if not task.is_generation:
+                labels += [example.target for example in chunk]
+                targets.add([np.zeros(0)] * len(chunk))
+                continue
+            tokens, num_cut = codec.encode_targets([example.target for example in chunk], lengths.target)
+            targets.add(tokens)
+            targets_cut += num_cut
+            if not split.startswith("train"):
+                references.writelines(json.dumps(example.target) + "\n" for example in chunk)
+    if not first_lengths:
+        raise DataError(f"task {task.name}: the {split} split is empty; check the files that data names")
+    sources.save(directory, "source")
+    targets.save(directory, "target")
+    np.save(directory / "first_lengths.npy", np.array(first_lengths, np.int32))
+    if not task.is_generation:
+        np.save(directory / "labels.npy", np.array(labels, np.int64 if task.kind == "classification" else np.float64))
+    info = {
+        "task": task.name,
+        "split": split,
+        "num_samples": len(first_lengths),
+        "texts_per_source": len(task.sources),
+        "num_sources_cut": sources_cut,
+        "num_targets_cut": targets_cut,
+        "num_rows_skipped": counts.skipped,
+    }
+    (directory / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
+
+
+def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    while chunk := list(islice(examples, _CHUNK)):
+        yield chunk
+
+
+def _gather(values: np.ndarray, offsets: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    begins = offsets[ids]
+    lengths = offsets[ids + 1] - begins
+    cu_seqlens = np.zeros(ids.size + 1, np.int64)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    index = np.arange(cu_seqlens[-1]) + np.repeat(begins - cu_seqlens[:-1], lengths)
+    return np.asarray(values[index], np.int64), cu_seqlens

@@ -1,0 +1,31 @@
+"""The weights of a DeepSpeed checkpoint, whatever its ZeRO stage."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+
+from bnb_ds.errors import CheckpointError
+
+
+def read_weights(found: Path) -> dict[str, torch.Tensor]:
+    """Consolidated fp32 weights of a checkpoint of any ZeRO stage, on the CPU.
+
+    Raises:
+        CheckpointError: the files are not those of a DeepSpeed checkpoint.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    partitioned = any(found.glob("*_optim_states.pt"))
+    try:
+        if partitioned:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # DeepSpeed narrates its reading
+                weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
+        else:
+            weights = torch.load(found / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+    except (OSError, KeyError, ValueError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{found}: cannot be read as a DeepSpeed checkpoint: {error}") from None
+    return {name: tensor.float() for name, tensor in weights.items()}

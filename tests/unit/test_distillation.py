@@ -1,0 +1,157 @@
+"""A distilled training set: what the teacher writes, whoever writes it and however often it was killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnb_ds.baselines.settings import TransformerSection
+from bnb_ds.cli import main
+from bnb_ds.distillation import DistillJob, distill
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.systems import load_system
+from bnb_ds.systems.baselines import Transformer
+from bnb_ds.tasks import get_task
+from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.examples import read_examples
+from bnb_ds.tasks.tokenised import Lengths
+from tests import launching
+from tests.tiny import bnb_model
+
+NUM_EXAMPLES = 30
+
+
+@pytest.fixture(scope="module")
+def texts(small_texts, tmp_path_factory) -> tuple[Path, Path]:
+    """Two parallel files."""
+    folder = tmp_path_factory.mktemp("texts")
+    lines = [" ".join(text.split()[:12]) for text in small_texts[:NUM_EXAMPLES]]
+    (folder / "source.txt").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "target.txt").write_text("".join(f"{line[::-1]}\n" for line in lines))
+    return folder / "source.txt", folder / "target.txt"
+
+
+@pytest.fixture(scope="module")
+def teacher(small_tokenizer, tmp_path_factory) -> Path:
+    """An untrained one with weights large enough for different sources to have different outputs."""
+    size = {
+        "hidden_size": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 64,
+    }
+    section = TransformerSection(kind="transformer", size=size, num_beams=2)
+    codec = Codec(small_tokenizer, small_tokenizer)
+    system = Transformer(get_task("translation"), Lengths(48, 12), codec, section)
+    torch.manual_seed(0)
+    model = system.build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    directory = tmp_path_factory.mktemp("teacher")
+    model.save_pretrained(directory)
+    system.save_files(model.config, directory)
+    return directory
+
+
+def job(teacher: Path, texts: tuple[Path, Path], output: Path, **fields) -> DistillJob:
+    return DistillJob(teacher, output, overrides=overrides(texts, output.parent), **{"window": 8, **fields})
+
+
+def overrides(texts: tuple[Path, Path], folder: Path) -> list[str]:
+    return [f"data.train={{source: {texts[0]}, target: {texts[1]}}}", f"data.cache_dir={folder / 'cache'}"]
+
+
+@pytest.fixture(scope="module")
+def whole(teacher, texts, tmp_path_factory) -> bytes:
+    output = tmp_path_factory.mktemp("whole") / "train.jsonl"
+    assert f"distill: {NUM_EXAMPLES} examples to {output}" in distill(job(teacher, texts, output))
+    return output.read_bytes()
+
+
+def test_targets_are_the_teachers_beam_search(whole, teacher, texts, tmp_path):
+    rows = [json.loads(line) for line in whole.decode().splitlines()]
+    sources = texts[0].read_text().splitlines()
+    assert [row["source"] for row in rows] == sources
+    system = load_system(teacher)
+    model = system.load(teacher)
+    encoded = system.codec.encode_sources([(source,) for source in sources], 48, cut="longest").tokens
+    alone = [system.codec.decode(system.write(model, [tokens.tolist()], 2))[0] for tokens in encoded]
+    expected = [text or row for text, row in zip(alone, texts[1].read_text().splitlines(), strict=True)]
+    assert [row["target"] for row in rows] == expected
+    assert len(set(expected)) > 3
+
+    (tmp_path / "train.jsonl").write_bytes(whole)
+    data = TaskDataSection(train=str(tmp_path / "train.jsonl"))
+    examples = list(read_examples(get_task("translation"), data, "train"))
+    assert [example.target for example in examples] == expected
+    assert [(source,) for source in sources] == [example.sources for example in examples]
+
+
+def test_shares_joined_are_the_whole(whole, teacher, texts, tmp_path):
+    for index in range(3):
+        distill(job(teacher, texts, tmp_path / "train.jsonl", task_index=index, num_tasks=3))
+    parts = sorted(tmp_path.glob("train.jsonl.*-of-00003"))
+    assert b"".join(part.read_bytes() for part in parts) == whole
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_stays(whole, teacher, texts, tmp_path, monkeypatch):
+    from bnb_ds import distillation
+
+    output = tmp_path / "train.jsonl"
+    write, calls = distillation.ResumableOutput.write, []
+
+    def failing(self, *arguments):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        write(self, *arguments)
+
+    monkeypatch.setattr(distillation.ResumableOutput, "write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        distill(job(teacher, texts, output))
+    monkeypatch.undo()
+    assert not output.exists()
+    with pytest.raises(DataError, match="add --resume to go on"):
+        distill(job(teacher, texts, output))
+    with pytest.raises(ConfigError, match="begun with another num_beams"):
+        distill(job(teacher, texts, output, resume=True, num_beams=3))
+    distill(job(teacher, texts, output, resume=True))
+    assert output.read_bytes() == whole
+    assert "30 examples" in distill(job(teacher, texts, output, resume=True))
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(whole, teacher, texts, tmp_path):
+    output = tmp_path / "train.jsonl"
+    settings = [part for override in overrides(texts, tmp_path) for part in ("--set", override)]
+    command = [str(launching.BIN / "bnb-ds"), "distill", str(teacher), "--output", str(output), "--window", "1"]
+    process = launching.start([*command, *settings])
+    progress = tmp_path / "train.jsonl.progress.json"
+    launching.wait_for(lambda: progress.exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not output.exists()
+    resumed = launching.run([*command, *settings, "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert output.read_bytes() == whole
+
+
+def test_what_cannot_teach_is_told(teacher, texts, tmp_path, small_tokenizer, capsys):
+    with pytest.raises(ConfigError, match="--task-index 2: give 0 to 1"):
+        distill(job(teacher, texts, tmp_path / "a", task_index=2, num_tasks=2))
+    with pytest.raises(ConfigError, match="there is no directory"):
+        distill(job(teacher, texts, tmp_path / "none" / "a"))
+    bnb_model(dtype=torch.float32).save_pretrained(tmp_path / "bnb")
+    small_tokenizer.save_pretrained(tmp_path / "bnb")
+    made_for = {"kind": "bnb", "task": "translation", "lengths": {"source": 20, "target": 20}}
+    (tmp_path / "bnb" / "task.json").write_text(json.dumps(made_for))
+    assert main(["distill", str(tmp_path / "bnb"), "--output", str(tmp_path / "a")]) == 2
+    assert "a model of kind bnb cannot teach; give an autoregressive one" in capsys.readouterr().err

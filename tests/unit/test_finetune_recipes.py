@@ -1,0 +1,127 @@
+"""Every shipped recipe of fine-tuning is read, and planned on small stand-ins for what it names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
+
+from bnb_ds.config import ModelSize
+from bnb_ds.early_stopping import EarlyStopping
+from bnb_ds.errors import ConfigError
+from bnb_ds.finetune_config import FinetuneRecipe
+from bnb_ds.finetuning import describe_finetune_dry_run, make_finetune_plan
+from bnb_ds.glue import Row, run_glue, table_of
+from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.recipes import load_recipe
+from tests.launching import REPOSITORY
+
+RECIPES = sorted((REPOSITORY / "runs" / "recipes" / "finetune").rglob("*.yaml"))
+SIZE = ModelSize(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory, small_tokenizer):
+    """A BERT, a BnB and a BART with a tokenizer, and small files of the forms that recipes name."""
+    folder = tmp_path_factory.mktemp("recipes")
+    bert = {**SIZE.model_dump(), "vocab_size": len(small_tokenizer)}
+    BertModel(BertConfig(**bert)).save_pretrained(folder / "bert")
+    config = BnbConfig(encoder=bert, decoder=bert, decoder_positions="shared")
+    BnbForConditionalGeneration(config).save_pretrained(folder / "bnb")
+    BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=len(small_tokenizer),
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            pad_token_id=small_tokenizer.pad_token_id,
+            eos_token_id=small_tokenizer.sep_token_id,
+            decoder_start_token_id=small_tokenizer.sep_token_id,
+        )
+    ).save_pretrained(folder / "bart")
+    for name in ("bert", "bnb", "bart"):
+        small_tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def rows_of(task) -> list[dict]:
+    """Rows under the task's own names."""
+    rows = []
+    for i in range(30):
+        row: dict = {"id": str(i), "idx": i, "title": "T"}
+        for column in (*task.sources, task.target):
+            row[column] = f"the value {i}"
+        if not task.is_generation:
+            row[task.target] = i % len(task.labels) if task.labels else i / 10
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_planned(path, stand_ins, tmp_path):
+    recipe = load_recipe(path, schema=FinetuneRecipe)
+    task = recipe.declared_task
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows_of(task)))
+    overrides = [f"output_dir={tmp_path / 'out'}", f"data.cache_dir={tmp_path / 'cache'}", f"data.train={data}"]
+    overrides += ["data.columns={}", "data.documents={}"]
+    if recipe.data.split is None:
+        overrides += [f"data.{split}={data}" for split in task.validation_splits]
+    if recipe.data.test is not None:
+        overrides.append("data.test=null")
+    whole = "bart" if recipe.model.kind == "seq2seq" else "bnb"
+    for field, name in (("checkpoint", whole), ("encoder", "bert"), ("decoder", "bert")):
+        if getattr(recipe.model, field, None) is not None:
+            overrides.append(f"model.{field}={stand_ins / name}")
+    for field in ("tokenizer", "target_tokenizer"):
+        if getattr(recipe.data, field) is not None:
+            overrides.append(f"data.{field}={stand_ins / 'bert'}")
+    plan = make_finetune_plan(str(path), overrides, str(REPOSITORY / "ds_configs" / "finetune_glue.json"), 8)
+    lines = "\n".join(describe_finetune_dry_run(plan))
+    assert f"task         {task.title} ({task.name}), model kind {recipe.model.kind}" in lines
+    assert "batch        32 samples" in lines
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_task_of_glue_has_a_recipe():
+    names = {path.stem for path in RECIPES if path.parent.name == "glue"}
+    assert names == {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"}
+
+
+def test_the_table_of_glue():
+    rows = [
+        Row("cola", "validation", "matthews_correlation", {1: 50.0, 2: 54.0}),
+        Row("mnli", "validation_mismatched", "accuracy", {1: 80.0, 2: 82.0}),
+    ]
+    assert table_of(rows).splitlines() == [
+        "| task | score | best of 2 | mean ± sd |",
+        "|---|---|---|---|",
+        "| CoLA | matthews_correlation | 54.0 | 52.0 ± 2.8 |",
+        "| MNLI-mm | accuracy | 82.0 | 81.0 ± 1.4 |",
+        "| average | | 68.0 | 66.5 |",
+    ]
+
+
+def test_recipes_that_glue_does_not_take(tmp_path):
+    folder = REPOSITORY / "runs" / "recipes" / "finetune"
+    with pytest.raises(ConfigError, match=r"xsum\.yaml: its task xsum asks for texts; give one recipe for each GLUE"):
+        run_glue([str(folder / "xsum.yaml")], [], "ds.json", seeds=[1], output=tmp_path, num_gpus=1)
+    twice = [str(folder / "glue" / "rte.yaml")] * 2
+    with pytest.raises(ConfigError, match=r"its task rte is that of .*rte\.yaml too"):
+        run_glue(twice, [], "ds.json", seeds=[1], output=tmp_path, num_gpus=1)
+
+
+def test_early_stopping():
+    stopping = EarlyStopping(patience=2)
+    assert [stopping.observe(x) for x in (3.0, 2.0, 2.5, float("nan"), 1.0)] == [False, False, False, True, False]
+    resumed = EarlyStopping(patience=2)
+    resumed.restore(stopping.state())
+    assert resumed.state() == stopping.state() == {"best": 1.0, "since_best": 0}
+    fresh = EarlyStopping(patience=1)
+    fresh.restore(EarlyStopping(patience=1).state())
+    assert not fresh.observe(5.0)

@@ -1,0 +1,206 @@
+"""Examples of tasks: every form of file, every fault of one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.tasks import TASKS, get_task
+from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.examples import ReadingCounts, read_examples
+
+ROWS = [{"sentence": "a fine film", "label": 1}, {"sentence": 'it is "bad"', "label": 0}]
+
+
+def read(task: str, split: str = "train", counts=None, **data):
+    if "data_split" in data:
+        data["split"] = data.pop("data_split")
+    return list(read_examples(get_task(task), TaskDataSection(**data), split, counts))
+
+
+def write(path, text: str):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_all_declarations_are_whole():
+    for task in TASKS.values():
+        assert len(task.sources) in (1, 2)
+        assert task.is_generation or task.labels or task.kind == "regression"
+    with pytest.raises(ConfigError, match="task 'sst3': no such task; did you mean 'sst2'"):
+        get_task("sst3")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz"])
+def test_forms_of_files(tmp_path, suffix):
+    path = tmp_path / f"train{suffix}"
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    elif suffix.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines.encode()))
+    else:
+        text = {
+            ".jsonl": lines,
+            ".json": json.dumps({"data": ROWS}),
+            ".csv": 'sentence,label\na fine film,1\n"it is ""bad""",0\n',
+            ".tsv": 'sentence\tlabel\na fine film\t1\nit is "bad"\t0\n',
+        }[suffix]
+        path.write_text(text)
+    first, second = read("sst2", train=str(path))
+    assert (first.sources, first.target) == (("a fine film",), 1)
+    assert (second.sources, second.target) == (('it is "bad"',), 0)
+    assert first.id != second.id
+
+
+def test_a_hub_data_set_in_its_published_layout(tmp_path):
+    (tmp_path / "sst2").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "sst2" / "train-00000-of-00001.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: sst2\n  data_files:\n  - split: train\n    path: sst2/train-*\n---\n"
+    )
+    assert [example.target for example in read("sst2", hub=str(tmp_path))] == [1, 0]
+    with pytest.raises(DataError, match=r"split 'validation' cannot be loaded .*; go online once, or give local files"):
+        read("sst2", "validation", hub=str(tmp_path))
+    with pytest.raises(ConfigError, match="split 'dev': task sst2 has no such split"):
+        read("sst2", "dev", hub=str(tmp_path))
+
+
+def test_columns_by_other_names_by_number_and_nested(tmp_path):
+    headless = write(tmp_path / "a.tsv", "gj04\t1\t\tThe sailors rode .\n")
+    assert read("cola", train=headless, columns={"sentence": 3, "label": 1})[0].sources == ("The sailors rode .",)
+    named = write(tmp_path / "b.jsonl", json.dumps({"source": ["One .", "Two ."], "target": ["Sum .", "Other ."]}))
+    (example,) = read("summarization", train=named, columns={"document": "source", "summary": "target.0"})
+    assert (example.sources, example.target) == (("One . Two .",), "Sum .")
+    either = write(tmp_path / "c.jsonl", json.dumps({"content": "x", "label": "positive"}))
+    assert read("sst2", train=either, columns={"sentence": ["sentence", "content"]})[0].target == 1
+    with pytest.raises(ConfigError, match=r"data\.columns: task sst2 has no column 'text'"):
+        read("sst2", train=either, columns={"text": "content"})
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        (
+            "sst2",
+            {"text": "x", "label": 1},
+            r"line 1: has no column 'sentence', only text, label; .*data\.col",
+        ),
+        ("sst2", {"sentence": "x", "label": 2}, r"line 1: the label 2 is outside the set of sst2: 0 neg"),
+        ("sst2", {"sentence": "x", "label": "good"}, r"line 1: the label 'good' is outside the set of sst2"),
+        (
+            "sst2",
+            {"sentence": " ", "label": 1},
+            r"line 1: the source \(sentence\) is empty; remove the row",
+        ),
+        ("summarization", {"document": "x", "summary": ""}, r"line 1: the target \(summary\) is empty; remove the row"),
+        ("stsb", {"sentence1": "a", "sentence2": "b", "label": "high"}, r"line 1: the score 'high' is not a number"),
+    ],
+)
+def test_faults_of_a_row(tmp_path, task, row, message):
+    path = write(tmp_path / "train.jsonl", json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=message):
+        read(task, train=path)
+
+
+def test_bad_rows_are_left_out_on_request(tmp_path):
+    path = write(tmp_path / "train.tsv", "document\tsummary\na\t\nb\tc\nlonely\n")
+    counts = ReadingCounts()
+    assert [e.target for e in read("summarization", counts=counts, train=path, skip_bad_rows=True)] == ["c"]
+    assert counts.skipped == 2
+    with pytest.raises(DataError, match="line 2: the target"):
+        read("summarization", train=path)
+    short = write(tmp_path / "short.tsv", "document\tsummary\nlonely\n")
+    with pytest.raises(DataError, match=r"line 2 has 1 fields instead of 2; mend it, or set data\.skip_bad_rows"):
+        read("summarization", train=short)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "{", "line 1 is not JSON"),
+        ("a.jsonl", "[1]", "line 1 is not a JSON object"),
+        ("a.json", "{", "not JSON"),
+        ("a.json", '{"rows": []}', "not a list of JSON objects"),
+        ("a.docx", "", "what form it has cannot be told from its name"),
+        ("a.parquet", "no", "cannot be read as parquet"),
+        ("a.jsonl.gz", "no", "cannot be read"),
+    ],
+)
+def test_faults_of_a_file(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=message):
+        read("sst2", train=write(tmp_path / name, content))
+    with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
+        read("sst2", train=str(tmp_path / "absent.jsonl"))
+
+
+def test_parallel_files(tmp_path):
+    en, de = write(tmp_path / "a.en", "one\ntwo\n"), write(tmp_path / "a.de", "eins\nzwei\n")
+    pairs = read("wmt14_en_de", train={"source": en, "target": de})
+    assert [(e.sources, e.target) for e in pairs] == [(("one",), "eins"), (("two",), "zwei")]
+    short = write(tmp_path / "b.de", "eins\n")
+    with pytest.raises(DataError, match=r"b\.de: ends after 1 lines, before its other half .*a\.en"):
+        read("translation", train={"source": en, "target": short})
+    with pytest.raises(ConfigError, match="task mrpc: has 2 source columns; parallel files hold one"):
+        read("mrpc", train={"source": en, "target": de})
+
+
+SQUAD = {
+    "data": [
+        {
+            "title": title,
+            "paragraphs": [
+                {
+                    "context": "Some passage.",
+                    "qas": [{"id": title, "question": "What?", "answers": [{"text": "Some", "answer_start": 0}]}],
+                }
+            ],
+        }
+        for title in ("Beyonc%C3%A9", "Warsaw")
+    ]
+}
+
+
+def test_questions_of_listed_documents(tmp_path):
+    """The split of Du et al. is by document; escapes in SQuAD's titles are letters in the lists."""
+    squad = write(tmp_path / "train-v1.1.json", json.dumps(SQUAD))
+    listed = write(tmp_path / "doclist-test.txt", "Beyonc\u00e9\n")
+    (example,) = read("squad_qg", "test", test=squad, documents={"test": listed})
+    assert (example.sources, example.target) == (("Some", "Some passage."), "What?")
+    assert len(read("squad_qg", train=squad)) == 2
+    with pytest.raises(ConfigError, match="lists no documents for the split 'train'"):
+        read("squad_qg", train=squad, documents={"test": listed})
+    with pytest.raises(ConfigError, match="rows of task sst2 belong to no documents"):
+        read("sst2", train=squad, documents={"train": listed})
+    with pytest.raises(DataError, match="not in the form of SQuAD"):
+        read("squad_qg", train=write(tmp_path / "x.json", '{"data": [{}]}'))
+
+
+def test_a_split_by_hash_is_whole_and_the_same_whatever_the_order(tmp_path):
+    rows = [json.dumps({"document": f"question {i}", "summary": f"short {i}"}) + "\n" for i in range(300)]
+    parts_of = {"validation": 0.2, "test": 0.1, "seed": 3}
+    forward = write(tmp_path / "a.jsonl", "".join(rows))
+    backward = write(tmp_path / "b.jsonl", "".join(reversed(rows)))
+    parts = {
+        split: {e.id for e in read("icliniq", split, train=forward, data_split=parts_of)}
+        for split in ("train", "validation", "test")
+    }
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 300
+    assert 30 < len(parts["validation"]) < 90
+    assert {e.id for e in read("icliniq", "test", train=backward, data_split=parts_of)} == parts["test"]
+    with pytest.raises(ValueError, match="leave nothing to train on"):
+        TaskDataSection(split={"validation": 0.5, "test": 0.5})
+    with pytest.raises(ConfigError, match=r"data\.validation: no file is named for this split"):
+        read("icliniq", "validation", train=forward)
+    with pytest.raises(ConfigError, match="task icliniq has no data set on the hub"):
+        read("icliniq", "train")
+
+
+def test_limits(tmp_path):
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
+    assert len(read("sst2", train=path, max_train_samples=1)) == 1

@@ -1,0 +1,141 @@
+"""Text to ids: the tokenizer's own special tokens, cuts, the cache, and batches of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
+from bnb_ds.tasks import get_task
+from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.samples import TaskSamples
+from bnb_ds.tasks.tokenised import Lengths, tokenise
+
+SIZE = {
+    "hidden_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture
+def codec(small_tokenizer):
+    return Codec(small_tokenizer, small_tokenizer)
+
+
+def test_sources_are_what_the_tokenizer_makes_of_them(codec, small_tokenizer):
+    for texts in (("The value of it",), ("The value", "of the object is")):
+        (tokens,) = codec.encode_sources([texts], 64, cut="longest").tokens
+        expected = small_tokenizer(*texts)
+        assert tokens.tolist() == expected["input_ids"]
+    encoded = codec.encode_sources([("The value", "of the object")], 64, cut="longest")
+    types = small_tokenizer("The value", "of the object")["token_type_ids"]
+    assert encoded.first_lengths == [types.index(1)]
+    (literal,) = codec.encode_sources([("a [SEP] b",)], 64, cut="longest").tokens
+    assert np.count_nonzero(literal == small_tokenizer.sep_token_id) == 1, "a text that spells [SEP] does not hold it"
+
+
+@pytest.mark.parametrize("max_length", [5, 8, 9, 12, 40])
+def test_pairs_are_cut_as_the_tokenizer_cuts_them(codec, small_tokenizer, max_length):
+    short, long = "the value", "of the object that is returned by a function of the module"
+    for texts in ((short, long), (long, short), (long, long)):
+        encoded = codec.encode_sources([texts], max_length, cut="longest")
+        expected = small_tokenizer(*texts, truncation="longest_first", max_length=max_length)["input_ids"]
+        assert encoded.tokens[0].size == len(expected) <= max_length
+        only_last = codec.encode_sources([texts], max_length, cut="last").tokens[0]
+        whole = small_tokenizer(*texts)["input_ids"]
+        assert only_last.size == min(max_length, len(whole))
+        room = max_length - 3
+        assert only_last[1 : 1 + min(room, 2)].tolist() == whole[1 : 1 + min(room, 2)]
+    assert codec.encode_sources([(short, long)], 5, cut="last").num_cut == 1
+
+
+def test_no_room(codec):
+    with pytest.raises(ConfigError, match=r"data\.max_source_length 3: leaves no room beside 3 special tokens"):
+        codec.encode_sources([("a", "b")], 3, cut="last")
+
+
+def rows(path, number=40):
+    lines = [
+        json.dumps({"document": "the value of the object " * (1 + i % 5), "summary": f"the value {i}"}) + "\n"
+        for i in range(number)
+    ]
+    path.write_text("".join(lines))
+    return str(path)
+
+
+def test_the_cache_is_named_by_content(tmp_path, codec):
+    path = rows(tmp_path / "a.jsonl")
+    task = get_task("summarization")
+    data = TaskDataSection(train=path, validation=path, cache_dir=str(tmp_path / "cache"), max_source_length=16)
+    first = tokenise(task, data, "train", codec)
+    made = (first.directory / "info.json").stat().st_mtime_ns
+    assert first.info["num_sources_cut"] > 0
+    assert len(first) == 40
+    assert first.source_lengths(np.arange(40)).max() == 16
+    again = tokenise(task, data, "train", codec)
+    assert (again.directory / "info.json").stat().st_mtime_ns == made
+    assert tokenise(task, data, "validation", codec).references()[3] == "the value 3"
+    for change in ({"max_source_length": 20}, {"max_train_samples": 5}, {"skip_bad_rows": True}):
+        assert tokenise(task, data.model_copy(update=change), "train", codec).directory != first.directory
+    rows(tmp_path / "a.jsonl", 39)
+    assert len(tokenise(task, data, "train", codec)) == 39
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(DataError, match="task summarization: the train split is empty"):
+        tokenise(task, data, "train", codec)
+    with pytest.raises(DataError, match=r"absent: no such file; data\.train names it"):
+        tokenise(task, data.model_copy(update={"train": str(tmp_path / "absent")}), "train", codec)
+
+
+def test_batches_of_texts(tmp_path, codec):
+    task = get_task("summarization")
+    data = TaskDataSection(train=rows(tmp_path / "a.jsonl"), cache_dir=str(tmp_path), max_source_length=64)
+    section = BnbModelSection(kind="bnb", size=SIZE, decoder_length_ratio=0.5)
+    system = BnbGenerator(task, Lengths.of(task, data), codec, section)
+    split = tokenise(task, data, "train", codec)
+    batch = TaskSamples(split, system).batch(np.array([7, 0, 4]), np.zeros(3, np.int64))
+    for i, row in enumerate([7, 0, 4]):
+        begin, end = batch.cu_seqlens[i : i + 2].tolist()
+        source, target = "the value of the object " * (1 + row % 5), f"the value {row}"
+        assert codec.source.decode(batch.input_ids[begin:end], skip_special_tokens=True) == source.strip()
+        assert batch.decoder_lengths[i] == -(-(end - begin) // 2)
+        written = batch.labels.split(batch.label_lengths.tolist())[i]
+        assert codec.decode([written.numpy()]) == [target]
+    # Half as many positions as source tokens: short documents have no room for their summaries, and are counted.
+    needed = batch.label_lengths.numpy()
+    assert batch.num_infeasible == int((batch.decoder_lengths < needed).sum()) > 0
+    assert batch.loss_count == needed[batch.decoder_lengths >= needed].sum()
+
+
+def test_batches_of_labelled_pairs(tmp_path, codec, small_tokenizer):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"sentence1": "the value", "sentence2": "of it", "label": 2.5}) + "\n")
+    task = get_task("stsb")
+    data = TaskDataSection(train=str(path), cache_dir=str(tmp_path), max_source_length=32)
+    system = BnbClassifier(task, Lengths.of(task, data), codec, BnbModelSection(kind="bnb", size=SIZE))
+    split = tokenise(task, data, "train", codec)
+    batch = TaskSamples(split, system).batch(np.array([0]), np.array([0]))
+    expected = small_tokenizer("the value", "of it")
+    assert batch.input_ids.tolist() == expected["input_ids"]
+    assert batch.token_type_ids.tolist() == expected["token_type_ids"]
+    assert batch.labels.tolist() == [2.5]
+    assert batch.loss_count == 1
+    output = system.build()(**batch.model_inputs(batch.input_ids.device))
+    assert output.loss_sum.shape == ()
+
+
+def test_sources_beyond_the_positions(codec):
+    section = BnbModelSection(kind="bnb", size=SIZE)
+    for system in (BnbGenerator, BnbClassifier):
+        task = get_task("summarization" if system is BnbGenerator else "sst2")
+        with pytest.raises(ConfigError, match=r"data\.max_source_length 65: the encoder has 64 positions"):
+            system(task, Lengths(65, 10), codec, section).config()
+    predicted = BnbModelSection(kind="bnb", size=SIZE, decoder_length="predicted", decoder_positions="absolute")
+    with pytest.raises(ConfigError, match=r"data\.max_target_length 65: the decoder has 64 positions"):
+        BnbGenerator(get_task("summarization"), Lengths(10, 65), codec, predicted).config()
