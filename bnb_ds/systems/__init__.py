@@ -23,7 +23,16 @@ GENERATORS: dict[str, type[System]] = {system.kind: system for system in (BnbGen
 #: givers of labels
 CLASSIFIERS: dict[str, type[System]] = {system.kind: system for system in (BnbClassifier,)}
 
-__all__ = ["CLASSIFIERS", "GENERATORS", "TASK_FILE", "ModelChoice", "Prediction", "System", "load_system", "system_class"]
+__all__ = [
+    "CLASSIFIERS",
+    "GENERATORS",
+    "TASK_FILE",
+    "ModelChoice",
+    "Prediction",
+    "System",
+    "load_system",
+    "system_class",
+]
 
 
 def system_class(kind: str, task: Task) -> type[System]:
