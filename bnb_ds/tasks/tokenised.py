@@ -103,7 +103,7 @@ class Tokenised:
 
 
 def tokenise(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Tokenised:
-    """The split as token ids: from the cache, or made now. One process of a job calls it; the others open the same directory.
+    """The split as token ids: from the cache, or made now. Of a job, one process calls it.
 
     Raises:
         ConfigError, DataError: as `read_examples` says; or the split is empty.
