@@ -103,16 +103,25 @@ class Tokenised:
 
 
 def tokenise(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Tokenised:
-    """The split as token ids: from the cache, or made now. One process of a job calls it, the others `open_cached`.
+    """The split as token ids: from the cache, or made now. Of a job, one process calls it.
 
     Raises:
         ConfigError, DataError: as `read_examples` says; or the split is empty.
     """
     directory = cached_directory(task, data, split, codec)
-    if not (directory / "info.json").is_file():
-        with new_directory(directory) as made:
-            _write(task, data, split, codec, made)
+    if not _is_made(directory):
+        try:
+            with new_directory(directory) as made:
+                _write(task, data, split, codec, made)
+        except DataError:
+            # Another run may have made the same meanwhile.
+            if not _is_made(directory):
+                raise
     return Tokenised(directory)
+
+
+def _is_made(directory: Path) -> bool:
+    return (directory / "info.json").is_file()
 
 
 def cached_directory(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Path:
