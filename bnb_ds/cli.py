@@ -15,6 +15,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from bnb_ds import __version__
+from bnb_ds.arguments import natural, positive
 from bnb_ds.bench.cli import add_bench
 from bnb_ds.cli_baselines import add_baseline_commands
 from bnb_ds.cli_tasks import add_task_commands
@@ -57,7 +58,7 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
     command.add_argument("recipe", help="YAML file; shipped ones are under runs/recipes/pretrain/")
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="as for runs/pretrain.py")
     command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
-    command.add_argument("--world-size", type=_positive, default=1, help="number of ranks (default %(default)s)")
+    command.add_argument("--world-size", type=positive, default=1, help="number of ranks (default %(default)s)")
     command.set_defaults(run=_check)
 
 
@@ -96,10 +97,10 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("reconstruct", help="mask words of held-out documents and show what a model restores")
     command.add_argument("model", type=Path, help="an exported model")
     command.add_argument("--shards", type=Path, required=True, help="a shard directory made with the model's tokenizer")
-    command.add_argument("--num", type=_positive, default=4, help="documents (default %(default)s)")
-    command.add_argument("--max-length", type=_positive, default=48, help="tokens of each (default %(default)s)")
+    command.add_argument("--num", type=positive, default=4, help="documents (default %(default)s)")
+    command.add_argument("--max-length", type=positive, default=48, help="tokens of each (default %(default)s)")
     command.add_argument("--mask-probability", type=float, default=0.15, help="default %(default)s")
-    command.add_argument("--seed", type=_natural, default=0, help="of the masks (default %(default)s)")
+    command.add_argument("--seed", type=natural, default=0, help="of the masks (default %(default)s)")
     command.set_defaults(run=_reconstruct)
 
 
@@ -154,20 +155,6 @@ def _reconstruct(args: argparse.Namespace) -> None:
     )
     for source, output, original in shown:
         print(f"source    {source}\noutput    {output}\noriginal  {original}\n")
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 0 is required, not {text}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"a positive whole number is required, not {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bnb_ds.arguments import positive
+
 
 def add_baseline_commands(commands: argparse._SubParsersAction) -> None:
     """Add them to the parser of ``bnb-ds``."""
@@ -25,17 +27,15 @@ def _add_distill(commands: argparse._SubParsersAction) -> None:
         metavar="data.KEY=VALUE",
         help="other data than the teacher was fine-tuned on, as in a recipe: data.train=FILE",
     )
-    command.add_argument("--num-beams", type=_positive, help="default: as the teacher was fine-tuned with")
+    command.add_argument("--num-beams", type=positive, help="default: as the teacher was fine-tuned with")
     command.add_argument(
-        "--batch-tokens", type=_positive, default=8192, help="source tokens x beams at once (default %(default)s)"
+        "--batch-tokens", type=positive, default=8192, help="source tokens x beams at once (default %(default)s)"
     )
-    command.add_argument(
-        "--window", type=_positive, default=2048, help="examples sorted together (default %(default)s)"
-    )
+    command.add_argument("--window", type=positive, default=2048, help="examples sorted together (default %(default)s)")
     command.add_argument("--resume", action="store_true", help="go on with an unfinished output")
     command.add_argument("--task-index", type=int, default=0, help="which share of the examples, from 0")
     command.add_argument(
-        "--num-tasks", type=_positive, default=1, help="shares; each writes OUTPUT.00000-of-00004 and so on"
+        "--num-tasks", type=positive, default=1, help="shares; each writes OUTPUT.00000-of-00004 and so on"
     )
     command.set_defaults(run=_distill)
 
@@ -72,10 +72,3 @@ def _reproduce(args: argparse.Namespace) -> None:
     from bnb_ds.reproduce import listing
 
     print(listing(args.runs, args.table))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"a positive whole number is required, not {text}")
-    return value

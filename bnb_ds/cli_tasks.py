@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bnb_ds.arguments import positive
+
 
 def add_task_commands(commands: argparse._SubParsersAction) -> None:
     """Add them to the parser of ``bnb-ds``."""
@@ -20,7 +22,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--task", help="default: what the model was fine-tuned for")
     command.add_argument("--split", help="default: the task's validation split")
-    command.add_argument("--batch-size", type=_positive, default=32, help="makes no difference to scores (%(default)s)")
+    command.add_argument("--batch-size", type=positive, default=32, help="makes no difference to scores (%(default)s)")
     command.add_argument(
         "--set",
         dest="overrides",
@@ -39,7 +41,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     command.add_argument("first", type=Path, help="directory that `bnb-ds evaluate` wrote")
     command.add_argument("second", type=Path, help="another one, of the same data")
     command.add_argument("--score", help="default: the task's main score")
-    command.add_argument("--resamples", type=_positive, default=1000, help="corpora drawn (default %(default)s)")
+    command.add_argument("--resamples", type=positive, default=1000, help="corpora drawn (default %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the draws (default %(default)s)")
     command.set_defaults(run=_compare)
 
@@ -50,7 +52,7 @@ def _add_glue(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
     command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default %(default)s")
     command.add_argument("--output", type=Path, required=True, help="directory of the runs and of the table")
-    command.add_argument("--num_gpus", type=_positive, default=1, help="of each run (default %(default)s)")
+    command.add_argument("--num_gpus", type=positive, default=1, help="of each run (default %(default)s)")
     command.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="replaces a value of all"
     )
@@ -104,10 +106,3 @@ def _glue(args: argparse.Namespace) -> None:
         num_gpus=args.num_gpus,
     )
     print(table, end="")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"a positive whole number is required, not {text}")
-    return value

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bnb_ds.arguments import natural, positive
 from bnb_ds.errors import ConfigError
 
 _FLAGS_OF_SHARING = ("--processes",)
@@ -19,14 +20,14 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--input", required=True, help="a text file, or - for standard input")
     command.add_argument("--output", required=True, help="a text file, or - for standard output")
     command.add_argument("--resume", action="store_true", help="go on with an unfinished output")
-    command.add_argument("--window", type=_positive, default=4096, help="lines sorted together (default %(default)s)")
+    command.add_argument("--window", type=positive, default=4096, help="lines sorted together (default %(default)s)")
     sharing = command.add_argument_group("sharing the work")
-    sharing.add_argument("--task-index", type=_natural, default=0, help="which share of the input, from 0")
+    sharing.add_argument("--task-index", type=natural, default=0, help="which share of the input, from 0")
     sharing.add_argument(
-        "--num-tasks", type=_positive, default=1, help="shares; each writes OUTPUT.00000-of-00004 and so on"
+        "--num-tasks", type=positive, default=1, help="shares; each writes OUTPUT.00000-of-00004 and so on"
     )
     sharing.add_argument(
-        "--processes", type=_positive, default=1, help="share out to processes here, a GPU each, and join the outputs"
+        "--processes", type=positive, default=1, help="share out to processes here, a GPU each, and join the outputs"
     )
     add_engine_flags(command)
     add_decode_flags(command)
@@ -38,18 +39,18 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("serve", help="answer HTTP requests with one model")
     command.add_argument("model", type=Path, help="an exported model, or one exported with --format onnx")
     command.add_argument("--host", default="127.0.0.1", help="default %(default)s: only this machine")
-    command.add_argument("--port", type=_natural, default=8000, help="0: a free one (default %(default)s)")
+    command.add_argument("--port", type=natural, default=8000, help="0: a free one (default %(default)s)")
     limits = command.add_argument_group("limits")
     limits.add_argument(
-        "--max-wait-ms", type=_natural, default=5, help="wait for others to decode with (default %(default)s)"
+        "--max-wait-ms", type=natural, default=5, help="wait for others to decode with (default %(default)s)"
     )
-    limits.add_argument("--max-pending", type=_positive, default=1024, help="texts, else 429 (default %(default)s)")
-    limits.add_argument("--max-items", type=_positive, default=64, help="texts of a request (default %(default)s)")
-    limits.add_argument("--max-body-bytes", type=_positive, default=1 << 20, help="default %(default)s")
-    limits.add_argument("--timeout-seconds", type=_positive, default=60, help="of a request (default %(default)s)")
+    limits.add_argument("--max-pending", type=positive, default=1024, help="texts, else 429 (default %(default)s)")
+    limits.add_argument("--max-items", type=positive, default=64, help="texts of a request (default %(default)s)")
+    limits.add_argument("--max-body-bytes", type=positive, default=1 << 20, help="default %(default)s")
+    limits.add_argument("--timeout-seconds", type=positive, default=60, help="of a request (default %(default)s)")
     limits.add_argument(
         "--shutdown-seconds",
-        type=_positive,
+        type=positive,
         default=60,
         help="for accepted requests after SIGTERM (default %(default)s)",
     )
@@ -65,19 +66,19 @@ def add_engine_flags(command: argparse.ArgumentParser) -> None:
     engine.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "int8"), default="fp32", help="default %(default)s")
     engine.add_argument("--compile", action="store_true", help="torch.compile for a few lengths; greedy decoding only")
     engine.add_argument(
-        "--token-budget", type=_positive, help="source tokens and slots of a batch (default: 4096, on a GPU 65536)"
+        "--token-budget", type=positive, help="source tokens and slots of a batch (default: 4096, on a GPU 65536)"
     )
 
 
 def add_decode_flags(command: argparse.ArgumentParser) -> None:
     """How outputs are chosen."""
     decoding = command.add_argument_group("decoding")
-    decoding.add_argument("--beam-size", type=_positive, default=1, help="prefixes of the CTC search (default: greedy)")
-    decoding.add_argument("--beam-classes", type=_positive, default=16, help="of each slot (default %(default)s)")
-    decoding.add_argument("--length-beam", type=_positive, default=1, help="lengths tried with length classification")
-    decoding.add_argument("--min-length", type=_natural, default=0, help="of an output, in tokens")
-    decoding.add_argument("--max-length", type=_positive, help="of an output, in tokens")
-    decoding.add_argument("--no-repeat-ngram-size", type=_natural, default=0, metavar="N", help="0: no such rule")
+    decoding.add_argument("--beam-size", type=positive, default=1, help="prefixes of the CTC search (default: greedy)")
+    decoding.add_argument("--beam-classes", type=positive, default=16, help="of each slot (default %(default)s)")
+    decoding.add_argument("--length-beam", type=positive, default=1, help="lengths tried with length classification")
+    decoding.add_argument("--min-length", type=natural, default=0, help="of an output, in tokens")
+    decoding.add_argument("--max-length", type=positive, help="of an output, in tokens")
+    decoding.add_argument("--no-repeat-ngram-size", type=natural, default=0, metavar="N", help="0: no such rule")
     decoding.add_argument("--bad-word", action="append", default=[], metavar="WORD", help="never written; repeatable")
     decoding.add_argument("--lm", type=Path, metavar="FILE", help="n-gram model, ARPA or KenLM binary, for the beam")
     decoding.add_argument("--lm-weight", type=float, default=0.5, help="default %(default)s")
@@ -160,17 +161,3 @@ def _without_sharing(arguments: list[str]) -> list[str]:
         elif not argument.startswith(tuple(f"{flag}=" for flag in _FLAGS_OF_SHARING)):
             kept.append(argument)
     return kept
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 0 is required, not {text}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"a positive whole number is required, not {text}")
-    return value

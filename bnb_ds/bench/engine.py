@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from bnb_ds import distributed
+from bnb_ds.arguments import positive
 from bnb_ds.batch import PackedBatch
 from bnb_ds.bench.measure import interleaved_seconds
-from bnb_ds.bench.options import positive, refuse_missing_device
+from bnb_ds.bench.options import refuse_missing_device
 from bnb_ds.ds_config import load_ds_config
 from bnb_ds.engine import build_engine, parameter_groups, take_step
 from bnb_ds.fused import choose_optimizer

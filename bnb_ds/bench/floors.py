@@ -13,7 +13,7 @@ from pathlib import Path
 import sacrebleu
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from bnb_ds.bench.options import positive
+from bnb_ds.arguments import positive
 from bnb_ds.errors import DataError
 from bnb_ds.tasks.files import read_parallel
 

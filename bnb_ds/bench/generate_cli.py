@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from bnb_ds.arguments import positive
 from bnb_ds.bench import generate as bench
-from bnb_ds.bench.options import positive, refuse_missing_device, versions
+from bnb_ds.bench.options import refuse_missing_device, versions
 from bnb_ds.bench.sources import read_sources
 from bnb_ds.engines import has_bf16
 from bnb_ds.errors import ConfigError

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from transformers import BertConfig, DataCollatorForLanguageModeling
 
+from bnb_ds.arguments import positive
 from bnb_ds.bench.measure import interleaved_seconds
-from bnb_ds.bench.options import positive, refuse_missing_parent, versions, write
+from bnb_ds.bench.options import refuse_missing_parent, versions, write
 from bnb_ds.bench.synthetic import tokenizer, wikipedia_lengths, write_shards
 from bnb_ds.corruption import Corruption
 from bnb_ds.errors import ConfigError

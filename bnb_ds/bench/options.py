@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bnb_ds.arguments import positive
 from bnb_ds.errors import ConfigError
 from bnb_ds.files import write_atomic
 
@@ -63,11 +64,3 @@ def refuse_missing_parent(file: Path | None) -> None:
     """Say that there is no place for the figures, before anything is measured."""
     if file is not None and not file.parent.is_dir():
         raise ConfigError(f"--json {file}: there is no directory {file.parent}: make it first")
-
-
-def positive(text: str) -> int:
-    """A type for argparse."""
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"a positive whole number is required, not {text}")
-    return value
