@@ -91,7 +91,8 @@ def test_every_shipped_pair_is_planned(recipe, ds_config, small_shards, starting
     overrides = [f"data.shards={small_shards}", f"output_dir={tmp_path / 'out'}"]
     if "encoder" in yaml.safe_load(recipe.read_text())["model"]:
         overrides.append(f"model.encoder={starting_points}")
-    ranks = 2 if ds_config.stem.startswith(("cpu", "quick")) else 64
+    kind = ds_config.stem.partition("_")[0]
+    ranks = {"cpu": 2, "quickstart": 2, "finetune": 8}.get(kind, 64)
     lines = "\n".join(describe_dry_run(make_plan(str(recipe), overrides, str(ds_config), ranks)))
     assert f" micro steps x {ranks} ranks" in lines
     assert "memory/GPU   about" in lines
