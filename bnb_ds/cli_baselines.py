@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bnb_ds.arguments import positive
+from bnb_ds.arguments import add_overrides, positive
 
 
 def add_baseline_commands(commands: argparse._SubParsersAction) -> None:
@@ -19,14 +19,7 @@ def _add_distill(commands: argparse._SubParsersAction) -> None:
     command.add_argument("teacher", type=Path, help="a run of runs/finetune.py, or an export")
     command.add_argument("--output", type=Path, required=True, help="JSON-lines file, for data.train of a recipe")
     command.add_argument("--task", help="default: what the teacher was fine-tuned for")
-    command.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="data.KEY=VALUE",
-        help="other data than the teacher was fine-tuned on, as in a recipe: data.train=FILE",
-    )
+    add_overrides(command, "other data than the teacher was fine-tuned on, as in a recipe: data.train=FILE")
     command.add_argument("--num-beams", type=positive, help="default: as the teacher was fine-tuned with")
     command.add_argument(
         "--batch-tokens", type=positive, default=8192, help="source tokens x beams at once (default %(default)s)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bnb_ds.arguments import positive
+from bnb_ds.arguments import add_overrides, positive
 
 
 def add_task_commands(commands: argparse._SubParsersAction) -> None:
@@ -23,14 +23,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--task", help="default: what the model was fine-tuned for")
     command.add_argument("--split", help="default: the task's validation split")
     command.add_argument("--batch-size", type=positive, default=32, help="makes no difference to scores (%(default)s)")
-    command.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="data.KEY=VALUE",
-        help="other data than the model was fine-tuned on, as in a recipe: data.test=FILE",
-    )
+    add_overrides(command, "other data than the model was fine-tuned on, as in a recipe: data.test=FILE")
     command.add_argument("--output", type=Path, help="directory for the results (default: beside the model)")
     command.add_argument("--select", action="store_true", help="name the best of several models; not on a test split")
     command.set_defaults(run=_evaluate)
@@ -53,9 +46,7 @@ def _add_glue(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default %(default)s")
     command.add_argument("--output", type=Path, required=True, help="directory of the runs and of the table")
     command.add_argument("--num_gpus", type=positive, default=1, help="of each run (default %(default)s)")
-    command.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="replaces a value of all"
-    )
+    add_overrides(command, "replaces a value of all", "KEY=VALUE")
     command.set_defaults(run=_glue)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from bnb_ds.errors import ConfigError, DataError, nearest
 from bnb_ds.outputs import new_file
-from bnb_ds.tracking import read_scalars
 
 Curves = dict[str, list[tuple[int, float]]]  # tag -> (step, value)
 
@@ -25,6 +24,8 @@ def add_curves(commands: argparse._SubParsersAction) -> None:
 
 
 def _curves(args: argparse.Namespace) -> None:
+    from bnb_ds.tracking import read_scalars
+
     curves = {run.name: read_scalars(run / "runs") for run in args.runs}
     if len(curves) < len(args.runs):
         raise ConfigError("two of the runs have the same name: give directories with names of their own")

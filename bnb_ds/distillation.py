@@ -18,10 +18,9 @@ import torch
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.evaluating import system_and_data
-from bnb_ds.export_tasks import BEST
+from bnb_ds.export_tasks import best_model
 from bnb_ds.files import sha256_file
-from bnb_ds.line_files import ResumableOutput
-from bnb_ds.systems import TASK_FILE
+from bnb_ds.line_files import ResumableOutput, refuse_no_such_share, share_path
 from bnb_ds.systems.baselines import AutoregressiveSystem
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import Example, read_examples
@@ -60,17 +59,14 @@ class DistillJob:
 
     def check(self) -> None:
         """Raise ConfigError for what cannot work."""
-        if not 0 <= self.task_index < self.num_tasks:
-            raise ConfigError(f"--task-index {self.task_index}: give 0 to {self.num_tasks - 1}, below --num-tasks")
+        refuse_no_such_share(self.task_index, self.num_tasks)
         if not self.output.parent.is_dir():
             raise ConfigError(f"--output {self.output}: there is no directory {self.output.parent}: make it first")
 
     @property
     def output_path(self) -> Path:
         """Of this task."""
-        if self.num_tasks == 1:
-            return self.output
-        return self.output.with_name(f"{self.output.name}.{self.task_index:05d}-of-{self.num_tasks:05d}")
+        return share_path(self.output, self.task_index, self.num_tasks)
 
 
 def distill(job: DistillJob) -> str:
@@ -80,7 +76,7 @@ def distill(job: DistillJob) -> str:
         ConfigError, DataError, CheckpointError: naming flag, file or field.
     """
     job.check()
-    teacher = job.teacher / BEST if (job.teacher / BEST / TASK_FILE).is_file() else job.teacher
+    teacher = best_model(job.teacher)
     system, data = system_and_data(teacher, job.task_name, job.overrides)
     if not isinstance(system, AutoregressiveSystem):
         raise ConfigError(

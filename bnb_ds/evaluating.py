@@ -20,7 +20,7 @@ import yaml
 
 from bnb_ds import __version__
 from bnb_ds.errors import CheckpointError, ConfigError
-from bnb_ds.export_tasks import BEST, RECIPE_FILE
+from bnb_ds.export_tasks import RECIPE_FILE, best_model
 from bnb_ds.files import write_atomic
 from bnb_ds.outputs import disk_errors
 from bnb_ds.recipes import load_section
@@ -70,7 +70,7 @@ def evaluate_model(
     Raises:
         CheckpointError, ConfigError, DataError: naming what is missing.
     """
-    model = model / BEST if (model / BEST / TASK_FILE).is_file() else model
+    model = best_model(model)
     system, data = system_and_data(model, task_name, overrides)
     split = split or system.task.validation_splits[0]
     rows = tokenise(system.task, data, split, system.codec)

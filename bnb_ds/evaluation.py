@@ -11,10 +11,8 @@ from rapidfuzz.distance import Levenshtein
 
 from bnb_ds import distributed
 from bnb_ds.batch import PackedBatch
-from bnb_ds.configuration import BnbConfig
-from bnb_ds.decoding import read_off
+from bnb_ds.decoding import greedy_rows
 from bnb_ds.loader import SampleSource
-from bnb_ds.packing import PackedLayout
 
 _EVALUATION_EPOCH = 0
 
@@ -54,7 +52,8 @@ def evaluate(
         batch = source.batch(ids if counted else np.zeros(1, np.int64), np.full(max(ids.size, 1), _EVALUATION_EPOCH))
         output = engine(**batch.model_inputs(device), return_logits=True)
         if counted:
-            outputs = _greedy_outputs(output.logits, batch, engine.module.config)
+            slots_B = torch.from_numpy(batch.decoder_lengths).to(device)
+            outputs = [row.tolist() for row in greedy_rows(output.logits, slots_B, engine.module.config)]
             errors, tokens = _edit_errors(outputs, batch)
             if show is not None and round_number == rank == 0:
                 show(batch, outputs)
@@ -62,17 +61,6 @@ def evaluate(
     engine.train()
     loss_sum, targets, errors, tokens = distributed.all_sum(totals).tolist()
     return {"eval/loss": loss_sum / max(targets, 1), "eval/token_accuracy": max(1 - errors / tokens, 0.0)}
-
-
-def _greedy_outputs(logits_TV: torch.Tensor, batch: PackedBatch, config: BnbConfig) -> list[list[int]]:
-    """Token ids of the greedy output of each sequence of a packed batch."""
-    layout = PackedLayout.from_lengths(
-        torch.from_numpy(batch.decoder_lengths).to(logits_TV.device),
-        num_tokens=int(batch.decoder_lengths.sum()),
-        max_seqlen=int(batch.decoder_lengths.max()),
-    )
-    output_BL, output_lengths_B = (t.tolist() for t in read_off(logits_TV.argmax(-1), layout, config))
-    return [output[:length] for output, length in zip(output_BL, output_lengths_B, strict=True)]
 
 
 def _edit_errors(outputs: list[list[int]], batch: PackedBatch) -> tuple[int, int]:

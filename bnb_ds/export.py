@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from bnb_ds import checkpoint
 from bnb_ds.classification import encoder_of
 from bnb_ds.encoder_mlm import without_head
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.export_tasks import best_of, export_task_model
+from bnb_ds.model_card import read_history, versions_and_recipe
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.outputs import new_directory
 from bnb_ds.run_dir import locate_checkpoint, run_of
@@ -75,10 +73,8 @@ print(encoder(**tokenizer(["A sentence."], return_tensors="pt")).last_hidden_sta
 
 def model_card(run: Path, found: Path, *, encoder_only: bool) -> str:
     """README of an exported model: what it is, what it was trained on, and by which command."""
-    recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
-    launches = [json.loads(line) for line in (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()]
+    recipe, launches = read_history(run)
     first = launches[0]
-    rows = "\n".join(f"| {name} | {version} |" for name, version in first["packages"].items())
     return f"""---
 library_name: transformers
 tags: [bert-nar-bert, non-autoregressive, bnb_ds]
@@ -98,17 +94,7 @@ parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, 
 - command: `{" ".join(first["command"])}`
 - launches: {len(launches)} on {_ranks(launches)} ranks; git revision {first["git_revision"] or "unknown"}
 
-| package | version |
-|---|---|
-| python | {first["python"]} |
-{rows}
-
-The recipe:
-
-```yaml
-{yaml.safe_dump(recipe, sort_keys=False).strip()}
-```
-"""
+{versions_and_recipe(first, recipe)}"""
 
 
 def _ranks(launches: list[dict[str, Any]]) -> str:

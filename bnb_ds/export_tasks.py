@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from bnb_ds import checkpoint
 from bnb_ds.errors import CheckpointError
+from bnb_ds.model_card import read_history, versions_and_recipe
 from bnb_ds.outputs import new_directory
-from bnb_ds.systems import load_system
+from bnb_ds.systems import TASK_FILE, load_system
 from bnb_ds.weights import read_weights
 
 #: directory of a run that holds its best model
@@ -33,6 +30,12 @@ def export_best(run: Path) -> str:
         shutil.rmtree(output)
     export_task_model(run, found, output)
     return f"best         {found.name} -> {output}; score it with: bnb-ds evaluate {output} --split SPLIT"
+
+
+def best_model(path: Path) -> Path:
+    """The best model of a run that is over; any other directory is taken for a model itself."""
+    best = path / BEST
+    return best if (best / TASK_FILE).is_file() else path
 
 
 def best_of(run: Path) -> Path:
@@ -70,10 +73,7 @@ def export_task_model(run: Path, found: Path, output: Path) -> None:
 
 
 def _card(run: Path, found: Path, title: str) -> str:
-    recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
-    launches = [json.loads(line) for line in (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()]
-    first: dict[str, Any] = launches[0]
-    packages = "\n".join(f"| {name} | {version} |" for name, version in first["packages"].items())
+    recipe, (first, *_) = read_history(run)
     return f"""---
 library_name: transformers
 tags: [bert-nar-bert, bnb_ds]
@@ -86,14 +86,4 @@ Score it with `bnb-ds evaluate`.
 - command: `{" ".join(first["command"])}`
 - data fingerprint: `{first["data_fingerprint"]}`; git revision {first["git_revision"] or "unknown"}
 
-| package | version |
-|---|---|
-| python | {first["python"]} |
-{packages}
-
-The recipe:
-
-```yaml
-{yaml.safe_dump(recipe, sort_keys=False).strip()}
-```
-"""
+{versions_and_recipe(first, recipe)}"""

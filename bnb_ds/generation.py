@@ -17,7 +17,16 @@ from tqdm import tqdm
 from bnb_ds.corruption import Corruption
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.exported import fingerprint, load_exported, longest_source
-from bnb_ds.line_files import Line, ResumableOutput, input_identity, open_input, read_lines, share_of_file
+from bnb_ds.line_files import (
+    Line,
+    ResumableOutput,
+    input_identity,
+    open_input,
+    read_lines,
+    refuse_no_such_share,
+    share_of_file,
+    share_path,
+)
 from bnb_ds.pipeline import WINDOW_CHARACTERS, WINDOW_TEXTS, BnbPipeline
 from bnb_ds.randomness import hash64
 from bnb_ds.samples import PretrainSamples
@@ -53,8 +62,7 @@ class LineJob:
 
     def check(self) -> None:
         """Raise ConfigError for what cannot work."""
-        if not 0 <= self.task_index < self.num_tasks:
-            raise ConfigError(f"--task-index {self.task_index}: give 0 to {self.num_tasks - 1}, below --num-tasks")
+        refuse_no_such_share(self.task_index, self.num_tasks)
         if self.num_tasks > 1 and "-" in (self.input_name, self.output_name):
             raise ConfigError("--num-tasks above 1 shares out a file: give file names for --input and --output, not -")
         if self.resume and "-" in (self.input_name, self.output_name):
@@ -63,8 +71,7 @@ class LineJob:
     @property
     def output_path(self) -> Path:
         """Of this task."""
-        name = self.output_name
-        return Path(name if self.num_tasks == 1 else f"{name}.{self.task_index:05d}-of-{self.num_tasks:05d}")
+        return share_path(Path(self.output_name), self.task_index, self.num_tasks)
 
 
 def generate_lines(job: LineJob) -> str:

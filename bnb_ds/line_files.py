@@ -81,6 +81,17 @@ def open_input(name: str) -> AbstractContextManager[BinaryIO]:
         raise DataError(f"--input {name}: cannot be read ({error.strerror}); give a text file or -") from None
 
 
+def refuse_no_such_share(index: int, count: int) -> None:
+    """Raise ConfigError where a task is none of those that share the work."""
+    if not 0 <= index < count:
+        raise ConfigError(f"--task-index {index}: give 0 to {count - 1}, below --num-tasks")
+
+
+def share_path(output: Path, index: int, count: int) -> Path:
+    """Where one of ``count`` tasks writes its share of an output; one task alone writes the output itself."""
+    return output if count == 1 else output.with_name(f"{output.name}.{index:05d}-of-{count:05d}")
+
+
 def share_of_file(file: BinaryIO, index: int, count: int) -> tuple[int, int]:
     """Byte offsets of one of ``count`` parts of about equal size that begin and end at lines; seeks to its beginning.
 

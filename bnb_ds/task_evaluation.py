@@ -14,6 +14,7 @@ from bnb_ds.scoring import Scores, predicted, scores_of
 from bnb_ds.systems import System
 from bnb_ds.tasks.samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
+from bnb_ds.tracking import markdown_table
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,12 @@ def _results(system: System, split: Tokenised, loss: float, ordered: list[np.nda
 def outputs_table(split: Tokenised, system: System, results: Results, number: int) -> str:
     """Source, output and reference of the first samples, as a Markdown table."""
     task = system.task
-    rows = ["| source | output | reference |", "|---|---|---|"]
+    rows = []
     for i in range(min(number, len(split))):
         source = system.codec.source.decode(split.sources(np.array([i]))[0])
         reference = _shown(task.labels, split.labels[i]) if split.labels is not None else split.references()[i]
-        cells = (source, _shown(task.labels, results.outputs[i]), reference)
-        rows.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(rows)
+        rows.append((source, _shown(task.labels, results.outputs[i]), reference))
+    return markdown_table(("source", "output", "reference"), rows)
 
 
 def _shown(labels: tuple[str, ...], output: Any) -> str:

@@ -7,18 +7,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bnb_ds.batch import PackedBatch
-from bnb_ds.tracking import Tracker
+from bnb_ds.tracking import Tracker, markdown_table
 
 
 def reconstruction_table(batch: PackedBatch, outputs: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> str:
     """Source, output and target of the first samples of a batch, as a Markdown table."""
     sources = batch.input_ids.split(batch.source_lengths.tolist())
     targets = batch.labels.split(batch.label_lengths.tolist())
-    rows = ["| source | output | target |", "|---|---|---|"]
-    for source, output, target in zip(sources, outputs, targets, strict=False):  # fewer outputs are shown
-        texts = (tokenizer.decode(tokens) for tokens in (source, output, target))
-        rows.append("| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |")
-    return "\n".join(rows)
+    rows = zip(sources, outputs, targets, strict=False)  # fewer outputs are shown
+    return markdown_table(("source", "output", "target"), (map(tokenizer.decode, row) for row in rows))
 
 
 def log_histograms(engine: Any, tracker: Tracker, step: int) -> None:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import inspect
 from os import PathLike
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bnb_ds.baselines.padded import padded
+from bnb_ds.baselines.wrapped import WrappedModel
 from bnb_ds.classification import classification_output
 from bnb_ds.model_outputs import BnbClassifierOutput
 from bnb_ds.packing import pack_inputs
 
 
-class ClassifierModel(nn.Module):
+class ClassifierModel(WrappedModel):
     """Classes of packed or padded sequences.
 
     Args:
@@ -27,24 +26,10 @@ class ClassifierModel(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         # OpenAI GPT has no segments: what it calls token types are embedded as if they were words.
         takes = inspect.signature(model.forward).parameters
         self._takes_token_types = "token_type_ids" in takes and model.config.model_type == "bert"
-
-    @property
-    def config(self) -> Any:
-        """Of the transformers model."""
-        return self.model.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def gradient_checkpointing_enable(self, settings: dict[str, Any]) -> None:
-        """As `transformers.PreTrainedModel` has it; the engine calls it."""
-        self.model.gradient_checkpointing_enable(settings)
 
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write a plain Hugging Face directory."""

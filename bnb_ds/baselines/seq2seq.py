@@ -12,11 +12,12 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from bnb_ds.baselines.padded import pad_rows, padded
+from bnb_ds.baselines.wrapped import WrappedModel
 from bnb_ds.errors import ConfigError
 from bnb_ds.model_outputs import BnbOutput
 from bnb_ds.packing import PackedLayout
@@ -59,7 +60,7 @@ class BeamOptions:
         return {"do_sample": False, "use_cache": True, "early_stopping": False, **vars(self)}
 
 
-class AutoregressiveModel(nn.Module):
+class AutoregressiveModel(WrappedModel):
     """Next-token prediction on the batches that BnB is trained on.
 
     Args:
@@ -70,23 +71,9 @@ class AutoregressiveModel(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, *, begins_with_start: bool, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.begins_with_start = begins_with_start
         self.label_smoothing = label_smoothing
-
-    @property
-    def config(self) -> Any:
-        """Of the transformers model."""
-        return self.model.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def gradient_checkpointing_enable(self, settings: dict[str, Any]) -> None:
-        """As `transformers.PreTrainedModel` has it; the engine calls it."""
-        self.model.gradient_checkpointing_enable(settings)
 
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write a plain Hugging Face directory."""

@@ -10,9 +10,6 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-import sacrebleu
-from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
 from bnb_ds.arguments import positive
 from bnb_ds.errors import DataError
 from bnb_ds.tasks.files import read_parallel
@@ -28,11 +25,16 @@ def measure(train: tuple[Path, Path], test: tuple[Path, Path], rounds: int) -> d
     Raises:
         DataError: files cannot be read, have different numbers of lines, or are empty.
     """
-    pairs = [(_words(row["source"]), _words(row["target"])) for row in _rows(train)]
+    # Not at the top: every command of bnb-ds imports this module for its flags.
+    import sacrebleu
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokenize = Tokenizer13a()
+    pairs = [(tokenize(row["source"]).split(), tokenize(row["target"]).split()) for row in _rows(train)]
     rows = _rows(test)
     best = dictionary(pairs, rounds)
     references = [row["target"] for row in rows]
-    translated = [" ".join(best.get(word, word) for word in _words(row["source"])) for row in rows]
+    translated = [" ".join(best.get(word, word) for word in tokenize(row["source"]).split()) for row in rows]
     copied = [row["source"] for row in rows]
     return {
         "copied source": sacrebleu.corpus_bleu(copied, [references], force=True).score,
@@ -71,10 +73,6 @@ def _rows(files: tuple[Path, Path]) -> list[dict[str, str]]:
     if not rows:
         raise DataError(f"{files[0]}: holds no lines; give parallel files")
     return rows
-
-
-def _words(text: str) -> list[str]:
-    return Tokenizer13a()(text).split()
 
 
 def add_command(subjects: argparse._SubParsersAction) -> None:

@@ -130,6 +130,12 @@ class System(ABC):
         """The loss of a micro batch; default: ``loss_sum`` of the model's output over the packed batch."""
         return Reconstruction()
 
+    def name_classes(self, config: Any) -> None:
+        """Tell the configuration of a classifier what its classes are called."""
+        if self.task.labels:
+            config.id2label = dict(enumerate(self.task.labels))
+            config.label2id = {name: number for number, name in config.id2label.items()}
+
     def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
         """int64 [B], decoder positions; default: one for each target token."""
         return target_lengths

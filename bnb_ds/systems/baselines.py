@@ -198,9 +198,7 @@ class CheckpointClassifier(_TokenizersOfCheckpoints):
     def config(self) -> Any:
         if self._config is None:
             self._config = build.classifier_config(self.section, self.codec.source, self.task.num_outputs)
-            if self.task.labels:
-                self._config.id2label = dict(enumerate(self.task.labels))
-                self._config.label2id = {name: number for number, name in enumerate(self.task.labels)}
+            self.name_classes(self._config)
             positions = self._config.max_position_embeddings
             if self.lengths.source > positions:
                 raise ConfigError(

@@ -14,7 +14,7 @@ from bnb_ds.bert_init import checkpoint_errors, read_bert_config
 from bnb_ds.classification import BnbForSequenceClassification
 from bnb_ds.config import ModelSection
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.decoding import read_off
+from bnb_ds.decoding import greedy_rows
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.flops import classification_flops, forward_flops
 from bnb_ds.model_factory import (
@@ -26,7 +26,6 @@ from bnb_ds.model_factory import (
     tokenizer_directory,
 )
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.packing import PackedLayout
 from bnb_ds.slots import decoder_lengths
 from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec
@@ -122,11 +121,8 @@ class BnbGenerator(BnbSystem):
         if config.decoder_length == "predicted":
             # With labels the slots are as many as the target has tokens; without, as many as the model predicts.
             output = model(**batch.source_inputs(device))
-        lengths_B = output.decoder_lengths
-        layout = PackedLayout.from_lengths(lengths_B, num_tokens=int(lengths_B.sum()), max_seqlen=int(lengths_B.max()))
-        ids_BT, written_B = read_off(output.logits.argmax(-1), layout, config)
-        rows = zip(ids_BT.cpu().numpy(), written_B.tolist(), strict=True)
-        return Prediction(loss_sum, [row[:length] for row, length in rows])
+        rows = greedy_rows(output.logits, output.decoder_lengths, config)
+        return Prediction(loss_sum, [row.numpy() for row in rows])
 
     def _refuse_long_targets(self, config: BnbConfig) -> None:
         limit = config.decoder.max_position_embeddings
@@ -158,9 +154,7 @@ class BnbClassifier(BnbSystem):
             }
         )
         config.num_labels = self.task.num_outputs
-        if self.task.labels:
-            config.id2label = dict(enumerate(self.task.labels))
-            config.label2id = {name: number for number, name in enumerate(self.task.labels)}
+        self.name_classes(config)
         self._refuse_misfits(config)
         return config
 

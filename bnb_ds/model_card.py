@@ -1,0 +1,32 @@
+"""What the README of a saved model says of the run behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def read_history(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The recipe of a run, and its launches from the first."""
+    recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
+    lines = (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()
+    return recipe, [json.loads(line) for line in lines]
+
+
+def versions_and_recipe(launch: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """The end of a card, Markdown: versions of a launch, and the recipe."""
+    packages = "\n".join(f"| {name} | {version} |" for name, version in launch["packages"].items())
+    return f"""| package | version |
+|---|---|
+| python | {launch["python"]} |
+{packages}
+
+The recipe:
+
+```yaml
+{yaml.safe_dump(recipe, sort_keys=False).strip()}
+```
+"""
