@@ -4,10 +4,11 @@ Hidden states travel as one row of real tokens. Only here are they laid out as s
 operation that needs to know them. `packed_attention` is registered as the attention implementation ``"bnb_packed"``;
 the layers pass it the layouts through their keyword arguments.
 
-There are three ways to the same numbers, chosen by `attention_way`:
+There are four ways to the same numbers, chosen by `attention_way`:
 
 - ``flash_attn``: the varlen kernel of that package, if it is installed; CUDA of capability 8.0 or later, 16 bits.
 - ``jagged``: torch's own varlen kernels, through SDPA on jagged nested tensors; the same GPUs, any float type.
+- ``single``: one sequence after the other (:mod:`bnb_ds.dropout_attention`); dropout on a CPU.
 - ``padded``: sequences are padded for SDPA and unpadded after it; every device, V100 and CPU among them.
 
 Shapes: B sequences, N real tokens of all sequences together, M tokens of the longest one, A heads, D head size.
@@ -26,6 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
+from bnb_ds.dropout_attention import attend_with_dropout
 from bnb_ds.packing import PackedLayout
 
 IMPLEMENTATION = "bnb_packed"
@@ -63,14 +65,19 @@ def packed_attention(
     assert attention_mask is None, "packed rows hold no padding to mask"
     key_layout = memory_layout if isinstance(module, BertCrossAttention) else layout
     rows_NAD = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    way = _WAYS[attention_way(query, key_layout)]
+    way = _WAYS[attention_way(query, key_layout, dropout)]
     return way(*rows_NAD, layout, key_layout, dropout, scaling)[None], None
 
 
-def attention_way(query: Tensor, key_layout: PackedLayout) -> str:
-    """Which of the ways of this module serves these queries (float [..., D]) and keys."""
-    # The kernels for packed rows know no mask, which only the reference's own decoder length needs.
-    if not query.is_cuda or key_layout.masks_tokens or not _has_varlen_kernels(query.device.index):
+def attention_way(query: Tensor, key_layout: PackedLayout, dropout: float) -> str:
+    """Which of the ways of this module serves these queries (float [..., D]) and keys with this dropout."""
+    # Nothing but `padded` knows a mask, which only the reference's own decoder length needs.
+    if key_layout.masks_tokens:
+        return "padded"
+    if query.device.type == "cpu":
+        # A loop over as many sequences as there happen to be would be compiled anew for every number of them.
+        return "single" if dropout > 0 and not torch.compiler.is_compiling() else "padded"
+    if not query.is_cuda or not _has_varlen_kernels(query.device.index):
         return "padded"
     is_half = query.dtype in (torch.float16, torch.bfloat16)
     if is_half and query.shape[-1] <= _FLASH_LARGEST_HEAD and _has_flash_attn():
@@ -96,6 +103,19 @@ def _attend_padded(
         scale=scaling,
     )
     return layout.unpad(attended_BAMD.transpose(1, 2))
+
+
+def _attend_single(
+    query_NAD: Tensor,
+    key_NAD: Tensor,
+    value_NAD: Tensor,
+    layout: PackedLayout,
+    key_layout: PackedLayout,
+    dropout: float,
+    scaling: float | None,
+) -> Tensor:
+    lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
+    return attend_with_dropout(query_NAD, key_NAD, value_NAD, *lengths, dropout, scaling)
 
 
 def _attend_jagged(
@@ -160,6 +180,6 @@ def _has_flash_attn() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
 
 
-_WAYS = {"padded": _attend_padded, "jagged": _attend_jagged, "flash_attn": _attend_flash_attn}
+_WAYS = {"padded": _attend_padded, "single": _attend_single, "jagged": _attend_jagged, "flash_attn": _attend_flash_attn}
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

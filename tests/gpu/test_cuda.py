@@ -123,7 +123,7 @@ def test_varlen_attention_equals_padded(way, dtype, monkeypatch):
 def test_varlen_attention_is_the_way_on_new_devices():
     layout = PackedLayout.from_lengths(torch.tensor([2, 1], device="cuda"), num_tokens=3, max_seqlen=2)
     is_new = torch.cuda.get_device_capability() >= (8, 0)
-    assert (attention_way(attention_inputs(torch.bfloat16, [2, 1]), layout) != "padded") == is_new
+    assert (attention_way(attention_inputs(torch.bfloat16, [2, 1]), layout, 0.1) != "padded") == is_new
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

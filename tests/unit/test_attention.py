@@ -12,6 +12,7 @@ from bnb_ds.packing import PackedLayout
 from tests.tiny import bert_config
 
 HEADS, SIZE = 3, 5
+
 DECODER = bert_config(is_decoder=True, add_cross_attention=True, hidden_size=HEADS * SIZE)
 SELF, CROSS = BertSelfAttention(DECODER, is_causal=True), BertCrossAttention(DECODER)
 
@@ -35,10 +36,10 @@ def by_formula(query, key, value, query_lengths, key_lengths, scaling):
     return torch.cat(outputs, 2).transpose(1, 2)
 
 
-@pytest.fixture(params=["padded", "jagged"], autouse=True)
+@pytest.fixture(params=["padded", "single", "jagged"], autouse=True)
 def way(request, monkeypatch):
     """Both ways that run on a CPU; left alone, only the first would."""
-    monkeypatch.setattr("bnb_ds.attention.attention_way", lambda query, key_layout: request.param)
+    monkeypatch.setattr("bnb_ds.attention.attention_way", lambda query, key_layout, dropout: request.param)
 
 
 def check(module, query_lengths, key_lengths, scaling, **layouts):
@@ -83,8 +84,22 @@ def test_dropout_drops_weights_and_keeps_the_mean():
     assert abs(dropped.mean() - 1) < 0.02
 
 
-def test_a_cpu_pads():
-    assert attention_way(packed_heads(3, 0), layout_of([2, 1])) == "padded"
+def test_gradients_are_those_of_the_weights_that_were_kept():
+    """A fixed seed makes of attention with dropout a smooth function."""
+    lengths = [5, 1, 3]
+    layout = layout_of(lengths)
+    inputs = [packed_heads(sum(lengths), seed) for seed in range(3)]
+
+    def attended(query, key, value):
+        torch.manual_seed(7)
+        return packed_attention(SELF, query, key, value, None, dropout=0.4, layout=layout)[0]
+
+    assert torch.autograd.gradcheck(attended, inputs)
+
+
+def test_the_way_on_a_cpu_depends_on_dropout():
+    assert attention_way(packed_heads(3, 0), layout_of([2, 1]), 0.0) == "padded"
+    assert attention_way(packed_heads(3, 0), layout_of([2, 1]), 0.1) == "single"
 
 
 def test_the_implementation_is_registered():

@@ -1,0 +1,53 @@
+"""Attention with dropout on a CPU: how often weights are dropped, and that a seed decides which."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bnb_ds.dropout_attention import attend_with_dropout
+
+
+def kept_weights(dropout: float, tokens: int = 300, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """[A, q, k]: the weights after dropout; scores are all equal and values are the unit vectors."""
+    query = torch.zeros(tokens, 2, tokens, dtype=dtype)
+    value = torch.eye(tokens, dtype=dtype)[:, None].expand(tokens, 2, tokens)
+    return attend_with_dropout(query, query, value, [tokens], [tokens], dropout).transpose(0, 1) * tokens
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9])
+def test_weights_are_dropped_at_the_rate_and_the_rest_keeps_the_mean(dropout):
+    torch.manual_seed(3)
+    weights = kept_weights(dropout)
+    dropped = (weights == 0).double()
+    spread = (dropout * (1 - dropout) / dropped.numel()) ** 0.5
+    assert abs(dropped.mean() - dropout) <= 4 * spread + 1e-5
+    kept = weights[weights != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - dropout)), rtol=2e-4, atol=0)
+
+
+def test_neighbours_are_dropped_independently():
+    """Four weights share a draw of 64 bits: none of them may tell about another."""
+    torch.manual_seed(4)
+    dropped = (kept_weights(0.5, 400) == 0).double().flatten().view(-1, 4)
+    correlation = torch.corrcoef(dropped.T) - torch.eye(4)
+    assert correlation.abs().max() < 5 * len(dropped) ** -0.5
+
+
+def test_the_default_generator_decides():
+    torch.manual_seed(5)
+    first, second = kept_weights(0.3, 20), kept_weights(0.3, 20)
+    torch.manual_seed(5)
+    assert torch.equal(kept_weights(0.3, 20), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_trains(dtype):
+    torch.manual_seed(6)
+    inputs = [torch.randn(7, 2, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+    attended = attend_with_dropout(*inputs, [3, 4], [5, 2], 0.2)
+    assert attended.dtype == dtype
+    for gradient in torch.autograd.grad(attended.float().sum(), inputs):
+        assert gradient.dtype == dtype
+        assert gradient.isfinite().all()
