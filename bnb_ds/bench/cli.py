@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 
-from bnb_ds.bench import ctc, engine, floors, generate_cli, loader, train
+from bnb_ds.bench import ctc, engine, floors, generate_cli, loader, serve, train
 
 
 def add_bench(commands: argparse._SubParsersAction) -> None:
     """Add ``bench`` and what it can measure."""
     bench = commands.add_parser("bench", help="measure parts of the system side by side with the plain way")
     subjects = bench.add_subparsers(title="subjects", required=True, metavar="SUBJECT")
-    for subject in (ctc, train, engine, loader, generate_cli, floors):
+    for subject in (ctc, train, engine, loader, generate_cli, serve, floors):
         subject.add_command(subjects)
     for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.benchmarks")):  # of other packages
         entry.load()(subjects)

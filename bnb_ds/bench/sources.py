@@ -27,6 +27,13 @@ def read_sources(
     Raises:
         DataError: the file cannot be read, or holds no text.
     """
+    chosen = read_texts(path, num_sources)
+    encoded = tokenizer(chosen, add_special_tokens=False)["input_ids"]
+    return [[tokenizer.cls_token_id, *ids[: max_tokens - 2], tokenizer.sep_token_id] for ids in encoded]
+
+
+def read_texts(path: Path, count: int) -> list[str]:
+    """Texts spread evenly over a file; see `read_sources`."""
     try:
         texts = [text for text in _texts(path) if text.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -34,9 +41,7 @@ def read_sources(
         raise DataError(f"--data {path}: cannot be read ({reason}); give SQuAD JSON, JSON lines or text") from None
     if not texts:
         raise DataError(f"--data {path}: holds no text; give SQuAD JSON, JSON lines or text")
-    chosen = [texts[i * len(texts) // num_sources] for i in range(num_sources)]
-    encoded = tokenizer(chosen, add_special_tokens=False)["input_ids"]
-    return [[tokenizer.cls_token_id, *ids[: max_tokens - 2], tokenizer.sep_token_id] for ids in encoded]
+    return [texts[i * len(texts) // count] for i in range(count)]
 
 
 def _texts(path: Path) -> Iterator[str]:

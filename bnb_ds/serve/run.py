@@ -10,6 +10,8 @@ import sys
 from bnb_ds.errors import ConfigError
 from bnb_ds.pipeline import BnbPipeline
 
+_BACKLOG = 2048  # connections that wait to be accepted
+
 
 def require_packages() -> None:
     """Raise ConfigError if the extra ``[serve]`` is not installed."""
@@ -59,15 +61,21 @@ def serve(pipeline: BnbPipeline, limits: object, bound: socket.socket, *, shutdo
         timeout_graceful_shutdown=shutdown_seconds,
         limit_concurrency=None,
         h11_max_incomplete_event_size=16384,
-        backlog=2048,
+        backlog=_BACKLOG,
         server_header=False,
     )
+    server = uvicorn.Server(config)
     host, port = bound.getsockname()[:2]
+
+    def end(number: int, frame: object) -> None:
+        """Takes a signal that comes before uvicorn listens, and the one that it raises once more when it is done."""
+        server.should_exit = True
+
+    bound.listen(_BACKLOG)  # from now on a client is not refused, though it may wait
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     print(f"serve: {pipeline.engine.name}, http://{host}:{port}, described at /docs", file=sys.stderr, flush=True)
-    # uvicorn raises the signal once more when it is done; this handler takes it, so that the end is told.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        server.run(sockets=[bound])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
