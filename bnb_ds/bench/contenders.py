@@ -31,7 +31,7 @@ _BART_POSITIONS = 1024
 def contender(name: str, setting: Setting, codec: Codec) -> AutoregressiveModel:
     """A model of random weights on the device, in the precision; where that is int8, in fp32."""
     torch.manual_seed(0)
-    model = build.model_of(_config(name, setting.size, codec)).eval()
+    model = build.model_of(contender_config(name, setting.size, codec)).eval()
     return AutoregressiveModel(model, begins_with_start=True).to(
         setting.device, DTYPES.get(setting.dtype, torch.float32)
     )
@@ -51,7 +51,8 @@ def cache_bytes(model: AutoregressiveModel, rows: Rows, lengths: list[int], num_
     return 2 * layers * config.hidden_size * len(rows) * num_beams * columns * size
 
 
-def _config(name: str, size: str, codec: Codec) -> Any:
+def contender_config(name: str, size: str, codec: Codec) -> Any:
+    """Its configuration; at other sizes than base, the proportions of base."""
     hidden, layers, heads = SIZES[size]
     half = max(layers // 2, 1)
     if name in ("bert2bert", "deep-shallow"):

@@ -156,7 +156,8 @@ def draw(path: Path, bars: dict[str, dict[str, float]], title: str) -> None:
     axes.set_ylabel("sentences per second")
     axes.set_yscale("log")
     axes.set_title(title)
-    axes.legend(fontsize="small", ncols=2)
+    if ways:
+        axes.legend(fontsize="small", ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plot.close(figure)
