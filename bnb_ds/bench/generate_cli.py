@@ -158,7 +158,8 @@ def _check_autoregressive(args: argparse.Namespace) -> None:
         for flag in ("references", "target_tokenizer", "num_sources", "whole"):
             if getattr(args, flag):
                 raise ConfigError(f"--{flag.replace('_', '-')}: is for real texts: give --data and --tokenizer")
-    args.batch_size = sorted(set(args.batch_size or [1, 8, 32, 128]))
+    if args.batch_size is None:
+        args.batch_size = [size for size in (1, 8, 32, 128) if size <= (args.num_sources or 128)]
     if args.num_sources is not None and max(args.batch_size) > args.num_sources:
         raise ConfigError(f"--batch-size {max(args.batch_size)}: is more than --num-sources {args.num_sources}")
     if args.whole and args.output_tokens:

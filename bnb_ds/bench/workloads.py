@@ -23,6 +23,8 @@ from bnb_ds.tasks.task import Task
 
 _SOURCE_FIELDS = ("source", "document", "text")
 _TARGET_FIELDS = ("target", "summary")
+#: of files that hold both; anything else is lines
+_PAIRED_FORMS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def of_references(
     Raises:
         DataError: the files cannot be read, hold no pairs, or fewer than ``num_sources``.
     """
+    if references is None and Path(data.name.removesuffix(".gz")).suffix not in _PAIRED_FORMS:
+        raise DataError(f"--data {data}: lines have no references beside them; give --references or --output-tokens")
     task = _task_of(data, references)
     pairs = [(source, target) for source, target in _pairs(task, data, references) if all(source) and target]
     if len(pairs) < (num_sources or 1):
