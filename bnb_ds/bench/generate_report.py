@@ -154,9 +154,9 @@ def draw(path: Path, bars: dict[str, dict[str, float]], title: str) -> None:
         axes.bar(places, heights, width=0.8 / len(ways), label=way, align="edge")
     axes.set_xticks([place + 0.4 for place in range(len(bars))], list(bars))
     axes.set_ylabel("sentences per second")
-    axes.set_yscale("log")
     axes.set_title(title)
-    if ways:
+    if ways:  # of nothing there is no logarithm
+        axes.set_yscale("log")
         axes.legend(fontsize="small", ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -173,7 +173,8 @@ def test_the_commands_print_write_and_draw(tmp_path, small_tokenizer, capsys, th
 def test_all_systems_are_measured_on_the_same_pairs(tmp_path, squad, small_tokenizer, capsys, threads):
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")
     command = ["bench", "generate", "--against", "all", "--size", "tiny", "--repeats", "2", "--threads", "1"]
-    command += ["--data", str(squad), "--tokenizer", f"{tmp_path}/tokenizer", "--whole", "--decoder-min", "40"]
+    command += ["--data", str(squad), "--tokenizer", f"{tmp_path}/tokenizer", "--whole", "--limit", "inf"]
+    command += ["--decoder-min", "40"]
     command += ["--batch-size", "4", "2", "--beams", "1", "2", "--json", f"{tmp_path}/r.json"]
     assert main([*command, "--png", f"{tmp_path}/r.png"]) == 0
     captured = capsys.readouterr()
@@ -206,7 +207,7 @@ def test_what_takes_too_long_is_said_and_left_out(tmp_path, capsys, threads, mon
     cells = json.loads((tmp_path / "r.json").read_text())["results"][1]["cells"]
     assert all(cell.keys() == {"skipped"} for cell in cells.values())
     monkeypatch.setattr("bnb_ds.bench.latency._free_bytes", lambda device: 2**10)
-    assert main(command) == 0
+    assert main([*command, "--limit", "inf"]) == 0
     shown = capsys.readouterr().out
     assert "| 1 | bart | skipped: its cache takes about 0 GiB, 0 GiB are free | - |" in shown
     assert "| 1 | bnb | skipped" not in shown
