@@ -13,13 +13,22 @@ import torch
 
 from bnb_ds import report
 from bnb_ds.checkpoint import BYTES_PER_PARAMETER
-from bnb_ds.config import PretrainRecipe
+from bnb_ds.config import PretrainRecipe, TrainingRecipe
 from bnb_ds.ds_config import DsConfig, load_ds_config
 from bnb_ds.elastic import plan_resume
 from bnb_ds.errors import BnbError, ConfigError, DataError
+from bnb_ds.finetune_config import FinetuneRecipe
+from bnb_ds.finetuning import (
+    FinetunePlan,
+    count_parameters,
+    describe_plan,
+    make_system,
+    run_directory,
+    tokenise_splits,
+)
 from bnb_ds.model_factory import model_config
 from bnb_ds.plan import Plan, model_class, open_shards
-from bnb_ds.recipes import load_recipe
+from bnb_ds.recipes import load_recipe, recipe_values
 from bnb_ds.run_dir import RunDir
 
 T = TypeVar("T")
@@ -48,14 +57,44 @@ class Findings:
 
 
 def check(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> Findings:
-    """Check a recipe, a DeepSpeed JSON, the shards, the model, the output directory and a possible resume."""
+    """Check a recipe, a DeepSpeed JSON, the data, the model, the output directory and a possible resume.
+
+    A recipe that names a task is one of fine-tuning; its data is tokenised, which a run then finds done.
+    """
     findings = Findings()
-    recipe = findings.attempt(f"recipe {recipe_path}", lambda: load_recipe(recipe_path, overrides))
+    schema = _schema(recipe_path, overrides)
+    recipe = findings.attempt(f"recipe {recipe_path}", lambda: load_recipe(recipe_path, overrides, schema))
     ds_config = findings.attempt(
         f"DeepSpeed JSON {ds_config_path}, {world_size} ranks", lambda: load_ds_config(ds_config_path, world_size)
     )
-    if recipe is None:
-        return findings
+    if recipe is not None:
+        (_check_pretraining if schema is PretrainRecipe else _check_finetuning)(findings, recipe, ds_config)
+    return findings
+
+
+def _schema(recipe_path: str, overrides: list[str]) -> type[TrainingRecipe]:
+    try:
+        is_finetuning = "task" in recipe_values(recipe_path, overrides)
+    except ConfigError:  # said by who reads it to use it
+        is_finetuning = False
+    return FinetuneRecipe if is_finetuning else PretrainRecipe
+
+
+def _check_finetuning(findings: Findings, recipe: FinetuneRecipe, ds_config: DsConfig | None) -> None:
+    system = findings.attempt(f"model kind {recipe.model.kind}", lambda: make_system(recipe))
+    findings.attempt(f"output_dir {recipe.output_dir}", lambda: _check_output(Path(recipe.output_dir)))
+    if ds_config is None or system is None:
+        return
+    plan = FinetunePlan(recipe, ds_config, system)
+    splits = findings.attempt(f"data of task {recipe.task}", lambda: tokenise_splits(plan))
+    if splits is not None:
+        run = run_directory(plan, splits)
+        findings.attempt("resume", lambda: findings.lines.append(f"       {_describe_resume(run, ds_config)}"))
+        findings.lines += _indented(describe_plan(plan, splits))
+    findings.attempt("disk space", lambda: _check_space(recipe, count_parameters(system)))
+
+
+def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: DsConfig | None) -> None:
     shards = findings.attempt(f"shards {recipe.data.shards}", lambda: open_shards(recipe))
     config = num_parameters = None
     if shards is not None:
@@ -68,7 +107,7 @@ def check(recipe_path: str, overrides: list[str], ds_config_path: str, world_siz
             num_parameters = report.count_parameters(model_class(recipe.objective)(config))
     findings.attempt(f"output_dir {recipe.output_dir}", lambda: _check_output(Path(recipe.output_dir)))
     if ds_config is None or shards is None:
-        return findings
+        return
     run = RunDir(recipe, ds_config, shards[0].fingerprint)
     findings.attempt("resume", lambda: findings.lines.append(f"       {_describe_resume(run, ds_config)}"))
     if config is not None:
@@ -81,7 +120,6 @@ def check(recipe_path: str, overrides: list[str], ds_config_path: str, world_siz
             report.memory(config, num_parameters, ds_config, recipe.data.max_length, recipe.loader.micro_batch_tokens)
         )
         findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
-    return findings
 
 
 def _indented(lines: object) -> list[str]:
@@ -106,7 +144,7 @@ def _describe_resume(run: RunDir, ds_config: DsConfig) -> str:
     return "; ".join([f"--resume auto goes on {resume.describe(ds_config)}", *notes])
 
 
-def _check_space(recipe: PretrainRecipe, num_parameters: int) -> None:
+def _check_space(recipe: PretrainRecipe | FinetuneRecipe, num_parameters: int) -> None:
     # The ones that are kept, the best besides, and the one being written.
     checkpoints = recipe.intervals.keep_checkpoints + 2
     needed = checkpoints * BYTES_PER_PARAMETER * num_parameters

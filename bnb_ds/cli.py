@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_check(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("check", help="check all of a launch without its machines")
-    command.add_argument("recipe", help="YAML file; shipped ones are under runs/recipes/pretrain/")
+    command.add_argument("recipe", help="YAML file; shipped ones are under runs/recipes/")
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="as for runs/pretrain.py")
     command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
     command.add_argument("--world-size", type=positive, default=1, help="number of ranks (default %(default)s)")

@@ -170,16 +170,16 @@ def read_off(best_T: Tensor, layout: PackedLayout, config: BnbConfig) -> tuple[T
     return collapse(layout.pad(best_T, config.blank_token_id), layout.lengths, config.blank_token_id)
 
 
-def greedy_rows(logits_TV: Tensor, lengths_B: Tensor, config: BnbConfig) -> list[Tensor]:
-    """Greedy outputs, int64 [n] each on the CPU, from packed logits.
+def greedy_rows(best_T: Tensor, lengths_B: Tensor, config: BnbConfig) -> list[Tensor]:
+    """Greedy outputs, int64 [n] each on the CPU.
 
     Args:
-        logits_TV: float [sum of lengths_B, V].
+        best_T: int64 [sum of lengths_B], the best token of each slot.
         lengths_B: int64 [B], slots of each sequence.
         config: of the model.
     """
-    layout = PackedLayout.from_lengths(lengths_B, num_tokens=logits_TV.shape[0], max_seqlen=int(lengths_B.max()))
-    ids_BT, written_B = read_off(logits_TV.argmax(-1), layout, config)
+    layout = PackedLayout.from_lengths(lengths_B, num_tokens=best_T.shape[0], max_seqlen=int(lengths_B.max()))
+    ids_BT, written_B = read_off(best_T, layout, config)
     return [row[:length] for row, length in zip(ids_BT.cpu(), written_B.tolist(), strict=True)]
 
 

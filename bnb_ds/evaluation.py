@@ -50,10 +50,10 @@ def evaluate(
         ids = np.arange(begin, min(begin + micro_batch, num_samples))
         counted = ids.size > 0
         batch = source.batch(ids if counted else np.zeros(1, np.int64), np.full(max(ids.size, 1), _EVALUATION_EPOCH))
-        output = engine(**batch.model_inputs(device), return_logits=True)
+        output = engine(**batch.model_inputs(device), return_best=True)
         if counted:
             slots_B = torch.from_numpy(batch.decoder_lengths).to(device)
-            outputs = [row.tolist() for row in greedy_rows(output.logits, slots_B, engine.module.config)]
+            outputs = [row.tolist() for row in greedy_rows(output.best, slots_B, engine.module.config)]
             errors, tokens = _edit_errors(outputs, batch)
             if show is not None and round_number == rank == 0:
                 show(batch, outputs)

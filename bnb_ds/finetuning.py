@@ -56,22 +56,38 @@ def make_finetune_plan(recipe_path: str, overrides: list[str], ds_config_path: s
         ConfigError, DataError, CheckpointError: naming file and field, before any GPU is touched.
     """
     recipe = load_recipe(recipe_path, overrides, FinetuneRecipe)
-    ds_config = load_ds_config(ds_config_path, world_size)
+    return FinetunePlan(recipe, load_ds_config(ds_config_path, world_size), make_system(recipe))
+
+
+def make_system(recipe: FinetuneRecipe) -> System:
+    """What a recipe trains; no weights are read yet.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as `make_finetune_plan`.
+    """
     task = recipe.declared_task
     chosen = system_class(recipe.model.kind, task)
     codec = chosen.make_codec(task, recipe.model, recipe.data)
     system = chosen(task, Lengths.of(task, recipe.data), codec, recipe.model)
     system.config()  # for its checks
-    return FinetunePlan(recipe, ds_config, system)
+    return system
 
 
 def describe_finetune_dry_run(plan: FinetunePlan) -> list[str]:
     """What a run would do, without touching a GPU; the data is tokenised, which a run then finds done."""
-    splits = _tokenise(plan)
-    with torch.device("meta"):
-        num_parameters = report.count_parameters(plan.system.empty(plan.system.config()))
+    return describe_plan(plan, tokenise_splits(plan))
+
+
+def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:
+    """What a run would do with these splits."""
     total_steps = plan.recipe.total_steps(len(splits["train"]), plan.ds_config.global_batch)
-    return _derived(plan, splits, num_parameters, total_steps)
+    return _derived(plan, splits, count_parameters(plan.system), total_steps)
+
+
+def count_parameters(system: System) -> int:
+    """Of its model, without making any weights."""
+    with torch.device("meta"):
+        return report.count_parameters(system.empty(system.config()))
 
 
 def finetune(plan: FinetunePlan, launch: Launch) -> None:
@@ -82,9 +98,8 @@ def finetune(plan: FinetunePlan, launch: Launch) -> None:
 def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     recipe, system = plan.recipe, plan.system
     process.watchdog.mark("data")
-    splits = _tokenise(plan)
-    fingerprint = hashlib.sha256(" ".join(split.fingerprint for split in splits.values()).encode()).hexdigest()
-    run = RunDir(recipe, plan.ds_config, fingerprint)
+    splits = tokenise_splits(plan)
+    run = run_directory(plan, splits)
     resume, notes = choose_resume(run, launch)
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
@@ -117,7 +132,13 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
             print(line, flush=True)
 
 
-def _tokenise(plan: FinetunePlan) -> dict[str, Tokenised]:
+def run_directory(plan: FinetunePlan, splits: dict[str, Tokenised]) -> RunDir:
+    """The run's own, which its recipe names."""
+    fingerprint = hashlib.sha256(" ".join(split.fingerprint for split in splits.values()).encode()).hexdigest()
+    return RunDir(plan.recipe, plan.ds_config, fingerprint)
+
+
+def tokenise_splits(plan: FinetunePlan) -> dict[str, Tokenised]:
     """The splits of the run: rank 0 makes them, all open them."""
     data, task, codec = plan.recipe.data, plan.task, plan.system.codec
     names = ("train", *plan.scored_splits)

@@ -51,6 +51,7 @@ class BnbOutput(ModelOutput):
         kl: [], mean KL(uniform || p) over all slots, without gradient; 0 where ``kl_weight`` is 0.
         length_loss: with length classification, [], mean nats of the target lengths, without gradient.
         logits: [B, T, V] (zero at padding) or packed [sum T, V]; None when there are labels, unless asked for.
+        best: int64 [B, T] (zero at padding) or packed [sum T], the best token of each slot; None unless asked for.
         latent: of each source token, before dropout, [B, L, latent_size] or [N, latent_size].
         decoder_lengths: int64 [B].
         encoder_last_hidden_state: [B, L, H] or packed [N, H].
@@ -63,6 +64,7 @@ class BnbOutput(ModelOutput):
     kl: Tensor | None = None
     length_loss: Tensor | None = None
     logits: Tensor | None = None
+    best: Tensor | None = None
     latent: Tensor | None = None
     decoder_lengths: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None

@@ -25,6 +25,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 from bnb_ds.attention import IMPLEMENTATION
 from bnb_ds.bert_init import initialise_from_bert
 from bnb_ds.configuration import BnbConfig
+from bnb_ds.ctc import linear_argmax
 from bnb_ds.decoding import GenerateOutput, generate
 from bnb_ds.errors import ConfigError
 from bnb_ds.layers import BnbDecoder, BnbEncoder, BnbLMHead, tie_halves
@@ -269,6 +270,7 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
         label_lengths: Tensor | None = None,
         max_label_length: int | None = None,
         return_logits: bool | None = None,
+        return_best: bool = False,
     ) -> BnbOutput:
         """Predict all target positions at once, and score them against ``labels``.
 
@@ -286,6 +288,7 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
                 spares waiting, and labels and their lengths are then trusted.
             return_logits: True returns logits beside the loss, which costs a second projection; default: logits only
                 where there are no labels.
+            return_best: return the best token of each slot too, for which the logits need not be held.
 
         Raises:
             ValueError: shapes or lengths that do not belong together, or labels outside the vocabulary; with length
@@ -309,6 +312,9 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
         if return_logits or (targets is None and return_logits is None):
             logits_TV = F.linear(hidden_TH, self.get_output_embeddings().weight, self.lm_head.bias)
             result["logits"] = logits_TV if inputs.is_packed else layout.pad(logits_TV)
+        if return_best:
+            best_T = linear_argmax(hidden_TH, self.get_output_embeddings().weight, self.lm_head.bias)
+            result["best"] = best_T if inputs.is_packed else layout.pad(best_T)
         return result
 
     def _score(

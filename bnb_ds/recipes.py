@@ -26,14 +26,23 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), schema: type[R]
     Raises:
         ConfigError: naming the file or the override, the dotted field, and the way out; all faults at once.
     """
-    path = Path(path)
-    values = _read_yaml(path)
-    for override in overrides:
-        _apply_override(values, override)
+    values = recipe_values(path, overrides)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path}: " + "; ".join(_describe(e, schema) for e in error.errors())) from None
+
+
+def recipe_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a recipe and overrides say, of whatever schema; only `load_recipe` knows whether it is right.
+
+    Raises:
+        ConfigError: the file cannot be read, or an override is malformed.
+    """
+    values = _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(values, override)
+    return values
 
 
 def load_section(values: dict[str, Any], overrides: Iterable[str], name: str, schema: type[R]) -> R:

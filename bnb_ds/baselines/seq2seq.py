@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
+from bnb_ds.baselines.lengths import ExactLengths
 from bnb_ds.baselines.padded import pad_rows, padded
 from bnb_ds.baselines.wrapped import WrappedModel
 from bnb_ds.errors import ConfigError
@@ -49,11 +50,6 @@ class BeamOptions:
                 f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens}: give 0 or more, and"
                 " no less than that"
             )
-
-    @classmethod
-    def exactly(cls, num_tokens: int, num_beams: int = 1) -> BeamOptions:
-        """Every output has ``num_tokens``, whatever the model would write: for fair measurements of speed."""
-        return cls(num_tokens, num_tokens, num_beams)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of transformers' ``generate``, every setting said."""
@@ -154,21 +150,33 @@ class AutoregressiveModel(WrappedModel):
 
     @torch.inference_mode()
     def generate_rows(
-        self, rows: Sequence[Sequence[int]], options: BeamOptions, *, synchronised: bool = False
+        self,
+        rows: Sequence[Sequence[int]],
+        options: BeamOptions,
+        *,
+        lengths: Sequence[int] | None = None,
+        synchronised: bool = False,
     ) -> list[list[int]]:
         """Outputs of sources that are decoded together, without the start token and the one that ends them.
 
         Args:
             rows: token ids of each source, with its special tokens.
             options: how to write.
+            lengths: tokens that each output is made to have, the one that ends it included; at most
+                ``options.max_new_tokens``.
             synchronised: go on as long as any rank writes.
         """
         if not rows:
             return []
         ids_BL, mask_BL = pad_rows([list(row) for row in rows], self.config.pad_token_id, self.device)
+        processors = LogitsProcessorList()
+        if lengths is not None:
+            special = (self.config.eos_token_id, self.config.pad_token_id)
+            processors.append(ExactLengths(lengths, options.num_beams, *special))
         output = self.model.generate(
             ids_BL,
             attention_mask=mask_BL,
+            logits_processor=processors,
             decoder_start_token_id=self.config.decoder_start_token_id,
             **_special_tokens(self.config),
             **options.arguments(),

@@ -1,30 +1,23 @@
-"""``bnb-ds bench generate``: generation beside what one would use instead.
+"""``bnb-ds bench generate --against reference-style``: the same weights as the reference implementation runs them.
 
-*reference-style* is what the reference implementation does with the same weights: every source padded to 512 tokens,
-512 decoder slots, the logits of all of them, float32. *bert2bert* is an autoregressive encoder-decoder of the same size
-with a key-value cache, greedy, made to write a given number of tokens; *deep-shallow* is the same with one decoder
-layer. All weights are random: what is measured depends on sizes and lengths alone, and the number of decoder slots, the
-policy, is stated with every figure, for it is what decides.
+That is: every source padded to 512 tokens, 512 decoder slots, the logits of all of them, float32. All weights are
+random: what is measured depends on sizes and lengths alone, and the number of decoder slots, the policy, is stated with
+every figure, for it is what decides. `bnb_ds.bench.latency` measures beside autoregressive models.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import BertConfig, BertLMHeadModel, BertModel, EncoderDecoderModel
-from transformers.utils import logging
+from transformers import BertConfig
 
+from bnb_ds.bench.measure import interleaved
 from bnb_ds.configuration import BnbConfig
 from bnb_ds.ctc import collapse
 from bnb_ds.decode_options import DecodeOptions
@@ -49,11 +42,12 @@ class Setting:
 
     Attributes:
         size: of both models, a key of `SIZES`.
-        vocab_size: of both halves.
+        vocab_size: of the sources.
         dtype: of ours; a key of `DTYPES`, or ``int8`` with the engine ``onnx``.
         engine: of ours, one of `ENGINES`.
         device: of all.
         repeats: of each median; one more round before them is not counted.
+        target_vocab_size: of the outputs; None: as the sources'.
     """
 
     size: str
@@ -62,34 +56,25 @@ class Setting:
     device: torch.device
     repeats: int
     engine: str = "torch"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one pass over a batch: wall clock, medians and 95th percentile, and CPU seconds (on a GPU, of it)."""
-
-    p50: float
-    p95: float
-    cpu: float
-
-    def as_dict(self) -> dict[str, float]:
-        return {"p50_seconds": self.p50, "p95_seconds": self.p95, "cpu_seconds": self.cpu}
+    target_vocab_size: int | None = None
 
 
 def bnb_model(setting: Setting, **policy: Any) -> BnbForConditionalGeneration:
     """Random weights, in fp32, on the device; biases are random too, so that outputs vary."""
-    half = bert_config(setting)
+    encoder = bert_config(setting, setting.vocab_size)
+    decoder = bert_config(setting, setting.target_vocab_size or setting.vocab_size)
     torch.manual_seed(0)
-    model = BnbForConditionalGeneration(BnbConfig(encoder=half, decoder=half, **policy))
+    model = BnbForConditionalGeneration(BnbConfig(encoder=encoder, decoder=decoder, **policy))
     with torch.no_grad():
         model.lm_head.bias.normal_(std=0.5)
     return model.eval().to(setting.device)
 
 
-def bert_config(setting: Setting) -> BertConfig:
+def bert_config(setting: Setting, vocab_size: int) -> BertConfig:
+    """Of one half."""
     hidden, layers, heads = SIZES[setting.size]
     return BertConfig(
-        vocab_size=setting.vocab_size,
+        vocab_size=vocab_size,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -164,7 +149,7 @@ def against_reference(setting: Setting, rows: Rows, batch_size: int, policy: dic
             "ours": lambda: [engine.decode(batch, options) for batch in batches],
             "reference-style": lambda: [reference_style(baseline, batch) for batch in batches],
         }
-        timings = interleaved(ways, setting)
+        timings = interleaved(ways, setting.device, setting.repeats)
     lengths = torch.tensor([len(row) for row in rows])
     slots = decoder_lengths(lengths, model.config)
     return {
@@ -180,100 +165,3 @@ def against_reference(setting: Setting, rows: Rows, batch_size: int, policy: dic
         "speedup_wall": timings["reference-style"].p50 / timings["ours"].p50,
         "speedup_cpu": timings["reference-style"].cpu / timings["ours"].cpu,
     }
-
-
-def bert2bert(setting: Setting, decoder_layers: int) -> EncoderDecoderModel:
-    """The autoregressive model of the same size, random weights."""
-    encoder = bert_config(setting)
-    decoder = replace_config(encoder, num_hidden_layers=decoder_layers, is_decoder=True, add_cross_attention=True)
-    torch.manual_seed(0)
-    model = EncoderDecoderModel(encoder=BertModel(encoder), decoder=BertLMHeadModel(decoder)).eval()
-    return model.to(setting.device, DTYPES.get(setting.dtype, torch.float32))
-
-
-def replace_config(config: BertConfig, **fields: Any) -> BertConfig:
-    return BertConfig(**{**config.to_dict(), **fields})
-
-
-@torch.inference_mode()
-def write_tokens(model: EncoderDecoderModel, input_ids: Tensor, num_tokens: int) -> Tensor:
-    """Greedy, with the cache, exactly ``num_tokens`` new ones."""
-    return model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        do_sample=False,
-        num_beams=1,
-        min_new_tokens=num_tokens,
-        max_new_tokens=num_tokens,
-        decoder_start_token_id=1,
-        pad_token_id=0,
-        eos_token_id=2,
-        use_cache=True,
-    )
-
-
-def against_bert2bert(
-    setting: Setting,
-    batch_sizes: Sequence[int],
-    output_tokens: Sequence[int],
-    source_tokens: int,
-    slots_per_token: float,
-) -> list[dict[str, Any]]:
-    """One result for each batch size and output length."""
-    logging.set_verbosity_error()
-    model, options = bnb_model(setting), DecodeOptions(token_budget=1 << 30)
-    _, layers, _ = SIZES[setting.size]
-    others = {"bert2bert": bert2bert(setting, layers), "deep-shallow": bert2bert(setting, 1)}
-    generator = torch.Generator().manual_seed(1)
-    results = []
-    for batch_size in batch_sizes:
-        ids = torch.randint(5, setting.vocab_size, (batch_size, source_tokens), generator=generator)
-        rows, ids = ids.tolist(), ids.to(setting.device)
-        for num_tokens in output_tokens:
-            num_slots = math.ceil(slots_per_token * num_tokens)
-            policy = {"decoder_length_min": num_slots, "decoder_length_max": num_slots}
-            with policy_of(model, policy), engine_of(model, setting.engine, setting.dtype) as engine:
-                ways: dict[str, Callable[[], Any]] = {"ours": partial(engine.decode, rows, options)}
-                for name, other in others.items():
-                    ways[name] = partial(write_tokens, other, ids, num_tokens)
-                timings = interleaved(ways, setting)
-            results.append(
-                {
-                    "batch_size": batch_size,
-                    "source_tokens": source_tokens,
-                    "output_tokens": num_tokens,
-                    "decoder_slots": num_slots,
-                    "timings": {name: timing.as_dict() for name, timing in timings.items()},
-                    "speedup_wall": {name: timings[name].p50 / timings["ours"].p50 for name in others},
-                    "speedup_cpu": {name: timings[name].cpu / timings["ours"].cpu for name in others},
-                }
-            )
-    return results
-
-
-def interleaved(ways: dict[str, Callable[[], Any]], setting: Setting) -> dict[str, Timing]:
-    """All ways taking turns, so that a slow spell of the machine meets every one."""
-    walls: dict[str, list[float]] = {name: [] for name in ways}
-    cpus: dict[str, list[float]] = {name: [] for name in ways}
-    for round_number in range(setting.repeats + 1):
-        for name, run in ways.items():
-            _synchronise(setting.device)
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            _synchronise(setting.device)
-            if round_number:
-                walls[name].append(time.perf_counter() - wall)
-                cpus[name].append(time.process_time() - cpu)
-    return {
-        name: Timing(statistics.median(walls[name]), _percentile_95(walls[name]), statistics.median(cpus[name]))
-        for name in ways
-    }
-
-
-def _percentile_95(values: list[float]) -> float:
-    return sorted(values)[max(math.ceil(0.95 * len(values)) - 1, 0)]
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one run: wall clock, median and 95th percentile, and CPU seconds of all threads, their median."""
+
+    p50: float
+    p95: float
+    cpu: float
+
+    @classmethod
+    def of(cls, taken: list[tuple[float, float]]) -> Timing:
+        """From what `stopwatch` gave of each run."""
+        walls, cpus = zip(*taken, strict=True)
+        percentile = sorted(walls)[max(math.ceil(0.95 * len(walls)) - 1, 0)]
+        return cls(statistics.median(walls), percentile, statistics.median(cpus))
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return {"p50_seconds": self.p50, "p95_seconds": self.p95, "cpu_seconds": self.cpu}
+
+
+def stopwatch(run: Run, device: torch.device) -> tuple[float, float]:
+    """Wall-clock seconds of one run, and CPU seconds of all threads of the process."""
+    _synchronise(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    _synchronise(device)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def interleaved(ways: dict[str, Run], device: torch.device, repeats: int) -> dict[str, Timing]:
+    """All ways taking turns, so that a slow spell of the machine meets every one; a first round is not counted."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for round_number in range(repeats + 1):
+        for name, run in ways.items():
+            seconds = stopwatch(run, device)
+            if round_number:
+                taken[name].append(seconds)
+    return {name: Timing.of(values) for name, values in taken.items()}
 
 
 def interleaved_seconds(ways: dict[str, Run], device: torch.device, repeats: int) -> dict[str, float]:
@@ -66,3 +108,8 @@ def _cuda_seconds(run: Run) -> float:
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1e3
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

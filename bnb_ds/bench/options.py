@@ -60,7 +60,7 @@ def refuse_missing_device(device: str) -> None:
         raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
 
 
-def refuse_missing_parent(file: Path | None) -> None:
+def refuse_missing_parent(file: Path | None, flag: str = "json") -> None:
     """Say that there is no place for the figures, before anything is measured."""
     if file is not None and not file.parent.is_dir():
-        raise ConfigError(f"--json {file}: there is no directory {file.parent}: make it first")
+        raise ConfigError(f"--{flag} {file}: there is no directory {file.parent}: make it first")

@@ -116,12 +116,12 @@ class BnbGenerator(BnbSystem):
 
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
         config = self.config()
-        output = model(**batch.model_inputs(device), return_logits=True)
+        output = model(**batch.model_inputs(device), return_best=True)
         loss_sum = float(output.loss_sum)
         if config.decoder_length == "predicted":
             # With labels the slots are as many as the target has tokens; without, as many as the model predicts.
-            output = model(**batch.source_inputs(device))
-        rows = greedy_rows(output.logits, output.decoder_lengths, config)
+            output = model(**batch.source_inputs(device), return_logits=False, return_best=True)
+        rows = greedy_rows(output.best, output.decoder_lengths, config)
         return Prediction(loss_sum, [row.numpy() for row in rows])
 
     def _refuse_long_targets(self, config: BnbConfig) -> None:

@@ -165,20 +165,28 @@ def test_greedy_output_is_the_arg_max_without_a_cache(checkpoints):
     """The plain loop: no cache, the whole prefix again for every token."""
     model = build("transformer", checkpoints)
     (source,) = source_ids([7])
-    (output,) = model.generate_rows([source.tolist()], BeamOptions.exactly(8))
+    (output,) = model.generate_rows([source.tolist()], BeamOptions(8), lengths=[8])
     prefix = [2]
-    for _ in range(8):
+    for _ in range(7):
         logits = model.model(input_ids=source[None], decoder_input_ids=torch.tensor([prefix])).logits[0, -1]
-        logits[3] = -torch.inf  # the end is not allowed before the eighth token
+        logits[[0, 3]] = -torch.inf  # padding and the end, which is the eighth token
         prefix.append(int(logits.argmax()))
-    assert output == [token for token in prefix[1:] if token != 0]
+    assert output == prefix[1:]
 
 
-@pytest.mark.parametrize("num_beams", [1, 2])
-def test_outputs_can_be_made_to_have_a_given_number_of_tokens(num_beams, checkpoints):
-    model = build("random", checkpoints)
-    generated = model.model.generate(torch.tensor([[2, 9, 3]]), **BeamOptions.exactly(5, num_beams).arguments())
-    assert generated.shape == (1, 1 + 5)
+@pytest.mark.parametrize("name", ["random", "transformer"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_outputs_can_be_made_to_have_given_numbers_of_tokens(num_beams, name, checkpoints):
+    model = build(name, checkpoints)
+    rows = [row.tolist() for row in source_ids([7, 3, 5, 4])]
+    lengths = [9, 1, 4, 12]
+    outputs = model.generate_rows(rows, BeamOptions(12, num_beams=num_beams), lengths=lengths)
+    assert [len(output) + 1 for output in outputs] == lengths
+    alone = [
+        model.generate_rows([row], BeamOptions(12, num_beams=num_beams), lengths=[length])[0]
+        for row, length in zip(rows, lengths, strict=True)
+    ]
+    assert outputs == alone
 
 
 def test_special_tokens_and_vocabularies_are_said(checkpoints):

@@ -69,6 +69,45 @@ def test_too_little_disk(settings, capsys, monkeypatch):
     assert "5 checkpoints take about" in capsys.readouterr().out
 
 
+@pytest.fixture
+def finetuning(tmp_path, small_tokenizer):
+    """The same of a launch of fine-tuning."""
+
+    def write(validation="rows.jsonl", output=tmp_path / "out"):
+        small_tokenizer.save_pretrained(tmp_path / "tokenizer")
+        row = json.dumps({"document": "some text and more of it", "summary": "the text"})
+        (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 8)
+        recipe, ds_config = tmp_path / "recipe.yaml", tmp_path / "ds.json"
+        recipe.write_text(
+            f"output_dir: {output}\nsteps: 4\ntask: summarization\nmodel: {{kind: bnb, size: {SIZE}}}\n"
+            f"data: {{train: {tmp_path}/rows.jsonl, validation: {tmp_path}/{validation}, cache_dir: {tmp_path}/cache,"
+            f" tokenizer: {tmp_path}/tokenizer, max_source_length: 32, max_target_length: 16}}\n"
+        )
+        ds_config.write_text(json.dumps(DS))
+        return ["check", str(recipe), "--deepspeed_config", str(ds_config), "--world-size", "2"]
+
+    return write
+
+
+def test_fine_tuning_is_checked_too(finetuning, tmp_path, capsys):
+    assert main(finetuning()) == 0
+    shown = capsys.readouterr().out
+    assert "check: nothing stands in the way of this launch" in shown
+    assert "a new run: there is no checkpoint in output_dir" in shown
+    assert "task         Summarization (summarization), model kind bnb" in shown
+    assert "data         train 8, validation 8 samples" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_faults_of_fine_tuning_at_once(finetuning, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(finetuning(validation="nowhere.jsonl", output=tmp_path / "file" / "run")) == 2
+    errors = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error ")]
+    assert len(errors) == 2
+    assert f"{tmp_path / 'file'} is not a directory that can be written; choose another" in errors[0]
+    assert "nowhere.jsonl: no such file; data.validation names it" in errors[1]
+
+
 @pytest.mark.slow
 def test_a_resume_is_planned(whole_run, capsys):
     arguments = ["check", str(whole_run.recipe), "--deepspeed_config", str(whole_run.ds_config), "--world-size"]

@@ -83,6 +83,9 @@ def test_logits_come_with_a_loss_only_when_asked_for():
     unlabelled = packed_form(source_ids(LENGTHS))
     assert model(**unlabelled).loss is None
     assert model(**unlabelled, return_logits=False).logits is None
+    output = model(**unlabelled, return_best=True)
+    assert torch.equal(output.best, output.logits.argmax(-1))
+    assert model(**inputs, return_best=True).logits is None
 
 
 def test_output_projection_is_the_decoders_word_embedding():
