@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ def run_parts(function: Callable[[Job, int], None], job: Job, numbers: Sequence[
             progress.refresh()
         return
     _work = (function, job)  # fork hands it over: no copy of the tokenizer, no second import
+    gc.freeze()  # a collection in a worker would visit, and thereby copy, all that is shared with this process
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker) as executor:
             _wait([executor.submit(_run, number) for number in numbers], progress)
@@ -45,6 +47,7 @@ def run_parts(function: Callable[[Job, int], None], job: Job, numbers: Sequence[
             "run the same command again, perhaps with fewer --workers"
         ) from None
     finally:
+        gc.unfreeze()
         _work = None
 
 

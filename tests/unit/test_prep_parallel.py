@@ -110,7 +110,7 @@ def test_rerun_does_only_what_is_missing(arguments, expected, tmp_path: Path, mo
         prep(*arguments, "--output", tmp_path / "s")
     monkeypatch.setattr(worker, "build_part", lambda job, number: (built.append(number), build_part(job, number)))
     prep(*arguments, "--output", tmp_path / "s")
-    assert built == list(range(7))
+    assert sorted(built) == list(range(7))
     assert content(tmp_path / "s") == expected
 
 
