@@ -1,8 +1,8 @@
 """Ways to tokenise, all with the ids of the tokenizer itself.
 
 WordPiece works word by word, so an engine may tokenise each distinct word once, or be another program altogether.
-Whatever it is, :func:`choose_engine` lets it encode a sample of the actual input first and compares every id with the
-tokenizer's; one that differs, or cannot be loaded, is passed over, and the caller is told.
+Whatever it is, it must prove itself on the beginning of every part of the actual input (:meth:`Candidate.prove`):
+every id is compared with the tokenizer's. One that differs, or cannot be loaded, is passed over, and the user is told.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data_prep.words import WordEngine
 
 _PIECE_CHARACTERS = 1 << 20
 
-SAMPLE_CHARACTERS = 1 << 17  # what an engine is proven on: a tenth of a second of the tokenizer's own work
+PROOF_CHARACTERS = 3 << 14  # of each part, what an engine is proven on: some 15 ms of the tokenizer's own work
 
 
 @dataclass(frozen=True)
@@ -134,25 +134,64 @@ class InPieces:
         return _ragged(rows)
 
 
+class EngineFault(Exception):
+    """An engine gave other ids than the tokenizer, or failed; says in one line where."""
+
+
+class Candidate:
+    """An engine beside the tokenizer whose ids it must give.
+
+    Args:
+        name: what it is asked for by.
+        engine: the engine.
+        reference: the tokenizer itself; as ``engine``, it needs no proof.
+        whole: give it whole documents; otherwise long ones go to it :class:`in pieces <InPieces>`.
+    """
+
+    def __init__(self, name: str, engine: Engine, reference: TokenizersEngine, whole: bool) -> None:
+        self.name = name
+        self._engine = engine
+        self._reference = reference
+        self._encode = engine if whole else InPieces(engine)
+
+    def __call__(self, texts: Sequence[str]) -> Ragged:
+        """See :class:`Engine`."""
+        return self._encode(texts)
+
+    def prove(self, texts: Sequence[str], place: str) -> None:
+        """Encode texts and compare every id with the tokenizer's.
+
+        Raises:
+            EngineFault: an id differs, or the engine fails; ``place`` says what the texts are of.
+        """
+        if self._engine is self._reference:
+            return
+        try:
+            found = self._engine(texts)
+        except Exception as error:  # a young package may fail in any way it likes
+            raise EngineFault(f"fails on {place} ({_one_line(error)})") from None
+        expected = self._reference(texts)
+        for index in range(len(expected)):
+            if not np.array_equal(found[index], expected[index]):
+                raise EngineFault(f"other ids than the tokenizer's for document {index + 1} of {place}")
+
+
 ENGINES: dict[str, Callable[[Tokenizer], Engine]] = {
     kind.name: kind for kind in (NanotokenEngine, TokieEngine, WordsEngine, TokenizersEngine)
 }
 ENGINE_NAMES = ("auto", *ENGINES)  # "auto" tries them in this order, the fastest first
 
 
-def choose_engine(
-    tokenizer: BertTokenizerFast,
-    name: str,
-    sample: Sequence[str],
-    say: Callable[[str], None] = lambda line: None,
-) -> Engine:
-    """The engine of that name if it proves itself on the sample, else the tokenizer itself.
+def candidates(
+    tokenizer: BertTokenizerFast, name: str, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Candidate]:
+    """The engines to try, one after the other until one proves itself; the last is the tokenizer itself.
 
     Args:
         tokenizer: what decides the ids.
-        name: one of :data:`ENGINE_NAMES`; ``"auto"`` takes the first that is installed and proves itself.
-        sample: documents of the actual input.
-        say: receives one line for each engine that was asked for, or found, and not taken.
+        name: one of :data:`ENGINE_NAMES`; ``"auto"`` gives all that are installed, the fastest first.
+        say: receives one line for each engine that was asked for, or found, and cannot be tried, and one if nothing
+            that was asked for is left.
 
     Raises:
         ConfigError: there is no engine of that name, or it is not installed.
@@ -161,25 +200,23 @@ def choose_engine(
         raise ConfigError(f"--engine must be one of {', '.join(ENGINE_NAMES)}, got {name!r}")
     backend = document_backend(tokenizer)
     reference = TokenizersEngine(backend)
-    in_pieces = (lambda engine: engine) if _has_added_tokens(backend) else InPieces
-    if name == reference.name:
-        return in_pieces(reference)
-    expected = reference(sample)
-    for candidate in ENGINES if name == "auto" else (name,):
+    whole = _has_added_tokens(backend)
+    for asked in ENGINES if name == "auto" else (name,):
+        if asked == reference.name:
+            yield Candidate(asked, reference, reference, whole)
+            return
         try:
-            engine = ENGINES[candidate](backend)
+            engine = ENGINES[asked](backend)
         except ImportError:
             if name == "auto":
                 continue
             raise ConfigError(f"--engine {name}: not installed; `pip install bnb_ds[fast]` or choose another") from None
         except Exception as error:  # a young package may refuse a tokenizer in any way it likes
-            say(f"engine {candidate}: refuses this tokenizer ({_one_line(error)}); not used")
+            say(f"engine {asked}: refuses this tokenizer ({_one_line(error)}); not used")
             continue
-        if (fault := _difference(engine, sample, expected)) is None:
-            return in_pieces(engine)
-        say(f"engine {candidate}: {fault}; not used")
+        yield Candidate(asked, engine, reference, whole)
     say(f"engine {reference.name}: used instead")
-    return in_pieces(reference)
+    yield Candidate(reference.name, reference, reference, whole)
 
 
 def document_backend(tokenizer: BertTokenizerFast) -> Tokenizer:
@@ -189,18 +226,6 @@ def document_backend(tokenizer: BertTokenizerFast) -> Tokenizer:
     backend.no_truncation()
     backend.encode_special_tokens = True
     return backend
-
-
-def _difference(engine: Engine, sample: Sequence[str], expected: Ragged) -> str | None:
-    """What keeps an engine from being used, or None."""
-    try:
-        found = engine(sample)
-    except Exception as error:  # as above
-        return f"fails on the input ({_one_line(error)})"
-    for index in range(len(expected)):
-        if not np.array_equal(found[index], expected[index]):
-            return f"other ids than the tokenizer's for document {index + 1} of the sample"
-    return None
 
 
 def _ragged(rows: list[np.ndarray]) -> Ragged:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from typing import Any
 
 from transformers import BertTokenizerFast
@@ -21,8 +18,8 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.shards import DEFAULT_TOKENS_PER_SHARD, Manifest
 from bnb_ds.tokenization import describe_tokenizer
 from data_prep import worker
-from data_prep.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE, Document
-from data_prep.engines import SAMPLE_CHARACTERS, choose_engine
+from data_prep.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE
+from data_prep.engines import EngineFault, candidates
 from data_prep.index import write_drops
 from data_prep.merge import NoDocumentsError, merge
 from data_prep.pool import run_parts
@@ -157,31 +154,21 @@ def _build(job: Job, mine: range, tokenizer: BertTokenizerFast, progress: Progre
         progress.say(f"{len(mine) - len(todo)} of {len(mine)} parts are finished already")
     if not todo:
         return
-    job.engine = choose_engine(tokenizer, job.options.engine, _sample(job, todo), progress.say)
-    with progress.phase(f"build ({job.engine.name})", _bytes(job, todo)):
-        run_parts(worker.build_part, job, todo, progress)
-
-
-def _sample(job: Job, todo: Sequence[int]) -> list[str]:
-    """The beginnings of the first, the middle and the last part, read on as many threads as there will be workers."""
-    numbers = sorted({todo[0], todo[len(todo) // 2], todo[-1]})
-    if min(job.options.workers, len(numbers)) == 1:
-        return [text for number in numbers for text in _beginning(job, number)]
-    with ThreadPoolExecutor(min(job.options.workers, len(numbers))) as executor:
-        return [text for texts in executor.map(partial(_beginning, job), numbers) for text in texts]
-
-
-def _beginning(job: Job, number: int) -> list[str]:
-    """The first texts of a part; what is unreadable is the builder's to report."""
-    texts: list[str] = []
-    characters = 0
-    for record in islice(worker.records(job.source, job.parts[number][0], skip_bad=True), 1000):
-        if isinstance(record, Document):
-            texts.append(record.text[: SAMPLE_CHARACTERS // 3])
-            characters += len(texts[-1])
-        if characters >= SAMPLE_CHARACTERS // 3:
-            break
-    return texts
+    # Parts from everywhere first: an engine that is wrong on this input should be found out early.
+    order = list(dict.fromkeys((todo[0], todo[len(todo) // 2], todo[-1], *todo)))
+    for engine in candidates(tokenizer, job.options.engine, progress.say):
+        job.engine = engine
+        try:
+            with progress.phase(f"build ({engine.name})", _bytes(job, order)):
+                run_parts(worker.build_part, job, order, progress)
+            return
+        except EngineFault as fault:
+            progress.say(f"engine {engine.name}: {fault}; not used")
+        # What it made before it was found out is not to be trusted either.
+        for number in mine:
+            if (job.workspace.marker(number) or {}).get("engine") == engine.name:
+                job.workspace.forget_part(number)
+        order = [number for number in mine if job.workspace.marker(number) is None]
 
 
 def _bytes(job: Job, numbers: Sequence[int]) -> int:

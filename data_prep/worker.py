@@ -16,7 +16,7 @@ from bnb_ds.outputs import disk_errors
 from bnb_ds.shard_files import ShardFiles
 from bnb_ds.shards import SPLITS, TokenizerInfo
 from data_prep.documents import BadRecord, Document, Omitted, Record, batched, is_held_out
-from data_prep.engines import Engine
+from data_prep.engines import PROOF_CHARACTERS, Candidate
 from data_prep.index import DROP_REASONS, IndexBuilder
 from data_prep.progress import Counters
 from data_prep.units import Source, Unit
@@ -38,7 +38,7 @@ class Job:
     tokenizer: TokenizerInfo
     options: Options
     counters: Counters
-    engine: Engine | None = None
+    engine: Candidate | None = None
     counted: int = 0  # skipped records of the part in progress that the counters know
 
     @property
@@ -69,7 +69,12 @@ def index_part(job: Job, number: int) -> None:
 
 
 def build_part(job: Job, number: int) -> None:
-    """Write the shards of a part, and its marker when they are whole."""
+    """Write the shards of a part, and its marker when they are whole.
+
+    Raises:
+        EngineFault: the engine does not prove itself on the beginning of the part.
+        DataError: reading or writing fails.
+    """
     with disk_errors(job.workspace.directory):
         files = ShardFiles(
             job.workspace.new_part(number),
@@ -80,7 +85,9 @@ def build_part(job: Job, number: int) -> None:
         )
     skipped: Counter[str] = Counter()
     bad: list[BadRecord] = []
-    for batch in batched(_documents(job, number, skipped, bad), _BATCH_CHARACTERS):
+    for ordinal, batch in enumerate(batched(_documents(job, number, skipped, bad), _BATCH_CHARACTERS)):
+        if ordinal == 0:
+            job.engine.prove(_beginning(batch), f"part {number}")
         encoded = job.engine([document.text for document in batch])
         with disk_errors(job.workspace.directory):
             for index, document in enumerate(batch):
@@ -99,6 +106,7 @@ def build_part(job: Job, number: int) -> None:
             "skipped": dict(sorted(skipped.items())),
             "bad": [str(record) for record in bad],
             "sources": _source_entries(job, number),
+            "engine": job.engine.name,
         }
         job.workspace.finish_part(number, marker)
 
@@ -134,6 +142,18 @@ def _documents(job: Job, number: int, skipped: Counter[str], bad: list[BadRecord
                 else:
                     yield record
         job.counters.add(num_bytes=unit.num_bytes)
+
+
+def _beginning(batch: list[Document]) -> list[str]:
+    """The first texts of a part."""
+    texts: list[str] = []
+    left = PROOF_CHARACTERS
+    for document in batch:
+        texts.append(document.text[:left])
+        left -= len(texts[-1])
+        if not left:
+            break
+    return texts
 
 
 def _refuse_bad(record: Record, job: Job) -> None:

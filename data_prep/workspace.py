@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from bnb_ds.errors import DataError
 from bnb_ds.files import sync
-from bnb_ds.outputs import disk_errors, new_directory, sync_tree, write_synced
+from bnb_ds.outputs import disk_errors, new_directory, write_synced
 from bnb_ds.shard_writer import LOCK_NAME, PARTIAL_DIRECTORY, refuse_foreign
 from bnb_ds.shards import TokenizerInfo
 
@@ -138,10 +138,15 @@ class Workspace:
         return directory
 
     def finish_part(self, part: int, marker: dict[str, Any]) -> None:
-        """Make a part durable, then its marker."""
-        sync_tree(self.part_directory(part))
+        """Make the names of a part's files durable (their content is synced when it is written), then its marker."""
+        sync(self.part_directory(part))
         sync(self.partial)
         self.write(f"{part_name(part)}.json", marker)
+
+    def forget_part(self, part: int) -> None:
+        """Make a finished part an unfinished one."""
+        (self.partial / f"{part_name(part)}.json").unlink()
+        sync(self.partial)
 
     def marker(self, part: int) -> dict[str, Any] | None:
         """The marker of a finished part, or None."""

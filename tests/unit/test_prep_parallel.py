@@ -16,6 +16,7 @@ from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.shards import SPLITS, TokenShards
 from bnb_ds.tokenization import save_tokenizer
 from data_prep import worker
+from data_prep.engines import ENGINES, WordsEngine
 from tests.prep_helpers import content, prep, start, write_corpus
 
 
@@ -110,7 +111,7 @@ def test_rerun_does_only_what_is_missing(arguments, expected, tmp_path: Path, mo
         prep(*arguments, "--output", tmp_path / "s")
     monkeypatch.setattr(worker, "build_part", lambda job, number: (built.append(number), build_part(job, number)))
     prep(*arguments, "--output", tmp_path / "s")
-    assert built == list(range(7))
+    assert sorted(built) == list(range(7))
     assert content(tmp_path / "s") == expected
 
 
@@ -192,6 +193,41 @@ def test_another_process_is_writing(arguments, tmp_path: Path, monkeypatch) -> N
     assert len(refused) == 1
     with pytest.raises(DataError, match="/s: already holds finished shards; remove them or choose another output"):
         prep(*arguments, "--output", tmp_path / "s")
+
+
+@pytest.mark.parametrize(("workers", "interrupted"), [(1, True), (2, False)])
+def test_engine_that_is_found_out_late(
+    arguments, expected, small_texts, tmp_path: Path, monkeypatch, capfd, workers: int, interrupted: bool
+) -> None:
+    """It is wrong in every part, but shows it at the beginning of one alone, which comes last."""
+    build_part = worker.build_part
+
+    class Wrong(WordsEngine):
+        def __call__(self, texts):
+            found = super().__call__(texts)
+            is_beginning = sum(map(len, texts)) <= 40
+            found.ids[-1] ^= not is_beginning or texts[0] == small_texts[5][:40]
+            return found
+
+    def build_or_stop(job, number):
+        if number == 5:
+            raise KeyboardInterrupt
+        build_part(job, number)
+
+    monkeypatch.setitem(ENGINES, "words", Wrong)
+    monkeypatch.setattr(worker, "PROOF_CHARACTERS", 40)
+    if interrupted:
+        monkeypatch.setattr(worker, "build_part", build_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            prep(*arguments, "--output", tmp_path / "s")
+        monkeypatch.setattr(worker, "build_part", build_part)
+    prep(*arguments, "--output", tmp_path / "s", "--workers", workers)
+    assert content(tmp_path / "s") == expected
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("engine ")]
+    assert said == [
+        "engine words: other ids than the tokenizer's for document 1 of part 5; not used",
+        "engine tokenizers: used instead",
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
