@@ -60,7 +60,7 @@ def test_quickstart_misuse(arguments, message):
 
 
 def test_the_test_command_collects_the_suite():
-    command = ["bash", "runs/test.sh", "--collect-only", "-q", "tests/unit/test_schedule.py"]
+    command = ["bash", "runs/test.sh", "--collect-only", "-q", "tests/unit/test_style.py"]
     result = launching.run(command, env=launching.environment(BNB_VENV=sys.prefix))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "test_schedule.py::test_constant_stays" in result.stdout
+    assert "test_style.py::test_ruff[check]" in result.stdout
