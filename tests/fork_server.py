@@ -95,6 +95,7 @@ class ForkServer:
         """
         request = {"ranks": ranks, "program": program, "arguments": arguments, "output": str(output)}
         request["variables"] = variables
+        output.touch()  # so that it can be read at once
         self._process.stdin.write(json.dumps({**request, "port": launching.free_port()}) + "\n")
         self._process.stdin.flush()
         return Launch(self, self.answer(), output)
