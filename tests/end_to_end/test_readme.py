@@ -150,14 +150,14 @@ def test_launch(prepared, command, forked):
 
 @pytest.mark.parametrize("command", commands("clusters"), ids=["hostfile", "torchrun", "slurm"])
 def test_clusters(prepared, command):
-    """On this host alone, with two ranks; the Slurm script is executed in `test_launchers.py`."""
+    """On this host alone, with one rank; `test_launchers.py` has two, and executes the Slurm script."""
     if command.startswith("sbatch"):
         script = shlex.split(command)[3]
         assert (launching.REPOSITORY / script).is_file()
         return
     here = {
-        "--hostfile HOSTFILE --num_nodes 16 --num_gpus 8": f"--num_gpus 2 --master_port {launching.free_port()}",
-        "--nodes 16 --gpus 8 --master HOST": f"--gpus 2 --master 127.0.0.1:{launching.free_port()}",
+        "--hostfile HOSTFILE --num_nodes 16 --num_gpus 8": f"--num_gpus 1 --master_port {launching.free_port()}",
+        "--nodes 16 --gpus 8 --master HOST": f"--gpus 1 --master 127.0.0.1:{launching.free_port()}",
         "ds_configs/v100_fp16_zero1.json": "ds_configs/cpu_debug.json",
         "runs/launch/hostfile.sh": f"runs/launch/hostfile.sh --logs {prepared}/hostfile",
         "runs/launch/torchrun.sh": f"runs/launch/torchrun.sh --logs {prepared}/torchrun",
