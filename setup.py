@@ -56,7 +56,6 @@ EXTRAS_REQUIRE = {
         "hypothesis>=6.100",  # property tests
         "matplotlib>=3.8",  # the picture of `prep stats`
         "zstandard>=0.22",  # .zst input
-        "kenlm>=0.2",  # the extra `lm`
         "onnx>=1.17",  # the extra `onnx`
         "onnxscript>=0.3",
         "onnxruntime>=1.20",

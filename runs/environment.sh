@@ -1,6 +1,9 @@
 # Sourced by quickstart.sh and test.sh: make the virtual environment and install this package into it, once.
 #
-#   use_environment [EXTRA]     activates it; EXTRA is an extra of setup.py (`test`)
+#   use_environment [EXTRA]             activates it; EXTRA is an extra of setup.py (`test`)
+#   install_if_possible EXTRA MODULE WITHOUT
+#                                       then: adds an extra that brings MODULE; tries once, and where it cannot says so,
+#                                       and what is the case WITHOUT it
 #
 # BNB_VENV names the environment's directory (default: .venv in the repository). It is rebuilt only by deleting it.
 
@@ -32,4 +35,14 @@ use_environment() {
         python -m pip install --quiet --disable-pip-version-check --editable "$root${extra:+[$extra]}"
         cp "$root/setup.py" "$stamp"
     fi
+}
+
+install_if_possible() {
+    local extra=$1 module=$2 without=$3 root stamp
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    stamp=$VIRTUAL_ENV/.tried-$extra
+    if python -c "import $module" 2> /dev/null || cmp --silent "$stamp" "$root/setup.py"; then return; fi
+    cp "$root/setup.py" "$stamp"
+    python -m pip install --quiet --disable-pip-version-check --editable "$root[$extra]" > "$stamp.log" 2>&1 ||
+        echo "cannot install bnb_ds[$extra] (see $stamp.log): $without"
 }

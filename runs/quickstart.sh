@@ -37,16 +37,19 @@ stage "environment"
 source runs/environment.sh
 use_environment
 mkdir -p "$work"
-python - <<'PYTHON'
-import platform, torch
-gpus = torch.cuda.device_count()
-print(f"Python {platform.python_version()}, torch {torch.__version__}, {gpus} GPUs" if gpus else
-      f"Python {platform.python_version()}, torch {torch.__version__}, no GPU: training on the CPU")
-PYTHON
-# Without a GPU DeepSpeed warns of it in every process unless it is told.
-python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' && export DS_ACCELERATOR=cpu
 # Two ranks show data parallelism and divide the batch on any machine; a resume keeps their number.
-ranks=$(python -c 'import os, torch; print(min(2, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
+{ read -r found; read -r gpus; read -r ranks; } < <(python - <<'PYTHON'
+import os, platform, torch
+gpus = torch.cuda.device_count()
+print(f"Python {platform.python_version()}, torch {torch.__version__},",
+      f"{gpus} GPUs" if gpus else "no GPU: training on the CPU")
+print(gpus)
+print(min(2, gpus or len(os.sched_getaffinity(0))))
+PYTHON
+)
+echo "$found"
+# Without a GPU DeepSpeed warns of it in every process unless it is told.
+[ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu
 devices=(--num_gpus "$ranks")
 # With --num_gpus the launcher forgets which GPUs the user has chosen.
 [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || devices=(--include "localhost:$(cut -d, -f"-$ranks" <<<"$CUDA_VISIBLE_DEVICES")")

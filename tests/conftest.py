@@ -14,6 +14,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the netw
 SMALL_DOCUMENTS = 240
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: xdist deals files out in this order, and a long one at the end would run alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real data that lies beside the checkout on the project's machines; skips where it does not."""
@@ -67,10 +73,10 @@ def fork_server():
 
 
 @pytest.fixture(scope="session")
-def whole_run(small_shards, tmp_path_factory):
+def whole_run(small_shards, fork_server, tmp_path_factory):
     """A `tests.jobs.Job` that has trained without interruption on two ranks, dropout on; not to be changed."""
     from tests.jobs import Job
 
     job = Job(tmp_path_factory.mktemp("whole"), small_shards)
-    job.train()
+    job.train_forked(fork_server)
     return job

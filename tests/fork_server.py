@@ -1,6 +1,6 @@
-"""Starts ranks of the scripts of `runs/` by fork, from a process that has imported everything: a launch costs a second.
+"""Starts ranks of programs of this project by fork, from a process that has imported everything: it costs a second.
 
-Run as a program it reads one JSON request a line from standard input (`ranks`, `script`, `arguments`, `output`,
+Run as a program it reads one JSON request a line from standard input (`ranks`, `program`, `arguments`, `output`,
 `variables`), answers with the process ids of the ranks, and with their exit codes once all have ended. Nothing but the
 imports is shared: every rank is a process of its own with its own environment, killed and watched like any other. There
 is no launcher, so whatever ends the other ranks when one is lost is the project's own doing.
@@ -86,14 +86,25 @@ class ForkServer:
         return json.loads(self._process.stdout.readline())
 
     def launch(
-        self, arguments: list[str], output: Path, *, ranks: int = 2, script: str = "pretrain.py", **variables: str
+        self, arguments: list[str], output: Path, *, ranks: int = 2, program: str = "pretrain.py", **variables: str
     ) -> Launch:
-        """Start ranks of a script of `runs/`; ``output`` takes what they print."""
-        request = {"ranks": ranks, "script": script, "arguments": arguments, "output": str(output)}
+        """Start ranks of a program; ``output`` takes what they print.
+
+        ``program`` is a script of `runs/`, ``bnb-ds``, or a module; with 0 ranks it is one process that no launcher
+        has told its rank.
+        """
+        request = {"ranks": ranks, "program": program, "arguments": arguments, "output": str(output)}
         request["variables"] = variables
+        output.touch()  # so that it can be read at once
         self._process.stdin.write(json.dumps({**request, "port": launching.free_port()}) + "\n")
         self._process.stdin.flush()
         return Launch(self, self.answer(), output)
+
+    def run(self, program: str, arguments: list[str], output: Path) -> tuple[int, str]:
+        """Run one process without ranks to its end: exit code, and what it printed."""
+        launch = self.launch(arguments, output, ranks=0, program=program)
+        (code,) = launch.wait()
+        return code, launch.text()
 
     def close(self) -> None:
         launching.kill(self._process)
@@ -103,6 +114,7 @@ def _serve() -> None:
     import torch.utils.tensorboard  # noqa: F401
     from transformers import BertTokenizerFast  # noqa: F401
 
+    import bnb_ds.cli
     import bnb_ds.finetuning
     import bnb_ds.pretraining  # noqa: F401
 
@@ -110,7 +122,7 @@ def _serve() -> None:
     print(json.dumps(["ready"]), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        pids = [_fork(request, rank) for rank in range(request["ranks"])]
+        pids = [_fork(request, rank) for rank in range(max(request["ranks"], 1))]
         print(json.dumps(pids), flush=True)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 
@@ -123,14 +135,33 @@ def _fork(request: dict[str, Any], rank: int) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["ranks"], "LOCAL_WORLD_SIZE": request["ranks"]}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]), **request["variables"])
-    os._exit(_run(_SCRIPTS / request["script"], request["arguments"]))
+    ranks = request["ranks"]
+    if ranks:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]))
+    os.environ.update(request["variables"])
+    os._exit(_run(request["program"], request["arguments"]))
 
 
-def _run(script: Path, arguments: list[str]) -> int:
+def _call(program: str, arguments: list[str]) -> None:
+    """What `python runs/PROGRAM`, `bnb-ds` or `python -m PROGRAM` does."""
+    import importlib.metadata
     import runpy
+
+    if program == "bnb-ds":
+        sys.argv = [str(launching.BIN / program), *arguments]
+        (entry,) = importlib.metadata.entry_points(group="console_scripts", name=program)
+        sys.exit(entry.load()())
+    if program.endswith(".py"):
+        sys.argv = [str(_SCRIPTS / program), *arguments]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        sys.argv = [program, *arguments]
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def _run(program: str, arguments: list[str]) -> int:
     import traceback
 
     if os.environ.get("TEST_FP16_ON_CPU"):
@@ -138,15 +169,15 @@ def _run(script: Path, arguments: list[str]) -> int:
         from deepspeed.accelerator import get_accelerator
 
         get_accelerator().is_fp16_supported = lambda: True
-    if os.environ.get("TEST_FILE_LIMIT_OF_RANK") == os.environ["RANK"]:
+    if "TEST_FILE_LIMIT_OF_RANK" in os.environ and os.environ["TEST_FILE_LIMIT_OF_RANK"] == os.environ.get("RANK"):
         # The disk refuses to make any file longer, as a full one does; Python ignores the signal that goes with it.
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     # A hang on request: the main thread sleeps, everything else goes on.
     signal.signal(signal.SIGUSR2, lambda *received: time.sleep(1000))
-    sys.argv = [str(script), *arguments]
     code = 1
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        _call(program, arguments)
+        code = 0
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException:

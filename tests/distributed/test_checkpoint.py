@@ -11,7 +11,6 @@ import yaml
 from bnb_ds import checkpoint
 from bnb_ds.errors import CheckpointError
 from bnb_ds.run_dir import locate_checkpoint
-from tests import launching
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +30,11 @@ def test_checkpoints_of_the_run(whole_run):
     assert not list(whole_run.output.rglob("*partial*"))
 
 
-def test_old_checkpoints_are_removed(tmp_path, whole_run, small_shards):
+def test_old_checkpoints_are_removed(tmp_path, fork_server, small_shards):
     from tests.jobs import Job
 
     job = Job(tmp_path, small_shards)
-    job.train("intervals.keep_checkpoints=1", "steps=4", ranks=1)
+    job.train_forked(fork_server, "intervals.keep_checkpoints=1", "steps=4", ranks=1)
     assert [path.name for path in checkpoint.whole_checkpoints(job.output / "checkpoints")] == ["step_00000004"]
 
 
@@ -88,23 +87,24 @@ def test_a_checkpoint_outside_its_run_is_refused(copy_of_run, tmp_path):
         run_of(locate_checkpoint(alone)[0])
 
 
-def test_resume_refusals_name_the_way_out(whole_run, copy_of_run):
+def test_resume_refusals_name_the_way_out(whole_run, copy_of_run, fork_server):
     """One launch each: without --resume, with other settings (all named at once), into another run, on other ranks."""
     other = copy_of_run / "checkpoints" / "step_00000003"
     cases = [
-        ([], 2, f"output_dir {whole_run.output}: holds a run already; add --resume auto"),
-        (["--resume", "auto", "steps=9", "seed=7"], 2, "was started with other settings: seed: 42 -> 7; steps: 8 -> 9"),
-        (["--resume", str(other), f"output_dir={whole_run.output}"], 2, "holds another run than --resume"),
-        (["--resume", "auto", "spikes.factor=3"], 2, "spikes.factor: None -> 3.0"),
+        ([], f"output_dir {whole_run.output}: holds a run already; add --resume auto"),
+        (["--resume", "auto", "steps=9", "seed=7"], "was started with other settings: seed: 42 -> 7; steps: 8 -> 9"),
+        (["--resume", str(other), f"output_dir={whole_run.output}"], "holds another run than --resume"),
+        (["--resume", "auto", "spikes.factor=3"], "spikes.factor: None -> 3.0"),
     ]
     before = {path: path.stat().st_mtime_ns for path in whole_run.output.rglob("*") if path.is_file()}
-    for arguments, ranks, message in cases:
-        result = launching.run(whole_run.command(*arguments, ranks=ranks))
-        assert result.returncode == 2, result.stdout + result.stderr
-        errors = [line for line in result.stderr.splitlines() if "pretrain.py: error" in line]
-        assert len(errors) == 1
-        assert message in errors[0]
-        assert "Traceback" not in result.stderr
+    for arguments, message in cases:
+        launch = whole_run.fork(fork_server, *arguments)
+        assert launch.wait() == [2, 2], launch.text()
+        errors = [line for line in launch.text().splitlines() if "pretrain.py: error" in line]
+        # Without a launcher to end it at once, rank 1 comes to say the same.
+        assert len([line for line in errors if " on rank 1: " not in line]) == 1, launch.text()
+        assert all(message in line for line in errors), launch.text()
+        assert "Traceback" not in launch.text()
     assert before == {path: path.stat().st_mtime_ns for path in whole_run.output.rglob("*") if path.is_file()}
 
 
@@ -127,26 +127,26 @@ def test_a_run_of_an_older_release_is_continued(copy_of_run, whole_run, tmp_path
     assert (resume.checkpoint, resume.way) == (manifest.parent, "universal")
 
 
-def test_a_finished_run_resumed_does_nothing(copy_of_run, whole_run, tmp_path):
+def test_a_finished_run_resumed_does_nothing(copy_of_run, whole_run, tmp_path, fork_server):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(whole_run.recipe.read_text().replace(str(whole_run.output), str(copy_of_run)))
-    script = ["runs/pretrain.py", str(recipe), "--deepspeed_config", str(whole_run.ds_config), "--resume", "auto"]
-    result = launching.run([*launching.launcher(2), *script])
-    assert result.returncode == 0, result.stderr
-    assert "done         step 8 of 8" in result.stdout
+    arguments = [str(recipe), "--deepspeed_config", str(whole_run.ds_config), "--resume", "auto"]
+    launch = fork_server.launch(arguments, tmp_path / "log")
+    assert launch.wait() == [0, 0], launch.text()
+    assert "done         step 8 of 8" in launch.text()
     launches = (copy_of_run / "launches.jsonl").read_text().splitlines()
     assert [json.loads(line)["start_step"] for line in launches] == [0, 8]
 
 
-def test_a_run_is_resumed_from_a_named_checkpoint(copy_of_run, whole_run, tmp_path):
+def test_a_run_is_resumed_from_a_named_checkpoint(copy_of_run, whole_run, tmp_path, fork_server):
     """The named checkpoint of another directory starts a new run, which trains as the first one went on."""
     from bnb_ds.tracking import read_scalars
 
     fork = tmp_path / "fork"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(whole_run.recipe.read_text().replace(str(whole_run.output), str(fork)))
-    script = ["runs/pretrain.py", str(recipe), "--deepspeed_config", str(whole_run.ds_config)]
     named = copy_of_run / "checkpoints" / "step_00000006"
-    result = launching.run([*launching.launcher(2), *script, "--resume", str(named)])
-    assert result.returncode == 0, result.stderr
+    arguments = [str(recipe), "--deepspeed_config", str(whole_run.ds_config), "--resume", str(named)]
+    launch = fork_server.launch(arguments, tmp_path / "log")
+    assert launch.wait() == [0, 0], launch.text()
     assert read_scalars(fork / "runs")["train/loss"] == whole_run.scalars()["train/loss"][6:]

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests import launching
 from tests.distributed import zero_ctc
 
 pytestmark = pytest.mark.slow
@@ -36,11 +35,11 @@ def plain_training(freeze: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize(("stage", "embeddings"), [(0, "tied"), (1, "tied"), (2, "tied"), (3, "tied"), (3, "frozen")])
-def test_every_stage_equals_plain_training(tmp_path, stage, embeddings):
+def test_every_stage_equals_plain_training(tmp_path, fork_server, stage, embeddings):
     file = tmp_path / "rank0.pt"
-    command = [*launching.launcher(2), "--module", "tests.distributed.zero_ctc", str(stage), embeddings, str(file)]
-    result = launching.run(command)
-    assert result.returncode == 0, result.stdout + result.stderr
+    arguments = [str(stage), embeddings, str(file)]
+    launch = fork_server.launch(arguments, tmp_path / "log", program="tests.distributed.zero_ctc")
+    assert launch.wait() == [0, 0], launch.text()
     got = torch.load(file)
     losses, weights = plain_training(embeddings == "frozen")
     assert got["losses"] == pytest.approx(losses, rel=1e-5)

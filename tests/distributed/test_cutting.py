@@ -1,4 +1,4 @@
-"""Options of loader and objective through the launcher: how a step is cut changes nothing; a lost file is told."""
+"""Options of loader and objective on real ranks: how a step is cut changes nothing; a lost file is told."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from bnb_ds.export import export
 from bnb_ds.modeling import BnbForConditionalGeneration
-from tests import launching
 from tests.jobs import Job
 
 pytestmark = pytest.mark.slow
@@ -28,23 +27,22 @@ def values(job: Job, tag: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory, small_shards):
+def reference(tmp_path_factory, small_shards, fork_server):
     """Two ranks, fixed micro batches, all objectives, packed samples and the auxiliary loss."""
     job = Job(tmp_path_factory.mktemp("reference"), small_shards, "reference")
-    job.train(*NO_DROPOUT, *ALL_OBJECTIVES)
+    job.train_forked(fork_server, *NO_DROPOUT, *ALL_OBJECTIVES)
     return job
 
 
 @pytest.mark.parametrize(("ranks", "stage", "budget"), [(2, 0, 40), (1, 1, 50), (2, 2, 24), (2, 3, 60), (2, 1, 1000)])
 def test_micro_batches_by_tokens_train_as_micro_batches_by_count(
-    tmp_path, small_shards, reference, ranks, stage, budget
+    tmp_path, small_shards, fork_server, reference, ranks, stage, budget
 ):
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0} if stage == 3 else {"stage": stage}
     job = Job(tmp_path, small_shards, zero_optimization=zero)
-    result = job.train(
-        *NO_DROPOUT, *ALL_OBJECTIVES, f"loader.micro_batch_tokens={budget}", "loader.workers=2", ranks=ranks
-    )
-    assert f"micro batches of at most {budget:,} tokens on {ranks} ranks" in result.stdout
+    settings = [*NO_DROPOUT, *ALL_OBJECTIVES, f"loader.micro_batch_tokens={budget}", "loader.workers=2"]
+    text = job.train_forked(fork_server, *settings, ranks=ranks)
+    assert f"micro batches of at most {budget:,} tokens on {ranks} ranks" in text
     for tag in ("train/loss", "train/grad_norm", "eval/loss"):
         assert values(job, tag) == pytest.approx(values(reference, tag), rel=2e-5), tag
 
@@ -56,24 +54,24 @@ def test_a_run_with_the_auxiliary_head_exports_the_model_itself(tmp_path, refere
     assert any(name.startswith("encoder_mlm_head.") for name in reference.weights())
 
 
-def test_a_run_goes_on_with_other_loader_settings(tmp_path, small_shards, reference):
+def test_a_run_goes_on_with_other_loader_settings(tmp_path, small_shards, fork_server, reference):
     job = Job(tmp_path, small_shards)
-    job.train(*NO_DROPOUT, *ALL_OBJECTIVES, "--stop-at", "2")
-    job.train(*NO_DROPOUT, *ALL_OBJECTIVES, "loader.micro_batch_tokens=40", "--resume", "auto")
+    job.train_forked(fork_server, *NO_DROPOUT, *ALL_OBJECTIVES, "--stop-at", "2")
+    settings = [*NO_DROPOUT, *ALL_OBJECTIVES, "loader.micro_batch_tokens=40"]
+    job.train_forked(fork_server, *settings, "--resume", "auto")
     assert values(job, "train/loss") == pytest.approx(values(reference, "train/loss"), rel=2e-5)
 
 
-def test_a_shard_that_is_lost_while_training_ends_every_rank_with_its_name(tmp_path, small_shards):
+def test_a_shard_that_is_lost_while_training_ends_every_rank_with_its_name(tmp_path, small_shards, fork_server):
     shards = shutil.copytree(small_shards, tmp_path / "shards")
     job = Job(tmp_path, shards)
-    process = launching.start(job.command("steps=100000", "intervals.eval_steps=100000"))
-    launching.wait_for((job.output / "checkpoints" / "step_00000003").exists, process)
+    launch = job.fork(fork_server, "steps=100000", "intervals.eval_steps=100000")
+    launch.wait_for((job.output / "checkpoints" / "step_00000003").exists)
     for path in shards.glob("train-*.tokens.npy"):
         os.truncate(path, 128)
-    output, errors = process.communicate(timeout=launching.TIMEOUT_SECONDS)
-    assert process.returncode == 2, output + errors
-    lines = [line for line in errors.splitlines() if "pretrain.py: error" in line]
-    assert lines, output + errors
+    assert launch.wait() == [2, 2], launch.text()
+    lines = [line for line in launch.text().splitlines() if "pretrain.py: error" in line]
+    assert lines, launch.text()
     assert ".tokens.npy: ends at byte" in lines[0]
     assert "restore it and start again" in lines[0]
-    assert "Traceback" not in errors
+    assert "Traceback" not in launch.text()

@@ -1,4 +1,4 @@
-"""Pre-training with other losses and decoder lengths, through the launcher on two ranks; then use of the model."""
+"""Pre-training with other losses and decoder lengths, on two ranks; then use of the model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ WAYS = {
 
 
 @pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
-def test_it_trains_exports_and_generates(tmp_path, small_shards, overrides):
+def test_it_trains_exports_and_generates(tmp_path, small_shards, fork_server, overrides):
     job = Job(tmp_path, small_shards, zero_optimization={"stage": 2})
-    job.train(*overrides, "steps=40", "intervals.log_steps=10", "intervals.eval_steps=40")
+    job.train_forked(fork_server, *overrides, "steps=40", "intervals.log_steps=10", "intervals.eval_steps=40")
     losses = [loss for _, loss in job.scalars()["train/loss"]]
     assert losses[-1] < losses[0]
     assert main(["export", str(job.output), str(tmp_path / "model")]) == 0

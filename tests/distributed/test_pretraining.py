@@ -1,9 +1,8 @@
-"""Pre-training through the deepspeed launcher on CPU ranks: real shards, real engine, real kills."""
+"""Pre-training on CPU ranks, with and without the deepspeed launcher: real shards, real engine, real kills."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
@@ -58,21 +57,22 @@ def test_the_run_documents_itself(whole_run):
     assert "mask_probability: 0.15" in (whole_run.output / "config.resolved.yaml").read_text()
 
 
-def test_a_killed_run_resumes_bit_equal(tmp_path, small_shards, whole_run):
+def test_a_killed_run_resumes_bit_equal(tmp_path, small_shards, fork_server, whole_run):
+    """Through the launcher, then without it: a launch is a launch."""
     job = Job(tmp_path, small_shards)
     process = launching.start(job.command())
     third = job.output / "checkpoints" / "step_00000003"
     launching.wait_for(third.exists, process)
     launching.kill(process)
     assert not (job.output / "checkpoints" / "step_00000008").exists(), "killed too late to prove anything"
-    job.train("--resume", "auto")
+    job.train_forked(fork_server, "--resume", "auto")
     assert_same_training(job, whole_run)
 
 
-def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, small_shards, whole_run):
+def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, small_shards, fork_server, whole_run):
     job = Job(tmp_path, small_shards)
-    assert "this launch ends at step 5" in job.train("--stop-at", "5").stdout
-    job.train("--resume", "auto")
+    assert "this launch ends at step 5" in job.train_forked(fork_server, "--stop-at", "5")
+    job.train_forked(fork_server, "--resume", "auto")
     assert_same_training(job, whole_run)
 
 
@@ -95,22 +95,21 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
         (["--profile-steps", "5"], "--profile-steps 5: write it as FIRST:LAST, for example 100:104"),
     ],
 )
-def test_misuse_of_flags(tmp_path, small_shards, arguments, message):
+def test_misuse_of_flags(tmp_path, small_shards, fork_server, arguments, message):
     job = Job(tmp_path, small_shards)
-    script = ["runs/pretrain.py", str(job.recipe), "--deepspeed_config", str(job.ds_config), *arguments]
-    result = launching.run([sys.executable, *script])
-    assert result.returncode == 2
-    assert message in result.stderr
+    code, text = fork_server.run("pretrain.py", job.arguments(*arguments), tmp_path / "log")
+    assert code == 2
+    assert message in text
     assert not job.output.exists()
 
 
-def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path, small_shards):
+def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path, small_shards, fork_server):
     job = Job(tmp_path, small_shards, gradient_clipping=0.0)
     job.ds_config.write_text(
         json.dumps({**DS_CONFIG, "optimizer": {"type": "AdamW", "params": {"lr": 1e30}}, "gradient_clipping": 0.0})
     )
-    result = launching.run(job.command())
-    assert result.returncode == 2
-    assert "pretrain.py: error: step 2: the loss is nan in the batch of samples [" in result.stderr
+    launch = job.fork(fork_server)
+    assert launch.wait() == [2, 2], launch.text()
+    assert "pretrain.py: error: step 2: the loss is nan in the batch of samples [" in launch.text()
     (record,) = job.output.glob("nonfinite_step_*.json")
     assert json.loads(record.read_text())["step"] == 2

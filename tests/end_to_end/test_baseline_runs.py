@@ -1,4 +1,4 @@
-"""A baseline through the launcher: trained on two ranks, stopped and resumed, scored, and teaching."""
+"""A baseline: trained on two ranks, stopped and resumed, scored, and teaching."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
+from bnb_ds.cli import main
 from bnb_ds.tokenization import save_tokenizer
 from bnb_ds.tracking import read_metrics
 from bnb_ds.weights import read_weights
-from tests import launching
 from tests.tiny import bert_config
 
 pytestmark = pytest.mark.slow
@@ -35,15 +35,15 @@ intervals: {{log_steps: 1}}
 """
 
 
-def finetune(folder, name, recipe: dict[str, str], *more: str, stage: int = 1):
-    """Run the launcher on two ranks; returns the output directory."""
+def finetune(server, folder, name, recipe: dict[str, str], *more: str, stage: int = 1):
+    """Run two ranks; returns the output directory."""
     output = folder / name
     (folder / f"{name}.yaml").write_text(RECIPE.format(output=output, **recipe))
     zero = {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})}
     (folder / f"{name}.json").write_text(json.dumps({**DS_CONFIG, "zero_optimization": zero}))
     arguments = [str(folder / f"{name}.yaml"), "--deepspeed_config", str(folder / f"{name}.json"), *more]
-    result = launching.run([*launching.launcher(2), "runs/finetune.py", *arguments])
-    assert result.returncode == 0, result.stdout + result.stderr
+    launch = server.launch(arguments, folder / f"{name}{len(more)}.log", program="finetune.py")
+    assert launch.wait() == [0, 0], launch.text()
     return output
 
 
@@ -63,10 +63,10 @@ def parallel(small_texts, small_tokenizer, tmp_path_factory):
     return {"task": "translation", "model": f"{{kind: transformer, size: {SIZE}}}", "data": data}
 
 
-def test_a_transformer_is_trained_resumed_scored_and_teaches(parallel, tmp_path):
-    whole = finetune(tmp_path, "whole", parallel)
-    stopped = finetune(tmp_path, "stopped", parallel, "--stop-at", "17")
-    finetune(tmp_path, "stopped", parallel, "--resume", "auto")
+def test_a_transformer_is_trained_resumed_scored_and_teaches(parallel, fork_server, tmp_path):
+    whole = finetune(fork_server, tmp_path, "whole", parallel)
+    stopped = finetune(fork_server, tmp_path, "stopped", parallel, "--stop-at", "17")
+    finetune(fork_server, tmp_path, "stopped", parallel, "--resume", "auto")
     weights, resumed = (read_weights(max(run.glob("checkpoints/step_*"))) for run in (whole, stopped))
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
@@ -76,24 +76,22 @@ def test_a_transformer_is_trained_resumed_scored_and_teaches(parallel, tmp_path)
     scores = []
     for batch_size in ("1", "64"):
         command = ["evaluate", str(whole), "--batch-size", batch_size, "--output", str(tmp_path / batch_size)]
-        result = launching.run([str(launching.BIN / "bnb-ds"), *command])
-        assert result.returncode == 0, result.stderr
+        assert main(command) == 0
         scores.append(json.loads((tmp_path / batch_size / "eval_results.json").read_text())["scores"])
     assert {**scores[0], "loss": 0} == {**scores[1], "loss": 0}
 
     distilled = tmp_path / "train.jsonl"
-    result = launching.run([str(launching.BIN / "bnb-ds"), "distill", str(whole), "--output", str(distilled)])
-    assert result.returncode == 0, result.stderr
+    assert main(["distill", str(whole), "--output", str(distilled)]) == 0
     assert len(distilled.read_text().splitlines()) == 64
 
 
-def test_bert2bert_writes_while_zero_3_has_taken_its_weights_apart(parallel, tmp_path):
+def test_bert2bert_writes_while_zero_3_has_taken_its_weights_apart(parallel, fork_server, tmp_path):
     recipe = {**parallel, "model": f"{{kind: bert2bert, size: {SIZE}}}"}
-    output = finetune(tmp_path, "zero3", recipe, stage=3)
+    output = finetune(fork_server, tmp_path, "zero3", recipe, stage=3)
     assert (output / "best" / "model.safetensors").is_file()
 
 
-def test_a_classifier_is_trained_on_labels(small_texts, small_tokenizer, tmp_path):
+def test_a_classifier_is_trained_on_labels(small_texts, small_tokenizer, fork_server, tmp_path, capsys):
     save_tokenizer(small_tokenizer, tmp_path / "bert")
     size = {"hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 64}
     BertForMaskedLM(bert_config(vocab_size=len(small_tokenizer), **size)).save_pretrained(tmp_path / "bert")
@@ -103,7 +101,6 @@ def test_a_classifier_is_trained_on_labels(small_texts, small_tokenizer, tmp_pat
     data = f"{{train: {tmp_path / 'train.tsv'}, validation: {tmp_path / 'validation.tsv'}, max_source_length: 32,"
     data += f" cache_dir: {tmp_path / 'cache'}}}"
     model = f"{{kind: classifier, checkpoint: {tmp_path / 'bert'}}}"
-    output = finetune(tmp_path, "labels", {"task": "sst2", "model": model, "data": data})
-    result = launching.run([str(launching.BIN / "bnb-ds"), "evaluate", str(output)])
-    assert result.returncode == 0, result.stderr
-    assert "accuracy" in result.stdout
+    output = finetune(fork_server, tmp_path, "labels", {"task": "sst2", "model": model, "data": data})
+    assert main(["evaluate", str(output)]) == 0
+    assert "accuracy" in capsys.readouterr().out

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from tests.exports import save_model
+from tests.fork_server import Launch
 
 pytestmark = pytest.mark.slow
 
-NUM_LINES = 6000
+NUM_LINES = 3000
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +29,17 @@ def source(small_texts, tmp_path_factory):
     return path
 
 
-def start(exported, source, target, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "bnb_ds.cli", "generate", str(exported), "--input", str(source)]
-    command += ["--output", str(target), "--window", "100", "--device", "cpu", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+@pytest.fixture
+def start(exported, source, fork_server, tmp_path):
+    """Start the command in a process of its own; its shares, if any, are started as a user's are."""
+    numbers = itertools.count()
+
+    def start(target, *arguments: str, source=source) -> Launch:
+        command = ["generate", str(exported), "--input", str(source), "--output", str(target), "--window", "50"]
+        log = tmp_path.with_name(f"{tmp_path.name}.{next(numbers)}.log")
+        return fork_server.launch([*command, "--device", "cpu", *arguments], log, ranks=0, program="bnb-ds")
+
+    return start
 
 
 def done_lines(target) -> int:
@@ -44,29 +49,25 @@ def done_lines(target) -> int:
         return 0
 
 
-def test_killed_twice_and_resumed_is_the_output_of_one_run(exported, source, tmp_path):
+def test_killed_twice_and_resumed_is_the_output_of_one_run(start, tmp_path):
     target = tmp_path / "o"
     for until in (NUM_LINES // 5, NUM_LINES // 2):
-        process = start(exported, source, target, "--resume")
-        while done_lines(target) < until:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        process.stderr.close()
+        killed = start(target, "--resume")
+        killed.wait_for(lambda until=until: done_lines(target) >= until)
+        killed.kill(0)
+        assert killed.wait() == [-signal.SIGKILL], killed.text()
         assert not target.exists()
-    last = start(exported, source, target, "--resume")
-    assert last.wait() == 0, last.stderr.read()
-    assert f"generate: {NUM_LINES} lines" in last.stderr.read()
-    whole = start(exported, source, tmp_path / "whole", "--processes", "2")
-    assert whole.wait() == 0, whole.stderr.read()
+    last = start(target, "--resume")
+    assert last.wait() == [0], last.text()
+    assert f"generate: {NUM_LINES} lines" in last.text()
+    whole = start(tmp_path / "whole", "--processes", "2")
+    assert whole.wait() == [0], whole.text()
     assert target.read_bytes() == (tmp_path / "whole").read_bytes()
     assert len(set(target.read_text().splitlines())) > NUM_LINES // 20
     assert {path.name for path in tmp_path.iterdir()} == {"o", "o.progress.json", "whole"}
 
 
-def test_a_share_that_fails_is_named(exported, tmp_path):
-    process = start(exported, tmp_path / "none", tmp_path / "o", "--processes", "2")
-    said = process.communicate()[1]
-    assert process.returncode == 2
-    assert "--processes 2: number 0 failed; mend that and add --resume to go on" in said
+def test_a_share_that_fails_is_named(start, tmp_path):
+    failed = start(tmp_path / "o", "--processes", "2", source=tmp_path / "none")
+    assert failed.wait() == [2]
+    assert "--processes 2: number 0 failed; mend that and add --resume to go on" in failed.text()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -13,9 +16,10 @@ from tests import launching
 QUICKSTART = ["bash", "runs/quickstart.sh"]
 
 
-def run(*arguments: str, timeout: float = 600):
+def run(*arguments: str, timeout: float = 600, core: Sequence[str] = ()):
     # The virtual environment of the tests has all that the script would install.
-    return launching.run([*QUICKSTART, *arguments], timeout=timeout, env=launching.environment(BNB_VENV=sys.prefix))
+    command = [*core, *QUICKSTART, *arguments]
+    return launching.run(command, timeout=timeout, env=launching.environment(BNB_VENV=sys.prefix))
 
 
 @pytest.mark.slow
@@ -39,8 +43,11 @@ def test_quickstart_from_nothing_and_again(tmp_path):
 def test_quickstart_takes_a_corpus(tmp_path, small_texts):
     corpus = tmp_path / "mine.txt"
     corpus.write_text("\n\n".join(small_texts * 3))
-    result = run("--corpus", str(corpus), "--steps", "4", "--work", str(tmp_path / "work"))
+    # On one core it takes one rank.
+    core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if shutil.which("taskset") else []
+    result = run("--corpus", str(corpus), "--steps", "4", "--work", str(tmp_path / "work"), core=core)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert not core or "first half (on 1 ranks, stopped at step 2)" in result.stdout
     assert f"yours: {corpus}" in result.stdout
 
 
@@ -60,7 +67,7 @@ def test_quickstart_misuse(arguments, message):
 
 
 def test_the_test_command_collects_the_suite():
-    command = ["bash", "runs/test.sh", "--collect-only", "-q", "tests/unit/test_schedule.py"]
+    command = ["bash", "runs/test.sh", "--collect-only", "-q", "tests/unit/test_style.py"]
     result = launching.run(command, env=launching.environment(BNB_VENV=sys.prefix))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "test_schedule.py::test_constant_stays" in result.stdout
+    assert "test_style.py::test_ruff[check]" in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 import shlex
@@ -56,6 +57,25 @@ def run(command: str, folder) -> str:
     return result.stdout + result.stderr
 
 
+@pytest.fixture
+def forked(fork_server, tmp_path):
+    """As ``run``, for one command of Python: its arguments as they stand, without the seconds that imports take."""
+    numbers = itertools.count()
+
+    def run_forked(command: str, folder) -> str:
+        program, *arguments = shlex.split(moved(command, folder))
+        if program in ("python", sys.executable):
+            folder_of_program, _, program = arguments.pop(0).rpartition("/")
+            assert folder_of_program == "runs"
+        else:
+            assert program == "bnb-ds"
+        code, text = fork_server.run(program, arguments, tmp_path / f"{next(numbers)}.log")
+        assert code == 0, text
+        return text
+
+    return run_forked
+
+
 def test_no_block_is_left_out():
     blocks = README.count("```bash")
     tested = len(re.findall(r"<!-- test: \w+ -->\n```bash", README))
@@ -77,7 +97,7 @@ def prepared(tmp_path_factory, small_texts, small_tokenizer):
     return folder
 
 
-def test_corpora(prepared, small_texts):
+def test_corpora(prepared, small_texts, forked):
     """The commands on small inputs of the same form; the data set of the hub is a local one here."""
     rows = [{"id": str(i), "text": text} for i, text in enumerate(small_texts)]
     (prepared / "rows").mkdir()
@@ -99,7 +119,7 @@ def test_corpora(prepared, small_texts):
     for command in commands("corpora"):
         for old, new in places.items():
             command = command.replace(old, new)
-        assert run(command, prepared)
+        assert forked(command, prepared)
 
 
 def overrides(folder) -> str:
@@ -107,17 +127,17 @@ def overrides(folder) -> str:
     return shlex.join([*places, f"output_dir={folder}/runs/wikipedia_base", *SETTINGS])
 
 
-def test_plan(prepared):
+def test_plan(prepared, forked):
     check, plan = commands("plan")
     recipe = "wikipedia_base.yaml"
-    checked = run(check.replace(recipe, f"{recipe} {overrides(prepared)}"), prepared)
-    for shown in (checked, run(f"{plan} {overrides(prepared)}", prepared)):
+    checked = forked(check.replace(recipe, f"{recipe} {overrides(prepared)}"), prepared)
+    for shown in (checked, forked(f"{plan} {overrides(prepared)}", prepared)):
         assert "1280 samples = 10 x 1 micro steps x 128 ranks" in shown
         assert "memory/GPU   about" in shown
 
 
 @pytest.mark.parametrize("command", commands("launch"), ids=["one node", "sixteen nodes"])
-def test_launch(prepared, command):
+def test_launch(prepared, command, forked):
     """DeepSpeed's own parser takes the launcher's options; the script plans for that many GPUs."""
     program, *arguments = shlex.split(command)
     launch = parse_args(arguments)
@@ -125,19 +145,19 @@ def test_launch(prepared, command):
     ranks = max(launch.num_nodes, 1) * launch.num_gpus
     script = [launch.user_script, *launch.user_args]
     planned = f"{sys.executable} {shlex.join(script)} --dry-run --world-size {ranks} {overrides(prepared)}"
-    assert f" micro steps x {ranks} ranks" in run(planned, prepared)
+    assert f" micro steps x {ranks} ranks" in forked(planned, prepared)
 
 
 @pytest.mark.parametrize("command", commands("clusters"), ids=["hostfile", "torchrun", "slurm"])
 def test_clusters(prepared, command):
-    """On this host alone, with two ranks; the Slurm script is executed in `test_launchers.py`."""
+    """On this host alone, with one rank; `test_launchers.py` has two, and executes the Slurm script."""
     if command.startswith("sbatch"):
         script = shlex.split(command)[3]
         assert (launching.REPOSITORY / script).is_file()
         return
     here = {
-        "--hostfile HOSTFILE --num_nodes 16 --num_gpus 8": f"--num_gpus 2 --master_port {launching.free_port()}",
-        "--nodes 16 --gpus 8 --master HOST": f"--gpus 2 --master 127.0.0.1:{launching.free_port()}",
+        "--hostfile HOSTFILE --num_nodes 16 --num_gpus 8": f"--num_gpus 1 --master_port {launching.free_port()}",
+        "--nodes 16 --gpus 8 --master HOST": f"--gpus 1 --master 127.0.0.1:{launching.free_port()}",
         "ds_configs/v100_fp16_zero1.json": "ds_configs/cpu_debug.json",
         "runs/launch/hostfile.sh": f"runs/launch/hostfile.sh --logs {prepared}/hostfile",
         "runs/launch/torchrun.sh": f"runs/launch/torchrun.sh --logs {prepared}/torchrun",
@@ -149,14 +169,14 @@ def test_clusters(prepared, command):
     assert "done         step 2 of 2" in run(f"{command} {settings}", prepared)
 
 
-def test_use(prepared, monkeypatch, capsys):
+def test_use(prepared, monkeypatch, capsys, forked):
     ds_config = prepared / "ds.json"
     optimizer = {"type": "AdamW", "params": {"lr": 1e-3}}
     ds_config.write_text(
         json.dumps({"train_batch_size": 4, "train_micro_batch_size_per_gpu": 4, "optimizer": optimizer})
     )
     recipe = "runs/recipes/pretrain/wikipedia_base.yaml"
-    run(
+    forked(
         f"{sys.executable} runs/pretrain.py {recipe} --deepspeed_config {ds_config} {overrides(prepared)}"
         " epochs=null steps=3",
         prepared,
@@ -172,10 +192,10 @@ def test_use(prepared, monkeypatch, capsys):
     (prepared / "models" / "bert").symlink_to(prepared / "bert")
     exec(models, {})
     convert, encoder = commands("models")
-    run(encoder, prepared)
+    forked(encoder, prepared)
     assert (prepared / "models" / "encoder" / "model.safetensors").is_file()
     save_as_reference(bnb_model(dtype=torch.float32), prepared / "reference")
-    assert "import-reference: " in run(convert.replace("REFERENCE", f"{prepared}/reference"), prepared)
+    assert "import-reference: " in forked(convert.replace("REFERENCE", f"{prepared}/reference"), prepared)
 
 
 @pytest.fixture
@@ -200,16 +220,16 @@ def test_serve(prepared, exported):
         assert "1 requests accepted, 1 answered" in process.communicate()[1]
 
 
-def test_generate(prepared, exported, small_texts):
+def test_generate(prepared, exported, small_texts, forked):
     (prepared / "lines.txt").write_text("\n".join(text[:40] for text in small_texts[:20]) + "\n")
     for command in commands("generate"):
-        run(command.replace("LINES", f"{prepared}/lines.txt"), prepared)
+        forked(command.replace("LINES", f"{prepared}/lines.txt"), prepared)
     outputs = [(prepared / f"{name}.txt").read_text() for name in ("outputs", "half", "beam", "onnx")]
     assert all(output.count("\n") == 20 for output in outputs)
     assert outputs[0] == outputs[3]
 
 
-def test_finetune(prepared):
+def test_finetune(prepared, forked):
     """On two labels, 64 rows, two steps; the launch with eight GPUs is planned."""
     rows = [{"sentence": f"a {'good' if i % 2 else 'bad'} film {i}", "label": i % 2, "idx": i} for i in range(64)]
     data = prepared / "films.jsonl"
@@ -218,21 +238,21 @@ def test_finetune(prepared):
     settings += [f"model.encoder={prepared}/bert", "model.checkpoint=null", "data.max_source_length=32"]
     launch, evaluate, select, compare, glue = commands("finetune")
     script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
-    planned = run(f"{script} {shlex.join(settings)} --dry-run --world-size 8", prepared)
+    planned = forked(f"{script} {shlex.join(settings)} --dry-run --world-size 8", prepared)
     assert "batch        32 samples = micro batches of at most 4,096 tokens on 8 ranks" in planned
     for name in ("sst2", "sst2-other"):
         settings_of_run = [*settings, f"output_dir={prepared}/runs/glue/{name}", "steps=2"]
-        run(f"{script} {shlex.join(settings_of_run)}", prepared)
-    assert "accuracy" in run(evaluate, prepared)
-    assert "best: " in run(select, prepared)
-    assert "accuracy: " in run(compare, prepared)
+        forked(f"{script} {shlex.join(settings_of_run)}", prepared)
+    assert "accuracy" in forked(evaluate, prepared)
+    assert "best: " in forked(select, prepared)
+    assert "accuracy: " in forked(compare, prepared)
     sets = " ".join(f"--set {shlex.quote(setting)}" for setting in [*settings, "steps=2"])
     glue = glue.replace("glue/*.yaml", "glue/sst2.yaml").replace("--seeds 1 2 3 4 5", "--seeds 1")
-    assert "| SST-2 | accuracy |" in run(f"{glue} {sets}", prepared)
+    assert "| SST-2 | accuracy |" in forked(f"{glue} {sets}", prepared)
     assert (prepared / "runs" / "glue-table" / "glue.md").is_file()
 
 
-def test_baselines(prepared):
+def test_baselines(prepared, forked):
     """A small Transformer on a few pairs, two steps; the launch with eight GPUs is planned."""
     for name in ("source", "target"):
         lines = "".join(f"the {name} of the value {i}\n" for i in range(64))
@@ -244,10 +264,10 @@ def test_baselines(prepared):
     launch, evaluate, distill, listed = commands("baselines")
     script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
     settings += ["task=translation", f"output_dir={prepared}/runs/wmt_transformer"]
-    planned = run(f"{script} {shlex.join(settings)} --dry-run --world-size 8", prepared)
+    planned = forked(f"{script} {shlex.join(settings)} --dry-run --world-size 8", prepared)
     assert "model kind transformer" in planned
     small = script.replace("finetune_bf16", "finetune_small")
-    run(f"{small} {shlex.join([*settings, 'steps=2'])}", prepared)
-    assert "bleu" in run(evaluate, prepared)
-    assert "distill: 64 examples" in run(distill, prepared)
-    assert "WMT16 en-ro, Transformer" in run(listed, prepared)
+    forked(f"{small} {shlex.join([*settings, 'steps=2'])}", prepared)
+    assert "bleu" in forked(evaluate, prepared)
+    assert "distill: 64 examples" in forked(distill, prepared)
+    assert "WMT16 en-ro, Transformer" in forked(listed, prepared)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bnb_ds import __version__
+from bnb_ds import __version__, errors
 from bnb_ds.cli import main
 from bnb_ds.errors import ConfigError, run_reporting_errors
 
@@ -60,7 +60,9 @@ def test_our_own_faults_keep_their_traceback():
 
 
 def test_a_closed_pipe_is_no_traceback():
-    code = "from bnb_ds.errors import *; exit(run_reporting_errors('tool', lambda: print('line\\n' * 100_000)))"
+    # Of the package only this module, which needs nothing else of it.
+    report = f"__import__('runpy').run_path({errors.__file__!r})['run_reporting_errors']"
+    code = f"raise SystemExit({report}('tool', lambda: print('line\\n' * 100_000)))"
     command = f"{sys.executable} -c {shlex.quote(code)} | head -n 1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("line\n", "", 1)

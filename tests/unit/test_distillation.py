@@ -20,7 +20,6 @@ from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import read_examples
 from bnb_ds.tasks.tokenised import Lengths
-from tests import launching
 from tests.tiny import bnb_model
 
 NUM_EXAMPLES = 30
@@ -129,18 +128,17 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_stays(whole, teacher, tex
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on(whole, teacher, texts, tmp_path):
+def test_a_killed_run_goes_on(whole, teacher, texts, tmp_path, fork_server):
     output = tmp_path / "train.jsonl"
     settings = [part for override in overrides(texts, tmp_path) for part in ("--set", override)]
-    command = [str(launching.BIN / "bnb-ds"), "distill", str(teacher), "--output", str(output), "--window", "1"]
-    process = launching.start([*command, *settings])
-    progress = tmp_path / "train.jsonl.progress.json"
-    launching.wait_for(lambda: progress.exists(), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    command = ["distill", str(teacher), "--output", str(output), "--window", "1", *settings]
+    process = fork_server.launch(command, tmp_path / "log", ranks=0, program="bnb-ds")
+    process.wait_for((tmp_path / "train.jsonl.progress.json").exists)
+    process.kill(0)
+    assert process.wait() == [-signal.SIGKILL]
     assert not output.exists()
-    resumed = launching.run([*command, *settings, "--resume"])
-    assert resumed.returncode == 0, resumed.stderr
+    code, said = fork_server.run("bnb-ds", [*command, "--resume"], tmp_path / "log")
+    assert code == 0, said
     assert output.read_bytes() == whole
 
 

@@ -18,6 +18,7 @@ from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.tokenization import SPECIAL_TOKEN_TEXTS, load_tokenizer, tokenizer_hash
 from data_prep.documents import Document
 from data_prep.vocab import count_words, learn_tokens, train_vocabulary
+from tests import launching
 
 
 def documents(texts: list[str]) -> list[Document]:
@@ -82,7 +83,7 @@ def test_words_are_bert_words(small_texts: list[str]) -> None:
 
 @pytest.mark.parametrize("threads", ["1", "4"])
 def test_every_process_learns_the_same(small_texts: list[str], threads: str) -> None:
-    code = """
+    code = f"""{launching.LIGHT}
 import hashlib, json, sys
 from data_prep.vocab import count_words, learn_tokens
 tokens = learn_tokens(count_words(json.load(sys.stdin), lowercase=False), 1500)

@@ -47,7 +47,7 @@ def test_length_classification_is_refused():
 
 @pytest.mark.slow
 def test_the_compiled_model_writes_the_same_and_compiles_few_shapes():
-    model = bnb_model(dtype=torch.float32)
+    model = bnb_model(dtype=torch.float32, encoder={"num_hidden_layers": 1}, decoder={"num_hidden_layers": 1})
     rows = [source.tolist() for source in source_ids([20, 17, 24])]
     options = DecodeOptions(token_budget=1000)
     expected = TorchEngine(model).decode(rows, options)

@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -283,11 +282,11 @@ def test_an_address_that_is_taken_is_one_line(exported, capsys):
 
 
 @pytest.mark.slow
-def test_sigterm_under_load_answers_what_was_accepted(exported, texts, pipeline):
-    command = [sys.executable, "-m", "bnb_ds.cli", "serve", str(exported), "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    port = int(re.search(r"http://127.0.0.1:(\d+)", process.stderr.readline())[1])
+def test_sigterm_under_load_answers_what_was_accepted(exported, texts, pipeline, fork_server, tmp_path):
+    arguments = ["serve", str(exported), "--port", "0", "--device", "cpu"]
+    server = fork_server.launch(arguments, tmp_path / "log", ranks=0, program="bnb-ds")
+    server.wait_for(lambda: "http://" in server.text() and server.text().endswith("\n"))
+    port = int(re.search(r"http://127.0.0.1:(\d+)", server.text())[1])
     answers, refused = [], []
     stop = threading.Event()
 
@@ -307,16 +306,16 @@ def test_sigterm_under_load_answers_what_was_accepted(exported, texts, pipeline)
         thread.start()
     while len(answers) < 60:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
+    server.kill(0, signal.SIGTERM)
+    codes = server.wait()
     stop.set()
     for thread in threads:
         thread.join()
-    assert process.returncode == 0
+    assert codes == [0], server.text()
     assert all(status == 200 for _, status, _ in answers)
     expected = {text: pipeline(text) for text in {text for text, _, _ in answers}}
     assert all(json.loads(body)["outputs"][0]["text"] == expected[text] for text, _, body in answers)
-    accepted, answered = map(int, re.search(r"(\d+) requests accepted, (\d+) answered", said).groups())
+    accepted, answered = map(int, re.search(r"(\d+) requests accepted, (\d+) answered", server.text()).groups())
     assert accepted == answered == len(answers)
 
 

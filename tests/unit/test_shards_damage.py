@@ -15,6 +15,7 @@ import pytest
 from bnb_ds.errors import DataError
 from bnb_ds.shard_manifest import TokenizerInfo
 from bnb_ds.shards import FORMAT_VERSION, ShardWriter, TokenShards
+from tests import launching
 from tests.shard_helpers import SPECIAL_IDS, document, write_small, writer
 
 
@@ -75,7 +76,7 @@ except DataError as error:
     sys.exit(2)
 """
     result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "s")],
+        [sys.executable, "-c", launching.LIGHT + code, str(tmp_path / "s")],
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
@@ -99,7 +100,9 @@ with writer(Path(sys.argv[1]), tokens_per_shard=2) as shard_writer:
     time.sleep(600)
 """
     root = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen([sys.executable, "-c", code, str(directory)], cwd=root, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", launching.LIGHT + code, str(directory)], cwd=root, stdout=subprocess.PIPE
+    )
     assert process.stdout.readline() == b"ready\n"
     return process
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from bnb_ds.stopping import STOP_FILE_VARIABLE, StopRequest
+from tests import launching
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -36,8 +37,10 @@ def test_a_file(tmp_path, monkeypatch):
         assert stop.reason == f"file {tmp_path / 'stop'}"
 
 
-CHILD = """
-import sys, time
+CHILD = (
+    launching.LIGHT
+    + """
+import time
 from bnb_ds.stopping import StopRequest
 stop = StopRequest()
 print("ready", flush=True)
@@ -46,6 +49,7 @@ while stop.reason is None and time.monotonic() < deadline:
     time.sleep(0.01)
 print(stop.reason, flush=True)
 """
+)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("deepspeed", "its launcher is gone"), ("shell", "None")])

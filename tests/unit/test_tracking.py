@@ -13,8 +13,11 @@ import pytest
 
 from bnb_ds.errors import DataError
 from bnb_ds.tracking import Tracker, read_scalars
+from tests import launching
 
-SCRIPT = """
+SCRIPT = (
+    launching.LIGHT
+    + """
 from pathlib import Path
 from bnb_ds.tracking import Tracker
 tracker = Tracker(Path({log_dir!r}) / "runs", start_step=0, total_steps=3)
@@ -23,6 +26,7 @@ for step in (1, 2, 3):
     tracker.advance()
 tracker.close()
 """
+)
 
 
 def test_resume_supersedes_what_came_after_the_checkpoint(tmp_path):
