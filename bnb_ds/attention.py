@@ -105,19 +105,6 @@ def _attend_padded(
     return layout.unpad(attended_BAMD.transpose(1, 2))
 
 
-def _attend_single(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-) -> Tensor:
-    lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
-    return attend_with_dropout(query_NAD, key_NAD, value_NAD, *lengths, dropout, scaling)
-
-
 def _attend_jagged(
     query_NAD: Tensor,
     key_NAD: Tensor,
@@ -180,6 +167,11 @@ def _has_flash_attn() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
 
 
-_WAYS = {"padded": _attend_padded, "single": _attend_single, "jagged": _attend_jagged, "flash_attn": _attend_flash_attn}
+_WAYS = {
+    "padded": _attend_padded,
+    "single": attend_with_dropout,
+    "jagged": _attend_jagged,
+    "flash_attn": _attend_flash_attn,
+}
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bnb_ds.packing import PackedLayout
+
 _LEVELS = 1 << 16  # of 16 random bits: a probability is met to 1/65536
 
 
@@ -23,8 +25,8 @@ def attend_with_dropout(
     query_NAD: Tensor,
     key_NAD: Tensor,
     value_NAD: Tensor,
-    query_lengths: Sequence[int],
-    key_lengths: Sequence[int],
+    layout: PackedLayout,
+    key_layout: PackedLayout,
     dropout: float,
     scaling: float | None = None,
 ) -> Tensor:
@@ -32,7 +34,7 @@ def attend_with_dropout(
 
     Args:
         query_NAD: float [Nq, A, D] on the CPU; ``key_NAD`` and ``value_NAD``: float [Nk, A, D].
-        query_lengths: tokens of each sequence's queries, adding up to Nq; ``key_lengths``: likewise, to Nk.
+        layout: sequences of the queries; ``key_layout``: those of the keys.
         dropout: probability with which a weight is dropped, at least 0 and below 1.
         scaling: factor on the scores, ``D ** -0.5`` when None.
 
@@ -41,7 +43,8 @@ def attend_with_dropout(
     """
     seed = int(torch.randint(torch.iinfo(torch.int64).max, ()))
     scaling = query_NAD.shape[-1] ** -0.5 if scaling is None else scaling
-    return _Attention.apply(query_NAD, key_NAD, value_NAD, (query_lengths, key_lengths), dropout, scaling, seed)
+    lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
+    return _Attention.apply(query_NAD, key_NAD, value_NAD, lengths, dropout, scaling, seed)
 
 
 class _Attention(torch.autograd.Function):

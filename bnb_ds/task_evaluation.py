@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from bnb_ds import distributed
+from bnb_ds.markdown import markdown_table
 from bnb_ds.scoring import Scores, predicted, scores_of
 from bnb_ds.systems import System
 from bnb_ds.tasks.samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
-from bnb_ds.tracking import markdown_table
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +94,6 @@ class Tracker:
             self._bar.close()
             self._writer.close()
             self._metrics.close()
-
-
-def markdown_table(names: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table for `Tracker.text`, whatever its texts hold."""
-    lines = [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in (names, *rows)]
-    header, *rest = [f"| {line} |" for line in lines]
-    return "\n".join([header, "|" + "---|" * len(names), *rest])
 
 
 def _forget_beyond(metrics: Path, step: int) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bnb_ds.batch import PackedBatch
-from bnb_ds.tracking import Tracker, markdown_table
+from bnb_ds.markdown import markdown_table
+from bnb_ds.tracking import Tracker
 
 
 def reconstruction_table(batch: PackedBatch, outputs: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,6 +6,8 @@ the same key only if they are equal, so a table that compares keys cannot err, h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
@@ -19,6 +21,13 @@ _SMALLEST_BITS = 10
 def padded(data: np.ndarray) -> np.ndarray:
     """A copy of uint8 ``data`` that :func:`pack` may read past the end of."""
     return np.concatenate([data, np.zeros(8 * MAX_COLUMNS, dtype=np.uint8)])
+
+
+def joined(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ASCII words back to back: what :func:`padded` gives, their starts, and their lengths, int64 [n] each."""
+    lengths = np.array([len(word) for word in words], dtype=np.int64)
+    data = padded(np.frombuffer("".join(words).encode("ascii"), dtype=np.uint8))
+    return data, np.cumsum(lengths) - lengths, lengths
 
 
 def pack(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray | int, columns: int) -> np.ndarray:

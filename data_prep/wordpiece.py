@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.keys import MAX_BYTES, KeyTable, pack, padded
+from data_prep.keys import MAX_BYTES, KeyTable, joined, pack
 
 _IS_PLAIN = np.zeros(256, dtype=bool)
 _IS_PLAIN[[ord(character) for character in string.ascii_letters + string.digits]] = True
@@ -88,9 +88,7 @@ class _Pieces:
     def __init__(self, spelled: Mapping[str, int]) -> None:
         plain = [piece for piece in spelled if piece.isascii() and piece.isalnum() and len(piece) <= MAX_BYTES]
         ids = np.array([spelled[piece] for piece in plain], dtype=np.uint32)
-        lengths = np.array([len(piece) for piece in plain], dtype=np.int64)
-        starts = np.cumsum(lengths) - lengths
-        data = padded(np.frombuffer("".join(plain).encode("ascii"), dtype=np.uint8))
+        data, starts, lengths = joined(plain)
         self._lengths: list[int] = np.unique(lengths)[::-1].tolist()
         # Strings of up to 7, 15, 23 and 31 bytes have keys of 1 to 4 columns.
         self._tables: dict[int, tuple[KeyTable, np.ndarray]] = {}

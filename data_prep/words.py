@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute  # else imported by every worker, at its first batch
 from tokenizers import Tokenizer
 
-from data_prep.keys import MAX_BYTES, MAX_COLUMNS, KeyTable, pack, padded
+from data_prep.keys import MAX_BYTES, MAX_COLUMNS, KeyTable, joined, pack, padded
 from data_prep.wordpiece import PlainWordPiece, are_plain
 
 # The dictionary is emptied when it has grown past this: memory stays flat over any corpus, in any script.
@@ -59,7 +58,7 @@ class WordEngine:
         self._encode_plain = PlainWordPiece(state)
         self._cuts_chinese = bool(state["normalizer"]["handle_chinese_chars"])
         self._clear()
-        self._learn(state["model"], state["normalizer"]["lowercase"])
+        self._learn(state["model"]["vocab"])
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of all texts back to back, and where each begins.
@@ -93,20 +92,10 @@ class WordEngine:
         self._starts = np.zeros(1, dtype=np.int64)  # of each word in _ids
         self._counts = np.zeros(1, dtype=np.int64)
 
-    def _learn(self, model: Mapping[str, Any], lowercase: bool) -> None:
+    def _learn(self, vocabulary: Iterable[str]) -> None:
         """Begin with the words that the vocabulary holds whole, the most frequent of any corpus."""
-        longest = min(MAX_BYTES, int(model["max_input_chars_per_word"]))
-        words = [
-            word
-            for word in model["vocab"]
-            if word.isascii() and word.isalnum() and len(word) <= longest and not (lowercase and word != word.lower())
-        ]
-        lengths = np.array([len(word) for word in words], dtype=np.int64)
-        data = padded(np.frombuffer("".join(words).encode("ascii"), dtype=np.uint8))
-        self._table.add(pack(data, np.cumsum(lengths) - lengths, lengths, MAX_COLUMNS))
-        self._ids = np.array([model["vocab"][word] for word in words], dtype=np.uint32)
-        self._starts = np.concatenate([self._starts, np.arange(len(words))])
-        self._counts = np.concatenate([self._counts, np.ones(len(words), dtype=np.int64)])
+        words = [word for word in vocabulary if word.isascii() and word.isalnum()]
+        self._lookup(*joined(words))
 
     def _cut(self, data: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """The bytes without spaces, where each word starts in them, and where it started before.

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import BertConfig
 
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.packing import PackedLayout
 
 VOCAB = 53
 MAX_POSITIONS = 24
@@ -51,6 +52,10 @@ def source_ids(lengths: list[int], seed: int = 1, vocab_size: int = VOCAB) -> li
     """One int64 [n] source for each length, without [PAD]."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(4, vocab_size, (length,), generator=generator) for length in lengths]
+
+
+def layout_of(lengths: list[int]) -> PackedLayout:
+    return PackedLayout.from_lengths(torch.tensor(lengths), num_tokens=sum(lengths), max_seqlen=max(lengths))
 
 
 def pad_rows(rows: list[Tensor], value: int = 0) -> Tensor:

@@ -19,6 +19,7 @@ from bnb_ds.bench.measure import interleaved_seconds, peak_bytes
 from bnb_ds.bench.options import add_common, announce, write
 from bnb_ds.ctc import linear_ctc_loss
 from bnb_ds.ctc_head import default_chunk_tokens, operand, product
+from bnb_ds.markdown import markdown_table
 from bnb_ds.packing import PackedLayout
 
 WAYS = ("fused", "torch", "reference", "floor")
@@ -168,14 +169,12 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, kl_weight: f
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: seconds and peak MB of each way, and what the fused head gains."""
-    lines = [
-        "| shape | s: " + " / ".join(WAYS) + " | MB: " + " / ".join(WAYS) + " | of floor's speed | faster than "
-        "reference, torch | memory: 1/reference, 1/torch |",
-        "|---|---|---|---|---|---|",
-    ]
+    ways = " / ".join(WAYS)
+    names = ("shape", f"s: {ways}", f"MB: {ways}", "of floor's speed", "faster than reference, torch")
+    rows = []
     for result in results:
         seconds, peak = result["seconds"], result["peak_bytes"]
-        cells = (
+        row = (
             result["name"],
             " / ".join(f"{seconds[way]:.3g}" for way in WAYS),
             " / ".join(f"{peak[way] / 1e6:,.0f}" for way in WAYS),
@@ -183,8 +182,8 @@ def table(results: list[dict[str, Any]]) -> str:
             ", ".join(f"{seconds[way] / seconds['fused']:.2f}" for way in ("reference", "torch")),
             ", ".join(f"{peak[way] / peak['fused']:.1f}" for way in ("reference", "torch")),
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(row)
+    return markdown_table((*names, "memory: 1/reference, 1/torch"), rows)
 
 
 def add_command(subjects: argparse._SubParsersAction) -> None:

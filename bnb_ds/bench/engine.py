@@ -26,6 +26,7 @@ from bnb_ds.bench.options import refuse_missing_device
 from bnb_ds.ds_config import load_ds_config
 from bnb_ds.engine import build_engine, parameter_groups, take_step
 from bnb_ds.fused import choose_optimizer
+from bnb_ds.markdown import markdown_table
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.slots import decoder_lengths
 
@@ -206,11 +207,9 @@ def _collective_seconds(device: torch.device, parts: _Parts) -> Iterator[None]:
 
 def table(results: list[dict[str, float | str]]) -> str:
     """Markdown."""
-    rows = [f"| ZeRO | bare loop s | engine s | ratio | {' | '.join(PARTS)} |", "|---" * (4 + len(PARTS)) + "|"]
-    for r in results:
-        cells = [f"{r['bare loop']:.3f}", f"{r['engine']:.3f}", f"{r['ratio']:.3f}", *(f"{r[p]:.3f}" for p in PARTS)]
-        rows.append(f"| {r['stage']} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    columns = ("bare loop", "engine", "ratio", *PARTS)
+    rows = ((str(result["stage"]), *(f"{result[column]:.3f}" for column in columns)) for result in results)
+    return markdown_table(("ZeRO", "bare loop s", "engine s", "ratio", *PARTS), rows)
 
 
 def add_command(subjects: argparse._SubParsersAction) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bnb_ds.errors import ConfigError
+from bnb_ds.markdown import markdown_table
 
 Result = dict[str, Any]
 
@@ -25,7 +26,7 @@ def reference_table(results: list[Result]) -> str:
         "identical at equal slots",
         "as in fp32",
     )
-    return _markdown(names, map(_reference_row, results))
+    return markdown_table(names, map(_reference_row, results))
 
 
 def _reference_row(result: Result) -> tuple[str, ...]:
@@ -69,8 +70,8 @@ def latency_tables(results: list[Result]) -> str:
         "BnB greedy faster, wall",
         "CPU s",
     )
-    first = _markdown(what, map(_workload_row, workloads.values()))
-    return first + "\n\n" + _markdown(names, (row for result in results for row in _cell_rows(result)))
+    first = markdown_table(what, map(_workload_row, workloads.values()))
+    return first + "\n\n" + markdown_table(names, (row for result in results for row in _cell_rows(result)))
 
 
 def _workload_row(result: Result) -> tuple[str, ...]:
@@ -101,12 +102,6 @@ def _cell_rows(result: Result) -> Iterator[tuple[str, ...]]:
 
 def _optional(cell: dict[str, Any], name: str, form: str) -> str:
     return form.format(cell[name]) if name in cell else "-"
-
-
-def _markdown(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    from bnb_ds.tracking import markdown_table  # not at the top: it imports TensorBoard
-
-    return markdown_table(names, rows)
 
 
 def require_matplotlib() -> Any:

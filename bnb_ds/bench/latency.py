@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from bnb_ds.baselines.seq2seq import AutoregressiveModel
 from bnb_ds.bench.contenders import cache_bytes, contender, write_exactly
 from bnb_ds.bench.generate import Rows, Setting, bnb_model, engine_of, policy_of
 from bnb_ds.bench.measure import Timing, stopwatch
@@ -107,7 +106,7 @@ class Systems:
                     Way(
                         name + suffix,
                         partial(write_exactly, model, num_beams=num_beams),
-                        partial(_cache_bytes, model, num_beams),
+                        partial(cache_bytes, model, num_beams=num_beams),
                     )
                 )
         return ways
@@ -115,10 +114,6 @@ class Systems:
 
 def _decode(engine: Engine, options: DecodeOptions, rows: Rows, lengths: list[int]) -> Any:
     return engine.decode(rows, options)
-
-
-def _cache_bytes(model: AutoregressiveModel, num_beams: int, rows: Rows, lengths: list[int]) -> int:
-    return cache_bytes(model, rows, lengths, num_beams)
 
 
 def _cells(ways: list[Way], batches: list[Batch], effort: Effort, setting: Setting) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ from bnb_ds.bench.synthetic import tokenizer, wikipedia_lengths, write_shards
 from bnb_ds.corruption import Corruption
 from bnb_ds.errors import ConfigError
 from bnb_ds.loader import StepLoader
+from bnb_ds.markdown import markdown_table
 from bnb_ds.modeling import BnbConfig
 from bnb_ds.samples import PretrainSamples
 from bnb_ds.sequences import Building
@@ -158,14 +159,23 @@ def table(figures: dict[str, Any]) -> str:
     """Markdown: throughput with ratios to the collator, and the index."""
     rates = figures["sequences_per_cpu_second"]
     usual, fastest = (rates[name] for name in COLLATORS)
-    lines = ["| objective | sequences of 512 / CPU s | times the collator | times its fastest |", "|---|---|---|---|"]
-    lines += [f"| {n} | {rate:,.0f} | {rate / usual:.1f} | {rate / fastest:.1f} |" for n, rate in rates.items()]
-    lines += ["", "| index | samples | first batch after s | MB | peak MB |", "|---|---|---|---|---|"]
-    for row in figures["index"]:
-        cells = (row["sequence"], f"{row['samples']:,}", f"{row['first_batch_seconds']:.2f}")
-        sizes = (f"{row['index_bytes'] / 1e6:,.0f}", f"{row['peak_bytes'] / 1e6:,.0f}")
-        lines.append("| " + " | ".join((*cells, *sizes)) + " |")
-    return "\n".join(lines)
+    speed = markdown_table(
+        ("objective", "sequences of 512 / CPU s", "times the collator", "times its fastest"),
+        ((name, f"{rate:,.0f}", f"{rate / usual:.1f}", f"{rate / fastest:.1f}") for name, rate in rates.items()),
+    )
+    index = markdown_table(
+        ("index", "samples", "first batch after s", "MB", "peak MB"),
+        (
+            (
+                row["sequence"],
+                f"{row['samples']:,}",
+                f"{row['first_batch_seconds']:.2f}",
+                *(f"{row[size] / 1e6:,.0f}" for size in ("index_bytes", "peak_bytes")),
+            )
+            for row in figures["index"]
+        ),
+    )
+    return f"{speed}\n\n{index}"
 
 
 def add_command(subjects: argparse._SubParsersAction) -> None:

@@ -28,6 +28,7 @@ from bnb_ds.arguments import natural, positive
 from bnb_ds.bench.options import refuse_missing_device, refuse_missing_parent, versions, write
 from bnb_ds.bench.sources import read_texts
 from bnb_ds.errors import BnbError
+from bnb_ds.markdown import markdown_table
 from bnb_ds.pipeline import BnbPipeline
 from bnb_ds.serve.run import require_packages
 
@@ -86,8 +87,8 @@ class Client:
 
 
 @contextlib.contextmanager
-def running_service(model: Path, *flags: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """The port and the process of a service, ended at the end.
+def running_service(model: Path, *flags: str) -> Iterator[int]:
+    """The port of a service that is ended at the end.
 
     Raises:
         BnbError: it does not start; its own words.
@@ -98,7 +99,7 @@ def running_service(model: Path, *flags: str) -> Iterator[tuple[int, subprocess.
         said = []
         for line in process.stderr:
             if found := re.search(r"http://[^:]+:(\d+)", line):
-                yield int(found[1]), process
+                yield int(found[1])
                 return
             said.append(line.strip())
         raise BnbError("the service did not start: " + (said[-1] if said else "no word"))
@@ -142,16 +143,15 @@ def together(
 
 def table(results: dict[str, dict[str, float]], max_wait_ms: int) -> str:
     """Markdown, and the 95th percentile under load as a multiple of an unloaded request."""
-    lines = ["| | answers | wrong | lost | requests/s | p50 ms | p95 ms |", "|---|---|---|---|---|---|---|"]
-    for name, row in results.items():
-        counts = " | ".join(str(row[what]) for what in ("answers", "wrong", "lost"))
-        lines.append(
-            f"| {name} | {counts} | {row['requests_per_second']:.1f} | {row['p50_ms']:.1f} | {row['p95_ms']:.1f} |"
-        )
+    counts, rates = ("answers", "wrong", "lost"), ("requests_per_second", "p50_ms", "p95_ms")
+    rows = (
+        (name, *(str(row[what]) for what in counts), *(f"{row[what]:.1f}" for what in rates))
+        for name, row in results.items()
+    )
+    shown = markdown_table(("", *counts, "requests/s", "p50 ms", "p95 ms"), rows)
     one, many = results.values()
     ratio = (many["p95_ms"] - max_wait_ms) / one["p50_ms"]
-    lines.append(f"p95 under load, less the batching wait of {max_wait_ms} ms: {ratio:.2f} times p50 alone")
-    return "\n".join(lines)
+    return f"{shown}\np95 under load, less the batching wait of {max_wait_ms} ms: {ratio:.2f} times p50 alone"
 
 
 def add_command(subjects: argparse._SubParsersAction) -> None:
@@ -176,13 +176,15 @@ def _run(args: argparse.Namespace) -> None:
     texts = list(dict.fromkeys(text.strip() for text in read_texts(args.data, args.num_sources)))
     pipeline = BnbPipeline.from_pretrained(args.model, device=args.device)
     expected = dict(zip(texts, pipeline(texts), strict=True))
+    chosen = ("clients", "seconds", "pause_ms", "max_wait_ms", "device")
     setting: dict[str, Any] = {
-        name: getattr(args, name) for name in ("clients", "seconds", "pause_ms", "max_wait_ms", "device")
+        **{name: getattr(args, name) for name in chosen},
+        "texts": len(texts),
+        **versions(),
     }
-    setting = {**setting, "texts": len(texts), **versions()}
     print(", ".join(f"{name} {value}" for name, value in setting.items()), flush=True)
     flags = ("--device", args.device, "--max-wait-ms", str(args.max_wait_ms))
-    with running_service(args.model, *flags) as (port, _):
+    with running_service(args.model, *flags) as port:
         one = alone(port, texts, expected)
         many = together(port, texts, expected, args.clients, args.seconds, args.pause_ms / 1e3)
     results = {"one client": one.figures(sum(one.seconds)), f"{args.clients} clients": many.figures(args.seconds)}

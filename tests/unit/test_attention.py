@@ -8,17 +8,11 @@ from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention, BertSelfAttention
 
 from bnb_ds.attention import IMPLEMENTATION, attention_way, packed_attention
-from bnb_ds.packing import PackedLayout
-from tests.tiny import bert_config
+from tests.tiny import bert_config, layout_of
 
 HEADS, SIZE = 3, 5
-
 DECODER = bert_config(is_decoder=True, add_cross_attention=True, hidden_size=HEADS * SIZE)
 SELF, CROSS = BertSelfAttention(DECODER, is_causal=True), BertCrossAttention(DECODER)
-
-
-def layout_of(lengths: list[int]) -> PackedLayout:
-    return PackedLayout.from_lengths(torch.tensor(lengths), num_tokens=sum(lengths), max_seqlen=max(lengths))
 
 
 def packed_heads(num_tokens: int, seed: int) -> torch.Tensor:
@@ -38,7 +32,7 @@ def by_formula(query, key, value, query_lengths, key_lengths, scaling):
 
 @pytest.fixture(params=["padded", "single", "jagged"], autouse=True)
 def way(request, monkeypatch):
-    """Both ways that run on a CPU; left alone, only the first would."""
+    """All ways that run on a CPU; left alone, only one would."""
     monkeypatch.setattr("bnb_ds.attention.attention_way", lambda query, key_layout, dropout: request.param)
 
 

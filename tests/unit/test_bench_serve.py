@@ -35,7 +35,7 @@ def test_many_clients_beside_one(model, small_texts, tmp_path, capsys):
 @pytest.mark.slow
 def test_wrong_and_missing_answers_are_counted(model, capsys):
     pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
-    with running_service(model, "--device", "cpu") as (port, _):
+    with running_service(model, "--device", "cpu") as port:
         tally = alone(port, ["a text"], {"a text": "not what the model writes"})
     assert len(tally.wrong) == 1
     assert tally.wrong[0].startswith("200 for 'a text'")

@@ -17,17 +17,23 @@ DS = {
 SIZE = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64}"
 
 
+def command(folder, recipe: str, ds) -> list[str]:
+    """Write both files; the arguments of the command on two ranks."""
+    recipe_path, ds_path = folder / "recipe.yaml", folder / "ds.json"
+    recipe_path.write_text(recipe)
+    ds_path.write_text(json.dumps(ds))
+    return ["check", str(recipe_path), "--deepspeed_config", str(ds_path), "--world-size", "2"]
+
+
 @pytest.fixture
 def settings(tmp_path, small_shards):
     """Write both files; return the arguments of the command."""
 
     def write(shards=small_shards, output=tmp_path / "out", ds=DS):
-        recipe, ds_config = tmp_path / "recipe.yaml", tmp_path / "ds.json"
-        recipe.write_text(
+        recipe = (
             f"output_dir: {output}\nsteps: 4\nmodel: {{size: {SIZE}}}\ndata: {{shards: {shards}, max_length: 32}}\n"
         )
-        ds_config.write_text(json.dumps(ds))
-        return ["check", str(recipe), "--deepspeed_config", str(ds_config), "--world-size", "2"]
+        return command(tmp_path, recipe, ds)
 
     return write
 
@@ -77,14 +83,12 @@ def finetuning(tmp_path, small_tokenizer):
         small_tokenizer.save_pretrained(tmp_path / "tokenizer")
         row = json.dumps({"document": "some text and more of it", "summary": "the text"})
         (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 8)
-        recipe, ds_config = tmp_path / "recipe.yaml", tmp_path / "ds.json"
-        recipe.write_text(
+        recipe = (
             f"output_dir: {output}\nsteps: 4\ntask: summarization\nmodel: {{kind: bnb, size: {SIZE}}}\n"
             f"data: {{train: {tmp_path}/rows.jsonl, validation: {tmp_path}/{validation}, cache_dir: {tmp_path}/cache,"
             f" tokenizer: {tmp_path}/tokenizer, max_source_length: 32, max_target_length: 16}}\n"
         )
-        ds_config.write_text(json.dumps(DS))
-        return ["check", str(recipe), "--deepspeed_config", str(ds_config), "--world-size", "2"]
+        return command(tmp_path, recipe, DS)
 
     return write
 

@@ -11,8 +11,8 @@ from bnb_ds.ctc_beam import search
 from bnb_ds.ctc_search import Slots, ctc_score, refine
 from bnb_ds.decode_options import DecodeOptions
 from bnb_ds.emissions import linear_emissions
-from bnb_ds.packing import PackedLayout
 from tests.plain_beam import all_outputs, collapsed, torch_score
+from tests.tiny import layout_of
 
 LENGTHS = [4, 1, 6, 3]
 VOCAB = 4
@@ -23,8 +23,7 @@ def slots_of(seed=0, lengths=LENGTHS, vocab=VOCAB, blank=0, scale=1.5, dtype=tor
     hidden = torch.randn(sum(lengths), 5, generator=generator, dtype=dtype)
     weight = scale * torch.randn(vocab, 5, generator=generator, dtype=dtype)
     bias = torch.randn(vocab, generator=generator, dtype=dtype)
-    layout = PackedLayout.from_lengths(torch.tensor(lengths), num_tokens=sum(lengths), max_seqlen=max(lengths))
-    return Slots(hidden, weight, bias, layout, blank)
+    return Slots(hidden, weight, bias, layout_of(lengths), blank)
 
 
 def log_probs_of(slots: Slots) -> list[torch.Tensor]:

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from bnb_ds.dropout_attention import attend_with_dropout
+from tests.tiny import layout_of
 
 
 def kept_weights(dropout: float, tokens: int = 300, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """[A, q, k]: the weights after dropout; scores are all equal and values are the unit vectors."""
     query = torch.zeros(tokens, 2, tokens, dtype=dtype)
     value = torch.eye(tokens, dtype=dtype)[:, None].expand(tokens, 2, tokens)
-    return attend_with_dropout(query, query, value, [tokens], [tokens], dropout).transpose(0, 1) * tokens
+    layout = layout_of([tokens])
+    return attend_with_dropout(query, query, value, layout, layout, dropout).transpose(0, 1) * tokens
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9])
@@ -46,7 +48,7 @@ def test_the_default_generator_decides():
 def test_half_precision_trains(dtype):
     torch.manual_seed(6)
     inputs = [torch.randn(7, 2, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
-    attended = attend_with_dropout(*inputs, [3, 4], [5, 2], 0.2)
+    attended = attend_with_dropout(*inputs, layout_of([3, 4]), layout_of([5, 2]), 0.2)
     assert attended.dtype == dtype
     for gradient in torch.autograd.grad(attended.float().sum(), inputs):
         assert gradient.dtype == dtype

@@ -10,15 +10,10 @@ from torch.nn import functional as F
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.length import LengthPredictor, stretch_latents
-from bnb_ds.packing import PackedLayout
-from tests.tiny import bnb_config, bnb_model, packed_form, padded_form, source_ids
+from tests.tiny import bnb_config, bnb_model, layout_of, packed_form, padded_form, source_ids
 
 LENGTHS = [7, 1, 10]
 PREDICTED = {"decoder_length": "predicted", "length_difference_min": -3, "length_difference_max": 2}
-
-
-def layout_of(lengths: list[int]) -> PackedLayout:
-    return PackedLayout.from_lengths(torch.tensor(lengths), num_tokens=sum(lengths), max_seqlen=max(lengths))
 
 
 def predictor(**config) -> LengthPredictor:

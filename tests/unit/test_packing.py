@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.packing import PackedLayout, pack_inputs
-from tests.tiny import source_ids
-
-
-def layout_of(lengths: list[int]) -> PackedLayout:
-    return PackedLayout.from_lengths(torch.tensor(lengths), num_tokens=sum(lengths), max_seqlen=max(lengths))
+from bnb_ds.packing import pack_inputs
+from tests.tiny import layout_of, source_ids
 
 
 def test_layout_of_ragged_sequences():

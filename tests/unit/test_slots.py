@@ -10,14 +10,9 @@ import pytest
 import torch
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.packing import PackedLayout
 from bnb_ds.slots import decoder_lengths, open_slots
 from tests.plain_reference import plain_slots
-from tests.tiny import bnb_config
-
-
-def layout_of(lengths: list[int]) -> PackedLayout:
-    return PackedLayout.from_lengths(torch.tensor(lengths), num_tokens=sum(lengths), max_seqlen=max(lengths))
+from tests.tiny import bnb_config, layout_of
 
 
 @pytest.mark.parametrize("ratio", [2.0, 1.1, 0.3, 1 / 3, 1, 0.0625, 1e-05])
