@@ -38,12 +38,14 @@ class Timing:
 
 
 def bench(
-    inputs: Sequence[Path], tokenizer: Path, *, workers: int, rounds: int, contenders: Sequence[str]
+    inputs: Sequence[Path], tokenizer: Path, *, workers: Sequence[int], rounds: int, contenders: Sequence[str]
 ) -> Iterator[str]:
     """Run the contenders and yield the lines of a table in Markdown, ratios against the first of them.
 
+    Each runs with every number of ``workers``, in turn: what more processes gain is a ratio within one round.
+
     Raises:
-        ConfigError: there is no contender of that name, or ``rounds`` is below 1.
+        ConfigError: there is no contender of that name, or ``rounds`` or a number of ``workers`` is below 1.
         DataError: a contender fails, or they disagree about the number of tokens.
     """
     unknown = [name for name in contenders if name not in CONTENDERS]
@@ -51,26 +53,30 @@ def bench(
         raise ConfigError(f"--contenders: no {unknown[0]!r}; choose from {', '.join(CONTENDERS)}")
     if rounds < 1:
         raise ConfigError(f"--rounds must be at least 1, got {rounds}")
-    timings: dict[str, list[Timing]] = {name: [] for name in contenders}
+    if min(workers) < 1:
+        raise ConfigError(f"--workers must be at least 1, got {min(workers)}")
+    timings: dict[tuple[str, int], list[Timing]] = {
+        (name, count): [] for name in contenders for count in ([1] if name == FLOOR else workers)
+    }
     for _ in range(rounds):
-        for name in contenders:
-            timings[name].append(_run(name, inputs, tokenizer, workers))
+        for (name, count), found in timings.items():
+            found.append(_run(name, inputs, tokenizer, count))
     counts = {timing.num_tokens for found in timings.values() for timing in found}
     if len(counts) != 1:
         raise DataError(f"the contenders made different numbers of tokens: {sorted(counts)}")
-    yield f"{counts.pop():,} tokens, {workers} processes, median of {rounds} rounds in turn"
-    yield "| | wall s | CPU s | Mtok/CPU s | times faster, wall | times faster, CPU | peak MiB |"
-    yield "|---|---|---|---|---|---|---|"
-    first = timings[contenders[0]]
-    for name, found in timings.items():
+    yield f"{counts.pop():,} tokens, median of {rounds} rounds in turn"
+    yield "| | processes | wall s | CPU s | Mtok/CPU s | times faster, wall | times faster, CPU | peak MiB |"
+    yield "|---|---|---|---|---|---|---|---|"
+    first = next(iter(timings.values()))
+    for (name, count), found in timings.items():
         wall, cpu = _median(found, "wall_seconds"), _median(found, "cpu_seconds")
         ratios = [
             statistics.median(getattr(a, field) / getattr(b, field) for a, b in zip(first, found, strict=True))
             for field in ("wall_seconds", "cpu_seconds")
         ]
         yield (
-            f"| {name} | {wall:.2f} | {cpu:.2f} | {found[0].num_tokens / cpu / 1e6:.1f} "
-            f"| {ratios[0]:.1f} | {ratios[1]:.1f} | {_median(found, 'peak_bytes') / 2**20:,.0f} |"
+            f"| {name} | {count} | {wall:.2f} | {cpu:.2f} | {found[0].num_tokens / cpu / 1e6:.1f} "
+            f"| {ratios[0]:.2f} | {ratios[1]:.2f} | {_median(found, 'peak_bytes') / 2**20:,.0f} |"
         )
 
 

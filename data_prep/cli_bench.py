@@ -46,7 +46,14 @@ def _add(commands: argparse._SubParsersAction, name: str) -> None:
     bench.add_argument("--input", type=Path, nargs="+", metavar="PATH", help=".parquet files of text: the whole job")
     bench.add_argument("--parse", type=Path, nargs="+", metavar="FILE", help="PubMed XML: parsing alone")
     bench.add_argument("--tokenizer", type=Path, help="BertTokenizerFast directory")
-    bench.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    bench.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="processes; several are run in turn (default: 1)",
+    )
     bench.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)")
     bench.add_argument(
         "--contenders", nargs="+", metavar="NAME", help="ratios are against the first (default: all that are installed)"

@@ -70,11 +70,14 @@ def rows(tmp_path: Path, small_texts: list[str], small_tokenizer) -> list[str | 
 
 @pytest.mark.slow
 def test_bench(rows, capsys: pytest.CaptureFixture) -> None:
-    prep(*rows, "--contenders", "datasets.map", "tokenizer alone", "prep words")
+    prep(*rows, "--contenders", "datasets.map", "tokenizer alone", "prep words", "--workers", "1", "2")
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"[\d,]+ tokens, 1 processes, median of 1 rounds in turn", lines[0])
-    assert [line.split(" | ")[0] for line in lines[3:]] == ["| datasets.map", "| tokenizer alone", "| prep words"]
-    assert " | 1.0 | 1.0 | " in lines[3]
+    assert re.fullmatch(r"[\d,]+ tokens, median of 1 rounds in turn", lines[0])
+    rows_of_table = [" ".join(line.split(" | ")[:2]) for line in lines[3:]]
+    assert rows_of_table == [
+        "| datasets.map 1", "| datasets.map 2", "| tokenizer alone 1", "| prep words 1", "| prep words 2"
+    ]  # fmt: skip
+    assert " | 1.00 | 1.00 | " in lines[3]
 
 
 def test_bench_refuses(rows, tmp_path: Path) -> None:
@@ -82,6 +85,8 @@ def test_bench_refuses(rows, tmp_path: Path) -> None:
         prep(*rows, "--contenders", "x")
     with pytest.raises(ConfigError, match="--rounds must be at least 1, got 0"):
         prep(*rows, "--rounds", "0")
+    with pytest.raises(ConfigError, match="--workers must be at least 1, got 0"):
+        prep(*rows, "--workers", "2", "0")
     with pytest.raises(DataError, match=r"tokenizer alone failed: .*no such file or directory"):
         prep(*rows, "--contenders", "tokenizer alone", "--input", tmp_path / "nowhere.parquet")
     with pytest.raises(ConfigError, match="the benchmark of prep needs either --input PATH or --parse FILE"):
