@@ -157,18 +157,19 @@ def _build(job: Job, mine: range, tokenizer: BertTokenizerFast, progress: Progre
     # Parts from everywhere first: an engine that is wrong on this input should be found out early.
     order = list(dict.fromkeys((todo[0], todo[len(todo) // 2], todo[-1], *todo)))
     for engine in candidates(tokenizer, job.options.engine, progress.say):
+        if job.workspace.is_refused(engine.name):
+            progress.say(f"engine {engine.name}: was wrong on another part of this corpus; not used")
+            continue
         job.engine = engine
         try:
             with progress.phase(f"build ({engine.name})", _bytes(job, order)):
                 run_parts(worker.build_part, job, order, progress)
-            return
         except EngineFault as fault:
             progress.say(f"engine {engine.name}: {fault}; not used")
-        # What it made before it was found out is not to be trusted either.
-        for number in mine:
-            if (job.workspace.marker(number) or {}).get("engine") == engine.name:
-                job.workspace.forget_part(number)
+            job.workspace.refuse_engine(engine.name)  # what it made before is not to be trusted either
         order = [number for number in mine if job.workspace.marker(number) is None]
+        if not order:
+            return
 
 
 def _bytes(job: Job, numbers: Sequence[int]) -> int:

@@ -9,6 +9,7 @@
     part-00012.json          its marker: counts and hashes; written last, so a part with a marker is whole
     index-00012.npy          ids and content hashes of its records, where duplicates or old versions are dropped
     drop-00012.npy           which of its records are dropped, and why
+    refused-words            this engine was found to give wrong ids: a part that it finished is not finished
 """
 
 from __future__ import annotations
@@ -143,14 +144,18 @@ class Workspace:
         sync(self.partial)
         self.write(f"{part_name(part)}.json", marker)
 
-    def forget_part(self, part: int) -> None:
-        """Make a finished part an unfinished one."""
-        (self.partial / f"{part_name(part)}.json").unlink()
-        sync(self.partial)
+    def refuse_engine(self, name: str) -> None:
+        """Make every part that this engine finished, or will finish in another task, an unfinished one."""
+        self.write(f"refused-{name}", {})
+
+    def is_refused(self, engine: str) -> bool:
+        """Whether any task has found this engine to give wrong ids."""
+        return (self.partial / f"refused-{engine}").exists()
 
     def marker(self, part: int) -> dict[str, Any] | None:
         """The marker of a finished part, or None."""
-        return self.read(f"{part_name(part)}.json")
+        found = self.read(f"{part_name(part)}.json")
+        return None if found is None or self.is_refused(found["engine"]) else found
 
     def has_progress(self) -> bool:
         """Whether a part or an index is finished."""

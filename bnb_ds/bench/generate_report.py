@@ -142,7 +142,7 @@ def draw(path: Path, bars: dict[str, dict[str, float]], title: str) -> None:
     """A group of bars for each measurement, a colour for each way; sentences a second, logarithmic."""
     plot = require_matplotlib()
     ways = list(dict.fromkeys(way for group in bars.values() for way in group))
-    figure, axes = plot.subplots(figsize=(max(8, 0.25 * len(ways) * len(bars)), 4.5))
+    figure, axes = plot.subplots(figsize=(max(8, 0.25 * len(ways) * len(bars)), 5), layout="constrained")
     for number, way in enumerate(ways):
         places = [place + 0.8 * number / len(ways) for place, group in enumerate(bars.values()) if way in group]
         heights = [group[way] for group in bars.values() if way in group]
@@ -152,7 +152,6 @@ def draw(path: Path, bars: dict[str, dict[str, float]], title: str) -> None:
     axes.set_title(title)
     if ways:  # of nothing there is no logarithm
         axes.set_yscale("log")
-        axes.legend(fontsize="small", ncols=2)
-    figure.tight_layout()
+        figure.legend(fontsize="small", ncols=5, loc="outside lower center")
     figure.savefig(path, dpi=120)
     plot.close(figure)

@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +26,16 @@ class Timing:
     def of(cls, taken: list[tuple[float, float]]) -> Timing:
         """From what `stopwatch` gave of each run."""
         walls, cpus = zip(*taken, strict=True)
-        percentile = sorted(walls)[max(math.ceil(0.95 * len(walls)) - 1, 0)]
-        return cls(statistics.median(walls), percentile, statistics.median(cpus))
+        return cls(statistics.median(walls), percentile_95(walls), statistics.median(cpus))
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
         return {"p50_seconds": self.p50, "p95_seconds": self.p95, "cpu_seconds": self.cpu}
+
+
+def percentile_95(values: Sequence[float]) -> float:
+    """The smallest of the values that is not below 95% of them (nearest rank)."""
+    return sorted(values)[max(math.ceil(0.95 * len(values)) - 1, 0)]
 
 
 def stopwatch(run: Run, device: torch.device) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bnb_ds.arguments import natural, positive
+from bnb_ds.bench.measure import percentile_95
 from bnb_ds.bench.options import refuse_missing_device, refuse_missing_parent, versions, write
 from bnb_ds.bench.sources import read_texts
 from bnb_ds.errors import BnbError
@@ -51,13 +52,13 @@ class Tally:
 
     def figures(self, duration: float) -> dict[str, float]:
         """Counts, milliseconds and requests per second."""
-        milliseconds = sorted(1e3 * seconds for seconds in self.seconds) or [float("nan")]
+        milliseconds = [1e3 * seconds for seconds in self.seconds] or [float("nan")]
         return {
             "answers": len(self.seconds),
             "wrong": len(self.wrong),
             "lost": len(self.lost),
             "p50_ms": statistics.median(milliseconds),
-            "p95_ms": milliseconds[min(int(0.95 * len(milliseconds)), len(milliseconds) - 1)],
+            "p95_ms": percentile_95(milliseconds),
             "requests_per_second": len(self.seconds) / max(duration, 1e-9),
         }
 

@@ -195,12 +195,9 @@ def test_another_process_is_writing(arguments, tmp_path: Path, monkeypatch) -> N
         prep(*arguments, "--output", tmp_path / "s")
 
 
-@pytest.mark.parametrize(("workers", "interrupted"), [(1, True), (2, False)])
-def test_engine_that_is_found_out_late(
-    arguments, expected, small_texts, tmp_path: Path, monkeypatch, capfd, workers: int, interrupted: bool
-) -> None:
-    """It is wrong in every part, but shows it at the beginning of one alone, which comes last."""
-    build_part = worker.build_part
+@pytest.fixture
+def late_fault(small_texts, monkeypatch) -> None:
+    """An engine that is wrong in every part, but shows it at the beginning of part 5 alone, which comes last."""
 
     class Wrong(WordsEngine):
         def __call__(self, texts):
@@ -209,13 +206,21 @@ def test_engine_that_is_found_out_late(
             found.ids[-1] ^= not is_beginning or texts[0] == small_texts[5][:40]
             return found
 
+    monkeypatch.setitem(ENGINES, "words", Wrong)
+    monkeypatch.setattr(worker, "PROOF_CHARACTERS", 40)
+
+
+@pytest.mark.parametrize(("workers", "interrupted"), [(1, True), (2, False)])
+def test_engine_that_is_found_out_late(
+    arguments, expected, late_fault, tmp_path: Path, monkeypatch, capfd, workers: int, interrupted: bool
+) -> None:
+    build_part = worker.build_part
+
     def build_or_stop(job, number):
         if number == 5:
             raise KeyboardInterrupt
         build_part(job, number)
 
-    monkeypatch.setitem(ENGINES, "words", Wrong)
-    monkeypatch.setattr(worker, "PROOF_CHARACTERS", 40)
     if interrupted:
         monkeypatch.setattr(worker, "build_part", build_or_stop)
         with pytest.raises(KeyboardInterrupt):
@@ -228,6 +233,20 @@ def test_engine_that_is_found_out_late(
         "engine words: other ids than the tokenizer's for document 1 of part 5; not used",
         "engine tokenizers: used instead",
     ]
+
+
+def test_engine_that_another_task_finds_out(arguments, expected, late_fault, tmp_path: Path, capfd) -> None:
+    tasks = [[*arguments, "--output", tmp_path / "s", "--num-tasks", 2, "--task-index", index] for index in (0, 1)]
+    prep(*tasks[0])
+    prep(*tasks[1])  # part 5 is among its own
+    with pytest.raises(DataError, match=r"parts are not finished \(the first is part 0\); run the tasks"):
+        prep("merge", tmp_path / "s")
+    capfd.readouterr()
+    prep(*tasks[0])
+    said = capfd.readouterr().err.splitlines()
+    assert "engine words: was wrong on another part of this corpus; not used" in said
+    prep("merge", tmp_path / "s")
+    assert content(tmp_path / "s") == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2])
