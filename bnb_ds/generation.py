@@ -27,6 +27,7 @@ from bnb_ds.line_files import (
     share_of_file,
     share_path,
 )
+from bnb_ds.memory import return_freed_memory
 from bnb_ds.pipeline import WINDOW_CHARACTERS, WINDOW_TEXTS, BnbPipeline
 from bnb_ds.randomness import hash64
 from bnb_ds.samples import PretrainSamples
@@ -150,6 +151,7 @@ def _generated(
                 "damaged": sum(line.is_damaged for line in part),
             }
             yield [output.text for output in outputs], counts, part[-1].end
+            return_freed_memory()
             bar.update(len(part))
 
 

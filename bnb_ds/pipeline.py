@@ -22,6 +22,7 @@ from bnb_ds.decode_options import DecodeOptions
 from bnb_ds.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
 from bnb_ds.errors import ConfigError
 from bnb_ds.exported import ONNX_FILE, choose_device, load_exported, longest_source
+from bnb_ds.memory import return_freed_memory
 from bnb_ds.ngram_lm import NgramLm
 from bnb_ds.tokenization import load_tokenizer
 
@@ -142,6 +143,7 @@ class BnbPipeline:
         with tqdm(disable=not progress, unit=" texts") as bar:
             for part in windows(texts, window):
                 yield from self.generate(part, with_scores=with_scores)
+                return_freed_memory()
                 bar.update(len(part))
 
     def generate(
