@@ -11,6 +11,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.pipeline import BnbPipeline
 
 _BACKLOG = 2048  # connections that wait to be accepted
+_KEEP_ALIVE_SECONDS = 75  # longer than the idle time of the usual proxies, which must be the ones that close
 
 
 def require_packages() -> None:
@@ -30,7 +31,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        # Only where the protocol is named does asyncio switch Nagle's algorithm off: else an answer waits 40 ms.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
     except OSError as error:
@@ -58,6 +60,7 @@ def serve(pipeline: BnbPipeline, limits: object, bound: socket.socket, *, shutdo
         app,
         log_level="warning",
         access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=shutdown_seconds,
         limit_concurrency=None,
         h11_max_incomplete_event_size=16384,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import concurrent.futures
 import contextlib
@@ -269,6 +270,26 @@ def test_without_the_packages_the_way_to_them_is_named(exported, monkeypatch, ca
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(exported)]) == 2
     assert capsys.readouterr().err == ("bnb-ds: error: serve needs the package uvicorn: pip install bnb_ds[serve]\n")
+
+
+def test_connections_are_without_nagle() -> None:
+    """Else an answer, which is written in two pieces, waits for the client's delayed acknowledgement."""
+
+    async def accepted() -> int:
+        options = asyncio.get_running_loop().create_future()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            options.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listen("127.0.0.1", 0) as bound:
+            async with await asyncio.start_server(connected, sock=bound):
+                _, writer = await asyncio.open_connection(*bound.getsockname())
+                found = await options
+                writer.close()
+        return found
+
+    assert asyncio.run(accepted()) != 0
 
 
 def test_an_address_that_is_taken_is_one_line(exported, capsys):
