@@ -54,4 +54,4 @@ def test_percentiles():
     figures = Tally([0.001 * n for n in range(1, 101)]).figures(10.0)
     assert (figures["p50_ms"], figures["p95_ms"], figures["requests_per_second"]) == (50.5, 95.0, 10.0)
     text = table({"one client": figures, "9 clients": figures}, 5)
-    assert text.endswith("less the batching wait of 5 ms: 1.80 times p50 alone")
+    assert text.endswith("less the batching wait of 5 ms: 1.78 times p50 alone")
