@@ -2,8 +2,9 @@
 
 The JSON owns what DeepSpeed reads: global and micro batch, precision, clipping, ZeRO, optimizer with peak learning
 rate, activation checkpointing and communication. ``gradient_accumulation_steps`` is derived from global batch, micro
-batch and world size, so that one file serves any number of GPUs. DeepSpeed ignores unknown top-level keys, hence the
-checks here; all faults of a file are reported at once, before any GPU is touched.
+batch and world size, so that one file serves any number of GPUs; without a micro batch a rank takes its whole share of
+the batch at once, as in DeepSpeed. DeepSpeed ignores unknown top-level keys, hence the checks here; all faults of a
+file are reported at once, before any GPU is touched.
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ def load_ds_config(path: str | Path, world_size: int) -> DsConfig:
     if faults:
         raise ConfigError(f"{path}: " + "; ".join(faults))
     completed = copy.deepcopy(values)
-    micro_step = values["train_micro_batch_size_per_gpu"] * world_size
-    completed["gradient_accumulation_steps"] = values["train_batch_size"] // micro_step
+    share = values["train_batch_size"] // world_size
+    completed.setdefault("train_micro_batch_size_per_gpu", share)
+    completed["gradient_accumulation_steps"] = share // completed["train_micro_batch_size_per_gpu"]
     # DeepSpeed's own progress lines repeat ours; a user who wants them says so in the file.
     completed.setdefault("steps_per_print", 10**9)
     completed.setdefault("log_level", "warning")
@@ -116,12 +118,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _batch_faults(values: dict[str, Any], world_size: int) -> Iterator[str]:
-    sizes = {key: values.get(key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu")}
-    for key, value in sizes.items():
+    total = values.get("train_batch_size")
+    micro = values.get("train_micro_batch_size_per_gpu", 1)
+    for key, value in {"train_batch_size": total, "train_micro_batch_size_per_gpu": micro}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             yield f"{key}: a positive whole number is required, not {value!r}"
             return
-    total, micro = sizes.values()
     if total % (micro * world_size) == 0:
         return
     if total % world_size:

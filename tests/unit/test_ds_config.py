@@ -130,6 +130,14 @@ def test_bad_value(write, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_without_micro_batch_a_rank_takes_its_whole_share(write):
+    batch = {key: value for key, value in VALID.items() if key != "train_micro_batch_size_per_gpu"}
+    config = load_ds_config(write({**batch, "train_batch_size": 24}), 3)
+    assert (config.micro_batch, config.accumulation_steps) == (8, 1)
+    with pytest.raises(ConfigError, match="train_batch_size 24 does not divide over 5 ranks; the next that does is 25"):
+        load_ds_config(write({**batch, "train_batch_size": 24}), 5)
+
+
 def test_indivisible_batch_names_micro_batches_that_fit(write):
     path = write({**VALID, "train_batch_size": 24, "train_micro_batch_size_per_gpu": 5})
     with pytest.raises(ConfigError, match="micro batches that fit: 1, 2, 3, 4, 6, 12"):

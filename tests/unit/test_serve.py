@@ -358,7 +358,10 @@ def test_requests_made_from_the_description_never_break_it(client):
 
             @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
             def check(case):
-                answer = case.call_and_validate(checks=[not_a_server_error, negative_data_rejection])
+                answer = case.call()
+                # What is too long is refused before it is read: the check knows no 413.
+                checks = [not_a_server_error, *([negative_data_rejection] if answer.status_code != 413 else [])]
+                case.validate_response(answer, checks=checks)
                 statuses[case.meta.generation.mode.name, answer.status_code] += 1
 
             strategy = operation.as_strategy(generation_mode=mode)
