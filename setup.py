@@ -16,6 +16,7 @@ INSTALL_REQUIRES = [
     "pydantic>=2.7",  # typed recipes with errors that carry the path of the field
     "PyYAML>=6",  # recipes are YAML
     "tensorboard>=2.16",  # monitoring
+    "psutil>=5.9",  # free memory, below which `bnb-ds bench generate` leaves a batch out
     "tqdm>=4.66",  # progress bar
     "rapidfuzz>=3.6",  # edit distance of token sequences for the token accuracy
     "sacrebleu>=2.4",  # BLEU with a signature

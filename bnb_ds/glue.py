@@ -15,6 +15,7 @@ from bnb_ds.evaluating import evaluate_model
 from bnb_ds.export_tasks import BEST
 from bnb_ds.files import write_atomic
 from bnb_ds.finetune_config import FinetuneRecipe
+from bnb_ds.markdown import markdown_table
 from bnb_ds.recipes import load_recipe
 from bnb_ds.systems import TASK_FILE
 from bnb_ds.tasks import get_task
@@ -92,15 +93,14 @@ def run_glue(
 
 def table_of(rows: Sequence[Row]) -> str:
     """Markdown: a line for each task and split, and the average over them."""
-    seeds = len(rows[0].by_seed)
-    lines = [f"| task | score | best of {seeds} | mean ± sd |", "|---|---|---|---|"]
+    lines = []
     for row in rows:
         title = get_task(row.task).title.partition("-m/mm")[0]
         suffix = {"validation_matched": "-m", "validation_mismatched": "-mm"}.get(row.split, "")
-        lines.append(f"| {title}{suffix} | {row.score} | {row.best:.1f} | {row.mean:.1f} ± {row.deviation:.1f} |")
+        lines.append((title + suffix, row.score, f"{row.best:.1f}", f"{row.mean:.1f} ± {row.deviation:.1f}"))
     best, mean = (statistics.fmean(getattr(row, name) for row in rows) for name in ("best", "mean"))
-    lines.append(f"| average | | {best:.1f} | {mean:.1f} |")
-    return "\n".join(lines) + "\n"
+    lines.append(("average", "", f"{best:.1f}", f"{mean:.1f}"))
+    return markdown_table(("task", "score", f"best of {len(rows[0].by_seed)}", "mean ± sd"), lines) + "\n"
 
 
 def _finetune(recipe: str, settings: Sequence[str], ds_config: str, num_gpus: int) -> None:

@@ -24,6 +24,7 @@ from bnb_ds.bench import ctc
 from bnb_ds.bench.measure import clock, peak_bytes
 from bnb_ds.bench.options import add_common, announce, write
 from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.markdown import markdown_table
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.randomness import permuted
 from bnb_ds.shards import TokenShards
@@ -187,12 +188,13 @@ def measure(setting: Setting) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Markdown: tokens per second and peak memory of both ways, and the ratios."""
     tokens, seconds, peak = result["tokens"], result["seconds"], result["peak_bytes"]
-    lines = ["| | ours | padded | ours against padded |", "|---|---|---|---|"]
     rates = [tokens / seconds[way] for way in WAYS]
-    lines.append(f"| real source tokens/s | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[0] / rates[1]:.2f} x |")
     mib = [peak[way] / 2**20 for way in WAYS]
-    lines.append(f"| peak of a step, MiB | {mib[0]:,.0f} | {mib[1]:,.0f} | 1/{mib[1] / mib[0]:.1f} |")
-    return "\n".join(lines)
+    rows = (
+        ("real source tokens/s", f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{rates[0] / rates[1]:.2f} x"),
+        ("peak of a step, MiB", f"{mib[0]:,.0f}", f"{mib[1]:,.0f}", f"1/{mib[1] / mib[0]:.1f}"),
+    )
+    return markdown_table(("", "ours", "padded", "ours against padded"), rows)
 
 
 def add_command(subjects: argparse._SubParsersAction) -> None:

@@ -79,7 +79,7 @@ def test_the_command_prints_a_table_and_writes_json(small_shards, tmp_path, caps
     lines = capsys.readouterr().out.splitlines()
     assert "dtype bf16" in lines[0]
     assert "real tokens" in lines[1]
-    assert lines[2] == "| | ours | padded | ours against padded |"
+    assert lines[2] == "|  | ours | padded | ours against padded |"
     assert json.loads(file.read_text())["tokens"] == 40
 
 

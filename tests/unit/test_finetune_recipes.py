@@ -103,7 +103,7 @@ def test_the_table_of_glue():
         "|---|---|---|---|",
         "| CoLA | matthews_correlation | 54.0 | 52.0 ± 2.8 |",
         "| MNLI-mm | accuracy | 82.0 | 81.0 ± 1.4 |",
-        "| average | | 68.0 | 66.5 |",
+        "| average |  | 68.0 | 66.5 |",
     ]
 
 
