@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.markdown import markdown_table
 from data_prep.engines import ENGINES
 
 BASELINE = "datasets.map"
@@ -40,9 +41,10 @@ class Timing:
 def bench(
     inputs: Sequence[Path], tokenizer: Path, *, workers: Sequence[int], rounds: int, contenders: Sequence[str]
 ) -> Iterator[str]:
-    """Run the contenders and yield the lines of a table in Markdown, ratios against the first of them.
+    """Run the contenders, each with every number of ``workers``, in turn, and yield the lines of a table in Markdown.
 
-    Each runs with every number of ``workers``, in turn: what more processes gain is a ratio within one round.
+    Ratios are medians over the rounds: against the first contender with as many processes (or with its fewest), and
+    against the same contender with the first number of processes, which is what more of them gain.
 
     Raises:
         ConfigError: there is no contender of that name, or ``rounds`` or a number of ``workers`` is below 1.
@@ -65,19 +67,46 @@ def bench(
     if len(counts) != 1:
         raise DataError(f"the contenders made different numbers of tokens: {sorted(counts)}")
     yield f"{counts.pop():,} tokens, median of {rounds} rounds in turn"
-    yield "| | processes | wall s | CPU s | Mtok/CPU s | times faster, wall | times faster, CPU | peak MiB |"
-    yield "|---|---|---|---|---|---|---|---|"
-    first = next(iter(timings.values()))
+    yield from markdown_table(_COLUMNS, _rows(timings, contenders[0])).splitlines()
+
+
+_COLUMNS = (
+    "",
+    "processes",
+    "wall s",
+    "CPU s",
+    "Mtok/CPU s",
+    "times faster, wall",
+    "times faster, CPU",
+    "by processes, wall",
+    "peak MiB",
+)
+
+
+def _rows(timings: dict[tuple[str, int], list[Timing]], first: str) -> Iterator[tuple[str, ...]]:
+    alone = {name: found for (name, _), found in reversed(timings.items())}  # with the first number of processes
     for (name, count), found in timings.items():
         wall, cpu = _median(found, "wall_seconds"), _median(found, "cpu_seconds")
-        ratios = [
-            statistics.median(getattr(a, field) / getattr(b, field) for a, b in zip(first, found, strict=True))
-            for field in ("wall_seconds", "cpu_seconds")
-        ]
-        yield (
-            f"| {name} | {count} | {wall:.2f} | {cpu:.2f} | {found[0].num_tokens / cpu / 1e6:.1f} "
-            f"| {ratios[0]:.2f} | {ratios[1]:.2f} | {_median(found, 'peak_bytes') / 2**20:,.0f} |"
+        rival = timings.get((first, count), alone[first])
+        ratios = (
+            _ratio(rival, found, "wall_seconds"),
+            _ratio(rival, found, "cpu_seconds"),
+            _ratio(alone[name], found, "wall_seconds"),
         )
+        yield (
+            name,
+            str(count),
+            f"{wall:.2f}",
+            f"{cpu:.2f}",
+            f"{found[0].num_tokens / cpu / 1e6:.1f}",
+            *(f"{ratio:.2f}" for ratio in ratios),
+            f"{_median(found, 'peak_bytes') / 2**20:,.0f}",
+        )
+
+
+def _ratio(slower: Sequence[Timing], faster: Sequence[Timing], field: str) -> float:
+    """Median over the rounds."""
+    return statistics.median(getattr(a, field) / getattr(b, field) for a, b in zip(slower, faster, strict=True))
 
 
 def run_contender(name: str, arguments: dict) -> None:

@@ -135,7 +135,11 @@ class InPieces:
 
 
 class EngineFault(Exception):
-    """An engine gave other ids than the tokenizer, or failed; says in one line where."""
+    """An engine cannot be used; says in one line why."""
+
+
+class WrongIds(EngineFault):
+    """An engine gave other ids than the tokenizer; says in one line where. What else it made is not to be trusted."""
 
 
 class Candidate:
@@ -162,7 +166,8 @@ class Candidate:
         """Encode texts and compare every id with the tokenizer's.
 
         Raises:
-            EngineFault: an id differs, or the engine fails; ``place`` says what the texts are of.
+            WrongIds: an id differs; ``place`` says what the texts are of.
+            EngineFault: the engine fails.
         """
         if self._engine is self._reference:
             return
@@ -173,7 +178,7 @@ class Candidate:
         expected = self._reference(texts)
         for index in range(len(expected)):
             if not np.array_equal(found[index], expected[index]):
-                raise EngineFault(f"other ids than the tokenizer's for document {index + 1} of {place}")
+                raise WrongIds(f"other ids than the tokenizer's for document {index + 1} of {place}")
 
 
 ENGINES: dict[str, Callable[[Tokenizer], Engine]] = {

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
 from bnb_ds.errors import DataError
+from bnb_ds.memory import keep_freed_memory
 from data_prep.progress import Progress
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _REFRESH_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _work: tuple[Callable[[Job, int], None], Job] | None = None  # of a worker process, inherited when it was forked
 
@@ -31,7 +31,7 @@ def run_parts(function: Callable[[Job, int], None], job: Job, numbers: Sequence[
         DataError: what a call raises (parts in progress are finished first), or a worker was killed.
     """
     global _work
-    _keep_freed_memory()
+    keep_freed_memory()
     workers = min(job.options.workers, len(numbers))
     if workers <= 1:
         for number in numbers:
@@ -51,14 +51,6 @@ def run_parts(function: Callable[[Job, int], None], job: Job, numbers: Sequence[
     finally:
         gc.unfreeze()
         _work = None
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the large arrays of a batch for the next one: a tenth of the time went into fresh pages."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # the most that every glibc takes
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _wait(futures: list[Future[None]], progress: Progress) -> None:

@@ -19,7 +19,7 @@ from bnb_ds.shards import DEFAULT_TOKENS_PER_SHARD, Manifest
 from bnb_ds.tokenization import describe_tokenizer
 from data_prep import worker
 from data_prep.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE
-from data_prep.engines import EngineFault, candidates
+from data_prep.engines import EngineFault, WrongIds, candidates
 from data_prep.index import write_drops
 from data_prep.merge import NoDocumentsError, merge
 from data_prep.pool import run_parts
@@ -157,16 +157,14 @@ def _build(job: Job, mine: range, tokenizer: BertTokenizerFast, progress: Progre
     # Parts from everywhere first: an engine that is wrong on this input should be found out early.
     order = list(dict.fromkeys((todo[0], todo[len(todo) // 2], todo[-1], *todo)))
     for engine in candidates(tokenizer, job.options.engine, progress.say):
-        if job.workspace.is_refused(engine.name):
-            progress.say(f"engine {engine.name}: was wrong on another part of this corpus; not used")
-            continue
         job.engine = engine
         try:
             with progress.phase(f"build ({engine.name})", _bytes(job, order)):
                 run_parts(worker.build_part, job, order, progress)
         except EngineFault as fault:
+            if isinstance(fault, WrongIds):
+                job.workspace.refuse_engine(engine.name)
             progress.say(f"engine {engine.name}: {fault}; not used")
-            job.workspace.refuse_engine(engine.name)  # what it made before is not to be trusted either
         order = [number for number in mine if job.workspace.marker(number) is None]
         if not order:
             return

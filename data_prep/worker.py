@@ -16,7 +16,7 @@ from bnb_ds.outputs import disk_errors
 from bnb_ds.shard_files import ShardFiles
 from bnb_ds.shards import SPLITS, TokenizerInfo
 from data_prep.documents import BadRecord, Document, Omitted, Record, batched, is_held_out
-from data_prep.engines import PROOF_CHARACTERS, Candidate
+from data_prep.engines import PROOF_CHARACTERS, Candidate, EngineFault
 from data_prep.index import DROP_REASONS, IndexBuilder
 from data_prep.progress import Counters
 from data_prep.units import Source, Unit
@@ -72,9 +72,11 @@ def build_part(job: Job, number: int) -> None:
     """Write the shards of a part, and its marker when they are whole.
 
     Raises:
-        EngineFault: the engine does not prove itself on the beginning of the part.
+        EngineFault: the engine does not prove itself on the beginning of the part, or was wrong on another part.
         DataError: reading or writing fails.
     """
+    if job.workspace.is_refused(job.engine.name):
+        raise EngineFault("was wrong on another part of this corpus")
     with disk_errors(job.workspace.directory):
         files = ShardFiles(
             job.workspace.new_part(number),

@@ -6,10 +6,10 @@
     plan.json                inputs, settings and tokenizer; a later run must agree with it
     tokenizer/               the tokenizer, to be moved to its final place
     part-00012/              the shards of a part
-    part-00012.json          its marker: counts and hashes; written last, so a part with a marker is whole
+    part-00012.json          its marker: counts, hashes, engine; written last, so a part with a marker is whole
     index-00012.npy          ids and content hashes of its records, where duplicates or old versions are dropped
     drop-00012.npy           which of its records are dropped, and why
-    refused-words            this engine was found to give wrong ids: a part that it finished is not finished
+    refused-words            this engine was found to give wrong ids: whole parts that it made are to be made again
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -115,7 +116,7 @@ class Workspace:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file of the workspace in one step, durably."""
-        temporary = self.partial / f".{name}.{os.getpid()}"
+        temporary = self.partial / f".{name}.{uuid.uuid4().hex}"  # tasks on other hosts may have the same number
         write_synced(temporary, data)
         os.replace(temporary, self.partial / name)
         sync(self.partial)
@@ -145,8 +146,13 @@ class Workspace:
         self.write(f"{part_name(part)}.json", marker)
 
     def refuse_engine(self, name: str) -> None:
-        """Make every part that this engine finished, or will finish in another task, an unfinished one."""
-        self.write(f"refused-{name}", {})
+        """Make every part that this engine finished, or will finish in another task, an unfinished one.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        with disk_errors(self.directory):
+            self.write(f"refused-{name}", {})
 
     def is_refused(self, engine: str) -> bool:
         """Whether any task has found this engine to give wrong ids."""
@@ -159,7 +165,8 @@ class Workspace:
 
     def has_progress(self) -> bool:
         """Whether a part or an index is finished."""
-        return any(self.partial.glob("part-*.json")) or any(self.partial.glob("index-*.npy"))
+        parts = (int(path.stem.removeprefix("part-")) for path in self.partial.glob("part-*.json"))
+        return any(self.marker(part) is not None for part in parts) or any(self.partial.glob("index-*.npy"))
 
     def discard(self) -> None:
         """Remove everything this output has so far; the directory too, if this process made it."""

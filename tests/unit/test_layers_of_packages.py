@@ -10,7 +10,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("bnb_ds", "data_prep", "runs") for path in (REPOSITORY / folder).rglob("*.py"))
-OF_DATA_PREP = {"bnb_ds.errors", "bnb_ds.files", "bnb_ds.outputs", "bnb_ds.shards", "bnb_ds.tokenization"}
+OF_DATA_PREP = {
+    f"bnb_ds.{name}" for name in ("errors", "files", "markdown", "memory", "outputs", "shards", "tokenization")
+}
 
 
 def imported(path: Path) -> Iterator[str]:

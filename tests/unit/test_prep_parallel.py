@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -247,6 +248,55 @@ def test_engine_that_another_task_finds_out(arguments, expected, late_fault, tmp
     assert "engine words: was wrong on another part of this corpus; not used" in said
     prep("merge", tmp_path / "s")
     assert content(tmp_path / "s") == expected
+
+
+def test_engine_that_fails_keeps_what_it_proved(arguments, expected, small_texts, tmp_path: Path, monkeypatch, capfd):
+    """An exception, unlike wrong ids, says nothing of other parts, here or in other tasks."""
+
+    class Failing(WordsEngine):
+        def __call__(self, texts):
+            if texts[0].startswith(small_texts[5][:40]):
+                raise MemoryError("no room")
+            return super().__call__(texts)
+
+    monkeypatch.setitem(ENGINES, "words", Failing)
+    command = [*arguments, "--output", tmp_path / "s", "--num-tasks", 2, "--task-index"]
+    prep(*command, 0)
+    prep(*command, 1)
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("engine ")]
+    assert said == [
+        "engine words: fails on part 5 (no room); not used",
+        "engine tokenizers: used instead",
+    ]
+    prep("merge", tmp_path / "s")
+    assert content(tmp_path / "s") == expected
+
+
+def test_refusal_that_the_disk_refuses(arguments, late_fault, tmp_path: Path, monkeypatch) -> None:
+    replace = os.replace
+
+    def full(old, new):
+        if Path(new).name.startswith("refused-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DataError, match=r"/s: cannot write: No space left on device; check space and permissions"):
+        prep(*arguments, "--output", tmp_path / "s")
+
+
+def test_parts_of_a_refused_engine_are_no_progress(arguments, late_fault, tmp_path: Path, monkeypatch) -> None:
+    build_part = worker.build_part
+
+    def build_or_fail(job, number):
+        if job.engine.name == "tokenizers":
+            raise DataError("a bad record")
+        build_part(job, number)
+
+    monkeypatch.setattr(worker, "build_part", build_or_fail)
+    with pytest.raises(DataError, match="a bad record"):
+        prep(*arguments, "--output", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
