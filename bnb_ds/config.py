@@ -114,8 +114,8 @@ class DataSection(Section):
 class LoaderSection(Section):
     """How a step's samples reach the model; what is trained on, and in which order, does not depend on it."""
 
-    #: real source tokens of a micro batch, at most; without it, train_micro_batch_size_per_gpu samples. The micro steps
-    #: of a step are then as many as that takes, and the samples of a step still the JSON's train_batch_size
+    #: real source tokens of a micro batch, at most; without it, as many samples as the JSON says. The micro steps of a
+    #: step are then as many as that takes, and the samples of a step still the JSON's train_batch_size
     micro_batch_tokens: Annotated[int, Field(gt=0)] | None = None
     #: threads that prepare batches, on each rank
     workers: Annotated[int, Field(gt=0)] = 1

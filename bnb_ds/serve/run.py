@@ -11,7 +11,9 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.pipeline import BnbPipeline
 
 _BACKLOG = 2048  # connections that wait to be accepted
-_KEEP_ALIVE_SECONDS = 75  # longer than the idle time of the usual proxies, which must be the ones that close
+# nginx and Amazon's load balancers close a connection that was idle for 60 s. They must be the ones to do it: what they
+# send while we close is lost.
+_KEEP_ALIVE_SECONDS = 75
 
 
 def require_packages() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("bnb_ds", "data_prep", "runs") for path in (REPOSITORY / folder).rglob("*.py"))
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 OF_DATA_PREP = {
     f"bnb_ds.{name}" for name in ("errors", "files", "markdown", "memory", "outputs", "shards", "tokenization")
 }
@@ -47,7 +48,7 @@ def test_layers(path):
         assert "apex" not in tops
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_files_and_functions_stay_short(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 350

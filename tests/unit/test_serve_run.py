@@ -1,0 +1,118 @@
+"""Running the service: its packages, its socket, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+
+import pytest
+
+from bnb_ds.cli import main
+from bnb_ds.pipeline import BnbPipeline
+from tests.exports import save_model
+
+httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")
+pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
+
+from bnb_ds.serve.app import ServiceLimits  # noqa: E402
+from bnb_ds.serve.run import listen, serve  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def exported(small_tokenizer, tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("served") / "model", small_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pipeline(exported):
+    return BnbPipeline.from_pretrained(exported, device="cpu")
+
+
+def test_without_the_packages_the_way_to_them_is_named(exported, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", str(exported)]) == 2
+    assert capsys.readouterr().err == ("bnb-ds: error: serve needs the package uvicorn: pip install bnb_ds[serve]\n")
+
+
+def test_connections_are_without_nagle() -> None:
+    """Else an answer, which is written in two pieces, waits for the client's delayed acknowledgement."""
+
+    async def accepted() -> int:
+        options = asyncio.get_running_loop().create_future()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            options.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listen("127.0.0.1", 0) as bound:
+            async with await asyncio.start_server(connected, sock=bound):
+                _, writer = await asyncio.open_connection(*bound.getsockname())
+                found = await options
+                writer.close()
+        return found
+
+    assert asyncio.run(accepted()) != 0
+
+
+def test_idle_connections_outlive_those_of_proxies(pipeline, monkeypatch):
+    configs = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: configs.append(self.config))
+    with listen("127.0.0.1", 0) as bound:
+        serve(pipeline, ServiceLimits(), bound, shutdown_seconds=1)
+    assert configs[0].timeout_keep_alive > 60
+
+
+def test_an_address_that_is_taken_is_one_line(exported, capsys):
+    with listen("127.0.0.1", 0) as bound:
+        bound.listen()
+        port = bound.getsockname()[1]
+        assert main(["serve", str(exported), "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert f"--host 127.0.0.1 --port {port}: Address already in use; give an address" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_answers_what_was_accepted(exported, small_texts, pipeline, fork_server, tmp_path):
+    texts = [text[: 3 + 11 * (i % 17)] for i, text in enumerate(small_texts)]
+    arguments = ["serve", str(exported), "--port", "0", "--device", "cpu"]
+    server = fork_server.launch(arguments, tmp_path / "log", ranks=0, program="bnb-ds")
+    server.wait_for(lambda: "http://" in server.text() and server.text().endswith("\n"))
+    port = int(re.search(r"http://127.0.0.1:(\d+)", server.text())[1])
+    answers, refused = [], []
+    stop = threading.Event()
+
+    def ask(number: int) -> None:
+        while not stop.is_set():
+            text = texts[number % len(texts)]
+            try:
+                answer = httpx.post(f"http://127.0.0.1:{port}/generate", json={"texts": [text]}, timeout=60)
+            except httpx.TransportError as error:
+                refused.append(error)
+                return
+            answers.append((text, answer.status_code, answer.text))
+            number += 13
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    while len(answers) < 60:
+        time.sleep(0.01)
+    server.kill(0, signal.SIGTERM)
+    codes = server.wait()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert codes == [0], server.text()
+    assert all(status == 200 for _, status, _ in answers)
+    expected = {text: pipeline(text) for text in {text for text, _, _ in answers}}
+    assert all(json.loads(body)["outputs"][0]["text"] == expected[text] for text, _, body in answers)
+    accepted, answered = map(int, re.search(r"(\d+) requests accepted, (\d+) answered", server.text()).groups())
+    assert accepted == answered == len(answers)
