@@ -105,7 +105,9 @@ def checkpoint_errors(source: str | PathLike[str], kind: str) -> Iterator[None]:
         raise
     except Exception as error:  # transformers, safetensors, json and the hub raise many kinds; all mean the same here
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CheckpointError(f"{source}: cannot be read as a {kind}: {reason}") from error
+        raise CheckpointError(
+            f"{source}: cannot be read as a {kind}: {reason.rstrip('.')}; restore it, or name another"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from bnb_ds.bert_init import checkpoint_errors
 from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.modeling import BnbForConditionalGeneration, decoder_lengths
@@ -31,10 +31,8 @@ def load_exported(
         raise CheckpointError(
             f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`"
         )
-    try:
+    with checkpoint_errors(directory, "BERT-NAR-BERT model"):
         model, info = BnbForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{directory}: the model cannot be read: {error}; export it again") from None
     if info["missing_keys"]:
         raise CheckpointError(f"{directory}: lacks weights such as {min(info['missing_keys'])}; export it again")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -58,7 +58,7 @@ def _refuse_other_apex() -> None:
     if "NVIDIA" not in summary:
         raise ConfigError(
             f"the installed package 'apex' ({summary.strip()}) is not NVIDIA apex; run `pip uninstall apex`, and build"
-            " NVIDIA's as README.md says if you want its kernels"
+            " NVIDIA's as setup.py says if you want its kernels"
         )
 
 

@@ -191,11 +191,16 @@ def tokenizer_directory(checkpoint: str) -> Path | None:
     if Path(checkpoint).is_dir():
         has_files = any((Path(checkpoint) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
         return Path(checkpoint) if has_files else None
-    cached_file(checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-    for name in ("tokenizer.json", "vocab.txt"):
-        path = cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
-        if path is not None:
-            return Path(path).parent
+    try:
+        cached_file(checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+        paths = [
+            cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
+            for name in ("tokenizer.json", "vocab.txt")
+        ]
+    except (OSError, ValueError):  # no directory here, and no name of the hub
+        paths = []
+    for path in filter(None, paths):
+        return Path(path).parent
     raise CheckpointError(f"{checkpoint}: its tokenizer cannot be fetched; give a local directory that holds it")
 
 

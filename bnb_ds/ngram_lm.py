@@ -40,7 +40,7 @@ class NgramLm:
         try:
             kenlm = importlib.import_module("kenlm")
         except ImportError:
-            raise ConfigError("a language model needs the package kenlm: pip install kenlm") from None
+            raise ConfigError("a language model needs the package kenlm: pip install bnb_ds[lm]") from None
         if not Path(path).is_file():
             raise DataError(f"{path}: no such language model; give an ARPA file or a KenLM binary")
         try:

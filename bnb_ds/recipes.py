@@ -59,7 +59,7 @@ def load_section(values: dict[str, Any], overrides: Iterable[str], name: str, sc
     try:
         return schema.model_validate(whole[name])
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{name}.{_describe(e, schema)}" for e in error.errors())) from None
+        raise ConfigError("; ".join(_describe(e, schema, f"{name}.") for e in error.errors())) from None
 
 
 def dump_recipe(recipe: TrainingRecipe) -> str:
@@ -125,9 +125,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values.pop(_ALTERNATIVES[key], None)
 
 
-def _describe(error: dict[str, Any], schema: type[Section]) -> str:
+def _describe(error: dict[str, Any], schema: type[Section], prefix: str = "") -> str:
     location, sections = _without_tags(error["loc"], schema)
-    dotted = ".".join(str(part) for part in location)
+    dotted = (prefix + ".".join(str(part) for part in location)).removesuffix(".")
     if error["type"] == "extra_forbidden":
         return f"unknown key {dotted!r}: {nearest(str(location[-1]), sections[-1].model_fields)}"
     if error["type"] == "missing":

@@ -21,6 +21,7 @@ from bnb_ds.tasks import Task, get_task
 #: score of a drawn corpus: int [N] rows -> value
 Score = Callable[[np.ndarray], float]
 
+#: names of scores, and what they are called on request
 _METRIC_OF = {"matthews_correlation": "mcc"}
 
 
@@ -64,9 +65,16 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
     references = [_lines(directory / REFERENCES_FILE) for directory in (first, second)]
     if references[0] != references[1]:
         raise DataError(f"{second}: its references are not those of {first}; evaluate both on the same rows")
+    outputs = [_lines(directory / PREDICTIONS_FILE) for directory in (first, second)]
+    for directory, lines in zip((first, second), outputs, strict=True):
+        if len(lines) != len(references[0]):
+            raise DataError(
+                f"{directory}: {PREDICTIONS_FILE} has {len(lines)} lines for {len(references[0])} references;"
+                " evaluate it again"
+            )
     task = get_task(results[0]["task"])
     name = score or task.main_score
-    scorers = [_scorer(task, name, _lines(d / PREDICTIONS_FILE), references[0]) for d in (first, second)]
+    scorers = [_scorer(task, name, lines, references[0]) for lines in outputs]
     return paired_bootstrap(name, *scorers, num_samples=len(references[0]), resamples=resamples, seed=seed)
 
 
@@ -96,7 +104,7 @@ def _scorer(task: Task, name: str, outputs: list[str], references: list[str]) ->
         values, wanted = (
             np.array([known[line] if known else float(line) for line in lines]) for lines in (outputs, references)
         )
-        return lambda rows: score_labels((metric,), values[rows], wanted[rows]).values[name]
+        return lambda rows: next(iter(score_labels((metric,), values[rows], wanted[rows]).values.values()))
     if name.startswith("rouge"):
         scorer = rouge_scorer()
         each = [scorer.score(reference, output) for output, reference in zip(outputs, references, strict=True)]
@@ -134,10 +142,18 @@ def _bleu_scorer(outputs: list[str], references: list[str], *, lowercase: bool) 
 
 def _read_results(directory: Path) -> dict[str, str]:
     try:
-        return json.loads((directory / RESULTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{directory}: holds no evaluation ({error}); give a directory of `bnb-ds evaluate`") from None
+        results = json.loads((directory / RESULTS_FILE).read_text(encoding="utf-8"))
+        return {key: results[key] for key in ("task", "split")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _no_evaluation(directory, error) from None
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise _no_evaluation(path.parent, error) from None
+
+
+def _no_evaluation(directory: Path, error: Exception) -> DataError:
+    return DataError(f"{directory}: holds no evaluation ({error}); give a directory of `bnb-ds evaluate`")

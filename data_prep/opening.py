@@ -48,7 +48,7 @@ def reading_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except EOFError:
         raise DataError(f"{path}: truncated: the compressed data end too early; fetch the file again") from None
-    except zlib.error as error:
+    except _inflate_errors() as error:
         raise DataError(f"{path}: damaged compressed data ({error}); fetch the file again") from None
     except OSError as error:
         if error.errno is None:  # a decompressor's opinion of the content
@@ -75,6 +75,15 @@ def _gzip() -> ModuleType:
     except ImportError:
         return gzip
     return igzip
+
+
+@cache
+def _inflate_errors() -> tuple[type[Exception], ...]:
+    try:
+        from isal.igzip_lib import IsalError
+    except ImportError:
+        return (zlib.error,)
+    return (zlib.error, IsalError)
 
 
 class _ZstdReader(io.RawIOBase):

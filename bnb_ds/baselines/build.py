@@ -128,7 +128,7 @@ def seq2seq_config(section: Seq2SeqSection, source: PreTrainedTokenizerBase, tar
         CheckpointError: it cannot be read, or is no encoder-decoder.
         DataError: the tokenizers are not the checkpoint's.
     """
-    with checkpoint_errors(section.checkpoint, "encoder-decoder"):
+    with checkpoint_errors(section.checkpoint, "sequence-to-sequence model"):
         config = AutoConfig.from_pretrained(section.checkpoint)
     _refuse_without_start(section.checkpoint, config)
     _set_dropout(config, section.dropout)
@@ -202,7 +202,7 @@ def read_seq2seq(checkpoint: str | Path, config: Any = None) -> PreTrainedModel:
         CheckpointError: it cannot be read, or lacks weights.
     """
     settings = {} if config is None else {"config": config}
-    with checkpoint_errors(checkpoint, "encoder-decoder"):
+    with checkpoint_errors(checkpoint, "sequence-to-sequence model"):
         model, info = AutoModelForSeq2SeqLM.from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True, **settings
         )

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Pre-train on the hosts of a hostfile, or on this host alone, through the deepspeed launcher.
+# Train on the hosts of a hostfile, or on this host alone, through the deepspeed launcher.
 #
 #   bash runs/launch/hostfile.sh [--hostfile FILE --num_nodes N] --num_gpus G [--interface NAME] [--master_port P] \
-#       [--logs DIR] RECIPE --deepspeed_config JSON [--resume auto] [key.path=value ...]
+#       [--logs DIR] [runs/finetune.py] RECIPE --deepspeed_config JSON [--resume auto] [key.path=value ...]
 #
+#   runs/finetune.py   fine-tune; without it, pre-train (runs/pretrain.py)
 #   --hostfile     one line `hostname slots=8` for each host, which pdsh reaches by ssh without a password
 #   --interface    network interface that joins the hosts (default: found from the route to the first host)
 #   --logs         directory for one log per rank; the first rank's is shown here (default work/logs/TIME)
@@ -37,6 +38,8 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 [ $# -gt 0 ] || usage
+program=runs/pretrain.py
+case $1 in *.py) program=$1 && shift ;; esac
 [[ $num_gpus =~ ^[1-9][0-9]*$ ]] || fail "--num_gpus: give the number of GPUs of a host"
 if [ -n "$hostfile" ]; then
     [ -r "$hostfile" ] || fail "--hostfile $hostfile: no such file"
@@ -58,7 +61,7 @@ export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=5 
 
 # In a session of its own: a Ctrl-C here is for this script, which passes it on in its own way.
 setsid deepspeed "${where[@]}" --num_gpus "$num_gpus" --master_port "$port" --enable_each_rank_log "$logs" \
-    runs/pretrain.py "$@" > "$logs/launcher.log" 2>&1 &
+    "$program" "$@" > "$logs/launcher.log" 2>&1 &
 launcher=$!
 trap 'touch "$BNB_STOP_FILE"' TERM USR1 INT
 
@@ -79,6 +82,6 @@ if [ "$code" = 0 ] && [ -n "$first" ] && ! grep -qE '^(done|stopped|memory/GPU) 
 fi
 if [ "$code" != 0 ]; then
     echo "hostfile.sh: the job failed with exit code $code; one log per rank is in $logs" >&2
-    grep -hE '(pretrain.py|bnb_ds): error' "$logs"/*_rank*.log "$logs/launcher.log" | sort -u >&2 || tail -n 20 "$logs/launcher.log" >&2
+    grep -hE '(pretrain.py|finetune.py|bnb_ds): error' "$logs"/*_rank*.log "$logs/launcher.log" | sort -u >&2 || tail -n 20 "$logs/launcher.log" >&2
 fi
 exit "$code"

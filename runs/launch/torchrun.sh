@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Pre-train on several hosts through torchrun, started on each of them; needs no ssh, and restarts what fails.
+# Train on several hosts through torchrun, started on each of them; needs no ssh, and restarts what fails.
 #
 #   bash runs/launch/torchrun.sh --nodes N --gpus G --master HOST[:PORT] [--interface NAME] [--restarts R] [--logs DIR] \
-#       RECIPE --deepspeed_config JSON [key.path=value ...]
+#       [runs/finetune.py] RECIPE --deepspeed_config JSON [key.path=value ...]
 #
+#   runs/finetune.py   fine-tune; without it, pre-train (runs/pretrain.py)
 #   --master       the host that the others meet at, one of them
 #   --interface    network interface that joins the hosts (default: found from the route to the master)
 #   --restarts     times that the ranks are started again, from the last checkpoint, when one has failed (default 3)
@@ -33,6 +34,8 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 [ $# -gt 0 ] || usage
+program=runs/pretrain.py
+case $1 in *.py) program=$1 && shift ;; esac
 [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus: give the number of GPUs of this host"
 [ "$nodes" = 1 ] || [ "$master" != 127.0.0.1 ] || fail "--nodes $nodes needs --master: the host that the others meet at"
 [ -z "$interface" ] || export NCCL_SOCKET_IFNAME=$interface GLOO_SOCKET_IFNAME=$interface
@@ -41,7 +44,7 @@ case $master in *:*) endpoint=$master ;; *) endpoint=$master:29500 ;; esac
 mkdir -p "$logs"
 setsid torchrun --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "$restarts" --rdzv-backend c10d \
     --rdzv-endpoint "$endpoint" --rdzv-id "${BNB_JOB_ID:-bnb}" --log-dir "$logs" --tee 3 \
-    runs/pretrain.py "$@" --resume auto &
+    "$program" "$@" --resume auto &
 launcher=$!
 # torchrun itself would end the ranks after 30 s and fail; told one by one they save, and it ends well.
 trap 'pkill -TERM --parent "$launcher" || true' TERM USR1 INT

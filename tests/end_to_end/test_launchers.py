@@ -60,6 +60,18 @@ def test_misuse(script, arguments, message):
     assert message in result.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "gpus"), [("hostfile.sh", "--num_gpus"), ("torchrun.sh", "--gpus")])
+def test_fine_tuning_is_launched_too(script, gpus, tmp_path):
+    """The program before the recipe; what it says of that comes out."""
+    port = str(launching.free_port())
+    where = ["--master_port", port] if gpus == "--num_gpus" else ["--master", f"127.0.0.1:{port}", "--restarts", "0"]
+    command = ["bash", f"runs/launch/{script}", gpus, "1", *where, "--logs", str(tmp_path)]
+    result = launching.run([*command, "runs/finetune.py", "absent.yaml", "--deepspeed_config", "absent.json"])
+    assert result.returncode != 0
+    assert "finetune.py: error: absent.yaml: no such recipe" in result.stdout + result.stderr
+
+
 def test_pdsh_is_asked_for_by_name(tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=1\n")
     for name in ("bash", "dirname", "realpath", "date"):

@@ -288,7 +288,7 @@ def test_bad_settings_are_told(section, fields, message):
 
 def test_bad_checkpoints_are_told(checkpoints, tmp_path):
     large = tokenizer(VOCAB + 3)
-    with pytest.raises(CheckpointError, match=r"none: cannot be read as a encoder-decoder"):
+    with pytest.raises(CheckpointError, match=r"none: cannot be read as a sequence-to-sequence model"):
         system("bart", {**checkpoints, "bart": str(tmp_path / "none")}).config()
     with pytest.raises(CheckpointError, match=r"a bart model; bert2bert is made of BERT"):
         system("bert2bert", {**checkpoints, "bert": checkpoints["bart"]}).config()
