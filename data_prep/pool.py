@@ -11,6 +11,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from bnb_ds.errors import DataError
 from bnb_ds.memory import keep_freed_memory
 from data_prep.progress import Progress
@@ -32,6 +34,7 @@ def run_parts(function: Callable[[Job, int], None], job: Job, numbers: Sequence[
     """
     global _work
     keep_freed_memory()
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own gives pages back and asks for them again
     workers = min(job.options.workers, len(numbers))
     if workers <= 1:
         for number in numbers:
