@@ -30,7 +30,7 @@ def by_formula(query, key, value, query_lengths, key_lengths, scaling):
     return torch.cat(outputs, 2).transpose(1, 2)
 
 
-@pytest.fixture(params=["padded", "single", "jagged"], autouse=True)
+@pytest.fixture(params=["padded", "each", "single", "jagged"], autouse=True)
 def way(request, monkeypatch):
     """All ways that run on a CPU; left alone, only one would."""
     monkeypatch.setattr("bnb_ds.attention.attention_way", lambda query, key_layout, dropout: request.param)
@@ -94,6 +94,9 @@ def test_gradients_are_those_of_the_weights_that_were_kept():
 def test_the_way_on_a_cpu_depends_on_dropout():
     assert attention_way(packed_heads(3, 0), layout_of([2, 1]), 0.0) == "padded"
     assert attention_way(packed_heads(3, 0), layout_of([2, 1]), 0.1) == "single"
+    assert attention_way(packed_heads(128, 0), layout_of([100, 28]), 0.0) == "each"
+    assert attention_way(packed_heads(127, 0), layout_of([100, 27]), 0.0) == "padded"
+    assert attention_way(packed_heads(100, 0), layout_of([100]), 0.0) == "padded"
 
 
 def test_the_implementation_is_registered():
