@@ -168,6 +168,7 @@ def damaged(data: bytes) -> bytes:
         ("a.json", b"{", r"cannot be read \(JSONDecodeError: "),
         ("empty.txt", b" \n", "holds no text; give SQuAD JSON, JSON lines or text"),
     ],
+    ids=["cut gzip", "damaged gzip", "no gzip", "no field", "no object", "no JSON", "empty"],
 )
 def test_sources_that_cannot_be_read(tmp_path, small_tokenizer, name, content, message):
     (tmp_path / name).write_bytes(content)

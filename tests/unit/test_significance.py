@@ -67,7 +67,9 @@ def test_results_that_are_none(evaluations, capsys, content):
 
 
 @pytest.mark.parametrize("name", ["references.txt", "generated_predictions.txt"])
-@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"\xff\n")])
+@pytest.mark.parametrize(
+    "damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"\xff\n")], ids=["missing", "no text"]
+)
 def test_files_that_are_missing_or_no_text(evaluations, capsys, name, damage):
     damage(evaluations / "few" / name)
     assert main(["compare", "a", "few"]) == 2
