@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -26,6 +27,6 @@ def read_weights(found: Path) -> dict[str, torch.Tensor]:
                 weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
         else:
             weights = torch.load(found / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-    except (OSError, KeyError, ValueError, RuntimeError, EOFError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{found}: cannot be read as a DeepSpeed checkpoint: {error}") from None
     return {name: tensor.float() for name, tensor in weights.items()}

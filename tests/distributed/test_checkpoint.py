@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -76,6 +78,12 @@ def test_an_unreadable_manifest_is_damage(copy_of_run):
     newest = copy_of_run / "checkpoints" / "step_00000008"
     (newest / "checkpoint.json").write_text("{")
     assert checkpoint.find_damage(newest) == "checkpoint.json cannot be read"
+
+
+def test_what_deepspeed_cannot_load():
+    engine = SimpleNamespace(load_checkpoint=lambda directory, tag: (None, None))
+    with pytest.raises(CheckpointError, match="run/step_1: DeepSpeed cannot load it; resume from an older checkpoint"):
+        checkpoint.load(engine, Path("run/step_1"))
 
 
 def test_a_checkpoint_outside_its_run_is_refused(copy_of_run, tmp_path):

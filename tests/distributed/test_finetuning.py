@@ -218,7 +218,7 @@ def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_ser
         ("task=sst3", "task: no task 'sst3'; did you mean 'sst2'?"),
         ("selection.split=test", "selection.split: 'test': choosing a model on a test split is refused"),
         ("data.test={validation}", "data.test is the same file as data.validation or data.train"),
-        ("model.kind=nothing", "model.kind"),
+        ("model.kind=nothing", "model.kind: give one of bnb, bert2bert, transformer, seq2seq, classifier"),
         ("model.depth=3", "unknown key 'model.depth'"),
         ("data.max_source_length=100", "data.max_source_length 100: the encoder has 64 positions; set it to 64"),
         ("loader.micro_batch_tokens=16", "one source can have 32 tokens; set it to that or more"),

@@ -34,3 +34,19 @@ def test_scores_are_printed_and_bad_files_told(tmp_path, capsys):
     source.write_text("")
     with pytest.raises(DataError, match="ends after 0 lines"):
         measure((source, target), (source, target), 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("", "", "source: holds no lines; give parallel files"),
+        ("a\n \n", "b\nc\n", "source and .*target: line 2: is empty; remove it from both files"),
+        ("a\n", "\n", "source and .*target: line 1: is empty; remove it from both files"),
+    ],
+)
+def test_what_gives_no_dictionary(tmp_path, source, target, message):
+    files = (tmp_path / "source", tmp_path / "target")
+    for path, text in zip(files, (source, target), strict=True):
+        path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        measure(files, files, 1)

@@ -16,6 +16,7 @@ from bnb_ds.bench.measure import interleaved
 from bnb_ds.bench.sources import read_sources
 from bnb_ds.bench.workloads import Workload, of_references
 from bnb_ds.cli import main
+from bnb_ds.errors import DataError
 from bnb_ds.tasks.codec import Codec
 
 CPU = torch.device("cpu")
@@ -145,6 +146,36 @@ def test_sources_are_spread_over_a_file(tmp_path, small_tokenizer, name, text):
     rows = read_sources(path, small_tokenizer, 3)
     assert [small_tokenizer.decode(row[1:-1]) for row in rows] == ["text 0", "text 3", "text 6"]
     assert all(len(row) == 3 for row in read_sources(path, small_tokenizer, 3, max_tokens=3))
+
+
+def damaged(data: bytes) -> bytes:
+    """Deflated data that end in zlib's own error."""
+    return data[:10] + b"\xff" * 30 + data[40:]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cut.txt.gz", gzip.compress(b"some text\n" * 99)[:-12], r"cannot be read \(EOFError: .*\); give SQuAD JSON"),
+        ("bad.txt.gz", damaged(gzip.compress(b"some text\n" * 99)), r"cannot be read \(error: Error -3 while decom"),
+        (
+            "no.txt.gz",
+            b"text",
+            r"cannot be read \(BadGzipFile: Not a gzipped file .*\); give SQuAD JSON, JSON lines or",
+        ),
+        ("a.jsonl", b'{"body": "x"}\n', r"cannot be read \(KeyError: .*a row has none of the fields source, text, doc"),
+        ("a.jsonl", b"[1]\n", r"cannot be read \(KeyError: "),
+        ("a.json", b"{", r"cannot be read \(JSONDecodeError: "),
+        ("empty.txt", b" \n", "holds no text; give SQuAD JSON, JSON lines or text"),
+    ],
+    ids=["cut gzip", "damaged gzip", "no gzip", "no field", "no object", "no JSON", "empty"],
+)
+def test_sources_that_cannot_be_read(tmp_path, small_tokenizer, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"--data .*{name}: {message}"):
+        read_sources(tmp_path / name, small_tokenizer, 3)
+    with pytest.raises(DataError, match=r"absent: cannot be read \(No such file or directory\); give SQuAD JSON"):
+        read_sources(tmp_path / "absent", small_tokenizer, 3)
 
 
 def test_the_commands_print_write_and_draw(tmp_path, small_tokenizer, capsys, threads):

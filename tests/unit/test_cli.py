@@ -35,6 +35,13 @@ def test_misuse_exits_with_2(arguments, capsys):
     assert "usage: bnb-ds" in capsys.readouterr().err
 
 
+def test_a_number_below_0_is_told(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["reconstruct", "m", "--shards", "s", "--seed", "-1"])
+    assert stop.value.code == 2
+    assert "argument --seed: a whole number of at least 0 is required, not -1" in capsys.readouterr().err
+
+
 def test_a_users_error_is_one_line(capsys):
     def fail():
         raise ConfigError("first line\n  second line")

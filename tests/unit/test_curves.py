@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from bnb_ds.cli import main
@@ -43,4 +45,12 @@ def test_what_is_refused(runs, tmp_path, capsys):
     ):
         assert main(["curves", *arguments]) == 2
         assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_picture_needs_matplotlib(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["curves", *runs, "--png", str(tmp_path / "x.png")]) == 2
+    said = capsys.readouterr().err
+    assert "error: --png needs matplotlib; pip install bnb_ds[plot] or leave it out" in said
     assert not (tmp_path / "x.png").exists()

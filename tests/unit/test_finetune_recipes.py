@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
 from bnb_ds.config import ModelSize
 from bnb_ds.early_stopping import EarlyStopping
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.finetune_config import FinetuneRecipe
 from bnb_ds.finetuning import describe_finetune_dry_run, make_finetune_plan
 from bnb_ds.glue import Row, run_glue, table_of
@@ -114,6 +115,21 @@ def test_recipes_that_glue_does_not_take(tmp_path):
     twice = [str(folder / "glue" / "rte.yaml")] * 2
     with pytest.raises(ConfigError, match=r"its task rte is that of .*rte\.yaml too"):
         run_glue(twice, [], "ds.json", seeds=[1], output=tmp_path, num_gpus=1)
+
+
+def test_a_run_of_glue_that_fails(tmp_path, monkeypatch):
+    launched = []
+
+    def run(command, *, check):
+        launched.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr("bnb_ds.glue.subprocess.run", run)
+    recipe = str(REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "rte.yaml")
+    message = r"rte\.yaml \(seed=1 output_dir=.*\): fine-tuning ended with exit code 3; see above"
+    with pytest.raises(DataError, match=message):
+        run_glue([recipe], [], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=1)
+    assert len(launched) == 1
 
 
 def test_early_stopping():

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import shutil
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bnb_ds.cli import main
-from bnb_ds.errors import DataError
+from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.generate_processes import join
 from bnb_ds.line_files import read_lines, share_of_file
+from bnb_ds.onnx_export import export_onnx
 from bnb_ds.pipeline import BnbPipeline
+from bnb_ds.tokenization import load_tokenizer
+from data_prep.build import build_shards
+from data_prep.documents import Document
+from data_prep.vocab import train_vocabulary
 from tests.exports import MAX_TOKENS, save_model
 
 ODD = ["", "  ", "word " * 500, "[MASK] [SEP] [CLS]", "\ufffd\u200b", "a\u2028b", "\x00", "x" * 5000]
@@ -181,6 +189,7 @@ def test_limits_and_beams_reach_the_model(exported, source, whole, tmp_path):
         (["--dtype", "int8"], "--dtype int8 runs in ONNX Runtime: write it with `bnb-ds export"),
         (["--device", "cuda:99"], "--device cuda:99: torch sees"),
         (["--device", "tpu"], "--device tpu: give cpu, cuda or cuda:1"),
+        (["--device", "meta"], "--device meta: give cpu, cuda or cuda:1"),
         (["--compile", "--beam-size", "2"], "a compiled model decodes greedily, without scores and limits"),
         (["--length-beam", "2"], "with CTC use beam_size"),
         (["--input", "/nowhere"], "--input /nowhere: cannot be read"),
@@ -247,3 +256,52 @@ def test_bf16_on_a_cpu_without_it_is_said(exported, source, tmp_path, monkeypatc
     monkeypatch.setattr("bnb_ds.engines.has_bf16", lambda device: False)
     assert generate(exported, source, tmp_path / "o", "--dtype", "bf16") == 0
     assert "(torch bf16 on cpu, which has no bf16 instructions: fp32 is faster here)" in capsys.readouterr().err
+
+
+@pytest.fixture
+def damaged(exported, tmp_path):
+    """A copy of the model, to be damaged."""
+    return shutil.copytree(exported, tmp_path / "model")
+
+
+def test_a_missing_weight_is_one_line(damaged, source, tmp_path, monkeypatch, capsys, caplog):
+    """And transformers, which has a report of its own on that, is quiet."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    weights = load_file(damaged / "model.safetensors")
+    del weights["lm_head.bias"]
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    assert generate(damaged, source, tmp_path / "o") == 2
+    said = capsys.readouterr().err
+    assert said == f"bnb-ds: error: {damaged}: lacks weights such as lm_head.bias; export it again\n"
+    assert not caplog.records
+
+
+def test_a_damaged_file_of_weights_is_one_line(damaged, source, tmp_path, capsys):
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    assert generate(damaged, source, tmp_path / "o") == 2
+    said = capsys.readouterr().err
+    assert f"{damaged}: cannot be read as a BERT-NAR-BERT model: " in said
+    assert said.endswith("; restore it, or name another\n")
+    assert said.count("\n") == 1
+
+
+def test_unknown_precisions(exported, tmp_path):
+    """The command line offers the right ones only; Python does not."""
+    with pytest.raises(ConfigError, match="--dtype fp8: give one of: fp32, bf16, fp16"):
+        BnbPipeline.from_pretrained(exported, device="cpu", dtype="fp8")
+    with pytest.raises(ConfigError, match="--dtype bf16: with --format onnx give one of: fp32, int8"):
+        export_onnx(exported, tmp_path / "onnx", dtype="bf16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_that_cannot_be_reconstructed(exported, small_texts, small_tokenizer, tmp_path, capsys):
+    documents = [Document(str(i), text, "") for i, text in enumerate(small_texts[:20])]
+    train_vocabulary(documents, tmp_path / "tokenizer", vocab_size=400)
+    build_shards(documents, tmp_path / "other", load_tokenizer(tmp_path / "tokenizer"), sources=[], holdout=0.2)
+    build_shards(documents, tmp_path / "whole", small_tokenizer, sources=[], holdout=0.0)
+    for name, message in (
+        ("other", f"other: made with another tokenizer than {exported}; give the shards it was trained on"),
+        ("whole", "whole: holds no held-out documents; prepare it with another --holdout"),
+    ):
+        assert main(["reconstruct", str(exported), "--shards", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err

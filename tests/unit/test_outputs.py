@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bnb_ds.errors import DataError
+from bnb_ds.files import write_atomic
 from bnb_ds.outputs import new_directory, new_file
 
 
@@ -69,3 +70,9 @@ def test_disk_that_refuses(tmp_path: Path, make) -> None:
     message = r"/file/out: cannot write: (Not a directory|File exists); check space and permissions or choose another"
     with pytest.raises(DataError, match=message), make(tmp_path / "file" / "out"):
         raise AssertionError("the block must not run")
+
+
+def test_disk_that_refuses_a_replacement(tmp_path: Path) -> None:
+    message = "/missing/a: cannot write: No such file or directory; choose another place"
+    with pytest.raises(DataError, match=message):
+        write_atomic(tmp_path / "missing" / "a", "")

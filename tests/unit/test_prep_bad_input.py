@@ -5,7 +5,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from bnb_ds.errors import DataError
 from bnb_ds.shards import TokenShards
 from bnb_ds.tokenization import save_tokenizer, tokenizer_from_vocabulary
+from data_prep import opening
 from data_prep.opening import open_input, reading_errors
 from data_prep.verify import find_damage
 from tests.prep_helpers import prep
@@ -78,19 +81,52 @@ def test_truncated(tmp_path: Path, tokenizer: Path, suffix: str) -> None:
     assert "too early; fetch the file again (the rest of the file is skipped)" in listed
 
 
-@pytest.mark.parametrize("suffix", COMPRESS)
-def test_damaged(tmp_path: Path, tokenizer: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "place", "message"),
+    [
+        (".gz", 0.002, r"damaged compressed data \(.*\); fetch the file again"),
+        (".gz", 0.5, r"line \d+: not valid JSON \(.*\); mend or remove the line"),  # the checksum comes last
+        (".bz2", 0.002, r"damaged or not what its suffix says \(.*\); fetch it again"),
+        (".bz2", 0.5, r"damaged or not what its suffix says \(.*\); fetch it again"),
+        (".zst", 0.002, r"damaged or not what its suffix says \(.*\); fetch it again"),
+        (".zst", 0.5, r"damaged or not what its suffix says \(.*\); fetch it again"),
+    ],
+)
+def test_damaged(tmp_path: Path, tokenizer: Path, suffix: str, place: float, message: str) -> None:
     path = rows_file(tmp_path / f"a.jsonl{suffix}", ROWS)
     data = bytearray(path.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 50] = bytes(50)
+    begin = int(place * len(data))
+    data[begin : begin + 50] = bytes(50)
     path.write_bytes(data)
-    with pytest.raises(DataError, match=f"a.jsonl{suffix}: "):
+    with pytest.raises(DataError, match=f"a.jsonl{suffix}: {message}"):
         make(tmp_path, tokenizer, path)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.fixture
+def isal(request, monkeypatch: pytest.MonkeyPatch):
+    """The package that inflates in the place of zlib, with an error of its own, or a stand-in."""
+    opening._inflate_errors.cache_clear()
+    if request.param == "installed":
+        yield pytest.importorskip("isal.igzip_lib", reason="isal, which is optional, is not installed")
+    else:
+        stand_in = SimpleNamespace(IsalError=type("IsalError", (Exception,), {}))
+        monkeypatch.setitem(sys.modules, "isal", SimpleNamespace(igzip_lib=stand_in))
+        monkeypatch.setitem(sys.modules, "isal.igzip_lib", stand_in)
+        yield stand_in
+    opening._inflate_errors.cache_clear()
+
+
+@pytest.mark.parametrize("isal", ["installed", "stand-in"], indirect=True)
+def test_the_error_of_isal_is_that_of_zlib(isal) -> None:
+    message = r"^a\.gz: damaged compressed data \(bad block\); fetch the file again$"
+    with pytest.raises(DataError, match=message), reading_errors("a.gz"):
+        raise isal.IsalError("bad block")
 
 
 def test_zst_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt.zst").write_bytes(b"x")
-    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
     with (
         pytest.raises(DataError, match=r"a.txt.zst: reading .zst needs the package zstandard; pip install zstandard"),
         reading_errors(tmp_path / "a.txt.zst"),

@@ -143,6 +143,15 @@ def test_empty_corpus(tmp_path: Path, tokenizer: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_everything_held_out(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text\n")
+    command = ["text", "--input", tmp_path / "a.txt", "--tokenizer", tokenizer, "--output", tmp_path / "out"]
+    message = r"a\.txt: every document was held out; give more documents or a lower --holdout"
+    with pytest.raises(DataError, match=message):
+        prep(*command, "--holdout", "0.9999999")
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_tokenizer(tmp_path: Path, corpus: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such tokenizer; give a BertTokenizerFast directory"):
         prep("text", "--input", corpus, "--tokenizer", tmp_path / "nowhere", "--output", tmp_path / "out")

@@ -15,7 +15,7 @@ import pytest
 from bnb_ds.cli import main
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.tokenization import save_tokenizer
-from data_prep import bench_parse, progress
+from data_prep import bench, bench_parse, progress
 from data_prep.progress import Progress
 from tests.prep_helpers import prep
 
@@ -96,6 +96,13 @@ def test_bench_refuses(rows, tmp_path: Path) -> None:
         prep("bench")
     with pytest.raises(ConfigError, match="--input needs --tokenizer DIRECTORY"):
         prep(*rows[:3])
+
+
+def test_bench_of_contenders_that_disagree(rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([2, 1])
+    monkeypatch.setattr(bench, "_run", lambda *_: bench.Timing(1.0, 1.0, next(counts), 1))
+    with pytest.raises(DataError, match=r"the contenders made different numbers of tokens: \[1, 2\]"):
+        prep(*rows, "--contenders", "tokenizer alone", "prep words")
 
 
 def test_bench_of_parsing(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,20 @@ def test_where_to_read_from(tmp_path: Path, tokenizer: Path) -> None:
         prep("wikipedia", "--input", tmp_path / "a.arrow", *rest)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('{"body": "x"}\n', "rows: no column 'text'; choose --text-column from body"),
+        ('{"text": "x", "id": "1"}\n{"text": \n', r"rows/train#0: reading failed \(.*\); run the same command again"),
+    ],
+)
+def test_data_sets_that_cannot_be_read(tmp_path: Path, tokenizer: Path, rows: str, message: str) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text(rows)
+    with pytest.raises(DataError, match=message):
+        prep("wikipedia", "--dataset", tmp_path / "rows", "--tokenizer", tokenizer, "--output", tmp_path / "s")
+
+
 def test_clean_and_short(tmp_path: Path, tokenizer: Path) -> None:
     pq.write_table(
         pa.table({"id": ["1", "2"], "text": ["a\x00 \t b\n \n\n\nc  function", "short"]}), tmp_path / "a.parquet"

@@ -147,6 +147,13 @@ def test_malformed_bodies_are_the_clients_fault(client, body, status):
     assert client.get("/health").json()["status"] == "ok"
 
 
+def test_half_of_a_character_is_named(client):
+    answer = client.post(
+        "/generate", content=b'{"texts": ["a", "\\ud800"]}', headers={"content-type": "application/json"}
+    )
+    assert answer.json()["detail"].endswith("text 1 holds half of a character: send whole ones")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

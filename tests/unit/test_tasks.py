@@ -130,6 +130,7 @@ def test_bad_rows_are_left_out_on_request(tmp_path):
         ("a.docx", "", "what form it has cannot be told from its name"),
         ("a.parquet", "no", "cannot be read as parquet"),
         ("a.jsonl.gz", "no", "cannot be read"),
+        ("a.tsv", "sentence\tlabel\na\rb\t1\n", r"a\.tsv: line 2 cannot be read \(.*\); mend it"),
     ],
 )
 def test_faults_of_a_file(tmp_path, name, content, message):
@@ -137,6 +138,36 @@ def test_faults_of_a_file(tmp_path, name, content, message):
         read("sst2", train=write(tmp_path / name, content))
     with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
         read("sst2", train=str(tmp_path / "absent.jsonl"))
+
+
+def damaged_gzip(path) -> str:
+    """Deflated data that end in zlib's own error."""
+    data = bytearray(gzip.compress(json.dumps(ROWS).encode() * 99))
+    data[10:40] = b"\xff" * 30
+    path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize("form", [".jsonl", ".json", ".csv"])
+def test_damaged_compression(tmp_path, form):
+    path = damaged_gzip(tmp_path / f"a{form}.gz")
+    message = rf"a\{form}\.gz: cannot be read \(Error -3 while decompressing data: .*\); restore the file"
+    with pytest.raises(DataError, match=message):
+        read("sst2", train=path)
+
+
+def test_parallel_files_that_cannot_be_read(tmp_path):
+    source = write(tmp_path / "a.en", "one\n" * 999)
+    (tmp_path / "a.de").write_bytes(b"\xff\n")
+    cut = tmp_path / "cut.de.gz"
+    cut.write_bytes(gzip.compress(b"eins\n" * 999)[:-12])
+    for target, reason in (
+        (tmp_path / "a.de", "'utf-8' codec can't decode byte 0xff"),
+        (damaged_gzip(tmp_path / "b.de.gz"), "Error -3 while decompressing data"),
+        (cut, "Compressed file ended before the end-of-stream marker"),
+    ):
+        with pytest.raises(DataError, match=rf"a\.en or {target}: cannot be read \({reason}.*\); restore the file"):
+            read("translation", train={"source": source, "target": str(target)})
 
 
 def test_parallel_files(tmp_path):
@@ -177,6 +208,11 @@ def test_questions_of_listed_documents(tmp_path):
         read("squad_qg", train=squad, documents={"test": listed})
     with pytest.raises(ConfigError, match="rows of task sst2 belong to no documents"):
         read("sst2", train=squad, documents={"train": listed})
+    with pytest.raises(DataError, match=r"absent: cannot be read \(.*\); name a list of documents"):
+        read("squad_qg", train=squad, documents={"train": str(tmp_path / "absent")})
+    message = r"data\.documents: the test split of squad_qg is a list of documents of the training set; name the file"
+    with pytest.raises(ConfigError, match=message):
+        read("squad_qg", "test")
     with pytest.raises(DataError, match="not in the form of SQuAD"):
         read("squad_qg", train=write(tmp_path / "x.json", '{"data": [{}]}'))
 

@@ -6,14 +6,17 @@ import json
 
 import numpy as np
 import pytest
+from transformers import BertConfig, BertModel
 
-from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
 from bnb_ds.tasks import get_task
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.samples import TaskSamples
 from bnb_ds.tasks.tokenised import Lengths, tokenise
+from data_prep.documents import Document
+from data_prep.vocab import train_vocabulary
 
 SIZE = {
     "hidden_size": 12,
@@ -139,3 +142,41 @@ def test_sources_beyond_the_positions(codec):
     predicted = BnbModelSection(kind="bnb", size=SIZE, decoder_length="predicted", decoder_positions="absolute")
     with pytest.raises(ConfigError, match=r"data\.max_target_length 65: the decoder has 64 positions"):
         BnbGenerator(get_task("summarization"), Lengths(10, 65), codec, predicted).config()
+
+
+def bert_section(directory, vocab_size) -> BnbModelSection:
+    """A model whose encoder is a BERT of that vocabulary, saved without a tokenizer."""
+    BertModel(BertConfig(vocab_size=vocab_size, **SIZE)).save_pretrained(directory)
+    return BnbModelSection(kind="bnb", encoder=str(directory))
+
+
+def test_where_no_tokenizer_is_to_be_had(tmp_path):
+    cases = [
+        (BnbModelSection(kind="bnb", size=SIZE), r"data\.tokenizer: a model of random weights brings none; name a tok"),
+        (bert_section(tmp_path / "bert", 50), r"bert: holds no tokenizer; name one with data\.tokenizer"),
+    ]
+    for section, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            BnbClassifier.make_codec(get_task("sst2"), section, TaskDataSection())
+
+
+@pytest.mark.parametrize("name", ["no-such/bert", "work/models/absent", "/nowhere/bert"])
+def test_checkpoints_that_are_not_there(name):
+    """Of the hub while offline, or of this machine."""
+    for section in (BnbModelSection(kind="bnb", encoder=name), BnbModelSection(kind="bnb", checkpoint=name)):
+        with pytest.raises(
+            CheckpointError, match=f"^{name}: its tokenizer cannot be fetched; give a local directory that holds it$"
+        ):
+            BnbClassifier.make_codec(get_task("sst2"), section, TaskDataSection())
+
+
+def test_tokenizers_of_another_model(codec, small_texts, tmp_path):
+    with pytest.raises(
+        DataError, match=r"model: its vocabulary has 50 tokens, the tokenizer \d+; remove data\.tokenizer"
+    ):
+        BnbClassifier(get_task("sst2"), Lengths(20, 8), codec, bert_section(tmp_path / "bert", 50)).config()
+    train_vocabulary((Document(str(i), t, "") for i, t in enumerate(small_texts)), tmp_path / "other", vocab_size=400)
+    other = bert_section(tmp_path / "other", 700)
+    message = r"other: its tokenizer is not the one that data\.tokenizer or data\.target_tokenizer names; remove that"
+    with pytest.raises(DataError, match=message):
+        BnbGenerator(get_task("summarization"), Lengths(20, 8), codec, other).config()

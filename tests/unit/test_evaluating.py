@@ -1,0 +1,80 @@
+"""What `bnb-ds evaluate` refuses, one line each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bnb_ds.cli import main
+from bnb_ds.errors import ConfigError
+from bnb_ds.evaluating import Evaluation, best_of_evaluations
+from tests.exports import save_model
+
+
+@pytest.fixture(scope="module")
+def models(small_tokenizer, tmp_path_factory):
+    """A pre-trained model, and others that say that they were fine-tuned."""
+    folder = tmp_path_factory.mktemp("evaluating")
+    save_model(folder / "model", small_tokenizer)
+    for name, kind, task in (
+        ("tuned", "bnb", "sst2"),
+        ("texts", "bnb", "summarization"),
+        ("other", "seq2seq", "sst2"),
+    ):
+        shutil.copytree(folder / "model", folder / name)
+        made_for = {"kind": kind, "task": task, "lengths": {"source": 20, "target": 20}}
+        (folder / name / "task.json").write_text(json.dumps(made_for))
+    (folder / "half").mkdir()
+    (folder / "half" / "task.json").write_text('{"kind": "bnb"}')
+    return folder
+
+
+SET = ["{models}/texts", "--set"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--select", "--split", "test"], "--split test with --select: choosing a model on a test split is refus"),
+        (["a", "b", "--output", "o"], "--output: several models would write into one directory; leave it out"),
+        (["{models}/absent"], "absent: not a fine-tuned model (task.json: "),
+        (["{models}/half"], "half: not a fine-tuned model (task.json: 'task'); give the `best` directory of a run"),
+        (["{models}/absent", "--task", "sst2"], "absent: no model directory ("),
+        (
+            ["{models}/model", "--task", "sst2"],
+            "model: was not fine-tuned, and has no head for sst2; run runs/finetune",
+        ),
+        (["{models}/tuned", "--task", "mnli"], "--task mnli: {models}/tuned was fine-tuned for sst2; give that"),
+        (["{models}/other"], "model.kind seq2seq: task sst2 asks for labels; kinds that can: bnb, classifier"),
+        ([*SET, "steps=3"], "override 'steps=3': write it as data.KEY=VALUE"),
+        ([*SET, "data.max_source_length=x"], "error: data.max_source_length: "),
+        ([*SET, "data.max_sourse_length=9"], "unknown key 'data.max_sourse_length': did you mean 'max_source_length'?"),
+        ([*SET, "data.max_source_length"], "override 'data.max_source_length': write it as key.path=value"),
+        (
+            [*SET, "data.split={{validation: 0.5, test: 0.5}}"],
+            "error: data.split: validation 0.5 and test 0.5 leave not",
+        ),
+    ],
+)
+def test_what_is_refused_is_one_line(models, capsys, arguments, message):
+    assert main(["evaluate", *(argument.format(models=models) for argument in arguments)]) == 2
+    said = capsys.readouterr().err
+    assert message.format(models=models) in said
+    assert said.count("\n") == 1
+
+
+def test_every_fault_of_the_data_is_told_at_once(models, capsys):
+    wrong = ["--set", "data.max_source_length=x", "--set", "data.tests=x"]
+    assert main(["evaluate", str(models / "texts"), *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "data.max_source_length: " in said
+    assert "unknown key 'data.tests': did you mean 'test'?" in said
+
+
+def test_the_best_of_different_tasks():
+    evaluations = {Path(name): Evaluation(Path(name), {"task": name}) for name in ("sst2", "cola")}
+    with pytest.raises(ConfigError, match=r"--select: the models are of different tasks \(cola, sst2\); compare like"):
+        best_of_evaluations(evaluations)

@@ -1,0 +1,67 @@
+"""What `bnb-ds export` refuses: runs without a whole checkpoint, with files missing, and what has no such export."""
+
+from __future__ import annotations
+
+import pytest
+
+from bnb_ds.cli import main
+from bnb_ds.errors import CheckpointError
+from bnb_ds.export_tasks import best_of
+from bnb_ds.weights import read_weights
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with one checkpoint that says it is whole, and holds nothing."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "checkpoint.json").write_text('{"files": {}}')
+    (tmp_path / "run" / "config.resolved.yaml").touch()
+    return tmp_path / "run"
+
+
+def refusal(capsys, *arguments) -> str:
+    """The line that `bnb-ds export` ends with."""
+    assert main(["export", *map(str, arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_runs_without_a_whole_checkpoint(run, tmp_path, capsys):
+    said = refusal(capsys, tmp_path, tmp_path / "new")
+    assert f"{tmp_path}: no whole checkpoint here; name a step_* directory or a run's output_dir" in said
+    with pytest.raises(CheckpointError, match="absent: no whole checkpoint here; train longer, or name another run"):
+        best_of(tmp_path / "absent")
+    (run / "checkpoints" / "step_00000001" / "checkpoint.json").write_text('{"files": {"a": {"bytes": 1}}}')
+    with pytest.raises(CheckpointError, match="step_00000001: a is missing; restore it, or export another checkpoint"):
+        best_of(run)
+
+
+def test_the_configuration_is_missing(run, tmp_path, capsys):
+    said = refusal(capsys, run, tmp_path / "new")
+    assert f"{run}: has no model/config.json; restore it from a copy of the run" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_encoder_of_a_fine_tuned_model(run, tmp_path, capsys):
+    (run / "model").mkdir()
+    (run / "model" / "task.json").touch()
+    said = refusal(capsys, run, tmp_path / "new", "--encoder")
+    assert f"--encoder: {run} is a fine-tuned model; export the run it started from" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ([], "No such file or directory"),
+        (["mp_rank_00_model_states.pt"], ""),
+        (["zero_pp_rank_0_mp_rank_00_optim_states.pt"], ""),
+    ],
+)
+def test_weights_that_are_not_deepspeeds(run, files, reason):
+    checkpoint = run / "checkpoints" / "step_00000001"
+    for name in files:
+        (checkpoint / name).write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=f"step_00000001: cannot be read as a DeepSpeed checkpoint: .*{reason}"):
+        read_weights(checkpoint)

@@ -1,0 +1,89 @@
+"""Two evaluations compared: what cannot be, and that every score of a task can."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bnb_ds.cli import main
+from bnb_ds.scoring import score_labels
+from bnb_ds.significance import compare
+
+TEXTS = ["a b", "c d"]
+LABELS = ["unacceptable", "acceptable"]
+
+
+def evaluation(folder, task="summarization", split="test", references=TEXTS, predictions=None):
+    """What `bnb-ds evaluate` writes; without ``predictions`` they are the references."""
+    folder.mkdir()
+    (folder / "eval_results.json").write_text(json.dumps({"task": task, "split": split}))
+    for name, lines in (("references", references), ("generated_predictions", predictions or references)):
+        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def evaluations(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluation(tmp_path / "a")
+    evaluation(tmp_path / "split", split="validation")
+    evaluation(tmp_path / "labels", task="sst2", references=["negative", "positive"])
+    evaluation(tmp_path / "rows", references=["a b", "x"])
+    evaluation(tmp_path / "few", predictions=["a b"])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "split"], "split: its split is validation, that of a test; give two evaluations of one"),
+        (["a", "labels"], "labels: its task is sst2, that of a summarization; give two evaluations of one"),
+        (["a", "rows"], "rows: its references are not those of a; evaluate both on the same rows"),
+        (["a", "few"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
+        (["few", "a"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
+        (["a", "absent"], "absent: holds no evaluation ("),
+        (["labels", "labels", "--score", "f2"], "--score f2: not a score of sst2; known: accuracy"),
+        (["a", "a", "--score", "rouge3"], "--score rouge3: did you mean 'rougeL'?"),
+        (["a", "a", "--score", "meteor"], "--score meteor: give one of rouge1, rouge2, rougeL, bleu, bleu4"),
+    ],
+)
+def test_what_cannot_be_compared(evaluations, capsys, arguments, message):
+    assert main(["compare", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"task": "sst2"}', "{"])
+def test_results_that_are_none(evaluations, capsys, content):
+    (evaluations / "rows" / "eval_results.json").write_text(content)
+    assert main(["compare", "a", "rows"]) == 2
+    said = capsys.readouterr().err
+    assert "rows: holds no evaluation (" in said
+    assert said.endswith("; give a directory of `bnb-ds evaluate`\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["references.txt", "generated_predictions.txt"])
+@pytest.mark.parametrize(
+    "damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"\xff\n")], ids=["missing", "no text"]
+)
+def test_files_that_are_missing_or_no_text(evaluations, capsys, name, damage):
+    damage(evaluations / "few" / name)
+    assert main(["compare", "a", "few"]) == 2
+    said = capsys.readouterr().err
+    assert "few: holds no evaluation (" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["mcc", "matthews_correlation", None])
+def test_the_score_of_cola_goes_by_both_its_names(tmp_path, name):
+    generator = np.random.default_rng(0)
+    references, *outputs = (generator.integers(0, 2, 40) for _ in range(3))
+    words = [[LABELS[label] for label in labels] for labels in (references, *outputs)]
+    folders = [evaluation(tmp_path / str(i), "cola", "validation", words[0], words[i]) for i in (1, 2)]
+    found = compare(*folders, score=name, resamples=5)
+    expected = [score_labels(["mcc"], labels, references).values["matthews_correlation"] for labels in outputs]
+    assert [found.first, found.second] == pytest.approx(expected)
