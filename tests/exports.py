@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from bnb_ds.modeling import BnbForConditionalGeneration
 from tests.tiny import bnb_config
@@ -15,6 +16,7 @@ MAX_TOKENS = 48
 
 def save_model(directory: Path, tokenizer, **fields: Any) -> Path:
     """Write a model whose outputs are as varied as its sources."""
+    disable_progress_bar()  # as every command does; in a test's output it would be taken for the command's
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
     torch.manual_seed(0)
     model = BnbForConditionalGeneration(bnb_config(sizes, sizes, **{"decoder_length_ratio": 1.0, **fields}))
