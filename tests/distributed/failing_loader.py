@@ -51,7 +51,8 @@ def main() -> None:
     )
     try:
         for step, _ in enumerate(loader.steps(0, 10), start=1):
-            print(f"rank {distributed.rank()} has step {step}", flush=True)
+            # With its end in one write: the ranks share a pipe.
+            print(f"rank {distributed.rank()} has step {step}\n", end="", flush=True)
     finally:
         distributed.shutdown(after_error=True)
 
