@@ -28,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
-from bnb_ds.dropout_attention import attend_with_dropout
+from bnb_ds.dropout_attention import attend_with_dropout, sequences
 from bnb_ds.packing import PackedLayout
 
 IMPLEMENTATION = "bnb_packed"
@@ -103,13 +103,10 @@ def _attend_each(
     dropout: float,
     scaling: float | None,
 ) -> Tensor:
-    of_keys = key_layout.lengths.tolist()
-    parts = query_NAD.split(layout.lengths.tolist()), key_NAD.split(of_keys), value_NAD.split(of_keys)
+    lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
     attended = [
-        scaled_dot_product_attention(
-            *(part_nAD.transpose(0, 1)[None] for part_nAD in sequence), dropout_p=dropout, scale=scaling
-        )
-        for sequence in zip(*parts, strict=True)
+        scaled_dot_product_attention(*(part_AnD[None] for part_AnD in parts), dropout_p=dropout, scale=scaling)
+        for parts in sequences(lengths, (query_NAD,), (key_NAD, value_NAD))
     ]
     return torch.cat([out_1AnD[0].transpose(0, 1) for out_1AnD in attended])
 

@@ -62,7 +62,7 @@ class _Attention(torch.autograd.Function):
         ctx.settings = lengths, dropout, scaling, seed
         attended_NAD = torch.empty_like(query_NAD)
         masks = _masks(dropout, seed)
-        for query, out, key, value in _sequences(lengths, (query_NAD, attended_NAD), (key_NAD, value_NAD)):
+        for query, out, key, value in sequences(lengths, (query_NAD, attended_NAD), (key_NAD, value_NAD)):
             weights = _weights(query, key, scaling)
             out.copy_(weights.mul_(_next_mask(masks, weights)) @ value)
         ctx.save_for_backward(query_NAD, key_NAD, value_NAD, attended_NAD)
@@ -77,7 +77,7 @@ class _Attention(torch.autograd.Function):
         of_queries = query_NAD, attended_NAD, grad_NAD, grads[0]
         of_keys = key_NAD, value_NAD, grads[1], grads[2]
         masks = _masks(dropout, seed)
-        for query, out, grad, grad_query, key, value, grad_key, grad_value in _sequences(lengths, of_queries, of_keys):
+        for query, out, grad, grad_query, key, value, grad_key, grad_value in sequences(lengths, of_queries, of_keys):
             weights = _weights(query, key, scaling)
             mask = _next_mask(masks, weights)
             grad_value.copy_((weights * mask).transpose(1, 2) @ grad)
@@ -89,7 +89,7 @@ class _Attention(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-def _sequences(
+def sequences(
     lengths: tuple[Sequence[int], Sequence[int]], of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]
 ) -> Iterator[list[Tensor]]:
     """Views [A, q or k, D] of each sequence's part of all tensors."""

@@ -38,8 +38,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 [ $# -gt 0 ] || usage
-program=runs/pretrain.py
-case $1 in *.py) program=$1 && shift ;; esac
+[[ $1 == *.py ]] || set -- runs/pretrain.py "$@"
 [[ $num_gpus =~ ^[1-9][0-9]*$ ]] || fail "--num_gpus: give the number of GPUs of a host"
 if [ -n "$hostfile" ]; then
     [ -r "$hostfile" ] || fail "--hostfile $hostfile: no such file"
@@ -61,7 +60,7 @@ export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=5 
 
 # In a session of its own: a Ctrl-C here is for this script, which passes it on in its own way.
 setsid deepspeed "${where[@]}" --num_gpus "$num_gpus" --master_port "$port" --enable_each_rank_log "$logs" \
-    "$program" "$@" > "$logs/launcher.log" 2>&1 &
+    "$@" > "$logs/launcher.log" 2>&1 &
 launcher=$!
 trap 'touch "$BNB_STOP_FILE"' TERM USR1 INT
 

@@ -34,8 +34,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 [ $# -gt 0 ] || usage
-program=runs/pretrain.py
-case $1 in *.py) program=$1 && shift ;; esac
+[[ $1 == *.py ]] || set -- runs/pretrain.py "$@"
 [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus: give the number of GPUs of this host"
 [ "$nodes" = 1 ] || [ "$master" != 127.0.0.1 ] || fail "--nodes $nodes needs --master: the host that the others meet at"
 [ -z "$interface" ] || export NCCL_SOCKET_IFNAME=$interface GLOO_SOCKET_IFNAME=$interface
@@ -44,7 +43,7 @@ case $master in *:*) endpoint=$master ;; *) endpoint=$master:29500 ;; esac
 mkdir -p "$logs"
 setsid torchrun --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "$restarts" --rdzv-backend c10d \
     --rdzv-endpoint "$endpoint" --rdzv-id "${BNB_JOB_ID:-bnb}" --log-dir "$logs" --tee 3 \
-    "$program" "$@" --resume auto &
+    "$@" --resume auto &
 launcher=$!
 # torchrun itself would end the ranks after 30 s and fail; told one by one they save, and it ends well.
 trap 'pkill -TERM --parent "$launcher" || true' TERM USR1 INT
