@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from bnb_ds.errors import DataError
+
+#: what reading a text may raise, compressed or not
+READING_ERRORS = (OSError, EOFError, zlib.error, UnicodeDecodeError)
 
 
 def sha256_file(path: Path) -> str:

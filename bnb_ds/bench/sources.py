@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from bnb_ds.errors import DataError
+from bnb_ds.files import READING_ERRORS
 
 
 def read_sources(
@@ -37,7 +37,7 @@ def read_texts(path: Path, count: int) -> list[str]:
     """Texts spread evenly over a file; see `read_sources`."""
     try:
         texts = [text for text in _texts(path) if text.strip()]
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+    except (*READING_ERRORS, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise DataError(f"--data {path}: cannot be read ({reason}); give SQuAD JSON, JSON lines or text") from None
     if not texts:

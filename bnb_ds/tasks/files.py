@@ -10,19 +10,18 @@ import gzip
 import io
 import json
 import urllib.parse
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from bnb_ds.errors import DataError
+from bnb_ds.files import READING_ERRORS
 from bnb_ds.tasks.task import HubData
 
 Row = dict[str, Any]
 #: where a row is, and the row, or what is wrong with it
 PlacedRow = tuple[str, Row | DataError]
 
-_READING_ERRORS = (OSError, EOFError, zlib.error, UnicodeDecodeError)
 _FORMS = ".json, .jsonl, .csv, .tsv, .txt (tabs) or .parquet, text also as .gz"
 
 
@@ -53,7 +52,7 @@ def read_file(path: Path, *, form: str = "rows", header: bool = True) -> Iterato
                 yield from _json_lines(path, file)
             else:
                 yield from _table(path, file, "," if suffix == ".csv" else "\t", header)
-        except _READING_ERRORS as error:
+        except READING_ERRORS as error:
             raise DataError(f"{path}: cannot be read ({error}); restore the file") from None
 
 
@@ -79,7 +78,7 @@ def read_parallel(source: Path, target: Path) -> Iterator[PlacedRow]:
                     )
                 place = f"{source} and {target}: line {number}"
                 yield place, {"source": left.rstrip("\r\n"), "target": right.rstrip("\r\n")}
-        except _READING_ERRORS as error:
+        except READING_ERRORS as error:
             raise DataError(f"{source} or {target}: cannot be read ({error}); restore the file") from None
 
 
