@@ -28,8 +28,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.dropout_attention import attend_with_dropout, sequences
-from bnb_ds.packing import PackedLayout
 
 IMPLEMENTATION = "bnb_packed"
 

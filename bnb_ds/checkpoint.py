@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bnb_ds import distributed
+from bnb_ds.common.files import sha256_file, sync, write_atomic
+from bnb_ds.common.outputs import disk_errors
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.errors import CheckpointError, DataError
-from bnb_ds.files import sha256_file, sync, write_atomic
-from bnb_ds.outputs import disk_errors
 
 _MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step_(\d{8})")

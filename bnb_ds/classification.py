@@ -16,12 +16,12 @@ from transformers import AutoModelForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertPooler
 
 from bnb_ds.bert_init import read_bert, read_bert_config
+from bnb_ds.common.packing import pack_inputs
 from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
 from bnb_ds.layers import BnbEncoder
 from bnb_ds.model_outputs import BnbClassifierOutput
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbPreTrainedModel
-from bnb_ds.packing import pack_inputs
 
 #: what is no part of the encoder in a saved sequence-to-sequence model
 _OTHER_PARTS = [r"^lm_head\.", r"^(model\.)?(latent|decoder|length_predictor|enc_to_dec_proj)\."]
@@ -57,7 +57,7 @@ class BnbEncoderModel(BnbPreTrainedModel):
         """Hidden states of the last layer, [B, L, H] (zero at padding) or packed [N, H].
 
         Args:
-            input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen: see `bnb_ds.packing.pack_inputs`.
+            input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen: see `bnb_ds.common.packing.pack_inputs`.
         """
         inputs = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         return inputs.restore(self.encoder(inputs))
@@ -152,7 +152,7 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
         """Classify each sequence.
 
         Args:
-            input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen: see `bnb_ds.packing.pack_inputs`.
+            input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen: see `bnb_ds.common.packing.pack_inputs`.
             labels: int64 [B], classes; with one label float [B].
 
         Raises:

@@ -15,10 +15,10 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from bnb_ds import __version__
-from bnb_ds.arguments import natural, positive
 from bnb_ds.bench.cli import add_bench
 from bnb_ds.cli_baselines import add_baseline_commands
 from bnb_ds.cli_tasks import add_task_commands
+from bnb_ds.common.arguments import natural, positive
 from bnb_ds.configuration import DECODER_LENGTH_POLICIES
 from bnb_ds.curves import add_curves
 from bnb_ds.errors import EXIT_USER_ERROR, ConfigError, run_reporting_errors

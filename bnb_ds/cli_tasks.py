@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bnb_ds.arguments import add_overrides, positive
+from bnb_ds.common.arguments import add_overrides, positive
 
 
 def add_task_commands(commands: argparse._SubParsersAction) -> None:

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from bnb_ds.corruption import OBJECTIVES
+from bnb_ds.data.corruption import OBJECTIVES
+from bnb_ds.data.sequences import Building
 from bnb_ds.errors import nearest
-from bnb_ds.sequences import Building
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 

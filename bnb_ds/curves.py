@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bnb_ds.common.outputs import new_file
 from bnb_ds.errors import ConfigError, DataError, nearest
-from bnb_ds.outputs import new_file
 
 Curves = dict[str, list[tuple[int, float]]]  # tag -> (step, value)
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from bnb_ds.batching import default_token_budget, plan_batches
+from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.ctc import collapse, linear_argmax, linear_best
+from bnb_ds.ctc.loss import collapse, linear_argmax, linear_best
 from bnb_ds.ctc_search import Slots, ctc_score, refine
 from bnb_ds.decode_options import DecodeOptions
-from bnb_ds.packing import PackedInputs, PackedLayout
 from bnb_ds.slots import open_slots
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
+from bnb_ds.common.files import sha256_file
+from bnb_ds.common.line_files import ResumableOutput, refuse_no_such_share, share_path
 from bnb_ds.errors import ConfigError
 from bnb_ds.evaluating import system_and_data
 from bnb_ds.export_tasks import best_model
-from bnb_ds.files import sha256_file
-from bnb_ds.line_files import ResumableOutput, refuse_no_such_share, share_path
 from bnb_ds.systems.baselines import AutoregressiveSystem
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import Example, read_examples

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bnb_ds.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout
 
 _LEVELS = 1 << 16  # of 16 random bits: a probability is met to 1/65536
 

@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 import torch
 
-from bnb_ds import checkpoint, distributed
+from bnb_ds import checkpoint
+from bnb_ds.common.outputs import disk_errors
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.ds_config import DsConfig
 from bnb_ds.errors import CheckpointError
-from bnb_ds.outputs import disk_errors
 
 WEIGHTS_ONLY_FLAG = "--resume-weights-only"
 

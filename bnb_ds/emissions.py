@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc import compute_dtype, logits_in_chunks
-from bnb_ds.ctc_alignment import nll_and_occupancy
-from bnb_ds.ctc_head import exact_dtype
-from bnb_ds.ctc_inputs import align
-from bnb_ds.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout
+from bnb_ds.ctc.alignment import nll_and_occupancy
+from bnb_ds.ctc.head import exact_dtype
+from bnb_ds.ctc.inputs import align
+from bnb_ds.ctc.loss import compute_dtype, logits_in_chunks
 
 _SCORED_ROWS = 2048  # slots of outputs that are scored together
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnb_ds import ctc_kernels
+from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.ds_config import DsConfig
 from bnb_ds.errors import ConfigError
 from bnb_ds.fused import choose_optimizer, fuse_layer_norms

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bnb_ds.batching import default_token_budget, plan_batches
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.ctc import collapse
+from bnb_ds.ctc.loss import collapse
 from bnb_ds.decode_options import DecodeOptions
 from bnb_ds.decoding import generate_rows
 from bnb_ds.errors import CheckpointError, ConfigError

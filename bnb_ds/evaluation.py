@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 
-from bnb_ds import distributed
-from bnb_ds.batch import PackedBatch
+from bnb_ds.data.batch import PackedBatch
+from bnb_ds.data.loader import SampleSource
 from bnb_ds.decoding import greedy_rows
-from bnb_ds.loader import SampleSource
+from bnb_ds.distributed import ranks as distributed
 
 _EVALUATION_EPOCH = 0
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from bnb_ds.bert_init import checkpoint_errors
 from bnb_ds.configuration import BnbConfig
+from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.modeling import BnbForConditionalGeneration, decoder_lengths
-from bnb_ds.tokenization import load_tokenizer
 
 ONNX_FILE = "model.onnx"
 _HASHED_BYTES = 1 << 20

@@ -21,7 +21,7 @@ def _call(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
     from transformers.utils.logging import disable_progress_bar
 
-    from bnb_ds import distributed
+    from bnb_ds.distributed import ranks as distributed
     from bnb_ds.finetuning import describe_finetune_dry_run, finetune, make_finetune_plan
 
     disable_progress_bar()  # of loading and saving weights

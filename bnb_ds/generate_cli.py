@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.arguments import natural, positive
+from bnb_ds.common.arguments import natural, positive
 from bnb_ds.errors import ConfigError
 
 _FLAGS_OF_SHARING = ("--processes",)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from bnb_ds.common.files import sync
+from bnb_ds.common.outputs import disk_errors, new_file, sync_file
 from bnb_ds.errors import DataError
-from bnb_ds.files import sync
 from bnb_ds.generation import LineJob, for_task
-from bnb_ds.outputs import disk_errors, new_file, sync_file
 
 
 def generate_in_processes(job: LineJob, command: list[str], num_processes: int) -> str:

@@ -14,10 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bnb_ds.corruption import Corruption
-from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.exported import fingerprint, load_exported, longest_source
-from bnb_ds.line_files import (
+from bnb_ds.common.line_files import (
     Line,
     ResumableOutput,
     input_identity,
@@ -27,12 +24,15 @@ from bnb_ds.line_files import (
     share_of_file,
     share_path,
 )
-from bnb_ds.memory import return_freed_memory
+from bnb_ds.common.memory import return_freed_memory
+from bnb_ds.common.randomness import hash64
+from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.samples import PretrainSamples
+from bnb_ds.data.tokenization import tokenizer_hash
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.exported import fingerprint, load_exported, longest_source
 from bnb_ds.pipeline import WINDOW_CHARACTERS, WINDOW_TEXTS, BnbPipeline
-from bnb_ds.randomness import hash64
-from bnb_ds.samples import PretrainSamples
-from bnb_ds.shards import TokenShards
-from bnb_ds.tokenization import tokenizer_hash
+from bnb_ds.shards.reader import TokenShards
 
 
 @dataclass(frozen=True)

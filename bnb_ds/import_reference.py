@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bnb_ds.common.outputs import new_directory
+from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, vocabulary_size
 from bnb_ds.errors import DataError
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.outputs import new_directory
-from bnb_ds.tokenization import load_tokenizer, save_tokenizer, vocabulary_size
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 

@@ -37,7 +37,7 @@ def read_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tu
     Raises:
         ConfigError: ``--profile-steps`` is no range.
     """
-    from bnb_ds import distributed
+    from bnb_ds.distributed import ranks as distributed
     from bnb_ds.profiling import parse_range
     from bnb_ds.training import Launch
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
 
+from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
-from bnb_ds.packing import PackedInputs, PackedLayout
 from bnb_ds.slots import DecoderSlots
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.packing import PackedLayout
 
 
 class LengthPredictor(nn.Module):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
-from bnb_ds.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout
 
 
 @dataclass

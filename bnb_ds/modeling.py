@@ -2,7 +2,7 @@
 
     source tokens -> encoder -> latent (one per token) -> decoder slots -> LM head -> CTC
 
-Inside, everything token-wise runs on one row of real tokens (`bnb_ds.packing`); attention alone knows sequences.
+Inside, everything token-wise runs on one row of real tokens (`bnb_ds.common.packing`); attention alone knows sequences.
 Padded input is packed on entry and what is returned is padded again. How many slots there are, and whether CTC or
 length classification reads the target off them, is ``config.decoder_length``.
 
@@ -24,14 +24,14 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds.attention import IMPLEMENTATION
 from bnb_ds.bert_init import initialise_from_bert
+from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.ctc import linear_argmax
+from bnb_ds.ctc.loss import linear_argmax
 from bnb_ds.decoding import GenerateOutput, generate
 from bnb_ds.errors import ConfigError
 from bnb_ds.layers import BnbDecoder, BnbEncoder, BnbLMHead, tie_halves
 from bnb_ds.length import LengthPredictor, stretch_latents
 from bnb_ds.model_outputs import BnbModelOutput, BnbOutput
-from bnb_ds.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
 from bnb_ds.reference import load_reference
 from bnb_ds.slots import DecoderSlots, decoder_lengths, open_slots
 from bnb_ds.target_loss import Targets, ctc_scores, length_scores, read_targets, token_scores
@@ -123,7 +123,7 @@ class BnbModel(BnbPreTrainedModel):
         """Model inputs in the form that `encode` takes; arguments as in `BnbForConditionalGeneration.forward`.
 
         Raises:
-            ValueError: as `bnb_ds.packing.pack_inputs` says.
+            ValueError: as `bnb_ds.common.packing.pack_inputs` says.
             ConfigError: packed input for decoder length ``"padded"``.
         """
         if self.config.decoder_length != "padded":

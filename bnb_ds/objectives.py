@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bnb_ds.batch import PackedBatch
+from bnb_ds.data.batch import PackedBatch
 
 
 class Objective(Protocol):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bnb_ds import distributed
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.errors import ConfigError
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
-from bnb_ds.packing import PackedInputs, PackedLayout
 from bnb_ds.slots import DecoderSlots, decoder_lengths
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bnb_ds.plan import Plan
 
 _GIB = 2**30
-_CTC_CHUNK_BYTES = 2**28  # of bnb_ds.ctc_head on a GPU
+_CTC_CHUNK_BYTES = 2**28  # of bnb_ds.ctc.head on a GPU
 
 
 def count_parameters(model: nn.Module) -> int:

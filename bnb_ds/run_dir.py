@@ -23,11 +23,11 @@ import yaml
 from pydantic import ValidationError
 
 from bnb_ds import checkpoint
+from bnb_ds.common.files import write_atomic
+from bnb_ds.common.outputs import disk_errors
 from bnb_ds.config import TrainingRecipe
 from bnb_ds.ds_config import DsConfig
 from bnb_ds.errors import CheckpointError, ConfigError
-from bnb_ds.files import write_atomic
-from bnb_ds.outputs import disk_errors
 from bnb_ds.recipes import differences, dump_recipe
 
 _PACKAGES = ("bnb_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy")

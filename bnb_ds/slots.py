@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
-from bnb_ds.packing import PackedLayout
 
 Lengths = TypeVar("Lengths", np.ndarray, Tensor)
 

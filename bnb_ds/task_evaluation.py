@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnb_ds import distributed
-from bnb_ds.markdown import markdown_table
+from bnb_ds.common.markdown import markdown_table
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.scoring import Scores, predicted, scores_of
 from bnb_ds.systems import System
 from bnb_ds.tasks.samples import TaskSamples

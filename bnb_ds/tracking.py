@@ -15,9 +15,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from bnb_ds import distributed
+from bnb_ds.common.files import write_atomic
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.errors import DataError
-from bnb_ds.files import write_atomic
 
 METRICS_FILE = "metrics.jsonl"
 

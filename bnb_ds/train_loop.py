@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from bnb_ds import distributed
 from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.data.loader import StepLoader
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.early_stopping import EarlyStopping
-from bnb_ds.loader import StepLoader
 from bnb_ds.phases import Phases
 from bnb_ds.spikes import SpikeDetector
 from bnb_ds.tracking import Tracker

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnb_ds import distributed
-from bnb_ds.batch import PackedBatch
+from bnb_ds.common.randomness import hash64
+from bnb_ds.data.batch import PackedBatch
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.engine import abandon_step, take_step
 from bnb_ds.errors import NonFiniteLossError
 from bnb_ds.objectives import Objective
 from bnb_ds.phases import Phases
-from bnb_ds.randomness import hash64
 from bnb_ds.spikes import SpikeDetector
 
 _STREAM_DROPOUT = 0xD209

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bnb_ds.batch import PackedBatch
-from bnb_ds.markdown import markdown_table
+from bnb_ds.common.markdown import markdown_table
+from bnb_ds.data.batch import PackedBatch
 from bnb_ds.tracking import Tracker
 
 

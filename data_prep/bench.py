@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.markdown import markdown_table
 from data_prep.engines import ENGINES
 
 BASELINE = "datasets.map"
@@ -169,7 +169,7 @@ def _datasets_map(name: str, arguments: dict):
 def _tokenizer_alone(name: str, arguments: dict):
     import pyarrow.parquet as pq
 
-    from bnb_ds.tokenization import load_tokenizer
+    from bnb_ds.data.tokenization import load_tokenizer
     from data_prep.engines import TokenizersEngine, document_backend
 
     engine = TokenizersEngine(document_backend(load_tokenizer(arguments["tokenizer"])))
@@ -185,8 +185,8 @@ def _tokenizer_alone(name: str, arguments: dict):
 
 
 def _prep(name: str, arguments: dict):
-    from bnb_ds.shards import SPLITS
-    from bnb_ds.tokenization import load_tokenizer
+    from bnb_ds.data.tokenization import load_tokenizer
+    from bnb_ds.shards.reader import SPLITS
     from data_prep.prepare import Options, prepare
     from data_prep.text import TextFormat, find_files
     from data_prep.wikipedia import WikipediaSource

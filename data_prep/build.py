@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import BertTokenizerFast
 
+from bnb_ds.data.tokenization import DocumentEncoder, describe_tokenizer
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.shards import DEFAULT_TOKENS_PER_SHARD, Manifest, ShardWriter
-from bnb_ds.tokenization import DocumentEncoder, describe_tokenizer
+from bnb_ds.shards.reader import DEFAULT_TOKENS_PER_SHARD, Manifest, ShardWriter
 from data_prep.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE, Document, batched, is_held_out
 
 # A batch is what the tokenizer works on at once; its encodings take about a hundred bytes per token.
@@ -36,7 +36,7 @@ def build_shards(
         documents: the corpus, in the order in which it is to be stored.
         directory: where the shards go; new or empty.
         tokenizer: makes the ids; a copy goes with the shards.
-        sources: for the manifest, see :class:`~bnb_ds.shards.ShardWriter`.
+        sources: for the manifest, see :class:`~bnb_ds.shards.reader.ShardWriter`.
         holdout: share of the documents for evaluation, in [0, 1), chosen by a hash of their ids.
         tokens_per_shard: size at which a new shard is begun.
         settings: what else decided the documents, for the manifest.

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.shards import SPLITS, Manifest
+from bnb_ds.shards.reader import SPLITS, Manifest
 from data_prep import cli_bench
 from data_prep.cli_tools import add_tools
 from data_prep.engines import ENGINE_NAMES
@@ -83,7 +83,7 @@ def run_pubmed(args: argparse.Namespace) -> None:
 
 def run_source(args: argparse.Namespace, source: Source) -> None:
     """Make the shards of a source as the options say, and print one line of what was done."""
-    from bnb_ds.tokenization import load_tokenizer
+    from bnb_ds.data.tokenization import load_tokenizer
     from data_prep.prepare import prepare
     from data_prep.progress import Progress
 

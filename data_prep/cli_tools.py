@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.shards import SPLITS, TokenShards, read_manifest
+from bnb_ds.shards.reader import SPLITS, TokenShards, read_manifest
 
 DAMAGED = 1  # exit code
 
@@ -51,7 +51,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> None:
     """``prep show``: documents back as text."""
-    from bnb_ds.tokenization import load_tokenizer
+    from bnb_ds.data.tokenization import load_tokenizer
 
     shards = TokenShards(args.directory, args.split)
     if not 0 <= args.first < len(shards):

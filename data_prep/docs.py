@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnb_ds.common.outputs import new_file
 from bnb_ds.errors import DataError
-from bnb_ds.outputs import new_file
 from data_prep.documents import Document
 
 # Import name and distribution name of what the installation brings in English; absent ones are passed over.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bnb_ds.outputs import disk_errors
+from bnb_ds.common.outputs import disk_errors
 from data_prep.documents import Deletion, Document, Omitted, Record
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from bnb_ds.common.files import sync
+from bnb_ds.common.outputs import disk_errors, write_synced
 from bnb_ds.errors import DataError
-from bnb_ds.files import sync
-from bnb_ds.outputs import disk_errors, write_synced
-from bnb_ds.shard_manifest import (
+from bnb_ds.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     TOKENIZER_DIRECTORY,
@@ -22,7 +22,7 @@ from bnb_ds.shard_manifest import (
     ManifestTotals,
     token_dtype,
 )
-from bnb_ds.shards import SPLITS, Manifest
+from bnb_ds.shards.reader import SPLITS, Manifest
 from data_prep.workspace import Workspace
 
 BAD_RECORDS_NAME = "bad_records.jsonl"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from bnb_ds.common.memory import keep_freed_memory
 from bnb_ds.errors import DataError
-from bnb_ds.memory import keep_freed_memory
 from data_prep.progress import Progress
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import BertTokenizerFast
 
+from bnb_ds.data.tokenization import describe_tokenizer
 from bnb_ds.errors import ConfigError
-from bnb_ds.shards import DEFAULT_TOKENS_PER_SHARD, Manifest
-from bnb_ds.tokenization import describe_tokenizer
+from bnb_ds.shards.reader import DEFAULT_TOKENS_PER_SHARD, Manifest
 from data_prep import worker
 from data_prep.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE
 from data_prep.engines import EngineFault, WrongIds, candidates

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bnb_ds.common.outputs import new_file
 from bnb_ds.errors import ConfigError
-from bnb_ds.outputs import new_file
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 
 SPECIAL_TOKENS_OF_A_SEQUENCE = 2  # [CLS] and [SEP]
 _BAR_CHARACTERS = 40

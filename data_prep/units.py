@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from bnb_ds.common.files import sha256_file
 from bnb_ds.errors import DataError
-from bnb_ds.files import sha256_file
 from data_prep.documents import Record
 from data_prep.opening import COMPRESSIONS, kind, unreadable
 

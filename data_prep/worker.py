@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bnb_ds.common.outputs import disk_errors
 from bnb_ds.errors import DataError
-from bnb_ds.outputs import disk_errors
-from bnb_ds.shard_files import ShardFiles
-from bnb_ds.shards import SPLITS, TokenizerInfo
+from bnb_ds.shards.files import ShardFiles
+from bnb_ds.shards.reader import SPLITS, TokenizerInfo
 from data_prep.documents import BadRecord, Document, Omitted, Record, batched, is_held_out
 from data_prep.engines import PROOF_CHARACTERS, Candidate, EngineFault
 from data_prep.index import DROP_REASONS, IndexBuilder

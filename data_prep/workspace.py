@@ -24,11 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bnb_ds.common.files import sync
+from bnb_ds.common.outputs import disk_errors, new_directory, write_synced
 from bnb_ds.errors import DataError
-from bnb_ds.files import sync
-from bnb_ds.outputs import disk_errors, new_directory, write_synced
-from bnb_ds.shard_writer import LOCK_NAME, PARTIAL_DIRECTORY, refuse_foreign
-from bnb_ds.shards import TokenizerInfo
+from bnb_ds.shards.reader import TokenizerInfo
+from bnb_ds.shards.writer import LOCK_NAME, PARTIAL_DIRECTORY, refuse_foreign
 
 _LOCK_PATIENCE_SECONDS = 3.0  # workers of a killed run outlive it by a moment
 

@@ -21,7 +21,7 @@ def main() -> int:
 def call(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     launch, world_size = read_launch(parser, args)
 
-    from bnb_ds import distributed
+    from bnb_ds.distributed import ranks as distributed
     from bnb_ds.plan import describe_dry_run, make_plan
     from bnb_ds.pretraining import pretrain
 

@@ -41,7 +41,7 @@ def small_texts() -> list[str]:
 @pytest.fixture(scope="session")
 def small_tokenizer(small_texts, tmp_path_factory):
     """A cased BertTokenizerFast of at most 600 tokens, trained on ``small_texts``."""
-    from bnb_ds.tokenization import load_tokenizer
+    from bnb_ds.data.tokenization import load_tokenizer
     from data_prep.documents import Document
     from data_prep.vocab import train_vocabulary
 

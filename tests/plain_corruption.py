@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnb_ds.corruption import OBJECTIVES, Corruption
+from bnb_ds.data.corruption import OBJECTIVES, Corruption
 
 WORD = 2**32 - 1
 PERMUTED, CHOSEN, FATE, TOKEN, OBJECTIVE, PREFIX = range(6)
@@ -20,7 +20,7 @@ def draw(key: int, stream: int, counter: int = 0) -> int:
 
 
 def draw_of_stream(stream_key: int, counter: int) -> int:
-    """One number of `bnb_ds.randomness.packed_draws`."""
+    """One number of `bnb_ds.common.randomness.packed_draws`."""
     word = (stream_key + counter * 0x9E3779B9) & WORD
     word = ((word ^ word >> 16) * 0x21F0AAAD & WORD) ^ stream_key >> 32
     word = (word ^ word >> 15) * 0xD35A2D97 & WORD

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig
 
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.packing import PackedLayout
 
 VOCAB = 53
 MAX_POSITIONS = 24

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from bnb_ds.baselines.padded import padded
 from bnb_ds.baselines.wrapped import WrappedModel
 from bnb_ds.classification import classification_output
+from bnb_ds.common.packing import pack_inputs
 from bnb_ds.model_outputs import BnbClassifierOutput
-from bnb_ds.packing import pack_inputs
 
 
 class ClassifierModel(WrappedModel):

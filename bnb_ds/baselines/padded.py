@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnb_ds.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout
 
 
 def padded(packed_N: Tensor, layout: PackedLayout, pad_id: int) -> tuple[Tensor, Tensor]:

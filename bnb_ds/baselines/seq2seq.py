@@ -19,9 +19,9 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from bnb_ds.baselines.lengths import ExactLengths
 from bnb_ds.baselines.padded import pad_rows, padded
 from bnb_ds.baselines.wrapped import WrappedModel
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.errors import ConfigError
 from bnb_ds.model_outputs import BnbOutput
-from bnb_ds.packing import PackedLayout
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from bnb_ds.bert_init import checkpoint_errors
+from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import DataError
 from bnb_ds.model_factory import tokenizer_directory
-from bnb_ds.tokenization import load_tokenizer
 
 #: Radford et al., 2018, figure 1: start, delimiter, and extract, whose last hidden state is classified
 _GPT_TOKENS = {"cls_token": "_start_", "sep_token": "_delimiter_", "eos_token": "_classify_", "pad_token": "_pad_"}
@@ -19,7 +19,7 @@ _GPT_TOKENS = {"cls_token": "_start_", "sep_token": "_delimiter_", "eos_token": 
 def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face directory or hub name, with the special tokens its model needs.
 
-    A BERT's is read as :func:`bnb_ds.tokenization.load_tokenizer` reads it. OpenAI GPT's gets the three tokens that
+    A BERT's is read as :func:`bnb_ds.data.tokenization.load_tokenizer` reads it. OpenAI GPT's gets the three tokens that
     GPT is fine-tuned with, and one to pad with.
 
     Raises:

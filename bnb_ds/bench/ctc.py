@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from bnb_ds.bench.measure import interleaved_seconds, peak_bytes
 from bnb_ds.bench.options import add_common, announce, write
-from bnb_ds.ctc import linear_ctc_loss
-from bnb_ds.ctc_head import default_chunk_tokens, operand, product
-from bnb_ds.markdown import markdown_table
-from bnb_ds.packing import PackedLayout
+from bnb_ds.common.markdown import markdown_table
+from bnb_ds.common.packing import PackedLayout
+from bnb_ds.ctc.head import default_chunk_tokens, operand, product
+from bnb_ds.ctc.loss import linear_ctc_loss
 
 WAYS = ("fused", "torch", "reference", "floor")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,7 +97,7 @@ class Case:
         return dict(zip(WAYS, (self.fused, self.torch_way, self.reference, self.floor), strict=True))
 
     def fused(self) -> Tensor:
-        """`bnb_ds.ctc.linear_ctc_loss` on packed rows."""
+        """`bnb_ds.ctc.loss.linear_ctc_loss` on packed rows."""
         output = linear_ctc_loss(
             self.packed,
             self.weight,

@@ -10,7 +10,7 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from bnb_ds.arguments import positive
+from bnb_ds.common.arguments import positive
 from bnb_ds.errors import DataError
 from bnb_ds.tasks.files import read_parallel
 

@@ -19,7 +19,7 @@ from transformers import BertConfig
 
 from bnb_ds.bench.measure import interleaved
 from bnb_ds.configuration import BnbConfig
-from bnb_ds.ctc import collapse
+from bnb_ds.ctc.loss import collapse
 from bnb_ds.decode_options import DecodeOptions
 from bnb_ds.decoding import generate_rows
 from bnb_ds.engines import CompiledEngine, Engine, OnnxEngine, TorchEngine

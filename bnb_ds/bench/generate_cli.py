@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from bnb_ds.arguments import positive
 from bnb_ds.bench import generate as bench
 from bnb_ds.bench import generate_report as report
 from bnb_ds.bench.contenders import CONTENDERS
@@ -19,11 +18,12 @@ from bnb_ds.bench.latency import Effort, Systems
 from bnb_ds.bench.options import refuse_missing_device, refuse_missing_parent, versions, write
 from bnb_ds.bench.sources import read_sources
 from bnb_ds.bench.workloads import Workload, fixed_policy, of_references, random_rows
+from bnb_ds.common.arguments import positive
+from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.engines import has_bf16
 from bnb_ds.errors import ConfigError
 from bnb_ds.onnx_export import require_packages
 from bnb_ds.tasks.codec import Codec
-from bnb_ds.tokenization import load_tokenizer
 
 REFERENCE = "reference-style"
 

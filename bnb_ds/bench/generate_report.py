@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import ConfigError
-from bnb_ds.markdown import markdown_table
 
 Result = dict[str, Any]
 

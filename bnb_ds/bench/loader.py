@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from transformers import BertConfig, DataCollatorForLanguageModeling
 
-from bnb_ds.arguments import positive
 from bnb_ds.bench.measure import interleaved_seconds
 from bnb_ds.bench.options import refuse_missing_parent, versions, write
 from bnb_ds.bench.synthetic import tokenizer, wikipedia_lengths, write_shards
-from bnb_ds.corruption import Corruption
+from bnb_ds.common.arguments import positive
+from bnb_ds.common.markdown import markdown_table
+from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.loader import StepLoader
+from bnb_ds.data.samples import PretrainSamples
+from bnb_ds.data.sequences import Building
+from bnb_ds.data.tokenization import continuation_pieces
 from bnb_ds.errors import ConfigError
-from bnb_ds.loader import StepLoader
-from bnb_ds.markdown import markdown_table
 from bnb_ds.modeling import BnbConfig
-from bnb_ds.samples import PretrainSamples
-from bnb_ds.sequences import Building
-from bnb_ds.shards import TokenShards
-from bnb_ds.tokenization import continuation_pieces
+from bnb_ds.shards.reader import TokenShards
 
 MAX_LENGTH, MICRO_BATCH, ACCUMULATION = 512, 64, 16
 STEP_TOKENS = MAX_LENGTH * MICRO_BATCH * ACCUMULATION

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from bnb_ds.arguments import positive
+from bnb_ds.common.arguments import positive
+from bnb_ds.common.files import write_atomic
 from bnb_ds.errors import ConfigError
-from bnb_ds.files import write_atomic
 
 
 def add_common(command: argparse.ArgumentParser, *, dtypes: Iterable[str], repeats: int) -> None:

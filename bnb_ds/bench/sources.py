@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from bnb_ds.common.files import READING_ERRORS
 from bnb_ds.errors import DataError
-from bnb_ds.files import READING_ERRORS
 
 
 def read_sources(

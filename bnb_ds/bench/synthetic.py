@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from transformers import BertTokenizerFast
 
-from bnb_ds.shard_files import numbered, write_npy
-from bnb_ds.shard_manifest import (
+from bnb_ds.data.tokenization import describe_tokenizer, tokenizer_from_vocabulary
+from bnb_ds.shards.files import numbered, write_npy
+from bnb_ds.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     OFFSET_DTYPE,
@@ -21,7 +22,6 @@ from bnb_ds.shard_manifest import (
     ManifestTotals,
     token_dtype,
 )
-from bnb_ds.tokenization import describe_tokenizer, tokenizer_from_vocabulary
 
 #: of bert-base-cased
 VOCABULARY = 28_996

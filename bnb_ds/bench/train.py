@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnb_ds.arguments import positive
 from bnb_ds.bench import ctc
 from bnb_ds.bench.measure import clock, peak_bytes
 from bnb_ds.bench.options import add_common, announce, write
+from bnb_ds.common.arguments import positive
+from bnb_ds.common.markdown import markdown_table
+from bnb_ds.common.randomness import permuted
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.markdown import markdown_table
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.randomness import permuted
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 
 WAYS = ("ours", "padded")
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnb_ds.batch import count_repeats
 from bnb_ds.bench.generate import POSITIONS, Rows
 from bnb_ds.configuration import BnbConfig
+from bnb_ds.data.batch import count_repeats
 from bnb_ds.errors import DataError
 from bnb_ds.slots import decoder_lengths
 from bnb_ds.tasks.codec import Codec

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from bnb_ds.batch import PackedBatch, count_repeats
 from bnb_ds.bert_init import checkpoint_errors, read_bert_config
 from bnb_ds.classification import BnbForSequenceClassification
 from bnb_ds.config import ModelSection
 from bnb_ds.configuration import BnbConfig
+from bnb_ds.data.batch import PackedBatch, count_repeats
+from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.decoding import greedy_rows
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.flops import classification_flops, forward_flops
@@ -31,7 +32,6 @@ from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
-from bnb_ds.tokenization import load_tokenizer
 
 
 class BnbModelSection(ModelSection):

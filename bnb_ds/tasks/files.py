@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from bnb_ds.common.files import READING_ERRORS
 from bnb_ds.errors import DataError
-from bnb_ds.files import READING_ERRORS
 from bnb_ds.tasks.task import HubData
 
 Row = dict[str, Any]

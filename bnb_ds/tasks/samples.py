@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bnb_ds.batch import PackedBatch
+from bnb_ds.data.batch import PackedBatch
 from bnb_ds.systems.base import System
 from bnb_ds.tasks.tokenised import Tokenised
 
 
 class TaskSamples:
-    """A `bnb_ds.loader.SampleSource`: sample ids are the rows of a split, and every epoch sees them alike.
+    """A `bnb_ds.data.loader.SampleSource`: sample ids are the rows of a split, and every epoch sees them alike.
 
     Args:
         split: the rows.

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from bnb_ds.common.files import sha256_file
+from bnb_ds.common.outputs import new_directory
 from bnb_ds.errors import DataError
-from bnb_ds.files import sha256_file
-from bnb_ds.outputs import new_directory
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import Example, ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples

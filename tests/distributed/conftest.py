@@ -7,15 +7,15 @@ import json
 import pytest
 import torch
 
-from bnb_ds import distributed
 from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.data.loader import StepLoader
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.ds_config import load_ds_config
 from bnb_ds.engine import build_engine
-from bnb_ds.loader import StepLoader
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.objectives import Reconstruction
 from bnb_ds.phases import Phases
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 from bnb_ds.tracking import Tracker
 from bnb_ds.train_loop import LoopSettings, TrainLoop
 from bnb_ds.train_step import TrainStep

@@ -10,9 +10,10 @@ import threading
 
 import numpy as np
 
-from bnb_ds import distributed, shard_reader
+from bnb_ds.data.loader import StepLoader
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.errors import DataError, run_reporting_errors
-from bnb_ds.loader import StepLoader
+from bnb_ds.shards import pread as shard_reader
 
 
 class Samples:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from bnb_ds import checkpoint, distributed
+from bnb_ds import checkpoint
 from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.engine import parameter_groups
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
 from bnb_ds.objectives import Reconstruction

@@ -9,7 +9,7 @@ import re
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bnb_ds.batch import PackedBatch
+from bnb_ds.data.batch import PackedBatch
 from bnb_ds.watching import reconstruction_table
 from tests.jobs import Job
 
@@ -56,7 +56,7 @@ def test_fp16_overflows_are_counted_and_shown(tmp_path, small_shards, fork_serve
 def test_a_table_survives_its_texts(small_shards, small_tokenizer):
     import numpy as np
 
-    from bnb_ds.shards import TokenShards
+    from bnb_ds.shards.reader import TokenShards
     from tests.unit.test_samples import make_samples
 
     batch: PackedBatch = make_samples(TokenShards(small_shards, "train")).batch(np.arange(3), np.zeros(3, int))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds import distributed
+from bnb_ds.distributed import ranks as distributed
 from tests.tiny import bnb_model, packed_form, source_ids
 
 STEPS, LEARNING_RATE = 3, 0.5

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 import bnb_ds
 from bnb_ds.checkpoint import whole_checkpoints
 from bnb_ds.cli import main
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 from bnb_ds.weights import read_weights
 
 pytestmark = pytest.mark.slow

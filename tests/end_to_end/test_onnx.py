@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from bnb_ds.cli import main
+from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.decode_options import DecodeOptions
 from bnb_ds.engines import OnnxEngine, TorchEngine
 from bnb_ds.exported import load_exported
 from bnb_ds.pipeline import BnbPipeline
-from bnb_ds.tokenization import load_tokenizer
 from tests.exports import MAX_TOKENS, save_model
 
 for _package in ("onnx", "onnxscript", "onnxruntime"):

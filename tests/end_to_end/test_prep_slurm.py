@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bnb_ds.tokenization import save_tokenizer
+from bnb_ds.data.tokenization import save_tokenizer
 from tests.launching import REPOSITORY
 from tests.prep_helpers import content, prep, write_corpus
 

@@ -16,7 +16,7 @@ import torch
 from deepspeed.launcher.runner import parse_args
 from transformers import BertConfig, BertForMaskedLM
 
-from bnb_ds.tokenization import load_tokenizer
+from bnb_ds.data.tokenization import load_tokenizer
 from tests import launching
 from tests.exports import save_model
 from tests.reference_files import save_as_reference

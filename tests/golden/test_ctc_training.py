@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnb_ds.batch import PackedBatch
-from bnb_ds.corruption import Corruption
-from bnb_ds.loader import StepLoader
+from bnb_ds.data.batch import PackedBatch
+from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.loader import StepLoader
+from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.samples import PretrainSamples
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 from tests.tiny import bnb_config
 
 STEPS, BATCH = 50, 6

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bnb_ds import ctc_kernels
 from bnb_ds.bench.ctc import Shape, measure
-from bnb_ds.ctc import collapse, linear_argmax, linear_ctc_loss
+from bnb_ds.ctc import kernels as ctc_kernels
+from bnb_ds.ctc.loss import collapse, linear_argmax, linear_ctc_loss
 
 pytestmark = [
     pytest.mark.gpu,

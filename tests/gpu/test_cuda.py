@@ -11,8 +11,8 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from bnb_ds.attention import attention_way, packed_attention
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.packing import PackedLayout
 from tests import launching
 from tests.jobs import Job
 
@@ -58,9 +58,9 @@ def test_cuda_equals_cpu_in_float64():
 
 
 def test_pinned_batches_arrive_without_waiting(small_shards):
-    from bnb_ds.corruption import Corruption
-    from bnb_ds.samples import PretrainSamples
-    from bnb_ds.shards import TokenShards
+    from bnb_ds.data.corruption import Corruption
+    from bnb_ds.data.samples import PretrainSamples
+    from bnb_ds.shards.reader import TokenShards
 
     shards = TokenShards(small_shards, "train")
     noise = Corruption(0.15, 0.5, shards.special_ids["mask"], shards.vocab_size)

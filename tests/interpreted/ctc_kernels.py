@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bnb_ds import ctc_alignment, ctc_head, ctc_triton
-from bnb_ds.ctc import linear_ctc_loss
+from bnb_ds.ctc import alignment as ctc_alignment
+from bnb_ds.ctc import head as ctc_head
+from bnb_ds.ctc import triton as ctc_triton
+from bnb_ds.ctc.loss import linear_ctc_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy, in lanes not used
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnb_ds.ctc import ctc_loss, linear_ctc_loss
+from bnb_ds.ctc.loss import ctc_loss, linear_ctc_loss
 from tests.plain_ctc import plain_linear_ctc
 
 HIDDEN = 5

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnb_ds.tokenization import load_tokenizer, tokenizer_from_vocabulary
+from bnb_ds.data.tokenization import load_tokenizer, tokenizer_from_vocabulary
 from data_prep.engines import ENGINES, document_backend
 from data_prep.words import WordEngine
 

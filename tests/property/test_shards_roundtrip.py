@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnb_ds.shards import SPLITS, TokenShards
+from bnb_ds.shards.reader import SPLITS, TokenShards
 from data_prep.documents import is_held_out
 from tests.shard_helpers import writer
 

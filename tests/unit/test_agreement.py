@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds import distributed
-from bnb_ds.agreement import agreed
+from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed.agreement import agreed
 from bnb_ds.errors import DataError
 
 CPU = torch.device("cpu")

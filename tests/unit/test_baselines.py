@@ -25,15 +25,15 @@ from bnb_ds.baselines.flops import seq2seq_flops
 from bnb_ds.baselines.seq2seq import BeamOptions
 from bnb_ds.baselines.settings import Bert2bertSection, ClassifierSection, Seq2SeqSection, TransformerSection
 from bnb_ds.baselines.tokenizers import read_tokenizer
+from bnb_ds.common.outputs import new_directory
+from bnb_ds.data.tokenization import tokenizer_from_vocabulary
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
-from bnb_ds.outputs import new_directory
 from bnb_ds.systems import load_system
 from bnb_ds.systems.baselines import Bert2bert, CheckpointClassifier, Seq2SeqCheckpoint, Transformer
 from bnb_ds.tasks import get_task
 from bnb_ds.tasks.codec import Codec, Frame
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.tokenised import Lengths
-from bnb_ds.tokenization import tokenizer_from_vocabulary
 from tests.tiny import VOCAB, bert_config, packed_form, pad_rows, source_ids
 
 SIZE = {

@@ -11,7 +11,7 @@ import pytest
 from bnb_ds.bench import loader as bench
 from bnb_ds.bench.synthetic import VOCABULARY, tokenizer, wikipedia_lengths, write_shards
 from bnb_ds.cli import main
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 from bnb_ds.bench.train import WAYS, Contest, Setting, batches, measure
 from bnb_ds.cli import main
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 
 
 def setting(shards, **changes) -> Setting:

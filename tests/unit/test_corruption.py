@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from bnb_ds.corruption import OBJECTIVES, Corruption, prefix_lengths
-from bnb_ds.randomness import hash64
+from bnb_ds.common.randomness import hash64
+from bnb_ds.data.corruption import OBJECTIVES, Corruption, prefix_lengths
 from tests import plain_corruption
 
 UNK, CLS, SEP, MASK, VOCAB = 0, 1, 2, 3, 1000

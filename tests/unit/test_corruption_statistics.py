@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from bnb_ds.corruption import OBJECTIVES, Corruption
-from bnb_ds.randomness import hash64
+from bnb_ds.common.randomness import hash64
+from bnb_ds.data.corruption import OBJECTIVES, Corruption
 from tests.unit.test_corruption import CLS, MASK, SEP, VOCAB, keys
 
 # 99.9% quantiles of the chi-square distribution by degrees of freedom (Abramowitz and Stegun, table 26.8).

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bnb_ds.ctc import ctc_loss, linear_ctc_loss
+from bnb_ds.ctc.loss import ctc_loss, linear_ctc_loss
 
 TARGETS, TARGET_LENGTHS = torch.tensor([1, 1, 2]), torch.tensor([2, 1])
 CU_SEQLENS = torch.tensor([0, 4, 7], dtype=torch.int32)
@@ -82,7 +82,7 @@ def test_without_gradients_nothing_is_contracted(monkeypatch):
         raise AssertionError("a gradient was computed")
 
     with_gradient = loss_of(*leaves())
-    monkeypatch.setattr("bnb_ds.ctc_head.LinearCtcHead._contract", refuse)
+    monkeypatch.setattr("bnb_ds.ctc.head.LinearCtcHead._contract", refuse)
     with torch.no_grad():
         assert torch.equal(loss_of(*leaves()), with_gradient)
     with pytest.raises(AssertionError, match="a gradient was computed"):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnb_ds import ctc_head
-from bnb_ds.ctc import ctc_loss, linear_ctc_loss
+from bnb_ds.ctc import head as ctc_head
+from bnb_ds.ctc.loss import ctc_loss, linear_ctc_loss
 from tests.plain_ctc import plain_linear_ctc
 
 

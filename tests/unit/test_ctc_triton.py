@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from bnb_ds import ctc_kernels
+from bnb_ds.ctc import kernels as ctc_kernels
 from tests import launching
 
 KERNELS = {
@@ -60,7 +60,7 @@ def test_kernels_compile(triton, name, capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from bnb_ds import ctc_triton
+    from bnb_ds.ctc import triton as ctc_triton
 
     signature, constants = KERNELS[name]
     source = ASTSource(getattr(ctc_triton, name), signature, constexprs=constants)

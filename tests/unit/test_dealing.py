@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnb_ds.dealing import deal_by_count, deal_by_tokens
+from bnb_ds.data.micro_batches import deal_by_count, deal_by_tokens
 
 
 def test_by_count_short_ones_first():

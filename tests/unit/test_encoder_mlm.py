@@ -11,7 +11,7 @@ from transformers import BertForMaskedLM, BertModel
 from bnb_ds.encoder_mlm import BnbForPretraining, without_head
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.objectives import Reconstruction, ReconstructionAndEncoderMlm
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 from tests.tiny import bert_config, bnb_config, packed_form, source_ids
 from tests.unit.test_samples import make_samples
 

@@ -12,12 +12,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bnb_ds.cli import main
+from bnb_ds.common.line_files import read_lines, share_of_file
+from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.generate_processes import join
-from bnb_ds.line_files import read_lines, share_of_file
 from bnb_ds.onnx_export import export_onnx
 from bnb_ds.pipeline import BnbPipeline
-from bnb_ds.tokenization import load_tokenizer
 from data_prep.build import build_shards
 from data_prep.documents import Document
 from data_prep.vocab import train_vocabulary
@@ -92,7 +92,7 @@ def test_shares_of_a_file_hold_every_line_once():
 
 
 def test_a_line_without_end_is_read_in_bounded_memory(monkeypatch):
-    monkeypatch.setattr("bnb_ds.line_files.MAX_LINE_BYTES", 10)
+    monkeypatch.setattr("bnb_ds.common.line_files.MAX_LINE_BYTES", 10)
     content = b"x" * 37 + b"\n" + "ääääääää\n".encode() + b"123456789\n1234567890\nbad\xff\n"
     found = list(read_lines(io.BytesIO(content)))
     assert [line.text for line in found] == ["x" * 10, "ä" * 5, "123456789", "1234567890", "bad\ufffd"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bnb_ds.guardian import Lines, RankState, judge
+from bnb_ds.distributed.guardian import Lines, RankState, judge
 
 NOW = 1000.0
 SILENCE, HANG = 60.0, 600.0

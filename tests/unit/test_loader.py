@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from bnb_ds import shard_reader
+from bnb_ds.data.loader import SampleStream, StepLoader
 from bnb_ds.errors import DataError
-from bnb_ds.loader import SampleStream, StepLoader
+from bnb_ds.shards import pread as shard_reader
 
 
 @dataclass

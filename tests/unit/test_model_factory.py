@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 from bnb_ds.config import ModelSection
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.model_factory import build_model, model_config
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 from tests.tiny import bnb_model
 
 SIZE = {

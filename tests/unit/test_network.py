@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from bnb_ds import network
+from bnb_ds.distributed import network
 
 
 def test_this_host_alone_needs_no_interface():

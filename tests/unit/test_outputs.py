@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bnb_ds.common.files import write_atomic
+from bnb_ds.common.outputs import new_directory, new_file
 from bnb_ds.errors import DataError
-from bnb_ds.files import write_atomic
-from bnb_ds.outputs import new_directory, new_file
 
 
 def test_file_appears_when_it_is_whole(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.packing import pack_inputs
+from bnb_ds.common.packing import pack_inputs
 from tests.tiny import layout_of, source_ids
 
 

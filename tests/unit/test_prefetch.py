@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from bnb_ds.data.prefetch import prefetched
 from bnb_ds.errors import DataError
-from bnb_ds.prefetch import prefetched
 
 SETTINGS = {"workers": 1, "ahead": 1, "timeout_seconds": 30.0, "describe_wait": lambda: "waiting for train-00003"}
 

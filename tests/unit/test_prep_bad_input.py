@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from bnb_ds.data.tokenization import save_tokenizer, tokenizer_from_vocabulary
 from bnb_ds.errors import DataError
-from bnb_ds.shards import TokenShards
-from bnb_ds.tokenization import save_tokenizer, tokenizer_from_vocabulary
+from bnb_ds.shards.reader import TokenShards
 from data_prep import opening
 from data_prep.opening import open_input, reading_errors
 from data_prep.verify import find_damage

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnb_ds import shard_manifest
+from bnb_ds.data.tokenization import load_tokenizer, tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.shard_manifest import parse_manifest
-from bnb_ds.shards import SPLITS, TokenShards
-from bnb_ds.tokenization import load_tokenizer, tokenizer_hash
+from bnb_ds.shards import manifest as shard_manifest
+from bnb_ds.shards.manifest import parse_manifest
+from bnb_ds.shards.reader import SPLITS, TokenShards
 from data_prep import build
 from data_prep.build import build_shards
 from data_prep.documents import Document, is_held_out

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
 from bnb_ds.errors import DataError
-from bnb_ds.shards import TokenShards
-from bnb_ds.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
+from bnb_ds.shards.reader import TokenShards
 from data_prep import docs
 from data_prep.cli import add_commands
 

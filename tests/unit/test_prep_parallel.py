@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.shards import SPLITS, TokenShards
-from bnb_ds.tokenization import save_tokenizer
+from bnb_ds.shards.reader import SPLITS, TokenShards
 from data_prep import worker
 from data_prep.engines import ENGINES, WordsEngine
 from tests.prep_helpers import content, prep, start, write_corpus

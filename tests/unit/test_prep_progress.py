@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnb_ds.cli import main
+from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.tokenization import save_tokenizer
 from data_prep import bench, bench_parse, progress
 from data_prep.progress import Progress
 from tests.prep_helpers import prep

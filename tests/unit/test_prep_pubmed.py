@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.errors import DataError
-from bnb_ds.shards import SPLITS, TokenShards
-from bnb_ds.tokenization import load_tokenizer, save_tokenizer
+from bnb_ds.shards.reader import SPLITS, TokenShards
 from data_prep import pubmed_skim
 from data_prep.documents import BadRecord, Deletion, Document, Omitted, is_held_out
 from data_prep.index import IndexBuilder, decide

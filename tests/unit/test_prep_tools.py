@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 from data_prep.stats import Stats
 from data_prep.verify import find_damage
 from tests.prep_helpers import prep

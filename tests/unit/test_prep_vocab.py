@@ -14,8 +14,8 @@ import pytest
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
+from bnb_ds.data.tokenization import SPECIAL_TOKEN_TEXTS, load_tokenizer, tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.tokenization import SPECIAL_TOKEN_TEXTS, load_tokenizer, tokenizer_hash
 from data_prep.documents import Document
 from data_prep.vocab import count_words, learn_tokens, train_vocabulary
 from tests import launching

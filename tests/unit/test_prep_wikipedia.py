@@ -15,9 +15,9 @@ import pytest
 from lxml import etree
 from rapidfuzz.distance import LCSseq
 
+from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.shards import SPLITS, TokenShards
-from bnb_ds.tokenization import load_tokenizer, save_tokenizer
+from bnb_ds.shards.reader import SPLITS, TokenShards
 from data_prep import wikipedia
 from data_prep.documents import BadRecord, Document, Omitted, is_held_out
 from data_prep.units import find_files

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnb_ds.randomness import DRAWS, draws_at, hash64, mix64, packed_draws, permuted
+from bnb_ds.common.randomness import DRAWS, draws_at, hash64, mix64, packed_draws, permuted
 from tests import plain_corruption
 
 

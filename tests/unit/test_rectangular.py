@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.ctc import collapse
+from bnb_ds.ctc.loss import collapse
 from bnb_ds.decode_options import DecodeOptions
 from bnb_ds.engines import CompiledEngine, TorchEngine
 from bnb_ds.errors import ConfigError

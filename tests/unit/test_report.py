@@ -15,7 +15,7 @@ from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.plan import describe_dry_run, make_plan
 from bnb_ds.recipes import load_recipe
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 
 DS = {
     "train_batch_size": 64,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from bnb_ds.batch import count_repeats
-from bnb_ds.corruption import Corruption
+from bnb_ds.data.batch import count_repeats
+from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.errors import DataError
 from bnb_ds.modeling import BnbConfig
-from bnb_ds.samples import PretrainSamples
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from bnb_ds import sequences
-from bnb_ds.bin_packing import pack_histogram
-from bnb_ds.sequences import Bins, Chunks, make_index
-from bnb_ds.shards import TokenShards
+from bnb_ds.data import sequences
+from bnb_ds.data.bin_packing import pack_histogram
+from bnb_ds.data.sequences import Bins, Chunks, make_index
+from bnb_ds.shards.reader import TokenShards
 from tests.shard_helpers import document, writer
 
 # Awkward: one token, exact multiples of a chunk of 6, one more, one less, and one that needs many.
@@ -81,7 +81,7 @@ def test_a_piece_has_one_number_however_it_is_put_together(shards):
 def test_lengths_are_looked_at_in_blocks(shards, monkeypatch):
     whole = [spans(make_index("pack", shards, 15), [i]) for i in range(3)]
     lengths = shards.lengths.tolist()
-    monkeypatch.setattr("bnb_ds.shards._LENGTH_BLOCK", 3)
+    monkeypatch.setattr("bnb_ds.shards.reader._LENGTH_BLOCK", 3)
     monkeypatch.setattr(sequences, "_SORT_BLOCK", 3)
     assert max(block.size for block in shards.length_blocks()) == 3
     assert shards.lengths.tolist() == lengths == LENGTHS

@@ -8,10 +8,10 @@ import threading
 import numpy as np
 import pytest
 
-from bnb_ds import shard_reader
 from bnb_ds.errors import DataError
-from bnb_ds.shard_reader import files_being_read
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards import pread as shard_reader
+from bnb_ds.shards.pread import files_being_read
+from bnb_ds.shards.reader import TokenShards
 from tests.shard_helpers import document, writer
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from bnb_ds.errors import DataError
-from bnb_ds.shard_manifest import TokenizerInfo
-from bnb_ds.shards import FORMAT_VERSION, ShardWriter, TokenShards
+from bnb_ds.shards.manifest import TokenizerInfo
+from bnb_ds.shards.reader import FORMAT_VERSION, ShardWriter, TokenShards
 from tests import launching
 from tests.shard_helpers import SPECIAL_IDS, document, write_small, writer
 

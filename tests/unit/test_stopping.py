@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bnb_ds.stopping import STOP_FILE_VARIABLE, StopRequest
+from bnb_ds.distributed.stopping import STOP_FILE_VARIABLE, StopRequest
 from tests import launching
 
 

@@ -11,8 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from bnb_ds.errors import DataError
-from bnb_ds.tokenization import (
+from bnb_ds.data.tokenization import (
     SPECIAL_TOKEN_TEXTS,
     DocumentEncoder,
     describe_tokenizer,
@@ -23,6 +22,7 @@ from bnb_ds.tokenization import (
     tokenizer_hash,
     vocabulary_size,
 )
+from bnb_ds.errors import DataError
 
 CASED = [*SPECIAL_TOKEN_TEXTS, "The", "the", "cat", "##s", "[", "]", "MA", "##SK", ".", "Ärger", "arger"]
 UNCASED = [*SPECIAL_TOKEN_TEXTS, "the", "cat", "##s", "arger"]

@@ -1,6 +1,6 @@
-"""Triton kernels of the CTC head, for GPUs of compute capability 8.0 and later: `bnb_ds.ctc_kernels` decides.
+"""Triton kernels of the CTC head, for GPUs of compute capability 8.0 and later: `bnb_ds.ctc.kernels` decides.
 
-Both do what a PyTorch path beside them does (`bnb_ds.ctc_alignment`, `bnb_ds.ctc_head`), in one launch each, without
+Both do what a PyTorch path beside them does (`bnb_ds.ctc.alignment`, `bnb_ds.ctc.head`), in one launch each, without
 atomics: equal input gives equal bits.
 
 Shapes: R = 2B rows (each sequence and its mirror image), T positions, S target tokens, C rows of a chunk, V vocabulary.
@@ -19,7 +19,7 @@ _SOFTMAX_BLOCK = 4096
 def forward_variables(
     emissions_TRK: Tensor, may_skip_RS: Tensor, start_R: Tensor, blanks_TRK: Tensor, tokens_TRS: Tensor
 ) -> None:
-    """Fill the forward variables of `bnb_ds.ctc_alignment`, one program per row.
+    """Fill the forward variables of `bnb_ds.ctc.alignment`, one program per row.
 
     Args:
         emissions_TRK: log-probabilities, the blank's first, float32 or float64, contiguous.

@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from bnb_ds.distributed.network import interface_towards
 from bnb_ds.errors import BnbError, ConfigError
-from bnb_ds.network import interface_towards
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BnbError)

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bnb_ds.common.files import sync, write_atomic
+from bnb_ds.common.outputs import disk_errors, sync_file
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.files import sync, write_atomic
-from bnb_ds.outputs import disk_errors, sync_file
 
 #: bytes of a line that are read; the rest is skipped, and the line counts as cut
 MAX_LINE_BYTES = 1 << 20

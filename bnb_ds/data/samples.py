@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bnb_ds.batch import PackedBatch, count_repeats
-from bnb_ds.corruption import Corruption
+from bnb_ds.common.randomness import hash64
+from bnb_ds.data.batch import PackedBatch, count_repeats
+from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.sequences import SPECIALS, Building, Pieces, make_index
 from bnb_ds.modeling import BnbConfig, decoder_lengths
-from bnb_ds.randomness import hash64
-from bnb_ds.sequences import SPECIALS, Building, Pieces, make_index
-from bnb_ds.shards import TokenShards
+from bnb_ds.shards.reader import TokenShards
 
 
 class PretrainSamples:
@@ -18,7 +18,7 @@ class PretrainSamples:
 
     Args:
         shards: one split of a shard directory.
-        sequence: how documents become samples, see :mod:`bnb_ds.sequences`.
+        sequence: how documents become samples, see :mod:`bnb_ds.data.sequences`.
         max_length: tokens of a sequence, [CLS] and [SEP] included; with ``pack``, of all sequences of a sample.
         corruption: the noise.
         seed: of the noise.

@@ -1,4 +1,4 @@
-"""This rank's side of the watch: starts the guardian (:mod:`bnb_ds.guardian`) and tells it how far the rank has come.
+"""This rank's side of the watch: starts the guardian (:mod:`bnb_ds.distributed.guardian`) and tells it how far the rank has come.
 
 Together they see to it that a job whose ranks cannot all go on ends within a set time, with the rank named: the
 guardians notice ranks that die, stop or hang, whatever the state of the collective operations.
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from bnb_ds import distributed
+from bnb_ds.distributed import ranks as distributed
 
 _BEAT_SECONDS = 1.0
 _VERDICT_SECONDS = 30.0

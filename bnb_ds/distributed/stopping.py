@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from bnb_ds import distributed
+from bnb_ds.distributed import ranks as distributed
 
 #: environment variable with the path of a file whose existence asks the run to end; the launch scripts set it
 STOP_FILE_VARIABLE = "BNB_STOP_FILE"

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from bnb_ds.common.files import sync
 from bnb_ds.errors import DataError
-from bnb_ds.files import sync
 
 
 @contextmanager

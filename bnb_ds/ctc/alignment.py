@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc_inputs import Alignment
-from bnb_ds.ctc_kernels import uses_triton
+from bnb_ds.ctc.inputs import Alignment
+from bnb_ds.ctc.kernels import uses_triton
 
 OCCUPANCY_BLOCK = 64  # positions of all sequences whose occupancy is worked out together
 
@@ -96,7 +96,7 @@ def _forward_variables(emissions: Tensor, alignment: Alignment) -> tuple[Tensor,
     start = torch.cat((torch.zeros_like(alignment.target_lengths), num_tokens - alignment.target_lengths))
     may_skip = torch.cat((alignment.skips, _mirrored_skips(alignment.skips)))
     if uses_triton(emissions.device):
-        from bnb_ds.ctc_triton import forward_variables
+        from bnb_ds.ctc.triton import forward_variables
 
         forward_variables(emissions, may_skip, start, blanks, tokens)
         return blanks, tokens

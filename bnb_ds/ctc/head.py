@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc_alignment import nll_and_occupancy
-from bnb_ds.ctc_inputs import Alignment
-from bnb_ds.ctc_kernels import uses_triton
+from bnb_ds.ctc.alignment import nll_and_occupancy
+from bnb_ds.ctc.inputs import Alignment
+from bnb_ds.ctc.kernels import uses_triton
 
 # With this factor, softmax values down to 1e-12 are within the range of fp16, and so is the factor itself.
 _PROBABILITY_SCALE = 2.0**15
@@ -166,7 +166,7 @@ class LinearCtcHead:
         self, logits_CV: Tensor, columns_CK: Tensor, own_CK: Tensor, rows: slice, dense_C: Tensor
     ) -> Tensor:
         """The 16-bit part of `_contract` and all before it as one kernel; returns logsumexp [C]."""
-        from bnb_ds.ctc_triton import softmax_of_chunk
+        from bnb_ds.ctc.triton import softmax_of_chunk
 
         is_first_CK = self._alignment.is_first.index_select(0, self._alignment.layout.sequence_ids[rows])
         own_C = own_CK.masked_fill(~is_first_CK, -torch.inf).logsumexp(1)

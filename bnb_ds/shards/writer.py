@@ -1,4 +1,4 @@
-"""Writing a shard directory; ``bnb_ds.shards`` is the module to import it from."""
+"""Writing a shard directory; ``bnb_ds.shards.reader`` is the module to import it from."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bnb_ds.common.files import sync
+from bnb_ds.common.outputs import disk_errors, sync_tree, write_synced
 from bnb_ds.errors import DataError
-from bnb_ds.files import sync
-from bnb_ds.outputs import disk_errors, sync_tree, write_synced
-from bnb_ds.shard_files import ShardFiles
-from bnb_ds.shard_manifest import (
+from bnb_ds.shards.files import ShardFiles
+from bnb_ds.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     SPECIAL_TOKENS,

@@ -16,8 +16,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from bnb_ds.bin_packing import Pattern, pack_histogram
-from bnb_ds.shards import TokenShards
+from bnb_ds.data.bin_packing import Pattern, pack_histogram
+from bnb_ds.shards.reader import TokenShards
 
 Building = Literal["truncate", "chunk", "pack"]
 

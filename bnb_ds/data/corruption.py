@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bnb_ds.randomness import DRAWS, draws_at, packed_draws, stream_keys
+from bnb_ds.common.randomness import DRAWS, draws_at, packed_draws, stream_keys
 
 #: what a sample can be trained on, see the head of this file
 OBJECTIVES = ("ae", "mlm", "plm", "mlm+plm", "clm")

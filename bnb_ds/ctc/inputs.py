@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnb_ds.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout
 
 REDUCTIONS = ("none", "sum", "mean", "token_sum", "sample_sum")
 
@@ -64,7 +64,7 @@ def align(
     given, since it must be read from there anyway.
 
     Raises:
-        ValueError, TypeError: as `bnb_ds.ctc.linear_ctc_loss` says.
+        ValueError, TypeError: as `bnb_ds.ctc.loss.linear_ctc_loss` says.
     """
     if not 0 <= blank < vocab_size:
         raise ValueError(f"blank is {blank}: give an id in [0, {vocab_size})")
@@ -100,7 +100,7 @@ def real_rows(
     A GPU must wait here for padded values, and for packed ones without ``max_input_length``.
 
     Raises:
-        ValueError, TypeError: as `bnb_ds.ctc.linear_ctc_loss` says.
+        ValueError, TypeError: as `bnb_ds.ctc.loss.linear_ctc_loss` says.
     """
     if (input_lengths is None) == (cu_seqlens is None):
         raise ValueError("give input_lengths with padded hidden [B, T, H], or cu_seqlens with packed hidden [N, H]")

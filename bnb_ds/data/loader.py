@@ -3,7 +3,7 @@
 The stream of samples is one infinite sequence, epoch after epoch, each epoch in its own order. Its state is a single
 number, the samples consumed so far; it depends neither on the number of ranks nor on the micro batch.
 
-How the samples of one step are dealt out to micro batches and ranks is in :mod:`bnb_ds.dealing`; the step's loss is a
+How the samples of one step are dealt out to micro batches and ranks is in :mod:`bnb_ds.data.micro_batches`; the step's loss is a
 sum over its samples, whatever their order.
 """
 
@@ -15,12 +15,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from bnb_ds.agreement import agreed
-from bnb_ds.batch import PackedBatch
-from bnb_ds.dealing import deal_by_count, deal_by_tokens
-from bnb_ds.prefetch import prefetched
-from bnb_ds.randomness import hash64, permuted
-from bnb_ds.shard_reader import files_being_read
+from bnb_ds.common.randomness import hash64, permuted
+from bnb_ds.data.batch import PackedBatch
+from bnb_ds.data.micro_batches import deal_by_count, deal_by_tokens
+from bnb_ds.data.prefetch import prefetched
+from bnb_ds.distributed.agreement import agreed
+from bnb_ds.shards.pread import files_being_read
 
 _STREAM_ORDER = 0x0DE5
 _CPU = torch.device("cpu")

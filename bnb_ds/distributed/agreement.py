@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from bnb_ds import distributed
+from bnb_ds.distributed import ranks as distributed
 from bnb_ds.errors import BnbError, DataError
 
 T = TypeVar("T")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bnb_ds.ctc_autograd import LinearCtcLoss, LinearCtcNll, LogProbsCtcNll, LossOptions
-from bnb_ds.ctc_head import exact_dtype, operand, product
-from bnb_ds.ctc_inputs import align, check_reduction, real_rows
+from bnb_ds.ctc.autograd import LinearCtcLoss, LinearCtcNll, LogProbsCtcNll, LossOptions
+from bnb_ds.ctc.head import exact_dtype, operand, product
+from bnb_ds.ctc.inputs import align, check_reduction, real_rows
 
 ARGMAX_CHUNK_TOKENS = 1024
 
@@ -60,7 +60,7 @@ def linear_ctc_loss(
     """CTC loss of the projection of ``hidden`` to the vocabulary, without ever holding the logits of the batch.
 
     Logits exist for ``chunk_tokens`` positions at a time; loss and gradients come out of the same three matrix
-    products that the projection alone needs (`bnb_ds.ctc_head`). Gradients are finished in the forward pass (with
+    products that the projection alone needs (`bnb_ds.ctc.head`). Gradients are finished in the forward pass (with
     ``"none"``, in backward, by a second pass), so the weight may be partitioned again before backward. Products run in
     autocast's dtype, or in that of the operands; sums, logsumexp and the dynamic programme in float32, or in float64
     for float64. The same input gives the same bits.

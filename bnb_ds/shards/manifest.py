@@ -30,7 +30,7 @@ class TokenizerInfo:
     """What a shard directory records of its tokenizer, and how it keeps a copy of it."""
 
     name: str  # the tokenizer's own name, never a path
-    hash: str  # bnb_ds.tokenization.tokenizer_hash
+    hash: str  # bnb_ds.data.tokenization.tokenizer_hash
     vocab_size: int  # number of ids: every id is below it
     special_ids: Mapping[str, int]  # pad, unk, cls, sep, mask
     save: Callable[[Path], None]  # writes the tokenizer into a directory

@@ -5,7 +5,7 @@ them, and the tokenizer they were made with; ``data_prep/FORMAT.md`` is the form
 last thing written, so a directory without one is unfinished and a directory with one is whole.
 
 Shards need NumPy and pydantic only. What they must know of a tokenizer is handed in as a :class:`TokenizerInfo` (made
-by ``bnb_ds.tokenization.describe_tokenizer``), so that readers, checkers and loader workers stay light.
+by ``bnb_ds.data.tokenization.describe_tokenizer``), so that readers, checkers and loader workers stay light.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bnb_ds.common.files import sha256_file
 from bnb_ds.errors import DataError
-from bnb_ds.files import sha256_file
-from bnb_ds.shard_manifest import (
+from bnb_ds.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     OFFSET_DTYPE,
@@ -32,8 +32,8 @@ from bnb_ds.shard_manifest import (
     TokenizerInfo,
     parse_manifest,
 )
-from bnb_ds.shard_reader import ShardReader
-from bnb_ds.shard_writer import DEFAULT_TOKENS_PER_SHARD, ShardWriter
+from bnb_ds.shards.pread import ShardReader
+from bnb_ds.shards.writer import DEFAULT_TOKENS_PER_SHARD, ShardWriter
 
 __all__ = [
     "DEFAULT_TOKENS_PER_SHARD",

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc_alignment import nll_and_occupancy
-from bnb_ds.ctc_head import LinearCtcHead, add_rows, exact_dtype
-from bnb_ds.ctc_inputs import Alignment
+from bnb_ds.ctc.alignment import nll_and_occupancy
+from bnb_ds.ctc.head import LinearCtcHead, add_rows, exact_dtype
+from bnb_ds.ctc.inputs import Alignment
 
 _NO_SECOND_DERIVATIVE = (
     "the CTC loss has no second derivative: its gradient is finished in the forward pass. Call backward without "

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bnb_ds.outputs import sync_file
-from bnb_ds.shard_manifest import OFFSET_DTYPE, SPECIAL_TOKENS, SPLITS, ManifestShard, token_dtype
+from bnb_ds.common.outputs import sync_file
+from bnb_ds.shards.manifest import OFFSET_DTYPE, SPECIAL_TOKENS, SPLITS, ManifestShard, token_dtype
 
 
 def numbered(split: str, index: int) -> str:
@@ -63,7 +63,7 @@ class ShardFiles:
         return {split: finished[split] + self._pending_tokens[split] for split in SPLITS}
 
     def add(self, token_ids: np.ndarray, split: str) -> None:
-        """Append one document; see :meth:`bnb_ds.shards.ShardWriter.add`."""
+        """Append one document; see :meth:`bnb_ds.shards.reader.ShardWriter.add`."""
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         token_ids = np.asarray(token_ids)
@@ -74,7 +74,7 @@ class ShardFiles:
         if token_ids.min() < 0 or token_ids.max() >= self._is_refused.size or self._is_refused[token_ids].any():
             raise ValueError(
                 f"token_ids must be below {self._is_refused.size} and hold no [PAD], [CLS], [SEP] or [MASK]; "
-                "encode with bnb_ds.tokenization.DocumentEncoder"
+                "encode with bnb_ds.data.tokenization.DocumentEncoder"
             )
         if self._pending[split] and self._pending_tokens[split] + token_ids.size > self._max_tokens:
             self._finish_shard(split)

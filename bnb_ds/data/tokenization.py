@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
 from bnb_ds.errors import DataError
-from bnb_ds.shard_manifest import SPECIAL_TOKENS, TokenizerInfo
+from bnb_ds.shards.manifest import SPECIAL_TOKENS, TokenizerInfo
 
 SPECIAL_TOKEN_TEXTS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of SPECIAL_TOKENS
 
