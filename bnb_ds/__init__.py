@@ -4,7 +4,7 @@ Importing the package registers the model with transformers, so that ``AutoModel
 exported model.
 """
 
-from bnb_ds.classification import BnbEncoderModel, BnbForSequenceClassification
+from bnb_ds.model.classification import BnbEncoderModel, BnbForSequenceClassification
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, BnbModel
 
 __version__ = "0.1.0"

@@ -12,10 +12,12 @@ from typing import TypeVar
 import torch
 
 from bnb_ds import report
-from bnb_ds.checkpoint import BYTES_PER_PARAMETER
-from bnb_ds.config import PretrainRecipe, TrainingRecipe
-from bnb_ds.ds_config import DsConfig, load_ds_config
-from bnb_ds.elastic import plan_resume
+from bnb_ds.checkpoint.resume import plan_resume
+from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.checkpoint.store import BYTES_PER_PARAMETER
+from bnb_ds.config.deepspeed import DsConfig, load_ds_config
+from bnb_ds.config.loading import load_recipe, recipe_values
+from bnb_ds.config.recipe import PretrainRecipe, TrainingRecipe
 from bnb_ds.errors import BnbError, ConfigError, DataError
 from bnb_ds.finetune_config import FinetuneRecipe
 from bnb_ds.finetuning import (
@@ -28,8 +30,6 @@ from bnb_ds.finetuning import (
 )
 from bnb_ds.model_factory import model_config
 from bnb_ds.plan import Plan, model_class, open_shards
-from bnb_ds.recipes import load_recipe, recipe_values
-from bnb_ds.run_dir import RunDir
 
 T = TypeVar("T")
 _GIB = 2**30

@@ -19,10 +19,10 @@ from bnb_ds.bench.cli import add_bench
 from bnb_ds.cli_baselines import add_baseline_commands
 from bnb_ds.cli_tasks import add_task_commands
 from bnb_ds.common.arguments import natural, positive
-from bnb_ds.configuration import DECODER_LENGTH_POLICIES
 from bnb_ds.curves import add_curves
 from bnb_ds.errors import EXIT_USER_ERROR, ConfigError, run_reporting_errors
 from bnb_ds.generate_cli import add_generate, add_serve
+from bnb_ds.model.configuration import DECODER_LENGTH_POLICIES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from bnb_ds.bert_init import read_bert
-from bnb_ds.layers import BnbLMHead
-from bnb_ds.model_outputs import BnbOutput
+from bnb_ds.model.from_bert import read_bert
+from bnb_ds.model.layers import BnbLMHead
+from bnb_ds.model.outputs import BnbOutput
+from bnb_ds.model.target_loss import cross_entropy_sum
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.target_loss import cross_entropy_sum
 
 _PREFIX = "encoder_mlm_head."
 

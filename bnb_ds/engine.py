@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.ctc import kernels as ctc_kernels
-from bnb_ds.ds_config import DsConfig
 from bnb_ds.errors import ConfigError
 from bnb_ds.fused import choose_optimizer, fuse_layer_norms
 
@@ -30,7 +30,7 @@ def build_engine(
         ds_config: checked settings of this launch.
         device: of this rank.
         multiplier: learning-rate multiplier of the 0-based step (:mod:`bnb_ds.schedule`).
-        load_universal: the checkpoint that will be loaded is a universal one (:mod:`bnb_ds.elastic`).
+        load_universal: the checkpoint that will be loaded is a universal one (:mod:`bnb_ds.checkpoint.resume`).
 
     Returns:
         The ``DeepSpeedEngine`` and one line that says which kernels are in use.

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnb_ds.batching import default_token_budget, plan_batches
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.ctc.loss import collapse
-from bnb_ds.decode_options import DecodeOptions
-from bnb_ds.decoding import generate_rows
+from bnb_ds.decoding.batching import default_token_budget, plan_batches
+from bnb_ds.decoding.decode import generate_rows
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.exported import ONNX_FILE
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.rectangular import RectangularBnb, num_slot_columns
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: columns of the compiled shapes; one more for the longest source of the model
@@ -49,7 +49,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Packed execution, `bnb_ds.decoding.generate_rows`."""
+    """Packed execution, `bnb_ds.decoding.decode.generate_rows`."""
 
     def __init__(self, model: BnbForConditionalGeneration, dtype: str = "fp32"):
         self.model = model.eval().to(DTYPES[dtype])

@@ -21,9 +21,9 @@ import yaml
 from bnb_ds import __version__
 from bnb_ds.common.files import write_atomic
 from bnb_ds.common.outputs import disk_errors
+from bnb_ds.config.loading import load_section
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.export_tasks import RECIPE_FILE, best_model
-from bnb_ds.recipes import load_section
 from bnb_ds.scoring import DECIMALS
 from bnb_ds.systems import TASK_FILE, System, load_system, system_class
 from bnb_ds.task_evaluation import Results, evaluate_split

@@ -11,7 +11,7 @@ from rapidfuzz.distance import Levenshtein
 
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import SampleSource
-from bnb_ds.decoding import greedy_rows
+from bnb_ds.decoding.decode import greedy_rows
 from bnb_ds.distributed import ranks as distributed
 
 _EVALUATION_EPOCH = 0

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bnb_ds import checkpoint
-from bnb_ds.classification import encoder_of
+from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
+from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.outputs import new_directory
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.encoder_mlm import without_head
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.export_tasks import best_of, export_task_model
+from bnb_ds.model.classification import encoder_of
 from bnb_ds.model_card import read_history, versions_and_recipe
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.run_dir import locate_checkpoint, run_of
 from bnb_ds.systems import TASK_FILE
-from bnb_ds.weights import read_weights
 
 
 def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[Path, list[str]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from bnb_ds import checkpoint
+from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.outputs import new_directory
 from bnb_ds.errors import CheckpointError
 from bnb_ds.model_card import read_history, versions_and_recipe
 from bnb_ds.systems import TASK_FILE, load_system
-from bnb_ds.weights import read_weights
 
 #: directory of a run that holds its best model
 BEST = "best"

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bnb_ds.bert_init import checkpoint_errors
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.from_bert import checkpoint_errors
 from bnb_ds.modeling import BnbForConditionalGeneration, decoder_lengths
 
 ONNX_FILE = "model.onnx"

@@ -1,4 +1,4 @@
-"""The recipe of fine-tuning; sections shared with pre-training are in :mod:`bnb_ds.config`."""
+"""The recipe of fine-tuning; sections shared with pre-training are in :mod:`bnb_ds.config.recipe`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from bnb_ds.config import Section, TrainingRecipe
+from bnb_ds.config.recipe import Section, TrainingRecipe
 from bnb_ds.errors import nearest
 from bnb_ds.systems import ModelChoice
 from bnb_ds.tasks import TASKS, Task

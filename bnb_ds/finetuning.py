@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from bnb_ds import report
+from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.common.outputs import disk_errors
+from bnb_ds.config.deepspeed import DsConfig, load_ds_config
+from bnb_ds.config.loading import load_recipe
 from bnb_ds.distributed import ranks as distributed
-from bnb_ds.ds_config import DsConfig, load_ds_config
 from bnb_ds.early_stopping import EarlyStopping
 from bnb_ds.export_tasks import export_best
 from bnb_ds.finetune_config import FinetuneRecipe
-from bnb_ds.flops import TRAINING_FACTOR
-from bnb_ds.recipes import load_recipe
-from bnb_ds.run_dir import RunDir
+from bnb_ds.model.flops import TRAINING_FACTOR
 from bnb_ds.systems import System, system_class
 from bnb_ds.task_evaluation import evaluate_split, outputs_table
 from bnb_ds.tasks.samples import TaskSamples

@@ -131,7 +131,7 @@ def _serve(args: argparse.Namespace) -> None:
     from bnb_ds.serve.run import listen, require_packages, serve
 
     require_packages()
-    from bnb_ds.batching import default_token_budget
+    from bnb_ds.decoding.batching import default_token_budget
     from bnb_ds.exported import choose_device
     from bnb_ds.pipeline import BnbPipeline
     from bnb_ds.serve.app import ServiceLimits

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bnb_ds.common.files import write_atomic
 from bnb_ds.common.markdown import markdown_table
+from bnb_ds.config.loading import load_recipe
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluating import evaluate_model
 from bnb_ds.export_tasks import BEST
 from bnb_ds.finetune_config import FinetuneRecipe
-from bnb_ds.recipes import load_recipe
 from bnb_ds.systems import TASK_FILE
 from bnb_ds.tasks import get_task
 

@@ -10,10 +10,10 @@ import torch
 from transformers import BertTokenizerFast
 from transformers.utils import cached_file
 
-from bnb_ds.bert_init import checkpoint_errors, config_from_bert
-from bnb_ds.config import ModelSection, ModelSize
+from bnb_ds.config.recipe import ModelSection, ModelSize
 from bnb_ds.data.tokenization import load_tokenizer, special_ids, tokenizer_hash, vocabulary_size
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
+from bnb_ds.model.from_bert import checkpoint_errors, config_from_bert
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, decoder_lengths
 from bnb_ds.shards.reader import TokenShards
 

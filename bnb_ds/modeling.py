@@ -22,19 +22,19 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from bnb_ds.attention import IMPLEMENTATION
-from bnb_ds.bert_init import initialise_from_bert
 from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.ctc.loss import linear_argmax
-from bnb_ds.decoding import GenerateOutput, generate
+from bnb_ds.decoding.decode import GenerateOutput, generate
 from bnb_ds.errors import ConfigError
-from bnb_ds.layers import BnbDecoder, BnbEncoder, BnbLMHead, tie_halves
-from bnb_ds.length import LengthPredictor, stretch_latents
-from bnb_ds.model_outputs import BnbModelOutput, BnbOutput
-from bnb_ds.reference import load_reference
-from bnb_ds.slots import DecoderSlots, decoder_lengths, open_slots
-from bnb_ds.target_loss import Targets, ctc_scores, length_scores, read_targets, token_scores
+from bnb_ds.model.attention import IMPLEMENTATION
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.from_bert import initialise_from_bert
+from bnb_ds.model.from_reference import load_reference
+from bnb_ds.model.layers import BnbDecoder, BnbEncoder, BnbLMHead, tie_halves
+from bnb_ds.model.length import LengthPredictor, stretch_latents
+from bnb_ds.model.outputs import BnbModelOutput, BnbOutput
+from bnb_ds.model.slots import DecoderSlots, decoder_lengths, open_slots
+from bnb_ds.model.target_loss import Targets, ctc_scores, length_scores, read_targets, token_scores
 
 __all__ = ["BnbConfig", "BnbForConditionalGeneration", "BnbModel", "BnbModelOutput", "BnbOutput", "decoder_lengths"]
 
@@ -75,7 +75,7 @@ class Encoded:
         layout: their sequences.
         hidden: [N, H] of the encoder.
         latent: [N, latent_size].
-        length_logits: [B, C] of `bnb_ds.length.LengthPredictor`; None without length classification.
+        length_logits: [B, C] of `bnb_ds.model.length.LengthPredictor`; None without length classification.
     """
 
     layout: PackedLayout
@@ -341,7 +341,7 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
         token_type_ids: Tensor | None = None,
         **options: Any,
     ) -> Tensor | GenerateOutput:
-        """Decoding in one parallel pass, with all the options of `bnb_ds.decoding.generate`."""
+        """Decoding in one parallel pass, with all the options of `bnb_ds.decoding.decode.generate`."""
         return generate(self, input_ids, attention_mask, token_type_ids, **options)
 
 

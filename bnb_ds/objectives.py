@@ -22,7 +22,7 @@ class Objective(Protocol):
 
 
 class Reconstruction:
-    """The model's own loss (`bnb_ds.model_outputs.BnbOutput`)."""
+    """The model's own loss (`bnb_ds.model.outputs.BnbOutput`)."""
 
     def count(self, batch: PackedBatch) -> int:
         return batch.loss_count

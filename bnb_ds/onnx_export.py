@@ -21,8 +21,8 @@ from bnb_ds.common.outputs import new_directory
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError
 from bnb_ds.exported import ONNX_FILE, load_exported
+from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.rectangular import RectangularBnb
 
 ONNX_DTYPES = ("fp32", "int8")
 _CARD = """# A BERT-NAR-BERT model for ONNX Runtime ({dtype})

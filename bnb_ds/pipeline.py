@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.data.tokenization import load_tokenizer
-from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.decoding.ngram_lm import NgramLm
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
 from bnb_ds.errors import ConfigError
 from bnb_ds.exported import ONNX_FILE, choose_device, load_exported, longest_source
-from bnb_ds.ngram_lm import NgramLm
 
 WINDOW_TEXTS = 4096
 WINDOW_CHARACTERS = 1 << 23

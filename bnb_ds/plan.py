@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from bnb_ds import report
-from bnb_ds.config import ObjectiveSection, PretrainRecipe
+from bnb_ds.config.deepspeed import DsConfig, load_ds_config
+from bnb_ds.config.loading import load_recipe
+from bnb_ds.config.recipe import ObjectiveSection, PretrainRecipe
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
-from bnb_ds.ds_config import DsConfig, load_ds_config
 from bnb_ds.encoder_mlm import BnbForPretraining
 from bnb_ds.errors import DataError
 from bnb_ds.model_factory import model_config
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.recipes import load_recipe
 from bnb_ds.shards.reader import TokenShards
 
 

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from bnb_ds import report
-from bnb_ds.config import ObjectiveSection
+from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.config.recipe import ObjectiveSection
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.evaluation import evaluate
-from bnb_ds.flops import TRAINING_FACTOR, forward_flops
+from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model_factory import build_model
 from bnb_ds.modeling import BnbConfig
 from bnb_ds.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.plan import Plan, model_class
-from bnb_ds.run_dir import RunDir
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.tracking import Tracker
 from bnb_ds.training import Intervals, Job, Launch, Process, choose_resume, run_job, run_process

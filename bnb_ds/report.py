@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from bnb_ds.configuration import BnbConfig
-from bnb_ds.slots import decoder_lengths
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import decoder_lengths
 
 if TYPE_CHECKING:
-    from bnb_ds.ds_config import DsConfig
+    from bnb_ds.config.deepspeed import DsConfig
     from bnb_ds.plan import Plan
 
 _GIB = 2**30

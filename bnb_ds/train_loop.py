@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.data.loader import StepLoader
 from bnb_ds.distributed import ranks as distributed
 from bnb_ds.early_stopping import EarlyStopping

@@ -13,31 +13,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnb_ds import checkpoint, elastic
-from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.checkpoint import resume as elastic
+from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint.resume import Resume, plan_resume
+from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.checkpoint.store import CheckpointWriter
+from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.outputs import disk_errors
-from bnb_ds.config import FaultSection, TrainingRecipe
+from bnb_ds.config.deepspeed import DsConfig
+from bnb_ds.config.recipe import FaultSection, TrainingRecipe
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import SampleSource, StepLoader
 from bnb_ds.distributed import ranks as distributed
 from bnb_ds.distributed.stopping import StopRequest
 from bnb_ds.distributed.watchdog import Watchdog
-from bnb_ds.ds_config import DsConfig
 from bnb_ds.early_stopping import EarlyStopping
-from bnb_ds.elastic import Resume, plan_resume
 from bnb_ds.engine import build_engine
 from bnb_ds.hardware import peak_flops
 from bnb_ds.objectives import Objective
 from bnb_ds.phases import Phases
 from bnb_ds.profiling import StepProfiler
-from bnb_ds.run_dir import RunDir
 from bnb_ds.schedule import learning_rate_multiplier
 from bnb_ds.spikes import SpikeDetector
 from bnb_ds.tracking import Tracker
 from bnb_ds.train_loop import LoopSettings, TrainLoop
 from bnb_ds.train_step import TrainStep
 from bnb_ds.watching import log_histograms
-from bnb_ds.weights import read_weights
 
 _TIMEOUT_MARGIN_SECONDS = 30
 
@@ -46,7 +47,7 @@ _TIMEOUT_MARGIN_SECONDS = 30
 class Launch:
     """What one launch is asked to do, beyond the settings of the run."""
 
-    #: ``never``, ``auto`` or a path; see :meth:`bnb_ds.run_dir.RunDir.find_resume`
+    #: ``never``, ``auto`` or a path; see :meth:`bnb_ds.checkpoint.run_dir.RunDir.find_resume`
     resume: str = "never"
     #: start from the weights of the checkpoint with a fresh optimizer
     weights_only: bool = False

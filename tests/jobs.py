@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from bnb_ds.checkpoint import whole_checkpoints
+from bnb_ds.checkpoint.store import whole_checkpoints
+from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.tracking import read_metrics, read_scalars
-from bnb_ds.weights import read_weights
 from tests import launching
 from tests.fork_server import ForkServer, Launch
 

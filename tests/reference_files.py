@@ -7,7 +7,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from bnb_ds.reference import their_name
+from bnb_ds.model.from_reference import their_name
 
 
 def their_weights(model) -> dict[str, torch.Tensor]:

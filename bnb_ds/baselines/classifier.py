@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from bnb_ds.baselines.padded import padded
 from bnb_ds.baselines.wrapped import WrappedModel
-from bnb_ds.classification import classification_output
 from bnb_ds.common.packing import pack_inputs
-from bnb_ds.model_outputs import BnbClassifierOutput
+from bnb_ds.model.classification import classification_output
+from bnb_ds.model.outputs import BnbClassifierOutput
 
 
 class ClassifierModel(WrappedModel):
@@ -45,7 +45,7 @@ class ClassifierModel(WrappedModel):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> BnbClassifierOutput:
-        """As `bnb_ds.classification.BnbForSequenceClassification.forward`."""
+        """As `bnb_ds.model.classification.BnbForSequenceClassification.forward`."""
         packed = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         layout = packed.layout
         ids_BL, mask_BL = padded(packed.input_ids, layout, self.config.pad_token_id)

@@ -1,4 +1,4 @@
-"""Matrix FLOPs of the baselines on real tokens, counted as :mod:`bnb_ds.flops` counts BnB's."""
+"""Matrix FLOPs of the baselines on real tokens, counted as :mod:`bnb_ds.model.flops` counts BnB's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bnb_ds.flops import attention_flops, linear_flops
+from bnb_ds.model.flops import attention_flops, linear_flops
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from bnb_ds.baselines.padded import pad_rows, padded
 from bnb_ds.baselines.wrapped import WrappedModel
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.errors import ConfigError
-from bnb_ds.model_outputs import BnbOutput
+from bnb_ds.model.outputs import BnbOutput
 
 
 @dataclass(frozen=True)

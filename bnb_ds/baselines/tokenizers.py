@@ -7,9 +7,9 @@ from pathlib import Path
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from bnb_ds.bert_init import checkpoint_errors
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import DataError
+from bnb_ds.model.from_bert import checkpoint_errors
 from bnb_ds.model_factory import tokenizer_directory
 
 #: Radford et al., 2018, figure 1: start, delimiter, and extract, whose last hidden state is classified

@@ -22,13 +22,13 @@ from bnb_ds.bench.measure import interleaved_seconds
 from bnb_ds.bench.options import refuse_missing_device
 from bnb_ds.common.arguments import positive
 from bnb_ds.common.markdown import markdown_table
+from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.distributed import ranks as distributed
-from bnb_ds.ds_config import load_ds_config
 from bnb_ds.engine import build_engine, parameter_groups, take_step
 from bnb_ds.fused import choose_optimizer
+from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.slots import decoder_lengths
 
 _OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01}
 _CLIP = 1.0

@@ -18,14 +18,14 @@ import torch
 from transformers import BertConfig
 
 from bnb_ds.bench.measure import interleaved
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.ctc.loss import collapse
-from bnb_ds.decode_options import DecodeOptions
-from bnb_ds.decoding import generate_rows
+from bnb_ds.decoding.decode import generate_rows
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.engines import CompiledEngine, Engine, OnnxEngine, TorchEngine
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.onnx_export import write_graph
-from bnb_ds.slots import decoder_lengths
 
 #: name -> hidden size, layers of each half, attention heads
 SIZES = {"tiny": (64, 2, 2), "base": (768, 12, 12)}
@@ -100,7 +100,7 @@ def reference_style(model: BnbForConditionalGeneration, rows: Rows) -> list[list
 
 
 def ours(model: BnbForConditionalGeneration, rows: Rows) -> list[list[int]]:
-    """The same through `bnb_ds.decoding`."""
+    """The same through `bnb_ds.decoding.decode`."""
     return [tokens for tokens, _ in generate_rows(model, rows, DecodeOptions())]
 
 

@@ -20,7 +20,7 @@ from bnb_ds.bench.contenders import cache_bytes, contender, write_exactly
 from bnb_ds.bench.generate import Rows, Setting, bnb_model, engine_of, policy_of
 from bnb_ds.bench.measure import Timing, stopwatch
 from bnb_ds.bench.workloads import Workload
-from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.engines import Engine
 from bnb_ds.tasks.codec import Codec
 

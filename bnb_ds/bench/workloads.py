@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from bnb_ds.bench.generate import POSITIONS, Rows
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.data.batch import count_repeats
 from bnb_ds.errors import DataError
-from bnb_ds.slots import decoder_lengths
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.files import read_file, read_parallel
 from bnb_ds.tasks.generation import SQUAD_QG, SUMMARIZATION, TRANSLATION
@@ -29,7 +29,7 @@ _PAIRED_FORMS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True)
 class Workload:
-    """Sources of one measurement, the longest first, as `bnb_ds.decoding` sorts them.
+    """Sources of one measurement, the longest first, as `bnb_ds.decoding.decode` sorts them.
 
     Attributes:
         name: for the table.

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 
 from bnb_ds import __version__
-from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
 from bnb_ds.pipeline import BnbPipeline
 from bnb_ds.serve.batcher import Batcher, Overloaded

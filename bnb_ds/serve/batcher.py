@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.pipeline import BnbPipeline, Generated
 from bnb_ds.serve.metrics import Metrics
 

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from bnb_ds.bert_init import checkpoint_errors
 from bnb_ds.common.files import write_atomic
-from bnb_ds.config import Section
+from bnb_ds.config.recipe import Section
 from bnb_ds.data.batch import PackedBatch
+from bnb_ds.model.from_bert import checkpoint_errors
 from bnb_ds.objectives import Objective, Reconstruction
 from bnb_ds.tasks import Task
 from bnb_ds.tasks.codec import Codec

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.checkpoint.store import CheckpointWriter
+from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.data.loader import StepLoader
 from bnb_ds.distributed import ranks as distributed
-from bnb_ds.ds_config import load_ds_config
 from bnb_ds.engine import build_engine
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.objectives import Reconstruction

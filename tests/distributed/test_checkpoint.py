@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from bnb_ds import checkpoint
+from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint.run_dir import locate_checkpoint
 from bnb_ds.errors import CheckpointError
-from bnb_ds.run_dir import locate_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +87,7 @@ def test_what_deepspeed_cannot_load():
 
 
 def test_a_checkpoint_outside_its_run_is_refused(copy_of_run, tmp_path):
-    from bnb_ds.run_dir import run_of
+    from bnb_ds.checkpoint.run_dir import run_of
 
     alone = tmp_path / "alone" / "step_00000008"
     shutil.copytree(copy_of_run / "checkpoints" / "step_00000008", alone)
@@ -118,9 +118,9 @@ def test_resume_refusals_name_the_way_out(whole_run, copy_of_run, fork_server):
 
 def test_a_run_of_an_older_release_is_continued(copy_of_run, whole_run, tmp_path):
     """It recorded neither the settings nor the facts that have come since."""
-    from bnb_ds.elastic import plan_resume
+    from bnb_ds.checkpoint.resume import plan_resume
+    from bnb_ds.checkpoint.run_dir import RunDir
     from bnb_ds.plan import make_plan
-    from bnb_ds.run_dir import RunDir
 
     resolved = copy_of_run / "config.resolved.yaml"
     settings = yaml.safe_load(resolved.read_text())

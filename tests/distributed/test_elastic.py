@@ -90,8 +90,8 @@ def test_what_cannot_be_converted_is_refused_and_the_weights_go_on(tmp_path, sma
 def test_a_checkpoint_that_the_converter_cannot_read(tmp_path, small_shards, fork_server):
     job = make_job(tmp_path, small_shards, 1)
     job.train_forked(fork_server, *QUIET, "--stop-at", "1")
-    from bnb_ds import elastic
-    from bnb_ds.checkpoint import whole_checkpoints
+    from bnb_ds.checkpoint import resume as elastic
+    from bnb_ds.checkpoint.store import whole_checkpoints
     from bnb_ds.errors import CheckpointError
 
     (found,) = whole_checkpoints(job.output / "checkpoints")

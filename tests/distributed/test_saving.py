@@ -15,8 +15,8 @@ from pathlib import Path
 import deepspeed
 import pytest
 
-from bnb_ds import checkpoint
-from bnb_ds.checkpoint import CheckpointWriter
+from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.errors import DataError
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import bnb_ds
-from bnb_ds.checkpoint import whole_checkpoints
+from bnb_ds.checkpoint.store import whole_checkpoints
+from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.cli import main
 from bnb_ds.shards.reader import TokenShards
-from bnb_ds.weights import read_weights
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 
 from bnb_ds.cli import main
 from bnb_ds.data.tokenization import load_tokenizer
-from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.engines import OnnxEngine, TorchEngine
 from bnb_ds.exported import load_exported
 from bnb_ds.pipeline import BnbPipeline

@@ -10,8 +10,8 @@ import torch
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
-from bnb_ds.attention import attention_way, packed_attention
 from bnb_ds.common.packing import PackedLayout
+from bnb_ds.model.attention import attention_way, packed_attention
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from tests import launching
 from tests.jobs import Job
@@ -111,7 +111,7 @@ def test_varlen_attention_equals_padded(way, dtype, monkeypatch):
     signal = torch.randn_like(query.transpose(1, 2))
     results = []
     for chosen in ("padded", way):
-        monkeypatch.setattr("bnb_ds.attention.attention_way", lambda *_, chosen=chosen: chosen)
+        monkeypatch.setattr("bnb_ds.model.attention.attention_way", lambda *_, chosen=chosen: chosen)
         cross = BertCrossAttention(BertConfig(is_decoder=True, add_cross_attention=True))
         output, _ = packed_attention(cross, query, key, value, None, layout=layouts[0], memory_layout=layouts[1])
         results.append((output, *torch.autograd.grad(output, (query, key, value), signal)))

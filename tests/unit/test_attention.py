@@ -7,7 +7,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention, BertSelfAttention
 
-from bnb_ds.attention import IMPLEMENTATION, attention_way, packed_attention
+from bnb_ds.model.attention import IMPLEMENTATION, attention_way, packed_attention
 from tests.tiny import bert_config, layout_of
 
 HEADS, SIZE = 3, 5
@@ -33,7 +33,7 @@ def by_formula(query, key, value, query_lengths, key_lengths, scaling):
 @pytest.fixture(params=["padded", "each", "single", "jagged"], autouse=True)
 def way(request, monkeypatch):
     """All ways that run on a CPU; left alone, only one would."""
-    monkeypatch.setattr("bnb_ds.attention.attention_way", lambda query, key_layout, dropout: request.param)
+    monkeypatch.setattr("bnb_ds.model.attention.attention_way", lambda query, key_layout, dropout: request.param)
 
 
 def check(module, query_lengths, key_lengths, scaling, **layouts):

@@ -17,8 +17,8 @@ from transformers import (
     RobertaModel,
 )
 
-from bnb_ds.classification import BnbForSequenceClassification
 from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.modeling import BnbForConditionalGeneration
 from tests.tiny import bert_config, padded_form, source_ids
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification, BertModel
 
-from bnb_ds.classification import BnbEncoderModel, BnbForSequenceClassification, encoder_of
 from bnb_ds.errors import ConfigError
+from bnb_ds.model.classification import BnbEncoderModel, BnbForSequenceClassification, encoder_of
 from tests.tiny import bert_config, bnb_model, packed_form, padded_form, source_ids
 
 LENGTHS = [7, 1, 10]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bnb_ds.config import LoaderSection, PretrainRecipe
+from bnb_ds.config.loading import differences, dump_recipe, load_recipe
+from bnb_ds.config.recipe import LoaderSection, PretrainRecipe
 from bnb_ds.errors import ConfigError
-from bnb_ds.recipes import differences, dump_recipe, load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINIMAL = {"output_dir": "out", "steps": 5, "data": {"shards": "shards"}}

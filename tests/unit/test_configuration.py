@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig, BertConfig, RobertaConfig
 
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
+from bnb_ds.model.configuration import BnbConfig
 from tests.tiny import bert_config, bnb_config
 
 

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from bnb_ds.ctc_beam import search
-from bnb_ds.ctc_search import Slots, ctc_score, refine
-from bnb_ds.decode_options import DecodeOptions
-from bnb_ds.emissions import linear_emissions
+from bnb_ds.decoding.beam import search
+from bnb_ds.decoding.emissions import linear_emissions
+from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.decoding.search import Slots, ctc_score, refine
 from tests.plain_beam import all_outputs, collapsed, torch_score
 from tests.tiny import layout_of
 
@@ -83,7 +83,7 @@ def test_scores_of_many_sources_are_worked_out_in_groups(monkeypatch):
     slots = slots_of(2, lengths=[5, 3, 8, 2, 6], vocab=6)
     ids, lengths = refine(slots, DecodeOptions(beam_size=3))
     whole = ctc_score(slots, ids, lengths)
-    monkeypatch.setattr("bnb_ds.emissions._SCORED_ROWS", 9)
+    monkeypatch.setattr("bnb_ds.decoding.emissions._SCORED_ROWS", 9)
     assert torch.equal(ctc_score(slots, ids, lengths), whole)
 
 

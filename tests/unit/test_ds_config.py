@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bnb_ds.ds_config import load_ds_config
+from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ import yaml
 from transformers import BertConfig, BertModel
 
 from bnb_ds import report
-from bnb_ds.config import ModelSize
-from bnb_ds.ds_config import load_ds_config
+from bnb_ds.config.deepspeed import load_ds_config
+from bnb_ds.config.recipe import ModelSize
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.plan import describe_dry_run, make_plan
 from tests.launching import REPOSITORY

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.cli import main
 from bnb_ds.errors import CheckpointError
 from bnb_ds.export_tasks import best_of
-from bnb_ds.weights import read_weights
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import subprocess
 import pytest
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
-from bnb_ds.config import ModelSize
+from bnb_ds.config.loading import load_recipe
+from bnb_ds.config.recipe import ModelSize
 from bnb_ds.early_stopping import EarlyStopping
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.finetune_config import FinetuneRecipe
 from bnb_ds.finetuning import describe_finetune_dry_run, make_finetune_plan
 from bnb_ds.glue import Row, run_glue, table_of
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.recipes import load_recipe
 from tests.launching import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "runs" / "recipes" / "finetune").rglob("*.yaml"))

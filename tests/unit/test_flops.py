@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bnb_ds.flops import TRAINING_FACTOR, forward_flops
+from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from tests.tiny import bnb_config, bnb_model, packed_form, source_ids
 
 UNLIKE_HALVES = {
@@ -48,7 +48,7 @@ def test_equals_torchs_counter_with_length_classification():
 
 def test_training_is_three_forwards(monkeypatch):
     # The other way on a CPU computes weights of attention twice, which is no work of the model.
-    monkeypatch.setattr("bnb_ds.attention.attention_way", lambda *_: "padded")
+    monkeypatch.setattr("bnb_ds.model.attention.attention_way", lambda *_: "padded")
     model = bnb_model().train()
     forward = counted(model, [11])
     # The gradient of the first embedding has no product, so nothing is saved there: exactly twice forward.

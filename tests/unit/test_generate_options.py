@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.batching import plan_batches
-from bnb_ds.decode_options import DecodeOptions
-from bnb_ds.decoding import generate_rows
+from bnb_ds.decoding.batching import plan_batches
+from bnb_ds.decoding.decode import generate_rows
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
-from bnb_ds.slots import decoder_lengths
+from bnb_ds.model.slots import decoder_lengths
 from tests.plain_beam import torch_score
 from tests.tiny import bnb_config, bnb_model, padded_form, source_ids
 

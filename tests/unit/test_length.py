@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.length import LengthPredictor, stretch_latents
+from bnb_ds.model.length import LengthPredictor, stretch_latents
 from tests.tiny import bnb_config, bnb_model, layout_of, packed_form, padded_form, source_ids
 
 LENGTHS = [7, 1, 10]

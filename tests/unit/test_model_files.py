@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds import BnbConfig, BnbForConditionalGeneration, BnbModel
-from bnb_ds.attention import IMPLEMENTATION
+from bnb_ds.model.attention import IMPLEMENTATION
 from tests.tiny import bnb_model, padded_form, source_ids
 
 INPUTS = padded_form(source_ids([7, 1, 10]))

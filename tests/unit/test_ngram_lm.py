@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from bnb_ds.ctc_search import refine
-from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.decoding.ngram_lm import LmScores, NgramLm
+from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.decoding.search import refine
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.ngram_lm import LmScores, NgramLm
 from tests.plain_beam import all_outputs
 from tests.unit.test_ctc_search import log_probs_of, slots_of
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from bnb_ds.ctc.loss import collapse
-from bnb_ds.decode_options import DecodeOptions
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.engines import CompiledEngine, TorchEngine
 from bnb_ds.errors import ConfigError
-from bnb_ds.rectangular import RectangularBnb, num_slot_columns
-from bnb_ds.slots import decoder_lengths
+from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
+from bnb_ds.model.slots import decoder_lengths
 from tests.tiny import bnb_config, bnb_model, padded_form, source_ids
 
 LENGTHS = [7, 1, 10, 3]

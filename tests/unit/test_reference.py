@@ -15,8 +15,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from bnb_ds.ctc.loss import collapse
+from bnb_ds.model.from_reference import their_name
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.reference import their_name
 
 REFERENCE = Path(__file__).resolve().parents[2].parent / "shared" / "reference"
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no ../shared/reference beside this checkout")
@@ -183,13 +183,13 @@ def test_a_mutated_model_is_seen(inputs, expected, mutate):
 
 
 def test_a_causal_decoder_is_seen(inputs, expected, monkeypatch):
-    monkeypatch.setattr("bnb_ds.attention.scaled_dot_product_attention", causal_mask())
+    monkeypatch.setattr("bnb_ds.model.attention.scaled_dot_product_attention", causal_mask())
     model = BnbForConditionalGeneration.from_reference(REFERENCE).double()
     assert largest_difference(model, inputs, expected) > 0.1
 
 
 def test_a_decoder_masked_by_source_padding_is_seen(inputs, expected, monkeypatch):
-    monkeypatch.setattr("bnb_ds.attention.scaled_dot_product_attention", mask_decoder_by_source(inputs))
+    monkeypatch.setattr("bnb_ds.model.attention.scaled_dot_product_attention", mask_decoder_by_source(inputs))
     model = BnbForConditionalGeneration.from_reference(REFERENCE).double()
     assert largest_difference(model, inputs, expected) > 0.1
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bnb_ds.cli import main
+from bnb_ds.config.loading import load_recipe
 from bnb_ds.errors import DataError
 from bnb_ds.finetune_config import FinetuneRecipe
-from bnb_ds.recipes import load_recipe
 from bnb_ds.reproduce import NOT_ON_RECORD, listing, measured, rows
 from bnb_ds.systems import system_class
 

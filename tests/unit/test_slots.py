@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.slots import decoder_lengths, open_slots
+from bnb_ds.model.slots import decoder_lengths, open_slots
 from tests.plain_reference import plain_slots
 from tests.tiny import bnb_config, layout_of
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bnb_ds.configuration import BnbConfig
-from bnb_ds.slots import decoder_lengths
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import decoder_lengths
 
 #: source tokens and decoder slots of one batch, where nothing else is asked for
 DEFAULT_TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}

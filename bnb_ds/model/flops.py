@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from transformers import BertConfig
 
-from bnb_ds.configuration import BnbConfig
+from bnb_ds.model.configuration import BnbConfig
 
 #: Backward takes two products for each of forward: the gradients of its two factors.
 TRAINING_FACTOR = 3

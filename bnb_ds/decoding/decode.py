@@ -1,7 +1,7 @@
 """From a trained model to token ids, in one parallel pass over each batch.
 
 Sources are sorted by length and cut into batches by a token budget; the arg-max is fused with the projection; repeats
-are merged on the device; everything is handed over at the end, in the order of the input. `bnb_ds.decode_options` says
+are merged on the device; everything is handed over at the end, in the order of the input. `bnb_ds.decoding.options` says
 how an output is chosen.
 
 Shapes: B sequences, L source columns, T decoder slots of the longest sequence (in packed form: of all), H hidden size,
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
-from bnb_ds.batching import default_token_budget, plan_batches
 from bnb_ds.common.packing import PackedInputs, PackedLayout
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.ctc.loss import collapse, linear_argmax, linear_best
-from bnb_ds.ctc_search import Slots, ctc_score, refine
-from bnb_ds.decode_options import DecodeOptions
-from bnb_ds.slots import open_slots
+from bnb_ds.decoding.batching import default_token_budget, plan_batches
+from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.decoding.search import Slots, ctc_score, refine
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import open_slots
 
 if TYPE_CHECKING:
     from bnb_ds.modeling import BnbForConditionalGeneration, Encoded

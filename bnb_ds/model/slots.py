@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
+from bnb_ds.model.configuration import BnbConfig
 
 Lengths = TypeVar("Lengths", np.ndarray, Tensor)
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.loss import collapse, linear_best
-from bnb_ds.ctc_beam import keeps_limits, search
-from bnb_ds.decode_options import CONSTRAINT_BEAM, DecodeOptions
-from bnb_ds.emissions import ctc_log_probs, linear_emissions
-from bnb_ds.ngram_lm import LmScores
+from bnb_ds.decoding.beam import keeps_limits, search
+from bnb_ds.decoding.emissions import ctc_log_probs, linear_emissions
+from bnb_ds.decoding.ngram_lm import LmScores
+from bnb_ds.decoding.options import CONSTRAINT_BEAM, DecodeOptions
 
 
 @dataclass(frozen=True, eq=False)

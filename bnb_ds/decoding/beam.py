@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnb_ds.decode_options import DecodeOptions
-from bnb_ds.emissions import Emissions
-from bnb_ds.ngram_lm import LmScores
+from bnb_ds.decoding.emissions import Emissions
+from bnb_ds.decoding.ngram_lm import LmScores
+from bnb_ds.decoding.options import DecodeOptions
 
 _HASH_FACTOR = 6364136223846793005  # Knuth's multiplier; products wrap around in int64
 _SHORT_PENALTY = 1e6  # nats for each token that can no more be had: below every prefix that still can reach them

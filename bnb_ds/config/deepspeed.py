@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.ds_rules import find_faults
+from bnb_ds.config.deepspeed_rules import find_faults
 from bnb_ds.errors import ConfigError
 
 

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bnb_ds.bert_init import check_overrides
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.from_bert import check_overrides
 
 if TYPE_CHECKING:
     from bnb_ds.modeling import BnbForConditionalGeneration

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining, PreTrainedConfig
 from transformers.utils import logging
 
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import BnbError, CheckpointError, ConfigError, nearest
+from bnb_ds.model.configuration import BnbConfig
 
 if TYPE_CHECKING:
     from bnb_ds.modeling import BnbForConditionalGeneration

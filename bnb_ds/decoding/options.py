@@ -1,4 +1,4 @@
-"""How an output is chosen from what the decoder predicts: every setting of `bnb_ds.decoding.generate` in one place."""
+"""How an output is chosen from what the decoder predicts: every setting of `bnb_ds.decoding.decode.generate` in one place."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError, nearest
+from bnb_ds.model.configuration import BnbConfig
 
 if TYPE_CHECKING:
-    from bnb_ds.ngram_lm import NgramLm
+    from bnb_ds.decoding.ngram_lm import NgramLm
 
 #: prefixes kept where a constraint needs a search and ``beam_size`` asks for none
 CONSTRAINT_BEAM = 8

@@ -8,7 +8,7 @@ There are five ways to the same numbers, chosen by `attention_way`:
 
 - ``flash_attn``: the varlen kernel of that package, if it is installed; CUDA of capability 8.0 or later, 16 bits.
 - ``jagged``: torch's own varlen kernels, through SDPA on jagged nested tensors; the same GPUs, any float type.
-- ``single``: one sequence after the other (:mod:`bnb_ds.dropout_attention`); dropout on a CPU.
+- ``single``: one sequence after the other (:mod:`bnb_ds.model.dropout_attention`); dropout on a CPU.
 - ``each``: SDPA for one sequence after the other, neither padded nor masked; long sequences on a CPU.
 - ``padded``: sequences are padded for SDPA and unpadded after it; every device, V100 and CPU among them.
 
@@ -29,7 +29,7 @@ from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.dropout_attention import attend_with_dropout, sequences
+from bnb_ds.model.dropout_attention import attend_with_dropout, sequences
 
 IMPLEMENTATION = "bnb_packed"
 

@@ -1,8 +1,8 @@
-"""What a recipe may say: typed, validated and immutable once read (:mod:`bnb_ds.recipes` reads the YAML).
+"""What a recipe may say: typed, validated and immutable once read (:mod:`bnb_ds.config.loading` reads the YAML).
 
 A recipe owns everything that DeepSpeed does not read: model, data, objective, steps, schedule, seed, intervals and the
 output directory. Batch sizes, precision, ZeRO, clipping, optimizer and peak learning rate live in the DeepSpeed JSON
-(:mod:`bnb_ds.ds_config`) and nowhere else. Every field below says its unit and its default.
+(:mod:`bnb_ds.config.deepspeed`) and nowhere else. Every field below says its unit and its default.
 """
 
 from __future__ import annotations

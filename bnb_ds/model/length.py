@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.configuration import BnbConfig
+from bnb_ds.model.configuration import BnbConfig
 
 
 class LengthPredictor(nn.Module):

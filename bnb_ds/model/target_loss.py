@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.ctc.loss import CtcOutput, linear_ctc_loss
-from bnb_ds.length import LengthPredictor
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.length import LengthPredictor
 
 IGNORED_LABEL = -100
 

@@ -14,9 +14,9 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
-from bnb_ds.slots import DecoderSlots
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import DecoderSlots
 
 
 class BnbEncoder(nn.Module):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
-from bnb_ds.slots import DecoderSlots, decoder_lengths
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import DecoderSlots, decoder_lengths
 
 if TYPE_CHECKING:
     from bnb_ds.modeling import BnbForConditionalGeneration
@@ -67,7 +67,7 @@ class RectangularBnb(nn.Module):
 
 
 def num_slot_columns(num_columns: int, config: BnbConfig) -> int:
-    """T of L, in arithmetic that a tracer can follow: `bnb_ds.slots.decoder_lengths` of the widest row."""
+    """T of L, in arithmetic that a tracer can follow: `bnb_ds.model.slots.decoder_lengths` of the widest row."""
     if config.decoder_length == "padded":
         return num_columns
     ratio = Fraction(str(config.decoder_length_ratio))
@@ -94,7 +94,7 @@ def rectangular_layout(num_rows: int, num_columns: int, is_real_BL: Tensor) -> P
 def _rectangular_slots(
     lengths_B: Tensor, num_rows: int, num_columns: int, config: BnbConfig
 ) -> tuple[DecoderSlots, Tensor]:
-    """Slots as `bnb_ds.slots.open_slots` lays them out, and bool [B, T], which of the columns are a row's own."""
+    """Slots as `bnb_ds.model.slots.open_slots` lays them out, and bool [B, T], which of the columns are a row's own."""
     if config.decoder_length == "padded":
         lengths_B = torch.full_like(lengths_B, 1) * num_columns
         counts_B = lengths_B

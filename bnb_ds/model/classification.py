@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertModel
 from transformers.models.bert.modeling_bert import BertPooler
 
-from bnb_ds.bert_init import read_bert, read_bert_config
 from bnb_ds.common.packing import pack_inputs
-from bnb_ds.configuration import BnbConfig
 from bnb_ds.errors import ConfigError
-from bnb_ds.layers import BnbEncoder
-from bnb_ds.model_outputs import BnbClassifierOutput
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.from_bert import read_bert, read_bert_config
+from bnb_ds.model.layers import BnbEncoder
+from bnb_ds.model.outputs import BnbClassifierOutput
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbPreTrainedModel
 
 #: what is no part of the encoder in a saved sequence-to-sequence model

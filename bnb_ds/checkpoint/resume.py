@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import torch
 
-from bnb_ds import checkpoint
+from bnb_ds.checkpoint import store as checkpoint
 from bnb_ds.common.outputs import disk_errors
+from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.distributed import ranks as distributed
-from bnb_ds.ds_config import DsConfig
 from bnb_ds.errors import CheckpointError
 
 WEIGHTS_ONLY_FLAG = "--resume-weights-only"

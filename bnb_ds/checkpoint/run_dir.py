@@ -22,13 +22,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bnb_ds import checkpoint
+from bnb_ds.checkpoint import store as checkpoint
 from bnb_ds.common.files import write_atomic
 from bnb_ds.common.outputs import disk_errors
-from bnb_ds.config import TrainingRecipe
-from bnb_ds.ds_config import DsConfig
+from bnb_ds.config.deepspeed import DsConfig
+from bnb_ds.config.loading import differences, dump_recipe
+from bnb_ds.config.recipe import TrainingRecipe
 from bnb_ds.errors import CheckpointError, ConfigError
-from bnb_ds.recipes import differences, dump_recipe
 
 _PACKAGES = ("bnb_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
