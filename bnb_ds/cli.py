@@ -16,13 +16,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from bnb_ds import __version__
 from bnb_ds.bench.cli import add_bench
-from bnb_ds.cli_baselines import add_baseline_commands
-from bnb_ds.cli_tasks import add_task_commands
+from bnb_ds.commands.baselines import add_baseline_commands
+from bnb_ds.commands.generate import add_generate, add_serve
+from bnb_ds.commands.tasks import add_task_commands
 from bnb_ds.common.arguments import natural, positive
-from bnb_ds.curves import add_curves
 from bnb_ds.errors import EXIT_USER_ERROR, ConfigError, run_reporting_errors
-from bnb_ds.generate_cli import add_generate, add_serve
 from bnb_ds.model.configuration import DECODER_LENGTH_POLICIES
+from bnb_ds.train.curves import add_curves
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +105,7 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from bnb_ds.check import check
+    from bnb_ds.commands.check import check
 
     findings = check(args.recipe, args.overrides, args.deepspeed_config, args.world_size)
     print("\n".join(findings.lines))
@@ -116,7 +116,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> None:
     if args.format == "onnx":
-        from bnb_ds.onnx_export import export_onnx
+        from bnb_ds.export.onnx import export_onnx
 
         if args.encoder:
             raise ConfigError("--encoder: the ONNX graph is the whole model: leave it out with --format onnx")
@@ -125,7 +125,7 @@ def _export(args: argparse.Namespace) -> None:
         return
     if args.dtype != "fp32":
         raise ConfigError("--dtype int8 is for --format onnx; other precisions are chosen when the model is used")
-    from bnb_ds.export import export
+    from bnb_ds.export.pretrained import export
 
     found, notes = export(args.checkpoint, args.output, encoder_only=args.encoder)
     for note in notes:
@@ -134,7 +134,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _import_reference(args: argparse.Namespace) -> None:
-    from bnb_ds.import_reference import import_reference
+    from bnb_ds.export.import_reference import import_reference
 
     overrides = {"decoder_length": args.decoder_length}
     for note in import_reference(args.source, args.output, tokenizer=args.tokenizer, overrides=overrides):
@@ -143,7 +143,7 @@ def _import_reference(args: argparse.Namespace) -> None:
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
-    from bnb_ds.generation import reconstructions
+    from bnb_ds.generate.lines import reconstructions
 
     shown = reconstructions(
         args.model,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from bnb_ds.finetune_main import main
+from bnb_ds.finetune.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

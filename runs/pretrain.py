@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from bnb_ds.errors import run_reporting_errors
-from bnb_ds.launch_arguments import launch_parser, read_launch
+from bnb_ds.train.launch import launch_parser, read_launch
 
 
 def main() -> int:
@@ -22,8 +22,8 @@ def call(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     launch, world_size = read_launch(parser, args)
 
     from bnb_ds.distributed import ranks as distributed
-    from bnb_ds.plan import describe_dry_run, make_plan
-    from bnb_ds.pretraining import pretrain
+    from bnb_ds.pretrain.plan import describe_dry_run, make_plan
+    from bnb_ds.pretrain.run import pretrain
 
     plan = make_plan(args.recipe, args.overrides, args.deepspeed_config, world_size)
     if args.dry_run:

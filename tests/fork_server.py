@@ -114,10 +114,6 @@ def _serve() -> None:
     import torch.utils.tensorboard  # noqa: F401
     from transformers import BertTokenizerFast  # noqa: F401
 
-    import bnb_ds.cli
-    import bnb_ds.finetuning
-    import bnb_ds.pretraining  # noqa: F401
-
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     print(json.dumps(["ready"]), flush=True)
     for line in sys.stdin:

@@ -11,7 +11,7 @@ import torch
 
 from bnb_ds.checkpoint.store import whole_checkpoints
 from bnb_ds.checkpoint.weights import read_weights
-from bnb_ds.tracking import read_metrics, read_scalars
+from bnb_ds.train.tracking import read_metrics, read_scalars
 from tests import launching
 from tests.fork_server import ForkServer, Launch
 

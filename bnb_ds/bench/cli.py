@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 
-from bnb_ds.bench import ctc, engine, floors, generate_cli, loader, serve, train
+from bnb_ds.bench import ctc, engine, floors, loader, serve, train
+from bnb_ds.bench.generation import command as generate_cli
 
 
 def add_bench(commands: argparse._SubParsersAction) -> None:

@@ -25,10 +25,10 @@ from bnb_ds.common.markdown import markdown_table
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.distributed import ranks as distributed
-from bnb_ds.engine import build_engine, parameter_groups, take_step
-from bnb_ds.fused import choose_optimizer
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.train.engine import build_engine, parameter_groups, take_step
+from bnb_ds.train.fused import choose_optimizer
 
 _OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01}
 _CLIP = 1.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bnb_ds.common.arguments import positive
 from bnb_ds.errors import DataError
-from bnb_ds.tasks.files import read_parallel
+from bnb_ds.tasks.rows import read_parallel
 
 _SMALLEST = 1e-4  # probabilities below it are dropped, which keeps the table small
 

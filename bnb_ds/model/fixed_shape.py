@@ -2,7 +2,7 @@
 
 Packed rows have sizes that depend on the batch. A compiler wants few shapes, and a graph that leaves Python wants
 shapes that follow from the input's; both are had here, by computing padding too and masking it. Outputs are those of
-packed execution up to rounding. `bnb_ds.onnx_export` and `bnb_ds.engines` build on it.
+packed execution up to rounding. `bnb_ds.export.onnx` and `bnb_ds.generate.engines` build on it.
 
 Shapes: B rows, L source columns, T slot columns, H hidden size, V vocabulary.
 """

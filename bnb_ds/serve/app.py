@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse
 from bnb_ds import __version__
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
-from bnb_ds.pipeline import BnbPipeline
+from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.serve.batcher import Batcher, Overloaded
 from bnb_ds.serve.limits import BodyLimit
 from bnb_ds.serve.metrics import Metrics

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.pipeline import BnbPipeline, Generated
+from bnb_ds.generate.pipeline import BnbPipeline, Generated
 from bnb_ds.serve.metrics import Metrics
 
 

@@ -8,7 +8,7 @@ import socket
 import sys
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.pipeline import BnbPipeline
+from bnb_ds.generate.pipeline import BnbPipeline
 
 _BACKLOG = 2048  # connections that wait to be accepted
 # nginx and Amazon's load balancers close a connection that was idle for 60 s. They must be the ones to do it: what they

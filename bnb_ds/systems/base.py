@@ -20,11 +20,11 @@ from bnb_ds.common.files import write_atomic
 from bnb_ds.config.recipe import Section
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.model.from_bert import checkpoint_errors
-from bnb_ds.objectives import Objective, Reconstruction
 from bnb_ds.tasks import Task
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.tokenised import Lengths
+from bnb_ds.train.objectives import Objective, Reconstruction
 
 #: of a model directory: what the model was made for
 TASK_FILE = "task.json"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bnb_ds.errors import ConfigError, nearest
-from bnb_ds.tasks.generation import GENERATION
-from bnb_ds.tasks.glue import GLUE
+from bnb_ds.tasks.glue_tasks import GLUE
 from bnb_ds.tasks.task import HubData, Task
+from bnb_ds.tasks.text_tasks import GENERATION
 
 TASKS: dict[str, Task] = {task.name: task for task in (*GLUE, *GENERATION)}
 

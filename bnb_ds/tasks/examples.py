@@ -13,7 +13,7 @@ from typing import Any
 
 from bnb_ds.errors import ConfigError, DataError, nearest
 from bnb_ds.tasks.data_section import ParallelFiles, TaskDataSection
-from bnb_ds.tasks.files import PlacedRow, Row, open_hub, read_file, read_hub, read_parallel
+from bnb_ds.tasks.rows import PlacedRow, Row, open_hub, read_file, read_hub, read_parallel
 from bnb_ds.tasks.task import HubData, Task
 
 

@@ -37,7 +37,7 @@ class Task:
     sources: tuple[str, ...]
     #: column of the target text, of the label, or of the score of a regression
     target: str
-    #: what is computed of outputs and references, see :mod:`bnb_ds.scoring`
+    #: what is computed of outputs and references, see :mod:`bnb_ds.evaluate.scoring`
     metrics: tuple[str, ...]
     #: the score, named as in the results, that a model is chosen by and that goes into tables; higher is better
     main_score: str

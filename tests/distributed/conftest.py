@@ -11,14 +11,14 @@ from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.data.loader import StepLoader
 from bnb_ds.distributed import ranks as distributed
-from bnb_ds.engine import build_engine
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.objectives import Reconstruction
-from bnb_ds.phases import Phases
 from bnb_ds.shards.reader import TokenShards
-from bnb_ds.tracking import Tracker
-from bnb_ds.train_loop import LoopSettings, TrainLoop
-from bnb_ds.train_step import TrainStep
+from bnb_ds.train.engine import build_engine
+from bnb_ds.train.loop import LoopSettings, TrainLoop
+from bnb_ds.train.objectives import Reconstruction
+from bnb_ds.train.phases import Phases
+from bnb_ds.train.step import TrainStep
+from bnb_ds.train.tracking import Tracker
 from tests import launching
 from tests.unit.test_samples import make_samples
 

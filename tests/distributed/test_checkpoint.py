@@ -120,7 +120,7 @@ def test_a_run_of_an_older_release_is_continued(copy_of_run, whole_run, tmp_path
     """It recorded neither the settings nor the facts that have come since."""
     from bnb_ds.checkpoint.resume import plan_resume
     from bnb_ds.checkpoint.run_dir import RunDir
-    from bnb_ds.plan import make_plan
+    from bnb_ds.pretrain.plan import make_plan
 
     resolved = copy_of_run / "config.resolved.yaml"
     settings = yaml.safe_load(resolved.read_text())
@@ -148,7 +148,7 @@ def test_a_finished_run_resumed_does_nothing(copy_of_run, whole_run, tmp_path, f
 
 def test_a_run_is_resumed_from_a_named_checkpoint(copy_of_run, whole_run, tmp_path, fork_server):
     """The named checkpoint of another directory starts a new run, which trains as the first one went on."""
-    from bnb_ds.tracking import read_scalars
+    from bnb_ds.train.tracking import read_scalars
 
     fork = tmp_path / "fork"
     recipe = tmp_path / "recipe.yaml"

@@ -11,9 +11,9 @@ import yaml
 from bnb_ds import cli
 from bnb_ds.checkpoint.store import best_checkpoint, read_state, whole_checkpoints
 from bnb_ds.checkpoint.weights import read_weights
-from bnb_ds.evaluating import evaluate_model
-from bnb_ds.export import export
-from bnb_ds.tracking import read_metrics, read_scalars
+from bnb_ds.evaluate.model import evaluate_model
+from bnb_ds.export.pretrained import export
+from bnb_ds.train.tracking import read_metrics, read_scalars
 from tests import launching
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,11 @@ from bnb_ds.checkpoint import store as checkpoint
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.distributed import ranks as distributed
-from bnb_ds.engine import parameter_groups
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
-from bnb_ds.objectives import Reconstruction
-from bnb_ds.spikes import SpikeDetector
-from bnb_ds.tracking import read_scalars
+from bnb_ds.train.engine import parameter_groups
+from bnb_ds.train.objectives import Reconstruction
+from bnb_ds.train.spikes import SpikeDetector
+from bnb_ds.train.tracking import read_scalars
 from tests import launching
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from transformers import BertForMaskedLM
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.cli import main
 from bnb_ds.data.tokenization import save_tokenizer
-from bnb_ds.tracking import read_metrics
+from bnb_ds.train.tracking import read_metrics
 from tests.tiny import bert_config
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ import pytest
 from bnb_ds.cli import main
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.engines import OnnxEngine, TorchEngine
-from bnb_ds.exported import load_exported
-from bnb_ds.pipeline import BnbPipeline
+from bnb_ds.generate.engines import OnnxEngine, TorchEngine
+from bnb_ds.generate.model_dir import load_exported
+from bnb_ds.generate.pipeline import BnbPipeline
 from tests.exports import MAX_TOKENS, save_model
 
 for _package in ("onnx", "onnxscript", "onnxruntime"):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from bnb_ds.tracking import read_scalars
+from bnb_ds.train.tracking import read_scalars
 from tests import launching
 
 QUICKSTART = ["bash", "runs/quickstart.sh"]

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from bnb_ds.cli import main
-from bnb_ds.tracking import read_scalars
+from bnb_ds.train.tracking import read_scalars
 from tests.distributed.test_pretraining import TAGS
 from tests.fork_server import Launch
 

@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 
-from bnb_ds.bench import generate as bench
-from bnb_ds.bench.contenders import CONTENDERS, cache_bytes, contender, contender_config, write_exactly
+from bnb_ds.bench.generation import reference_style as bench
+from bnb_ds.bench.generation.contenders import CONTENDERS, cache_bytes, contender, contender_config, write_exactly
+from bnb_ds.bench.generation.sources import read_sources
+from bnb_ds.bench.generation.workloads import Workload, of_references
 from bnb_ds.bench.measure import interleaved
-from bnb_ds.bench.sources import read_sources
-from bnb_ds.bench.workloads import Workload, of_references
 from bnb_ds.cli import main
 from bnb_ds.errors import DataError
 from bnb_ds.tasks.codec import Codec
@@ -238,7 +238,7 @@ def test_what_takes_too_long_is_said_and_left_out(tmp_path, capsys, threads, mon
     assert re.search(r"\| 2 \| bart \| skipped: would take about \d+ s, above the limit of 1e-09 s \| - \|", shown)
     cells = json.loads((tmp_path / "r.json").read_text())["results"][1]["cells"]
     assert all(cell.keys() == {"skipped"} for cell in cells.values())
-    monkeypatch.setattr("bnb_ds.bench.latency._free_bytes", lambda device: 2**10)
+    monkeypatch.setattr("bnb_ds.bench.generation.latency._free_bytes", lambda device: 2**10)
     assert main([*command, "--limit", "inf"]) == 0
     shown = capsys.readouterr().out
     assert "| 1 | bart | skipped: its cache takes about 0 GiB, 0 GiB are free | - |" in shown

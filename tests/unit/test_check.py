@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from bnb_ds import check as module
 from bnb_ds.cli import main
+from bnb_ds.commands import check as module
 
 DS = {
     "train_batch_size": 8,

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bnb_ds.cli import main
-from bnb_ds.tracking import Tracker
+from bnb_ds.train.tracking import Tracker
 
 
 @pytest.fixture

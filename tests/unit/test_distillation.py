@@ -11,8 +11,8 @@ import torch
 
 from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.cli import main
-from bnb_ds.distillation import DistillJob, distill
 from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.finetune.distillation import DistillJob, distill
 from bnb_ds.systems import load_system
 from bnb_ds.systems.baselines import Transformer
 from bnb_ds.tasks import get_task
@@ -102,7 +102,7 @@ def test_shares_joined_are_the_whole(whole, teacher, texts, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_and_a_finished_one_stays(whole, teacher, texts, tmp_path, monkeypatch):
-    from bnb_ds import distillation
+    from bnb_ds.finetune import distillation
 
     output = tmp_path / "train.jsonl"
     write, calls = distillation.ResumableOutput.write, []

@@ -10,11 +10,11 @@ import torch
 import yaml
 from transformers import BertConfig, BertModel
 
-from bnb_ds import report
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.recipe import ModelSize
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.plan import describe_dry_run, make_plan
+from bnb_ds.pretrain.plan import describe_dry_run, make_plan
+from bnb_ds.train import estimates as report
 from tests.launching import REPOSITORY
 
 DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))

@@ -10,8 +10,8 @@ from transformers import BertForMaskedLM, BertModel
 
 from bnb_ds.encoder_mlm import BnbForPretraining, without_head
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.objectives import Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.shards.reader import TokenShards
+from bnb_ds.train.objectives import Reconstruction, ReconstructionAndEncoderMlm
 from tests.tiny import bert_config, bnb_config, packed_form, source_ids
 from tests.unit.test_samples import make_samples
 

@@ -10,7 +10,7 @@ import pytest
 
 from bnb_ds.cli import main
 from bnb_ds.errors import ConfigError
-from bnb_ds.evaluating import Evaluation, best_of_evaluations
+from bnb_ds.evaluate.model import Evaluation, best_of_evaluations
 from tests.exports import save_model
 
 

@@ -7,7 +7,7 @@ import pytest
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.cli import main
 from bnb_ds.errors import CheckpointError
-from bnb_ds.export_tasks import best_of
+from bnb_ds.export.finetuned import best_of
 
 
 @pytest.fixture

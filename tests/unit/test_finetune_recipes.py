@@ -10,12 +10,12 @@ from transformers import BartConfig, BartForConditionalGeneration, BertConfig, B
 
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.recipe import ModelSize
-from bnb_ds.early_stopping import EarlyStopping
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.finetune_config import FinetuneRecipe
-from bnb_ds.finetuning import describe_finetune_dry_run, make_finetune_plan
-from bnb_ds.glue import Row, run_glue, table_of
+from bnb_ds.finetune.glue import Row, run_glue, table_of
+from bnb_ds.finetune.recipe import FinetuneRecipe
+from bnb_ds.finetune.run import describe_finetune_dry_run, make_finetune_plan
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.train.early_stopping import EarlyStopping
 from tests.launching import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "runs" / "recipes" / "finetune").rglob("*.yaml"))
@@ -124,7 +124,7 @@ def test_a_run_of_glue_that_fails(tmp_path, monkeypatch):
         launched.append(command)
         return subprocess.CompletedProcess(command, 3)
 
-    monkeypatch.setattr("bnb_ds.glue.subprocess.run", run)
+    monkeypatch.setattr("bnb_ds.finetune.glue.subprocess.run", run)
     recipe = str(REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "rte.yaml")
     message = r"rte\.yaml \(seed=1 output_dir=.*\): fine-tuning ended with exit code 3; see above"
     with pytest.raises(DataError, match=message):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.fused import choose_optimizer, find_apex, fuse_layer_norms
+from bnb_ds.train.fused import choose_optimizer, find_apex, fuse_layer_norms
 
 CPU = torch.device("cpu")
 

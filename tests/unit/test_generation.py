@@ -15,9 +15,9 @@ from bnb_ds.cli import main
 from bnb_ds.common.line_files import read_lines, share_of_file
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.generate_processes import join
-from bnb_ds.onnx_export import export_onnx
-from bnb_ds.pipeline import BnbPipeline
+from bnb_ds.export.onnx import export_onnx
+from bnb_ds.generate.pipeline import BnbPipeline
+from bnb_ds.generate.processes import join
 from data_prep.build import build_shards
 from data_prep.documents import Document
 from data_prep.vocab import train_vocabulary
@@ -253,7 +253,7 @@ def test_joining_says_what_the_disk_refuses(tmp_path):
 
 
 def test_bf16_on_a_cpu_without_it_is_said(exported, source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bnb_ds.engines.has_bf16", lambda device: False)
+    monkeypatch.setattr("bnb_ds.generate.engines.has_bf16", lambda device: False)
     assert generate(exported, source, tmp_path / "o", "--dtype", "bf16") == 0
     assert "(torch bf16 on cpu, which has no bf16 instructions: fp32 is faster here)" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.profiling import StepProfiler, parse_range
+from bnb_ds.train.profiling import StepProfiler, parse_range
 
 
 def test_the_range():

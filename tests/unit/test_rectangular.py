@@ -7,8 +7,8 @@ import torch
 
 from bnb_ds.ctc.loss import collapse
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.engines import CompiledEngine, TorchEngine
 from bnb_ds.errors import ConfigError
+from bnb_ds.generate.engines import CompiledEngine, TorchEngine
 from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
 from bnb_ds.model.slots import decoder_lengths
 from tests.tiny import bnb_config, bnb_model, padded_form, source_ids

@@ -8,14 +8,14 @@ import shutil
 import pytest
 import torch
 
-from bnb_ds import report
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.plan import describe_dry_run, make_plan
+from bnb_ds.pretrain.plan import describe_dry_run, make_plan
 from bnb_ds.shards.reader import TokenShards
+from bnb_ds.train import estimates as report
 
 DS = {
     "train_batch_size": 64,

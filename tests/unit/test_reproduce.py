@@ -11,8 +11,8 @@ import pytest
 from bnb_ds.cli import main
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.errors import DataError
-from bnb_ds.finetune_config import FinetuneRecipe
-from bnb_ds.reproduce import NOT_ON_RECORD, listing, measured, rows
+from bnb_ds.evaluate.reproduce import NOT_ON_RECORD, listing, measured, rows
+from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems import system_class
 
 REPOSITORY = Path(__file__).resolve().parents[2]

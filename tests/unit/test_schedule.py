@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bnb_ds.schedule import learning_rate_multiplier
+from bnb_ds.train.schedule import learning_rate_multiplier
 
 
 def test_warm_up_rises_linearly_and_wastes_no_step():

@@ -12,8 +12,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
 from sklearn import metrics
 
-from bnb_ds.scoring import predicted, score_labels, score_texts
-from bnb_ds.significance import _bleu_scorer, paired_bootstrap
+from bnb_ds.evaluate.scoring import predicted, score_labels, score_texts
+from bnb_ds.evaluate.significance import _bleu_scorer, paired_bootstrap
 from bnb_ds.tasks import get_task
 
 OUTPUTS = [

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bnb_ds.pipeline import BnbPipeline
+from bnb_ds.generate.pipeline import BnbPipeline
 from tests.exports import MAX_TOKENS, save_model
 
 httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from bnb_ds.cli import main
-from bnb_ds.pipeline import BnbPipeline
+from bnb_ds.generate.pipeline import BnbPipeline
 from tests.exports import save_model
 
 httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bnb_ds.cli import main
-from bnb_ds.scoring import score_labels
-from bnb_ds.significance import compare
+from bnb_ds.evaluate.scoring import score_labels
+from bnb_ds.evaluate.significance import compare
 
 TEXTS = ["a b", "c d"]
 LABELS = ["unacceptable", "acceptable"]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from bnb_ds.spikes import SpikeDetector
+from bnb_ds.train.spikes import SpikeDetector
 
 
 def feed(detector: SpikeDetector, losses: list[float]) -> list[bool]:

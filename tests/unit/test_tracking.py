@@ -12,7 +12,7 @@ import termios
 import pytest
 
 from bnb_ds.errors import DataError
-from bnb_ds.tracking import Tracker, read_scalars
+from bnb_ds.train.tracking import Tracker, read_scalars
 from tests import launching
 
 SCRIPT = (

@@ -1,0 +1,232 @@
+"""The command ``bnb-ds bench generate``: flags, tables, JSON and picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnb_ds.bench.generation import reference_style as bench
+from bnb_ds.bench.generation import report
+from bnb_ds.bench.generation.contenders import CONTENDERS
+from bnb_ds.bench.generation.latency import Effort, Systems
+from bnb_ds.bench.generation.sources import read_sources
+from bnb_ds.bench.generation.workloads import Workload, fixed_policy, of_references, random_rows
+from bnb_ds.bench.options import refuse_missing_device, refuse_missing_parent, versions, write
+from bnb_ds.common.arguments import positive
+from bnb_ds.data.tokenization import load_tokenizer
+from bnb_ds.errors import ConfigError
+from bnb_ds.export.onnx import require_packages
+from bnb_ds.generate.engines import has_bf16
+from bnb_ds.tasks.codec import Codec
+
+REFERENCE = "reference-style"
+
+
+def add_command(subjects: argparse._SubParsersAction) -> None:
+    """Add ``bench generate``."""
+    command = subjects.add_parser("generate", help="generation beside the reference's way and autoregressive models")
+    command.add_argument(
+        "--against",
+        nargs="+",
+        choices=(REFERENCE, *CONTENDERS, "all"),
+        required=True,
+        help="`all`: every autoregressive model: " + "; ".join(f"{k}: {v}" for k, v in CONTENDERS.items()),
+    )
+    command.add_argument("--size", choices=tuple(bench.SIZES), default="base", help="default %(default)s")
+    command.add_argument("--engine", choices=bench.ENGINES, default="torch", help="of BnB (default %(default)s)")
+    command.add_argument(
+        "--dtype", choices=(*bench.DTYPES, "int8"), default="fp32", help="of all; int8 of BnB alone (%(default)s)"
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    command.add_argument("--threads", type=positive, default=2, help="on the CPU (default %(default)s)")
+    command.add_argument("--repeats", type=positive, default=3, help="rounds over the batches (default %(default)s)")
+    command.add_argument(
+        "--batch-size", type=positive, nargs="+", help="default: 8, beside autoregressive models 1 8 32 128"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    command.add_argument("--png", type=Path, metavar="FILE", help="and a picture; needs the extra [plot]")
+    _add_sources(command)
+    _add_autoregressive(command)
+    command.set_defaults(run=_run)
+
+
+def _add_sources(command: argparse.ArgumentParser) -> None:
+    sources = command.add_argument_group("real texts")
+    sources.add_argument(
+        "--data", type=Path, help="SQuAD JSON, JSON lines (source and target or summary), or lines, also .gz"
+    )
+    sources.add_argument("--references", type=Path, metavar="FILE", help="lines beside those of --data")
+    sources.add_argument("--tokenizer", type=Path, help="directory or vocab.txt")
+    sources.add_argument("--target-tokenizer", type=Path, help="of the references (default: the same)")
+    sources.add_argument("--num-sources", type=positive, help="spread over the file (default 32 or the largest batch)")
+    sources.add_argument("--decoder-ratio", type=float, default=2.0, help="slots per source token (%(default)s)")
+    sources.add_argument("--decoder-min", type=positive, default=1, help="fewest slots (default %(default)s)")
+    sources.add_argument("--decoder-max", type=positive, help="most slots (default: no limit)")
+
+
+def _add_autoregressive(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("beside autoregressive models")
+    group.add_argument("--beams", type=positive, nargs="+", default=[1], help="hypotheses; 1 is greedy (default)")
+    group.add_argument(
+        "--output-tokens",
+        type=positive,
+        nargs="+",
+        help="of every output, its end included (default: as the references have; without --data 25 60 128)",
+    )
+    group.add_argument(
+        "--source-tokens", type=positive, default=512, help="of random sources, without --data (default %(default)s)"
+    )
+    group.add_argument(
+        "--slots-per-token", type=float, default=1.1, help="decoder slots for each of --output-tokens (%(default)s)"
+    )
+    group.add_argument("--batches", type=positive, default=2, help="of each batch size, at most (default %(default)s)")
+    group.add_argument(
+        "--whole", action="store_true", help="all batches instead, and the time for all: of the file, or --num-sources"
+    )
+    group.add_argument(
+        "--limit", type=float, default=60.0, metavar="SECONDS", help="longer cells are skipped (default %(default)s)"
+    )
+
+
+def _run(args: argparse.Namespace) -> None:
+    _check(args)
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    head = {
+        "against": " ".join(args.against),
+        "size": args.size,
+        "engine": args.engine,
+        "dtype": args.dtype,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads",
+        "bf16_in_hardware": has_bf16(device),
+        "repeats": args.repeats,
+        **versions(),
+    }
+    print(", ".join(f"{name} {value}" for name, value in head.items()), flush=True)
+    against_reference = args.against == [REFERENCE]
+    results: list[dict[str, Any]] = []
+    for result in (_against_reference if against_reference else _against_autoregressive)(args, device):
+        results.append(result)
+        write(args.json, {**head, "results": results})  # all there is so far: a run may be stopped
+    print(report.reference_table(results) if against_reference else report.latency_tables(results))
+    if args.png is not None:
+        bars = (report.reference_bars if against_reference else report.latency_bars)(results)
+        report.draw(args.png, bars, f"{args.size}, {args.dtype}, {head['device']}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    refuse_missing_device(args.device)
+    for flag in ("json", "png"):
+        refuse_missing_parent(getattr(args, flag), flag)
+    if args.png is not None:
+        report.require_matplotlib()
+    if args.engine == "onnx":
+        require_packages()
+    if (args.dtype == "int8" and args.engine != "onnx") or (args.engine == "onnx" and args.dtype in ("bf16", "fp16")):
+        raise ConfigError(f"--engine {args.engine} --dtype {args.dtype}: int8 needs onnx, which has fp32 and int8")
+    for flag, value in (("--decoder-ratio", args.decoder_ratio), ("--slots-per-token", args.slots_per_token)):
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{flag} {value}: give a number above 0")
+    if args.decoder_max is not None and args.decoder_max < args.decoder_min:
+        raise ConfigError(f"--decoder-max {args.decoder_max}: is below --decoder-min {args.decoder_min}")
+    for flag, slots in (("--decoder-min", args.decoder_min), ("--decoder-max", args.decoder_max or 1)):
+        if slots > bench.POSITIONS:
+            raise ConfigError(f"{flag} {slots}: give at most {bench.POSITIONS}, the decoder's positions")
+    if REFERENCE in args.against:
+        _check_reference(args)
+    else:
+        _check_autoregressive(args)
+
+
+def _check_reference(args: argparse.Namespace) -> None:
+    if len(args.against) > 1:
+        raise ConfigError(f"--against {REFERENCE}: is measured alone; leave the other systems out")
+    if args.data is None or args.tokenizer is None:
+        raise ConfigError(f"--against {REFERENCE} measures real texts: give --data and --tokenizer")
+
+
+def _check_autoregressive(args: argparse.Namespace) -> None:
+    if (args.data is None) != (args.tokenizer is None):
+        raise ConfigError("--data and --tokenizer go together: give both, or neither for random sources")
+    if args.data is None:
+        for flag in ("references", "target_tokenizer", "num_sources", "whole"):
+            if getattr(args, flag):
+                raise ConfigError(f"--{flag.replace('_', '-')}: is for real texts: give --data and --tokenizer")
+    if args.batch_size is None:
+        args.batch_size = [size for size in (1, 8, 32, 128) if size <= (args.num_sources or 128)]
+    if args.num_sources is not None and max(args.batch_size) > args.num_sources:
+        raise ConfigError(f"--batch-size {max(args.batch_size)}: is more than --num-sources {args.num_sources}")
+    if args.whole and args.output_tokens:
+        raise ConfigError("--whole: takes lengths from the references: leave --output-tokens out")
+    if args.output_tokens and args.references:
+        raise ConfigError("--references: give the lengths of outputs; leave --output-tokens or --references out")
+    if args.data is None and args.source_tokens > bench.POSITIONS:
+        raise ConfigError(f"--source-tokens {args.source_tokens}: give at most {bench.POSITIONS}")
+    if args.output_tokens and args.slots_per_token * max(args.output_tokens) > bench.POSITIONS:
+        raise ConfigError(f"--output-tokens {max(args.output_tokens)}: give at most {bench.POSITIONS} decoder slots")
+    if not args.limit > 0:
+        raise ConfigError(f"--limit {args.limit}: give a number of seconds above 0")
+
+
+def _against_reference(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    tokenizer = load_tokenizer(args.tokenizer)
+    rows = read_sources(args.data, tokenizer, args.num_sources or 32)
+    setting = bench.Setting(args.size, len(tokenizer), args.dtype, device, args.repeats, args.engine)
+    for size in args.batch_size or [8]:
+        yield {"data": args.data.name, **bench.against_reference(setting, rows, size, _policy(args))}
+
+
+def _against_autoregressive(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    codec = _codec(args)
+    workloads = _workloads(args, codec)
+    setting = bench.Setting(args.size, len(codec.source), args.dtype, device, args.repeats, args.engine)
+    names = list(CONTENDERS) if "all" in args.against else [name for name in CONTENDERS if name in args.against]
+    systems = Systems(replace(setting, target_vocab_size=len(codec.target)), codec, names)
+    millions = (f"{name} {count / 1e6:.1f} M" for name, count in systems.parameters().items())
+    print("parameters: " + ", ".join(millions), flush=True)
+    # Random sources are all of one length: one batch says as much as several.
+    batches = None if args.whole else args.batches if args.data is not None else 1
+    effort = Effort(args.batch_size, args.beams, batches, args.limit)
+    for workload in workloads:
+        for result in systems.measure(workload, effort):
+            print(f"measured: {workload.name}, batch {result['batch_size']}", file=sys.stderr, flush=True)
+            yield result
+
+
+def _codec(args: argparse.Namespace) -> Codec:
+    if args.data is None:
+        from bnb_ds.bench.synthetic import tokenizer
+
+        source = tokenizer()
+    else:
+        source = load_tokenizer(args.tokenizer)
+    return Codec(source, load_tokenizer(args.target_tokenizer) if args.target_tokenizer else source)
+
+
+def _workloads(args: argparse.Namespace, codec: Codec) -> list[Workload]:
+    count = args.num_sources or max(32, *args.batch_size)
+    if args.data is not None and args.output_tokens is None:
+        count = args.num_sources if args.whole else count
+        return [of_references(args.data, args.references, codec, count, _policy(args))]
+    if args.data is None:
+        name, rows = f"{args.source_tokens} random tokens", random_rows(count, args.source_tokens, len(codec.source))
+    else:
+        name, rows = args.data.name, read_sources(args.data, codec.source, count)
+    return [
+        Workload(f"{name} -> {length}", rows, [length] * len(rows), fixed_policy(length, args.slots_per_token))
+        for length in args.output_tokens or [25, 60, 128]
+    ]
+
+
+def _policy(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "decoder_length_ratio": args.decoder_ratio,
+        "decoder_length_min": args.decoder_min,
+        "decoder_length_max": args.decoder_max or bench.POSITIONS,
+    }

@@ -1,0 +1,99 @@
+"""Commands of downstream tasks: ``bnb-ds evaluate``, ``bnb-ds compare``, ``bnb-ds glue``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bnb_ds.common.arguments import add_overrides, positive
+
+
+def add_task_commands(commands: argparse._SubParsersAction) -> None:
+    """Add them to the parser of ``bnb-ds``."""
+    _add_evaluate(commands)
+    _add_compare(commands)
+    _add_glue(commands)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("evaluate", help="outputs and scores of a model on one split of a task")
+    command.add_argument(
+        "models", nargs="+", type=Path, metavar="MODEL", help="a run of runs/finetune.py, or an export"
+    )
+    command.add_argument("--task", help="default: what the model was fine-tuned for")
+    command.add_argument("--split", help="default: the task's validation split")
+    command.add_argument("--batch-size", type=positive, default=32, help="makes no difference to scores (%(default)s)")
+    add_overrides(command, "other data than the model was fine-tuned on, as in a recipe: data.test=FILE")
+    command.add_argument("--output", type=Path, help="directory for the results (default: beside the model)")
+    command.add_argument("--select", action="store_true", help="name the best of several models; not on a test split")
+    command.set_defaults(run=_evaluate)
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("compare", help="paired bootstrap between two evaluations of one split")
+    command.add_argument("first", type=Path, help="directory that `bnb-ds evaluate` wrote")
+    command.add_argument("second", type=Path, help="another one, of the same data")
+    command.add_argument("--score", help="default: the task's main score")
+    command.add_argument("--resamples", type=positive, default=1000, help="corpora drawn (default %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the draws (default %(default)s)")
+    command.set_defaults(run=_compare)
+
+
+def _add_glue(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("glue", help="fine-tune on several tasks with several seeds, and write the table")
+    command.add_argument("recipes", nargs="+", help="one for each task: runs/recipes/finetune/glue/*.yaml")
+    command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
+    command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default %(default)s")
+    command.add_argument("--output", type=Path, required=True, help="directory of the runs and of the table")
+    command.add_argument("--num_gpus", type=positive, default=1, help="of each run (default %(default)s)")
+    add_overrides(command, "replaces a value of all", "KEY=VALUE")
+    command.set_defaults(run=_glue)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from bnb_ds.errors import ConfigError
+    from bnb_ds.evaluate.model import best_of_evaluations, evaluate_model, refuse_choosing_on_test
+
+    if args.select:
+        refuse_choosing_on_test(args.split)
+    if args.output is not None and len(args.models) > 1:
+        raise ConfigError("--output: several models would write into one directory; leave it out")
+    evaluations = {}
+    for model in args.models:
+        evaluation = evaluate_model(
+            model,
+            task_name=args.task,
+            split=args.split,
+            batch_size=args.batch_size,
+            overrides=args.overrides,
+            output=args.output,
+        )
+        evaluations[model] = evaluation
+        results = evaluation.results
+        print(f"evaluate: {model}, {results['task']} {results['split']}, {results['num_samples']:,} samples")
+        for name, value in evaluation.scores.items():
+            settings = results["settings"].get(name, results["settings"].get("rouge") if "rouge" in name else None)
+            print(f"  {name:22} {value:10.4f}{f'  ({settings})' if settings else ''}")
+        print(f"  written to {evaluation.directory}")
+    if args.select:
+        print(f"best: {best_of_evaluations(evaluations)}")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from bnb_ds.evaluate.significance import compare
+
+    print(compare(args.first, args.second, score=args.score, resamples=args.resamples, seed=args.seed))
+
+
+def _glue(args: argparse.Namespace) -> None:
+    from bnb_ds.finetune.glue import run_glue
+
+    table = run_glue(
+        args.recipes,
+        args.overrides,
+        args.deepspeed_config,
+        seeds=args.seeds,
+        output=args.output,
+        num_gpus=args.num_gpus,
+    )
+    print(table, end="")

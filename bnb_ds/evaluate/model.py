@@ -1,0 +1,167 @@
+"""``bnb-ds evaluate``: a model over one split of a task; outputs and scores are written beside the model.
+
+MODEL/evaluation/TASK-SPLIT/
+  generated_predictions.txt   one output a line, in the order of the data
+  references.txt              what they are compared with
+  eval_results.json           scores, and the settings of the libraries that computed them
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from bnb_ds import __version__
+from bnb_ds.common.files import write_atomic
+from bnb_ds.common.outputs import disk_errors
+from bnb_ds.config.loading import load_section
+from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.evaluate.scoring import DECIMALS
+from bnb_ds.evaluate.split import Results, evaluate_split
+from bnb_ds.export.finetuned import RECIPE_FILE, best_model
+from bnb_ds.systems import TASK_FILE, System, load_system, system_class
+from bnb_ds.tasks import Task, get_task
+from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.tokenised import Lengths, Tokenised, tokenise
+
+PREDICTIONS_FILE = "generated_predictions.txt"
+REFERENCES_FILE = "references.txt"
+RESULTS_FILE = "eval_results.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation wrote."""
+
+    directory: Path
+    results: dict[str, Any]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return self.results["scores"]
+
+
+def evaluate_model(
+    model: Path,
+    *,
+    task_name: str | None = None,
+    split: str | None = None,
+    batch_size: int = 32,
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+) -> Evaluation:
+    """Evaluate a model directory, or the best model of a run.
+
+    Args:
+        model: what ``runs/finetune.py`` or ``bnb-ds export`` wrote.
+        task_name: default: what the model was fine-tuned for.
+        split: default: the task's first validation split.
+        batch_size: samples decoded together; it makes no difference to the scores.
+        overrides: ``data.KEY=VALUE``, in place of the data that the model was fine-tuned on.
+        output: directory for the results; default: beside the model.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: naming what is missing.
+    """
+    model = best_model(model)
+    system, data = system_and_data(model, task_name, overrides)
+    split = split or system.task.validation_splits[0]
+    rows = tokenise(system.task, data, split, system.codec)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = system.load(model).to(device)
+    results = evaluate_split(system, network, rows, batch_size=batch_size, device=device)
+    directory = output or model / "evaluation" / f"{system.task.name}-{split}"
+    return _write(system, rows, split, results, directory)
+
+
+def refuse_choosing_on_test(split: str | None) -> None:
+    """Raise ConfigError where a model would be chosen by its scores on a test split."""
+    if split is not None and split.startswith("test"):
+        raise ConfigError(
+            f"--split {split} with --select: choosing a model on a test split is refused; choose on a validation"
+            " split, then evaluate the chosen one on the test split"
+        )
+
+
+def best_of_evaluations(evaluations: dict[Path, Evaluation]) -> Path:
+    """The model with the highest main score; they are evaluations of one task."""
+    tasks = {evaluation.results["task"] for evaluation in evaluations.values()}
+    if len(tasks) > 1:
+        raise ConfigError(
+            f"--select: the models are of different tasks ({', '.join(sorted(tasks))}); compare like ones"
+        )
+    name = get_task(tasks.pop()).main_score
+    return max(evaluations, key=lambda model: evaluations[model].scores[name])
+
+
+def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]) -> tuple[System, TaskDataSection]:
+    """The system of a model directory, and the data it is to read; arguments as `evaluate_model`."""
+    recipe = model / RECIPE_FILE
+    saved = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"] if recipe.is_file() else {}
+    if task_name is not None and not (model / TASK_FILE).is_file():
+        return _untuned(model, get_task(task_name), load_section(saved, overrides, "data", TaskDataSection))
+    system = load_system(model)
+    if task_name is not None and task_name != system.task.name:
+        # Other data for the same model: what its columns are called is another matter too.
+        task, saved = get_task(task_name), {}
+        if (task.kind, task.labels) != (system.task.kind, system.task.labels):
+            raise ConfigError(f"--task {task_name}: {model} was fine-tuned for {system.task.name}; give that")
+        system.task = task
+    own = {"max_source_length": system.lengths.source, "max_target_length": system.lengths.target}
+    data = load_section({**saved, **own}, overrides, "data", TaskDataSection)
+    system.lengths = Lengths.of(system.task, data)
+    return system, data
+
+
+def _untuned(model: Path, task: Task, data: TaskDataSection) -> tuple[System, TaskDataSection]:
+    """A model that was pre-trained only."""
+    try:
+        kind = json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{model}: no model directory ({error}); give what `bnb-ds export` wrote") from None
+    if not task.is_generation:
+        raise CheckpointError(f"{model}: was not fine-tuned, and has no head for {task.name}; run runs/finetune.py")
+    chosen = system_class(kind, task)
+    return chosen(task, Lengths.of(task, data), chosen.load_codec(model)), data
+
+
+def _write(system: System, rows: Tokenised, split: str, results: Results, directory: Path) -> Evaluation:
+    task = system.task
+    if task.is_generation:
+        outputs, references = list(results.outputs), [one_line(text) for text in rows.references()]
+    else:
+        outputs, references = ([_label(task, value) for value in values] for values in (results.outputs, rows.labels))
+    values = {
+        "task": task.name,
+        "split": split,
+        "num_samples": len(rows),
+        "scores": {"loss": results.loss, **results.scores.values},
+        "settings": results.scores.settings,
+        "main_score": task.main_score,
+        "bnb_ds": __version__,
+        "data_fingerprint": rows.fingerprint,
+    }
+    values["scores"] = {name: round(value, DECIMALS) for name, value in values["scores"].items()}
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    for name, lines in ((PREDICTIONS_FILE, outputs), (REFERENCES_FILE, references)):
+        write_atomic(directory / name, "".join(f"{line}\n" for line in lines))
+    # Last: scores are there only with the outputs they belong to.
+    write_atomic(directory / RESULTS_FILE, json.dumps(values, indent=1) + "\n")
+    return Evaluation(directory, values)
+
+
+def one_line(text: str) -> str:
+    """Line breaks as spaces."""
+    return " ".join(text.splitlines())
+
+
+def _label(task: Task, value: np.generic) -> str:
+    return task.labels[int(value)] if task.labels else f"{float(value):.{DECIMALS}f}"

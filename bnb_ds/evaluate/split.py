@@ -1,0 +1,99 @@
+"""Loss, outputs and scores of a model on one split of a task, while it trains or afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bnb_ds.common.markdown import markdown_table
+from bnb_ds.distributed import ranks as distributed
+from bnb_ds.evaluate.scoring import Scores, predicted, scores_of
+from bnb_ds.systems import System
+from bnb_ds.systems.samples import TaskSamples
+from bnb_ds.tasks.tokenised import Tokenised
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a model makes of a split.
+
+    Attributes:
+        loss: mean, as in training.
+        outputs: texts, or classes or scores [N], in the order of the data.
+        scores: of them.
+    """
+
+    loss: float
+    outputs: list[str] | np.ndarray
+    scores: Scores
+
+
+@torch.no_grad()
+def evaluate_split(system: System, model: Any, split: Tokenised, *, batch_size: int, device: torch.device) -> Results:
+    """Score a model on a whole split; every rank takes its share and gets all results.
+
+    Samples of like length are batched; which batch a sample is in makes no difference to its output.
+
+    Args:
+        system: of the model.
+        model: a DeepSpeed engine or the model itself; its mode is restored.
+        split: with references.
+        batch_size: samples of a rank's batch.
+        device: of this rank.
+    """
+    samples = TaskSamples(split, system)
+    loss_sum, loss_count, local = 0.0, 0, {}
+    was_training = model.training
+    model.eval()
+    for ids, counted in _rounds(split, batch_size):
+        batch = samples.batch(ids, np.zeros_like(ids))
+        prediction = system.predict(model, batch, device)
+        if counted:
+            loss_sum += prediction.loss_sum
+            loss_count += batch.loss_count
+            local |= dict(zip(ids.tolist(), prediction.outputs, strict=True))
+    model.train(was_training)
+    totals = torch.tensor([loss_sum, loss_count], dtype=torch.float64, device=device)
+    loss_sum, loss_count = distributed.all_sum(totals).tolist()
+    by_id: dict[int, np.ndarray] = {}
+    for part in distributed.gather(local):
+        by_id |= part
+    ordered = [by_id[number] for number in range(len(split))]
+    return distributed.on_main(lambda: _results(system, split, loss_sum / max(loss_count, 1), ordered))
+
+
+def _rounds(split: Tokenised, batch_size: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """This rank's batches, as many on every rank: one without a share of the last round reads a sample again."""
+    world_size, rank = distributed.world_size(), distributed.rank()
+    order = np.argsort(split.source_lengths(np.arange(len(split))), kind="stable")
+    for begin in range(0, order.size, batch_size * world_size):
+        ids = order[begin + rank * batch_size : begin + (rank + 1) * batch_size]
+        yield (ids, True) if ids.size else (order[:1], False)
+
+
+def _results(system: System, split: Tokenised, loss: float, ordered: list[np.ndarray]) -> Results:
+    task = system.task
+    if task.is_generation:
+        outputs, references = system.codec.decode(ordered), [" ".join(text.splitlines()) for text in split.references()]
+    else:
+        outputs, references = predicted(task, np.stack(ordered)), split.labels
+    return Results(loss, outputs, scores_of(task, outputs, references, lowercase=system.codec.lowercases))
+
+
+def outputs_table(split: Tokenised, system: System, results: Results, number: int) -> str:
+    """Source, output and reference of the first samples, as a Markdown table."""
+    task = system.task
+    rows = []
+    for i in range(min(number, len(split))):
+        source = system.codec.source.decode(split.sources(np.array([i]))[0])
+        reference = _shown(task.labels, split.labels[i]) if split.labels is not None else split.references()[i]
+        rows.append((source, _shown(task.labels, results.outputs[i]), reference))
+    return markdown_table(("source", "output", "reference"), rows)
+
+
+def _shown(labels: tuple[str, ...], output: Any) -> str:
+    return labels[int(output)] if labels else str(output)

@@ -1,0 +1,89 @@
+"""From a fine-tuning run to a model directory that needs nothing of the run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint.weights import read_weights
+from bnb_ds.common.outputs import new_directory
+from bnb_ds.errors import CheckpointError
+from bnb_ds.export.model_card import read_history, versions_and_recipe
+from bnb_ds.systems import TASK_FILE, load_system
+
+#: directory of a run that holds its best model
+BEST = "best"
+#: the recipe that a model was fine-tuned with, in its directory
+RECIPE_FILE = "recipe.yaml"
+
+
+def export_best(run: Path) -> str:
+    """Write the best checkpoint of a run to ``run/best``, in the place of an older one; one line for the user.
+
+    Raises:
+        CheckpointError: the run has no whole checkpoint.
+    """
+    found = best_of(run)
+    output = run / BEST
+    if output.exists():
+        shutil.rmtree(output)
+    export_task_model(run, found, output)
+    return f"best         {found.name} -> {output}; score it with: bnb-ds evaluate {output} --split SPLIT"
+
+
+def best_model(path: Path) -> Path:
+    """The best model of a run that is over; any other directory is taken for a model itself."""
+    best = path / BEST
+    return best if (best / TASK_FILE).is_file() else path
+
+
+def best_of(run: Path) -> Path:
+    """The best checkpoint of a run, or the newest where none was scored.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    whole = checkpoint.whole_checkpoints(run / "checkpoints")
+    if not whole:
+        raise CheckpointError(f"{run}: no whole checkpoint here; train longer, or name another run")
+    found = checkpoint.best_checkpoint(whole) or whole[-1]
+    damage = checkpoint.find_damage(found)
+    if damage:
+        raise CheckpointError(f"{found}: {damage}; restore it, or export another checkpoint by its path")
+    return found
+
+
+def export_task_model(run: Path, found: Path, output: Path) -> None:
+    """Write one checkpoint of a fine-tuning run as a model directory.
+
+    Raises:
+        CheckpointError: the run's files or the checkpoint's cannot be read.
+        DataError: ``output`` exists already.
+    """
+    system = load_system(run / "model")
+    config = system.load_config(run / "model")
+    model = system.empty(config)
+    model.load_state_dict(read_weights(found))
+    with new_directory(output) as directory:
+        model.save_pretrained(directory)
+        system.save_files(config, directory)
+        shutil.copyfile(run / "config.resolved.yaml", directory / RECIPE_FILE)
+        (directory / "README.md").write_text(_card(run, found, system.task.title), encoding="utf-8")
+
+
+def _card(run: Path, found: Path, title: str) -> str:
+    recipe, (first, *_) = read_history(run)
+    return f"""---
+library_name: transformers
+tags: [bert-nar-bert, bnb_ds]
+---
+# {title}
+
+Fine-tuned for {title}; step {checkpoint.step_of(found):,}, the best on `{recipe["selection"]["split"]}`.
+Score it with `bnb-ds evaluate`.
+
+- command: `{" ".join(first["command"])}`
+- data fingerprint: `{first["data_fingerprint"]}`; git revision {first["git_revision"] or "unknown"}
+
+{versions_and_recipe(first, recipe)}"""

@@ -1,0 +1,113 @@
+"""``bnb-ds export --format onnx``: encoder, decoder and arg-max in one graph, for ONNX Runtime.
+
+The directory holds ``model.onnx`` (weights beside it where they are large), ``config.json`` and the tokenizer.
+
+    inputs    input_ids       int64 [batch, columns]   real tokens first in each row
+              attention_mask  int64 [batch, columns]   1 at real tokens, else 0
+    output    path            int64 [batch, slots]     the best class of each slot; merge repeats, then drop the blank
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import warnings
+from pathlib import Path
+
+import torch
+
+from bnb_ds.common.outputs import new_directory
+from bnb_ds.data.tokenization import save_tokenizer
+from bnb_ds.errors import ConfigError
+from bnb_ds.generate.model_dir import ONNX_FILE, load_exported
+from bnb_ds.model.fixed_shape import RectangularBnb
+from bnb_ds.modeling import BnbForConditionalGeneration
+
+ONNX_DTYPES = ("fp32", "int8")
+_CARD = """# A BERT-NAR-BERT model for ONNX Runtime ({dtype})
+
+Written from `{source}` by `bnb-ds export --format onnx`. Use it with `bnb-ds generate` and `bnb-ds serve`, or directly:
+
+{usage}
+"""
+
+
+def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
+    """Write an exported model as a directory that ONNX Runtime reads.
+
+    Args:
+        source: what ``bnb-ds export`` wrote.
+        output: a directory that does not exist yet, or is empty.
+        dtype: ``fp32``, or ``int8``: weights of matrix products in 8 bits, their inputs quantised on the fly.
+
+    Raises:
+        CheckpointError: no exported model.
+        ConfigError: a package is missing, or the model has length classification.
+        DataError: ``output`` exists already.
+    """
+    if dtype not in ONNX_DTYPES:
+        raise ConfigError(f"--dtype {dtype}: with --format onnx give one of: {', '.join(ONNX_DTYPES)}")
+    require_packages()
+    model, tokenizer = load_exported(source, torch.device("cpu"))
+    RectangularBnb(model)  # for its checks, before a directory is made
+    with new_directory(output) as directory:
+        write_graph(model, directory, dtype)
+        save_tokenizer(tokenizer, directory)
+        usage = (__doc__ or "").split("\n\n", 2)[2].rstrip()
+        card = _CARD.format(dtype=dtype, source=source.name, usage=usage)
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_graph(model: BnbForConditionalGeneration, directory: Path, dtype: str = "fp32") -> None:
+    """Write ``model.onnx`` and ``config.json`` of a model on the CPU into a directory that exists."""
+    _trace(RectangularBnb(model).eval(), directory / ONNX_FILE)
+    if dtype == "int8":
+        _quantise(directory)
+    model.config.save_pretrained(directory)
+
+
+def require_packages() -> None:
+    """Raise ConfigError if the extra ``[onnx]`` is not installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise ConfigError(f"--format onnx needs the package {package}: pip install bnb_ds[onnx]") from None
+
+
+def _trace(graph: RectangularBnb, path: Path) -> None:
+    """Two rows of different length are enough: every size in the graph follows from the input's."""
+    columns = min(8, graph.config.encoder.max_position_embeddings)
+    input_ids = torch.ones(2, columns, dtype=torch.int64)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, columns // 2 :] = 0
+    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    # The exporter reports its progress on standard output, and what torchvision lacks.
+    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph,
+            (input_ids, attention_mask),
+            dynamo=True,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["path"],
+            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            verbose=False,
+        )
+        program.save(str(path))
+
+
+def _quantise(directory: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    path, plain = directory / ONNX_FILE, directory / "fp32.onnx"
+    for file in directory.glob(f"{ONNX_FILE}*"):
+        if file != path:  # weights beside the graph are found by their own name
+            continue
+        file.rename(plain)
+    quantize_dynamic(
+        str(plain), str(path), op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
+    )
+    plain.unlink()
+    (directory / f"{ONNX_FILE}.data").unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+"""``bnb-ds distill``: sequence-level knowledge distillation (Kim and Rush, EMNLP 2016).
+
+The targets of a training set are replaced by what an autoregressive teacher writes with beam search. The result is a
+JSON-lines file in the form of the task's own rows, which a recipe names as ``data.train``. Parts made by several tasks
+are files of their own; joined by ``cat`` they are the file that one task writes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from bnb_ds.common.files import sha256_file
+from bnb_ds.common.line_files import ResumableOutput, refuse_no_such_share, share_path
+from bnb_ds.errors import ConfigError
+from bnb_ds.evaluate.model import system_and_data
+from bnb_ds.export.finetuned import best_model
+from bnb_ds.systems.baselines import AutoregressiveSystem
+from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.examples import Example, read_examples
+from bnb_ds.tasks.tokenised import cached_directory
+
+_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """What is distilled, and how.
+
+    Attributes:
+        teacher: a run of ``runs/finetune.py``, its best model, or an export.
+        output: JSON-lines file; of several tasks ``OUTPUT.00000-of-00004`` and so on.
+        task_name: default: what the teacher was fine-tuned for.
+        overrides: ``data.KEY=VALUE``, in place of the data that the teacher was fine-tuned on.
+        num_beams: default: as the teacher was fine-tuned with.
+        batch_tokens: source tokens decoded together, times the beams, padding included.
+        task_index: which share of the examples this is, from 0.
+        num_tasks: shares.
+        window: examples that are sorted by length together and written at once.
+        resume: go on with an unfinished output.
+    """
+
+    teacher: Path
+    output: Path
+    task_name: str | None = None
+    overrides: Sequence[str] = ()
+    num_beams: int | None = None
+    batch_tokens: int = 8192
+    task_index: int = 0
+    num_tasks: int = 1
+    window: int = 2048
+    resume: bool = False
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot work."""
+        refuse_no_such_share(self.task_index, self.num_tasks)
+        if not self.output.parent.is_dir():
+            raise ConfigError(f"--output {self.output}: there is no directory {self.output.parent}: make it first")
+
+    @property
+    def output_path(self) -> Path:
+        """Of this task."""
+        return share_path(self.output, self.task_index, self.num_tasks)
+
+
+def distill(job: DistillJob) -> str:
+    """Write this task's share of the distilled training set; returns one line for the user.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: naming flag, file or field.
+    """
+    job.check()
+    teacher = best_model(job.teacher)
+    system, data = system_and_data(teacher, job.task_name, job.overrides)
+    if not isinstance(system, AutoregressiveSystem):
+        raise ConfigError(
+            f"{job.teacher}: a model of kind {system.kind} cannot teach; give an autoregressive one (bert2bert,"
+            " transformer, seq2seq)"
+        )
+    total = sum(1 for _ in read_examples(system.task, data, _SPLIT))
+    begin, end = (total * number // job.num_tasks for number in (job.task_index, job.task_index + 1))
+    output = ResumableOutput(job.output_path, _settings(job, teacher, system, data), resume=job.resume)
+    try:
+        if not output.is_complete:
+            # What is done is counted in examples, not in bytes of an input.
+            first = max(begin, output.progress.input_offset)
+            if first < end:
+                _write(job, teacher, system, data, output, first, end)
+            output.finish()
+    finally:
+        output.abandon()
+    return _summary(job, output)
+
+
+def _settings(job: DistillJob, teacher: Path, system: AutoregressiveSystem, data: TaskDataSection) -> dict[str, object]:
+    """All that decides the output."""
+    files = sorted(path for path in teacher.iterdir() if path.suffix in (".json", ".safetensors"))
+    return {
+        "teacher": {path.name: sha256_file(path) for path in files},
+        "examples": cached_directory(system.task, data, _SPLIT, system.codec).name,
+        "share": f"{job.task_index} of {job.num_tasks}",
+        "num_beams": job.num_beams,
+        "batch_tokens": job.batch_tokens,
+        "window": job.window,
+    }
+
+
+def _write(
+    job: DistillJob,
+    teacher: Path,
+    system: AutoregressiveSystem,
+    data: TaskDataSection,
+    output: ResumableOutput,
+    first: int,
+    end: int,
+) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = system.load(teacher).to(device)
+    own_beams = job.num_beams or model.model.generation_config.num_beams or 1
+    examples = islice(read_examples(system.task, data, _SPLIT), first, end)
+    while window := list(islice(examples, job.window)):
+        start = time.monotonic()
+        encoded = system.codec.encode_sources(
+            [example.sources for example in window], system.lengths.source, cut=system.task.cut
+        )
+        rows = [tokens.tolist() for tokens in encoded.tokens]
+        texts = [""] * len(rows)
+        for places in _batches([len(row) for row in rows], max(job.batch_tokens // own_beams, 1)):
+            outputs = system.write(model, [rows[place] for place in places], own_beams)
+            for place, text in zip(places, system.codec.decode(outputs), strict=True):
+                texts[place] = text
+        first += len(window)
+        lines = [_line(system, example, text) for example, text in zip(window, texts, strict=True)]
+        counts = {"lines": len(window), "empty": sum(not text for text in texts), "truncated": encoded.num_cut}
+        output.write(lines, first, counts, time.monotonic() - start)
+
+
+def _batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """Places of rows of like length; a batch with its padding has at most ``max_tokens``, or is one row."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
+        if batch and lengths[place] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _line(system: AutoregressiveSystem, example: Example, text: str) -> str:
+    """A row of the task; a target for which the teacher found no word stays what it was."""
+    task = system.task
+    row = dict(zip(task.sources, example.sources, strict=True))
+    # Under the name that rows are told by, where the task has one; columns are looked up literally first.
+    return json.dumps({task.id_column or "id": example.id, **row, task.target: text or example.target})
+
+
+def _summary(job: DistillJob, output: ResumableOutput) -> str:
+    counts, seconds = output.progress.counts, output.progress.seconds
+    notes = {
+        "empty": "left as they were, the teacher wrote nothing",
+        "truncated": "sources cut to the teacher's length",
+    }
+    said = "".join(f"; {counts[name]:,} {note}" for name, note in notes.items() if counts[name])
+    rate = f", {counts['lines'] / seconds:.1f} sentences/s" if seconds > 0 else ""
+    return f"distill: {counts['lines']:,} examples to {job.output_path}{rate}{said}"

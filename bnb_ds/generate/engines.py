@@ -1,0 +1,210 @@
+"""What runs the model for generation: packed torch, torch compiled for a few shapes, or ONNX Runtime.
+
+All take token ids of sources and give token ids of outputs, in the order of the sources. The packed one computes no
+padding and knows every option; the others run fixed graphs and decode greedily.
+"""
+
+from __future__ import annotations
+
+import bisect
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc.loss import collapse
+from bnb_ds.decoding.batching import default_token_budget, plan_batches
+from bnb_ds.decoding.decode import generate_rows
+from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.generate.model_dir import ONNX_FILE
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
+from bnb_ds.modeling import BnbForConditionalGeneration
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: columns of the compiled shapes; one more for the longest source of the model
+COLUMN_BUCKETS = (16, 32, 64, 96, 128, 192, 256, 384)
+
+Output = tuple[list[int], float | None]
+
+
+class Engine(Protocol):
+    """Anything that generates."""
+
+    config: BnbConfig
+    name: str
+
+    def check(self, options: DecodeOptions, *, with_scores: bool) -> None:
+        """Raise ConfigError for options that it does not know."""
+
+    def decode(
+        self, rows: Sequence[Sequence[int]], options: DecodeOptions, *, with_scores: bool = False
+    ) -> list[Output]:
+        """Tokens, and score if asked for, of each source."""
+
+
+class TorchEngine:
+    """Packed execution, `bnb_ds.decoding.decode.generate_rows`."""
+
+    def __init__(self, model: BnbForConditionalGeneration, dtype: str = "fp32"):
+        self.model = model.eval().to(DTYPES[dtype])
+        self.config = model.config
+        self.name = f"torch {dtype} on {model.device.type}{_slowly(dtype, model.device)}"
+
+    def check(self, options: DecodeOptions, *, with_scores: bool) -> None:
+        """See `Engine`."""
+        options.check(self.config)
+
+    def decode(
+        self, rows: Sequence[Sequence[int]], options: DecodeOptions, *, with_scores: bool = False
+    ) -> list[Output]:
+        """See `Engine`."""
+        return generate_rows(self.model, rows, options, with_scores=with_scores)
+
+
+class _GraphEngine:
+    """What the engines of fixed graphs share: rectangles of padded rows."""
+
+    config: BnbConfig
+    name: str
+    _kind: str
+    _budget: int
+
+    def check(self, options: DecodeOptions, *, with_scores: bool) -> None:
+        """See `Engine`."""
+        options.check(self.config)
+        if with_scores or options != DecodeOptions(token_budget=options.token_budget):
+            raise ConfigError(
+                f"{self._kind} decodes greedily, without scores and limits: leave those options out, or run the torch "
+                "model without --compile"
+            )
+
+    def decode(
+        self, rows: Sequence[Sequence[int]], options: DecodeOptions, *, with_scores: bool = False
+    ) -> list[Output]:
+        """See `Engine`."""
+        outputs: list[Output] = [([], None)] * len(rows)
+        lengths = [self._columns(len(row)) for row in rows]
+        for batch in plan_batches(lengths, self.config, options.token_budget or self._budget):
+            path = self._run(*self._rectangle([rows[index] for index in batch]))[: len(batch)]
+            counts = torch.full((len(batch),), path.shape[1])
+            ids, ends = collapse(path, counts, self.config.blank_token_id)
+            for index, tokens, end in zip(batch, ids.tolist(), ends.tolist(), strict=True):
+                outputs[index] = (tokens[:end], None)
+        return outputs
+
+    def _columns(self, num_tokens: int) -> int:
+        """Width of the rectangle for a source."""
+        return self.config.encoder.max_position_embeddings if self.config.decoder_length == "padded" else num_tokens
+
+    def _num_rows(self, num_sources: int) -> int:
+        return num_sources
+
+    def _rectangle(self, rows: list[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [B, L] token ids and mask; rows beyond the sources repeat the first."""
+        num_columns = max(self._columns(len(row)) for row in rows)
+        ids = np.full((self._num_rows(len(rows)), num_columns), self.config.pad_token_id or 0, np.int64)
+        mask = np.zeros_like(ids)
+        for place in range(len(ids)):
+            row = rows[place if place < len(rows) else 0]
+            ids[place, : len(row)] = row
+            mask[place, : len(row)] = 1
+        return ids, mask
+
+    def _run(self, ids_BL: np.ndarray, mask_BL: np.ndarray) -> Tensor:
+        raise NotImplementedError
+
+
+class CompiledEngine(_GraphEngine):
+    """``torch.compile`` for a few shapes: columns of `COLUMN_BUCKETS`, rows a power of two.
+
+    On a GPU each shape is also recorded as a CUDA graph (``reduce-overhead``).
+    """
+
+    _kind = "a compiled model"
+
+    def __init__(self, model: BnbForConditionalGeneration, dtype: str = "fp32"):
+        model = model.eval().to(DTYPES[dtype])
+        self.config = model.config
+        self.name = f"torch.compile {dtype} on {model.device.type}{_slowly(dtype, model.device)}"
+        self._device = model.device
+        self._budget = default_token_budget(model.device)
+        longest = model.config.encoder.max_position_embeddings
+        # Slots of a bucket must fit the decoder's positions, so the last bucket is the longest source that does.
+        while longest > 1 and not _fits(longest, model.config):
+            longest -= 1
+        self._buckets = sorted({*(bucket for bucket in COLUMN_BUCKETS if bucket < longest), longest})
+        settings = importlib.import_module("torch._dynamo.config")
+        settings.recompile_limit = max(settings.recompile_limit, 8 * len(self._buckets))
+        mode = "reduce-overhead" if model.device.type == "cuda" else None
+        self._graph: Callable[[Tensor, Tensor], Tensor] = torch.compile(RectangularBnb(model), dynamic=False, mode=mode)
+
+    def _columns(self, num_tokens: int) -> int:
+        if self.config.decoder_length == "padded":
+            return super()._columns(num_tokens)
+        return self._buckets[min(bisect.bisect_left(self._buckets, num_tokens), len(self._buckets) - 1)]
+
+    def _num_rows(self, num_sources: int) -> int:
+        return 1 << (num_sources - 1).bit_length()
+
+    @torch.inference_mode()
+    def _run(self, ids_BL: np.ndarray, mask_BL: np.ndarray) -> Tensor:
+        ids, mask = (torch.from_numpy(array).to(self._device) for array in (ids_BL, mask_BL))
+        return self._graph(ids, mask).clone().cpu()
+
+
+class OnnxEngine(_GraphEngine):
+    """ONNX Runtime on the CPU, from a directory that ``bnb-ds export --format onnx`` wrote.
+
+    Raises:
+        ConfigError: the package is not installed.
+        CheckpointError: the graph cannot be read.
+    """
+
+    _kind = "an ONNX model"
+
+    def __init__(self, directory: Path, num_threads: int | None = None):
+        try:
+            runtime = importlib.import_module("onnxruntime")
+        except ImportError:
+            raise ConfigError(f"{directory}: an ONNX model needs onnxruntime: pip install bnb_ds[onnx]") from None
+        self.config = BnbConfig.from_pretrained(directory)
+        self.name = "ONNX Runtime on cpu"
+        self._budget = default_token_budget(torch.device("cpu"))
+        settings = runtime.SessionOptions()
+        settings.intra_op_num_threads = num_threads or torch.get_num_threads()
+        settings.log_severity_level = 3
+        try:
+            self._session = runtime.InferenceSession(
+                str(directory / ONNX_FILE), settings, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has no common base of its errors
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{directory / ONNX_FILE}: cannot be read ({reason}); export it again") from None
+
+    def _run(self, ids_BL: np.ndarray, mask_BL: np.ndarray) -> Tensor:
+        (path,) = self._session.run(None, {"input_ids": ids_BL, "attention_mask": mask_BL})
+        return torch.from_numpy(path)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies in bf16; a CPU without it is several times slower than in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported is not None and supported())
+
+
+def _slowly(dtype: str, device: torch.device) -> str:
+    return ", which has no bf16 instructions: fp32 is faster here" if dtype == "bf16" and not has_bf16(device) else ""
+
+
+def _fits(num_columns: int, config: BnbConfig) -> bool:
+    if config.decoder_positions == "shared":
+        return num_columns <= config.decoder.max_position_embeddings
+    return num_slot_columns(num_columns, config) <= config.decoder.max_position_embeddings

@@ -1,0 +1,228 @@
+"""Lines in, lines out: an exported model over files of any size, and over masked held-out documents."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bnb_ds.common.line_files import (
+    Line,
+    ResumableOutput,
+    input_identity,
+    open_input,
+    read_lines,
+    refuse_no_such_share,
+    share_of_file,
+    share_path,
+)
+from bnb_ds.common.memory import return_freed_memory
+from bnb_ds.common.randomness import hash64
+from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.samples import PretrainSamples
+from bnb_ds.data.tokenization import tokenizer_hash
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.generate.model_dir import fingerprint, load_exported, longest_source
+from bnb_ds.generate.pipeline import WINDOW_CHARACTERS, WINDOW_TEXTS, BnbPipeline
+from bnb_ds.shards.reader import TokenShards
+
+
+@dataclass(frozen=True)
+class LineJob:
+    """What ``bnb-ds generate`` does.
+
+    Attributes:
+        model_dir: an exported model.
+        input_name: text file, or ``-`` for standard input.
+        output_name: text file, or ``-`` for standard output.
+        settings: keyword arguments of `BnbPipeline.from_pretrained`.
+        resume: go on with an unfinished output.
+        task_index: which share of the input this is, from 0; its output is ``OUTPUT.00000-of-00004``.
+        num_tasks: shares; 1: the whole input, and the output has the name given.
+        window: lines that are sorted by length together and written at once.
+        progress: show a bar on standard error.
+    """
+
+    model_dir: Path
+    input_name: str
+    output_name: str
+    settings: dict[str, Any]
+    resume: bool = False
+    task_index: int = 0
+    num_tasks: int = 1
+    window: int = WINDOW_TEXTS
+    progress: bool = False
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot work."""
+        refuse_no_such_share(self.task_index, self.num_tasks)
+        if self.num_tasks > 1 and "-" in (self.input_name, self.output_name):
+            raise ConfigError("--num-tasks above 1 shares out a file: give file names for --input and --output, not -")
+        if self.resume and "-" in (self.input_name, self.output_name):
+            raise ConfigError("--resume needs to go back in the files: give file names for --input and --output, not -")
+
+    @property
+    def output_path(self) -> Path:
+        """Of this task."""
+        return share_path(Path(self.output_name), self.task_index, self.num_tasks)
+
+
+def generate_lines(job: LineJob) -> str:
+    """Write one generated line for each input line, in order; an empty line stays empty.
+
+    Nothing in the input stops it: what is too long is cut, bytes that are no UTF-8 become U+FFFD, and both are counted.
+
+    Returns:
+        One line for the user: how many lines of each kind, and how many a second.
+    """
+    job.check()
+    with open_input(job.input_name) as file:
+        pipeline = BnbPipeline.from_pretrained(job.model_dir, **job.settings)
+        if job.output_name == "-":
+            counts, seconds = _to_stream(job, pipeline, read_lines(file))
+        else:
+            counts, seconds = _to_file(job, pipeline, file)
+    return _summary(job, pipeline, counts, seconds)
+
+
+def _to_stream(job: LineJob, pipeline: BnbPipeline, lines: Iterator[Line]) -> tuple[dict[str, int], float]:
+    totals: dict[str, int] = {}
+    start = time.monotonic()
+    for texts, counts, _ in _generated(job, pipeline, lines):
+        sys.stdout.write("".join(text + "\n" for text in texts))
+        sys.stdout.flush()
+        totals = {name: totals.get(name, 0) + count for name, count in counts.items()}
+    return totals, time.monotonic() - start
+
+
+def _to_file(job: LineJob, pipeline: BnbPipeline, file: Any) -> tuple[dict[str, int], float]:
+    begin, end, identity = 0, None, {}
+    if job.input_name != "-":
+        identity = input_identity(job.input_name, file)
+        begin, end = share_of_file(file, job.task_index, job.num_tasks)
+    settings = {
+        "input": identity,
+        "share": f"{job.task_index} of {job.num_tasks}",
+        "model": fingerprint(job.model_dir),
+        "options": {name: _plain(value) for name, value in job.settings.items() if name != "device"},
+        "window": job.window,
+    }
+    output = ResumableOutput(job.output_path, settings, resume=job.resume)
+    try:
+        if not output.is_complete:
+            if output.progress.output_bytes:
+                begin = file.seek(output.progress.input_offset)
+            _run(job, pipeline, output, read_lines(file, begin, end))
+            output.finish()
+    finally:
+        output.abandon()
+    return output.progress.counts, output.progress.seconds
+
+
+def _run(job: LineJob, pipeline: BnbPipeline, output: ResumableOutput, lines: Iterator[Line]) -> None:
+    start = time.monotonic()
+    for texts, counts, offset in _generated(job, pipeline, lines):
+        now = time.monotonic()
+        output.write(texts, offset, counts, now - start)
+        start = now
+
+
+def _generated(
+    job: LineJob, pipeline: BnbPipeline, lines: Iterator[Line]
+) -> Iterator[tuple[list[str], dict[str, int], int]]:
+    """Outputs of each window, what its lines were, and where in the input it ends."""
+    with tqdm(disable=not job.progress, unit=" lines") as bar:
+        for part in _line_windows(lines, job.window):
+            outputs = pipeline.generate([line.text for line in part])
+            counts = {
+                "lines": len(part),
+                "empty": sum(output.num_source_tokens == 0 for output in outputs),
+                "truncated": sum(
+                    output.is_truncated or line.is_cut for output, line in zip(outputs, part, strict=True)
+                ),
+                "damaged": sum(line.is_damaged for line in part),
+            }
+            yield [output.text for output in outputs], counts, part[-1].end
+            return_freed_memory()
+            bar.update(len(part))
+
+
+def _line_windows(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
+    """As `bnb_ds.generate.pipeline.windows`."""
+    part: list[Line] = []
+    characters = 0
+    for line in lines:
+        part.append(line)
+        characters += len(line.text)
+        if len(part) >= size or characters >= WINDOW_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
+
+
+def _summary(job: LineJob, pipeline: BnbPipeline, counts: dict[str, int], seconds: float) -> str:
+    num_lines = counts.get("lines", 0)
+    notes = {
+        "empty": "empty",
+        "truncated": f"cut to the model's {pipeline.max_source_tokens} tokens",
+        "damaged": "not UTF-8, read with replacement characters",
+    }
+    said = "".join(f"; {counts[name]} {note}" for name, note in notes.items() if counts.get(name))
+    target = job.output_name if job.output_name == "-" else job.output_path
+    rate = f", {num_lines / seconds:.1f} sentences/s ({pipeline.engine.name})" if seconds > 0 else ""
+    return f"generate: {num_lines} lines from {job.input_name} to {target}{rate}{said}"
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def for_task(job: LineJob, index: int, count: int) -> LineJob:
+    """The same job for one of several tasks."""
+    return replace(job, task_index=index, num_tasks=count)
+
+
+def reconstructions(
+    model_dir: Path, shards_dir: Path, *, num_documents: int, max_length: int, mask_probability: float, seed: int
+) -> Iterator[tuple[str, str, str]]:
+    """Source with masks, output and original, as text, of the first held-out documents.
+
+    Raises:
+        DataError: the shards were made with another tokenizer, or hold no held-out documents.
+        ConfigError: a length or probability that the model or the noise does not take.
+    """
+    model, tokenizer = load_exported(model_dir)
+    shards = TokenShards(shards_dir, "heldout")
+    if tokenizer_hash(tokenizer) != shards.tokenizer_hash:
+        raise DataError(
+            f"{shards_dir}: made with another tokenizer than {model_dir}; give the shards it was trained on"
+        )
+    if len(shards) == 0:
+        raise DataError(f"{shards_dir}: holds no held-out documents; prepare it with another --holdout")
+    longest = longest_source(model.config)
+    if not 3 <= max_length <= longest:
+        raise ConfigError(f"--max-length {max_length}: give 3 to {longest} tokens, as the model reads")
+    if not 0 <= mask_probability <= 1:
+        raise ConfigError(f"--mask-probability {mask_probability}: give a number from 0 to 1")
+    noise = Corruption(mask_probability, 0.0, shards.special_ids["mask"], shards.vocab_size)
+    samples = PretrainSamples(
+        shards, sequence="truncate", max_length=max_length, corruption=noise, seed=seed, config=model.config
+    )
+    for sample in range(min(num_documents, len(shards))):
+        original, cu_seqlens = samples.original(np.array([sample]))
+        source = noise(original, cu_seqlens, hash64(seed, sample)).source
+        output = model.generate(torch.from_numpy(source)[None].to(model.device))[0]
+        yield (
+            tokenizer.decode(source[1:-1]),
+            tokenizer.decode(output, skip_special_tokens=True),
+            tokenizer.decode(original[1:-1]),
+        )

@@ -1,0 +1,208 @@
+"""Text in, text out: `BnbPipeline`.
+
+pipeline = BnbPipeline.from_pretrained("work/models/xsum", dtype="bf16")
+summaries = pipeline(["A long article ...", "Another one ..."])
+for output in pipeline.stream(open("articles.txt"), with_scores=True):
+    print(output.text, output.score)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from bnb_ds.common.memory import return_freed_memory
+from bnb_ds.data.tokenization import load_tokenizer
+from bnb_ds.decoding.ngram_lm import NgramLm
+from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.errors import ConfigError
+from bnb_ds.generate.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
+from bnb_ds.generate.model_dir import ONNX_FILE, choose_device, load_exported, longest_source
+
+WINDOW_TEXTS = 4096
+WINDOW_CHARACTERS = 1 << 23
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One output.
+
+    Attributes:
+        text: on one line, without special tokens.
+        tokens: its ids, special ones included.
+        score: log-probability in nats, if asked for.
+        num_source_tokens: what the model read, [CLS] and [SEP] included; 0 for a text without tokens, whose output is
+            empty.
+        is_truncated: the text was longer than the model reads.
+    """
+
+    text: str
+    tokens: list[int]
+    score: float | None
+    num_source_tokens: int
+    is_truncated: bool
+
+
+class BnbPipeline:
+    """An engine with its tokenizer.
+
+    Args:
+        engine: runs the model.
+        tokenizer: of source and output.
+        options: how outputs are chosen.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, options: DecodeOptions | None = None):
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.options = options or DecodeOptions()
+        self.max_source_tokens = longest_source(engine.config)
+        engine.check(self.options, with_scores=False)
+        # A copy, so that neither padding nor truncation that another user of the tokenizer set applies here.
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_padding()
+        self._backend.no_truncation()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | PathLike[str],
+        *,
+        device: str | None = None,
+        dtype: str = "fp32",
+        compile: bool = False,
+        bad_words: Sequence[str] = (),
+        lm_path: str | PathLike[str] | None = None,
+        **options: Any,
+    ) -> BnbPipeline:
+        """Load an exported model, or one exported as ONNX.
+
+        Args:
+            directory: what ``bnb-ds export`` wrote.
+            device: ``cpu``, ``cuda`` or ``cuda:1``; None: a GPU where there is one.
+            dtype: ``fp32``, ``bf16``, or on a GPU ``fp16``. An ONNX model has its own.
+            compile: ``torch.compile`` for a few shapes; the first batch of each takes long.
+            bad_words: no output holds them.
+            lm_path: an n-gram language model (ARPA or KenLM binary) for the beam search.
+            options: fields of `DecodeOptions`.
+
+        Raises:
+            CheckpointError: not an exported model.
+            ConfigError: settings that do not go together, or an optional package that is missing.
+        """
+        directory = Path(directory)
+        changes = dict(options)
+        if (directory / ONNX_FILE).is_file():
+            if compile or dtype != "fp32" or device not in (None, "cpu"):
+                raise ConfigError(
+                    f"{directory}: an ONNX model runs on the CPU as it was exported: leave out --dtype, --device and "
+                    "--compile"
+                )
+            engine, tokenizer = OnnxEngine(directory), load_tokenizer(directory)
+        else:
+            place = choose_device(device)
+            if dtype not in DTYPES:
+                raise ConfigError(_unknown_dtype(dtype, directory))
+            if dtype == "fp16" and place.type == "cpu":
+                raise ConfigError("--dtype fp16 is for GPUs: use bf16 or fp32 on a CPU")
+            model, tokenizer = load_exported(directory, place)
+            engine = (CompiledEngine if compile else TorchEngine)(model, dtype)
+        if bad_words:
+            encoded = tokenizer(list(bad_words), add_special_tokens=False)["input_ids"]
+            changes["bad_words_ids"] = (*changes.get("bad_words_ids", ()), *map(tuple, encoded))
+        if lm_path is not None:
+            pieces = tokenizer.convert_ids_to_tokens(list(range(engine.config.vocab_size)))
+            pieces = [piece if piece is not None else "" for piece in pieces]
+            changes["lm"] = NgramLm(lm_path, pieces, set(tokenizer.all_special_ids))
+        return cls(engine, tokenizer, DecodeOptions.of(None, changes))
+
+    def __call__(self, texts: str | Iterable[str], *, progress: bool = False) -> str | list[str]:
+        """The output of a text, or the outputs of several."""
+        if isinstance(texts, str):
+            return self.generate([texts])[0].text
+        return [output.text for output in self.stream(texts, progress=progress)]
+
+    def stream(
+        self, texts: Iterable[str], *, with_scores: bool = False, progress: bool = False, window: int = WINDOW_TEXTS
+    ) -> Iterator[Generated]:
+        """Outputs in the order of the texts, with no more than a window of them in memory.
+
+        Args:
+            texts: any iterable, endless ones too.
+            with_scores: work out log-probabilities.
+            progress: show a bar on standard error.
+            window: texts that are sorted by length and batched together.
+        """
+        with tqdm(disable=not progress, unit=" texts") as bar:
+            for part in windows(texts, window):
+                yield from self.generate(part, with_scores=with_scores)
+                return_freed_memory()
+                bar.update(len(part))
+
+    def generate(
+        self, texts: Sequence[str], *, with_scores: bool = False, options: DecodeOptions | None = None
+    ) -> list[Generated]:
+        """Outputs of these texts, all of them in memory at once.
+
+        Args:
+            texts: any number of them.
+            with_scores: work out log-probabilities.
+            options: other ones than the pipeline's own.
+        """
+        options = options or self.options
+        self.engine.check(options, with_scores=with_scores)
+        return self.from_sources(*self.encode(texts), options, with_scores=with_scores)
+
+    def from_sources(
+        self, sources: list[list[int]], cuts: list[bool], options: DecodeOptions, *, with_scores: bool = False
+    ) -> list[Generated]:
+        """`generate` from what `encode` made; options are checked already."""
+        filled = [index for index, source in enumerate(sources) if source]
+        outputs = [Generated("", [], None, 0, False)] * len(sources)
+        if not filled:
+            return outputs
+        decoded = self.engine.decode([sources[index] for index in filled], options, with_scores=with_scores)
+        written = self.tokenizer.batch_decode([tokens for tokens, _ in decoded], skip_special_tokens=True)
+        for index, (tokens, score), text in zip(filled, decoded, written, strict=True):
+            outputs[index] = Generated(" ".join(text.split()), tokens, score, len(sources[index]), cuts[index])
+        return outputs
+
+    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of each text with [CLS] and [SEP], empty for a text without tokens; and whether it was cut."""
+        room = self.max_source_tokens - 2
+        sources, cuts = [], []
+        for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False):
+            ids = encoding.ids[:room]
+            sources.append([self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id] if ids else [])
+            cuts.append(len(encoding.ids) > room)
+        return sources, cuts
+
+
+def windows(texts: Iterable[str], size: int = WINDOW_TEXTS) -> Iterator[list[str]]:
+    """Consecutive texts: ``size`` of them, fewer where they are long or come to an end."""
+    part: list[str] = []
+    characters = 0
+    for text in texts:
+        part.append(text)
+        characters += len(text)
+        if len(part) >= size or characters >= WINDOW_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
+
+
+def _unknown_dtype(dtype: str, directory: Path) -> str:
+    if dtype == "int8":
+        return (
+            f"--dtype int8 runs in ONNX Runtime: write it with `bnb-ds export {directory} OUTPUT --format onnx --dtype "
+            "int8` and give OUTPUT as the model"
+        )
+    return f"--dtype {dtype}: give one of: {', '.join(DTYPES)}"

@@ -1,0 +1,92 @@
+"""``bnb-ds generate --processes N``: a file shared out to processes here, one GPU each where there are any."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from bnb_ds.common.files import sync
+from bnb_ds.common.outputs import disk_errors, new_file, sync_file
+from bnb_ds.errors import DataError
+from bnb_ds.generate.lines import LineJob, for_task
+
+
+def generate_in_processes(job: LineJob, command: list[str], num_processes: int) -> str:
+    """Run the command once for each share, then join the shares under the output's name.
+
+    Args:
+        job: the whole job.
+        command: arguments of ``bnb-ds`` without those of sharing.
+        num_processes: shares.
+
+    Raises:
+        DataError: a process failed; its own message stands above. What it has done is kept for ``--resume``.
+    """
+    jobs = [for_task(job, index, num_processes) for index in range(num_processes)]
+    jobs[0].check()
+    start = time.monotonic()
+    processes = [subprocess.Popen(_task_command(command, task), env=_environment(task)) for task in jobs]
+    try:
+        codes = [process.wait() for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    failed = [task.task_index for task, code in zip(jobs, codes, strict=True) if code]
+    if failed:
+        raise DataError(f"--processes {num_processes}: number {failed[0]} failed; mend that and add --resume to go on")
+    num_lines = join([task.output_path for task in jobs], Path(job.output_name))
+    seconds = time.monotonic() - start
+    return (
+        f"generate: {num_lines} lines from {job.input_name} to {job.output_name} by {num_processes} processes, "
+        f"{num_lines / seconds:.1f} sentences/s with start-up"
+    )
+
+
+def join(parts: list[Path], output: Path) -> int:
+    """Write the parts one behind the other in the place of ``output``, remove them, and return their lines."""
+    joined = output.with_name(f".{output.name}.{os.getpid()}.joined")
+    num_lines = 0
+    try:
+        with disk_errors(output):
+            with new_file(joined) as target:
+                for part in parts:
+                    with open(part, "rb") as file:
+                        shutil.copyfileobj(file, target, 1 << 20)
+                sync_file(target)
+            os.replace(joined, output)
+            sync(output.parent)
+            with open(output, "rb") as file:
+                while block := file.read(1 << 20):
+                    num_lines += block.count(b"\n")
+            for part in parts:
+                part.unlink()
+                part.with_name(f"{part.name}.progress.json").unlink(missing_ok=True)
+    finally:
+        joined.unlink(missing_ok=True)
+    return num_lines
+
+
+def _task_command(command: list[str], task: LineJob) -> list[str]:
+    share = ["--task-index", str(task.task_index), "--num-tasks", str(task.num_tasks)]
+    return [sys.executable, "-m", "bnb_ds.cli", *command, *share]
+
+
+def _environment(task: LineJob) -> dict[str, str]:
+    environment = dict(os.environ)
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(
+            ","
+        )
+        environment["CUDA_VISIBLE_DEVICES"] = visible[task.task_index % len(visible)]
+    else:
+        cores = len(os.sched_getaffinity(0))
+        environment.setdefault("OMP_NUM_THREADS", str(max(cores // task.num_tasks, 1)))
+    return environment

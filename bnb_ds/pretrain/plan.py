@@ -1,0 +1,114 @@
+"""What a pre-training run will be, worked out from its recipe and its DeepSpeed JSON before any GPU is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bnb_ds.config.deepspeed import DsConfig, load_ds_config
+from bnb_ds.config.loading import load_recipe
+from bnb_ds.config.recipe import ObjectiveSection, PretrainRecipe
+from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.samples import PretrainSamples
+from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
+from bnb_ds.encoder_mlm import BnbForPretraining
+from bnb_ds.errors import DataError
+from bnb_ds.model_factory import model_config
+from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.shards.reader import TokenShards
+from bnb_ds.train import estimates as report
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that follows from the settings before a model exists."""
+
+    recipe: PretrainRecipe
+    ds_config: DsConfig
+    train_shards: TokenShards
+    heldout_shards: TokenShards
+
+    def samples(self, shards: TokenShards, config: BnbConfig) -> PretrainSamples:
+        """The samples of one split, with the recipe's noise."""
+        objective = self.recipe.objective
+        continues_word = None
+        if objective.whole_word:
+            continues_word = continuation_pieces(load_tokenizer(shards.tokenizer_dir), shards.vocab_size)
+        corruption = Corruption(
+            mask_probability=objective.mask_probability,
+            permute_probability=objective.permute_probability,
+            mask_id=shards.special_ids["mask"],
+            vocab_size=shards.vocab_size,
+            mixture=objective.mixture,
+            special_ids=(shards.special_ids["unk"],),  # the only one that documents hold
+            continues_word=continues_word,
+        )
+        data = self.recipe.data
+        return PretrainSamples(
+            shards,
+            sequence=data.sequence,
+            max_length=data.max_length,
+            corruption=corruption,
+            seed=self.recipe.seed,
+            config=config,
+        )
+
+    def total_steps(self, samples_per_epoch: int) -> int:
+        """Steps of the whole run."""
+        return self.recipe.total_steps(samples_per_epoch, self.ds_config.global_batch)
+
+
+def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> Plan:
+    """Load and check all settings and open the data.
+
+    Raises:
+        ConfigError, DataError: naming file and field, before any GPU is touched.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    ds_config = load_ds_config(ds_config_path, world_size)
+    return Plan(recipe, ds_config, *open_shards(recipe))
+
+
+def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards]:
+    """Training and held-out documents.
+
+    Raises:
+        DataError: they are missing or damaged, or one part is empty.
+    """
+    train_shards = TokenShards(recipe.data.shards, "train")
+    heldout_shards = TokenShards(recipe.data.shards, "heldout")
+    for name, shards in (("training", train_shards), ("held-out", heldout_shards)):
+        if len(shards) == 0:
+            raise DataError(
+                f"data.shards {recipe.data.shards}: holds no {name} documents; prepare it with another --holdout"
+            )
+    if tokenizer_hash(load_tokenizer(train_shards.tokenizer_dir)) != train_shards.tokenizer_hash:
+        raise DataError(
+            f"{train_shards.tokenizer_dir}: not the tokenizer that the manifest names; restore it, or prepare the"
+            " shards again"
+        )
+    return train_shards, heldout_shards
+
+
+def describe_dry_run(plan: Plan) -> list[str]:
+    """What a run would do and need, without touching a GPU: the model is built on the meta device."""
+    config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
+    with torch.device("meta"):
+        num_parameters = report.count_parameters(model_class(plan.recipe.objective)(config))
+    num_samples = len(plan.samples(plan.train_shards, config))
+    return [
+        *report.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
+        *report.memory(
+            config,
+            num_parameters,
+            plan.ds_config,
+            plan.recipe.data.max_length,
+            plan.recipe.loader.micro_batch_tokens,
+        ),
+    ]
+
+
+def model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:
+    """The class that has the heads an objective needs."""
+    return BnbForPretraining if section.encoder_mlm_weight else BnbForConditionalGeneration

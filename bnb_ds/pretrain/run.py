@@ -1,0 +1,106 @@
+"""A pre-training run, put together from its recipe and its DeepSpeed JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.config.recipe import ObjectiveSection
+from bnb_ds.data.batch import PackedBatch
+from bnb_ds.data.samples import PretrainSamples
+from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
+from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
+from bnb_ds.model_factory import build_model
+from bnb_ds.modeling import BnbConfig
+from bnb_ds.pretrain.evaluation import evaluate
+from bnb_ds.pretrain.plan import Plan, model_class
+from bnb_ds.shards.reader import TokenShards
+from bnb_ds.train import estimates as report
+from bnb_ds.train.job import Intervals, Job, Launch, Process, choose_resume, run_job, run_process
+from bnb_ds.train.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
+from bnb_ds.train.tracking import Tracker
+from bnb_ds.train.watching import reconstruction_table
+
+
+def pretrain(plan: Plan, launch: Launch) -> None:
+    """Run pre-training in this process, one of ``plan.ds_config.world_size`` ranks."""
+    run_process(plan.recipe.faults, lambda process: _pretrain(plan, launch, process))
+
+
+def _pretrain(plan: Plan, launch: Launch, process: Process) -> None:
+    recipe = plan.recipe
+    process.watchdog.mark("start")
+    run = RunDir(recipe, plan.ds_config, plan.train_shards.fingerprint)
+    resume, notes = choose_resume(run, launch)
+    # The weights of a new run are a pure function of the seed, the same on every rank.
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model, plan.train_shards, recipe.data.max_length, model_class(recipe.objective))
+    train, heldout = (plan.samples(shards, model.config) for shards in (plan.train_shards, plan.heldout_shards))
+    total_steps = plan.total_steps(len(train))
+    num_parameters = report.count_parameters(model)  # before ZeRO stage 3 takes them apart
+    config, intervals = model.config, recipe.intervals
+    job = Job(
+        recipe=recipe,
+        ds_config=plan.ds_config,
+        run=run,
+        model=model,
+        objective=_objective(recipe.objective),
+        train=train,
+        total_steps=total_steps,
+        intervals=Intervals(
+            log_steps=intervals.log_steps,
+            eval_steps=intervals.eval_steps,
+            checkpoint_steps=intervals.checkpoint_steps,
+            histogram_steps=intervals.histogram_steps,
+        ),
+        batch_flops=_training_flops(config),
+        evaluation=lambda engine, tracker: _evaluation(engine, heldout, plan, process.device, tracker),
+        save_model_files=lambda: _save_model_files(run, config, plan.train_shards),
+        lines=report.derived(plan, config, num_parameters, len(train), total_steps),
+    )
+    run_job(job, launch, process, resume, notes)
+
+
+def _objective(section: ObjectiveSection) -> Objective:
+    if section.encoder_mlm_weight:
+        return ReconstructionAndEncoderMlm(section.encoder_mlm_weight)
+    return Reconstruction()
+
+
+def _evaluation(
+    engine: Any, heldout: PretrainSamples, plan: Plan, device: torch.device, tracker: Tracker
+) -> Callable[[int], dict[str, float]]:
+    intervals = plan.recipe.intervals
+    tokenizer = load_tokenizer(plan.train_shards.tokenizer_dir)
+
+    def run_evaluation(step: int) -> dict[str, float]:
+        def show(batch: PackedBatch, outputs: list[list[int]]) -> None:
+            texts = reconstruction_table(batch, outputs[: intervals.reconstructions], tokenizer)
+            tracker.text(step, "eval/reconstructions", texts)
+
+        return evaluate(
+            engine,
+            heldout,
+            num_samples=intervals.eval_samples,
+            micro_batch=plan.ds_config.micro_batch,
+            device=device,
+            show=show if intervals.reconstructions else None,
+        )
+
+    return run_evaluation
+
+
+def _training_flops(config: BnbConfig) -> Callable[[PackedBatch], int]:
+    def training_flops(batch: PackedBatch) -> int:
+        return TRAINING_FACTOR * forward_flops(config, batch.source_lengths, batch.decoder_lengths)
+
+    return training_flops
+
+
+def _save_model_files(run: RunDir, config: BnbConfig, shards: TokenShards) -> None:
+    """What an export needs besides the weights, so that it needs no shards."""
+    config.save_pretrained(run.model)
+    save_tokenizer(load_tokenizer(shards.tokenizer_dir), run.model)

@@ -1,0 +1,71 @@
+"""What runs logged, as a table of first and last values and as a picture of several runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bnb_ds.common.outputs import new_file
+from bnb_ds.errors import ConfigError, DataError, nearest
+
+Curves = dict[str, list[tuple[int, float]]]  # tag -> (step, value)
+
+
+def add_curves(commands: argparse._SubParsersAction) -> None:
+    """Add ``curves``."""
+    command = commands.add_parser("curves", help="what runs logged: first and last values, or a picture")
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output directory of a run")
+    command.add_argument("--png", type=Path, metavar="FILE", help="draw the runs into one new file")
+    command.add_argument(
+        "--tags", nargs="+", default=["train/loss", "eval/loss"], help="what is drawn (default %(default)s)"
+    )
+    command.set_defaults(run=_curves)
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from bnb_ds.train.tracking import read_scalars
+
+    curves = {run.name: read_scalars(run / "runs") for run in args.runs}
+    if len(curves) < len(args.runs):
+        raise ConfigError("two of the runs have the same name: give directories with names of their own")
+    for line in table(curves):
+        print(line)
+    if args.png is not None:
+        plot(curves, args.tags, args.png)
+
+
+def table(runs: dict[str, Curves]) -> Iterator[str]:
+    """Lines with the first and the last value of everything that was logged; run name -> its curves."""
+    for name, curves in runs.items():
+        if len(runs) > 1:
+            yield f"{name}:"
+        for tag, values in curves.items():
+            (first_step, first), (last_step, last) = values[0], values[-1]
+            yield f"{tag:30} {first:.5g} at step {first_step} -> {last:.5g} at step {last_step}"
+
+
+def plot(runs: dict[str, Curves], tags: Sequence[str], path: Path) -> None:
+    """Draw a panel for each tag with a line for each run.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+        DataError: a run has no such tag; the file exists, or the disk refuses.
+    """
+    for name, curves in runs.items():
+        for tag in tags:
+            if tag not in curves:
+                raise DataError(f"--tags: {name} logged no {tag!r}: {nearest(tag, curves)}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("--png needs matplotlib; pip install bnb_ds[plot] or leave it out") from None
+    figure = Figure(figsize=(5 * len(tags), 4), dpi=120, layout="constrained")
+    for axes, tag in zip(figure.subplots(1, len(tags), squeeze=False)[0], tags, strict=True):
+        for name, curves in runs.items():
+            axes.plot(*zip(*curves[tag], strict=True), label=name, linewidth=1.2)
+        axes.set_xlabel("step")
+        axes.set_ylabel(tag)
+        axes.legend()
+    with new_file(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})

@@ -1,0 +1,117 @@
+"""The one call of ``deepspeed.initialize`` and what we add to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnb_ds.config.deepspeed import DsConfig
+from bnb_ds.ctc import kernels as ctc_kernels
+from bnb_ds.errors import ConfigError
+from bnb_ds.train.fused import choose_optimizer, fuse_layer_norms
+
+
+def build_engine(
+    model: nn.Module,
+    ds_config: DsConfig,
+    device: torch.device,
+    multiplier: Callable[[int], float],
+    *,
+    load_universal: bool = False,
+) -> tuple[Any, str]:
+    """Wrap a model for training.
+
+    Args:
+        model: on any device; the engine moves it.
+        ds_config: checked settings of this launch.
+        device: of this rank.
+        multiplier: learning-rate multiplier of the 0-based step (:mod:`bnb_ds.train.schedule`).
+        load_universal: the checkpoint that will be loaded is a universal one (:mod:`bnb_ds.checkpoint.resume`).
+
+    Returns:
+        The ``DeepSpeedEngine`` and one line that says which kernels are in use.
+
+    Raises:
+        ConfigError: DeepSpeed refuses the settings.
+    """
+    import deepspeed
+    from deepspeed.runtime.config import DeepSpeedConfigError
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+
+    layer_norm = fuse_layer_norms(model, device)
+    if "activation_checkpointing" in ds_config.values:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    params = dict(ds_config.optimizer.get("params", {}))
+    if ds_config.offloads_optimizer:
+        # DeepSpeed's CPU Adam updates the offloaded state; it is built from the JSON's own block.
+        optimizer, optimizer_name = None, "DeepSpeed CPUAdam (offloaded)"
+        kind = ds_config.optimizer["type"]
+        if kind == "Lamb":
+            raise ConfigError(f"{ds_config.path}: Lamb cannot be offloaded; choose AdamW, or remove offload_optimizer")
+        # DeepSpeed decouples the weight decay of "Adam" too, unless it is told not to.
+        block = {"type": kind, "params": {**params, "adam_w_mode": kind == "AdamW"}}
+        values = {**ds_config.values, "optimizer": block}
+    else:
+        optimizer, optimizer_name = choose_optimizer(ds_config.optimizer["type"], params, device)
+        values = {key: value for key, value in ds_config.values.items() if key != "optimizer"}
+    if load_universal:
+        values = {**values, "checkpoint": {"load_universal": True}}
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameter_groups(model, params.get("weight_decay", 0.0)),
+            optimizer=optimizer,
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier),
+            config=values,
+            dist_init_required=False,
+        )
+    except (ValueError, AssertionError, DeepSpeedConfigError, ZeRORuntimeException) as error:
+        # Combinations of settings that only DeepSpeed knows to exclude each other.
+        raise ConfigError(f"{ds_config.path}: DeepSpeed refuses it: {error}") from error
+    ctc = ctc_kernels.description(device)
+    return engine, f"{optimizer_name}; {layer_norm}; {ctc}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay matrices only: biases and LayerNorm weights are exempt, as in BERT."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def take_step(engine: Any) -> float | None:
+    """Finish an optimizer step after its last ``backward``; return the global gradient norm before clipping.
+
+    The norm is None where the DeepSpeed configuration asks for none (``compute_grad_norm: false``). A step whose norm
+    is not finite has not been taken: DeepSpeed skips it, and what it does not look at itself is looked at here.
+    """
+    if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled():
+        # The one case in which DeepSpeed neither keeps the norm nor refuses a bad one.
+        norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+        if math.isfinite(norm):
+            engine.step()
+        return norm
+    engine.step()
+    if getattr(engine.optimizer, "overflow", False):
+        # Of a step that it has skipped ZeRO 3 reports the norm of the step before.
+        return math.inf
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def abandon_step(engine: Any) -> None:
+    """After :func:`take_step` has met a gradient that is not a number, leave the engine ready for the next step.
+
+    DeepSpeed has done so itself, but where it does not look at the gradient.
+    """
+    if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled():
+        engine.zero_grad()
+        engine.micro_steps += 1
+        engine.global_steps += 1
+        engine.skipped_steps += 1

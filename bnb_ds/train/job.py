@@ -1,0 +1,251 @@
+"""A training job, whatever is trained: process group, engine, loop, tracking, checkpoints.
+
+:mod:`bnb_ds.pretrain.run` and :mod:`bnb_ds.finetune.run` say what a job consists of; this module runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnb_ds.checkpoint import resume as elastic
+from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint.resume import Resume, plan_resume
+from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.checkpoint.store import CheckpointWriter
+from bnb_ds.checkpoint.weights import read_weights
+from bnb_ds.common.outputs import disk_errors
+from bnb_ds.config.deepspeed import DsConfig
+from bnb_ds.config.recipe import FaultSection, TrainingRecipe
+from bnb_ds.data.batch import PackedBatch
+from bnb_ds.data.loader import SampleSource, StepLoader
+from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed.stopping import StopRequest
+from bnb_ds.distributed.watchdog import Watchdog
+from bnb_ds.train.early_stopping import EarlyStopping
+from bnb_ds.train.engine import build_engine
+from bnb_ds.train.hardware import peak_flops
+from bnb_ds.train.loop import LoopSettings, TrainLoop
+from bnb_ds.train.objectives import Objective
+from bnb_ds.train.phases import Phases
+from bnb_ds.train.profiling import StepProfiler
+from bnb_ds.train.schedule import learning_rate_multiplier
+from bnb_ds.train.spikes import SpikeDetector
+from bnb_ds.train.step import TrainStep
+from bnb_ds.train.tracking import Tracker
+from bnb_ds.train.watching import log_histograms
+
+_TIMEOUT_MARGIN_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch is asked to do, beyond the settings of the run."""
+
+    #: ``never``, ``auto`` or a path; see :meth:`bnb_ds.checkpoint.run_dir.RunDir.find_resume`
+    resume: str = "never"
+    #: start from the weights of the checkpoint with a fresh optimizer
+    weights_only: bool = False
+    #: end after that step, with a checkpoint; the schedule stays that of the whole run
+    stop_at: int | None = None
+    #: first and last step to trace
+    profile_steps: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Process:
+    """This rank's part in a job."""
+
+    device: torch.device
+    watchdog: Watchdog
+    stop: StopRequest
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How often, in steps; see `bnb_ds.train.loop.LoopSettings`."""
+
+    log_steps: int
+    eval_steps: int
+    checkpoint_steps: int
+    histogram_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and how it is watched."""
+
+    recipe: TrainingRecipe
+    ds_config: DsConfig
+    run: RunDir
+    model: nn.Module
+    objective: Objective
+    train: SampleSource
+    total_steps: int
+    intervals: Intervals
+    #: matrix FLOPs of training on a micro batch
+    batch_flops: Callable[[PackedBatch], int]
+    #: given the engine and the tracker, a function that scores the model at a step; every rank calls it
+    evaluation: Callable[[Any, Tracker], Callable[[int], dict[str, float]]]
+    #: on rank 0, writes what an export needs besides the weights
+    save_model_files: Callable[[], None]
+    #: lines that say what the run will do
+    lines: Iterable[str] = ()
+    #: scores -> what the best checkpoint is chosen by, lower is better
+    badness: Callable[[dict[str, float]], float | None] = field(default=lambda scores: scores.get("eval/loss"))
+    early_stopping: EarlyStopping | None = None
+
+
+def run_process(faults: FaultSection, body: Callable[[Process], None]) -> None:
+    """Join the process group, watch the other ranks, call ``body``, leave."""
+    # Before anything slow: a request to end that comes early is honoured at the first step.
+    with StopRequest() as stop:
+        # The guardians, who can tell which rank is the cause, come before the time-out of the collective operations.
+        device = distributed.init(timedelta(seconds=faults.hang_seconds + _TIMEOUT_MARGIN_SECONDS))
+        try:
+            with Watchdog(faults.silence_seconds, faults.hang_seconds) as watchdog:
+                body(Process(device, watchdog, stop))
+        except BaseException:
+            distributed.shutdown(after_error=True)
+            raise
+    distributed.shutdown()
+
+
+def choose_resume(run: RunDir, launch: Launch) -> tuple[Resume | None, list[str]]:
+    """The checkpoint this launch starts from, if any, and lines for the user; the same on every rank."""
+    return distributed.on_main(lambda: _choose_resume(run, launch))
+
+
+def _choose_resume(run: RunDir, launch: Launch) -> tuple[Resume | None, list[str]]:
+    found, notes = run.find_resume(launch.resume, weights_only=launch.weights_only)
+    if found is None:
+        return None, notes
+    return plan_resume(found, run.ds_config, weights_only=launch.weights_only), notes
+
+
+def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, notes: list[str]) -> int:
+    """Train; returns the step reached. ``resume`` and ``notes`` are what :func:`choose_resume` gave."""
+    run, total_steps = job.run, job.total_steps
+    engine, kernels, state = _build_and_load(job, process.device, resume)
+    if job.early_stopping is not None:
+        job.early_stopping.restore(state.get("early_stopping"))
+    stop_step = min(launch.stop_at or total_steps, total_steps)
+    distributed.on_main(lambda: _prepare_run_dir(job, state["step"], launch.weights_only))
+    distributed.require_shared(run.path)
+    peak, peak_source = peak_flops(process.device, job.ds_config.precision)
+    tracker = Tracker(run.tensorboard, start_step=state["step"], total_steps=total_steps)
+    origin = f", {resume.describe(job.ds_config)}" if resume else ""
+    for line in (
+        *notes,
+        *job.lines,
+        f"kernels      {kernels}",
+        f"peak         {peak / 1e12:.3g} TFLOP/s per rank ({peak_source})",
+        f"start        step {state['step']}{origin}; this launch ends at step {stop_step}",
+    ):
+        tracker.say(line)
+    profiler = StepProfiler(*launch.profile_steps or (0, -1), run.path / "profile", tracker.say)
+    phases = Phases(process.device, process.watchdog.mark)
+    settings = LoopSettings(total_steps=total_steps, stop_step=stop_step, **vars(job.intervals))
+    loop = _build_loop(job, settings, engine, state, tracker, phases, peak=peak, stop=process.stop, profiler=profiler)
+    reached = loop.run(state["step"], state["samples_consumed"])
+    profiler.close()
+    tracker.say(f"done         step {reached} of {total_steps}; watch with: tensorboard --logdir {run.tensorboard}")
+    tracker.close()
+    return reached
+
+
+def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tuple[Any, str, dict[str, Any]]:
+    """The engine, its kernels in words, and the loop's state: that of the checkpoint, or of a new run."""
+    state = {"step": 0, "samples_consumed": 0}
+    if resume is not None:
+        state = checkpoint.read_state(resume.checkpoint)
+    if resume is not None and resume.way == "weights only":
+        job.model.load_state_dict(read_weights(resume.checkpoint))
+        # The optimizer's count of updates begins anew; the schedule goes on.
+        state["rate_offset"] = state["step"]
+    multiplier = learning_rate_multiplier(job.total_steps, **job.recipe.schedule.model_dump())
+    offset = state.get("rate_offset", 0)
+    engine, kernels = build_engine(
+        job.model,
+        job.ds_config,
+        device,
+        lambda step: multiplier(step + offset),
+        load_universal=resume is not None and resume.way == "universal",
+    )
+    if resume is not None and resume.way != "weights only":
+        elastic.load(engine, resume)
+    return engine, kernels, state
+
+
+def _build_loop(
+    job: Job,
+    settings: LoopSettings,
+    engine: Any,
+    state: dict[str, Any],
+    tracker: Tracker,
+    phases: Phases,
+    *,
+    peak: float,
+    stop: StopRequest,
+    profiler: StepProfiler,
+) -> TrainLoop:
+    recipe = job.recipe
+    spikes = None
+    if recipe.spikes.factor is not None:
+        spikes = SpikeDetector(recipe.spikes.factor, recipe.spikes.window_steps, **state.get("spikes", {}))
+    train_step = TrainStep(
+        engine,
+        job.objective,
+        job.batch_flops,
+        device=phases.device,
+        seed=recipe.seed,
+        phases=phases,
+        spikes=spikes,
+        records=job.run.path,
+    )
+    intervals = recipe.intervals
+    writer = CheckpointWriter(
+        engine, job.run.checkpoints, intervals.keep_checkpoints, background=intervals.background_checkpoints
+    )
+    return TrainLoop(
+        engine,
+        _loader(job, phases.device),
+        train_step,
+        job.evaluation(engine, tracker),
+        tracker,
+        settings,
+        writer,
+        phases=phases,
+        peak_flops=peak,
+        stop_reason=lambda: stop.reason,
+        spikes=spikes,
+        profiler=profiler,
+        histograms=lambda step: log_histograms(engine, tracker, step),
+        extra_state={"rate_offset": state.get("rate_offset", 0)},
+        badness=job.badness,
+        early_stopping=job.early_stopping,
+    )
+
+
+def _loader(job: Job, device: torch.device) -> StepLoader:
+    return StepLoader(
+        job.train,
+        seed=job.recipe.seed,
+        micro_batch=job.ds_config.micro_batch,
+        accumulation_steps=job.ds_config.accumulation_steps,
+        rank=distributed.rank(),
+        world_size=job.ds_config.world_size,
+        device=device,
+        **job.recipe.loader.model_dump(),
+    )
+
+
+def _prepare_run_dir(job: Job, start_step: int, weights_only: bool) -> None:
+    with disk_errors(job.run.path):
+        job.save_model_files()
+    job.run.record_launch(start_step, weights_only=weights_only)

@@ -1,0 +1,203 @@
+"""One optimizer step: forward and backward of this rank's micro batches, the checks, the update."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bnb_ds.common.randomness import hash64
+from bnb_ds.data.batch import PackedBatch
+from bnb_ds.distributed import ranks as distributed
+from bnb_ds.errors import NonFiniteLossError
+from bnb_ds.train.engine import abandon_step, take_step
+from bnb_ds.train.objectives import Objective
+from bnb_ds.train.phases import Phases
+from bnb_ds.train.spikes import SpikeDetector
+
+_STREAM_DROPOUT = 0xD209
+_FINGERPRINT_BITS = np.uint64(0xFFFFFF)
+
+
+@dataclass
+class StepStats:
+    """Global counts of one step or of several added up."""
+
+    loss_sum: float = 0.0
+    count: float = 0.0
+    tokens: float = 0.0
+    ordinary: float = 0.0
+    masked: float = 0.0
+    infeasible: float = 0.0
+    samples: float = 0.0
+    flops: float = 0.0
+    #: tells which samples the step consists of, whatever their order and rank
+    fingerprint: float = 0.0
+    #: ranks that have been asked to end
+    stop_requests: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: StepStats) -> StepStats:
+        return StepStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    @property
+    def loss(self) -> float:
+        """Nats per target token."""
+        return self.loss_sum / max(self.count, 1)
+
+
+class TrainStep:
+    """Takes optimizer steps with an engine.
+
+    Args:
+        engine: DeepSpeed engine.
+        objective: loss of a micro batch.
+        batch_flops: matrix FLOPs of training on a micro batch.
+        device: of this rank.
+        seed: of the run, for dropout.
+        phases: told what is going on.
+        spikes: finds steps not to take, or None to take them all.
+        records: directory for the sample ids of a bad step.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        objective: Objective,
+        batch_flops: Callable[[PackedBatch], int],
+        *,
+        device: torch.device,
+        seed: int,
+        phases: Phases,
+        spikes: SpikeDetector | None,
+        records: Path,
+    ) -> None:
+        self._engine = engine
+        self._objective = objective
+        self._batch_flops = batch_flops
+        self._device = device
+        self._seed = seed
+        self._phases = phases
+        self._spikes = spikes
+        self._records = records
+
+    def take(self, step: int, batches: list[PackedBatch], *, stop: bool) -> tuple[StepStats, dict[str, float]]:
+        """One step over this rank's micro batches; ``stop`` tells the other ranks that this one is asked to end.
+
+        Raises:
+            NonFiniteLossError: naming step and samples; the weights are those before the step.
+        """
+        engine = self._engine
+        with self._phases("counts"):
+            counts = self._global_counts(batches, stop)
+        # DeepSpeed divides by the accumulation steps and averages over ranks; undo both, and divide by the global
+        # count, so that what is optimised is the global sum over the global count.
+        scale = engine.gradient_accumulation_steps() * distributed.world_size() / counts[0].clamp(min=1)
+        local_sums: list[torch.Tensor] = []
+        spike = False
+        for micro_step, batch in enumerate(batches):
+            last = micro_step == len(batches) - 1
+            # Dropout is a pure function of (seed, step, micro step, rank): nothing of it needs to be saved.
+            key = hash64(self._seed, _STREAM_DROPOUT, step, micro_step, distributed.rank())
+            torch.manual_seed(int(key[0]) >> 1)
+            # DeepSpeed would count to its own number of micro steps; with token budgets a step has its own.
+            engine.set_gradient_accumulation_boundary(last)
+            with self._phases("forward"):
+                loss_sum = self._objective.loss_sum(engine, batch, self._device)
+                local_sums.append(loss_sum.detach().double())
+            if last and self._spikes is not None:
+                total = self._finite_global_sum(step, batches, torch.stack(local_sums))
+                spike = self._spikes.is_spike(total / max(float(counts[0]), 1))
+            with self._phases("backward"):
+                # DeepSpeed does not take a step whose gradient is not a number: that is how a spike is passed over.
+                factor = scale.to(loss_sum.dtype) * (math.nan if spike else 1.0)
+                engine.backward(loss_sum * factor)
+            if not last:
+                engine.step()  # counts the micro step; nothing is updated yet
+        global_sum = self._finite_global_sum(step, batches, torch.stack(local_sums))
+        learning_rate = engine.get_lr()[0]
+        with self._phases("optimizer"):
+            norm = take_step(engine)
+        if spike:
+            abandon_step(engine)
+        else:
+            self._refuse_infinite_gradient(step, batches, norm)
+            if self._spikes is not None:
+                self._spikes.accept(global_sum / max(float(counts[0]), 1))
+        return StepStats(global_sum, *counts.tolist()), {
+            "train/lr": learning_rate,
+            "train/grad_norm": math.nan if norm is None else norm,
+            **self._skipped(),
+        }
+
+    def _skipped(self) -> dict[str, float]:
+        """Steps not taken so far, and the loss scale, where there can be any."""
+        values = {}
+        spikes = 0
+        if self._spikes is not None:
+            spikes = values["train/skipped_spikes"] = self._spikes.skipped
+        if self._engine.fp16_enabled():
+            # A spike makes DeepSpeed skip a step too. (After --resume-weights-only its count begins anew.)
+            values["train/skipped_overflows"] = max(self._engine.skipped_steps - spikes, 0)
+            values["train/loss_scale"] = float(self._engine.optimizer.loss_scale)
+        return values
+
+    def _global_counts(self, batches: list[PackedBatch], stop: bool) -> torch.Tensor:
+        """float64 [9], the numbers of `StepStats` from ``count`` to ``stop_requests``, over micro steps and ranks."""
+        local = [
+            (
+                self._objective.count(b),
+                b.num_tokens,
+                b.num_ordinary,
+                b.num_masked,
+                b.num_infeasible,
+                b.num_samples,
+                self._batch_flops(b),
+                int((hash64(b.sample_ids) & _FINGERPRINT_BITS).sum()),
+                float(stop and micro_step == 0),
+            )
+            for micro_step, b in enumerate(batches)
+        ]
+        return distributed.all_sum(torch.tensor(local, dtype=torch.float64).sum(0).to(self._device))
+
+    def _finite_global_sum(self, step: int, batches: list[PackedBatch], local_sums: torch.Tensor) -> float:
+        total = float(distributed.all_sum(local_sums.sum()))
+        if math.isfinite(total):
+            return total
+        finite = local_sums.isfinite().tolist()
+        bad = [batch.sample_ids.tolist() for batch, good in zip(batches, finite, strict=True) if not good]
+        record, by_rank = self._record_bad_step(step, bad)
+        rank, samples = next(iter(by_rank.items()))
+        raise distributed.told_once(
+            NonFiniteLossError(
+                f"step {step}: the loss is {total} in the batch of samples {samples[0]} on rank {rank}; all are in"
+                f" {record}; the weights were not changed: lower the learning rate or clip gradients, then"
+                " --resume auto"
+            )
+        )
+
+    def _refuse_infinite_gradient(self, step: int, batches: list[PackedBatch], norm: float | None) -> None:
+        # In fp16 an overflow is ordinary: the loss scaler halves its scale and the step is skipped.
+        if norm is None or math.isfinite(norm) or self._engine.fp16_enabled():
+            return
+        record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
+        raise distributed.told_once(
+            NonFiniteLossError(
+                f"step {step}: the gradient is not finite although the loss is; the step's samples are in {record};"
+                " the weights were not changed: lower the learning rate, then --resume auto"
+            )
+        )
+
+    def _record_bad_step(self, step: int, micro_batches: list[list[int]]) -> tuple[Path, dict[int, list[list[int]]]]:
+        """Write down which samples of which rank were in a bad step."""
+        by_rank = {rank: samples for rank, samples in enumerate(distributed.gather(micro_batches)) if samples}
+        record = self._records / f"nonfinite_step_{step:08d}.json"
+        if distributed.is_main():
+            record.write_text(json.dumps({"step": step, "sample_ids_by_rank": by_rank}), encoding="utf-8")
+        return record, by_rank
