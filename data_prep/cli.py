@@ -10,10 +10,9 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.shards.reader import SPLITS, Manifest
 from data_prep import cli_bench
 from data_prep.cli_tools import add_tools
-from data_prep.engines import ENGINE_NAMES
-from data_prep.filters import FilteredSource
-from data_prep.prepare import Options
-from data_prep.text import (
+from data_prep.jobs.prepare import Options
+from data_prep.sources.filters import FilteredSource
+from data_prep.sources.text import (
     DEFAULT_ID_COLUMN,
     EXTENSIONS,
     TXT_DOCUMENTS,
@@ -22,7 +21,8 @@ from data_prep.text import (
     find_files,
     read_documents,
 )
-from data_prep.units import Source
+from data_prep.sources.units import Source
+from data_prep.tokenise.engines import ENGINE_NAMES
 
 DEFAULT_VOCAB_SIZE = 8192
 
@@ -55,13 +55,13 @@ def run_text(args: argparse.Namespace) -> None:
 
 def run_wikipedia(args: argparse.Namespace) -> None:
     """``prep wikipedia``: rows or dumps into token shards."""
-    from data_prep import units, wikipedia
+    from data_prep.sources import units, wikipedia
 
     text_format = TextFormat(args.text_column, args.id_column)
     if (args.dataset is None) == (args.input is None):
         raise ConfigError("prep wikipedia needs either --dataset NAME or --input PATH")
     if args.dataset is not None:
-        from data_prep.hub_rows import HubSource
+        from data_prep.sources.hub_rows import HubSource
 
         run_source(args, HubSource(args.dataset, args.config, args.split, args.revision, text_format))
         return
@@ -76,7 +76,7 @@ def run_wikipedia(args: argparse.Namespace) -> None:
 
 def run_pubmed(args: argparse.Namespace) -> None:
     """``prep pubmed``: MEDLINE/PubMed XML or .jsonl of abstracts into token shards."""
-    from data_prep import pubmed
+    from data_prep.sources import pubmed
 
     run_source(args, pubmed.PubmedSource(pubmed.find_files(args.input)))
 
@@ -84,8 +84,8 @@ def run_pubmed(args: argparse.Namespace) -> None:
 def run_source(args: argparse.Namespace, source: Source) -> None:
     """Make the shards of a source as the options say, and print one line of what was done."""
     from bnb_ds.data.tokenization import load_tokenizer
-    from data_prep.prepare import prepare
-    from data_prep.progress import Progress
+    from data_prep.jobs.prepare import prepare
+    from data_prep.jobs.progress import Progress
 
     names = [field.name for field in fields(Options)]
     options = Options(**{name: getattr(args, name) for name in names})
@@ -102,8 +102,8 @@ def run_source(args: argparse.Namespace, source: Source) -> None:
 
 def run_merge(args: argparse.Namespace) -> None:
     """``prep merge``: the parts that tasks have made into one shard directory."""
-    from data_prep.merge import merge
-    from data_prep.workspace import Workspace
+    from data_prep.jobs.merge import merge
+    from data_prep.jobs.workspace import Workspace
 
     with Workspace(args.output) as workspace:
         found = merge(workspace)
@@ -120,7 +120,7 @@ def summary(manifest: Manifest) -> str:
 
 def run_docs(args: argparse.Namespace) -> None:
     """``prep docs``: the documentation of this Python installation into one .jsonl."""
-    from data_prep.docs import write_docs
+    from data_prep.sources.docs import write_docs
 
     report = write_docs(args.output)
     print(
@@ -131,7 +131,7 @@ def run_docs(args: argparse.Namespace) -> None:
 
 def run_vocab(args: argparse.Namespace) -> None:
     """``prep vocab``: train a WordPiece vocabulary."""
-    from data_prep.vocab import train_vocabulary
+    from data_prep.tokenise.vocab import train_vocabulary
 
     files = find_files(args.input)
     text_format = _text_format(args)

@@ -24,11 +24,11 @@ def run_bench(args: argparse.Namespace) -> None:
     if (args.parse is None) == (args.input is None):
         raise ConfigError("the benchmark of prep needs either --input PATH or --parse FILE")
     if args.parse is not None:
-        from data_prep.bench_parse import bench_parse
+        from data_prep.tools.bench_parse import bench_parse
 
         lines = bench_parse(args.parse, args.rounds)
     else:
-        from data_prep.bench import CONTENDERS, bench
+        from data_prep.tools.bench import CONTENDERS, bench
 
         if args.tokenizer is None:
             raise ConfigError("--input needs --tokenizer DIRECTORY")

@@ -36,7 +36,7 @@ def add_tools(commands: argparse._SubParsersAction) -> None:
 
 def run_verify(args: argparse.Namespace) -> int:
     """``prep verify``: exit code 1 and one line for each damage."""
-    from data_prep.verify import find_damage
+    from data_prep.tools.verify import find_damage
 
     damage = find_damage(args.directory)
     for line in damage:
@@ -67,7 +67,7 @@ def run_show(args: argparse.Namespace) -> None:
 
 def run_stats(args: argparse.Namespace) -> None:
     """``prep stats``: text, and a picture if asked for."""
-    from data_prep.stats import corpus_stats, plot
+    from data_prep.tools.stats import corpus_stats, plot
 
     found = corpus_stats(args.directory, args.split, args.max_length)
     print("\n".join(found.lines()))

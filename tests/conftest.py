@@ -42,8 +42,8 @@ def small_texts() -> list[str]:
 def small_tokenizer(small_texts, tmp_path_factory):
     """A cased BertTokenizerFast of at most 600 tokens, trained on ``small_texts``."""
     from bnb_ds.data.tokenization import load_tokenizer
-    from data_prep.documents import Document
-    from data_prep.vocab import train_vocabulary
+    from data_prep.sources.documents import Document
+    from data_prep.tokenise.vocab import train_vocabulary
 
     directory = tmp_path_factory.mktemp("small") / "tokenizer"
     train_vocabulary((Document(str(i), text, "") for i, text in enumerate(small_texts)), directory, vocab_size=600)
@@ -54,7 +54,7 @@ def small_tokenizer(small_texts, tmp_path_factory):
 def small_shards(small_texts, small_tokenizer, tmp_path_factory) -> Path:
     """A shard directory of ``small_texts``, several shards and one document in ten held out; not to be changed."""
     from data_prep.build import build_shards
-    from data_prep.documents import Document
+    from data_prep.sources.documents import Document
 
     directory = tmp_path_factory.mktemp("small") / "shards"
     documents = (Document(str(i), text, "small_texts") for i, text in enumerate(small_texts))

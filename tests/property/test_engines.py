@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnb_ds.data.tokenization import load_tokenizer, tokenizer_from_vocabulary
-from data_prep.engines import ENGINES, document_backend
-from data_prep.words import WordEngine
+from data_prep.tokenise.engines import ENGINES, document_backend
+from data_prep.tokenise.words import WordEngine
 
 OPTIONAL = [
     pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"no {name}"))
@@ -92,7 +92,7 @@ def test_real_text(engine: str, name: str, shared_data: Path) -> None:
 
 
 def test_the_dictionary_is_emptied_when_full(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.words._MAX_WORDS", 100)
+    monkeypatch.setattr("data_prep.tokenise.words._MAX_WORDS", 100)
     backend, reference = vocabulary(shared_data / "tokenizers" / "bert-base-cased")
     engine = ENGINES["words"](backend)
     for part in range(20):

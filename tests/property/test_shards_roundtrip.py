@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnb_ds.shards.reader import SPLITS, TokenShards
-from data_prep.documents import is_held_out
+from data_prep.sources.documents import is_held_out
 from tests.shard_helpers import writer
 
 VOCAB_SIZES = st.sampled_from([6, 65_536, 65_537, 1 << 20])

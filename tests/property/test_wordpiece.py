@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnb_ds.data.tokenization import load_tokenizer, tokenizer_from_vocabulary
-from data_prep.engines import ENGINES, document_backend
-from data_prep.keys import MAX_BYTES, MAX_COLUMNS, KeyTable, pack, padded
-from data_prep.wordpiece import PlainWordPiece
-from data_prep.words import WordEngine
+from data_prep.tokenise.engines import ENGINES, document_backend
+from data_prep.tokenise.keys import MAX_BYTES, MAX_COLUMNS, KeyTable, pack, padded
+from data_prep.tokenise.wordpiece import PlainWordPiece
+from data_prep.tokenise.words import WordEngine
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PLAIN = [chr(code) for code in range(128) if chr(code).isalnum()]
@@ -23,7 +23,7 @@ PLAIN = [chr(code) for code in range(128) if chr(code).isalnum()]
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_to_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.wordpiece._FEW", 0)
+    monkeypatch.setattr("data_prep.tokenise.wordpiece._FEW", 0)
 
 
 def packed(words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,7 +72,7 @@ def test_real_vocabularies(name: str, shared_data: Path) -> None:
 
 
 def test_most_words_here_and_few_by_the_tokenizer(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.wordpiece._FEW", 100)
+    monkeypatch.setattr("data_prep.tokenise.wordpiece._FEW", 100)
     tokenizer = load_tokenizer(shared_data / "tokenizers" / "bert-base-cased")
     backend = document_backend(tokenizer)
     draw = random.Random(0)

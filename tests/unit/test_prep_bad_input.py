@@ -15,9 +15,9 @@ import pytest
 from bnb_ds.data.tokenization import save_tokenizer, tokenizer_from_vocabulary
 from bnb_ds.errors import DataError
 from bnb_ds.shards.reader import TokenShards
-from data_prep import opening
-from data_prep.opening import open_input, reading_errors
-from data_prep.verify import find_damage
+from data_prep.sources import opening
+from data_prep.sources.opening import open_input, reading_errors
+from data_prep.tools.verify import find_damage
 from tests.prep_helpers import prep
 
 ROWS = [f"row {i}: a function of the module" for i in range(3000)]

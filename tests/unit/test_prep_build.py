@@ -16,8 +16,8 @@ from bnb_ds.shards.manifest import parse_manifest
 from bnb_ds.shards.reader import SPLITS, TokenShards
 from data_prep import build
 from data_prep.build import build_shards
-from data_prep.documents import Document, is_held_out
-from data_prep.text import find_files, read_documents
+from data_prep.sources.documents import Document, is_held_out
+from data_prep.sources.text import find_files, read_documents
 
 FORMAT = Path(build.__file__).with_name("FORMAT.md")
 
@@ -46,7 +46,7 @@ def test_shards_hold_the_tokenizers_own_encoding(small_shards: Path, small_texts
 def test_output_does_not_depend_on_batching(
     tmp_path: Path, small_shards: Path, small_texts: list[str], small_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.documents._BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr("data_prep.sources.documents._BATCH_DOCUMENTS", 7)
     monkeypatch.setattr(build, "_BATCH_CHARACTERS", 3000)
     build_shards(
         documents(small_texts), tmp_path / "s", small_tokenizer, sources=[], holdout=0.1, tokens_per_shard=10_000

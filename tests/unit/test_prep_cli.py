@@ -13,8 +13,8 @@ import pytest
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
 from bnb_ds.errors import DataError
 from bnb_ds.shards.reader import TokenShards
-from data_prep import docs
 from data_prep.cli import add_commands
+from data_prep.sources import docs
 
 
 def prep(*arguments: str | Path) -> int | None:

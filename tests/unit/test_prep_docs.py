@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bnb_ds.errors import DataError
-from data_prep import docs
-from data_prep.docs import file_docstrings, is_prose, iterate_docs, write_docs
+from data_prep.sources import docs
+from data_prep.sources.docs import file_docstrings, is_prose, iterate_docs, write_docs
 
 PROSE = (
     "Return the sum of the values over the requested axis. The result has the same type as the input unless another "

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bnb_ds.errors import ConfigError
-from data_prep import engines
-from data_prep.engines import ENGINES, Candidate, EngineFault, Ragged, TokenizersEngine, candidates
+from data_prep.tokenise import engines
+from data_prep.tokenise.engines import ENGINES, Candidate, EngineFault, Ragged, TokenizersEngine, candidates
 
 
 class WrongOnce(TokenizersEngine):

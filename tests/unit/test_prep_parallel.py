@@ -16,8 +16,8 @@ import pytest
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.shards.reader import SPLITS, TokenShards
-from data_prep import worker
-from data_prep.engines import ENGINES, WordsEngine
+from data_prep.jobs import worker
+from data_prep.tokenise.engines import ENGINES, WordsEngine
 from tests.prep_helpers import content, prep, start, write_corpus
 
 
@@ -178,7 +178,7 @@ def test_worker_that_is_killed(arguments, expected, tmp_path: Path, monkeypatch)
 
 
 def test_another_process_is_writing(arguments, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("data_prep.workspace._LOCK_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("data_prep.jobs.workspace._LOCK_PATIENCE_SECONDS", 0.2)
     build_part = worker.build_part
     refused = []
 

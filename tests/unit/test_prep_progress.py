@@ -15,8 +15,9 @@ import pytest
 from bnb_ds.cli import main
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError, DataError
-from data_prep import bench, bench_parse, progress
-from data_prep.progress import Progress
+from data_prep.jobs import progress
+from data_prep.jobs.progress import Progress
+from data_prep.tools import bench, bench_parse
 from tests.prep_helpers import prep
 
 

@@ -13,10 +13,10 @@ import pytest
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.errors import DataError
 from bnb_ds.shards.reader import SPLITS, TokenShards
-from data_prep import pubmed_skim
-from data_prep.documents import BadRecord, Deletion, Document, Omitted, is_held_out
-from data_prep.index import IndexBuilder, decide
-from data_prep.pubmed import PubmedSource, find_files, read_jsonl, read_xml
+from data_prep.jobs.index import IndexBuilder, decide
+from data_prep.sources import pubmed_skim
+from data_prep.sources.documents import BadRecord, Deletion, Document, Omitted, is_held_out
+from data_prep.sources.pubmed import PubmedSource, find_files, read_jsonl, read_xml
 from tests.prep_helpers import content, prep
 
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnb_ds.errors import DataError
-from data_prep.documents import Document, content_id, is_held_out
-from data_prep.text import TextFormat, find_files, read_documents
-from data_prep.units import SourceFile
+from data_prep.sources.documents import Document, content_id, is_held_out
+from data_prep.sources.text import TextFormat, find_files, read_documents
+from data_prep.sources.units import SourceFile
 
 DEFAULT = TextFormat()
 

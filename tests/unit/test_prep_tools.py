@@ -11,8 +11,8 @@ import pytest
 
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.shards.reader import TokenShards
-from data_prep.stats import Stats
-from data_prep.verify import find_damage
+from data_prep.tools.stats import Stats
+from data_prep.tools.verify import find_damage
 from tests.prep_helpers import prep
 
 

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 from bnb_ds.data.tokenization import SPECIAL_TOKEN_TEXTS, load_tokenizer, tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
-from data_prep.documents import Document
-from data_prep.vocab import count_words, learn_tokens, train_vocabulary
+from data_prep.sources.documents import Document
+from data_prep.tokenise.vocab import count_words, learn_tokens, train_vocabulary
 from tests import launching
 
 

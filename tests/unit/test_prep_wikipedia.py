@@ -18,11 +18,11 @@ from rapidfuzz.distance import LCSseq
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.shards.reader import SPLITS, TokenShards
-from data_prep import wikipedia
-from data_prep.documents import BadRecord, Document, Omitted, is_held_out
-from data_prep.units import find_files
-from data_prep.wikipedia import KINDS, WikipediaSource, read_dump
-from data_prep.wikitext import plain_text
+from data_prep.sources import wikipedia
+from data_prep.sources.documents import BadRecord, Document, Omitted, is_held_out
+from data_prep.sources.units import find_files
+from data_prep.sources.wikipedia import KINDS, WikipediaSource, read_dump
+from data_prep.sources.wikitext import plain_text
 from tests.prep_helpers import content, prep
 
 DEBRIS = re.compile(

@@ -125,7 +125,7 @@ def test_missing_shards_name_the_way_out(settings, tmp_path):
 
 def test_shards_without_held_out_documents(settings, tmp_path, small_texts, small_tokenizer):
     from data_prep.build import build_shards
-    from data_prep.documents import Document
+    from data_prep.sources.documents import Document
 
     documents = (Document(str(i), text, "x") for i, text in enumerate(small_texts[:5]))
     build_shards(documents, tmp_path / "shards", small_tokenizer, sources=[], holdout=0.0)
@@ -135,8 +135,8 @@ def test_shards_without_held_out_documents(settings, tmp_path, small_texts, smal
 
 
 def test_shards_whose_tokenizer_was_changed(settings, tmp_path, small_shards, small_texts):
-    from data_prep.documents import Document
-    from data_prep.vocab import train_vocabulary
+    from data_prep.sources.documents import Document
+    from data_prep.tokenise.vocab import train_vocabulary
 
     changed = shutil.copytree(small_shards, tmp_path / "shards")
     shutil.rmtree(changed / "tokenizer")
@@ -151,8 +151,8 @@ def test_a_hub_checkpoint_with_another_tokenizer_is_refused(settings, tmp_path, 
     """A hub name is resolved through the hub's cache, which lies here as a download leaves it."""
     from transformers import BertConfig, BertModel
 
-    from data_prep.documents import Document
-    from data_prep.vocab import train_vocabulary
+    from data_prep.sources.documents import Document
+    from data_prep.tokenise.vocab import train_vocabulary
 
     repository = tmp_path / "models--lab--bert"
     snapshot = repository / "snapshots" / ("0" * 40)
@@ -172,8 +172,8 @@ def test_a_hub_checkpoint_with_another_tokenizer_is_refused(settings, tmp_path, 
 def test_a_checkpoint_with_another_tokenizer_is_refused(settings, tmp_path, small_texts, small_shards):
     from transformers import BertConfig, BertModel
 
-    from data_prep.documents import Document
-    from data_prep.vocab import train_vocabulary
+    from data_prep.sources.documents import Document
+    from data_prep.tokenise.vocab import train_vocabulary
 
     bert = tmp_path / "bert"
     train_vocabulary((Document(str(i), t, "") for i, t in enumerate(small_texts)), bert, vocab_size=500)

@@ -15,8 +15,8 @@ from bnb_ds.tasks import get_task
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.tokenised import Lengths, tokenise
-from data_prep.documents import Document
-from data_prep.vocab import train_vocabulary
+from data_prep.sources.documents import Document
+from data_prep.tokenise.vocab import train_vocabulary
 
 SIZE = {
     "hidden_size": 12,

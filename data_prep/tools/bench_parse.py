@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bnb_ds.errors import ConfigError
-from data_prep.pubmed import read_xml
-from data_prep.units import find_files
+from data_prep.sources.pubmed import read_xml
+from data_prep.sources.units import find_files
 
 _LEAST_SECONDS = 0.2  # of one timing: a small file is read again until then, for the clock is no finer than 10 ms
 
@@ -53,7 +53,7 @@ def _cpu_seconds(read: Callable[[], Iterable[object]]) -> float:
 
 
 def _num_bytes(path: Path) -> int:
-    from data_prep.opening import open_input
+    from data_prep.sources.opening import open_input
 
     with open_input(path) as stream:
         return sum(map(len, iter(lambda: stream.read(1 << 20), b"")))

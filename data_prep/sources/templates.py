@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from data_prep.languages import LANGUAGES
+from data_prep.sources.languages import LANGUAGES
 
 Expand = Callable[[Sequence[str], Mapping[str, str]], str]
 

@@ -12,12 +12,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_prep import units
-from data_prep.documents import BadRecord, Deletion, Document, Omitted, Record
-from data_prep.opening import kind, open_input, reading_errors
-from data_prep.pubmed_skim import SkimmedPubmed
-from data_prep.units import SourceFile, Unit
-from data_prep.xml_input import EntityReferenceError, entity_record, stream_elements, text_of
+from data_prep.sources import units
+from data_prep.sources.documents import BadRecord, Deletion, Document, Omitted, Record
+from data_prep.sources.opening import kind, open_input, reading_errors
+from data_prep.sources.pubmed_skim import SkimmedPubmed
+from data_prep.sources.units import SourceFile, Unit
+from data_prep.sources.xml_input import EntityReferenceError, entity_record, stream_elements, text_of
 
 EXTENSIONS = (".xml", ".jsonl")
 NO_ABSTRACT = "no abstract"
@@ -27,7 +27,7 @@ _ROOTS = ("PubmedArticleSet", "MedlineCitationSet", "PubmedBookArticleSet")
 
 
 class PubmedSource:
-    """PubMed files as a :class:`~data_prep.units.Source`."""
+    """PubMed files as a :class:`~data_prep.sources.units.Source`."""
 
     latest_wins = True
 

@@ -1,7 +1,7 @@
 """A source into a shard directory: in parallel, over several runs or machines, always the same bytes.
 
-The input is cut into parts (:mod:`data_prep.units`); each becomes shards of its own, finished when its marker is
-written (:mod:`data_prep.workspace`). Where duplicates or old versions are dropped, every part is first indexed, and
+The input is cut into parts (:mod:`data_prep.sources.units`); each becomes shards of its own, finished when its marker is
+written (:mod:`data_prep.jobs.workspace`). Where duplicates or old versions are dropped, every part is first indexed, and
 no part is built before all indexes are there. :func:`merge` renames the shards and writes the manifest.
 """
 
@@ -17,16 +17,16 @@ from transformers import BertTokenizerFast
 from bnb_ds.data.tokenization import describe_tokenizer
 from bnb_ds.errors import ConfigError
 from bnb_ds.shards.reader import DEFAULT_TOKENS_PER_SHARD, Manifest
-from data_prep import worker
-from data_prep.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE
-from data_prep.engines import EngineFault, WrongIds, candidates
-from data_prep.index import write_drops
-from data_prep.merge import NoDocumentsError, merge
-from data_prep.pool import run_parts
-from data_prep.progress import Progress
-from data_prep.units import Source, parts
-from data_prep.worker import Job
-from data_prep.workspace import Workspace
+from data_prep.jobs import worker
+from data_prep.jobs.index import write_drops
+from data_prep.jobs.merge import NoDocumentsError, merge
+from data_prep.jobs.pool import run_parts
+from data_prep.jobs.progress import Progress
+from data_prep.jobs.worker import Job
+from data_prep.jobs.workspace import Workspace
+from data_prep.sources.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE
+from data_prep.sources.units import Source, parts
+from data_prep.tokenise.engines import EngineFault, WrongIds, candidates
 
 
 @dataclass(frozen=True)

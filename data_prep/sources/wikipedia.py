@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import BadRecord, Document, Omitted, Record
-from data_prep.opening import kind, reading_errors
-from data_prep.text import EXTENSIONS, TextFormat, TextSource
-from data_prep.units import SourceFile, Unit
-from data_prep.wikitext import HIDDEN_NAMESPACES, plain_text
-from data_prep.xml_input import elements, stream_elements
+from data_prep.sources.documents import BadRecord, Document, Omitted, Record
+from data_prep.sources.opening import kind, reading_errors
+from data_prep.sources.text import EXTENSIONS, TextFormat, TextSource
+from data_prep.sources.units import SourceFile, Unit
+from data_prep.sources.wikitext import HIDDEN_NAMESPACES, plain_text
+from data_prep.sources.xml_input import elements, stream_elements
 
 ROW_KINDS = (*(suffix for suffix in EXTENSIONS if suffix != ".txt"), ".arrow")
 KINDS = (".xml", *ROW_KINDS)
@@ -29,7 +29,7 @@ _BLOCK_BYTES = 1 << 18
 
 
 class WikipediaSource:
-    """Dumps and rows as a :class:`~data_prep.units.Source`."""
+    """Dumps and rows as a :class:`~data_prep.sources.units.Source`."""
 
     latest_wins = False
 

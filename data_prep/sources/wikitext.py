@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 import mwparserfromhell
 from mwparserfromhell.nodes import Comment, ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
 
-from data_prep.templates import expander
+from data_prep.sources.templates import expander
 
 # Prefixes of links that show no text of the article: files and categories, in English and as further aliases; a dump
 # names its own language's in its header.

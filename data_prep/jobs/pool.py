@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from bnb_ds.common.memory import keep_freed_memory
 from bnb_ds.errors import DataError
-from data_prep.progress import Progress
+from data_prep.jobs.progress import Progress
 
 if TYPE_CHECKING:
-    from data_prep.worker import Job
+    from data_prep.jobs.worker import Job
 
 _REFRESH_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import ConfigError, DataError
-from data_prep.engines import ENGINES
+from data_prep.tokenise.engines import ENGINES
 
 BASELINE = "datasets.map"
 FLOOR = "tokenizer alone"
@@ -127,7 +127,7 @@ def _run(name: str, inputs: Sequence[Path], tokenizer: Path, workers: int) -> Ti
             "output": output,
             "workers": workers,
         }
-        code = f"from data_prep.bench import run_contender; run_contender({name!r}, {arguments!r})"
+        code = f"from data_prep.tools.bench import run_contender; run_contender({name!r}, {arguments!r})"
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         result = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
@@ -170,7 +170,7 @@ def _tokenizer_alone(name: str, arguments: dict):
     import pyarrow.parquet as pq
 
     from bnb_ds.data.tokenization import load_tokenizer
-    from data_prep.engines import TokenizersEngine, document_backend
+    from data_prep.tokenise.engines import TokenizersEngine, document_backend
 
     engine = TokenizersEngine(document_backend(load_tokenizer(arguments["tokenizer"])))
 
@@ -187,9 +187,9 @@ def _tokenizer_alone(name: str, arguments: dict):
 def _prep(name: str, arguments: dict):
     from bnb_ds.data.tokenization import load_tokenizer
     from bnb_ds.shards.reader import SPLITS
-    from data_prep.prepare import Options, prepare
-    from data_prep.text import TextFormat, find_files
-    from data_prep.wikipedia import WikipediaSource
+    from data_prep.jobs.prepare import Options, prepare
+    from data_prep.sources.text import TextFormat, find_files
+    from data_prep.sources.wikipedia import WikipediaSource
 
     engine = name.removeprefix("prep ")
     import pyarrow.parquet  # noqa: F401 -- imported before the clock starts, as for the others
@@ -208,7 +208,7 @@ def _prep(name: str, arguments: dict):
 
 
 def _files(arguments: dict) -> list[str]:
-    from data_prep.text import find_files
+    from data_prep.sources.text import find_files
 
     return [str(file.path) for file in find_files(arguments["inputs"])]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.keys import MAX_BYTES, KeyTable, joined, pack
+from data_prep.tokenise.keys import MAX_BYTES, KeyTable, joined, pack
 
 _IS_PLAIN = np.zeros(256, dtype=bool)
 _IS_PLAIN[[ord(character) for character in string.ascii_letters + string.digits]] = True
@@ -22,7 +22,7 @@ _FEW = 128  # words that are cheaper for the tokenizer than another round here
 
 
 class PlainWordPiece:
-    """Encodes words of ASCII letters and digits, of at most :data:`~data_prep.keys.MAX_BYTES` bytes each.
+    """Encodes words of ASCII letters and digits, of at most :data:`~data_prep.tokenise.keys.MAX_BYTES` bytes each.
 
     Args:
         state: the content of ``tokenizer.json``, of a BERT tokenizer.
@@ -48,7 +48,7 @@ class PlainWordPiece:
         """Ids of the words ``data[start:start + length]``.
 
         Args:
-            data: uint8, from :func:`~data_prep.keys.padded`.
+            data: uint8, from :func:`~data_prep.tokenise.keys.padded`.
             starts: int64 [n].
             lengths: int64 [n], positive.
 

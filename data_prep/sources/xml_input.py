@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 from lxml import etree
 
 from bnb_ds.errors import DataError
-from data_prep.documents import BadRecord
-from data_prep.opening import open_input, reading_errors
-from data_prep.units import SourceFile
+from data_prep.sources.documents import BadRecord
+from data_prep.sources.opening import open_input, reading_errors
+from data_prep.sources.units import SourceFile
 
 
 class EntityReferenceError(ValueError):

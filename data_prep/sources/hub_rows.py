@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from bnb_ds.errors import DataError
-from data_prep.documents import BadRecord, Document, Record
-from data_prep.text import DEFAULT_ID_COLUMN, TextFormat
-from data_prep.units import Unit
+from data_prep.sources.documents import BadRecord, Document, Record
+from data_prep.sources.text import DEFAULT_ID_COLUMN, TextFormat
+from data_prep.sources.units import Unit
 
 _UNIT_BYTES = 1 << 26  # of unknown size: each file of the data set is a part
 
@@ -42,7 +42,7 @@ class HubFile:
 
 
 class HubSource:
-    """A data set of the hub, or a local one by its directory, as a :class:`~data_prep.units.Source`."""
+    """A data set of the hub, or a local one by its directory, as a :class:`~data_prep.sources.units.Source`."""
 
     latest_wins = False
 

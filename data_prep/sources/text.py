@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bnb_ds.errors import DataError
-from data_prep import units
-from data_prep.documents import BadRecord, Document, Record, content_id
-from data_prep.opening import kind, open_input, reading_errors, unreadable
-from data_prep.units import SourceFile, Unit
+from data_prep.sources import units
+from data_prep.sources.documents import BadRecord, Document, Record, content_id
+from data_prep.sources.opening import kind, open_input, reading_errors, unreadable
+from data_prep.sources.units import SourceFile, Unit
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
 TXT_DOCUMENTS = ("blank-line", "line", "file")
@@ -33,7 +33,7 @@ class TextFormat:
 
 
 class TextSource:
-    """Plain corpora as a :class:`~data_prep.units.Source`."""
+    """Plain corpora as a :class:`~data_prep.sources.units.Source`."""
 
     latest_wins = False
 
@@ -58,7 +58,7 @@ class TextSource:
 
 
 def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
-    """The .txt, .jsonl and .parquet files that ``inputs`` name; see :func:`data_prep.units.find_files`."""
+    """The .txt, .jsonl and .parquet files that ``inputs`` name; see :func:`data_prep.sources.units.find_files`."""
     return units.find_files(inputs, EXTENSIONS)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from data_prep.documents import Document, Omitted, Record
-from data_prep.units import Source, Unit
+from data_prep.sources.documents import Document, Omitted, Record
+from data_prep.sources.units import Source, Unit
 
 SHORT = "short"
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
 from bnb_ds.errors import ConfigError
-from data_prep.words import WordEngine
+from data_prep.tokenise.words import WordEngine
 
 _PIECE_CHARACTERS = 1 << 20
 
@@ -64,7 +64,7 @@ class TokenizersEngine:
 
 
 class WordsEngine:
-    """A dictionary of words kept in pyarrow and NumPy; see :mod:`data_prep.words`."""
+    """A dictionary of words kept in pyarrow and NumPy; see :mod:`data_prep.tokenise.words`."""
 
     name = "words"
 

@@ -23,7 +23,7 @@ from bnb_ds.shards.manifest import (
     token_dtype,
 )
 from bnb_ds.shards.reader import SPLITS, Manifest
-from data_prep.workspace import Workspace
+from data_prep.jobs.workspace import Workspace
 
 BAD_RECORDS_NAME = "bad_records.jsonl"
 

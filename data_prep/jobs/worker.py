@@ -15,15 +15,15 @@ from bnb_ds.common.outputs import disk_errors
 from bnb_ds.errors import DataError
 from bnb_ds.shards.files import ShardFiles
 from bnb_ds.shards.reader import SPLITS, TokenizerInfo
-from data_prep.documents import BadRecord, Document, Omitted, Record, batched, is_held_out
-from data_prep.engines import PROOF_CHARACTERS, Candidate, EngineFault
-from data_prep.index import DROP_REASONS, IndexBuilder
-from data_prep.progress import Counters
-from data_prep.units import Source, Unit
-from data_prep.workspace import Workspace
+from data_prep.jobs.index import DROP_REASONS, IndexBuilder
+from data_prep.jobs.progress import Counters
+from data_prep.jobs.workspace import Workspace
+from data_prep.sources.documents import BadRecord, Document, Omitted, Record, batched, is_held_out
+from data_prep.sources.units import Source, Unit
+from data_prep.tokenise.engines import PROOF_CHARACTERS, Candidate, EngineFault
 
 if TYPE_CHECKING:
-    from data_prep.prepare import Options
+    from data_prep.jobs.prepare import Options
 
 # What an engine encodes at once, with up to a hundred bytes of memory for each. With twice as many one process is 3%
 # faster, and two are slower: each touches more memory for the first time.

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from bnb_ds.common.files import sha256_file
 from bnb_ds.errors import DataError
-from data_prep.documents import Record
-from data_prep.opening import COMPRESSIONS, kind, unreadable
+from data_prep.sources.documents import Record
+from data_prep.sources.opening import COMPRESSIONS, kind, unreadable
 
 _LARGEST_PART_BYTES = 1 << 26
 _SMALLEST_PART_BYTES = 1 << 21

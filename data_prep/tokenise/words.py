@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute  # else imported by every worker, at its first batch
 from tokenizers import Tokenizer
 
-from data_prep.keys import MAX_BYTES, MAX_COLUMNS, KeyTable, joined, pack, padded
-from data_prep.wordpiece import PlainWordPiece, are_plain
+from data_prep.tokenise.keys import MAX_BYTES, MAX_COLUMNS, KeyTable, joined, pack, padded
+from data_prep.tokenise.wordpiece import PlainWordPiece, are_plain
 
 # The dictionary is emptied when it has grown past this: memory stays flat over any corpus, in any script.
 _MAX_WORDS = 1 << 20

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bnb_ds.common.outputs import new_file
 from bnb_ds.errors import DataError
-from data_prep.documents import Document
+from data_prep.sources.documents import Document
 
 # Import name and distribution name of what the installation brings in English; absent ones are passed over.
 PACKAGES = {

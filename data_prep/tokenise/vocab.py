@@ -20,7 +20,7 @@ from transformers import BertTokenizerFast
 from bnb_ds.common.outputs import new_directory
 from bnb_ds.data.tokenization import SPECIAL_TOKEN_TEXTS, save_tokenizer, tokenizer_from_vocabulary
 from bnb_ds.errors import ConfigError, DataError
-from data_prep.documents import Document
+from data_prep.sources.documents import Document
 
 _CONTINUATION = "##"
 _MAX_WORD_CHARACTERS = 100  # BERT makes longer words [UNK] unread
