@@ -21,13 +21,13 @@ def main() -> int:
 def call(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     launch, world_size = read_launch(parser, args)
 
-    from bnb_ds.distributed import ranks as distributed
+    from bnb_ds.distributed import ranks
     from bnb_ds.pretrain.plan import describe_dry_run, make_plan
     from bnb_ds.pretrain.run import pretrain
 
     plan = make_plan(args.recipe, args.overrides, args.deepspeed_config, world_size)
     if args.dry_run:
-        if distributed.is_main():
+        if ranks.is_main():
             print("\n".join(describe_dry_run(plan)))
         return
     pretrain(plan, launch)

@@ -24,7 +24,7 @@ from bnb_ds.common.arguments import positive
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.data.batch import PackedBatch
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.train.engine import build_engine, parameter_groups, take_step
@@ -230,11 +230,11 @@ def add_command(subjects: argparse._SubParsersAction) -> None:
 def _run(args: argparse.Namespace) -> None:
     refuse_missing_device(args.device)
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
-    device = distributed.init()
+    device = ranks.init()
     torch.set_num_threads(args.threads)
     work = Work(args.micro_steps, args.sequences, args.tokens)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
     print(f"{name}, {args.size}, {args.precision}, {work.tokens_per_step:,} tokens a step, torch {torch.__version__}")
     results = [measure(args.size, stage, args.precision, work, device, args.repeats) for stage in args.stage or (0, 1)]
     print(table(results))
-    distributed.shutdown()
+    ranks.shutdown()

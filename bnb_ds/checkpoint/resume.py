@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import torch
 
-from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint import store
 from bnb_ds.common.outputs import disk_errors
 from bnb_ds.config.deepspeed import DsConfig
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import CheckpointError
 
 WEIGHTS_ONLY_FLAG = "--resume-weights-only"
@@ -40,10 +40,10 @@ class Resume:
             return f"from {self.checkpoint}"
         if self.way == "weights only":
             return f"from the weights of {self.checkpoint}, the optimizer anew"
-        state = checkpoint.read_state(self.checkpoint)
+        state = store.read_state(self.checkpoint)
         return (
             f"from {self.checkpoint}, converted from {state['world_size']} ranks at ZeRO stage"
-            f" {checkpoint.stage_of(self.checkpoint)} to {ds_config.world_size} at {ds_config.zero_stage}"
+            f" {store.stage_of(self.checkpoint)} to {ds_config.world_size} at {ds_config.zero_stage}"
         )
 
 
@@ -55,7 +55,7 @@ def plan_resume(found: Path, ds_config: DsConfig, *, weights_only: bool) -> Resu
     """
     if weights_only:
         return Resume(found, "weights only")
-    old_stage, new_stage = checkpoint.stage_of(found), ds_config.zero_stage
+    old_stage, new_stage = store.stage_of(found), ds_config.zero_stage
     same_layout = old_stage == new_stage or {old_stage, new_stage} == {1, 2}
     if not same_layout:
         raise CheckpointError(
@@ -63,23 +63,23 @@ def plan_resume(found: Path, ds_config: DsConfig, *, weights_only: bool) -> Resu
             f" optimizer states between stages 1 and 2 only; set zero_optimization.stage to {old_stage}, or add"
             f" {WEIGHTS_ONLY_FLAG} to go on with a fresh optimizer"
         )
-    if new_stage == 0 or checkpoint.read_state(found)["world_size"] == ds_config.world_size:
+    if new_stage == 0 or store.read_state(found)["world_size"] == ds_config.world_size:
         return Resume(found, "as it is")
     return Resume(found, "universal")
 
 
-def load(engine: Any, resume: Resume) -> None:
+def load_resumed(engine: Any, resume: Resume) -> None:
     """Restore an engine that was built for this way of loading, all ranks together; nothing of a conversion stays."""
     if resume.way == "as it is":
-        checkpoint.load(engine, resume.checkpoint)
+        store.load(engine, resume.checkpoint)
         return
-    universal = distributed.on_main(lambda: convert(resume.checkpoint))
+    universal = ranks.on_main(lambda: convert(resume.checkpoint))
     own_groups = [dict(group) for group in engine.optimizer.param_groups]
-    checkpoint.load(engine, universal)
+    store.load(engine, universal)
     if engine.zero_optimization_stage() == 3:
         _mend_stage_3(engine, own_groups)
-    distributed.barrier()
-    if distributed.is_main():
+    ranks.barrier()
+    if ranks.is_main():
         shutil.rmtree(universal.parent, ignore_errors=True)
 
 
@@ -106,7 +106,7 @@ def convert(found: Path) -> Path:
     """
     final = found.with_name(f"{found.name}.universal")
     partial = found.with_name(f"{found.name}.universal.partial")
-    stage = checkpoint.stage_of(found)
+    stage = store.stage_of(found)
     with disk_errors(found.parent):
         for stale in (final, partial):
             if stale.exists():
@@ -126,7 +126,7 @@ def convert(found: Path) -> Path:
         last = next((line for line in reversed(result.stderr.splitlines()) if line.strip()), "no message")
         raise CheckpointError(
             f"{found}: DeepSpeed cannot convert it for another number of ranks ({last.strip()}); resume with"
-            f" {checkpoint.read_state(found)['world_size']} ranks, or add {WEIGHTS_ONLY_FLAG}"
+            f" {store.read_state(found)['world_size']} ranks, or add {WEIGHTS_ONLY_FLAG}"
         )
     os.replace(partial, final)
     return final / found.name

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint import store
 from bnb_ds.common.files import write_atomic
 from bnb_ds.common.outputs import disk_errors
 from bnb_ds.config.deepspeed import DsConfig
@@ -112,7 +112,7 @@ class RunDir:
             if not _holds_run(self.path):
                 return None, []
             notes = self._refuse_other_settings(self.path, weights_only)
-            found, passed_over = checkpoint.newest_intact(self.checkpoints)
+            found, passed_over = store.newest_intact(self.checkpoints)
             return found, [*notes, *passed_over]
         return self._named_checkpoint(Path(resume), weights_only)
 
@@ -177,13 +177,13 @@ def locate_checkpoint(path: Path) -> tuple[Path, list[str]]:
     Raises:
         CheckpointError: there is none, or the one named is damaged.
     """
-    if path in checkpoint.whole_checkpoints(path.parent):
-        damage = checkpoint.find_damage(path)
+    if path in store.whole_checkpoints(path.parent):
+        damage = store.find_damage(path)
         if damage:
             raise CheckpointError(f"{path}: {damage}; name an older checkpoint or the run's directory")
         return path, []
     for directory in (path / "checkpoints", path):
-        found, notes = checkpoint.newest_intact(directory)
+        found, notes = store.newest_intact(directory)
         if found is not None:
             return found, notes
     raise CheckpointError(f"{path}: no whole checkpoint here; name a step_* directory or a run's output_dir")

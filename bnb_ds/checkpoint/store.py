@@ -19,7 +19,7 @@ from typing import Any
 
 from bnb_ds.common.files import sha256_file, sync, write_atomic
 from bnb_ds.common.outputs import disk_errors
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import CheckpointError, DataError
 
 _MANIFEST = "checkpoint.json"
@@ -77,19 +77,19 @@ class CheckpointWriter:
         partial = self._directory / f"{final.name}.partial"
         state = {
             "step": step,
-            "world_size": distributed.world_size(),
+            "world_size": ranks.world_size(),
             "zero_stage": self._engine.zero_optimization_stage(),
             **state,
         }
         self.finish()
-        distributed.on_main(self._prepare)
+        ranks.on_main(self._prepare)
         with disk_errors(self._directory), _write_failures(self._directory):
             # DeepSpeed's own `latest` moves before the other ranks have finished, hence save_latest=False.
             self._engine.save_checkpoint(str(self._directory), tag=partial.name, client_state={}, save_latest=False)
-        distributed.barrier()
+        ranks.barrier()
         if self._pool is None:
-            distributed.on_main(lambda: self._publish(partial, final, state))
-        elif distributed.is_main():
+            ranks.on_main(lambda: self._publish(partial, final, state))
+        elif ranks.is_main():
             self._pending = self._pool.submit(self._publish, partial, final, state)
         return final
 
@@ -97,7 +97,7 @@ class CheckpointWriter:
         """Wait until the last checkpoint is published, on every rank; errors of the background surface here."""
         pending, self._pending = self._pending, None
         if self._pool is not None:
-            distributed.on_main(lambda: pending.result() if pending is not None else None)
+            ranks.on_main(lambda: pending.result() if pending is not None else None)
 
     def _prepare(self) -> None:
         with disk_errors(self._directory):

@@ -29,7 +29,7 @@ from bnb_ds.finetune.run import (
 )
 from bnb_ds.model_factory import model_config
 from bnb_ds.pretrain.plan import Plan, model_class, open_shards
-from bnb_ds.train import estimates as report
+from bnb_ds.train import estimates
 
 T = TypeVar("T")
 _GIB = 2**30
@@ -104,7 +104,7 @@ def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: Ds
         )
     if config is not None:
         with torch.device("meta"):
-            num_parameters = report.count_parameters(model_class(recipe.objective)(config))
+            num_parameters = estimates.count_parameters(model_class(recipe.objective)(config))
     findings.attempt(f"output_dir {recipe.output_dir}", lambda: _check_output(Path(recipe.output_dir)))
     if ds_config is None or shards is None:
         return
@@ -114,10 +114,10 @@ def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: Ds
         plan = Plan(recipe, ds_config, *shards)
         num_samples = len(plan.samples(plan.train_shards, config))
         findings.lines += _indented(
-            report.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples))
+            estimates.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples))
         )
         findings.lines += _indented(
-            report.memory(config, num_parameters, ds_config, recipe.data.max_length, recipe.loader.micro_batch_tokens)
+            estimates.memory(config, num_parameters, ds_config, recipe.data.max_length, recipe.loader.micro_batch_tokens)
         )
         findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import BnbError, DataError
 
 T = TypeVar("T")
@@ -36,17 +36,17 @@ def agreed(steps: Iterable[T], device: torch.device) -> Iterator[T]:
             return
         except Exception as raised:
             error = raised
-        if distributed.world_size() == 1:
+        if ranks.world_size() == 1:
             if error is not None:
                 raise error
-        elif float(distributed.all_sum(torch.tensor([float(error is not None)], device=device))) > 0:
+        elif float(ranks.all_sum(torch.tensor([float(error is not None)], device=device))) > 0:
             _raise_together(error)
         yield step
 
 
 def _raise_together(error: Exception | None) -> None:
     told = [None if error is None else f"{error}" if isinstance(error, BnbError) else repr(error)]
-    first_rank, message = next((rank, text) for rank, (text,) in enumerate(distributed.gather(told)) if text)
+    first_rank, message = next((rank, text) for rank, (text,) in enumerate(ranks.gather(told)) if text)
     if error is not None and not isinstance(error, BnbError):
         raise error
     raise DataError(f"rank {first_rank}: {message}") from error

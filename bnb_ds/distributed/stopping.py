@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 
 #: environment variable with the path of a file whose existence asks the run to end; the launch scripts set it
 STOP_FILE_VARIABLE = "BNB_STOP_FILE"
@@ -27,7 +27,7 @@ class StopRequest:
         self._reason: str | None = None
         self._previous: dict[int, object] = {}
         # One rank that sees the file is enough; a thousand need not ask the file server at every step.
-        self._stop_file = os.environ.get(STOP_FILE_VARIABLE) if distributed.is_main() else None
+        self._stop_file = os.environ.get(STOP_FILE_VARIABLE) if ranks.is_main() else None
         self._launchers = _deepspeed_launchers()
 
     def __enter__(self) -> StopRequest:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 
 _BEAT_SECONDS = 1.0
 _VERDICT_SECONDS = 30.0
@@ -41,11 +41,11 @@ class Watchdog:
         self._closed = threading.Event()
 
     def __enter__(self) -> Watchdog:
-        meeting = distributed.on_main(self._start_hub)
-        if not distributed.is_main():
+        meeting = ranks.on_main(self._start_hub)
+        if not ranks.is_main():
             self._start_guardian(meeting)
         # Everyone is being watched before anyone goes on.
-        distributed.barrier()
+        ranks.barrier()
         threading.Thread(target=self._beat, name="watchdog", daemon=True).start()
         return self
 
@@ -59,7 +59,7 @@ class Watchdog:
         program = str(Path(__file__).with_name("guardian.py"))
         # -S, -E: the program needs the standard library alone, and starts in a blink.
         self._guardian = subprocess.Popen(
-            [sys.executable, "-S", "-E", program, str(distributed.rank()), str(distributed.world_size()), *limits],
+            [sys.executable, "-S", "-E", program, str(ranks.rank()), str(ranks.world_size()), *limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
@@ -106,6 +106,6 @@ class Watchdog:
 
 def _is_connection_error(error: BaseException) -> bool:
     """Whether a collective operation failed because of another rank, as far as its text tells."""
-    if distributed.world_size() == 1 or not isinstance(error, RuntimeError):
+    if ranks.world_size() == 1 or not isinstance(error, RuntimeError):
         return False
     return any(sign in str(error).lower() for sign in _CONNECTION_SIGNS)

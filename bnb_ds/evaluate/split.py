@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bnb_ds.common.markdown import markdown_table
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.scoring import Scores, predicted, scores_of
 from bnb_ds.systems import System
 from bnb_ds.systems.samples import TaskSamples
@@ -58,17 +58,17 @@ def evaluate_split(system: System, model: Any, split: Tokenised, *, batch_size: 
             local |= dict(zip(ids.tolist(), prediction.outputs, strict=True))
     model.train(was_training)
     totals = torch.tensor([loss_sum, loss_count], dtype=torch.float64, device=device)
-    loss_sum, loss_count = distributed.all_sum(totals).tolist()
+    loss_sum, loss_count = ranks.all_sum(totals).tolist()
     by_id: dict[int, np.ndarray] = {}
-    for part in distributed.gather(local):
+    for part in ranks.gather(local):
         by_id |= part
     ordered = [by_id[number] for number in range(len(split))]
-    return distributed.on_main(lambda: _results(system, split, loss_sum / max(loss_count, 1), ordered))
+    return ranks.on_main(lambda: _results(system, split, loss_sum / max(loss_count, 1), ordered))
 
 
 def _rounds(split: Tokenised, batch_size: int) -> Iterator[tuple[np.ndarray, bool]]:
     """This rank's batches, as many on every rank: one without a share of the last round reads a sample again."""
-    world_size, rank = distributed.world_size(), distributed.rank()
+    world_size, rank = ranks.world_size(), ranks.rank()
     order = np.argsort(split.source_lengths(np.arange(len(split))), kind="stable")
     for begin in range(0, order.size, batch_size * world_size):
         ids = order[begin + rank * batch_size : begin + (rank + 1) * batch_size]

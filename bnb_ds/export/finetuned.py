@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.outputs import new_directory
 from bnb_ds.errors import CheckpointError
@@ -44,11 +44,11 @@ def best_of(run: Path) -> Path:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    whole = checkpoint.whole_checkpoints(run / "checkpoints")
+    whole = store.whole_checkpoints(run / "checkpoints")
     if not whole:
         raise CheckpointError(f"{run}: no whole checkpoint here; train longer, or name another run")
-    found = checkpoint.best_checkpoint(whole) or whole[-1]
-    damage = checkpoint.find_damage(found)
+    found = store.best_checkpoint(whole) or whole[-1]
+    damage = store.find_damage(found)
     if damage:
         raise CheckpointError(f"{found}: {damage}; restore it, or export another checkpoint by its path")
     return found
@@ -80,7 +80,7 @@ tags: [bert-nar-bert, bnb_ds]
 ---
 # {title}
 
-Fine-tuned for {title}; step {checkpoint.step_of(found):,}, the best on `{recipe["selection"]["split"]}`.
+Fine-tuned for {title}; step {store.step_of(found):,}, the best on `{recipe["selection"]["split"]}`.
 Score it with `bnb-ds evaluate`.
 
 - command: `{" ".join(first["command"])}`

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.outputs import new_directory
@@ -82,7 +82,7 @@ tags: [bert-nar-bert, non-autoregressive, bnb_ds]
 # BERT-NAR-BERT{", its encoder" * encoder_only}
 
 A non-autoregressive sequence-to-sequence model (Sohrab et al., IEEE Access 2024): the whole output is written in one
-parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, {checkpoint.step_of(found):,} steps.
+parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, {store.step_of(found):,} steps.
 
 ```python
 {_USE_ENCODER if encoder_only else _USE_MODEL}

@@ -21,13 +21,13 @@ def _call(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
     from transformers.utils.logging import disable_progress_bar
 
-    from bnb_ds.distributed import ranks as distributed
+    from bnb_ds.distributed import ranks
     from bnb_ds.finetune.run import describe_finetune_dry_run, finetune, make_finetune_plan
 
     disable_progress_bar()  # of loading and saving weights
     plan = make_finetune_plan(args.recipe, args.overrides, args.deepspeed_config, world_size)
     if args.dry_run:
-        if distributed.is_main():
+        if ranks.is_main():
             print("\n".join(describe_finetune_dry_run(plan)))
         return
     finetune(plan, launch)

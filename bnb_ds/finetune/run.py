@@ -14,7 +14,7 @@ from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.common.outputs import disk_errors
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import evaluate_split, outputs_table
 from bnb_ds.export.finetuned import export_best
 from bnb_ds.finetune.recipe import FinetuneRecipe
@@ -23,7 +23,7 @@ from bnb_ds.systems import System, system_class
 from bnb_ds.systems.samples import TaskSamples
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, tokenise
-from bnb_ds.train import estimates as report
+from bnb_ds.train import estimates
 from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.job import Intervals, Job, Launch, Process, choose_resume, run_job, run_process
 from bnb_ds.train.tracking import Tracker
@@ -88,7 +88,7 @@ def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]
 def count_parameters(system: System) -> int:
     """Of its model, without making any weights."""
     with torch.device("meta"):
-        return report.count_parameters(system.empty(system.config()))
+        return estimates.count_parameters(system.empty(system.config()))
 
 
 def finetune(plan: FinetunePlan, launch: Launch) -> None:
@@ -106,7 +106,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     torch.manual_seed(recipe.seed)
     model = system.build()
     total_steps = recipe.total_steps(len(splits["train"]), plan.ds_config.global_batch)
-    config, num_parameters = model.config, report.count_parameters(model)
+    config, num_parameters = model.config, estimates.count_parameters(model)
     patience = recipe.selection.patience
     job = Job(
         recipe=recipe,
@@ -128,8 +128,8 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     ended = reached >= total_steps or (job.early_stopping is not None and job.early_stopping.ended)
     if ended:
         process.watchdog.mark("export")
-        line = distributed.on_main(lambda: export_best(run.path))
-        if distributed.is_main():
+        line = ranks.on_main(lambda: export_best(run.path))
+        if ranks.is_main():
             print(line, flush=True)
 
 
@@ -143,7 +143,7 @@ def tokenise_splits(plan: FinetunePlan) -> dict[str, Tokenised]:
     """The splits of the run: rank 0 makes them, all open them."""
     data, task, codec = plan.recipe.data, plan.task, plan.system.codec
     names = ("train", *plan.scored_splits)
-    directories = distributed.on_main(lambda: [str(tokenise(task, data, name, codec).directory) for name in names])
+    directories = ranks.on_main(lambda: [str(tokenise(task, data, name, codec).directory) for name in names])
     return {name: Tokenised(Path(path)) for name, path in zip(names, directories, strict=True)}
 
 
@@ -178,7 +178,7 @@ def _evaluation(
             )
             values[f"{name}/loss"] = results.loss
             values |= {f"{name}/{score}": value for score, value in results.scores.values.items()}
-            if plan.recipe.intervals.outputs and distributed.is_main():
+            if plan.recipe.intervals.outputs and ranks.is_main():
                 shown = outputs_table(split, plan.system, results, plan.recipe.intervals.outputs)
                 tracker.text(step, f"{name}/outputs", shown)
         return values

@@ -12,7 +12,7 @@ from rapidfuzz.distance import Levenshtein
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import SampleSource
 from bnb_ds.decoding.decode import greedy_rows
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 
 _EVALUATION_EPOCH = 0
 
@@ -39,7 +39,7 @@ def evaluate(
         lengths.
     """
     num_samples = min(num_samples, len(source))
-    world_size, rank = distributed.world_size(), distributed.rank()
+    world_size, rank = ranks.world_size(), ranks.rank()
     # ZeRO stage 3 gathers weights in every forward: all ranks must make the same number of them. A rank without a
     # share of the last round reads a sample again and does not count it.
     rounds = -(-num_samples // (micro_batch * world_size))
@@ -59,7 +59,7 @@ def evaluate(
                 show(batch, outputs)
             totals += torch.tensor([float(output.loss_sum), batch.loss_count, errors, tokens], device=device)
     engine.train()
-    loss_sum, targets, errors, tokens = distributed.all_sum(totals).tolist()
+    loss_sum, targets, errors, tokens = ranks.all_sum(totals).tolist()
     return {"eval/loss": loss_sum / max(targets, 1), "eval/token_accuracy": max(1 - errors / tokens, 0.0)}
 
 

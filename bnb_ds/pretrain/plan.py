@@ -17,7 +17,7 @@ from bnb_ds.errors import DataError
 from bnb_ds.model_factory import model_config
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
-from bnb_ds.train import estimates as report
+from bnb_ds.train import estimates
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ def describe_dry_run(plan: Plan) -> list[str]:
     """What a run would do and need, without touching a GPU: the model is built on the meta device."""
     config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
     with torch.device("meta"):
-        num_parameters = report.count_parameters(model_class(plan.recipe.objective)(config))
+        num_parameters = estimates.count_parameters(model_class(plan.recipe.objective)(config))
     num_samples = len(plan.samples(plan.train_shards, config))
     return [
-        *report.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
-        *report.memory(
+        *estimates.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
+        *estimates.memory(
             config,
             num_parameters,
             plan.ds_config,

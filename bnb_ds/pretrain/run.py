@@ -18,7 +18,7 @@ from bnb_ds.modeling import BnbConfig
 from bnb_ds.pretrain.evaluation import evaluate
 from bnb_ds.pretrain.plan import Plan, model_class
 from bnb_ds.shards.reader import TokenShards
-from bnb_ds.train import estimates as report
+from bnb_ds.train import estimates
 from bnb_ds.train.job import Intervals, Job, Launch, Process, choose_resume, run_job, run_process
 from bnb_ds.train.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.train.tracking import Tracker
@@ -40,7 +40,7 @@ def _pretrain(plan: Plan, launch: Launch, process: Process) -> None:
     model = build_model(recipe.model, plan.train_shards, recipe.data.max_length, model_class(recipe.objective))
     train, heldout = (plan.samples(shards, model.config) for shards in (plan.train_shards, plan.heldout_shards))
     total_steps = plan.total_steps(len(train))
-    num_parameters = report.count_parameters(model)  # before ZeRO stage 3 takes them apart
+    num_parameters = estimates.count_parameters(model)  # before ZeRO stage 3 takes them apart
     config, intervals = model.config, recipe.intervals
     job = Job(
         recipe=recipe,
@@ -59,7 +59,7 @@ def _pretrain(plan: Plan, launch: Launch, process: Process) -> None:
         batch_flops=_training_flops(config),
         evaluation=lambda engine, tracker: _evaluation(engine, heldout, plan, process.device, tracker),
         save_model_files=lambda: _save_model_files(run, config, plan.train_shards),
-        lines=report.derived(plan, config, num_parameters, len(train), total_steps),
+        lines=estimates.derived(plan, config, num_parameters, len(train), total_steps),
     )
     run_job(job, launch, process, resume, notes)
 

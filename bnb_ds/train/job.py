@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnb_ds.checkpoint import resume as elastic
-from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint.resume import load_resumed
+from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.resume import Resume, plan_resume
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.checkpoint.store import CheckpointWriter
@@ -24,7 +24,7 @@ from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.config.recipe import FaultSection, TrainingRecipe
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import SampleSource, StepLoader
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.distributed.stopping import StopRequest
 from bnb_ds.distributed.watchdog import Watchdog
 from bnb_ds.train.early_stopping import EarlyStopping
@@ -106,19 +106,19 @@ def run_process(faults: FaultSection, body: Callable[[Process], None]) -> None:
     # Before anything slow: a request to end that comes early is honoured at the first step.
     with StopRequest() as stop:
         # The guardians, who can tell which rank is the cause, come before the time-out of the collective operations.
-        device = distributed.init(timedelta(seconds=faults.hang_seconds + _TIMEOUT_MARGIN_SECONDS))
+        device = ranks.init(timedelta(seconds=faults.hang_seconds + _TIMEOUT_MARGIN_SECONDS))
         try:
             with Watchdog(faults.silence_seconds, faults.hang_seconds) as watchdog:
                 body(Process(device, watchdog, stop))
         except BaseException:
-            distributed.shutdown(after_error=True)
+            ranks.shutdown(after_error=True)
             raise
-    distributed.shutdown()
+    ranks.shutdown()
 
 
 def choose_resume(run: RunDir, launch: Launch) -> tuple[Resume | None, list[str]]:
     """The checkpoint this launch starts from, if any, and lines for the user; the same on every rank."""
-    return distributed.on_main(lambda: _choose_resume(run, launch))
+    return ranks.on_main(lambda: _choose_resume(run, launch))
 
 
 def _choose_resume(run: RunDir, launch: Launch) -> tuple[Resume | None, list[str]]:
@@ -135,8 +135,8 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     if job.early_stopping is not None:
         job.early_stopping.restore(state.get("early_stopping"))
     stop_step = min(launch.stop_at or total_steps, total_steps)
-    distributed.on_main(lambda: _prepare_run_dir(job, state["step"], launch.weights_only))
-    distributed.require_shared(run.path)
+    ranks.on_main(lambda: _prepare_run_dir(job, state["step"], launch.weights_only))
+    ranks.require_shared(run.path)
     peak, peak_source = peak_flops(process.device, job.ds_config.precision)
     tracker = Tracker(run.tensorboard, start_step=state["step"], total_steps=total_steps)
     origin = f", {resume.describe(job.ds_config)}" if resume else ""
@@ -163,7 +163,7 @@ def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tu
     """The engine, its kernels in words, and the loop's state: that of the checkpoint, or of a new run."""
     state = {"step": 0, "samples_consumed": 0}
     if resume is not None:
-        state = checkpoint.read_state(resume.checkpoint)
+        state = store.read_state(resume.checkpoint)
     if resume is not None and resume.way == "weights only":
         job.model.load_state_dict(read_weights(resume.checkpoint))
         # The optimizer's count of updates begins anew; the schedule goes on.
@@ -178,7 +178,7 @@ def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tu
         load_universal=resume is not None and resume.way == "universal",
     )
     if resume is not None and resume.way != "weights only":
-        elastic.load(engine, resume)
+        load_resumed(engine, resume)
     return engine, kernels, state
 
 
@@ -238,7 +238,7 @@ def _loader(job: Job, device: torch.device) -> StepLoader:
         seed=job.recipe.seed,
         micro_batch=job.ds_config.micro_batch,
         accumulation_steps=job.ds_config.accumulation_steps,
-        rank=distributed.rank(),
+        rank=ranks.rank(),
         world_size=job.ds_config.world_size,
         device=device,
         **job.recipe.loader.model_dump(),

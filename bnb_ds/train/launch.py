@@ -37,7 +37,7 @@ def read_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tu
     Raises:
         ConfigError: ``--profile-steps`` is no range.
     """
-    from bnb_ds.distributed import ranks as distributed
+    from bnb_ds.distributed import ranks
     from bnb_ds.train.job import Launch
     from bnb_ds.train.profiling import parse_range
 
@@ -48,5 +48,5 @@ def read_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tu
     if args.resume_weights_only and args.resume == "never":
         parser.error("--resume-weights-only goes with --resume auto or --resume PATH")
     profile_steps = parse_range(args.profile_steps) if args.profile_steps else None
-    world_size = args.world_size or distributed.world_size()
+    world_size = args.world_size or ranks.world_size()
     return Launch(args.resume, args.resume_weights_only, args.stop_at, profile_steps), world_size

@@ -10,7 +10,7 @@ from typing import Any
 
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.data.loader import StepLoader
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
@@ -151,7 +151,7 @@ class TrainLoop:
 
     def _log(self, step: int, last: StepStats, interval: StepStats, measures: dict[str, float]) -> None:
         tokens_per_second = interval.tokens / interval.seconds
-        mfu = interval.flops / interval.seconds / (self._peak_flops * distributed.world_size())
+        mfu = interval.flops / interval.seconds / (self._peak_flops * ranks.world_size())
         steps_left = self._settings.stop_step - step
         seconds_left = steps_left * interval.seconds * last.samples / interval.samples
         line = (
@@ -183,7 +183,7 @@ class TrainLoop:
         self._tracker.say(f"step {step}  checkpoint {path}")
 
     def _announce_stop(self, step: int, reason: str | None) -> None:
-        reasons = {rank: why for rank, why in enumerate(distributed.gather(reason)) if why}
+        reasons = {rank: why for rank, why in enumerate(ranks.gather(reason)) if why}
         told = ", ".join(f"{why} on rank {rank}" for rank, why in reasons.items())
         self._tracker.say(f"stopped      at step {step} ({told}); continue with --resume auto")
 

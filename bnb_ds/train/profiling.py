@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ class StepProfiler:
     @contextmanager
     def __call__(self, step: int) -> Iterator[None]:
         """Around one step."""
-        inside = self._first <= step <= self._last and distributed.is_main()
+        inside = self._first <= step <= self._last and ranks.is_main()
         if inside and self._profile is None:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports its own start and stop
             activities = [ProfilerActivity.CPU]

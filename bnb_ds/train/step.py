@@ -14,7 +14,7 @@ import torch
 
 from bnb_ds.common.randomness import hash64
 from bnb_ds.data.batch import PackedBatch
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import NonFiniteLossError
 from bnb_ds.train.engine import abandon_step, take_step
 from bnb_ds.train.objectives import Objective
@@ -98,13 +98,13 @@ class TrainStep:
             counts = self._global_counts(batches, stop)
         # DeepSpeed divides by the accumulation steps and averages over ranks; undo both, and divide by the global
         # count, so that what is optimised is the global sum over the global count.
-        scale = engine.gradient_accumulation_steps() * distributed.world_size() / counts[0].clamp(min=1)
+        scale = engine.gradient_accumulation_steps() * ranks.world_size() / counts[0].clamp(min=1)
         local_sums: list[torch.Tensor] = []
         spike = False
         for micro_step, batch in enumerate(batches):
             last = micro_step == len(batches) - 1
             # Dropout is a pure function of (seed, step, micro step, rank): nothing of it needs to be saved.
-            key = hash64(self._seed, _STREAM_DROPOUT, step, micro_step, distributed.rank())
+            key = hash64(self._seed, _STREAM_DROPOUT, step, micro_step, ranks.rank())
             torch.manual_seed(int(key[0]) >> 1)
             # DeepSpeed would count to its own number of micro steps; with token budgets a step has its own.
             engine.set_gradient_accumulation_boundary(last)
@@ -164,17 +164,17 @@ class TrainStep:
             )
             for micro_step, b in enumerate(batches)
         ]
-        return distributed.all_sum(torch.tensor(local, dtype=torch.float64).sum(0).to(self._device))
+        return ranks.all_sum(torch.tensor(local, dtype=torch.float64).sum(0).to(self._device))
 
     def _finite_global_sum(self, step: int, batches: list[PackedBatch], local_sums: torch.Tensor) -> float:
-        total = float(distributed.all_sum(local_sums.sum()))
+        total = float(ranks.all_sum(local_sums.sum()))
         if math.isfinite(total):
             return total
         finite = local_sums.isfinite().tolist()
         bad = [batch.sample_ids.tolist() for batch, good in zip(batches, finite, strict=True) if not good]
         record, by_rank = self._record_bad_step(step, bad)
         rank, samples = next(iter(by_rank.items()))
-        raise distributed.told_once(
+        raise ranks.told_once(
             NonFiniteLossError(
                 f"step {step}: the loss is {total} in the batch of samples {samples[0]} on rank {rank}; all are in"
                 f" {record}; the weights were not changed: lower the learning rate or clip gradients, then"
@@ -187,7 +187,7 @@ class TrainStep:
         if norm is None or math.isfinite(norm) or self._engine.fp16_enabled():
             return
         record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
-        raise distributed.told_once(
+        raise ranks.told_once(
             NonFiniteLossError(
                 f"step {step}: the gradient is not finite although the loss is; the step's samples are in {record};"
                 " the weights were not changed: lower the learning rate, then --resume auto"
@@ -196,8 +196,8 @@ class TrainStep:
 
     def _record_bad_step(self, step: int, micro_batches: list[list[int]]) -> tuple[Path, dict[int, list[list[int]]]]:
         """Write down which samples of which rank were in a bad step."""
-        by_rank = {rank: samples for rank, samples in enumerate(distributed.gather(micro_batches)) if samples}
+        by_rank = {rank: samples for rank, samples in enumerate(ranks.gather(micro_batches)) if samples}
         record = self._records / f"nonfinite_step_{step:08d}.json"
-        if distributed.is_main():
+        if ranks.is_main():
             record.write_text(json.dumps({"step": step, "sample_ids_by_rank": by_rank}), encoding="utf-8")
         return record, by_rank

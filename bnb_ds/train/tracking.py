@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from bnb_ds.common.files import write_atomic
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
@@ -33,7 +33,7 @@ class Tracker:
 
     def __init__(self, log_dir: Path, *, start_step: int, total_steps: int) -> None:
         self._writer = self._bar = None
-        if not distributed.is_main():
+        if not ranks.is_main():
             return
         self._writer = SummaryWriter(str(log_dir), purge_step=start_step + 1)
         self._total_steps = total_steps

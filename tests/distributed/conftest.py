@@ -10,7 +10,7 @@ import torch
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.data.loader import StepLoader
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train.engine import build_engine
@@ -42,7 +42,7 @@ def device():
             patch.setenv(name, "")  # so that the patch knows it, and removes it in the end
             patch.delenv(name)
         patch.setenv("DS_ACCELERATOR", "cpu")
-        yield distributed.init()
+        yield ranks.init()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import threading
 import numpy as np
 
 from bnb_ds.data.loader import StepLoader
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError, run_reporting_errors
 from bnb_ds.shards import pread as shard_reader
 
@@ -29,7 +29,7 @@ class Samples:
 
     def batch(self, sample_ids, epochs):
         self._batches += 1
-        if self._batches == 3 and distributed.rank() == 1:
+        if self._batches == 3 and ranks.rank() == 1:
             if self._fault == "missing":
                 raise DataError("train-00003.tokens.npy: cannot be read: No such file or directory")
             shard_reader._in_flight[threading.get_ident()] = "train-00003.tokens.npy"
@@ -38,13 +38,13 @@ class Samples:
 
 
 def main() -> None:
-    device = distributed.init()
+    device = ranks.init()
     loader = StepLoader(
         Samples(sys.argv[-1]),
         seed=0,
         micro_batch=2,
         accumulation_steps=1,
-        rank=distributed.rank(),
+        rank=ranks.rank(),
         world_size=2,
         device=device,
         prefetch_steps=2,
@@ -53,9 +53,9 @@ def main() -> None:
     try:
         for step, _ in enumerate(loader.steps(0, 10), start=1):
             # With its end in one write: the ranks share a pipe.
-            print(f"rank {distributed.rank()} has step {step}\n", end="", flush=True)
+            print(f"rank {ranks.rank()} has step {step}\n", end="", flush=True)
     finally:
-        distributed.shutdown(after_error=True)
+        ranks.shutdown(after_error=True)
 
 
 if __name__ == "__main__":

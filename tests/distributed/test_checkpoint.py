@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.run_dir import locate_checkpoint
 from bnb_ds.errors import CheckpointError
 
@@ -24,10 +24,10 @@ def copy_of_run(whole_run, tmp_path):
 
 
 def test_checkpoints_of_the_run(whole_run):
-    names = [path.name for path in checkpoint.whole_checkpoints(whole_run.output / "checkpoints")]
+    names = [path.name for path in store.whole_checkpoints(whole_run.output / "checkpoints")]
     assert names == ["step_00000003", "step_00000006", "step_00000008"]
     assert (whole_run.output / "checkpoints" / "latest").read_text() == "step_00000008"
-    state = checkpoint.read_state(whole_run.output / "checkpoints" / "step_00000006")
+    state = store.read_state(whole_run.output / "checkpoints" / "step_00000006")
     assert (state["step"], state["samples_consumed"], state["world_size"]) == (6, 48, 2)
     assert not list(whole_run.output.rglob("*partial*"))
 
@@ -37,7 +37,7 @@ def test_old_checkpoints_are_removed(tmp_path, fork_server, small_shards):
 
     job = Job(tmp_path, small_shards)
     job.train_forked(fork_server, "intervals.keep_checkpoints=1", "steps=4", ranks=1)
-    assert [path.name for path in checkpoint.whole_checkpoints(job.output / "checkpoints")] == ["step_00000004"]
+    assert [path.name for path in store.whole_checkpoints(job.output / "checkpoints")] == ["step_00000004"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_with_every_checkpoint_damaged_nothing_starts_anew(copy_of_run, whole_ru
     for file in (copy_of_run / "checkpoints").glob("*/zero_pp_rank_0_*"):
         file.unlink()
     with pytest.raises(CheckpointError, match=r"step_00000008: .*; .*step_00000003: .* is missing: no checkpoint is"):
-        checkpoint.newest_intact(copy_of_run / "checkpoints")
+        store.newest_intact(copy_of_run / "checkpoints")
 
 
 def test_an_unfinished_checkpoint_is_ignored(copy_of_run):
@@ -77,13 +77,13 @@ def test_an_unfinished_checkpoint_is_ignored(copy_of_run):
 def test_an_unreadable_manifest_is_damage(copy_of_run):
     newest = copy_of_run / "checkpoints" / "step_00000008"
     (newest / "checkpoint.json").write_text("{")
-    assert checkpoint.find_damage(newest) == "checkpoint.json cannot be read"
+    assert store.find_damage(newest) == "checkpoint.json cannot be read"
 
 
 def test_what_deepspeed_cannot_load():
     engine = SimpleNamespace(load_checkpoint=lambda directory, tag: (None, None))
     with pytest.raises(CheckpointError, match="run/step_1: DeepSpeed cannot load it; resume from an older checkpoint"):
-        checkpoint.load(engine, Path("run/step_1"))
+        store.load(engine, Path("run/step_1"))
 
 
 def test_a_checkpoint_outside_its_run_is_refused(copy_of_run, tmp_path):

@@ -90,7 +90,7 @@ def test_what_cannot_be_converted_is_refused_and_the_weights_go_on(tmp_path, sma
 def test_a_checkpoint_that_the_converter_cannot_read(tmp_path, small_shards, fork_server):
     job = make_job(tmp_path, small_shards, 1)
     job.train_forked(fork_server, *QUIET, "--stop-at", "1")
-    from bnb_ds.checkpoint import resume as elastic
+    from bnb_ds.checkpoint.resume import convert
     from bnb_ds.checkpoint.store import whole_checkpoints
     from bnb_ds.errors import CheckpointError
 
@@ -99,5 +99,5 @@ def test_a_checkpoint_that_the_converter_cannot_read(tmp_path, small_shards, for
     with pytest.raises(
         CheckpointError, match=r"DeepSpeed cannot convert it .*; resume with 2 ranks, or add --resume-w"
     ):
-        elastic.convert(found)
+        convert(found)
     assert [path.name for path in found.parent.iterdir() if "universal" in path.name] == []

@@ -15,7 +15,7 @@ from pathlib import Path
 import deepspeed
 import pytest
 
-from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.errors import DataError
 
@@ -91,8 +91,8 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(saved, tmp_pat
         code = die_in(
             lambda: save_second(engine, directory, background=background), at_event=event, directory=directory
         )
-        found, _ = checkpoint.newest_intact(directory)
-        found_steps.append(checkpoint.step_of(found))
+        found, _ = store.newest_intact(directory)
+        found_steps.append(store.step_of(found))
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -117,7 +117,7 @@ def test_a_kill_in_the_middle_of_each_file_leaves_the_previous_checkpoint(saved)
         assert code == -signal.SIGXFSZ
         (partial,) = directory.glob("*.partial")
         cut.append({path.name for path in partial.iterdir() if path.stat().st_size < sizes[path.name]})
-        assert checkpoint.newest_intact(directory) == (first, [])
+        assert store.newest_intact(directory) == (first, [])
     assert set().union(*cut) == set(sizes), "not every file was cut"
 
 
@@ -157,12 +157,12 @@ def test_a_disk_that_fills_up_while_saving(saved, small_disk):
         subprocess.run(["mount", "-o", f"remount,size={int(size * (1 + share)) + 16384}", str(disk)], check=True)
         with pytest.raises(DataError, match=r"cannot write.*(free some space|check space)"):
             HopefulWriter(engine, disk, keep=2).save(2, {"samples_consumed": 16})
-        assert checkpoint.newest_intact(disk) == (disk / "step_00000001", [])
+        assert store.newest_intact(disk) == (disk / "step_00000001", [])
     with pytest.raises(DataError, match=r"a checkpoint takes about .* GiB left; free some space or lower intervals"):
         CheckpointWriter(engine, disk, keep=2).save(2, {"samples_consumed": 16})
     subprocess.run(["mount", "-o", f"remount,size={3 * size}", str(disk)], check=True)
     CheckpointWriter(engine, disk, keep=2).save(2, {"samples_consumed": 16})
-    assert checkpoint.newest_intact(disk) == (disk / "step_00000002", [])
+    assert store.newest_intact(disk) == (disk / "step_00000002", [])
 
 
 def test_the_best_checkpoint_is_kept(saved):
@@ -170,27 +170,27 @@ def test_the_best_checkpoint_is_kept(saved):
     writer = CheckpointWriter(engine, directory, keep=2)
     for step, loss in enumerate((0.7, 0.3, None, 0.5, 0.4), start=2):
         writer.save(step, {"samples_consumed": 8 * step, "badness": loss})
-    names = [path.name for path in checkpoint.whole_checkpoints(directory)]
+    names = [path.name for path in store.whole_checkpoints(directory)]
     # The first, of the fixture, was evaluated with 0.0; without it the one of step 3 is the best.
     assert names == ["step_00000001", "step_00000005", "step_00000006"]
     shutil.rmtree(directory / "step_00000001")
     for step, loss in ((7, 0.2), (8, 0.9), (9, 0.8), (10, None)):
         writer.save(step, {"samples_consumed": 8 * step, "badness": loss})
-    names = [path.name for path in checkpoint.whole_checkpoints(directory)]
+    names = [path.name for path in store.whole_checkpoints(directory)]
     assert names == ["step_00000007", "step_00000009", "step_00000010"]
 
 
 def test_training_goes_on_while_a_checkpoint_is_published(saved, monkeypatch):
     """The background waits for a signal here; meanwhile `save` has returned and the checkpoint is not there yet."""
     engine, directory = saved
-    release, seal = threading.Event(), checkpoint._seal
-    monkeypatch.setattr(checkpoint, "_seal", lambda *arguments: (release.wait(60), seal(*arguments)))
+    release, seal = threading.Event(), store._seal
+    monkeypatch.setattr(store, "_seal", lambda *arguments: (release.wait(60), seal(*arguments)))
     writer = CheckpointWriter(engine, directory, keep=2, background=True)
     path = writer.save(2, {"samples_consumed": 16})
     assert not path.exists()
     release.set()
     writer.finish()
-    assert checkpoint.newest_intact(directory) == (path, [])
+    assert store.newest_intact(directory) == (path, [])
 
 
 def test_an_error_of_the_background_surfaces(saved, monkeypatch):
@@ -199,9 +199,9 @@ def test_an_error_of_the_background_surfaces(saved, monkeypatch):
     def refuse(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_seal", refuse)
+    monkeypatch.setattr(store, "_seal", refuse)
     writer = CheckpointWriter(engine, directory, keep=2, background=True)
     writer.save(2, {"samples_consumed": 16})
     with pytest.raises(DataError, match="cannot write: No space left on device; check space"):
         writer.finish()
-    assert checkpoint.newest_intact(directory)[0].name == "step_00000001"
+    assert store.newest_intact(directory)[0].name == "step_00000001"

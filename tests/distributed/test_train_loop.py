@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from bnb_ds.checkpoint import store as checkpoint
+from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.checkpoint.weights import read_weights
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
 from bnb_ds.train.engine import parameter_groups
 from bnb_ds.train.objectives import Reconstruction
@@ -106,9 +106,9 @@ def test_going_back_abandons_what_came_after(make_loop, tmp_path):
     (directory / "step_00000002.partial").mkdir()
     (directory / ".latest.123.partial").write_text("step_000")
     CheckpointWriter(loop._engine, directory, keep=1).save(3, {"samples_consumed": 24})
-    kept = [path.name for path in checkpoint.whole_checkpoints(directory)]
+    kept = [path.name for path in store.whole_checkpoints(directory)]
     assert kept == ["step_00000001", "step_00000003"]  # the best so far, and the newest
-    assert checkpoint.newest_intact(directory) == (directory / "step_00000003", [])
+    assert store.newest_intact(directory) == (directory / "step_00000003", [])
     assert not list(directory.glob("*.partial"))
 
 
@@ -124,7 +124,7 @@ def test_several_tasks_without_ranks_are_refused(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")
     with pytest.raises(ConfigError, match=r"SLURM_NTASKS is 4 but RANK is not set: .*; start through deepspeed"):
-        distributed.init()
+        ranks.init()
 
 
 def test_offloaded_lamb_is_refused(make_loop):
@@ -162,6 +162,6 @@ def test_a_spike_is_not_taken_and_counted(make_loop, tmp_path, stage):
     assert not torch.equal(weights[2], weights[3])
     assert all(weight.isfinite().all() for weight in weights)
     assert [value for _, value in read_scalars(tmp_path / "runs")["train/skipped_spikes"]] == [0, 0, 1, 1]
-    state = checkpoint.read_state(tmp_path / "checkpoints" / "step_00000004")
+    state = store.read_state(tmp_path / "checkpoints" / "step_00000004")
     assert state["spikes"]["skipped"] == 1
     assert len(state["spikes"]["recent"]) == 2

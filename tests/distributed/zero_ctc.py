@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from tests.tiny import bnb_model, packed_form, source_ids
 
 STEPS, LEARNING_RATE = 3, 0.5
@@ -35,7 +35,7 @@ def main() -> None:
     import deepspeed
 
     stage, freeze, output = int(sys.argv[-3]), sys.argv[-2] == "frozen", Path(sys.argv[-1])
-    distributed.init()
+    ranks.init()
     model = tied_model(freeze)
     settings = {
         "train_micro_batch_size_per_gpu": 1,
@@ -47,15 +47,15 @@ def main() -> None:
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     losses = []
     for _ in range(STEPS):
-        loss = engine(**batch(distributed.rank())).loss_sum / 100
+        loss = engine(**batch(ranks.rank())).loss_sum / 100
         engine.backward(loss)
         engine.step()
-        losses.append(distributed.all_sum(loss.detach().clone()).item() / 2)
+        losses.append(ranks.all_sum(loss.detach().clone()).item() / 2)
     with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    if distributed.is_main():
+    if ranks.is_main():
         torch.save({"losses": losses, "weights": weights}, output)
-    distributed.shutdown()
+    ranks.shutdown()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.distributed import ranks as distributed
+from bnb_ds.distributed import ranks
 from bnb_ds.distributed.agreement import agreed
 from bnb_ds.errors import DataError
 
@@ -34,9 +34,9 @@ def others(monkeypatch):
 
     def set_messages(*messages):
         count = sum(message is not None for message in messages)
-        monkeypatch.setattr(distributed, "world_size", lambda: 3)
-        monkeypatch.setattr(distributed, "all_sum", lambda tensor: tensor + count)
-        monkeypatch.setattr(distributed, "gather", lambda value: [value, *([message] for message in messages)])
+        monkeypatch.setattr(ranks, "world_size", lambda: 3)
+        monkeypatch.setattr(ranks, "all_sum", lambda tensor: tensor + count)
+        monkeypatch.setattr(ranks, "gather", lambda value: [value, *([message] for message in messages)])
 
     return set_messages
 

@@ -14,7 +14,7 @@ from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.recipe import ModelSize
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.pretrain.plan import describe_dry_run, make_plan
-from bnb_ds.train import estimates as report
+from bnb_ds.train import estimates
 from tests.launching import REPOSITORY
 
 DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
@@ -36,7 +36,7 @@ def plan_of_size(size: ModelSize) -> tuple[BnbConfig, int]:
     bert = {**size.model_dump(), "vocab_size": VOCABULARY}
     config = BnbConfig(encoder=bert, decoder=bert, decoder_positions="shared")
     with torch.device("meta"):
-        return config, report.count_parameters(BnbForConditionalGeneration(config))
+        return config, estimates.count_parameters(BnbForConditionalGeneration(config))
 
 
 def table() -> str:
@@ -48,8 +48,8 @@ def table() -> str:
             ds_config = load_ds_config(path, ranks)
             cells = []
             for config, num_parameters in sizes.values():
-                states = report.state_bytes(num_parameters, ds_config) / GIB
-                activations = report.activation_bytes(config, ds_config, MAX_LENGTH, ds_config.micro_batch) / GIB
+                states = estimates.state_bytes(num_parameters, ds_config) / GIB
+                activations = estimates.activation_bytes(config, ds_config, MAX_LENGTH, ds_config.micro_batch) / GIB
                 cells.append(f"{states:.1f} + {activations:.1f} = {states + activations:.1f}")
             rows.append(f"| `{path.stem}` | {ranks} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)

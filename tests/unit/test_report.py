@@ -15,7 +15,7 @@ from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.pretrain.plan import describe_dry_run, make_plan
 from bnb_ds.shards.reader import TokenShards
-from bnb_ds.train import estimates as report
+from bnb_ds.train import estimates
 
 DS = {
     "train_batch_size": 64,
@@ -63,7 +63,7 @@ def test_parameters_of_the_meta_model_are_those_of_the_real_one(settings, small_
         planned = BnbForConditionalGeneration(model_config(recipe.model, shards, 32))
     assert next(planned.parameters()).device.type == "meta"
     real = build_model(recipe.model, shards, 32)
-    assert report.count_parameters(planned) == report.count_parameters(real) > 0
+    assert estimates.count_parameters(planned) == estimates.count_parameters(real) > 0
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def test_parameters_of_the_meta_model_are_those_of_the_real_one(settings, small_
 )
 def test_state_bytes_follow_the_zero_paper(settings, changes, world_size, bytes_per_parameter):
     ds_config = load_ds_config(settings(**changes)[1], world_size)
-    assert report.state_bytes(1000, ds_config) == pytest.approx(1000 * bytes_per_parameter)
+    assert estimates.state_bytes(1000, ds_config) == pytest.approx(1000 * bytes_per_parameter)
 
 
 def test_activation_checkpointing_lowers_the_estimate(settings):
     recipe, ds_config = settings()
     plan = make_plan(recipe, [], ds_config, 1)
     config = model_config(plan.recipe.model, plan.train_shards, 32)
-    plain = report.activation_bytes(config, plan.ds_config, 32, 4)
+    plain = estimates.activation_bytes(config, plan.ds_config, 32, 4)
     recomputed = load_ds_config(settings(activation_checkpointing={})[1], 1)
-    assert report.activation_bytes(config, recomputed, 32, 4) < plain
+    assert estimates.activation_bytes(config, recomputed, 32, 4) < plain
 
 
 @pytest.mark.parametrize(
