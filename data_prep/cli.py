@@ -10,7 +10,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.shards.reader import SPLITS, Manifest
 from data_prep import cli_bench
 from data_prep.cli_tools import add_tools
-from data_prep.jobs.prepare import Options
+from data_prep.jobs.job import Options
 from data_prep.sources.filters import FilteredSource
 from data_prep.sources.text import (
     DEFAULT_ID_COLUMN,

@@ -53,8 +53,8 @@ def small_tokenizer(small_texts, tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_shards(small_texts, small_tokenizer, tmp_path_factory) -> Path:
     """A shard directory of ``small_texts``, several shards and one document in ten held out; not to be changed."""
-    from data_prep.build import build_shards
     from data_prep.sources.documents import Document
+    from tests.shard_building import build_shards
 
     directory = tmp_path_factory.mktemp("small") / "shards"
     documents = (Document(str(i), text, "small_texts") for i, text in enumerate(small_texts))

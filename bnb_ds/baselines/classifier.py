@@ -11,8 +11,7 @@ from os import PathLike
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bnb_ds.baselines.padded import padded
-from bnb_ds.baselines.wrapped import WrappedModel
+from bnb_ds.baselines.wrapped import WrappedModel, padded
 from bnb_ds.common.packing import pack_inputs
 from bnb_ds.model.classification import classification_output
 from bnb_ds.model.outputs import BnbClassifierOutput

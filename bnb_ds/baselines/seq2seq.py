@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from bnb_ds.baselines.lengths import ExactLengths
-from bnb_ds.baselines.padded import pad_rows, padded
-from bnb_ds.baselines.wrapped import WrappedModel
+from bnb_ds.baselines.wrapped import WrappedModel, pad_rows, padded
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.outputs import BnbOutput
@@ -199,3 +197,31 @@ def _special_tokens(config: Any) -> dict[str, int | None]:
         "forced_bos_token_id": None,
         "forced_eos_token_id": None,
     }
+
+
+class ExactLengths(LogitsProcessor):
+    """Each output ends exactly where it is told to: the end token is forced there, and nowhere before.
+
+    It touches two columns of the scores and the rows that end, so that it costs next to nothing beside the model.
+
+    Args:
+        lengths: tokens of each output, the one that ends it included, the start token not.
+        num_beams: hypotheses of each.
+        eos_id: ends an output.
+        pad_id: comes after the end, and is not written before it.
+    """
+
+    def __init__(self, lengths: Sequence[int], num_beams: int, eos_id: int, pad_id: int) -> None:
+        self._lengths = [length for length in lengths for _ in range(num_beams)]
+        self._eos_id = eos_id
+        self._ends = sorted({eos_id, pad_id})
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores float [R, V] of R rows' next token, changed in place."""
+        number = input_ids.shape[1]  # of the next token; the start token is number 0
+        scores[:, self._ends] = -torch.inf
+        ending = [row for row, length in enumerate(self._lengths) if number >= length]
+        if ending:
+            scores[ending] = -torch.inf
+            scores[ending, self._eos_id] = 0.0
+        return scores

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from bnb_ds.checkpoint import store
-from bnb_ds.common.outputs import disk_errors
+from bnb_ds.common.files import disk_errors
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import CheckpointError

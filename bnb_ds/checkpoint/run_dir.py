@@ -23,8 +23,7 @@ import yaml
 from pydantic import ValidationError
 
 from bnb_ds.checkpoint import store
-from bnb_ds.common.files import write_atomic
-from bnb_ds.common.outputs import disk_errors
+from bnb_ds.common.files import disk_errors, write_atomic
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.config.loading import differences, dump_recipe
 from bnb_ds.config.recipe import TrainingRecipe

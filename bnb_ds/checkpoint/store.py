@@ -17,8 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.common.files import sha256_file, sync, write_atomic
-from bnb_ds.common.outputs import disk_errors
+from bnb_ds.common.files import disk_errors, sha256_file, sync, write_atomic
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import CheckpointError, DataError
 

@@ -1,156 +1,27 @@
-"""``bnb-ds check``: everything that can be known of a launch without its machines, all faults at once."""
+"""DOC."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+import argparse
 
-import torch
-
-from bnb_ds.checkpoint.resume import plan_resume
-from bnb_ds.checkpoint.run_dir import RunDir
-from bnb_ds.checkpoint.store import BYTES_PER_PARAMETER
-from bnb_ds.config.deepspeed import DsConfig, load_ds_config
-from bnb_ds.config.loading import load_recipe, recipe_values
-from bnb_ds.config.recipe import PretrainRecipe, TrainingRecipe
-from bnb_ds.errors import BnbError, ConfigError, DataError
-from bnb_ds.finetune.recipe import FinetuneRecipe
-from bnb_ds.finetune.run import (
-    FinetunePlan,
-    count_parameters,
-    describe_plan,
-    make_system,
-    run_directory,
-    tokenise_splits,
-)
-from bnb_ds.model_factory import model_config
-from bnb_ds.pretrain.plan import Plan, model_class, open_shards
-from bnb_ds.train import estimates
-
-T = TypeVar("T")
-_GIB = 2**30
+from bnb_ds.common.arguments import positive
+from bnb_ds.errors import EXIT_USER_ERROR
 
 
-@dataclass
-class Findings:
-    """What a check has found."""
-
-    #: lines for the user, in order
-    lines: list[str] = field(default_factory=list)
-    #: messages of the errors that a launch would meet
-    errors: list[str] = field(default_factory=list)
-
-    def attempt(self, subject: str, function: Callable[[], T]) -> T | None:
-        """Call a function; note what it says of the subject, or its error."""
-        try:
-            result = function()
-        except BnbError as error:
-            self.errors.append(str(error))
-            self.lines.append(f"error  {subject}: {' '.join(str(error).split())}")
-            return None
-        self.lines.append(f"ok     {subject}")
-        return result
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("check", help="check all of a launch without its machines")
+    command.add_argument("recipe", help="YAML file; shipped ones are under runs/recipes/")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="as for runs/pretrain.py")
+    command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
+    command.add_argument("--world-size", type=positive, default=1, help="number of ranks (default %(default)s)")
+    command.set_defaults(run=_check)
 
 
-def check(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> Findings:
-    """Check a recipe, a DeepSpeed JSON, the data, the model, the output directory and a possible resume.
+def _check(args: argparse.Namespace) -> int:
+    from bnb_ds.commands.launch_check import check
 
-    A recipe that names a task is one of fine-tuning; its data is tokenised, which a run then finds done.
-    """
-    findings = Findings()
-    schema = _schema(recipe_path, overrides)
-    recipe = findings.attempt(f"recipe {recipe_path}", lambda: load_recipe(recipe_path, overrides, schema))
-    ds_config = findings.attempt(
-        f"DeepSpeed JSON {ds_config_path}, {world_size} ranks", lambda: load_ds_config(ds_config_path, world_size)
-    )
-    if recipe is not None:
-        (_check_pretraining if schema is PretrainRecipe else _check_finetuning)(findings, recipe, ds_config)
-    return findings
-
-
-def _schema(recipe_path: str, overrides: list[str]) -> type[TrainingRecipe]:
-    try:
-        is_finetuning = "task" in recipe_values(recipe_path, overrides)
-    except ConfigError:  # said by who reads it to use it
-        is_finetuning = False
-    return FinetuneRecipe if is_finetuning else PretrainRecipe
-
-
-def _check_finetuning(findings: Findings, recipe: FinetuneRecipe, ds_config: DsConfig | None) -> None:
-    system = findings.attempt(f"model kind {recipe.model.kind}", lambda: make_system(recipe))
-    findings.attempt(f"output_dir {recipe.output_dir}", lambda: _check_output(Path(recipe.output_dir)))
-    if ds_config is None or system is None:
-        return
-    plan = FinetunePlan(recipe, ds_config, system)
-    splits = findings.attempt(f"data of task {recipe.task}", lambda: tokenise_splits(plan))
-    if splits is not None:
-        run = run_directory(plan, splits)
-        findings.attempt("resume", lambda: findings.lines.append(f"       {_describe_resume(run, ds_config)}"))
-        findings.lines += _indented(describe_plan(plan, splits))
-    findings.attempt("disk space", lambda: _check_space(recipe, count_parameters(system)))
-
-
-def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: DsConfig | None) -> None:
-    shards = findings.attempt(f"shards {recipe.data.shards}", lambda: open_shards(recipe))
-    config = num_parameters = None
-    if shards is not None:
-        name = recipe.model.checkpoint or recipe.model.encoder or "random weights"
-        config = findings.attempt(
-            f"model from {name}", lambda: model_config(recipe.model, shards[0], recipe.data.max_length)
-        )
-    if config is not None:
-        with torch.device("meta"):
-            num_parameters = estimates.count_parameters(model_class(recipe.objective)(config))
-    findings.attempt(f"output_dir {recipe.output_dir}", lambda: _check_output(Path(recipe.output_dir)))
-    if ds_config is None or shards is None:
-        return
-    run = RunDir(recipe, ds_config, shards[0].fingerprint)
-    findings.attempt("resume", lambda: findings.lines.append(f"       {_describe_resume(run, ds_config)}"))
-    if config is not None:
-        plan = Plan(recipe, ds_config, *shards)
-        num_samples = len(plan.samples(plan.train_shards, config))
-        findings.lines += _indented(
-            estimates.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples))
-        )
-        findings.lines += _indented(
-            estimates.memory(config, num_parameters, ds_config, recipe.data.max_length, recipe.loader.micro_batch_tokens)
-        )
-        findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
-
-
-def _indented(lines: object) -> list[str]:
-    return [f"       {line}" for line in lines]
-
-
-def _check_output(path: Path) -> None:
-    place = _existing_part(path)
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise ConfigError(f"output_dir {path}: {place} is not a directory that can be written; choose another")
-
-
-def _existing_part(path: Path) -> Path:
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-
-
-def _describe_resume(run: RunDir, ds_config: DsConfig) -> str:
-    found, notes = run.find_resume("auto")
-    if found is None:
-        return "a new run: there is no checkpoint in output_dir"
-    resume = plan_resume(found, ds_config, weights_only=False)
-    return "; ".join([f"--resume auto goes on {resume.describe(ds_config)}", *notes])
-
-
-def _check_space(recipe: PretrainRecipe | FinetuneRecipe, num_parameters: int) -> None:
-    # The ones that are kept, the best besides, and the one being written.
-    checkpoints = recipe.intervals.keep_checkpoints + 2
-    needed = checkpoints * BYTES_PER_PARAMETER * num_parameters
-    free = shutil.disk_usage(_existing_part(Path(recipe.output_dir))).free
-    if free < needed:
-        raise DataError(
-            f"output_dir {recipe.output_dir}: {checkpoints} checkpoints take about {needed / _GIB:.1f} GiB, the disk"
-            f" has {free / _GIB:.1f} GiB left; free some space, or lower intervals.keep_checkpoints"
-        )
+    findings = check(args.recipe, args.overrides, args.deepspeed_config, args.world_size)
+    print("\n".join(findings.lines))
+    faults = len(findings.errors)
+    print(f"check: {faults} errors" if faults else "check: nothing stands in the way of this launch")
+    return EXIT_USER_ERROR if faults else 0

@@ -161,3 +161,29 @@ def _without_sharing(arguments: list[str]) -> list[str]:
         elif not argument.startswith(tuple(f"{flag}=" for flag in _FLAGS_OF_SHARING)):
             kept.append(argument)
     return kept
+
+
+def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("reconstruct", help="mask words of held-out documents and show what a model restores")
+    command.add_argument("model", type=Path, help="an exported model")
+    command.add_argument("--shards", type=Path, required=True, help="a shard directory made with the model's tokenizer")
+    command.add_argument("--num", type=positive, default=4, help="documents (default %(default)s)")
+    command.add_argument("--max-length", type=positive, default=48, help="tokens of each (default %(default)s)")
+    command.add_argument("--mask-probability", type=float, default=0.15, help="default %(default)s")
+    command.add_argument("--seed", type=natural, default=0, help="of the masks (default %(default)s)")
+    command.set_defaults(run=_reconstruct)
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+    from bnb_ds.generate.lines import reconstructions
+
+    shown = reconstructions(
+        args.model,
+        args.shards,
+        num_documents=args.num,
+        max_length=args.max_length,
+        mask_probability=args.mask_probability,
+        seed=args.seed,
+    )
+    for source, output, original in shown:
+        print(f"source    {source}\noutput    {output}\noriginal  {original}\n")

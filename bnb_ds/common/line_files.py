@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bnb_ds.common.files import sync, write_atomic
-from bnb_ds.common.outputs import disk_errors, sync_file
+from bnb_ds.common.files import disk_errors, sync, sync_file, write_atomic
 from bnb_ds.errors import ConfigError, DataError
 
 #: bytes of a line that are read; the rest is skipped, and the line counts as cut

@@ -19,8 +19,7 @@ import torch
 import yaml
 
 from bnb_ds import __version__
-from bnb_ds.common.files import write_atomic
-from bnb_ds.common.outputs import disk_errors
+from bnb_ds.common.files import disk_errors, write_atomic
 from bnb_ds.config.loading import load_section
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.evaluate.scoring import DECIMALS

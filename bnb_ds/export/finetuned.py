@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
-from bnb_ds.common.outputs import new_directory
+from bnb_ds.common.files import new_directory
 from bnb_ds.errors import CheckpointError
 from bnb_ds.export.model_card import read_history, versions_and_recipe
 from bnb_ds.systems import TASK_FILE, load_system

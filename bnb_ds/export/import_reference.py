@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.common.outputs import new_directory
+from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, vocabulary_size
 from bnb_ds.errors import DataError
 from bnb_ds.modeling import BnbForConditionalGeneration

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.common.outputs import new_directory
+from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.model_dir import ONNX_FILE, load_exported

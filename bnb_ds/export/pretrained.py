@@ -8,7 +8,7 @@ from typing import Any
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
 from bnb_ds.checkpoint.weights import read_weights
-from bnb_ds.common.outputs import new_directory
+from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.encoder_mlm import without_head
 from bnb_ds.errors import CheckpointError, ConfigError

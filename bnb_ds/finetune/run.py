@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bnb_ds.checkpoint.run_dir import RunDir
-from bnb_ds.common.outputs import disk_errors
+from bnb_ds.common.files import disk_errors
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.distributed import ranks

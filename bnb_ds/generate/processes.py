@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.common.files import sync
-from bnb_ds.common.outputs import disk_errors, new_file, sync_file
+from bnb_ds.common.files import disk_errors, new_file, sync, sync_file
 from bnb_ds.errors import DataError
 from bnb_ds.generate.lines import LineJob, for_task
 

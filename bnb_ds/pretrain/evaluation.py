@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
+from transformers import PreTrainedTokenizerBase
 
+from bnb_ds.common.markdown import markdown_table
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import SampleSource
 from bnb_ds.decoding.decode import greedy_rows
@@ -68,3 +70,11 @@ def _edit_errors(outputs: list[list[int]], batch: PackedBatch) -> tuple[int, int
     targets = batch.labels.split(batch.label_lengths.tolist())
     errors = sum(Levenshtein.distance(output, target.tolist()) for output, target in zip(outputs, targets, strict=True))
     return errors, batch.labels.numel()
+
+
+def reconstruction_table(batch: PackedBatch, outputs: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Source, output and target of the first samples of a batch, as a Markdown table."""
+    sources = batch.input_ids.split(batch.source_lengths.tolist())
+    targets = batch.labels.split(batch.label_lengths.tolist())
+    rows = zip(sources, outputs, targets, strict=False)  # fewer outputs are shown
+    return markdown_table(("source", "output", "target"), (map(tokenizer.decode, row) for row in rows))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bnb_ds.common.outputs import sync_file
+from bnb_ds.common.files import sync_file
 from bnb_ds.shards.manifest import OFFSET_DTYPE, SPECIAL_TOKENS, SPLITS, ManifestShard, token_dtype
 
 

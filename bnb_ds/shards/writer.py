@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bnb_ds.common.files import sync
-from bnb_ds.common.outputs import disk_errors, sync_tree, write_synced
+from bnb_ds.common.files import disk_errors, sync, sync_tree, write_synced
 from bnb_ds.errors import DataError
 from bnb_ds.shards.files import ShardFiles
 from bnb_ds.shards.manifest import (

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bnb_ds.common.files import sha256_file
-from bnb_ds.common.outputs import new_directory
+from bnb_ds.common.files import new_directory, sha256_file
 from bnb_ds.errors import DataError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection

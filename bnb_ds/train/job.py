@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnb_ds.checkpoint.resume import load_resumed
 from bnb_ds.checkpoint import store
-from bnb_ds.checkpoint.resume import Resume, plan_resume
+from bnb_ds.checkpoint.resume import Resume, load_resumed, plan_resume
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.checkpoint.weights import read_weights
-from bnb_ds.common.outputs import disk_errors
+from bnb_ds.common.files import disk_errors
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.config.recipe import FaultSection, TrainingRecipe
 from bnb_ds.data.batch import PackedBatch
@@ -37,8 +36,7 @@ from bnb_ds.train.profiling import StepProfiler
 from bnb_ds.train.schedule import learning_rate_multiplier
 from bnb_ds.train.spikes import SpikeDetector
 from bnb_ds.train.step import TrainStep
-from bnb_ds.train.tracking import Tracker
-from bnb_ds.train.watching import log_histograms
+from bnb_ds.train.tracking import Tracker, log_histograms
 
 _TIMEOUT_MARGIN_SECONDS = 30
 

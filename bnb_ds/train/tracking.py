@@ -128,3 +128,12 @@ def read_scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
     events.Reload()
     tags = events.Tags()["scalars"]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def log_histograms(engine: Any, tracker: Tracker, step: int) -> None:
+    """Log the weights, one histogram for each parameter; ZeRO's pieces are gathered, so every rank calls it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    for name, parameter in engine.module.named_parameters():
+        values = safe_get_full_fp32_param(parameter)
+        tracker.histogram(step, f"weights/{name}", (parameter if values is None else values).detach())

@@ -9,16 +9,13 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bnb_ds.common.outputs import disk_errors
+from bnb_ds.common.files import disk_errors
+from data_prep.jobs.job import Job
+from data_prep.jobs.workspace import Workspace
 from data_prep.sources.documents import Deletion, Document, Omitted, Record
-
-if TYPE_CHECKING:
-    from data_prep.jobs.worker import Job
-    from data_prep.jobs.workspace import Workspace
 
 DROP_REASONS = ("", "superseded", "deleted", "duplicate")  # by the number in the drop files
 SUPERSEDED, DELETED, DUPLICATE = 1, 2, 3

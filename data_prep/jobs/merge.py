@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bnb_ds.common.files import sync
-from bnb_ds.common.outputs import disk_errors, write_synced
+from bnb_ds.common.files import disk_errors, sync, write_synced
 from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import (
     FORMAT_VERSION,

@@ -9,16 +9,13 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from bnb_ds.common.memory import keep_freed_memory
 from bnb_ds.errors import DataError
+from data_prep.jobs.job import Job
 from data_prep.jobs.progress import Progress
-
-if TYPE_CHECKING:
-    from data_prep.jobs.worker import Job
 
 _REFRESH_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1

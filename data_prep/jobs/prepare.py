@@ -9,57 +9,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import BertTokenizerFast
 
 from bnb_ds.data.tokenization import describe_tokenizer
-from bnb_ds.errors import ConfigError
-from bnb_ds.shards.reader import DEFAULT_TOKENS_PER_SHARD, Manifest
+from bnb_ds.shards.reader import Manifest
 from data_prep.jobs import worker
 from data_prep.jobs.index import write_drops
+from data_prep.jobs.job import Job, Options
 from data_prep.jobs.merge import NoDocumentsError, merge
 from data_prep.jobs.pool import run_parts
 from data_prep.jobs.progress import Progress
-from data_prep.jobs.worker import Job
 from data_prep.jobs.workspace import Workspace
-from data_prep.sources.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE
+from data_prep.sources.documents import HOLDOUT_RULE
 from data_prep.sources.units import Source, parts
 from data_prep.tokenise.engines import EngineFault, WrongIds, candidates
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user may choose for any source; the first group decides the output, the second does not."""
-
-    holdout: float = DEFAULT_HOLDOUT
-    tokens_per_shard: int = DEFAULT_TOKENS_PER_SHARD
-    drop_duplicates: bool = False
-    skip_bad: bool = False
-    part_bytes: int | None = None  # input on disk per part; None follows from the corpus
-
-    workers: int = 1
-    task_index: int = 0
-    num_tasks: int = 1
-    engine: str = "auto"
-
-    def check(self) -> None:
-        """Raise ConfigError for the first value that is out of range."""
-        if not 0 <= self.holdout < 1:
-            raise ConfigError(f"--holdout must be at least 0 and below 1, got {self.holdout}")
-        for flag, value in (
-            ("--tokens-per-shard", self.tokens_per_shard),
-            ("--workers", self.workers),
-            ("--num-tasks", self.num_tasks),
-            ("--part-bytes", 1 if self.part_bytes is None else self.part_bytes),
-        ):
-            if value < 1:
-                raise ConfigError(f"{flag} must be at least 1, got {value}")
-        if not 0 <= self.task_index < self.num_tasks:
-            raise ConfigError(
-                f"--task-index must be at least 0 and below --num-tasks {self.num_tasks}, got {self.task_index}"
-            )
 
 
 def prepare(

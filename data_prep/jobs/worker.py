@@ -4,57 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bnb_ds.common.outputs import disk_errors
+from bnb_ds.common.files import disk_errors
 from bnb_ds.errors import DataError
 from bnb_ds.shards.files import ShardFiles
-from bnb_ds.shards.reader import SPLITS, TokenizerInfo
+from bnb_ds.shards.reader import SPLITS
 from data_prep.jobs.index import DROP_REASONS, IndexBuilder
-from data_prep.jobs.progress import Counters
-from data_prep.jobs.workspace import Workspace
+from data_prep.jobs.job import Job
 from data_prep.sources.documents import BadRecord, Document, Omitted, Record, batched, is_held_out
 from data_prep.sources.units import Source, Unit
-from data_prep.tokenise.engines import PROOF_CHARACTERS, Candidate, EngineFault
-
-if TYPE_CHECKING:
-    from data_prep.jobs.prepare import Options
+from data_prep.tokenise.engines import PROOF_CHARACTERS, EngineFault
 
 # What an engine encodes at once, with up to a hundred bytes of memory for each. With twice as many one process is 3%
 # faster, and two are slower: each touches more memory for the first time.
 _BATCH_CHARACTERS = 1 << 21
-
-
-@dataclass
-class Job:
-    """All that a worker needs; it inherits this by fork."""
-
-    source: Source
-    parts: list[list[Unit]]
-    workspace: Workspace
-    tokenizer: TokenizerInfo
-    options: Options
-    counters: Counters
-    engine: Candidate | None = None
-    counted: int = 0  # skipped records of the part in progress that the counters know
-
-    @property
-    def needs_index(self) -> bool:
-        """Whether a record's fate depends on other records."""
-        return self.options.drop_duplicates or self.source.latest_wins
-
-    def index_path(self, part: int) -> Path:
-        """Where the index of a part's records lies."""
-        return self.workspace.partial / f"index-{part:05d}.npy"
-
-    def drops_path(self, part: int) -> Path:
-        """Where it lies which of a part's records are dropped."""
-        return self.workspace.partial / f"drop-{part:05d}.npy"
 
 
 def index_part(job: Job, number: int) -> None:

@@ -24,8 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bnb_ds.common.files import sync
-from bnb_ds.common.outputs import disk_errors, new_directory, write_synced
+from bnb_ds.common.files import disk_errors, new_directory, sync, write_synced
 from bnb_ds.errors import DataError
 from bnb_ds.shards.reader import TokenizerInfo
 from bnb_ds.shards.writer import LOCK_NAME, PARTIAL_DIRECTORY, refuse_foreign

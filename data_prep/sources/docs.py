@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnb_ds.common.outputs import new_file
+from bnb_ds.common.files import new_file
 from bnb_ds.errors import DataError
 from data_prep.sources.documents import Document
 

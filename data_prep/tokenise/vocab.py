@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizerFast
 
-from bnb_ds.common.outputs import new_directory
+from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import SPECIAL_TOKEN_TEXTS, save_tokenizer, tokenizer_from_vocabulary
 from bnb_ds.errors import ConfigError, DataError
 from data_prep.sources.documents import Document

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bnb_ds.common.outputs import new_file
+from bnb_ds.common.files import new_file
 from bnb_ds.errors import ConfigError
 from bnb_ds.shards.reader import TokenShards
 

@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bnb_ds.data.batch import PackedBatch
-from bnb_ds.train.watching import reconstruction_table
+from bnb_ds.pretrain.evaluation import reconstruction_table
 from tests.jobs import Job
 
 pytestmark = pytest.mark.slow

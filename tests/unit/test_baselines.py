@@ -25,7 +25,7 @@ from bnb_ds.baselines.flops import seq2seq_flops
 from bnb_ds.baselines.seq2seq import BeamOptions
 from bnb_ds.baselines.settings import Bert2bertSection, ClassifierSection, Seq2SeqSection, TransformerSection
 from bnb_ds.baselines.tokenizers import read_tokenizer
-from bnb_ds.common.outputs import new_directory
+from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import tokenizer_from_vocabulary
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.systems import load_system

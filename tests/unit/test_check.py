@@ -7,7 +7,6 @@ import json
 import pytest
 
 from bnb_ds.cli import main
-from bnb_ds.commands import check as module
 
 DS = {
     "train_batch_size": 8,
@@ -70,7 +69,7 @@ def test_a_recipe_that_cannot_be_read_ends_the_check(settings, capsys):
 
 
 def test_too_little_disk(settings, capsys, monkeypatch):
-    monkeypatch.setattr(module, "BYTES_PER_PARAMETER", 10**12)
+    monkeypatch.setattr(launch_check, "BYTES_PER_PARAMETER", 10**12)
     assert main(settings()) == 2
     assert "5 checkpoints take about" in capsys.readouterr().out
 

@@ -18,10 +18,10 @@ from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.export.onnx import export_onnx
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.generate.processes import join
-from data_prep.build import build_shards
 from data_prep.sources.documents import Document
 from data_prep.tokenise.vocab import train_vocabulary
 from tests.exports import MAX_TOKENS, save_model
+from tests.shard_building import build_shards
 
 ODD = ["", "  ", "word " * 500, "[MASK] [SEP] [CLS]", "\ufffd\u200b", "a\u2028b", "\x00", "x" * 5000]
 

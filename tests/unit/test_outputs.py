@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bnb_ds.common.files import write_atomic
-from bnb_ds.common.outputs import new_directory, new_file
+from bnb_ds.common.files import new_directory, new_file, write_atomic
 from bnb_ds.errors import DataError
 
 

@@ -124,8 +124,8 @@ def test_missing_shards_name_the_way_out(settings, tmp_path):
 
 
 def test_shards_without_held_out_documents(settings, tmp_path, small_texts, small_tokenizer):
-    from data_prep.build import build_shards
     from data_prep.sources.documents import Document
+    from tests.shard_building import build_shards
 
     documents = (Document(str(i), text, "x") for i, text in enumerate(small_texts[:5]))
     build_shards(documents, tmp_path / "shards", small_tokenizer, sources=[], holdout=0.0)

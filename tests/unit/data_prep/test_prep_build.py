@@ -15,9 +15,9 @@ from bnb_ds.shards import manifest as shard_manifest
 from bnb_ds.shards.manifest import parse_manifest
 from bnb_ds.shards.reader import SPLITS, TokenShards
 from data_prep import build
-from data_prep.build import build_shards
 from data_prep.sources.documents import Document, is_held_out
 from data_prep.sources.text import find_files, read_documents
+from tests.shard_building import build_shards
 
 FORMAT = Path(build.__file__).with_name("FORMAT.md")
 

@@ -96,7 +96,7 @@ print(hashlib.sha256(json.dumps(tokens).encode()).hexdigest())
         [sys.executable, "-c", code],
         input=json.dumps(texts),
         env=environment,
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=Path(__file__).resolve().parents[3],
         capture_output=True,
         text=True,
         check=True,

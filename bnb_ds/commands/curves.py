@@ -1,0 +1,32 @@
+"""DOC."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bnb_ds.errors import ConfigError
+from bnb_ds.train.curves import plot, table
+
+
+def add_curves(commands: argparse._SubParsersAction) -> None:
+    """Add ``curves``."""
+    command = commands.add_parser("curves", help="what runs logged: first and last values, or a picture")
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output directory of a run")
+    command.add_argument("--png", type=Path, metavar="FILE", help="draw the runs into one new file")
+    command.add_argument(
+        "--tags", nargs="+", default=["train/loss", "eval/loss"], help="what is drawn (default %(default)s)"
+    )
+    command.set_defaults(run=_curves)
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from bnb_ds.train.tracking import read_scalars
+
+    curves = {run.name: read_scalars(run / "runs") for run in args.runs}
+    if len(curves) < len(args.runs):
+        raise ConfigError("two of the runs have the same name: give directories with names of their own")
+    for line in table(curves):
+        print(line)
+    if args.png is not None:
+        plot(curves, args.tags, args.png)

@@ -1,0 +1,74 @@
+"""What one run of `bnb-ds prep` is asked to do, and all that its workers need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bnb_ds.errors import ConfigError
+from bnb_ds.shards.reader import DEFAULT_TOKENS_PER_SHARD, TokenizerInfo
+from data_prep.jobs.progress import Counters
+from data_prep.jobs.workspace import Workspace
+from data_prep.sources.documents import DEFAULT_HOLDOUT
+from data_prep.sources.units import Source, Unit
+from data_prep.tokenise.engines import Candidate
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose for any source; the first group decides the output, the second does not."""
+
+    holdout: float = DEFAULT_HOLDOUT
+    tokens_per_shard: int = DEFAULT_TOKENS_PER_SHARD
+    drop_duplicates: bool = False
+    skip_bad: bool = False
+    part_bytes: int | None = None  # input on disk per part; None follows from the corpus
+
+    workers: int = 1
+    task_index: int = 0
+    num_tasks: int = 1
+    engine: str = "auto"
+
+    def check(self) -> None:
+        """Raise ConfigError for the first value that is out of range."""
+        if not 0 <= self.holdout < 1:
+            raise ConfigError(f"--holdout must be at least 0 and below 1, got {self.holdout}")
+        for flag, value in (
+            ("--tokens-per-shard", self.tokens_per_shard),
+            ("--workers", self.workers),
+            ("--num-tasks", self.num_tasks),
+            ("--part-bytes", 1 if self.part_bytes is None else self.part_bytes),
+        ):
+            if value < 1:
+                raise ConfigError(f"{flag} must be at least 1, got {value}")
+        if not 0 <= self.task_index < self.num_tasks:
+            raise ConfigError(
+                f"--task-index must be at least 0 and below --num-tasks {self.num_tasks}, got {self.task_index}"
+            )
+
+
+@dataclass
+class Job:
+    """All that a worker needs; it inherits this by fork."""
+
+    source: Source
+    parts: list[list[Unit]]
+    workspace: Workspace
+    tokenizer: TokenizerInfo
+    options: Options
+    counters: Counters
+    engine: Candidate | None = None
+    counted: int = 0  # skipped records of the part in progress that the counters know
+
+    @property
+    def needs_index(self) -> bool:
+        """Whether a record's fate depends on other records."""
+        return self.options.drop_duplicates or self.source.latest_wins
+
+    def index_path(self, part: int) -> Path:
+        """Where the index of a part's records lies."""
+        return self.workspace.partial / f"index-{part:05d}.npy"
+
+    def drops_path(self, part: int) -> Path:
+        """Where it lies which of a part's records are dropped."""
+        return self.workspace.partial / f"drop-{part:05d}.npy"
