@@ -20,7 +20,7 @@ from bnb_ds.train.phases import Phases
 from bnb_ds.train.step import TrainStep
 from bnb_ds.train.tracking import Tracker
 from tests import launching
-from tests.unit.test_samples import make_samples
+from tests.unit.data.test_samples import make_samples
 
 BERT = {
     "hidden_size": 32,

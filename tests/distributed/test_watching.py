@@ -57,7 +57,7 @@ def test_a_table_survives_its_texts(small_shards, small_tokenizer):
     import numpy as np
 
     from bnb_ds.shards.reader import TokenShards
-    from tests.unit.test_samples import make_samples
+    from tests.unit.data.test_samples import make_samples
 
     batch: PackedBatch = make_samples(TokenShards(small_shards, "train")).batch(np.arange(3), np.zeros(3, int))
     pipe = small_tokenizer.encode("|", add_special_tokens=False)

@@ -18,7 +18,7 @@ from bnb_ds.ctc.loss import collapse
 from bnb_ds.model.from_reference import their_name
 from bnb_ds.modeling import BnbForConditionalGeneration
 
-REFERENCE = Path(__file__).resolve().parents[2].parent / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parents[3].parent / "shared" / "reference"
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no ../shared/reference beside this checkout")
 
 BETA = 0.1

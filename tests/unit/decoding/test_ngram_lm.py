@@ -13,7 +13,7 @@ from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import refine
 from bnb_ds.errors import ConfigError, DataError
 from tests.plain_beam import all_outputs
-from tests.unit.test_ctc_search import log_probs_of, slots_of
+from tests.unit.decoding.test_search import log_probs_of, slots_of
 
 ARPA = """\\data\\
 ngram 1=7

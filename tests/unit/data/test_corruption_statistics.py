@@ -9,7 +9,7 @@ import pytest
 
 from bnb_ds.common.randomness import hash64
 from bnb_ds.data.corruption import OBJECTIVES, Corruption
-from tests.unit.test_corruption import CLS, MASK, SEP, VOCAB, keys
+from tests.unit.data.test_corruption import CLS, MASK, SEP, VOCAB, keys
 
 # 99.9% quantiles of the chi-square distribution by degrees of freedom (Abramowitz and Stegun, table 26.8).
 QUANTILES = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 9: 27.877, 18: 42.312, 19: 43.820}

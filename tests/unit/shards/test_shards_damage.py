@@ -77,7 +77,7 @@ except DataError as error:
 """
     result = subprocess.run(
         [sys.executable, "-c", launching.LIGHT + code, str(tmp_path / "s")],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=Path(__file__).resolve().parents[3],
         capture_output=True,
         text=True,
         timeout=120,
@@ -99,7 +99,7 @@ with writer(Path(sys.argv[1]), tokens_per_shard=2) as shard_writer:
     print("ready", flush=True)
     time.sleep(600)
 """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     process = subprocess.Popen(
         [sys.executable, "-c", launching.LIGHT + code, str(directory)], cwd=root, stdout=subprocess.PIPE
     )

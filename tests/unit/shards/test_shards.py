@@ -137,7 +137,7 @@ import bnb_ds.shards
 loaded = {"torch", "transformers", "tokenizers"} & set(sys.modules)
 assert not loaded, loaded
 """
-    package = Path(__file__).resolve().parents[2] / "bnb_ds"
+    package = Path(__file__).resolve().parents[3] / "bnb_ds"
     subprocess.run([sys.executable, "-c", code, str(package)], check=True, timeout=120)
 
 

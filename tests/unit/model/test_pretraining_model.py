@@ -13,7 +13,7 @@ from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train.objectives import Reconstruction, ReconstructionAndEncoderMlm
 from tests.tiny import bert_config, bnb_config, packed_form, source_ids
-from tests.unit.test_samples import make_samples
+from tests.unit.data.test_samples import make_samples
 
 CPU = torch.device("cpu")
 LENGTHS = [7, 3, 11]

@@ -12,7 +12,7 @@ from bnb_ds.config.loading import differences, dump_recipe, load_recipe
 from bnb_ds.config.recipe import LoaderSection, PretrainRecipe
 from bnb_ds.errors import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 MINIMAL = {"output_dir": "out", "steps": 5, "data": {"shards": "shards"}}
 
 

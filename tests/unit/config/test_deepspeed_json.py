@@ -10,7 +10,7 @@ import pytest
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.errors import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 VALID = {
     "train_batch_size": 16,
     "train_micro_batch_size_per_gpu": 4,
