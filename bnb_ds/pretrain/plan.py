@@ -100,7 +100,7 @@ def describe_dry_run(plan: Plan) -> list[str]:
         num_parameters = estimates.count_parameters(model_class(plan.recipe.objective)(config))
     num_samples = len(plan.samples(plan.train_shards, config))
     return [
-        *estimates.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
+        *derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
         *estimates.memory(
             config,
             num_parameters,

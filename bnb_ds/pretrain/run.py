@@ -16,7 +16,7 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model_factory import build_model
 from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
-from bnb_ds.pretrain.plan import Plan, model_class
+from bnb_ds.pretrain.plan import Plan, derived, model_class
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train import estimates
 from bnb_ds.train.job import Intervals, Job, Process, choose_resume, run_job, run_process
@@ -59,7 +59,7 @@ def _pretrain(plan: Plan, launch: Launch, process: Process) -> None:
         batch_flops=_training_flops(config),
         evaluation=lambda engine, tracker: _evaluation(engine, heldout, plan, process.device, tracker),
         save_model_files=lambda: _save_model_files(run, config, plan.train_shards),
-        lines=estimates.derived(plan, config, num_parameters, len(train), total_steps),
+        lines=derived(plan, config, num_parameters, len(train), total_steps),
     )
     run_job(job, launch, process, resume, notes)
 
