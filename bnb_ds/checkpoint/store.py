@@ -8,6 +8,7 @@ any moment leaves the previous checkpoints untouched and the new one invisible.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -92,6 +93,30 @@ class CheckpointWriter:
             self._pending = self._pool.submit(self._publish, partial, final, state)
         return final
 
+    def score(self, step: int, state: dict[str, Any]) -> None:
+        """Add what an evaluation found to the checkpoint of its step, all ranks together.
+
+        A run that started from another run's checkpoint has none of its own at that step; it is written now.
+
+        Args:
+            step: as in `save`.
+            state: as in `save`, complete.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        self.finish()
+        final = self._directory / f"step_{step:08d}"
+        if not ranks.on_main(lambda: (final / _MANIFEST).is_file()):
+            self.save(step, state)
+            return
+        ranks.on_main(lambda: self._rewrite(final, state))
+
+    def _rewrite(self, final: Path, state: dict[str, Any]) -> None:
+        with disk_errors(self._directory):
+            write_atomic(final / _MANIFEST, json.dumps({**read_state(final), **state}, indent=1))
+            _prune(self._directory, step_of(final), self._keep)
+
     def finish(self) -> None:
         """Wait until the last checkpoint is published, on every rank; errors of the background surface here."""
         pending, self._pending = self._pending, None
@@ -156,7 +181,8 @@ def best_checkpoint(checkpoints: list[Path]) -> Path | None:
             scores[path] = next(found, None)
         except (OSError, ValueError):
             continue  # damaged; whoever loads it is told
-    scores = {path: score for path, score in scores.items() if score is not None}
+    # A score that is not a number wins nowhere.
+    scores = {path: score for path, score in scores.items() if score is not None and math.isfinite(score)}
     return min(scores, key=scores.get) if scores else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.distributed import ranks
+from bnb_ds.distributed.shares import rounds
 from bnb_ds.evaluate.scoring import Scores, predicted, scores_of
 from bnb_ds.systems.base import System
 from bnb_ds.systems.task_samples import TaskSamples
@@ -33,7 +34,15 @@ class Results:
 
 
 @torch.no_grad()
-def evaluate_split(system: System, model: Any, split: Tokenised, *, batch_size: int, device: torch.device) -> Results:
+def evaluate_split(
+    system: System,
+    model: Any,
+    split: Tokenised,
+    *,
+    batch_size: int,
+    device: torch.device,
+    check_in: Callable[[], None] = lambda: None,
+) -> Results:
     """Score a model on a whole split; every rank takes its share and gets all results.
 
     Samples of like length are batched; which batch a sample is in makes no difference to its output.
@@ -44,19 +53,24 @@ def evaluate_split(system: System, model: Any, split: Tokenised, *, batch_size: 
         split: with references.
         batch_size: samples of a rank's batch.
         device: of this rank.
+        check_in: called before each batch, on all ranks alike; an exception of it ends the evaluation.
     """
     samples = TaskSamples(split, system)
     loss_sum, loss_count, local = 0.0, 0, {}
     was_training = model.training
+    order = np.argsort(split.source_lengths(np.arange(len(split))), kind="stable")
     model.eval()
-    for ids, counted in _rounds(split, batch_size):
-        batch = samples.batch(ids, np.zeros_like(ids))
-        prediction = system.predict(model, batch, device)
-        if counted:
-            loss_sum += prediction.loss_sum
-            loss_count += batch.loss_count
-            local |= dict(zip(ids.tolist(), prediction.outputs, strict=True))
-    model.train(was_training)
+    try:
+        for ids, counted in rounds(order, batch_size):
+            check_in()
+            batch = samples.batch(ids, np.zeros_like(ids))
+            prediction = system.predict(model, batch, device)
+            if counted:
+                loss_sum += prediction.loss_sum
+                loss_count += batch.loss_count
+                local |= dict(zip(ids.tolist(), prediction.outputs, strict=True))
+    finally:
+        model.train(was_training)
     totals = torch.tensor([loss_sum, loss_count], dtype=torch.float64, device=device)
     loss_sum, loss_count = ranks.all_sum(totals).tolist()
     by_id: dict[int, np.ndarray] = {}
@@ -64,15 +78,6 @@ def evaluate_split(system: System, model: Any, split: Tokenised, *, batch_size: 
         by_id |= part
     ordered = [by_id[number] for number in range(len(split))]
     return ranks.on_main(lambda: _results(system, split, loss_sum / max(loss_count, 1), ordered))
-
-
-def _rounds(split: Tokenised, batch_size: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """This rank's batches, as many on every rank: one without a share of the last round reads a sample again."""
-    world_size, rank = ranks.world_size(), ranks.rank()
-    order = np.argsort(split.source_lengths(np.arange(len(split))), kind="stable")
-    for begin in range(0, order.size, batch_size * world_size):
-        ids = order[begin + rank * batch_size : begin + (rank + 1) * batch_size]
-        yield (ids, True) if ids.size else (order[:1], False)
 
 
 def _results(system: System, split: Tokenised, loss: float, ordered: list[np.ndarray]) -> Results:

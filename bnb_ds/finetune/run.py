@@ -18,9 +18,9 @@ from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
 from bnb_ds.train import estimates
 from bnb_ds.train.early_stopping import EarlyStopping
-from bnb_ds.train.job import Job, Process, choose_resume, run_job, run_process
+from bnb_ds.train.job import Job, Process, open_run, run_job, run_process
 from bnb_ds.train.launch import Launch
-from bnb_ds.train.loop import Intervals
+from bnb_ds.train.loop import Evaluation, Intervals
 from bnb_ds.train.tracking import Tracker
 
 
@@ -34,7 +34,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     process.watchdog.mark("data")
     splits = tokenise_splits(plan)
     run = run_directory(plan, splits)
-    resume, notes = choose_resume(run, launch)
+    resume, notes = open_run(run, launch, process)
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
     model = system.build()
@@ -87,13 +87,18 @@ def _selection_loss(plan: FinetunePlan) -> Callable[[dict[str, float]], float | 
 
 def _evaluation(
     plan: FinetunePlan, engine: Any, splits: dict[str, Tokenised], device: torch.device, tracker: Tracker
-) -> Callable[[int], dict[str, float]]:
-    def run_evaluation(step: int) -> dict[str, float]:
+) -> Evaluation:
+    def run_evaluation(step: int, check_in: Callable[[], None]) -> dict[str, float]:
         values = {}
         for name in plan.scored_splits:
             split = splits[name]
             results = evaluate_split(
-                plan.system, engine, split, batch_size=plan.recipe.intervals.eval_batch_size, device=device
+                plan.system,
+                engine,
+                split,
+                batch_size=plan.recipe.intervals.eval_batch_size,
+                device=device,
+                check_in=check_in,
             )
             values[f"{name}/loss"] = results.loss
             values |= {f"{name}/{score}": value for score, value in results.scores.values.items()}

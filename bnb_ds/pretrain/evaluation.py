@@ -15,6 +15,7 @@ from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import SampleSource
 from bnb_ds.decoding.decode import greedy_rows
 from bnb_ds.distributed import ranks
+from bnb_ds.distributed.shares import rounds
 
 _EVALUATION_EPOCH = 0
 
@@ -28,11 +29,13 @@ def evaluate(
     micro_batch: int,
     device: torch.device,
     show: Callable[[PackedBatch, list[list[int]]], None] | None = None,
+    check_in: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Score a model on the first ``num_samples`` samples of a source; every rank takes its share.
 
     Args:
         show: called on rank 0 with its first batch and the greedy outputs, lists of token ids.
+        check_in: called before each batch, on all ranks alike; an exception of it ends the evaluation.
 
     Returns:
         ``eval/loss``: the model's loss of the samples together, as in training.
@@ -40,27 +43,22 @@ def evaluate(
         greedy outputs; the complement of the token error rate. With length classification, of outputs of the targets'
         lengths.
     """
-    num_samples = min(num_samples, len(source))
-    world_size, rank = ranks.world_size(), ranks.rank()
-    # ZeRO stage 3 gathers weights in every forward: all ranks must make the same number of them. A rank without a
-    # share of the last round reads a sample again and does not count it.
-    rounds = -(-num_samples // (micro_batch * world_size))
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     engine.eval()
-    for round_number in range(rounds):
-        begin = (round_number * world_size + rank) * micro_batch
-        ids = np.arange(begin, min(begin + micro_batch, num_samples))
-        counted = ids.size > 0
-        batch = source.batch(ids if counted else np.zeros(1, np.int64), np.full(max(ids.size, 1), _EVALUATION_EPOCH))
-        output = engine(**batch.model_inputs(device), return_best=True)
-        if counted:
-            slots_B = torch.from_numpy(batch.decoder_lengths).to(device)
-            outputs = [row.tolist() for row in greedy_rows(output.best, slots_B, engine.module.config)]
-            errors, tokens = _edit_errors(outputs, batch)
-            if show is not None and round_number == rank == 0:
-                show(batch, outputs)
-            totals += torch.tensor([float(output.loss_sum), batch.loss_count, errors, tokens], device=device)
-    engine.train()
+    try:
+        for ids, counted in rounds(np.arange(min(num_samples, len(source))), micro_batch):
+            check_in()
+            batch = source.batch(ids, np.full(ids.size, _EVALUATION_EPOCH))
+            output = engine(**batch.model_inputs(device), return_best=True)
+            if counted:
+                slots_B = torch.from_numpy(batch.decoder_lengths).to(device)
+                outputs = [row.tolist() for row in greedy_rows(output.best, slots_B, engine.module.config)]
+                errors, tokens = _edit_errors(outputs, batch)
+                if show is not None and ids[0] == 0:
+                    show(batch, outputs)
+                totals += torch.tensor([float(output.loss_sum), batch.loss_count, errors, tokens], device=device)
+    finally:
+        engine.train()
     loss_sum, targets, errors, tokens = ranks.all_sum(totals).tolist()
     return {"eval/loss": loss_sum / max(targets, 1), "eval/token_accuracy": max(1 - errors / tokens, 0.0)}
 

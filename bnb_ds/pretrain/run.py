@@ -19,9 +19,9 @@ from bnb_ds.model_factory import build_model
 from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
 from bnb_ds.pretrain.plan import Plan, derived, model_class
 from bnb_ds.train import estimates
-from bnb_ds.train.job import Job, Process, choose_resume, run_job, run_process
+from bnb_ds.train.job import Job, Process, open_run, run_job, run_process
 from bnb_ds.train.launch import Launch
-from bnb_ds.train.loop import Intervals
+from bnb_ds.train.loop import Evaluation, Intervals
 from bnb_ds.train.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.train.tracking import Tracker
 
@@ -35,7 +35,7 @@ def _pretrain(plan: Plan, launch: Launch, process: Process) -> None:
     recipe = plan.recipe
     process.watchdog.mark("start")
     run = RunDir(recipe, plan.ds_config, plan.train_shards.fingerprint)
-    resume, notes = choose_resume(run, launch)
+    resume, notes = open_run(run, launch, process)
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, plan.train_shards, recipe.data.max_length, model_class(recipe.objective))
@@ -68,10 +68,10 @@ def _objective(section: ObjectiveSection) -> Objective:
 
 def _evaluation(
     engine: Any, heldout: PretrainSamples, plan: Plan, device: torch.device, tracker: Tracker
-) -> Callable[[int], dict[str, float]]:
+) -> Evaluation:
     intervals = plan.recipe.intervals
 
-    def run_evaluation(step: int) -> dict[str, float]:
+    def run_evaluation(step: int, check_in: Callable[[], None]) -> dict[str, float]:
         def show(batch: PackedBatch, outputs: list[list[int]]) -> None:
             texts = reconstruction_table(batch, outputs[: intervals.reconstructions], plan.tokenizer)
             tracker.text(step, "eval/reconstructions", texts)
@@ -83,6 +83,7 @@ def _evaluation(
             micro_batch=plan.ds_config.micro_batch,
             device=device,
             show=show if intervals.reconstructions else None,
+            check_in=check_in,
         )
 
     return run_evaluation

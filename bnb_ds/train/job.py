@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.resume import Resume, load_resumed, plan_resume
 from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.checkpoint.run_lock import RunLock
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import disk_errors
@@ -30,7 +32,7 @@ from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.engine import build_engine
 from bnb_ds.train.hardware import peak_flops
 from bnb_ds.train.launch import Launch
-from bnb_ds.train.loop import Intervals, TrainLoop
+from bnb_ds.train.loop import Evaluation, Intervals, TrainLoop
 from bnb_ds.train.objectives import Objective
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.profiling import StepProfiler
@@ -39,7 +41,8 @@ from bnb_ds.train.spikes import SpikeDetector
 from bnb_ds.train.step import TrainStep
 from bnb_ds.train.tracking import Tracker, log_histograms
 
-_TIMEOUT_MARGIN_SECONDS = 30
+#: of one collective operation: a backstop behind the guardians
+_COLLECTIVE_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Process:
     device: torch.device
     watchdog: Watchdog
     stop: StopRequest
+    #: what is held until the job is over
+    held: ExitStack
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,8 @@ class Job:
     intervals: Intervals
     #: matrix FLOPs of training on a micro batch
     batch_flops: Callable[[PackedBatch], int]
-    #: given the engine and the tracker, a function that scores the model at a step; every rank calls it
-    evaluation: Callable[[Any, Tracker], Callable[[int], dict[str, float]]]
+    #: given the engine and the tracker, what scores the model
+    evaluation: Callable[[Any, Tracker], Evaluation]
     #: on rank 0, writes what an export needs besides the weights
     save_model_files: Callable[[], None]
     #: lines that say what the run will do
@@ -80,23 +85,33 @@ def run_process(faults: FaultSection, body: Callable[[Process], None]) -> None:
     """Join the process group, watch the other ranks, call ``body``, leave."""
     # Before anything slow: a request to end that comes early is honoured at the first step.
     with StopRequest() as stop:
-        # The guardians, who can tell which rank is the cause, come before the time-out of the collective operations.
-        device = ranks.init(timedelta(seconds=faults.hang_seconds + _TIMEOUT_MARGIN_SECONDS))
+        # The guardians end a job that makes no progress, and can tell which rank is the cause. A rank may wait much
+        # longer than `hang_seconds` for another that does make progress: rank 0 that tokenises, for example.
+        device = ranks.init(_COLLECTIVE_TIMEOUT)
         try:
-            with Watchdog(faults.silence_seconds, faults.hang_seconds) as watchdog:
-                body(Process(device, watchdog, stop))
+            with Watchdog(faults.silence_seconds, faults.hang_seconds) as watchdog, ExitStack() as held:
+                body(Process(device, watchdog, stop, held))
         except BaseException:
             ranks.shutdown(after_error=True)
             raise
     ranks.shutdown()
 
 
-def choose_resume(run: RunDir, launch: Launch) -> tuple[Resume | None, list[str]]:
-    """The checkpoint this launch starts from, if any, and lines for the user; the same on every rank."""
-    return ranks.on_main(lambda: _choose_resume(run, launch))
+def open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | None, list[str]]:
+    """Lock the output directory until the job is over, and choose what to start from; the same on every rank.
+
+    Returns:
+        The checkpoint, if any, and lines for the user.
+
+    Raises:
+        ConfigError: another launch is writing there, or the settings are not those of the run.
+        CheckpointError: as :meth:`bnb_ds.checkpoint.run_dir.RunDir.find_resume` says.
+    """
+    return ranks.on_main(lambda: _open_run(run, launch, process))
 
 
-def _choose_resume(run: RunDir, launch: Launch) -> tuple[Resume | None, list[str]]:
+def _open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | None, list[str]]:
+    process.held.enter_context(RunLock(run.path))
     found, notes = run.find_resume(launch.resume, weights_only=launch.weights_only)
     if found is None:
         return None, notes
@@ -104,7 +119,7 @@ def _choose_resume(run: RunDir, launch: Launch) -> tuple[Resume | None, list[str
 
 
 def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, notes: list[str]) -> int:
-    """Train; returns the step reached. ``resume`` and ``notes`` are what :func:`choose_resume` gave."""
+    """Train; returns the step reached. ``resume`` and ``notes`` are what :func:`open_run` gave."""
     run, total_steps = job.run, job.total_steps
     engine, kernels, state = _build_and_load(job, process.device, resume)
     if job.early_stopping is not None:
@@ -128,7 +143,8 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     loop = _build_loop(
         job, engine, state, tracker, phases, stop_step=stop_step, peak=peak, stop=process.stop, profiler=profiler
     )
-    reached = loop.run(state["step"], state["samples_consumed"])
+    evaluation_due = state.get("evaluation_due", False)
+    reached = loop.run(state["step"], state["samples_consumed"], evaluation_due=evaluation_due)
     profiler.close()
     tracker.say(f"done         step {reached} of {total_steps}; watch with: tensorboard --logdir {run.tensorboard}")
     tracker.close()

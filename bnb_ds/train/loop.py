@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.config.sections import Section
+from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import StepLoader
 from bnb_ds.distributed import ranks
 from bnb_ds.train.early_stopping import EarlyStopping
@@ -18,6 +21,13 @@ from bnb_ds.train.spikes import SpikeDetector
 from bnb_ds.train.step import StepStats, TrainStep
 from bnb_ds.train.tracking import Tracker
 
+#: an evaluation at a step: calls its second argument between batches, on all ranks alike; returns tag -> value
+Evaluation = Callable[[int, Callable[[], None]], dict[str, float]]
+
+
+class _AskedToEnd(Exception):
+    pass
+
 
 @dataclass(frozen=True)
 class Intervals:
@@ -25,6 +35,7 @@ class Intervals:
 
     log_steps: int
     eval_steps: int
+    #: besides the checkpoints of evaluations
     checkpoint_steps: int
     #: 0 for never
     histogram_steps: int = 0
@@ -45,8 +56,8 @@ class TrainLoop:
     loader: StepLoader
     #: takes one step
     train_step: TrainStep
-    #: called between steps with the step; returns tag -> value; every rank calls it
-    evaluate: Callable[[int], dict[str, float]]
+    #: scores the model; every rank calls it
+    evaluate: Evaluation
     #: where numbers go
     tracker: Tracker
     #: writes checkpoints
@@ -75,64 +86,92 @@ class TrainLoop:
     #: ends the run where the selection loss no longer improves; its state goes into checkpoints
     early_stopping: EarlyStopping | None = None
 
-    def run(self, start_step: int, samples_consumed: int) -> int:
+    def run(self, start_step: int, samples_consumed: int, *, evaluation_due: bool = False) -> int:
         """Train from ``start_step`` to the stop step, or until a rank is asked to end; return the step reached.
 
-        Either way a checkpoint has been written.
+        Either way a checkpoint has been written. Within a step the order is: update, checkpoint, evaluation; the score
+        is added to the checkpoint. Whatever an evaluation meets, the steps before it are safe.
+
+        Args:
+            start_step: steps done.
+            samples_consumed: samples that those steps have read.
+            evaluation_due: the checkpoint of ``start_step`` was to be evaluated, and a stop came first.
 
         Raises:
             NonFiniteLossError: naming step and samples; the weights are those before the step.
         """
-        intervals = self.intervals
-        interval = StepStats()
         self.engine.train()  # a model made from a checkpoint comes in evaluation mode
-        num_steps = max(self.stop_step - start_step, 0)
-        batches_of_steps = iter(self.loader.steps(samples_consumed, num_steps))
         step = start_step
-        ended = self.early_stopping is not None and self.early_stopping.ended
-        while step < self.stop_step and not ended:
+        interval = StepStats()
+        stopping = evaluation_due and not self._evaluate(step, samples_consumed)
+        batches_of_steps = iter(self.loader.steps(samples_consumed, max(self.stop_step - start_step, 0)))
+        while step < self.stop_step and not stopping and not self._ended:
             step += 1
-            clock = time.perf_counter()
-            with self.phases("data"):
-                batches = next(batches_of_steps)
-            with self.profiler(step):
-                reason = self.stop_reason()
-                stats, measures = self.train_step.take(step, batches, stop=reason is not None)
-            # Waiting for data counts, evaluation and checkpoints do not.
-            stats.seconds = time.perf_counter() - clock
+            stats, measures, reason = self._take_step(step, batches_of_steps)
             interval += stats
             samples_consumed += self.loader.global_batch
             stopping = stats.stop_requests > 0
             last = step == self.stop_step or stopping
-            if step % intervals.log_steps == 0 or last:
+            if step % self.intervals.log_steps == 0 or last:
                 self._log(step, stats, interval, measures)
                 interval = StepStats()
             self.tracker.advance()
-            selection_loss = self.selection_loss(self._scores(step, stopping))
-            if selection_loss is not None and self.early_stopping is not None:
-                ended = self.early_stopping.observe(selection_loss)
-            if step % intervals.checkpoint_steps == 0 or last or ended:
-                self._save(step, samples_consumed, selection_loss)
-            if ended:
-                self.tracker.say(f"stopped      at step {step}: no better score in the last evaluations")
+            evaluation_due = step % self.intervals.eval_steps == 0 or step == self.total_steps
+            if evaluation_due or last or step % self.intervals.checkpoint_steps == 0:
+                self._save(step, samples_consumed, evaluation_due=evaluation_due)
             if stopping:
+                # The time of grace before a pre-emption is for the checkpoint; the next launch evaluates it.
                 self._announce_stop(step, reason)
-                break
+            elif evaluation_due:
+                stopping = not self._evaluate(step, samples_consumed)
         with self.phases("checkpoint"):
             self.writer.finish()
         return step
 
-    def _scores(self, step: int, stopping: bool) -> dict[str, float]:
-        intervals = self.intervals
-        # The time of grace before a pre-emption is for the checkpoint.
-        if stopping or not (step % intervals.eval_steps == 0 or step == self.total_steps):
-            return {}
-        with self.phases("evaluation"):
-            scores = self.evaluate(step)
+    @property
+    def _ended(self) -> bool:
+        return self.early_stopping is not None and self.early_stopping.ended
+
+    def _take_step(
+        self, step: int, batches_of_steps: Iterator[list[PackedBatch]]
+    ) -> tuple[StepStats, dict[str, float], str | None]:
+        """One step; its counts, its measures, and why this rank is asked to end."""
+        clock = time.perf_counter()
+        with self.phases("data", step):
+            batches = next(batches_of_steps)
+        with self.profiler(step):
+            reason = self.stop_reason()
+            stats, measures = self.train_step.take(step, batches, stop=reason is not None)
+        # Waiting for data counts, evaluation and checkpoints do not.
+        stats.seconds = time.perf_counter() - clock
+        return stats, measures, reason
+
+    def _evaluate(self, step: int, samples_consumed: int) -> bool:
+        """Score the checkpoint of a step; False when a request to end came first, and the evaluation stays due."""
+        try:
+            with self.phases("evaluation", step):
+                scores = self.evaluate(step, lambda: self._check_in(step))
+        except _AskedToEnd:
+            self._announce_stop(step, self.stop_reason())
+            return False
         self.tracker.scalars(step, scores)
-        if intervals.histogram_steps and step % intervals.histogram_steps == 0:
+        if self.intervals.histogram_steps and step % self.intervals.histogram_steps == 0:
             self.histograms(step)
-        return scores
+        selection_loss = self.selection_loss(scores)
+        if selection_loss is not None and self.early_stopping is not None:
+            self.early_stopping.observe(selection_loss)
+        with self.phases("checkpoint", step):
+            self.writer.score(step, self._state(samples_consumed, evaluation_due=False, selection_loss=selection_loss))
+        if self._ended:
+            self.tracker.say(f"stopped      at step {step}: no better score in the last evaluations")
+        return True
+
+    def _check_in(self, step: int) -> None:
+        """Between two batches of an evaluation, on all ranks together: note progress, and end it when asked to."""
+        self.phases.note("evaluation", step)
+        asked = torch.tensor([float(self.stop_reason() is not None)], device=self.phases.device)
+        if float(ranks.all_sum(asked)) > 0:
+            raise _AskedToEnd
 
     def _log(self, step: int, last: StepStats, interval: StepStats, measures: dict[str, float]) -> None:
         tokens_per_second = interval.tokens / interval.seconds
@@ -157,13 +196,23 @@ class TrainLoop:
         }
         self.tracker.scalars(step, values, line, record={"sample_fingerprint": int(last.fingerprint)})
 
-    def _save(self, step: int, samples_consumed: int, selection_loss: float | None) -> None:
-        state = {"samples_consumed": samples_consumed, "selection_loss": selection_loss, **self.extra_state}
+    def _state(self, samples_consumed: int, *, evaluation_due: bool, selection_loss: float | None) -> dict[str, Any]:
+        """What a checkpoint must hold so that the next launch goes on from it."""
+        state = {
+            "samples_consumed": samples_consumed,
+            "evaluation_due": evaluation_due,
+            "selection_loss": selection_loss,
+            **self.extra_state,
+        }
         if self.spikes is not None:
             state["spikes"] = self.spikes.state()
         if self.early_stopping is not None:
             state["early_stopping"] = self.early_stopping.state()
-        with self.phases("checkpoint"):
+        return state
+
+    def _save(self, step: int, samples_consumed: int, *, evaluation_due: bool) -> None:
+        with self.phases("checkpoint", step):
+            state = self._state(samples_consumed, evaluation_due=evaluation_due, selection_loss=None)
             path = self.writer.save(step, state)
         self.tracker.say(f"step {step}  checkpoint {path}")
 

@@ -20,18 +20,25 @@ class Phases:
 
     Args:
         device: of this rank; its peak memory is recorded.
-        on_enter: told the name of each phase that begins.
+        on_enter: told the name of each phase that begins, and the step where that is known.
     """
 
-    def __init__(self, device: torch.device, on_enter: Callable[[str], None] = lambda name: None) -> None:
+    def __init__(
+        self, device: torch.device, on_enter: Callable[[str, int | None], None] = lambda name, step: None
+    ) -> None:
         self.device = device
         self._on_enter = on_enter
         self._seconds: dict[str, float] = {}
         self._peak_bytes: dict[str, int] = {}
 
+    def note(self, name: str, step: int | None = None) -> None:
+        """Tell the watchdog that a long phase makes progress."""
+        self._on_enter(name, step)
+
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self._on_enter(name)
+    def __call__(self, name: str, step: int | None = None) -> Iterator[None]:
+        """Clock a block; ``step`` is the one it belongs to, where the caller knows it."""
+        self._on_enter(name, step)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         start = time.perf_counter()

@@ -1,0 +1,133 @@
+"""One launch at a time in an output directory.
+
+The lock is a hard link, which only one process can create, on network storage too. Its holder touches it now and then.
+A lock whose process is gone is taken over, and so is one of another host that nobody has touched for long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bnb_ds.common.files import disk_errors
+from bnb_ds.errors import ConfigError
+
+LOCK_FILE = "lock.json"
+_TOUCH_SECONDS = 15.0
+#: a holder on another host that has not touched its lock for so long is gone
+STALE_SECONDS = 600.0
+
+
+class RunLock:
+    """Holds an output directory while its block runs.
+
+    Args:
+        directory: the run's ``output_dir``; it is made where it does not exist yet.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._path = directory / LOCK_FILE
+        self._released = threading.Event()
+
+    def __enter__(self) -> RunLock:
+        with disk_errors(self._directory):
+            self._made = not self._directory.exists()
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._own = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid())}
+            while not self._create():
+                self._remove_stale()
+        threading.Thread(target=self._touch, name="run lock", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._released.set()
+        if _read(self._path) == self._own:
+            self._path.unlink(missing_ok=True)
+        if self._made:
+            with suppress(OSError):  # not empty: the launch came so far as to write something
+                self._directory.rmdir()
+
+    def _create(self) -> bool:
+        descriptor, name = tempfile.mkstemp(prefix=f".{LOCK_FILE}.", suffix=".partial", dir=self._directory)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(self._own, file)
+            with suppress(FileExistsError):
+                os.link(name, self._path)
+            # A file server may lose its answer: what counts is whether the link is there.
+            return os.stat(name).st_nlink == 2
+        finally:
+            os.unlink(name)
+
+    def _remove_stale(self) -> None:
+        """Remove the lock of a holder that is gone.
+
+        Raises:
+            ConfigError: the holder lives, or may live on another host.
+        """
+        holder = _read(self._path)
+        if holder is None:
+            return  # released meanwhile
+        silent = self._seconds_untouched()
+        if holder.get("host") == self._own["host"]:
+            gone = _start_of(holder.get("process", 0)) != holder.get("started")
+            way_out = "wait until it ends, or stop it"
+        else:
+            gone = silent > STALE_SECONDS
+            way_out = (
+                f"wait until it ends, or stop it; if that host is gone, start again in {STALE_SECONDS:.0f} s or remove"
+                f" {self._path}"
+            )
+        if not gone:
+            who = f"process {holder.get('process')} on host {holder.get('host')}" if holder else "another launch"
+            raise ConfigError(f"output_dir {self._directory}: {who} is writing here; {way_out}")
+        # Renamed first: of several that find it stale, one removes it, and none removes the lock of another.
+        taken = self._path.with_name(f".{LOCK_FILE}.{os.getpid()}.stale.partial")
+        with suppress(FileNotFoundError):
+            os.rename(self._path, taken)
+            if _read(taken) != holder:  # another process was faster, and this is its new lock
+                with suppress(FileExistsError):
+                    os.link(taken, self._path)
+            os.unlink(taken)
+
+    def _seconds_untouched(self) -> float:
+        """By the clock of the file system, which all hosts share."""
+        with tempfile.NamedTemporaryFile(dir=self._directory, prefix=f".{LOCK_FILE}.", suffix=".partial") as probe:
+            try:
+                return os.stat(probe.name).st_mtime - self._path.stat().st_mtime
+            except FileNotFoundError:
+                return 0.0
+
+    def _touch(self) -> None:
+        while not self._released.wait(_TOUCH_SECONDS):
+            with suppress(OSError):
+                os.utime(self._path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a lock says of its holder; None where there is no lock, {} where it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _start_of(process: int) -> str | None:
+    """When a process of this host started, as the kernel counts; a number is given to another process in time."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
