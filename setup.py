@@ -1,6 +1,11 @@
 """Packaging of bnb_ds; every dependency says why it is here."""
 
-from setuptools import setup
+from pathlib import Path
+from runpy import run_path
+
+from setuptools import find_packages, setup
+
+VERSION = run_path(str(Path(__file__).parent / "bnb_ds" / "version.py"))["__version__"]
 
 INSTALL_REQUIRES = [
     "torch>=2.6,<2.14",  # tensors, autograd, SDPA, CTC loss; the cap keeps to releases this project was tested with
@@ -17,6 +22,7 @@ INSTALL_REQUIRES = [
     "PyYAML>=6",  # recipes are YAML
     "tensorboard>=2.16",  # monitoring
     "psutil>=5.9",  # free memory, below which `bnb-ds bench generate` leaves a batch out
+    "wrapt>=1.16",  # acts once transformers is imported, so that importing bnb_ds stays cheap
     "tqdm>=4.66",  # progress bar
     "rapidfuzz>=3.6",  # edit distance of token sequences for the token accuracy
     "sacrebleu>=2.4",  # BLEU with a signature
@@ -71,18 +77,10 @@ EXTRAS_REQUIRE = {
 
 setup(
     name="bnb_ds",
-    version="0.1.0",
+    version=VERSION,
     description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model, on DeepSpeed",
     license="Apache-2.0",
-    packages=[
-        "bnb_ds",
-        "bnb_ds.baselines",
-        "bnb_ds.bench",
-        "bnb_ds.serve",
-        "bnb_ds.systems",
-        "bnb_ds.tasks",
-        "data_prep",
-    ],
+    packages=find_packages(include=["bnb_ds*", "data_prep*"]),
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
@@ -90,6 +88,6 @@ setup(
         "console_scripts": ["bnb-ds = bnb_ds.cli:main"],
         # bnb_ds never imports data_prep: `bnb-ds` finds the `prep` commands through this group.
         "bnb_ds.commands": ["prep = data_prep.cli:add_commands"],
-        "bnb_ds.benchmarks": ["prep = data_prep.cli_bench:add_subject"],  # likewise `bnb-ds bench prep`
+        "bnb_ds.benchmarks": ["prep = data_prep.cli:add_subject"],  # likewise `bnb-ds bench prep`
     },
 )

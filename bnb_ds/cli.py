@@ -11,17 +11,36 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from transformers.utils.logging import disable_progress_bar
+import wrapt
 
-from bnb_ds import __version__
 from bnb_ds.bench.cli import add_bench
-from bnb_ds.commands.baselines import add_baseline_commands
-from bnb_ds.commands.check import _add_check
-from bnb_ds.commands.curves import add_curves
-from bnb_ds.commands.export import _add_export, _add_import_reference
-from bnb_ds.commands.generate import _add_reconstruct, add_generate, add_serve
-from bnb_ds.commands.tasks import add_task_commands
+from bnb_ds.common.arguments import CommandParser
 from bnb_ds.errors import run_reporting_errors
+from bnb_ds.version import __version__
+
+#: name, help, and where its arguments are
+_COMMANDS = (
+    ("check", "check all of a launch without its machines", "bnb_ds.commands.check:add_check"),
+    ("curves", "what runs logged: first and last values, or a picture", "bnb_ds.commands.curves:add_curves"),
+    ("export", "write a checkpoint as a Hugging Face directory", "bnb_ds.commands.export:add_export"),
+    (
+        "import-reference",
+        "convert a model saved by the reference implementation of the paper",
+        "bnb_ds.commands.export:add_import_reference",
+    ),
+    ("generate", "read lines, write one generated line for each", "bnb_ds.commands.generate:add_generate"),
+    ("serve", "answer HTTP requests with one model", "bnb_ds.commands.generate:add_serve"),
+    (
+        "reconstruct",
+        "mask words of held-out documents and show what a model restores",
+        "bnb_ds.commands.generate:add_reconstruct",
+    ),
+    ("evaluate", "outputs and scores of a model on one split of a task", "bnb_ds.commands.tasks:add_evaluate"),
+    ("compare", "paired bootstrap between two evaluations of one split", "bnb_ds.commands.tasks:add_compare"),
+    ("glue", "fine-tune on several tasks with several seeds, and write the table", "bnb_ds.commands.tasks:add_glue"),
+    ("distill", "a training set whose targets an autoregressive teacher writes", "bnb_ds.commands.tasks:add_distill"),
+    ("reproduce", "the rows of the paper's tables: commands, needs, numbers", "bnb_ds.commands.tasks:add_reproduce"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,26 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     args.command_line = list(sys.argv[1:] if arguments is None else arguments)
-    disable_progress_bar()  # of loading and saving weights; commands that take long show their own
+    # Bars of loading and saving weights; commands that take long show their own.
+    wrapt.register_post_import_hook(lambda module: module.disable_progress_bar(), "transformers.utils.logging")
     return run_reporting_errors("bnb-ds", lambda: args.run(args))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bnb-ds", description="BERT-NAR-BERT: data, models, generation.")
+    parser = CommandParser(prog="bnb-ds", description="BERT-NAR-BERT: data, models, generation.")
     parser.add_argument("--version", action="version", version=f"bnb-ds {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.commands")):
         entry.load()(commands)
     add_bench(commands)
-    _add_check(commands)
-    add_curves(commands)
-    _add_export(commands)
-    _add_import_reference(commands)
-    add_generate(commands)
-    add_serve(commands)
-    _add_reconstruct(commands)
-    add_task_commands(commands)
-    add_baseline_commands(commands)
+    for name, help_text, arguments in _COMMANDS:
+        commands.add_parser(name, help=help_text, arguments=arguments)
     return parser
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from transformers import BertTokenizerFast
-from transformers.utils import cached_file
 
+from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, tokenizer_directory
 from bnb_ds.config.recipe import ModelSection, ModelSize
-from bnb_ds.data.tokenization import load_tokenizer, special_ids, tokenizer_hash, vocabulary_size
-from bnb_ds.errors import CheckpointError, ConfigError, DataError
-from bnb_ds.model.from_bert import checkpoint_errors, config_from_bert
-from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration, decoder_lengths
+from bnb_ds.data.tokenization import Vocabulary, load_tokenizer, tokenizer_hash
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.from_bert import config_from_bert
+from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 
 #: fields that a recipe's ``model`` section and `BnbConfig` share
@@ -37,29 +36,6 @@ _SAME_NAME = (
 #: fields of a BERT configuration -> their names in a recipe
 DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}
 _FIXED_BY_CHECKPOINT = ("latent_size", "tie_encoder_decoder", "max_position_embeddings", "extend_positions")
-#: of a saved model whose target has a tokenizer of its own
-TARGET_TOKENIZER = "target_tokenizer"
-
-
-class Vocabulary(Protocol):
-    """What a model must know of a tokenizer; a shard directory has it too."""
-
-    vocab_size: int
-    special_ids: dict[str, int]
-    tokenizer_hash: str
-
-
-@dataclass(frozen=True)
-class TokenizerVocabulary:
-    """The same of a tokenizer itself."""
-
-    vocab_size: int
-    special_ids: dict[str, int]
-    tokenizer_hash: str
-
-    @classmethod
-    def of(cls, tokenizer: BertTokenizerFast) -> TokenizerVocabulary:
-        return cls(vocabulary_size(tokenizer), special_ids(tokenizer), tokenizer_hash(tokenizer))
 
 
 def model_config(
@@ -184,24 +160,6 @@ def _refuse_other_tokenizer(checkpoint: str, vocabulary: Vocabulary) -> None:
         f"{checkpoint}: its tokenizer is not the one that data.tokenizer or data.target_tokenizer names; remove that"
         " setting, or name a model of that vocabulary"
     )
-
-
-def tokenizer_directory(checkpoint: str) -> Path | None:
-    """Where the tokenizer files of a local directory or hub name lie, once fetched; None in a directory without any."""
-    if Path(checkpoint).is_dir():
-        has_files = any((Path(checkpoint) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-        return Path(checkpoint) if has_files else None
-    try:
-        cached_file(checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-        paths = [
-            cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
-            for name in ("tokenizer.json", "vocab.txt")
-        ]
-    except (OSError, ValueError):  # no directory here, and no name of the hub
-        paths = []
-    for path in filter(None, paths):
-        return Path(path).parent
-    raise CheckpointError(f"{checkpoint}: its tokenizer cannot be fetched; give a local directory that holds it")
 
 
 def _refuse_small_vocabulary(config: BnbConfig, source: Vocabulary, target: Vocabulary) -> None:

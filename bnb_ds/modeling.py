@@ -1,13 +1,10 @@
-"""BERT-NAR-BERT: a BERT encoder, a small latent, and a BERT decoder that writes all target positions at once.
+"""The public Hugging Face models: BERT-NAR-BERT started from checkpoints, pre-trained, and generating.
 
-    source tokens -> encoder -> latent (one per token) -> decoder slots -> LM head -> CTC
+`bnb_ds.model.network` holds the forward pass. The second class adds the auxiliary loss of pre-training: masked tokens are
+predicted from the encoder itself, BERT's own objective, through a head whose matrix is the encoder's word embeddings.
+That head serves training only: exported models do not have it.
 
-Inside, everything token-wise runs on one row of real tokens (`bnb_ds.common.packing`); attention alone knows sequences.
-Padded input is packed on entry and what is returned is padded again. How many slots there are, and whether CTC or
-length classification reads the target off them, is ``config.decoder_length``.
-
-Shapes: B sequences; padded: L source columns, T slots of the longest decoder sequence; packed: N source tokens and
-sum T slots of all sequences together; H hidden size, V vocabulary, S target tokens.
+Shapes: C tokens chosen for masking, H hidden size of the encoder, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,194 +13,36 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
-from transformers.models.bert.modeling_bert import BertEmbeddings
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin
 
-from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
-from bnb_ds.ctc.loss import linear_argmax
 from bnb_ds.decoding.decode import GenerateOutput, generate
-from bnb_ds.errors import ConfigError
-from bnb_ds.model.attention import IMPLEMENTATION
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import initialise_from_bert
 from bnb_ds.model.from_reference import load_reference
-from bnb_ds.model.layers import BnbDecoder, BnbEncoder, BnbLMHead, tie_halves
-from bnb_ds.model.length import LengthPredictor, stretch_latents
+from bnb_ds.model.layers import BnbLMHead
+from bnb_ds.model.network import BnbLMHeadModel, BnbModel
 from bnb_ds.model.outputs import BnbModelOutput, BnbOutput
-from bnb_ds.model.slots import DecoderSlots, decoder_lengths, open_slots
-from bnb_ds.model.target_loss import Targets, ctc_scores, length_scores, read_targets, token_scores
+from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.model.target_loss import cross_entropy_sum
 
-__all__ = ["BnbConfig", "BnbForConditionalGeneration", "BnbModel", "BnbModelOutput", "BnbOutput", "decoder_lengths"]
+__all__ = [
+    "BnbConfig",
+    "BnbForConditionalGeneration",
+    "BnbForPretraining",
+    "BnbModel",
+    "BnbModelOutput",
+    "BnbOutput",
+    "PretrainingOutput",
+    "decoder_lengths",
+    "without_head",
+]
 
-
-class BnbPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation, common to all BnB models."""
-
-    config_class = BnbConfig
-    config: BnbConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "BnbDecoderEmbeddings", "BertLayer"]
-
-    def __init__(self, config: BnbConfig, *args: Any, **kwargs: Any):
-        # The only implementation that understands packed rows, whatever the caller or the environment prefers.
-        config._attn_implementation = IMPLEMENTATION
-        config.check()  # from_pretrained may have replaced fields
-        super().__init__(config, *args, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, BertEmbeddings):
-            # Buffers that no checkpoint holds: a model made on the meta device gets them here.
-            module.position_ids.copy_(torch.arange(module.position_ids.shape[-1])[None])
-            module.token_type_ids.zero_()
-        if isinstance(module, LengthPredictor):
-            module.log_width.zero_()
+_PREFIX = "encoder_mlm_head."
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """A batch of sources, read: all that the decoder needs of them.
-
-    Attributes:
-        layout: their sequences.
-        hidden: [N, H] of the encoder.
-        latent: [N, latent_size].
-        length_logits: [B, C] of `bnb_ds.model.length.LengthPredictor`; None without length classification.
-    """
-
-    layout: PackedLayout
-    hidden: Tensor
-    latent: Tensor
-    length_logits: Tensor | None
-
-
-class BnbModel(BnbPreTrainedModel):
-    """Encoder, latent and decoder, without the LM head."""
-
-    # The head of a model saved by the next class has no place here.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\.", r"length_predictor\."]
-
-    def __init__(self, config: BnbConfig):
-        super().__init__(config)
-        self.encoder = BnbEncoder(config.encoder)
-        self.latent = nn.Linear(config.encoder.hidden_size, config.latent_size)
-        self.latent_dropout = nn.Dropout(config.latent_dropout)
-        self.length_predictor = LengthPredictor(config) if config.decoder_length == "predicted" else None
-        self.enc_to_dec_proj = None
-        if config.encoder.hidden_size != config.decoder.hidden_size:
-            self.enc_to_dec_proj = nn.Linear(config.encoder.hidden_size, config.decoder.hidden_size)
-        self.decoder = BnbDecoder(config)
-        if config.tie_encoder_decoder:
-            self._tied_weights_keys = tie_halves(self.decoder, self.encoder)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The encoder's word embeddings."""
-        return self.encoder.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the encoder's word embeddings."""
-        self.encoder.embeddings.word_embeddings = value
-
-    def pack(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-    ) -> PackedInputs:
-        """Model inputs in the form that `encode` takes; arguments as in `BnbForConditionalGeneration.forward`.
-
-        Raises:
-            ValueError: as `bnb_ds.common.packing.pack_inputs` says.
-            ConfigError: packed input for decoder length ``"padded"``.
-        """
-        if self.config.decoder_length != "padded":
-            return pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
-        if cu_seqlens is not None:
-            raise ConfigError(
-                "decoder_length 'padded' decodes padding, and packed input has none: give padded input_ids, or load "
-                "the model with decoder_length='source'"
-            )
-        return keep_padding(input_ids, attention_mask, token_type_ids)
-
-    def encode(self, inputs: PackedInputs) -> Encoded:
-        """Read the sources."""
-        hidden_NH = self.encoder(inputs)
-        latent_NL = self.latent(hidden_NH)
-        length_logits_BC = None
-        if self.length_predictor is not None:
-            length_logits_BC = self.length_predictor(latent_NL, inputs.layout)
-        return Encoded(inputs.layout, hidden_NH, latent_NL, length_logits_BC)
-
-    def decode(self, encoded: Encoded, slots: DecoderSlots) -> Tensor:
-        """Hidden states [sum T, H] of all slots."""
-        latent = self.latent_dropout(encoded.latent)
-        is_stretched = self.length_predictor is not None
-        if is_stretched:
-            latent = stretch_latents(latent, encoded.layout, slots.layout, self.length_predictor.log_width.exp())
-        memory_NH = encoded.hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded.hidden)
-        return self.decoder(latent, self.latent_dropout(memory_NH), slots, encoded.layout, is_stretched=is_stretched)
-
-    def predicted_lengths(self, encoded: Encoded, num_candidates: int = 1) -> Tensor:
-        """int64 [B, K], the most probable target lengths, best first."""
-        return self.length_predictor.best(encoded.length_logits, encoded.layout.lengths, num_candidates)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-        packed: PackedInputs | None = None,
-        target_lengths: Tensor | None = None,
-    ) -> BnbModelOutput:
-        """Encode the sources and decode all slots. Arguments as in `BnbForConditionalGeneration.forward`.
-
-        Args:
-            packed: the same inputs from `pack`, from a caller that needed that itself; ``input_ids`` is not read.
-            target_lengths: int64 [B], slots to open with length classification; None: the most probable lengths.
-        """
-        inputs = packed or self.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
-        encoded = self.encode(inputs)
-        if self.length_predictor is not None and target_lengths is None:
-            target_lengths = self.predicted_lengths(encoded)[:, 0]
-        slots = open_slots(inputs.layout, self.config, target_lengths)
-        decoded_TH = self.decode(encoded, slots)
-        stay_packed = inputs.is_packed or packed is not None
-        return BnbModelOutput(
-            last_hidden_state=decoded_TH if stay_packed else slots.layout.pad(decoded_TH),
-            latent=encoded.latent if stay_packed else inputs.restore(encoded.latent),
-            length_logits=encoded.length_logits,
-            encoder_last_hidden_state=encoded.hidden if stay_packed else inputs.restore(encoded.hidden),
-            decoder_lengths=slots.layout.lengths,
-            decoder_layout=slots.layout,
-        )
-
-
-class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
-    """BERT-NAR-BERT with its LM head and its loss: CTC, or with length classification each slot's own token.
-
-    The output matrix is ``model.decoder.embeddings.word_embeddings.weight`` itself: tied by construction.
-    """
-
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"length_predictor\."]
-
-    def __init__(self, config: BnbConfig):
-        super().__init__(config)
-        self.model = BnbModel(config)
-        self.lm_head = BnbLMHead(config.decoder)
-        self.post_init()
+class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
+    """BERT-NAR-BERT as Hugging Face knows it: started from checkpoints, and generating."""
 
     @classmethod
     def from_bert(
@@ -229,7 +68,8 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
             CheckpointError: a checkpoint is missing, damaged, or not a BERT.
             ConfigError: an unknown override, or a value out of its range.
         """
-        return initialise_from_bert(cls, encoder, decoder, overrides)
+        model, _ = initialise_from_bert(cls, encoder, decoder, overrides)
+        return model
 
     @classmethod
     def from_reference(cls, directory: str | PathLike[str], **overrides: Any) -> BnbForConditionalGeneration:
@@ -254,86 +94,6 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
         """
         return load_reference(cls, directory, overrides)
 
-    def get_output_embeddings(self) -> nn.Embedding:
-        """The decoder's word embeddings, which are the output matrix."""
-        return self.model.decoder.embeddings.word_embeddings
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        *,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-        label_lengths: Tensor | None = None,
-        max_label_length: int | None = None,
-        return_logits: bool | None = None,
-        return_best: bool = False,
-    ) -> BnbOutput:
-        """Predict all target positions at once, and score them against ``labels``.
-
-        Args:
-            input_ids: int64 [B, L], or packed [N] with ``cu_seqlens``. A token's position is its index among the real
-                tokens of its sequence.
-            attention_mask: [B, L], not 0 at real tokens, wherever they stand; None: all are real. Padded form only.
-            token_type_ids: int64, shaped as ``input_ids``; None: all 0.
-            labels: int64 [B, S] with -100 at places that are no target, or the targets concatenated [sum S] with
-                ``label_lengths``.
-            cu_seqlens: int32 [B+1], starts of the packed sequences, and N.
-            max_seqlen: the longest of them; optional, it spares a GPU from waiting.
-            label_lengths: int64 [B], with concatenated labels.
-            max_label_length: the longest of them; optional. It is checked on a CPU as ``max_seqlen`` is; on a GPU it
-                spares waiting, and labels and their lengths are then trusted.
-            return_logits: True returns logits beside the loss, which costs a second projection; default: logits only
-                where there are no labels.
-            return_best: return the best token of each slot too, for which the logits need not be held.
-
-        Raises:
-            ValueError: shapes or lengths that do not belong together, or labels outside the vocabulary; with length
-                classification, an empty target.
-            ConfigError: a source or its decoder slots do not fit the position embeddings; packed input for
-                ``decoder_length`` ``"padded"``.
-        """
-        targets = None if labels is None else read_targets(labels, label_lengths, max_label_length)
-        inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
-        target_lengths = None if targets is None else targets.lengths
-        outputs = self.model(None, packed=inputs, target_lengths=target_lengths)
-        hidden_TH = self.lm_head(outputs.last_hidden_state)
-        layout = outputs.decoder_layout
-        result = BnbOutput(
-            latent=inputs.restore(outputs.latent),
-            decoder_lengths=outputs.decoder_lengths,
-            encoder_last_hidden_state=inputs.restore(outputs.encoder_last_hidden_state),
-        )
-        if targets is not None:
-            self._score(result, hidden_TH, outputs, inputs.layout, targets)
-        if return_logits or (targets is None and return_logits is None):
-            logits_TV = F.linear(hidden_TH, self.get_output_embeddings().weight, self.lm_head.bias)
-            result["logits"] = logits_TV if inputs.is_packed else layout.pad(logits_TV)
-        if return_best:
-            best_T = linear_argmax(hidden_TH, self.get_output_embeddings().weight, self.lm_head.bias)
-            result["best"] = best_T if inputs.is_packed else layout.pad(best_T)
-        return result
-
-    def _score(
-        self, result: BnbOutput, hidden_TH: Tensor, outputs: BnbModelOutput, source: PackedLayout, targets: Targets
-    ) -> None:
-        head, bias, config = self.get_output_embeddings(), self.lm_head.bias, self.config
-        if self.model.length_predictor is None:
-            loss_sum, count, ctc = ctc_scores(hidden_TH, head, bias, outputs.decoder_layout, targets, config)
-            result["num_infeasible"] = ctc.infeasible.sum()
-        else:
-            loss_sum, count, ctc = token_scores(hidden_TH, head, bias, targets, config)
-            length_sum, result["length_loss"] = length_scores(
-                self.model.length_predictor, outputs.length_logits, source.lengths, targets, config.length_loss_weight
-            )
-            loss_sum = loss_sum + length_sum
-            result["num_infeasible"] = count.new_zeros(())
-        result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, ctc.kl
-        result["loss"] = loss_sum / count.clamp(min=1)
-
     def generate(
         self,
         input_ids: Tensor,
@@ -345,6 +105,70 @@ class BnbForConditionalGeneration(BnbPreTrainedModel, GenerationMixin):
         return generate(self, input_ids, attention_mask, token_type_ids, **options)
 
 
-AutoConfig.register(BnbConfig.model_type, BnbConfig, exist_ok=True)
+@dataclass
+class PretrainingOutput(BnbOutput):
+    """What `BnbForPretraining` returns where masked tokens are named.
+
+    Attributes:
+        encoder_mlm_sum: float32 [], nats of the masked tokens added up.
+    """
+
+    encoder_mlm_sum: Tensor | None = None
+
+
+class BnbForPretraining(BnbForConditionalGeneration):
+    """The model with a head for masked tokens on its encoder."""
+
+    _keys_to_ignore_on_load_missing: ClassVar[list[str]] = [rf"^{_PREFIX}"]
+
+    def __init__(self, config: BnbConfig):
+        super().__init__(config)
+        self.encoder_mlm_head = BnbLMHead(config.encoder)
+        self.post_init()
+
+    @classmethod
+    def from_bert(
+        cls, encoder: str | PathLike[str], decoder: str | PathLike[str] | None = None, **overrides: Any
+    ) -> BnbForPretraining:
+        """As `BnbForConditionalGeneration.from_bert`; the head starts from that of the encoder's checkpoint, if any."""
+        model, bert = initialise_from_bert(cls, encoder, decoder, overrides)
+        if bert.head is not None:
+            model.encoder_mlm_head.load_state_dict(bert.head)
+        return model
+
+    def forward(
+        self,
+        *args: Any,
+        masked_index: Tensor | None = None,
+        masked_labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BnbOutput:
+        """As `BnbForConditionalGeneration.forward`, on packed input.
+
+        Args:
+            masked_index: int64 [C], places in the packed source to predict the original tokens of; None: as without
+                the head.
+            masked_labels: int64 [C], those tokens.
+        """
+        output = super().forward(*args, **kwargs)
+        if masked_index is None:
+            return output
+        chosen_CH = output.encoder_last_hidden_state.index_select(0, masked_index)
+        return PretrainingOutput(**output, encoder_mlm_sum=self._nats(self.encoder_mlm_head(chosen_CH), masked_labels))
+
+    def _nats(self, hidden_CH: Tensor, labels_C: Tensor) -> Tensor:
+        bias_V = self.encoder_mlm_head.bias
+        weight_VH = self.model.get_input_embeddings().weight
+        if labels_C.numel() == 0:
+            # A batch without masked tokens still gives every parameter its gradient: ZeRO waits for all of them.
+            return (hidden_CH.sum() + bias_V.sum() * 0 + weight_VH.sum() * 0).float()
+        return cross_entropy_sum(hidden_CH, weight_VH, bias_V, labels_C, blank=self.config.blank_token_id).loss
+
+
+def without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the model itself."""
+    return {name: weight for name, weight in weights.items() if not name.startswith(_PREFIX)}
+
+
 AutoModel.register(BnbConfig, BnbModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(BnbConfig, BnbForConditionalGeneration, exist_ok=True)

@@ -9,14 +9,24 @@ from pathlib import Path
 from bnb_ds.errors import ConfigError
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Add ``bench`` to the commands of ``prep``."""
-    _add(commands, "bench")
-
-
-def add_subject(subjects: argparse._SubParsersAction) -> None:
-    """Add ``prep`` to the subjects of ``bnb-ds bench``, which finds this through an entry point."""
-    _add(subjects, "prep")
+def add_arguments(bench: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds bench prep``."""
+    bench.add_argument("--input", type=Path, nargs="+", metavar="PATH", help=".parquet files of text: the whole job")
+    bench.add_argument("--parse", type=Path, nargs="+", metavar="FILE", help="PubMed XML: parsing alone")
+    bench.add_argument("--tokenizer", type=Path, help="BertTokenizerFast directory")
+    bench.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="processes; several are run in turn (default: 1)",
+    )
+    bench.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)")
+    bench.add_argument(
+        "--contenders", nargs="+", metavar="NAME", help="ratios are against the first (default: all that are installed)"
+    )
+    bench.set_defaults(run=run_bench)
 
 
 def run_bench(args: argparse.Namespace) -> None:
@@ -39,23 +49,3 @@ def run_bench(args: argparse.Namespace) -> None:
         lines = bench(args.input, args.tokenizer, workers=args.workers, rounds=args.rounds, contenders=contenders)
     for line in lines:
         print(line, flush=True)
-
-
-def _add(commands: argparse._SubParsersAction, name: str) -> None:
-    bench = commands.add_parser(name, help="time the whole job beside datasets.map, or parsing beside pubmed_parser")
-    bench.add_argument("--input", type=Path, nargs="+", metavar="PATH", help=".parquet files of text: the whole job")
-    bench.add_argument("--parse", type=Path, nargs="+", metavar="FILE", help="PubMed XML: parsing alone")
-    bench.add_argument("--tokenizer", type=Path, help="BertTokenizerFast directory")
-    bench.add_argument(
-        "--workers",
-        type=int,
-        nargs="+",
-        default=[1],
-        metavar="N",
-        help="processes; several are run in turn (default: 1)",
-    )
-    bench.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each (default: %(default)s)")
-    bench.add_argument(
-        "--contenders", nargs="+", metavar="NAME", help="ratios are against the first (default: all that are installed)"
-    )
-    bench.set_defaults(run=run_bench)

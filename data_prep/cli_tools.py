@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.shards.reader import SPLITS, TokenShards, read_manifest
+from bnb_ds.shards.manifest import SPLITS
+from bnb_ds.shards.reader import TokenShards, read_manifest
 
 DAMAGED = 1  # exit code
 

@@ -114,6 +114,10 @@ def _serve() -> None:
     import torch.utils.tensorboard  # noqa: F401
     from transformers import BertTokenizerFast  # noqa: F401
 
+    import bnb_ds.cli
+    import bnb_ds.finetune.run
+    import bnb_ds.pretrain.run  # noqa: F401
+
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     print(json.dumps(["ready"]), flush=True)
     for line in sys.stdin:

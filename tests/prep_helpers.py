@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+from bnb_ds.common.arguments import CommandParser
 from data_prep.cli import add_commands
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # As `bnb-ds` does it, but without the import of the model, which tests that start many processes cannot wait for.
 _MAIN = """
-import argparse, sys
+import sys
+from bnb_ds.common.arguments import CommandParser
 from bnb_ds.errors import run_reporting_errors
 from data_prep.cli import add_commands
-parser = argparse.ArgumentParser(prog="bnb-ds")
+parser = CommandParser(prog="bnb-ds")
 add_commands(parser.add_subparsers(required=True))
 args = parser.parse_args(sys.argv[1:])
 sys.exit(run_reporting_errors("bnb-ds", lambda: args.run(args)))
@@ -26,7 +27,7 @@ sys.exit(run_reporting_errors("bnb-ds", lambda: args.run(args)))
 
 def prep(*arguments: str | Path) -> int | None:
     """Run `bnb-ds prep ARGUMENTS` in this process."""
-    parser = argparse.ArgumentParser(prog="bnb-ds")
+    parser = CommandParser(prog="bnb-ds")
     add_commands(parser.add_subparsers(required=True))
     args = parser.parse_args(["prep", *map(str, arguments)])
     return args.run(args)

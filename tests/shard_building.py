@@ -10,7 +10,8 @@ from transformers import BertTokenizerFast
 
 from bnb_ds.data.tokenization import DocumentEncoder, describe_tokenizer
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.shards.reader import DEFAULT_TOKENS_PER_SHARD, Manifest, ShardWriter
+from bnb_ds.shards.manifest import Manifest
+from bnb_ds.shards.writer import DEFAULT_TOKENS_PER_SHARD, ShardWriter
 from data_prep.sources.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE, Document, batched, is_held_out
 
 # A batch is what the tokenizer works on at once; its encodings take about a hundred bytes per token.

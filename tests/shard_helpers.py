@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bnb_ds.shards.manifest import TokenizerInfo
-from bnb_ds.shards.reader import ShardWriter
+from bnb_ds.shards.writer import ShardWriter
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 

@@ -35,8 +35,8 @@ from bnb_ds.baselines.settings import (
     Seq2SeqSection,
     TransformerSection,
 )
+from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
-from bnb_ds.model.from_bert import checkpoint_errors
 
 #: of a bert2bert's configuration: the decoder's weights are the encoder's own
 SHARED_HALVES = "shared_halves"

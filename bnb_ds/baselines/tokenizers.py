@@ -7,10 +7,9 @@ from pathlib import Path
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
+from bnb_ds.common.hub import checkpoint_errors, tokenizer_directory
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import DataError
-from bnb_ds.model.from_bert import checkpoint_errors
-from bnb_ds.model_factory import tokenizer_directory
 
 #: Radford et al., 2018, figure 1: start, delimiter, and extract, whose last hidden state is classified
 _GPT_TOKENS = {"cls_token": "_start_", "sep_token": "_delimiter_", "eos_token": "_classify_", "pad_token": "_pad_"}

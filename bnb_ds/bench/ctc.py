@@ -186,9 +186,8 @@ def table(results: list[dict[str, Any]]) -> str:
     return markdown_table((*names, "memory: 1/reference, 1/torch"), rows)
 
 
-def add_command(subjects: argparse._SubParsersAction) -> None:
-    """Add ``bench ctc``."""
-    command = subjects.add_parser("ctc", help="the fused CTC head: speed and peak memory of forward and backward")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bench ctc``."""
     command.add_argument(
         "--shape",
         type=Shape.parse,

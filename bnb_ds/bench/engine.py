@@ -25,8 +25,9 @@ from bnb_ds.common.markdown import markdown_table
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.distributed import ranks
+from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
-from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.train.engine import build_engine, parameter_groups, take_step
 from bnb_ds.train.fused import choose_optimizer
 
@@ -212,9 +213,8 @@ def table(results: list[dict[str, float | str]]) -> str:
     return markdown_table(("ZeRO", "bare loop s", "engine s", "ratio", *PARTS), rows)
 
 
-def add_command(subjects: argparse._SubParsersAction) -> None:
-    """Add ``bench engine``."""
-    command = subjects.add_parser("engine", help="DeepSpeed's share of a training step, against a bare loop")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bench engine``."""
     command.add_argument("--size", choices=("tiny", "base", "large"), default="base", help="default %(default)s")
     command.add_argument("--stage", type=int, choices=(0, 1, 2, 3), action="append", help="ZeRO (default: 0 and 1)")
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast in both ways")

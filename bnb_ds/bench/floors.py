@@ -75,9 +75,8 @@ def _rows(files: tuple[Path, Path]) -> list[dict[str, str]]:
     return rows
 
 
-def add_command(subjects: argparse._SubParsersAction) -> None:
-    """Add ``bench floors``."""
-    command = subjects.add_parser("floors", help="BLEU of copying the source and of word-for-word translation")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bench floors``."""
     for name in ("train", "test"):
         command.add_argument(f"--{name}", type=Path, nargs=2, required=True, metavar=("SOURCE", "TARGET"))
     command.add_argument("--rounds", type=positive, default=5, help="of the dictionary's EM (default %(default)s)")

@@ -30,7 +30,7 @@ from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.sequences import Building
 from bnb_ds.data.tokenization import continuation_pieces
 from bnb_ds.errors import ConfigError
-from bnb_ds.modeling import BnbConfig
+from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.shards.reader import TokenShards
 
 MAX_LENGTH, MICRO_BATCH, ACCUMULATION = 512, 64, 16
@@ -178,9 +178,8 @@ def table(figures: dict[str, Any]) -> str:
     return f"{speed}\n\n{index}"
 
 
-def add_command(subjects: argparse._SubParsersAction) -> None:
-    """Add ``bench loader``."""
-    command = subjects.add_parser("loader", help="samples, noise and batches: speed, memory and the first batch")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bench loader``."""
     command.add_argument(
         "--documents", type=positive, default=10_000_000, help="of the large corpus (default %(default)s)"
     )

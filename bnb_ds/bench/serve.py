@@ -155,9 +155,8 @@ def table(results: dict[str, dict[str, float]], max_wait_ms: int) -> str:
     return f"{shown}\np95 under load, less the batching wait of {max_wait_ms} ms: {ratio:.2f} times p50 alone"
 
 
-def add_command(subjects: argparse._SubParsersAction) -> None:
-    """Add ``bench serve``."""
-    command = subjects.add_parser("serve", help="the service under many clients beside one client alone")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bench serve``."""
     command.add_argument("model", type=Path, help="an exported model")
     command.add_argument("--data", type=Path, required=True, help="texts: SQuAD JSON, JSON lines or lines, also .gz")
     command.add_argument("--num-sources", type=positive, default=200, help="texts taken (default %(default)s)")

@@ -26,7 +26,8 @@ from bnb_ds.common.arguments import positive
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.randomness import permuted
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 
 WAYS = ("ours", "padded")
@@ -197,9 +198,8 @@ def table(result: dict[str, Any]) -> str:
     return markdown_table(("", "ours", "padded", "ours against padded"), rows)
 
 
-def add_command(subjects: argparse._SubParsersAction) -> None:
-    """Add ``bench train``."""
-    command = subjects.add_parser("train", help="one optimisation step: unpadded with the fused loss beside padded")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bench train``."""
     command.add_argument("--shards", type=Path, required=True, help="a shard directory; its lengths are those measured")
     command.add_argument("--size", choices=SIZES, default="mid", help="of the model (default %(default)s)")
     command.add_argument("--batch-size", type=positive, default=8, help="sequences of a step (default %(default)s)")

@@ -1,4 +1,4 @@
-"""DOC."""
+"""The command ``bnb-ds check``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from bnb_ds.common.arguments import positive
 from bnb_ds.errors import EXIT_USER_ERROR
 
 
-def _add_check(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("check", help="check all of a launch without its machines")
+def add_check(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds check``."""
     command.add_argument("recipe", help="YAML file; shipped ones are under runs/recipes/")
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="as for runs/pretrain.py")
     command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")

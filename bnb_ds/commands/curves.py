@@ -1,4 +1,4 @@
-"""DOC."""
+"""The command ``bnb-ds curves``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.train.curves import plot, table
 
 
-def add_curves(commands: argparse._SubParsersAction) -> None:
-    """Add ``curves``."""
-    command = commands.add_parser("curves", help="what runs logged: first and last values, or a picture")
+def add_curves(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds curves``."""
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output directory of a run")
     command.add_argument("--png", type=Path, metavar="FILE", help="draw the runs into one new file")
     command.add_argument(

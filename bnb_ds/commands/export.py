@@ -1,4 +1,4 @@
-"""DOC."""
+"""The commands ``bnb-ds export`` and ``bnb-ds import-reference``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import DECODER_LENGTH_POLICIES
 
 
-def _add_export(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("export", help="write a checkpoint as a Hugging Face directory")
+def add_export(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds export``."""
     command.add_argument("checkpoint", type=Path, help="a run's output_dir (its newest checkpoint) or one checkpoint")
     command.add_argument("output", type=Path, help="a new directory")
     command.add_argument("--encoder", action="store_true", help="only the encoder, as a plain BERT model")
@@ -25,10 +25,8 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_export)
 
 
-def _add_import_reference(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "import-reference", help="convert a model saved by the reference implementation of the paper"
-    )
+def add_import_reference(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds import-reference``."""
     command.add_argument("source", type=Path, help="a directory that its save_pretrained wrote")
     command.add_argument("output", type=Path, help="a new directory")
     command.add_argument("--tokenizer", type=Path, help="directory or vocab.txt (default: the one beside the weights)")
@@ -52,7 +50,7 @@ def _export(args: argparse.Namespace) -> None:
         return
     if args.dtype != "fp32":
         raise ConfigError("--dtype int8 is for --format onnx; other precisions are chosen when the model is used")
-    from bnb_ds.export.pretrained import export
+    from bnb_ds.export.from_run import export
 
     found, notes = export(args.checkpoint, args.output, encoder_only=args.encoder)
     for note in notes:

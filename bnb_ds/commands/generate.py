@@ -13,9 +13,8 @@ from bnb_ds.errors import ConfigError
 _FLAGS_OF_SHARING = ("--processes",)
 
 
-def add_generate(commands: argparse._SubParsersAction) -> None:
-    """Add ``generate``."""
-    command = commands.add_parser("generate", help="read lines, write one generated line for each")
+def add_generate(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds generate``."""
     command.add_argument("model", type=Path, help="an exported model, or one exported with --format onnx")
     command.add_argument("--input", required=True, help="a text file, or - for standard input")
     command.add_argument("--output", required=True, help="a text file, or - for standard output")
@@ -34,9 +33,8 @@ def add_generate(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_generate)
 
 
-def add_serve(commands: argparse._SubParsersAction) -> None:
-    """Add ``serve``."""
-    command = commands.add_parser("serve", help="answer HTTP requests with one model")
+def add_serve(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds serve``."""
     command.add_argument("model", type=Path, help="an exported model, or one exported with --format onnx")
     command.add_argument("--host", default="127.0.0.1", help="default %(default)s: only this machine")
     command.add_argument("--port", type=natural, default=8000, help="0: a free one (default %(default)s)")
@@ -163,8 +161,8 @@ def _without_sharing(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("reconstruct", help="mask words of held-out documents and show what a model restores")
+def add_reconstruct(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds reconstruct``."""
     command.add_argument("model", type=Path, help="an exported model")
     command.add_argument("--shards", type=Path, required=True, help="a shard directory made with the model's tokenizer")
     command.add_argument("--num", type=positive, default=4, help="documents (default %(default)s)")
@@ -175,7 +173,7 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
-    from bnb_ds.generate.lines import reconstructions
+    from bnb_ds.generate.reconstruct import reconstructions
 
     shown = reconstructions(
         args.model,

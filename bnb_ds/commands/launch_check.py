@@ -18,8 +18,7 @@ from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe, recipe_values
 from bnb_ds.config.recipe import PretrainRecipe, TrainingRecipe
 from bnb_ds.errors import BnbError, ConfigError, DataError
-from bnb_ds.finetune.recipe import FinetuneRecipe
-from bnb_ds.finetune.run import (
+from bnb_ds.finetune.plan import (
     FinetunePlan,
     count_parameters,
     describe_plan,
@@ -27,6 +26,7 @@ from bnb_ds.finetune.run import (
     run_directory,
     tokenise_splits,
 )
+from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.model_factory import model_config
 from bnb_ds.pretrain.plan import Plan, model_class, open_shards
 from bnb_ds.train import estimates

@@ -1,4 +1,4 @@
-"""Commands of downstream tasks: ``bnb-ds evaluate``, ``bnb-ds compare``, ``bnb-ds glue``."""
+"""The commands of downstream tasks: ``bnb-ds evaluate``, ``compare``, ``glue``, ``distill`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,8 @@ from pathlib import Path
 from bnb_ds.common.arguments import add_overrides, positive
 
 
-def add_task_commands(commands: argparse._SubParsersAction) -> None:
-    """Add them to the parser of ``bnb-ds``."""
-    _add_evaluate(commands)
-    _add_compare(commands)
-    _add_glue(commands)
-    _add_distill(commands)
-    _add_reproduce(commands)
-
-
-def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("evaluate", help="outputs and scores of a model on one split of a task")
+def add_evaluate(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds evaluate``."""
     command.add_argument(
         "models", nargs="+", type=Path, metavar="MODEL", help="a run of runs/finetune.py, or an export"
     )
@@ -31,8 +22,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_evaluate)
 
 
-def _add_compare(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("compare", help="paired bootstrap between two evaluations of one split")
+def add_compare(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds compare``."""
     command.add_argument("first", type=Path, help="directory that `bnb-ds evaluate` wrote")
     command.add_argument("second", type=Path, help="another one, of the same data")
     command.add_argument("--score", help="default: the task's main score")
@@ -41,8 +32,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_compare)
 
 
-def _add_glue(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("glue", help="fine-tune on several tasks with several seeds, and write the table")
+def add_glue(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds glue``."""
     command.add_argument("recipes", nargs="+", help="one for each task: runs/recipes/finetune/glue/*.yaml")
     command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
     command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default %(default)s")
@@ -101,8 +92,8 @@ def _glue(args: argparse.Namespace) -> None:
     print(table, end="")
 
 
-def _add_distill(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("distill", help="a training set whose targets an autoregressive teacher writes")
+def add_distill(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds distill``."""
     command.add_argument("teacher", type=Path, help="a run of runs/finetune.py, or an export")
     command.add_argument("--output", type=Path, required=True, help="JSON-lines file, for data.train of a recipe")
     command.add_argument("--task", help="default: what the teacher was fine-tuned for")
@@ -120,8 +111,8 @@ def _add_distill(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_distill)
 
 
-def _add_reproduce(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("reproduce", help="the rows of the paper's tables: commands, needs, numbers")
+def add_reproduce(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds reproduce``."""
     command.add_argument("--list", action="store_true", required=True, help="print the rows")
     command.add_argument("--table", type=int, choices=(1, 2, 3, 4), help="only that table")
     command.add_argument(

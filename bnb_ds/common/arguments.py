@@ -3,6 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command that adds its arguments when it is chosen, so that the imports of all others cost nothing.
+
+    Args:
+        arguments: ``MODULE:FUNCTION`` that adds the arguments to this parser; None: the caller adds them.
+    """
+
+    def __init__(self, *args: Any, arguments: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._arguments = arguments
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse, once the arguments are there."""
+        if self._arguments is not None:
+            module, _, function = self._arguments.partition(":")
+            self._arguments = None
+            getattr(importlib.import_module(module), function)(self)
+        return super().parse_known_args(args, namespace)
 
 
 def add_overrides(command: argparse.ArgumentParser, help_text: str, metavar: str = "data.KEY=VALUE") -> None:

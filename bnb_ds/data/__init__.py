@@ -1,1 +1,4 @@
-"""data."""
+"""From shards to batches: tokenizers, sequences, corruption, samples, batches, loader.
+
+Face: `batch.PackedBatch`, `loader.StepLoader`, `samples.PretrainSamples`, `tokenization.load_tokenizer`.
+"""

@@ -9,7 +9,8 @@ from bnb_ds.common.randomness import hash64
 from bnb_ds.data.batch import PackedBatch, count_repeats
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.sequences import SPECIALS, Building, Pieces, make_index
-from bnb_ds.modeling import BnbConfig, decoder_lengths
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.shards.reader import TokenShards
 
 

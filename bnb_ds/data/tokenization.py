@@ -13,8 +13,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -243,3 +244,24 @@ def _check(tokenizer: BertTokenizerFast, path: Path) -> None:
             f"{path}: lowercases text although its vocabulary is cased; "
             'set "do_lower_case": false in tokenizer_config.json (and "lowercase" in tokenizer.json)'
         )
+
+
+class Vocabulary(Protocol):
+    """What a model must know of a tokenizer; a shard directory has it too."""
+
+    vocab_size: int
+    special_ids: dict[str, int]
+    tokenizer_hash: str
+
+
+@dataclass(frozen=True)
+class TokenizerVocabulary:
+    """The same of a tokenizer itself."""
+
+    vocab_size: int
+    special_ids: dict[str, int]
+    tokenizer_hash: str
+
+    @classmethod
+    def of(cls, tokenizer: BertTokenizerFast) -> TokenizerVocabulary:
+        return cls(vocabulary_size(tokenizer), special_ids(tokenizer), tokenizer_hash(tokenizer))

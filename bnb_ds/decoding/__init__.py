@@ -1,1 +1,9 @@
-"""decoding."""
+"""From the network's output to token ids: greedy, prefix beam, length beam.
+
+Face: `DecodeOptions`, `GenerateOutput`, `generate`, `generate_rows`.
+"""
+
+from bnb_ds.decoding.decode import GenerateOutput, generate, generate_rows
+from bnb_ds.decoding.options import DecodeOptions
+
+__all__ = ["DecodeOptions", "GenerateOutput", "generate", "generate_rows"]

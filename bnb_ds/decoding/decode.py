@@ -12,22 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout
-from bnb_ds.ctc.loss import collapse, linear_argmax, linear_best
+from bnb_ds.ctc.greedy import collapse, linear_argmax, linear_best
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import Slots, ctc_score, refine
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.network import BnbLMHeadModel, Encoded
 from bnb_ds.model.slots import open_slots
-
-if TYPE_CHECKING:
-    from bnb_ds.modeling import BnbForConditionalGeneration, Encoded
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Decoded:
 
 @torch.inference_mode()
 def generate(
-    model: BnbForConditionalGeneration,
+    model: BnbLMHeadModel,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
@@ -109,7 +107,7 @@ def generate(
 
 @torch.inference_mode()
 def generate_rows(
-    model: BnbForConditionalGeneration,
+    model: BnbLMHeadModel,
     rows: Sequence[Sequence[int]],
     options: DecodeOptions,
     *,
@@ -144,13 +142,13 @@ def generate_rows(
 
 
 def decode_batch(
-    model: BnbForConditionalGeneration, inputs: PackedInputs, options: DecodeOptions, *, with_scores: bool = False
+    model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions, *, with_scores: bool = False
 ) -> Decoded:
     """Decode one batch, whatever its size; options are checked already. Call it in inference mode."""
     if model.config.decoder_length == "predicted":
         decoded = _decode_lengths(model, inputs, options)
         return decoded if with_scores else replace(decoded, scores=None)
-    outputs = model.model(None, packed=inputs)
+    outputs = model.model.run(inputs)
     hidden_TH = model.lm_head(outputs.last_hidden_state)
     slots = Slots(hidden_TH, _head(model), _bias(model, options), outputs.decoder_layout, model.config.blank_token_id)
     if options.beam_size == 1:
@@ -183,7 +181,7 @@ def greedy_rows(best_T: Tensor, lengths_B: Tensor, config: BnbConfig) -> list[Te
     return [row[:length] for row, length in zip(ids_BT.cpu(), written_B.tolist(), strict=True)]
 
 
-def _decode_lengths(model: BnbForConditionalGeneration, inputs: PackedInputs, options: DecodeOptions) -> Decoded:
+def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions) -> Decoded:
     """The best of several lengths for each source; all of them are one batch of the decoder."""
     encoded = model.model.encode(inputs)
     longest = options.max_length
@@ -225,11 +223,11 @@ def _repeat(encoded: Encoded, times: int) -> Encoded:
     )
 
 
-def _head(model: BnbForConditionalGeneration) -> Tensor:
+def _head(model: BnbLMHeadModel) -> Tensor:
     return model.get_output_embeddings().weight
 
 
-def _bias(model: BnbForConditionalGeneration, options: DecodeOptions) -> Tensor:
+def _bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:
     """The head's bias; bad words of one token are switched off."""
     bias_V = model.lm_head.bias
     if not options.banned_tokens:
@@ -274,7 +272,7 @@ def _joined(parts: list[Decoded], order: list[int], pad: int) -> GenerateOutput:
     )
 
 
-def _inputs_of_rows(model: BnbForConditionalGeneration, rows: Sequence[Sequence[int]]) -> PackedInputs:
+def _inputs_of_rows(model: BnbLMHeadModel, rows: Sequence[Sequence[int]]) -> PackedInputs:
     device = model.device
     if model.config.decoder_length == "padded":
         width = model.config.encoder.max_position_embeddings

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.model.configuration import BnbConfig
-
-if TYPE_CHECKING:
-    from bnb_ds.decoding.ngram_lm import NgramLm
 
 #: prefixes kept where a constraint needs a search and ``beam_size`` asks for none
 CONSTRAINT_BEAM = 8

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.ctc.loss import collapse, linear_best
+from bnb_ds.ctc.greedy import collapse, linear_best
 from bnb_ds.decoding.beam import keeps_limits, search
 from bnb_ds.decoding.emissions import ctc_log_probs, linear_emissions
 from bnb_ds.decoding.ngram_lm import LmScores

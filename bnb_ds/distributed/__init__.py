@@ -1,1 +1,8 @@
-"""distributed."""
+"""Many processes as one job: ranks and sums, requests to stop, noticing a rank that dies or hangs.
+
+Face: `barrier`, `init`, `is_main`, `local_rank`, `rank`, `world_size`.
+"""
+
+from bnb_ds.distributed.ranks import barrier, init, is_main, local_rank, rank, world_size
+
+__all__ = ["barrier", "init", "is_main", "local_rank", "rank", "world_size"]

@@ -16,19 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from bnb_ds import __version__
 from bnb_ds.common.files import disk_errors, write_atomic
-from bnb_ds.config.loading import load_section
-from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.errors import ConfigError
 from bnb_ds.evaluate.scoring import DECIMALS
 from bnb_ds.evaluate.split import Results, evaluate_split
-from bnb_ds.export.finetuned import RECIPE_FILE, best_model
-from bnb_ds.systems import TASK_FILE, System, load_system, system_class
-from bnb_ds.tasks import Task, get_task
-from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.tokenised import Lengths, Tokenised, tokenise
+from bnb_ds.systems.base import System
+from bnb_ds.systems.model_dir import best_model, system_and_data
+from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.task import Task
+from bnb_ds.tasks.tokenised import Tokenised, tokenise
+from bnb_ds.version import __version__
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 REFERENCES_FILE = "references.txt"
@@ -98,37 +96,6 @@ def best_of_evaluations(evaluations: dict[Path, Evaluation]) -> Path:
         )
     name = get_task(tasks.pop()).main_score
     return max(evaluations, key=lambda model: evaluations[model].scores[name])
-
-
-def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]) -> tuple[System, TaskDataSection]:
-    """The system of a model directory, and the data it is to read; arguments as `evaluate_model`."""
-    recipe = model / RECIPE_FILE
-    saved = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"] if recipe.is_file() else {}
-    if task_name is not None and not (model / TASK_FILE).is_file():
-        return _untuned(model, get_task(task_name), load_section(saved, overrides, "data", TaskDataSection))
-    system = load_system(model)
-    if task_name is not None and task_name != system.task.name:
-        # Other data for the same model: what its columns are called is another matter too.
-        task, saved = get_task(task_name), {}
-        if (task.kind, task.labels) != (system.task.kind, system.task.labels):
-            raise ConfigError(f"--task {task_name}: {model} was fine-tuned for {system.task.name}; give that")
-        system.task = task
-    own = {"max_source_length": system.lengths.source, "max_target_length": system.lengths.target}
-    data = load_section({**saved, **own}, overrides, "data", TaskDataSection)
-    system.lengths = Lengths.of(system.task, data)
-    return system, data
-
-
-def _untuned(model: Path, task: Task, data: TaskDataSection) -> tuple[System, TaskDataSection]:
-    """A model that was pre-trained only."""
-    try:
-        kind = json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{model}: no model directory ({error}); give what `bnb-ds export` wrote") from None
-    if not task.is_generation:
-        raise CheckpointError(f"{model}: was not fine-tuned, and has no head for {task.name}; run runs/finetune.py")
-    chosen = system_class(kind, task)
-    return chosen(task, Lengths.of(task, data), chosen.load_codec(model)), data
 
 
 def _write(system: System, rows: Tokenised, split: str, results: Results, directory: Path) -> Evaluation:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnb_ds.errors import DataError
-from bnb_ds.tasks import get_task
+from bnb_ds.tasks.registry import get_task
 
 NOT_ON_RECORD = "not on record here"
 

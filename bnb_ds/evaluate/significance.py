@@ -16,7 +16,8 @@ import numpy as np
 from bnb_ds.errors import ConfigError, DataError, nearest
 from bnb_ds.evaluate.model import PREDICTIONS_FILE, REFERENCES_FILE, RESULTS_FILE
 from bnb_ds.evaluate.scoring import bleu_metric, rouge_scorer, score_labels
-from bnb_ds.tasks import Task, get_task
+from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.task import Task
 
 #: score of a drawn corpus: int [N] rows -> value
 Score = Callable[[np.ndarray], float]

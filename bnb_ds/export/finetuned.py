@@ -10,12 +10,7 @@ from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import new_directory
 from bnb_ds.errors import CheckpointError
 from bnb_ds.export.model_card import read_history, versions_and_recipe
-from bnb_ds.systems import TASK_FILE, load_system
-
-#: directory of a run that holds its best model
-BEST = "best"
-#: the recipe that a model was fine-tuned with, in its directory
-RECIPE_FILE = "recipe.yaml"
+from bnb_ds.systems.model_dir import BEST, RECIPE_FILE, load_system
 
 
 def export_best(run: Path) -> str:
@@ -30,12 +25,6 @@ def export_best(run: Path) -> str:
         shutil.rmtree(output)
     export_task_model(run, found, output)
     return f"best         {found.name} -> {output}; score it with: bnb-ds evaluate {output} --split SPLIT"
-
-
-def best_model(path: Path) -> Path:
-    """The best model of a run that is over; any other directory is taken for a model itself."""
-    best = path / BEST
-    return best if (best / TASK_FILE).is_file() else path
 
 
 def best_of(run: Path) -> Path:

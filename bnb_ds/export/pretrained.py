@@ -1,4 +1,4 @@
-"""From a DeepSpeed checkpoint to a Hugging Face directory that needs nothing of the run."""
+"""From a checkpoint of a pre-training run to a Hugging Face directory that needs nothing of the run."""
 
 from __future__ import annotations
 
@@ -6,43 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from bnb_ds.checkpoint import store
-from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
-from bnb_ds.encoder_mlm import without_head
-from bnb_ds.errors import CheckpointError, ConfigError
-from bnb_ds.export.finetuned import best_of, export_task_model
+from bnb_ds.errors import CheckpointError
 from bnb_ds.export.model_card import read_history, versions_and_recipe
 from bnb_ds.model.classification import encoder_of
-from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
-from bnb_ds.systems import TASK_FILE
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.modeling import BnbForConditionalGeneration, without_head
 
 
-def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[Path, list[str]]:
-    """Write an exported model.
-
-    Args:
-        source: a run's output directory (its newest checkpoint; of fine-tuning its best), or one checkpoint.
-        output: a directory that does not exist yet, or is empty.
-        encoder_only: write the encoder alone, as a `transformers.BertModel`.
-
-    Returns:
-        The checkpoint that was exported and lines worth telling the user.
+def export_pretrained_model(run: Path, found: Path, output: Path, *, encoder_only: bool) -> None:
+    """Write one checkpoint of a pre-training run as a model directory.
 
     Raises:
-        CheckpointError: no whole checkpoint.
-        ConfigError: ``encoder_only`` of a fine-tuned model.
+        CheckpointError: the run's files or the checkpoint's cannot be read.
         DataError: ``output`` exists already.
     """
-    found, notes = locate_checkpoint(source)
-    run = run_of(found)
-    if (run / "model" / TASK_FILE).is_file():
-        if encoder_only:
-            raise ConfigError(f"--encoder: {run} is a fine-tuned model; export the run it started from")
-        found = best_of(run) if source.resolve() == run.resolve() else found
-        export_task_model(run, found, output)
-        return found, notes
     if not (run / "model" / "config.json").is_file():
         raise CheckpointError(f"{run}: has no model/config.json; restore it from a copy of the run")
     model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
@@ -52,7 +32,6 @@ def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[P
         (encoder_of(model).to_bert() if encoder_only else model).save_pretrained(directory)
         save_tokenizer(tokenizer, directory)
         (directory / "README.md").write_text(card, encoding="utf-8")
-    return found, notes
 
 
 _USE_MODEL = """import bnb_ds

@@ -1,1 +1,4 @@
-"""finetune."""
+"""The fine-tuning run: recipe, plan, run, GLUE sweep, distillation.
+
+Face: `main.main`, `plan.make_finetune_plan`, `run.finetune`.
+"""

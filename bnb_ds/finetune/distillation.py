@@ -19,9 +19,8 @@ import torch
 from bnb_ds.common.files import sha256_file
 from bnb_ds.common.line_files import ResumableOutput, refuse_no_such_share, share_path
 from bnb_ds.errors import ConfigError
-from bnb_ds.evaluate.model import system_and_data
-from bnb_ds.export.finetuned import best_model
 from bnb_ds.systems.baselines import AutoregressiveSystem
+from bnb_ds.systems.model_dir import best_model, system_and_data
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import Example, read_examples
 from bnb_ds.tasks.tokenised import cached_directory

@@ -15,10 +15,10 @@ from bnb_ds.common.markdown import markdown_table
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import evaluate_model
-from bnb_ds.export.finetuned import BEST
 from bnb_ds.finetune.recipe import FinetuneRecipe
-from bnb_ds.systems import TASK_FILE
-from bnb_ds.tasks import get_task
+from bnb_ds.systems.base import TASK_FILE
+from bnb_ds.systems.model_dir import BEST
+from bnb_ds.tasks.registry import get_task
 
 TABLE_FILE = "glue.md"
 _CORRELATIONS = ("matthews_correlation", "pearson", "spearman")

@@ -8,9 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from bnb_ds.config.recipe import Section, TrainingRecipe
 from bnb_ds.errors import nearest
-from bnb_ds.systems import ModelChoice
-from bnb_ds.tasks import TASKS, Task
+from bnb_ds.systems.registry import ModelChoice
 from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.registry import TASKS
+from bnb_ds.tasks.task import Task
 
 
 class FinetuneIntervals(Section):

@@ -1,1 +1,4 @@
-"""generate."""
+"""Text in, text out: pipeline, engines, files of lines.
+
+Face: `pipeline.BnbPipeline`.
+"""

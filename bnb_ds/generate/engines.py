@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc.loss import collapse
+from bnb_ds.ctc.greedy import collapse
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.options import DecodeOptions

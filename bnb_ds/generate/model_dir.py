@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.from_bert import checkpoint_errors
-from bnb_ds.modeling import BnbForConditionalGeneration, decoder_lengths
+from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.modeling import BnbForConditionalGeneration
 
 ONNX_FILE = "model.onnx"
 _HASHED_BYTES = 1 << 20

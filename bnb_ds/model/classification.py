@@ -20,8 +20,8 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import read_bert, read_bert_config
 from bnb_ds.model.layers import BnbEncoder
+from bnb_ds.model.network import BnbLMHeadModel, BnbPreTrainedModel
 from bnb_ds.model.outputs import BnbClassifierOutput
-from bnb_ds.modeling import BnbForConditionalGeneration, BnbPreTrainedModel
 
 #: what is no part of the encoder in a saved sequence-to-sequence model
 _OTHER_PARTS = [r"^lm_head\.", r"^(model\.)?(latent|decoder|length_predictor|enc_to_dec_proj)\."]
@@ -79,7 +79,7 @@ class BnbEncoderModel(BnbPreTrainedModel):
         return bert.eval()
 
 
-def encoder_of(model: BnbForConditionalGeneration) -> BnbEncoderModel:
+def encoder_of(model: BnbLMHeadModel) -> BnbEncoderModel:
     """The encoder of a whole model as a model of its own, which shares its weights."""
     alone = BnbEncoderModel(model.config)
     alone.encoder = model.model.encoder

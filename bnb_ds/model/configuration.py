@@ -10,7 +10,7 @@ import copy
 import math
 from typing import Any, ClassVar
 
-from transformers import BertConfig, PreTrainedConfig
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from bnb_ds.errors import ConfigError
 
@@ -203,3 +203,6 @@ def _require_range(field: str, value: float, *, minimum: float, below: float | N
     if not (value >= minimum and (below is None or value < below)):
         bound = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
         raise ConfigError(f"{field} is {value}: give a value of {bound}")
+
+
+AutoConfig.register(BnbConfig.model_type, BnbConfig, exist_ok=True)

@@ -10,7 +10,6 @@ Shapes: B rows, L source columns, T slot columns, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,8 @@ from torch.nn import functional as F
 from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.network import BnbLMHeadModel
 from bnb_ds.model.slots import DecoderSlots, decoder_lengths
-
-if TYPE_CHECKING:
-    from bnb_ds.modeling import BnbForConditionalGeneration
 
 
 class RectangularBnb(nn.Module):
@@ -32,7 +29,7 @@ class RectangularBnb(nn.Module):
         ConfigError: the model has length classification, whose number of slots depends on values.
     """
 
-    def __init__(self, model: BnbForConditionalGeneration):
+    def __init__(self, model: BnbLMHeadModel):
         super().__init__()
         if model.config.decoder_length == "predicted":
             raise ConfigError(

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining, PreTrainedConfig
-from transformers.utils import logging
 
-from bnb_ds.errors import BnbError, CheckpointError, ConfigError, nearest
+from bnb_ds.common.hub import checkpoint_errors
+from bnb_ds.errors import CheckpointError, ConfigError, nearest
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.network import BnbLMHeadModel
 
-if TYPE_CHECKING:
-    from bnb_ds.modeling import BnbForConditionalGeneration
+M = TypeVar("M", bound=BnbLMHeadModel)
 
 HEAD = "cls.predictions."
 _POOLER = "bert.pooler.dense."
@@ -94,24 +92,6 @@ def _load(source: str | PathLike[str]) -> tuple[BertForPreTraining, set[str]]:
     return model, set(info["missing_keys"])
 
 
-@contextmanager
-def checkpoint_errors(source: str | PathLike[str], kind: str) -> Iterator[None]:
-    """Quiet reading of a checkpoint; whatever is wrong with it becomes a CheckpointError that names ``source``."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a missing head or a spare pooler is expected here, and handled
-    try:
-        yield
-    except BnbError:
-        raise
-    except Exception as error:  # transformers, safetensors, json and the hub raise many kinds; all mean the same here
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CheckpointError(
-            f"{source}: cannot be read as a {kind}: {reason.rstrip('.')}; restore it, or name another"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def config_from_bert(
     encoder: str | PathLike[str], decoder: str | PathLike[str] | None, overrides: dict[str, Any]
 ) -> BnbConfig:
@@ -141,18 +121,18 @@ def _set_positions(halves: dict[str, BertConfig], wanted: int, *, may_extend: bo
 
 
 def initialise_from_bert(
-    model_class: type[BnbForConditionalGeneration],
+    model_class: type[M],
     encoder: str | PathLike[str],
     decoder: str | PathLike[str] | None,
     overrides: dict[str, Any],
-) -> BnbForConditionalGeneration:
-    """See `BnbForConditionalGeneration.from_bert`."""
+) -> tuple[M, BertCheckpoint]:
+    """The model of `bnb_ds.modeling.BnbForConditionalGeneration.from_bert`, and the encoder's checkpoint as it was read."""
     model = model_class(config_from_bert(encoder, decoder, overrides))
     encoder_bert = read_bert(encoder)
     decoder_bert = encoder_bert if decoder is None else read_bert(decoder)
     model.model.encoder.load_state_dict(_with_positions(encoder_bert.body, model.config.encoder))
     _load_decoder(model, decoder_bert)
-    return model.eval()
+    return model.eval(), encoder_bert
 
 
 def _with_positions(body: dict[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
@@ -164,7 +144,7 @@ def _with_positions(body: dict[str, Tensor], config: BertConfig) -> dict[str, Te
     return {**body, _POSITIONS: positions, **{name: value for name, value in buffer.items() if name in body}}
 
 
-def _load_decoder(model: BnbForConditionalGeneration, bert: BertCheckpoint) -> None:
+def _load_decoder(model: BnbLMHeadModel, bert: BertCheckpoint) -> None:
     body = _with_positions(bert.body, model.config.decoder)
     new, unknown = model.model.decoder.load_state_dict(body, strict=False)
     assert not unknown, f"the decoder has no place for {unknown}"

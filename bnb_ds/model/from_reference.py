@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,9 +21,9 @@ from torch import Tensor
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import check_overrides
+from bnb_ds.model.network import BnbLMHeadModel
 
-if TYPE_CHECKING:
-    from bnb_ds.modeling import BnbForConditionalGeneration
+M = TypeVar("M", bound=BnbLMHeadModel)
 
 _HEAD = "decoder.cls.predictions."
 
@@ -45,10 +45,8 @@ _RENAMED = (
 )
 
 
-def load_reference(
-    model_class: type[BnbForConditionalGeneration], directory: str | PathLike[str], overrides: dict[str, Any]
-) -> BnbForConditionalGeneration:
-    """See `BnbForConditionalGeneration.from_reference`."""
+def load_reference(model_class: type[M], directory: str | PathLike[str], overrides: dict[str, Any]) -> M:
+    """See `bnb_ds.modeling.BnbForConditionalGeneration.from_reference`."""
     directory = Path(directory)
     model = model_class(reference_config(directory, overrides))
     path, weights = _read_weights(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,10 @@ from bnb_ds.config.recipe import ObjectiveSection, PretrainRecipe
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
-from bnb_ds.encoder_mlm import BnbForPretraining
 from bnb_ds.errors import DataError
+from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model_factory import model_config
-from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train import estimates
 
@@ -112,3 +113,31 @@ def describe_dry_run(plan: Plan) -> list[str]:
 def model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:
     """The class that has the heads an objective needs."""
     return BnbForPretraining if section.encoder_mlm_weight else BnbForConditionalGeneration
+
+
+def derived(plan: Plan, config: BnbConfig, num_parameters: int, num_samples: int, total_steps: int) -> Iterator[str]:
+    """Lines that say what a run will do."""
+    ds_config, data = plan.ds_config, plan.recipe.data
+    mean_length = plan.train_shards.num_tokens / num_samples + 2
+    yield f"model        {num_parameters / 1e6:.2f}M parameters, latent {config.latent_size}"
+    yield (
+        f"data         {len(plan.train_shards):,} training documents, {plan.train_shards.num_tokens:,} tokens,"
+        f" {num_samples:,} samples an epoch; {len(plan.heldout_shards):,} documents held out"
+    )
+    cut = f"{ds_config.micro_batch} x {ds_config.accumulation_steps} micro steps x {ds_config.world_size} ranks"
+    budget = plan.recipe.loader.micro_batch_tokens
+    if budget is not None:
+        cut = f"micro batches of at most {budget:,} tokens on {ds_config.world_size} ranks"
+    yield (
+        f"batch        {ds_config.global_batch} samples = {cut}; about"
+        f" {ds_config.global_batch * min(mean_length, data.max_length):,.0f} tokens a step"
+    )
+    steps_per_epoch = num_samples / ds_config.global_batch
+    yield f"steps        {total_steps:,} = {total_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,.1f} steps"
+    objective = plan.recipe.objective
+    mixture = ", ".join(
+        name if len(objective.mixture) == 1 else f"{weight:g} {name}" for name, weight in objective.mixture.items()
+    )
+    if objective.encoder_mlm_weight:
+        mixture += f", {objective.encoder_mlm_weight:g} encoder mlm"
+    yield f"objective    {mixture}, sequences {data.sequence} at {data.max_length} tokens"

@@ -12,14 +12,15 @@ from bnb_ds.config.recipe import ObjectiveSection
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
+from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model_factory import build_model
-from bnb_ds.modeling import BnbConfig
 from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
 from bnb_ds.pretrain.plan import Plan, model_class
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train import estimates
-from bnb_ds.train.job import Intervals, Job, Launch, Process, choose_resume, run_job, run_process
+from bnb_ds.train.job import Intervals, Job, Process, choose_resume, run_job, run_process
+from bnb_ds.train.launch import Launch
 from bnb_ds.train.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.train.tracking import Tracker
 

@@ -15,7 +15,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 
-from bnb_ds import __version__
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.pipeline import BnbPipeline
@@ -23,6 +22,7 @@ from bnb_ds.serve.batcher import Batcher, Overloaded
 from bnb_ds.serve.limits import BodyLimit
 from bnb_ds.serve.metrics import Metrics
 from bnb_ds.serve.schema import GenerateRequest, GenerateResponse, OutputItem, Problem, page
+from bnb_ds.version import __version__
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ import numpy as np
 from bnb_ds.common.files import sha256_file
 from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import (
-    FORMAT_VERSION,
     MANIFEST_NAME,
     OFFSET_DTYPE,
     REBUILD,
@@ -29,23 +28,9 @@ from bnb_ds.shards.manifest import (
     TOKENIZER_DIRECTORY,
     Manifest,
     ManifestShard,
-    TokenizerInfo,
     parse_manifest,
 )
 from bnb_ds.shards.pread import ShardReader
-from bnb_ds.shards.writer import DEFAULT_TOKENS_PER_SHARD, ShardWriter
-
-__all__ = [
-    "DEFAULT_TOKENS_PER_SHARD",
-    "FORMAT_VERSION",
-    "SPLITS",
-    "Manifest",
-    "ShardWriter",
-    "TokenShards",
-    "TokenizerInfo",
-    "read_manifest",
-]
-
 
 # Documents whose lengths are looked at together.
 _LENGTH_BLOCK = 1 << 18

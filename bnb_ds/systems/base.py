@@ -17,12 +17,12 @@ from torch import nn
 from transformers import AutoConfig
 
 from bnb_ds.common.files import write_atomic
+from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.config.recipe import Section
 from bnb_ds.data.batch import PackedBatch
-from bnb_ds.model.from_bert import checkpoint_errors
-from bnb_ds.tasks import Task
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths
 from bnb_ds.train.objectives import Objective, Reconstruction
 
@@ -46,7 +46,7 @@ class Prediction:
 class System(ABC):
     """A kind of model, for one task.
 
-    Subclasses are listed in `bnb_ds.systems.SYSTEMS` and their sections in `bnb_ds.systems.ModelChoice`.
+    Subclasses are listed in `bnb_ds.systems.SYSTEMS` and their sections in `bnb_ds.systems.registry.ModelChoice`.
 
     Args:
         task: what the model is for.

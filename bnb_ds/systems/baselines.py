@@ -21,9 +21,9 @@ from bnb_ds.baselines.settings import (
     TransformerSection,
 )
 from bnb_ds.baselines.tokenizers import read_tokenizer
+from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.errors import ConfigError
-from bnb_ds.model_factory import TARGET_TOKENIZER
 from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec, Frame
 from bnb_ds.tasks.data_section import TaskDataSection

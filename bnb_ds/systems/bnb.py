@@ -9,24 +9,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, tokenizer_directory
 from bnb_ds.config.recipe import ModelSection
 from bnb_ds.data.batch import PackedBatch, count_repeats
-from bnb_ds.data.tokenization import load_tokenizer
+from bnb_ds.data.tokenization import TokenizerVocabulary, load_tokenizer
 from bnb_ds.decoding.decode import greedy_rows
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import classification_flops, forward_flops
-from bnb_ds.model.from_bert import checkpoint_errors, read_bert_config
+from bnb_ds.model.from_bert import read_bert_config
 from bnb_ds.model.slots import decoder_lengths
-from bnb_ds.model_factory import (
-    DROPOUT_NAMES,
-    TARGET_TOKENIZER,
-    TokenizerVocabulary,
-    build_model,
-    model_config,
-    tokenizer_directory,
-)
+from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec

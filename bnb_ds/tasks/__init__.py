@@ -1,23 +1,9 @@
-"""Downstream tasks, one short declaration each."""
+"""Downstream tasks: declarations, rows, examples, token ids.
 
-from __future__ import annotations
+Face: `TASKS`, `HubData`, `Task`, `get_task`.
+"""
 
-from bnb_ds.errors import ConfigError, nearest
-from bnb_ds.tasks.glue_tasks import GLUE
+from bnb_ds.tasks.registry import TASKS, get_task
 from bnb_ds.tasks.task import HubData, Task
-from bnb_ds.tasks.text_tasks import GENERATION
 
-TASKS: dict[str, Task] = {task.name: task for task in (*GLUE, *GENERATION)}
-
-__all__ = ["GLUE", "TASKS", "HubData", "Task", "get_task"]
-
-
-def get_task(name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in TASKS:
-        raise ConfigError(f"task {name!r}: no such task; {nearest(name, TASKS)}")
-    return TASKS[name]
+__all__ = ["TASKS", "HubData", "Task", "get_task"]

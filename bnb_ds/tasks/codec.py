@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError
-from bnb_ds.model_factory import TARGET_TOKENIZER
 
 
 @dataclass(frozen=True)

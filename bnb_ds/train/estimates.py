@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
-
-if TYPE_CHECKING:
-    from bnb_ds.config.deepspeed import DsConfig
-    from bnb_ds.pretrain.plan import Plan
 
 _GIB = 2**30
 _CTC_CHUNK_BYTES = 2**28  # of bnb_ds.ctc.head on a GPU
@@ -21,34 +17,6 @@ _CTC_CHUNK_BYTES = 2**28  # of bnb_ds.ctc.head on a GPU
 def count_parameters(model: nn.Module) -> int:
     """Trainable parameters (those of a model on the meta device too)."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def derived(plan: Plan, config: BnbConfig, num_parameters: int, num_samples: int, total_steps: int) -> Iterator[str]:
-    """Lines that say what a run will do."""
-    ds_config, data = plan.ds_config, plan.recipe.data
-    mean_length = plan.train_shards.num_tokens / num_samples + 2
-    yield f"model        {num_parameters / 1e6:.2f}M parameters, latent {config.latent_size}"
-    yield (
-        f"data         {len(plan.train_shards):,} training documents, {plan.train_shards.num_tokens:,} tokens,"
-        f" {num_samples:,} samples an epoch; {len(plan.heldout_shards):,} documents held out"
-    )
-    cut = f"{ds_config.micro_batch} x {ds_config.accumulation_steps} micro steps x {ds_config.world_size} ranks"
-    budget = plan.recipe.loader.micro_batch_tokens
-    if budget is not None:
-        cut = f"micro batches of at most {budget:,} tokens on {ds_config.world_size} ranks"
-    yield (
-        f"batch        {ds_config.global_batch} samples = {cut}; about"
-        f" {ds_config.global_batch * min(mean_length, data.max_length):,.0f} tokens a step"
-    )
-    steps_per_epoch = num_samples / ds_config.global_batch
-    yield f"steps        {total_steps:,} = {total_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,.1f} steps"
-    objective = plan.recipe.objective
-    mixture = ", ".join(
-        name if len(objective.mixture) == 1 else f"{weight:g} {name}" for name, weight in objective.mixture.items()
-    )
-    if objective.encoder_mlm_weight:
-        mixture += f", {objective.encoder_mlm_weight:g} encoder mlm"
-    yield f"objective    {mixture}, sequences {data.sequence} at {data.max_length} tokens"
 
 
 def memory(

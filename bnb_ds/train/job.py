@@ -29,6 +29,7 @@ from bnb_ds.distributed.watchdog import Watchdog
 from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.engine import build_engine
 from bnb_ds.train.hardware import peak_flops
+from bnb_ds.train.launch import Launch
 from bnb_ds.train.loop import LoopSettings, TrainLoop
 from bnb_ds.train.objectives import Objective
 from bnb_ds.train.phases import Phases
@@ -39,20 +40,6 @@ from bnb_ds.train.step import TrainStep
 from bnb_ds.train.tracking import Tracker, log_histograms
 
 _TIMEOUT_MARGIN_SECONDS = 30
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What one launch is asked to do, beyond the settings of the run."""
-
-    #: ``never``, ``auto`` or a path; see :meth:`bnb_ds.checkpoint.run_dir.RunDir.find_resume`
-    resume: str = "never"
-    #: start from the weights of the checkpoint with a fresh optimizer
-    weights_only: bool = False
-    #: end after that step, with a checkpoint; the schedule stays that of the whole run
-    stop_at: int | None = None
-    #: first and last step to trace
-    profile_steps: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,64 @@
-"""The command line of ``runs/pretrain.py`` and ``runs/finetune.py``."""
+"""What ``runs/pretrain.py`` and ``runs/finetune.py`` share: their command line, and what one launch is asked to do."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from bnb_ds.train.job import Launch
+from bnb_ds.errors import run_reporting_errors
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch is asked to do, beyond the settings of the run."""
+
+    #: ``never``, ``auto`` or a path; see :meth:`bnb_ds.checkpoint.run_dir.RunDir.find_resume`
+    resume: str = "never"
+    #: start from the weights of the checkpoint with a fresh optimizer
+    weights_only: bool = False
+    #: end after that step, with a checkpoint; the schedule stays that of the whole run
+    stop_at: int | None = None
+    #: first and last step to trace
+    profile_steps: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A launch whose settings have been read and checked."""
+
+    #: lines for ``--dry-run``
+    describe: Callable[[], list[str]]
+    #: the training itself, in this process
+    run: Callable[[Launch], None]
+
+
+def run_program(
+    program: str, description: str, recipes: str, prepare: Callable[[argparse.Namespace, int], Prepared]
+) -> int:
+    """Read the command line, prepare the launch for its number of ranks, then describe or run it.
+
+    Returns:
+        The exit code: 2 for an error that the user can fix.
+    """
+    parser = launch_parser(program, description, recipes)
+    args = parser.parse_intermixed_args()
+
+    def body() -> None:
+        launch, world_size = read_launch(parser, args)
+
+        from transformers.utils.logging import disable_progress_bar
+
+        from bnb_ds.distributed import ranks
+
+        disable_progress_bar()  # of loading and saving weights
+        prepared = prepare(args, world_size)
+        if not args.dry_run:
+            prepared.run(launch)
+        elif ranks.is_main():
+            print("\n".join(prepared.describe()))
+
+    return run_reporting_errors(program, body)
 
 
 def launch_parser(program: str, description: str, recipes: str) -> argparse.ArgumentParser:
@@ -38,7 +90,6 @@ def read_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tu
         ConfigError: ``--profile-steps`` is no range.
     """
     from bnb_ds.distributed import ranks
-    from bnb_ds.train.job import Launch
     from bnb_ds.train.profiling import parse_range
 
     if args.world_size is not None and not args.dry_run:

@@ -32,7 +32,7 @@ class Reconstruction:
 
 
 class ReconstructionAndEncoderMlm(Reconstruction):
-    """The same, and the nats of masked tokens predicted from the encoder (:mod:`bnb_ds.encoder_mlm`), times a weight.
+    """The same, and the nats of masked tokens predicted from the encoder (:mod:`bnb_ds.modeling`), times a weight.
 
     Both sums are divided by the global number of target tokens: at weight 1 a nat of a masked token counts as much as
     a nat of a target token.

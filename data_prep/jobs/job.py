@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.shards.reader import DEFAULT_TOKENS_PER_SHARD, TokenizerInfo
+from bnb_ds.shards.manifest import TokenizerInfo
+from bnb_ds.shards.writer import DEFAULT_TOKENS_PER_SHARD
 from data_prep.jobs.progress import Counters
 from data_prep.jobs.workspace import Workspace
 from data_prep.sources.documents import DEFAULT_HOLDOUT

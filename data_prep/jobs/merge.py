@@ -13,7 +13,9 @@ from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
+    SPLITS,
     TOKENIZER_DIRECTORY,
+    Manifest,
     ManifestHoldout,
     ManifestShard,
     ManifestSource,
@@ -21,7 +23,6 @@ from bnb_ds.shards.manifest import (
     ManifestTotals,
     token_dtype,
 )
-from bnb_ds.shards.reader import SPLITS, Manifest
 from data_prep.jobs.workspace import Workspace
 
 BAD_RECORDS_NAME = "bad_records.jsonl"

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import BertTokenizerFast
 
 from bnb_ds.data.tokenization import describe_tokenizer
-from bnb_ds.shards.reader import Manifest
+from bnb_ds.shards.manifest import Manifest
 from data_prep.jobs import worker
 from data_prep.jobs.index import write_drops
 from data_prep.jobs.job import Job, Options

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from bnb_ds.common.files import disk_errors, new_directory, sync, write_synced
 from bnb_ds.errors import DataError
-from bnb_ds.shards.reader import TokenizerInfo
+from bnb_ds.shards.manifest import TokenizerInfo
 from bnb_ds.shards.writer import LOCK_NAME, PARTIAL_DIRECTORY, refuse_foreign
 
 _LOCK_PATIENCE_SECONDS = 3.0  # workers of a killed run outlive it by a moment

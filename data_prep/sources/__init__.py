@@ -1,1 +1,4 @@
-"""sources."""
+"""From files of any source to documents: text, Wikipedia, PubMed, and the filters on the way.
+
+Import its modules directly.
+"""

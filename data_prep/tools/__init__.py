@@ -1,1 +1,4 @@
-"""tools."""
+"""What one does with finished shards: verify, count, measure.
+
+Import its modules directly.
+"""

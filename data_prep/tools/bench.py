@@ -186,7 +186,7 @@ def _tokenizer_alone(name: str, arguments: dict):
 
 def _prep(name: str, arguments: dict):
     from bnb_ds.data.tokenization import load_tokenizer
-    from bnb_ds.shards.reader import SPLITS
+    from bnb_ds.shards.manifest import SPLITS
     from data_prep.jobs.job import Options
     from data_prep.jobs.prepare import prepare
     from data_prep.sources.text import TextFormat, find_files

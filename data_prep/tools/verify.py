@@ -11,8 +11,8 @@ import numpy as np
 from bnb_ds.common.files import sha256_file
 from bnb_ds.data.tokenization import load_tokenizer, tokenizer_hash
 from bnb_ds.errors import DataError
-from bnb_ds.shards.manifest import MANIFEST_NAME, OFFSET_DTYPE, SPECIAL_TOKENS, ManifestShard
-from bnb_ds.shards.reader import SPLITS, Manifest, read_manifest
+from bnb_ds.shards.manifest import MANIFEST_NAME, OFFSET_DTYPE, SPECIAL_TOKENS, SPLITS, Manifest, ManifestShard
+from bnb_ds.shards.reader import read_manifest
 
 _BLOCK_TOKENS = 1 << 22
 

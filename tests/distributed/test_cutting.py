@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from bnb_ds.export.pretrained import export
+from bnb_ds.export.from_run import export
 from bnb_ds.modeling import BnbForConditionalGeneration
 from tests.jobs import Job
 

@@ -12,7 +12,7 @@ from bnb_ds import cli
 from bnb_ds.checkpoint.store import best_checkpoint, read_state, whole_checkpoints
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.evaluate.model import evaluate_model
-from bnb_ds.export.pretrained import export
+from bnb_ds.export.from_run import export
 from bnb_ds.train.tracking import read_metrics, read_scalars
 from tests import launching
 

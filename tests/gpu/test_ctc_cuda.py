@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from bnb_ds.bench.ctc import Shape, measure
 from bnb_ds.ctc import kernels as ctc_kernels
-from bnb_ds.ctc.loss import collapse, linear_argmax, linear_ctc_loss
+from bnb_ds.ctc.greedy import collapse, linear_argmax
+from bnb_ds.ctc.loss import linear_ctc_loss
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnb_ds.shards.reader import SPLITS, TokenShards
+from bnb_ds.shards.manifest import SPLITS
+from bnb_ds.shards.reader import TokenShards
 from data_prep.sources.documents import is_held_out
 from tests.shard_helpers import writer
 

@@ -28,9 +28,8 @@ from bnb_ds.tasks.codec import Codec
 REFERENCE = "reference-style"
 
 
-def add_command(subjects: argparse._SubParsersAction) -> None:
-    """Add ``bench generate``."""
-    command = subjects.add_parser("generate", help="generation beside the reference's way and autoregressive models")
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bench generate``."""
     command.add_argument(
         "--against",
         nargs="+",

@@ -18,7 +18,7 @@ import torch
 from transformers import BertConfig
 
 from bnb_ds.bench.measure import interleaved
-from bnb_ds.ctc.loss import collapse
+from bnb_ds.ctc.greedy import collapse
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.export.onnx import write_graph

@@ -28,11 +28,11 @@ from bnb_ds.baselines.tokenizers import read_tokenizer
 from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import tokenizer_from_vocabulary
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
-from bnb_ds.systems import load_system
 from bnb_ds.systems.baselines import Bert2bert, CheckpointClassifier, Seq2SeqCheckpoint, Transformer
-from bnb_ds.tasks import get_task
+from bnb_ds.systems.model_dir import load_system
 from bnb_ds.tasks.codec import Codec, Frame
 from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths
 from tests.tiny import VOCAB, bert_config, packed_form, pad_rows, source_ids
 

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from bnb_ds import __version__, errors
+from bnb_ds import errors
 from bnb_ds.cli import main
 from bnb_ds.errors import ConfigError, run_reporting_errors
+from bnb_ds.version import __version__
 
 
 def test_version(capsys):

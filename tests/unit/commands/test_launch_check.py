@@ -8,7 +8,6 @@ import pytest
 
 from bnb_ds.cli import main
 from bnb_ds.commands import launch_check
-from bnb_ds.commands import launch_check
 
 DS = {
     "train_batch_size": 8,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnb_ds.ctc.loss import _collapse_on_device, collapse, linear_argmax, linear_ctc_loss
+from bnb_ds.ctc.greedy import _collapse_on_device, collapse, linear_argmax
+from bnb_ds.ctc.loss import linear_ctc_loss
 from tests.plain_ctc import brute_force_nll, ctc_loss_reference, simple_collapse
 
 VOCAB, HIDDEN = 4, 3
@@ -308,6 +309,6 @@ def test_argmax_of_no_positions():
 
 @pytest.mark.parametrize("num_rows", [1, 5, 7, 14])
 def test_argmax_in_chunks_equals_argmax_of_logits(monkeypatch, num_rows):
-    monkeypatch.setattr("bnb_ds.ctc.loss.ARGMAX_CHUNK_TOKENS", 7)
+    monkeypatch.setattr("bnb_ds.ctc.greedy.ARGMAX_CHUNK_TOKENS", 7)
     (weight, bias), hidden = head(), states(num_rows, HIDDEN)
     assert torch.equal(linear_argmax(hidden, weight, bias), (hidden @ weight.T + bias).argmax(-1))

@@ -12,8 +12,8 @@ import pytest
 from bnb_ds.data.tokenization import load_tokenizer, tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.shards import manifest as shard_manifest
-from bnb_ds.shards.manifest import parse_manifest
-from bnb_ds.shards.reader import SPLITS, TokenShards
+from bnb_ds.shards.manifest import SPLITS, parse_manifest
+from bnb_ds.shards.reader import TokenShards
 from data_prep import build
 from data_prep.sources.documents import Document, is_held_out
 from data_prep.sources.text import find_files, read_documents

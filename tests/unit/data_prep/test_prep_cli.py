@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bnb_ds.common.arguments import CommandParser
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
 from bnb_ds.errors import DataError
 from bnb_ds.shards.reader import TokenShards
@@ -18,7 +18,7 @@ from data_prep.sources import docs
 
 
 def prep(*arguments: str | Path) -> int | None:
-    parser = argparse.ArgumentParser(prog="bnb-ds")
+    parser = CommandParser(prog="bnb-ds")
     add_commands(parser.add_subparsers(required=True))
     args = parser.parse_args(["prep", *map(str, arguments)])
     return args.run(args)

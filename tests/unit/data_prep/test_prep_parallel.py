@@ -15,7 +15,8 @@ import pytest
 
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.shards.reader import SPLITS, TokenShards
+from bnb_ds.shards.manifest import SPLITS
+from bnb_ds.shards.reader import TokenShards
 from data_prep.jobs import worker
 from data_prep.tokenise.engines import ENGINES, WordsEngine
 from tests.prep_helpers import content, prep, start, write_corpus

@@ -12,7 +12,8 @@ import pytest
 
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.errors import DataError
-from bnb_ds.shards.reader import SPLITS, TokenShards
+from bnb_ds.shards.manifest import SPLITS
+from bnb_ds.shards.reader import TokenShards
 from data_prep.jobs.index import IndexBuilder, decide
 from data_prep.sources import pubmed_skim
 from data_prep.sources.documents import BadRecord, Deletion, Document, Omitted, is_held_out

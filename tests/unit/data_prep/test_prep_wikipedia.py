@@ -17,7 +17,8 @@ from rapidfuzz.distance import LCSseq
 
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.shards.reader import SPLITS, TokenShards
+from bnb_ds.shards.manifest import SPLITS
+from bnb_ds.shards.reader import TokenShards
 from data_prep.sources import wikipedia
 from data_prep.sources.documents import BadRecord, Document, Omitted, is_held_out
 from data_prep.sources.units import find_files

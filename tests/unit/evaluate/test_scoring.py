@@ -14,7 +14,7 @@ from sklearn import metrics
 
 from bnb_ds.evaluate.scoring import predicted, score_labels, score_texts
 from bnb_ds.evaluate.significance import _bleu_scorer, paired_bootstrap
-from bnb_ds.tasks import get_task
+from bnb_ds.tasks.registry import get_task
 
 OUTPUTS = [
     "the cat sat on on the mat .",

@@ -13,12 +13,12 @@ from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.cli import main
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.finetune.distillation import DistillJob, distill
-from bnb_ds.systems import load_system
 from bnb_ds.systems.baselines import Transformer
-from bnb_ds.tasks import get_task
+from bnb_ds.systems.model_dir import load_system
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import read_examples
+from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths
 from tests.tiny import bnb_model
 

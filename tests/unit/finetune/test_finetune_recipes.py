@@ -12,8 +12,8 @@ from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.recipe import ModelSize
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.finetune.glue import Row, run_glue, table_of
+from bnb_ds.finetune.plan import describe_finetune_dry_run, make_finetune_plan
 from bnb_ds.finetune.recipe import FinetuneRecipe
-from bnb_ds.finetune.run import describe_finetune_dry_run, make_finetune_plan
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.train.early_stopping import EarlyStopping
 from tests.launching import REPOSITORY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.ctc.loss import collapse
+from bnb_ds.ctc.greedy import collapse
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import CompiledEngine, TorchEngine

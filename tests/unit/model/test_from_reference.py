@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.activations import ACT2FN
 
-from bnb_ds.ctc.loss import collapse
+from bnb_ds.ctc.greedy import collapse
 from bnb_ds.model.from_reference import their_name
 from bnb_ds.modeling import BnbForConditionalGeneration
 

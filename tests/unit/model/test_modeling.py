@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.modeling import BnbForConditionalGeneration, BnbModel
+from bnb_ds.model.network import BnbModel
+from bnb_ds.modeling import BnbForConditionalGeneration
 from tests.plain_reference import plain_encode, plain_logits, plain_slots
 from tests.tiny import VOCAB, bnb_config, bnb_model, packed_form, padded_form, source_ids
 

@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BertForMaskedLM, BertModel
 
-from bnb_ds.encoder_mlm import BnbForPretraining, without_head
-from bnb_ds.modeling import BnbForConditionalGeneration
+from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining, without_head
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train.objectives import Reconstruction, ReconstructionAndEncoderMlm
 from tests.tiny import bert_config, bnb_config, packed_form, source_ids

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from bnb_ds.errors import DataError
-from bnb_ds.shards.manifest import parse_manifest, token_dtype
-from bnb_ds.shards.reader import SPLITS, TokenShards
+from bnb_ds.shards.manifest import SPLITS, parse_manifest, token_dtype
+from bnb_ds.shards.reader import TokenShards
 from tests.shard_helpers import SPECIAL_IDS, document, write_small, writer
 
 

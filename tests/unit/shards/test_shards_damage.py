@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from bnb_ds.errors import DataError
-from bnb_ds.shards.manifest import TokenizerInfo
-from bnb_ds.shards.reader import FORMAT_VERSION, ShardWriter, TokenShards
+from bnb_ds.shards.manifest import FORMAT_VERSION, TokenizerInfo
+from bnb_ds.shards.reader import TokenShards
+from bnb_ds.shards.writer import ShardWriter
 from tests import launching
 from tests.shard_helpers import SPECIAL_IDS, document, write_small, writer
 

@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.tasks import TASKS, get_task
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import ReadingCounts, read_examples
+from bnb_ds.tasks.registry import TASKS, get_task
 
 ROWS = [{"sentence": "a fine film", "label": 1}, {"sentence": 'it is "bad"', "label": 0}]
 

@@ -11,9 +11,9 @@ from transformers import BertConfig, BertModel
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
 from bnb_ds.systems.samples import TaskSamples
-from bnb_ds.tasks import get_task
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths, tokenise
 from data_prep.sources.documents import Document
 from data_prep.tokenise.vocab import train_vocabulary

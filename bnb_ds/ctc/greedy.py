@@ -1,0 +1,102 @@
+"""Greedy CTC decoding: the best token of each slot without the full logits, and the collapse to an output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc.head import exact_dtype, operand, product
+from bnb_ds.ctc.loss import _converted, compute_dtype
+
+ARGMAX_CHUNK_TOKENS = 1024
+
+
+def linear_argmax(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    """The best token of each position, int64 [N], without holding the [N, V] logits of all positions.
+
+    Logits are compared in float32, as the loss sees them; of equal ones the lowest id wins.
+    """
+    best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
+    for rows, logits_CV in logits_in_chunks(hidden_NH, weight_VH, bias_V):
+        best_N[rows] = logits_CV.argmax(-1)
+    return best_N
+
+
+def linear_best(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`linear_argmax`, and the log-probability of each of these tokens: float32 (float64 for float64) [N]."""
+    dtype = exact_dtype(compute_dtype(hidden_NH, weight_VH))
+    best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
+    log_probs_N = torch.empty(hidden_NH.shape[0], dtype=dtype, device=hidden_NH.device)
+    for rows, logits_CV in logits_in_chunks(hidden_NH, weight_VH, bias_V):
+        highest_C, best_N[rows] = logits_CV.max(-1)
+        log_probs_N[rows] = highest_C - logits_CV.logsumexp(-1)
+    return best_N, log_probs_N
+
+
+def logits_in_chunks(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their logits [C, V], float32 or float64; to be used before the next are asked for."""
+    dtype = compute_dtype(hidden_NH, weight_VH)
+    exact = exact_dtype(dtype)
+    out_CV = None
+    if hidden_NH.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # A CPU hands large memory back at once: getting it anew for every chunk takes a third of the time.
+        out_CV = weight_VH.new_empty((min(ARGMAX_CHUNK_TOKENS, hidden_NH.shape[0]), weight_VH.shape[0]), dtype=exact)
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        weight_HV = _converted(weight_VH, dtype).t()
+        for begin in range(0, hidden_NH.shape[0], ARGMAX_CHUNK_TOKENS):
+            rows = slice(begin, begin + ARGMAX_CHUNK_TOKENS)
+            hidden_CH = operand(hidden_NH[rows], dtype)
+            if out_CV is None:
+                logits_CV = product(hidden_CH, weight_HV, exact)
+            else:
+                logits_CV = torch.mm(hidden_CH, weight_HV, out=out_CV[: len(hidden_CH)])
+            yield rows, logits_CV if bias_V is None else logits_CV.add_(bias_V)
+
+
+def collapse(path_BT: Tensor, lengths_B: Tensor, blank: int = 0) -> tuple[Tensor, Tensor]:
+    """Merge adjacent repeats, then drop blanks: ``[a a _ a b] -> [a a b]``.
+
+    Args:
+        path_BT: int64 [B, T], the best token of each decoder position.
+        lengths_B: int [B], positions of each row; what stands behind them is ignored.
+        blank: the CTC blank.
+
+    Returns:
+        int64 [B, T] left-aligned and padded with ``blank``, and int64 [B] lengths.
+
+    Raises:
+        ValueError: ``path_BT`` is not two-dimensional.
+
+    Source: Graves et al., ICML 2006, section 3.1 (the many-to-one map).
+    """
+    if path_BT.dim() != 2:
+        raise ValueError(f"the path has {path_BT.dim()} dimensions: give [B, T]")
+    if path_BT.device.type == "cpu":
+        collapsed, lengths = _collapse_on_host(path_BT.numpy(), lengths_B.numpy(), blank)
+        return torch.from_numpy(collapsed), torch.from_numpy(lengths)
+    return _collapse_on_device(path_BT, lengths_B, blank)
+
+
+def _collapse_on_device(path_BT: Tensor, lengths_B: Tensor, blank: int) -> tuple[Tensor, Tensor]:
+    num_positions = path_BT.shape[1]
+    kept_BT = torch.arange(num_positions, device=path_BT.device) < lengths_B[:, None]
+    kept_BT &= path_BT != blank
+    kept_BT[:, 1:] &= path_BT[:, 1:] != path_BT[:, :-1]
+    # A boolean index would wait for the device; so everything dropped goes to one spare column behind the row.
+    place_BT = torch.where(kept_BT, kept_BT.cumsum(1) - 1, num_positions)
+    collapsed_BT = path_BT.new_full((path_BT.shape[0], num_positions + 1), blank).scatter_(1, place_BT, path_BT)
+    return collapsed_BT[:, :num_positions], kept_BT.sum(1)
+
+
+def _collapse_on_host(path_BT: np.ndarray, lengths_B: np.ndarray, blank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same in NumPy, which spends nothing on waking threads for so little work."""
+    position_T = np.arange(path_BT.shape[1])
+    kept_BT = (position_T < lengths_B[:, None]) & (path_BT != blank)
+    kept_BT[:, 1:] &= path_BT[:, 1:] != path_BT[:, :-1]
+    kept_B = kept_BT.sum(1)
+    collapsed_BT = np.full_like(path_BT, blank)
+    collapsed_BT[position_T < kept_B[:, None]] = path_BT[kept_BT]
+    return collapsed_BT, kept_B

@@ -1,0 +1,39 @@
+"""From a run, or one of its checkpoints, to a Hugging Face directory: finds what to export, and which way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
+from bnb_ds.errors import ConfigError
+from bnb_ds.export.finetuned import best_of, export_task_model
+from bnb_ds.export.pretrained import export_pretrained_model
+from bnb_ds.systems.base import TASK_FILE
+
+
+def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[Path, list[str]]:
+    """Write an exported model.
+
+    Args:
+        source: a run's output directory (its newest checkpoint; of fine-tuning its best), or one checkpoint.
+        output: a directory that does not exist yet, or is empty.
+        encoder_only: write the encoder alone, as a `transformers.BertModel`.
+
+    Returns:
+        The checkpoint that was exported and lines worth telling the user.
+
+    Raises:
+        CheckpointError: no whole checkpoint.
+        ConfigError: ``encoder_only`` of a fine-tuned model.
+        DataError: ``output`` exists already.
+    """
+    found, notes = locate_checkpoint(source)
+    run = run_of(found)
+    if not (run / "model" / TASK_FILE).is_file():
+        export_pretrained_model(run, found, output, encoder_only=encoder_only)
+        return found, notes
+    if encoder_only:
+        raise ConfigError(f"--encoder: {run} is a fine-tuned model; export the run it started from")
+    found = best_of(run) if source.resolve() == run.resolve() else found
+    export_task_model(run, found, output)
+    return found, notes

@@ -1,0 +1,130 @@
+"""What a fine-tuning run will be, worked out from its recipe and its DeepSpeed JSON before any GPU is touched."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.config.deepspeed import DsConfig, load_ds_config
+from bnb_ds.config.loading import load_recipe
+from bnb_ds.distributed import ranks
+from bnb_ds.finetune.recipe import FinetuneRecipe
+from bnb_ds.systems.base import System
+from bnb_ds.systems.registry import system_class
+from bnb_ds.tasks.task import Task
+from bnb_ds.tasks.tokenised import Lengths, Tokenised, tokenise
+from bnb_ds.train import estimates
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """Everything that follows from the settings before a model exists."""
+
+    recipe: FinetuneRecipe
+    ds_config: DsConfig
+    system: System
+
+    @property
+    def task(self) -> Task:
+        return self.recipe.declared_task
+
+    @property
+    def scored_splits(self) -> tuple[str, ...]:
+        """Splits that are scored while training; the one that chooses comes first."""
+        chosen = self.recipe.selection.split
+        if chosen == "validation" and chosen not in self.task.validation_splits:
+            return self.task.validation_splits
+        return (chosen, *(split for split in self.task.validation_splits[1:] if split != chosen))
+
+
+def make_finetune_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> FinetunePlan:
+    """Load and check all settings but the data itself.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: naming file and field, before any GPU is touched.
+    """
+    recipe = load_recipe(recipe_path, overrides, FinetuneRecipe)
+    return FinetunePlan(recipe, load_ds_config(ds_config_path, world_size), make_system(recipe))
+
+
+def make_system(recipe: FinetuneRecipe) -> System:
+    """What a recipe trains; no weights are read yet.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as `make_finetune_plan`.
+    """
+    task = recipe.declared_task
+    chosen = system_class(recipe.model.kind, task)
+    codec = chosen.make_codec(task, recipe.model, recipe.data)
+    system = chosen(task, Lengths.of(task, recipe.data), codec, recipe.model)
+    system.config()  # for its checks
+    return system
+
+
+def describe_finetune_dry_run(plan: FinetunePlan) -> list[str]:
+    """What a run would do, without touching a GPU; the data is tokenised, which a run then finds done."""
+    return describe_plan(plan, tokenise_splits(plan))
+
+
+def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:
+    """What a run would do with these splits."""
+    total_steps = plan.recipe.total_steps(len(splits["train"]), plan.ds_config.global_batch)
+    return _derived(plan, splits, count_parameters(plan.system), total_steps)
+
+
+def count_parameters(system: System) -> int:
+    """Of its model, without making any weights."""
+    with torch.device("meta"):
+        return estimates.count_parameters(system.empty(system.config()))
+
+
+def run_directory(plan: FinetunePlan, splits: dict[str, Tokenised]) -> RunDir:
+    """The run's own, which its recipe names."""
+    fingerprint = hashlib.sha256(" ".join(split.fingerprint for split in splits.values()).encode()).hexdigest()
+    return RunDir(plan.recipe, plan.ds_config, fingerprint)
+
+
+def tokenise_splits(plan: FinetunePlan) -> dict[str, Tokenised]:
+    """The splits of the run: rank 0 makes them, all open them."""
+    data, task, codec = plan.recipe.data, plan.task, plan.system.codec
+    names = ("train", *plan.scored_splits)
+    directories = ranks.on_main(lambda: [str(tokenise(task, data, name, codec).directory) for name in names])
+    return {name: Tokenised(Path(path)) for name, path in zip(names, directories, strict=True)}
+
+
+def _derived(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: int, total_steps: int) -> list[str]:
+    """Lines that say what a run will do."""
+    ds_config, recipe = plan.ds_config, plan.recipe
+    samples = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
+    lines = [
+        f"task         {plan.task.title} ({plan.task.name}), model kind {recipe.model.kind}",
+        f"model        {num_parameters / 1e6:.2f}M parameters",
+        f"data         {samples} samples",
+    ]
+    for name, split in splits.items():
+        left_out = {key: number for key, number in split.info.items() if key in _LEFT_OUT and number}
+        lines += [f"             {name}: {number:,} {_LEFT_OUT[key]}" for key, number in left_out.items()]
+    cut = f"{ds_config.micro_batch} x {ds_config.accumulation_steps} micro steps x {ds_config.world_size} ranks"
+    if recipe.loader.micro_batch_tokens is not None:
+        cut = f"micro batches of at most {recipe.loader.micro_batch_tokens:,} tokens on {ds_config.world_size} ranks"
+    steps_per_epoch = len(splits["train"]) / ds_config.global_batch
+    selection = f"best {recipe.selection.score or plan.task.main_score} on {plan.scored_splits[0]}"
+    if recipe.selection.patience:
+        selection += f"; ends after {recipe.selection.patience} evaluations without a better one"
+    return [
+        *lines,
+        f"batch        {ds_config.global_batch} samples = {cut}",
+        f"steps        {total_steps:,} = {total_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,.1f} steps",
+        f"selection    {selection}",
+    ]
+
+
+_LEFT_OUT = {
+    "num_sources_cut": "sources cut to the longest length",
+    "num_targets_cut": "targets cut to the longest length",
+    "num_rows_skipped": "rows left out",
+}

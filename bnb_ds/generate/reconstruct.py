@@ -1,0 +1,54 @@
+"""Masked words of held-out documents, and what a model puts in their place: ``bnb-ds reconstruct``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bnb_ds.common.randomness import hash64
+from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.samples import PretrainSamples
+from bnb_ds.data.tokenization import tokenizer_hash
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.generate.model_dir import load_exported, longest_source
+from bnb_ds.shards.reader import TokenShards
+
+
+def reconstructions(
+    model_dir: Path, shards_dir: Path, *, num_documents: int, max_length: int, mask_probability: float, seed: int
+) -> Iterator[tuple[str, str, str]]:
+    """Source with masks, output and original, as text, of the first held-out documents.
+
+    Raises:
+        DataError: the shards were made with another tokenizer, or hold no held-out documents.
+        ConfigError: a length or probability that the model or the noise does not take.
+    """
+    model, tokenizer = load_exported(model_dir)
+    shards = TokenShards(shards_dir, "heldout")
+    if tokenizer_hash(tokenizer) != shards.tokenizer_hash:
+        raise DataError(
+            f"{shards_dir}: made with another tokenizer than {model_dir}; give the shards it was trained on"
+        )
+    if len(shards) == 0:
+        raise DataError(f"{shards_dir}: holds no held-out documents; prepare it with another --holdout")
+    longest = longest_source(model.config)
+    if not 3 <= max_length <= longest:
+        raise ConfigError(f"--max-length {max_length}: give 3 to {longest} tokens, as the model reads")
+    if not 0 <= mask_probability <= 1:
+        raise ConfigError(f"--mask-probability {mask_probability}: give a number from 0 to 1")
+    noise = Corruption(mask_probability, 0.0, shards.special_ids["mask"], shards.vocab_size)
+    samples = PretrainSamples(
+        shards, sequence="truncate", max_length=max_length, corruption=noise, seed=seed, config=model.config
+    )
+    for sample in range(min(num_documents, len(shards))):
+        original, cu_seqlens = samples.original(np.array([sample]))
+        source = noise(original, cu_seqlens, hash64(seed, sample)).source
+        output = model.generate(torch.from_numpy(source)[None].to(model.device))[0]
+        yield (
+            tokenizer.decode(source[1:-1]),
+            tokenizer.decode(output, skip_special_tokens=True),
+            tokenizer.decode(original[1:-1]),
+        )

@@ -1,0 +1,43 @@
+"""Kinds of models by name: ``model.kind`` of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from bnb_ds.baselines.settings import Bert2bertSection, ClassifierSection, Seq2SeqSection, TransformerSection
+from bnb_ds.errors import ConfigError
+from bnb_ds.systems.base import System
+from bnb_ds.systems.baselines import Bert2bert, CheckpointClassifier, Seq2SeqCheckpoint, Transformer
+from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
+from bnb_ds.tasks.task import Task
+
+#: of a recipe's ``model``; the field ``kind`` says which
+ModelChoice = Annotated[
+    BnbModelSection | Bert2bertSection | TransformerSection | Seq2SeqSection | ClassifierSection,
+    Field(discriminator="kind"),
+]
+
+
+#: writers of texts
+GENERATORS: dict[str, type[System]] = {
+    system.kind: system for system in (BnbGenerator, Bert2bert, Transformer, Seq2SeqCheckpoint)
+}
+
+
+#: givers of labels
+CLASSIFIERS: dict[str, type[System]] = {system.kind: system for system in (BnbClassifier, CheckpointClassifier)}
+
+
+def system_class(kind: str, task: Task) -> type[System]:
+    """The class for a kind of model and a task.
+
+    Raises:
+        ConfigError: that kind cannot do the task.
+    """
+    able = GENERATORS if task.is_generation else CLASSIFIERS
+    if kind not in able:
+        wanted = "texts" if task.is_generation else "labels"
+        raise ConfigError(f"model.kind {kind}: task {task.name} asks for {wanted}; kinds that can: {', '.join(able)}")
+    return able[kind]
