@@ -25,6 +25,7 @@ OUTSIDE = {
 _HOME = {"README.md": "index.md"}
 _PICTURES = "runs/plots"
 _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
+_ROLE = re.compile(r":(?:class|data|func|meth|mod):(?=<code>)")
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
@@ -47,6 +48,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         for part in parts[::2]
     ]
     return "".join(parts)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Remove the roles of Sphinx in docstrings (``:class:``), which are not for this site."""
+    return _ROLE.sub("", html)
 
 
 def site_link(target: str, folder: str) -> str:

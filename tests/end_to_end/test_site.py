@@ -50,6 +50,7 @@ def test_the_api_is_written_from_docstrings(site):
     ):
         assert name in api
     assert "latent_dropout" in api  # an argument's description
+    assert ":class:" not in api
 
 
 def test_nothing_is_loaded_from_elsewhere(site):
