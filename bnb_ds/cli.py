@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import wrapt
 
-from bnb_ds.bench.cli import add_bench
+from bnb_ds.bench.subjects import add_bench
 from bnb_ds.common.arguments import CommandParser
 from bnb_ds.errors import run_reporting_errors
 from bnb_ds.version import __version__

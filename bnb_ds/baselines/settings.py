@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bnb_ds.config.recipe import Probability, Section
+from bnb_ds.config.sections import Probability, Section
 
 
 class Seq2SeqSize(Section):

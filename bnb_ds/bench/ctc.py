@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnb_ds.bench.flags import add_common, announce, write
 from bnb_ds.bench.measure import interleaved_seconds, peak_bytes
-from bnb_ds.bench.options import add_common, announce, write
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.head import default_chunk_tokens, operand, product

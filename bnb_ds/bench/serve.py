@@ -24,14 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bnb_ds.bench.flags import refuse_missing_device, refuse_missing_parent, versions, write
 from bnb_ds.bench.generation.sources import read_texts
 from bnb_ds.bench.measure import percentile_95
-from bnb_ds.bench.options import refuse_missing_device, refuse_missing_parent, versions, write
 from bnb_ds.common.arguments import natural, positive
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import BnbError
 from bnb_ds.generate.pipeline import BnbPipeline
-from bnb_ds.serve.run import require_packages
+from bnb_ds.serve.server import require_packages
 
 _TIMEOUT_SECONDS = 60
 

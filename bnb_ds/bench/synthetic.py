@@ -10,7 +10,6 @@ import numpy as np
 from transformers import BertTokenizerFast
 
 from bnb_ds.data.tokenization import describe_tokenizer, tokenizer_from_vocabulary
-from bnb_ds.shards.files import numbered, write_npy
 from bnb_ds.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -22,6 +21,7 @@ from bnb_ds.shards.manifest import (
     ManifestTotals,
     token_dtype,
 )
+from bnb_ds.shards.npy_files import numbered, write_npy
 
 #: of bert-base-cased
 VOCABULARY = 28_996

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnb_ds.bench import ctc
+from bnb_ds.bench.flags import add_common, announce, write
 from bnb_ds.bench.measure import clock, peak_bytes
-from bnb_ds.bench.options import add_common, announce, write
 from bnb_ds.common.arguments import positive
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.randomness import permuted

@@ -26,7 +26,7 @@ from bnb_ds.checkpoint import store
 from bnb_ds.common.files import disk_errors, write_atomic
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.config.loading import differences, dump_recipe
-from bnb_ds.config.recipe import TrainingRecipe
+from bnb_ds.config.sections import TrainingRecipe
 from bnb_ds.errors import CheckpointError, ConfigError
 
 _PACKAGES = ("bnb_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy")

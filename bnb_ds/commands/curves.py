@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.train.curves import plot, table
+from bnb_ds.train.plots import plot, table
 
 
 def add_curves(command: argparse.ArgumentParser) -> None:

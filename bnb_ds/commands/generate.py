@@ -126,11 +126,11 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from bnb_ds.serve.run import listen, require_packages, serve
+    from bnb_ds.serve.server import listen, require_packages, serve
 
     require_packages()
     from bnb_ds.decoding.batching import default_token_budget
-    from bnb_ds.generate.model_dir import choose_device
+    from bnb_ds.generate.open_model import choose_device
     from bnb_ds.generate.pipeline import BnbPipeline
     from bnb_ds.serve.app import ServiceLimits
 

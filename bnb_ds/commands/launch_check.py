@@ -16,7 +16,7 @@ from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.checkpoint.store import BYTES_PER_PARAMETER
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe, recipe_values
-from bnb_ds.config.recipe import PretrainRecipe, TrainingRecipe
+from bnb_ds.config.sections import PretrainRecipe, TrainingRecipe
 from bnb_ds.errors import BnbError, ConfigError, DataError
 from bnb_ds.finetune.plan import (
     FinetunePlan,

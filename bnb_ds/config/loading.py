@@ -1,4 +1,4 @@
-"""Recipes: YAML file plus dotted overrides -> one typed, validated, immutable object of :mod:`bnb_ds.config.recipe`."""
+"""Recipes: YAML file plus dotted overrides -> one typed, validated, immutable object of :mod:`bnb_ds.config.sections`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from bnb_ds.config.recipe import PretrainRecipe, Section, TrainingRecipe
+from bnb_ds.config.sections import PretrainRecipe, Section, TrainingRecipe
 from bnb_ds.errors import ConfigError, nearest
 
 R = TypeVar("R", bound=Section)

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class TargetRules(Protocol):
+    """What decides the numbers of a batch that depend on the model; B sequences."""
+
+    def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
+        """int64 [B], decoder positions, from int64 [B] tokens of sources and targets."""
+
+    def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """bool [B], whether a target can be written into its slots; the others have no loss."""
+
+    def loss_count(self, num_targets: int, num_sequences: int) -> int:
+        """What a batch's loss is divided by, from the tokens of the targets that fit and the number of all targets."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,74 @@ class PackedBatch:
         if self.token_type_ids is not None:
             inputs["token_type_ids"] = self.token_type_ids.to(device, non_blocking=True)
         return inputs
+
+
+def batch_of_texts(
+    sources: np.ndarray,
+    source_cu_seqlens: np.ndarray,
+    targets: np.ndarray,
+    target_cu_seqlens: np.ndarray,
+    rules: TargetRules,
+    *,
+    sample_ids: np.ndarray,
+    first_sequences: np.ndarray | None = None,
+    **more: Any,
+) -> PackedBatch:
+    """A batch whose targets are texts.
+
+    Args:
+        sources: [N] token ids of any integer type.
+        source_cu_seqlens: int64 [B + 1], where each source begins.
+        targets: [M] token ids.
+        target_cu_seqlens: int64 [B + 1], where each target begins.
+        rules: slots, fit and count.
+        sample_ids: int64 [samples].
+        first_sequences: int64 [samples], the first sequence of each sample; None: each sample is one sequence.
+        more: further fields of `PackedBatch`.
+    """
+    source_lengths, target_lengths = np.diff(source_cu_seqlens), np.diff(target_cu_seqlens)
+    slots = rules.slots(source_lengths, target_lengths)
+    fits = rules.fits(targets, target_cu_seqlens, slots)
+    misfits = ~fits if first_sequences is None else np.logical_or.reduceat(~fits, first_sequences)
+    num_targets = int(target_lengths[fits].sum())
+    return PackedBatch(
+        input_ids=torch.from_numpy(sources.astype(np.int64, copy=False)),
+        cu_seqlens=torch.from_numpy(source_cu_seqlens.astype(np.int32)),
+        labels=torch.from_numpy(targets.astype(np.int64, copy=False)),
+        label_lengths=torch.from_numpy(target_lengths),
+        max_seqlen=int(source_lengths.max()),
+        max_label_length=int(target_lengths.max()),
+        sample_ids=sample_ids,
+        source_lengths=source_lengths,
+        decoder_lengths=slots,
+        num_infeasible=int(misfits.sum()),
+        num_targets=num_targets,
+        loss_count=rules.loss_count(num_targets, target_lengths.size),
+        **more,
+    )
+
+
+def batch_of_labels(
+    sources: np.ndarray, source_cu_seqlens: np.ndarray, labels: np.ndarray, *, sample_ids: np.ndarray, **more: Any
+) -> PackedBatch:
+    """A batch for classification or regression: ``labels`` [B], integers or floats; the rest as `batch_of_texts`."""
+    source_lengths = np.diff(source_cu_seqlens)
+    values = torch.from_numpy(labels)
+    return PackedBatch(
+        input_ids=torch.from_numpy(sources.astype(np.int64, copy=False)),
+        cu_seqlens=torch.from_numpy(source_cu_seqlens.astype(np.int32)),
+        labels=values.float() if values.dtype == torch.float64 else values,
+        label_lengths=None,
+        max_seqlen=int(source_lengths.max()),
+        max_label_length=0,
+        sample_ids=sample_ids,
+        source_lengths=source_lengths,
+        decoder_lengths=np.zeros(sample_ids.size, np.int64),
+        num_infeasible=0,
+        num_targets=sample_ids.size,
+        loss_count=sample_ids.size,
+        **more,
+    )
 
 
 def count_repeats(tokens: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:

@@ -6,11 +6,9 @@ import numpy as np
 import torch
 
 from bnb_ds.common.randomness import hash64
-from bnb_ds.data.batch import PackedBatch, count_repeats
+from bnb_ds.data.batch import PackedBatch, TargetRules, batch_of_texts
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.sequences import SPECIALS, Building, Pieces, make_index
-from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.shards.reader import TokenShards
 
 
@@ -23,7 +21,7 @@ class PretrainSamples:
         max_length: tokens of a sequence, [CLS] and [SEP] included; with ``pack``, of all sequences of a sample.
         corruption: the noise.
         seed: of the noise.
-        config: the model's, for the number of decoder positions.
+        rules: the model's; see :class:`bnb_ds.data.batch.TargetRules`.
     """
 
     def __init__(
@@ -34,14 +32,13 @@ class PretrainSamples:
         max_length: int,
         corruption: Corruption,
         seed: int,
-        config: BnbConfig,
+        rules: TargetRules,
     ) -> None:
         self._shards = shards
         self._index = make_index(sequence, shards, max_length)
         self._corruption = corruption
         self._seed = seed
-        self._config = config
-        self._slots = decoder_lengths(np.arange(max_length + 1), config)
+        self._rules = rules
         self._cls_id, self._sep_id = shards.special_ids["cls"], shards.special_ids["sep"]
 
     def __len__(self) -> int:
@@ -71,27 +68,16 @@ class PretrainSamples:
         # A piece has noise of its own: it is the same however pieces are put together.
         keys = hash64(self._seed, np.repeat(epochs, pieces.per_sample), pieces.ids)
         noisy = self._corruption(*self._read(pieces), keys)
-        source_lengths, target_lengths = np.diff(noisy.source_cu_seqlens), np.diff(noisy.target_cu_seqlens)
-        is_predicted = self._config.decoder_length == "predicted"
-        slots = target_lengths if is_predicted else self._slots[source_lengths]
-        first_sequence = np.cumsum(pieces.per_sample) - pieces.per_sample
-        feasible = is_predicted | (slots >= target_lengths + count_repeats(noisy.target, noisy.target_cu_seqlens))
-        num_targets = int(target_lengths[feasible].sum())
-        return PackedBatch(
-            input_ids=torch.from_numpy(noisy.source.astype(np.int64)),
-            cu_seqlens=torch.from_numpy(noisy.source_cu_seqlens.astype(np.int32)),
-            labels=torch.from_numpy(noisy.target.astype(np.int64)),
-            label_lengths=torch.from_numpy(target_lengths),
-            max_seqlen=int(source_lengths.max()),
-            max_label_length=int(target_lengths.max()),
+        return batch_of_texts(
+            noisy.source,
+            noisy.source_cu_seqlens,
+            noisy.target,
+            noisy.target_cu_seqlens,
+            self._rules,
             sample_ids=sample_ids,
-            source_lengths=source_lengths,
-            decoder_lengths=slots,
+            first_sequences=np.cumsum(pieces.per_sample) - pieces.per_sample,
             num_ordinary=noisy.num_ordinary,
             num_masked=noisy.chosen.size,
-            num_infeasible=int(np.logical_or.reduceat(~feasible, first_sequence).sum()),
-            num_targets=num_targets,
-            loss_count=num_targets if self._config.loss_reduction == "token" else target_lengths.size,
             masked_index=torch.from_numpy(noisy.chosen),
             masked_labels=torch.from_numpy(noisy.chosen_labels.astype(np.int64)),
         )

@@ -13,7 +13,7 @@ from bnb_ds.common.markdown import markdown_table
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.scoring import Scores, predicted, scores_of
 from bnb_ds.systems.base import System
-from bnb_ds.systems.samples import TaskSamples
+from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
 
 

@@ -20,7 +20,7 @@ import torch
 from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError
-from bnb_ds.generate.model_dir import ONNX_FILE, load_exported
+from bnb_ds.generate.open_model import ONNX_FILE, load_exported
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.modeling import BnbForConditionalGeneration
 

@@ -14,7 +14,7 @@ from bnb_ds.config.loading import load_recipe
 from bnb_ds.distributed import ranks
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems.base import System
-from bnb_ds.systems.registry import system_class
+from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, tokenise
 from bnb_ds.train import estimates

@@ -1,4 +1,4 @@
-"""The recipe of fine-tuning; sections shared with pre-training are in :mod:`bnb_ds.config.recipe`."""
+"""The recipe of fine-tuning; sections shared with pre-training are in :mod:`bnb_ds.config.sections`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from bnb_ds.config.recipe import Section, TrainingRecipe
+from bnb_ds.config.sections import Section, TrainingRecipe
 from bnb_ds.errors import nearest
-from bnb_ds.systems.registry import ModelChoice
+from bnb_ds.systems.kinds import ModelChoice
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.registry import TASKS
 from bnb_ds.tasks.task import Task

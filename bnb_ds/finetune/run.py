@@ -14,7 +14,7 @@ from bnb_ds.evaluate.split import evaluate_split, outputs_table
 from bnb_ds.export.finetuned import export_best
 from bnb_ds.finetune.plan import FinetunePlan, _derived, run_directory, tokenise_splits
 from bnb_ds.model.flops import TRAINING_FACTOR
-from bnb_ds.systems.samples import TaskSamples
+from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
 from bnb_ds.train import estimates
 from bnb_ds.train.early_stopping import EarlyStopping

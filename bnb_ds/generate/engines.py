@@ -21,7 +21,7 @@ from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import CheckpointError, ConfigError
-from bnb_ds.generate.model_dir import ONNX_FILE
+from bnb_ds.generate.open_model import ONNX_FILE
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
 from bnb_ds.modeling import BnbForConditionalGeneration

@@ -24,7 +24,7 @@ from bnb_ds.common.line_files import (
 )
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.errors import ConfigError
-from bnb_ds.generate.model_dir import fingerprint
+from bnb_ds.generate.open_model import fingerprint
 from bnb_ds.generate.pipeline import WINDOW_CHARACTERS, WINDOW_TEXTS, BnbPipeline
 
 

@@ -24,7 +24,7 @@ from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
-from bnb_ds.generate.model_dir import ONNX_FILE, choose_device, load_exported, longest_source
+from bnb_ds.generate.open_model import ONNX_FILE, choose_device, load_exported, longest_source
 
 WINDOW_TEXTS = 4096
 WINDOW_CHARACTERS = 1 << 23

@@ -13,7 +13,8 @@ from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.generate.model_dir import load_exported, longest_source
+from bnb_ds.generate.open_model import load_exported, longest_source
+from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.shards.reader import TokenShards
 
 
@@ -41,7 +42,12 @@ def reconstructions(
         raise ConfigError(f"--mask-probability {mask_probability}: give a number from 0 to 1")
     noise = Corruption(mask_probability, 0.0, shards.special_ids["mask"], shards.vocab_size)
     samples = PretrainSamples(
-        shards, sequence="truncate", max_length=max_length, corruption=noise, seed=seed, config=model.config
+        shards,
+        sequence="truncate",
+        max_length=max_length,
+        corruption=noise,
+        seed=seed,
+        rules=BnbTargetRules(model.config),
     )
     for sample in range(min(num_documents, len(shards))):
         original, cu_seqlens = samples.original(np.array([sample]))

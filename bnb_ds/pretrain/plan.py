@@ -9,12 +9,13 @@ import torch
 
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
-from bnb_ds.config.recipe import ObjectiveSection, PretrainRecipe
+from bnb_ds.config.sections import ObjectiveSection, PretrainRecipe
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
 from bnb_ds.errors import DataError
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.model_factory import model_config
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
 from bnb_ds.shards.reader import TokenShards
@@ -52,7 +53,7 @@ class Plan:
             max_length=data.max_length,
             corruption=corruption,
             seed=self.recipe.seed,
-            config=config,
+            rules=BnbTargetRules(config),
         )
 
     def total_steps(self, samples_per_epoch: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bnb_ds.checkpoint.run_dir import RunDir
-from bnb_ds.config.recipe import ObjectiveSection
+from bnb_ds.config.sections import ObjectiveSection
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer

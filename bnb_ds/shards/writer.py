@@ -17,7 +17,6 @@ import numpy as np
 
 from bnb_ds.common.files import disk_errors, sync, sync_tree, write_synced
 from bnb_ds.errors import DataError
-from bnb_ds.shards.files import ShardFiles
 from bnb_ds.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -33,6 +32,7 @@ from bnb_ds.shards.manifest import (
     TokenizerInfo,
     token_dtype,
 )
+from bnb_ds.shards.npy_files import ShardFiles
 
 DEFAULT_TOKENS_PER_SHARD = 1 << 26  # 128 MiB of uint16, which is also what the writer keeps in memory per split
 

@@ -18,8 +18,8 @@ from transformers import AutoConfig
 
 from bnb_ds.common.files import write_atomic
 from bnb_ds.common.hub import checkpoint_errors
-from bnb_ds.config.recipe import Section
-from bnb_ds.data.batch import PackedBatch
+from bnb_ds.config.sections import Section
+from bnb_ds.data.batch import PackedBatch, TargetRules
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
@@ -43,10 +43,33 @@ class Prediction:
     outputs: list[np.ndarray] | np.ndarray
 
 
+@dataclass(frozen=True)
+class OneSlotPerToken:
+    """The `bnb_ds.data.batch.TargetRules` of a model that writes token by token.
+
+    Attributes:
+        uncounted: tokens of each target that are given to the model, not predicted.
+    """
+
+    uncounted: int = 0
+
+    def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
+        """int64 [B], one for each target token."""
+        return target_lengths
+
+    def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """bool [B], all of them."""
+        return np.ones(slots.size, dtype=bool)
+
+    def loss_count(self, num_targets: int, num_sequences: int) -> int:
+        """Predicted tokens."""
+        return num_targets - num_sequences * self.uncounted
+
+
 class System(ABC):
     """A kind of model, for one task.
 
-    Subclasses are listed in `bnb_ds.systems.SYSTEMS` and their sections in `bnb_ds.systems.registry.ModelChoice`.
+    Subclasses are listed in `bnb_ds.systems.SYSTEMS` and their sections in `bnb_ds.systems.kinds.ModelChoice`.
 
     Args:
         task: what the model is for.
@@ -136,17 +159,10 @@ class System(ABC):
             config.id2label = dict(enumerate(self.task.labels))
             config.label2id = {name: number for number, name in config.id2label.items()}
 
-    def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
-        """int64 [B], decoder positions; default: one for each target token."""
-        return target_lengths
-
-    def fits(self, targets: np.ndarray, target_cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """bool [B], whether a target can be written into its slots; the others have no loss. Default: all can."""
-        return np.ones(slots.size, dtype=bool)
-
-    def loss_count(self, num_targets: int, num_samples: int) -> int:
-        """What a batch's loss is divided by: ``num_targets`` (tokens of targets that fit) unless overridden."""
-        return num_targets
+    @property
+    def target_rules(self) -> TargetRules:
+        """Slots, fit and count of targets that are texts; default: those of a model that writes token by token."""
+        return OneSlotPerToken()
 
     def save_files(self, config: Any, directory: Path) -> None:
         """Write what loading needs besides the weights: configuration, tokenizers, task."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from bnb_ds.baselines import build
 from bnb_ds.baselines.classifier import ClassifierModel
-from bnb_ds.baselines.flops import classifier_flops, seq2seq_flops
+from bnb_ds.baselines.cost import classifier_flops, seq2seq_flops
 from bnb_ds.baselines.seq2seq import AutoregressiveModel, BeamOptions
 from bnb_ds.baselines.settings import (
     AutoregressiveSection,
@@ -24,7 +24,7 @@ from bnb_ds.baselines.tokenizers import read_tokenizer
 from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.errors import ConfigError
-from bnb_ds.systems.base import Prediction, System
+from bnb_ds.systems.base import OneSlotPerToken, Prediction, System
 from bnb_ds.tasks.codec import Codec, Frame
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
@@ -84,8 +84,9 @@ class AutoregressiveSystem(_TokenizersOfCheckpoints):
     def flops(self, config: Any, batch: PackedBatch) -> int:
         return seq2seq_flops(config, batch.source_lengths, batch.decoder_lengths)
 
-    def loss_count(self, num_targets: int, num_samples: int) -> int:
-        return num_targets - num_samples * self._begins_with_start(self.config())
+    @property
+    def target_rules(self) -> OneSlotPerToken:
+        return OneSlotPerToken(uncounted=int(self._begins_with_start(self.config())))
 
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
         """Greedy while it trains (``model`` is an engine); afterwards as ``generation_config.json`` says."""

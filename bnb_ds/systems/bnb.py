@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, tokenizer_directory
-from bnb_ds.config.recipe import ModelSection
-from bnb_ds.data.batch import PackedBatch, count_repeats
+from bnb_ds.config.sections import ModelSection
+from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.tokenization import TokenizerVocabulary, load_tokenizer
 from bnb_ds.decoding.decode import greedy_rows
 from bnb_ds.errors import ConfigError, DataError
@@ -19,7 +18,7 @@ from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import classification_flops, forward_flops
 from bnb_ds.model.from_bert import read_bert_config
-from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.base import Prediction, System
@@ -97,16 +96,9 @@ class BnbGenerator(BnbSystem):
     def flops(self, config: BnbConfig, batch: PackedBatch) -> int:
         return forward_flops(config, batch.source_lengths, batch.decoder_lengths)
 
-    def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
-        return decoder_lengths(source_lengths, self.config(), target_lengths)
-
-    def fits(self, targets: np.ndarray, target_cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        if self.config().decoder_length == "predicted":
-            return np.ones(slots.size, dtype=bool)
-        return slots >= np.diff(target_cu_seqlens) + count_repeats(targets, target_cu_seqlens)
-
-    def loss_count(self, num_targets: int, num_samples: int) -> int:
-        return num_targets if self.config().loss_reduction == "token" else num_samples
+    @property
+    def target_rules(self) -> BnbTargetRules:
+        return BnbTargetRules(self.config())
 
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
         config = self.config()

@@ -11,7 +11,7 @@ import yaml
 from bnb_ds.config.loading import load_section
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.systems.base import TASK_FILE, System
-from bnb_ds.systems.registry import system_class
+from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task

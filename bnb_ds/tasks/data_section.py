@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from bnb_ds.config.recipe import Section
+from bnb_ds.config.sections import Section
 
 Split = str
 

@@ -20,7 +20,7 @@ from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import disk_errors
 from bnb_ds.config.deepspeed import DsConfig
-from bnb_ds.config.recipe import FaultSection, TrainingRecipe
+from bnb_ds.config.sections import FaultSection, TrainingRecipe
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import SampleSource, StepLoader
 from bnb_ds.distributed import ranks

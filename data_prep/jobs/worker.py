@@ -11,8 +11,8 @@ import numpy as np
 
 from bnb_ds.common.files import disk_errors
 from bnb_ds.errors import DataError
-from bnb_ds.shards.files import ShardFiles
 from bnb_ds.shards.manifest import SPLITS
+from bnb_ds.shards.npy_files import ShardFiles
 from data_prep.jobs.index import DROP_REASONS, IndexBuilder
 from data_prep.jobs.job import Job
 from data_prep.sources.documents import BadRecord, Document, Omitted, Record, batched, is_held_out

@@ -12,7 +12,7 @@ from bnb_ds.cli import main
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.generate.engines import OnnxEngine, TorchEngine
-from bnb_ds.generate.model_dir import load_exported
+from bnb_ds.generate.open_model import load_exported
 from bnb_ds.generate.pipeline import BnbPipeline
 from tests.exports import MAX_TOKENS, save_model
 

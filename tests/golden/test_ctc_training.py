@@ -13,6 +13,7 @@ from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.loader import StepLoader
 from bnb_ds.data.samples import PretrainSamples
+from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 from tests.tiny import bnb_config
@@ -42,7 +43,7 @@ def train(loss_of: Callable[[BnbForConditionalGeneration, PackedBatch], Tensor],
     model = BnbForConditionalGeneration(bnb_config(encoder=size, decoder=size)).train()
     corruption = Corruption(0.15, 0.0, shards.special_ids["mask"], shards.vocab_size)
     samples = PretrainSamples(
-        shards, sequence="truncate", max_length=24, corruption=corruption, seed=1, config=model.config
+        shards, sequence="truncate", max_length=24, corruption=corruption, seed=1, rules=BnbTargetRules(model.config)
     )
     loader = StepLoader(samples, seed=1, micro_batch=BATCH, accumulation_steps=1, rank=0, world_size=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

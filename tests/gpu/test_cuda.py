@@ -12,6 +12,7 @@ from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.attention import attention_way, packed_attention
+from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from tests import launching
 from tests.jobs import Job
@@ -65,7 +66,8 @@ def test_pinned_batches_arrive_without_waiting(small_shards):
     shards = TokenShards(small_shards, "train")
     noise = Corruption(0.15, 0.5, shards.special_ids["mask"], shards.vocab_size)
     config = BnbConfig(encoder=BERT)
-    samples = PretrainSamples(shards, sequence="truncate", max_length=16, corruption=noise, seed=0, config=config)
+    rules = BnbTargetRules(config)
+    samples = PretrainSamples(shards, sequence="truncate", max_length=16, corruption=noise, seed=0, rules=rules)
     batch = samples.batch(np.arange(3), np.zeros(3, dtype=np.int64))
     torch.cuda.set_sync_debug_mode("error")
     try:

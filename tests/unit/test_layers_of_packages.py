@@ -1,54 +1,169 @@
-"""Data flows one way: bnb_ds imports neither data_prep nor runs; data_prep imports only what shards need."""
+"""Data flows one way: the order of the folders, no circles, short files, few files in a folder."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = sorted(path for folder in ("bnb_ds", "data_prep", "runs") for path in (REPOSITORY / folder).rglob("*.py"))
+PACKAGE = REPOSITORY / "bnb_ds"
+BNB_DS = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")  # the root hands names on
+DATA_PREP = sorted((REPOSITORY / "data_prep").rglob("*.py"))
+SOURCES = [*BNB_DS, *DATA_PREP, *sorted((REPOSITORY / "runs").rglob("*.py"))]
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
-OF_DATA_PREP = {
-    f"bnb_ds.{name}" for name in ("errors", "files", "markdown", "memory", "outputs", "shards", "tokenization")
+FOLDERS = sorted({path.parent for path in [*BNB_DS, *DATA_PREP]})
+MOST_MODULES = 16
+
+#: from the ground up: a file imports from its own folder and from those before it
+LAYERS = [
+    "errors version",
+    "common",
+    "distributed",
+    "shards",
+    "data",
+    "ctc",
+    "model",
+    "decoding",
+    "modeling",
+    "config",
+    "model_factory",
+    "checkpoint",
+    "train",
+    "pretrain",
+    "tasks",
+    "baselines",
+    "systems",
+    "evaluate",
+    "generate",
+    "export",
+    "finetune",
+    "serve",
+    "bench",
+    "commands",
+    "cli",
+]
+LAYERS_OF_DATA_PREP = ["sources", "tokenise", "jobs", "tools", "cli cli_bench cli_tools commands"]
+#: all that data_prep may know of bnb_ds
+OF_DATA_PREP = ("bnb_ds.errors", "bnb_ds.common", "bnb_ds.shards", "bnb_ds.data.tokenization")
+
+#: module names that stand in several folders, and why
+NAMED_TWICE = {
+    "main": "pretrain/ and finetune/ have the same shape",
+    "plan": "pretrain/ and finetune/ have the same shape",
+    "run": "pretrain/ and finetune/ have the same shape",
 }
 
 
+def shown(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def levels(layers: list[str]) -> dict[str, int]:
+    return {name: level for level, names in enumerate(layers) for name in names.split()}
+
+
 def imported(path: Path) -> Iterator[str]:
-    """Every module a file imports, at any depth of its code."""
+    """Every module a file imports, at any depth of its code and for type checkers too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name for name in inner if file_of(name) is not None]
+            yield from modules
+            if len(modules) < len(inner):
+                yield node.module
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_layers(path):
+def file_of(module: str) -> Path | None:
+    """The file of a module of this repository."""
+    path = REPOSITORY / module.replace(".", "/")
+    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
+
+
+def is_face(path: Path) -> bool:
+    return path.name == "__init__.py"
+
+
+@pytest.mark.parametrize("path", BNB_DS, ids=shown)
+def test_a_file_imports_only_from_lower_layers(path):
+    level = levels(LAYERS)
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imported(path):
+        top, _, rest = module.partition(".")
+        assert top not in ("data_prep", "runs", "tests")
+        if top != "bnb_ds":
+            continue
+        other = rest.split(".")[0]
+        assert other in level, f"{path}: imports the root, which only hands names on; import the module you mean"
+        assert other == own or level[other] < level[own], f"{path}: {own} may not import {other}"
+
+
+@pytest.mark.parametrize("path", DATA_PREP, ids=shown)
+def test_data_prep_imports_only_from_lower_layers(path):
+    level = levels(LAYERS_OF_DATA_PREP)
+    own = path.relative_to(REPOSITORY / "data_prep").parts[0].removesuffix(".py")
+    for module in imported(path):
+        top, _, rest = module.partition(".")
+        assert top not in ("runs", "tests", "deepspeed")
+        if top == "bnb_ds":
+            assert module.startswith(OF_DATA_PREP), f"{path}: data_prep may not import {module}"
+        if top == "data_prep":
+            other = rest.split(".")[0]
+            assert other == own or level[other] <= level[own], f"{path}: {own} may not import {other}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=shown)
+def test_a_file_imports_the_module_it_means(path):
+    """Folders hand names on to users; inside, an import through them would load all that they hand on."""
+    faces = [module for module in imported(path) if (file := file_of(module)) is not None and is_face(file)]
+    assert faces == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=shown)
+def test_one_importer_each(path):
+    """``torch.distributed`` and apex have one door."""
     modules = set(imported(path))
-    tops = {module.split(".")[0] for module in modules}
-    package = path.relative_to(REPOSITORY).parts[0]
-    if package == "bnb_ds":
-        assert not tops & {"data_prep", "runs", "tests"}
-    if package == "data_prep":
-        assert not tops & {"runs", "tests", "deepspeed"}
-        ours = {
-            module
-            for module in modules
-            if module.startswith("bnb_ds") and (REPOSITORY / f"{module.replace('.', '/')}.py").exists()
-        }
-        assert all(module in OF_DATA_PREP or module.startswith("bnb_ds.shard") for module in ours), ours
-    if path.name != "distributed.py":
+    if path != PACKAGE / "distributed" / "ranks.py":
         assert not any(module.startswith("torch.distributed") for module in modules)
-    if path.name != "fused.py":
-        assert "apex" not in tops
+    if path != PACKAGE / "train" / "fused.py":
+        assert not any(module.split(".")[0] == "apex" for module in modules)
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_circles():
+    graph = {path: {file for module in imported(path) if (file := file_of(module))} for path in SOURCES}
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the files of a circle
+
+
+def test_a_circle_would_be_found():
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({"a": {"b"}, "b": {"c"}, "c": {"a"}}).prepare()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=shown)
+def test_every_folder_says_what_it_is_for_and_holds_few_files(folder):
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert docstring, "say in one line what the folder is for"
+    modules = [path for path in folder.glob("*.py") if not is_face(path)]
+    assert len(modules) <= MOST_MODULES
+
+
+def test_few_names_stand_twice():
+    places = defaultdict(list)
+    for path in SOURCES:
+        if path.is_relative_to(PACKAGE) and not is_face(path):
+            places[path.stem].append(shown(path))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1 and name not in NAMED_TWICE} == {}
+    assert all(len(places[name]) > 1 for name in NAMED_TWICE), "an exception that is no longer needed"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=shown)
 def test_files_and_functions_stay_short(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 350

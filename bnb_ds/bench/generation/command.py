@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from bnb_ds.bench.flags import refuse_missing_device, refuse_missing_parent, versions, write
 from bnb_ds.bench.generation import reference_style as bench
 from bnb_ds.bench.generation import report
 from bnb_ds.bench.generation.contenders import CONTENDERS
 from bnb_ds.bench.generation.latency import Effort, Systems
 from bnb_ds.bench.generation.sources import read_sources
 from bnb_ds.bench.generation.workloads import Workload, fixed_policy, of_references, random_rows
-from bnb_ds.bench.options import refuse_missing_device, refuse_missing_parent, versions, write
 from bnb_ds.common.arguments import positive
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import ConfigError

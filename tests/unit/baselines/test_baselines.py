@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from bnb_ds.baselines.build import read_classifier
-from bnb_ds.baselines.flops import seq2seq_flops
+from bnb_ds.baselines.cost import seq2seq_flops
 from bnb_ds.baselines.seq2seq import BeamOptions
 from bnb_ds.baselines.settings import Bert2bertSection, ClassifierSection, Seq2SeqSection, TransformerSection
 from bnb_ds.baselines.tokenizers import read_tokenizer

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from bnb_ds.bench import loader as bench
+from bnb_ds.bench import data_loader as bench
 from bnb_ds.bench.synthetic import VOCABULARY, tokenizer, wikipedia_lengths, write_shards
 from bnb_ds.cli import main
 from bnb_ds.shards.reader import TokenShards

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bnb_ds.config.loading import differences, dump_recipe, load_recipe
-from bnb_ds.config.recipe import LoaderSection, PretrainRecipe
+from bnb_ds.config.sections import LoaderSection, PretrainRecipe
 from bnb_ds.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -14,6 +14,7 @@ from bnb_ds.data.batch import count_repeats
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.errors import DataError
+from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.modeling import BnbConfig
 from bnb_ds.shards.reader import TokenShards
 
@@ -34,7 +35,8 @@ def make_samples(shards, *, sequence="truncate", max_length=16, ratio=2.0, mask=
         tuple(shards.special_ids.values()),
     )
     config = BnbConfig(encoder=bert, decoder_length_ratio=ratio, **dict(model))
-    return PretrainSamples(shards, sequence=sequence, max_length=max_length, corruption=noise, seed=5, config=config)
+    rules = BnbTargetRules(config)
+    return PretrainSamples(shards, sequence=sequence, max_length=max_length, corruption=noise, seed=5, rules=rules)
 
 
 def test_truncate_takes_the_head_of_each_document(shards):

@@ -13,7 +13,7 @@ from bnb_ds.config.loading import load_recipe
 from bnb_ds.errors import DataError
 from bnb_ds.evaluate.reproduce import NOT_ON_RECORD, listing, measured, rows
 from bnb_ds.finetune.recipe import FinetuneRecipe
-from bnb_ds.systems.registry import system_class
+from bnb_ds.systems.kinds import system_class
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPES = REPOSITORY / "runs" / "recipes" / "finetune"

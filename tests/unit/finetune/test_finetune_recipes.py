@@ -9,7 +9,7 @@ import pytest
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
 from bnb_ds.config.loading import load_recipe
-from bnb_ds.config.recipe import ModelSize
+from bnb_ds.config.sections import ModelSize
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.finetune.glue import Row, run_glue, table_of
 from bnb_ds.finetune.plan import describe_finetune_dry_run, make_finetune_plan

@@ -22,7 +22,7 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 
 from bnb_ds.serve.app import ServiceLimits, build_app  # noqa: E402
-from bnb_ds.serve.run import listen  # noqa: E402
+from bnb_ds.serve.server import listen  # noqa: E402
 
 
 @pytest.fixture(scope="module")

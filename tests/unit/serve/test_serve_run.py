@@ -22,7 +22,7 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 
 from bnb_ds.serve.app import ServiceLimits  # noqa: E402
-from bnb_ds.serve.run import listen, serve  # noqa: E402
+from bnb_ds.serve.server import listen, serve  # noqa: E402
 
 
 @pytest.fixture(scope="module")

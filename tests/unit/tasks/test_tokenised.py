@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
-from bnb_ds.systems.samples import TaskSamples
+from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.registry import get_task

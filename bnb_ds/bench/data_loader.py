@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from transformers import BertConfig, DataCollatorForLanguageModeling
 
+from bnb_ds.bench.flags import refuse_missing_parent, versions, write
 from bnb_ds.bench.measure import interleaved_seconds
-from bnb_ds.bench.options import refuse_missing_parent, versions, write
 from bnb_ds.bench.synthetic import tokenizer, wikipedia_lengths, write_shards
 from bnb_ds.common.arguments import positive
 from bnb_ds.common.markdown import markdown_table
@@ -31,6 +31,7 @@ from bnb_ds.data.sequences import Building
 from bnb_ds.data.tokenization import continuation_pieces
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.shards.reader import TokenShards
 
 MAX_LENGTH, MICRO_BATCH, ACCUMULATION = 512, 64, 16
@@ -90,7 +91,7 @@ def make_samples(
         max_length=MAX_LENGTH,
         corruption=Corruption(0.15, 0.5, specials["mask"], shards.vocab_size, mixture, (specials["unk"],), continues),
         seed=0,
-        config=BnbConfig(encoder=BertConfig(vocab_size=shards.vocab_size), decoder_positions="shared"),
+        rules=BnbTargetRules(BnbConfig(encoder=BertConfig(vocab_size=shards.vocab_size), decoder_positions="shared")),
     )
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from bnb_ds.bench.flags import refuse_missing_device
 from bnb_ds.bench.measure import interleaved_seconds
-from bnb_ds.bench.options import refuse_missing_device
 from bnb_ds.common.arguments import positive
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.config.deepspeed import load_ds_config

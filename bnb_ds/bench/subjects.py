@@ -8,8 +8,8 @@ import importlib.metadata
 _SUBJECTS = (
     ("ctc", "the fused CTC head: speed and peak memory of forward and backward", "bnb_ds.bench.ctc"),
     ("train", "one optimisation step: unpadded with the fused loss beside padded", "bnb_ds.bench.train"),
-    ("engine", "DeepSpeed's share of a training step, against a bare loop", "bnb_ds.bench.engine"),
-    ("loader", "samples, noise and batches: speed, memory and the first batch", "bnb_ds.bench.loader"),
+    ("engine", "DeepSpeed's share of a training step, against a bare loop", "bnb_ds.bench.deepspeed_share"),
+    ("loader", "samples, noise and batches: speed, memory and the first batch", "bnb_ds.bench.data_loader"),
     ("generate", "generation beside the reference's way and autoregressive models", "bnb_ds.bench.generation.command"),
     ("serve", "the service under many clients beside one client alone", "bnb_ds.bench.serve"),
     ("floors", "BLEU of copying the source and of word-for-word translation", "bnb_ds.bench.floors"),

@@ -1,0 +1,37 @@
+"""What makers of batches must know of the model: how many slots a source opens, which targets fit, what the loss counts.
+
+Pre-training and fine-tuning follow these rules, so that loader and model agree.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnb_ds.data.batch import count_repeats
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import decoder_lengths
+
+
+class BnbTargetRules:
+    """The `bnb_ds.data.batch.TargetRules` of a BERT-NAR-BERT model.
+
+    Args:
+        config: the model's.
+    """
+
+    def __init__(self, config: BnbConfig) -> None:
+        self._config = config
+
+    def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
+        """int64 [B], decoder slots, by the policy ``decoder_length``."""
+        return decoder_lengths(source_lengths, self._config, target_lengths)
+
+    def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """bool [B]. CTC needs a slot for each token, and one more between equal neighbours for the blank."""
+        if self._config.decoder_length == "predicted":
+            return np.ones(slots.size, dtype=bool)
+        return slots >= np.diff(cu_seqlens) + count_repeats(targets, cu_seqlens)
+
+    def loss_count(self, num_targets: int, num_sequences: int) -> int:
+        """Tokens or sequences, as ``loss_reduction`` says."""
+        return num_targets if self._config.loss_reduction == "token" else num_sequences

@@ -1,0 +1,43 @@
+"""Tokenised examples as packed batches, for any kind of model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from bnb_ds.data.batch import PackedBatch, batch_of_labels, batch_of_texts
+from bnb_ds.systems.base import System
+from bnb_ds.tasks.tokenised import Tokenised
+
+
+class TaskSamples:
+    """A `bnb_ds.data.loader.SampleSource`: sample ids are the rows of a split, and every epoch sees them alike.
+
+    Args:
+        split: the rows.
+        system: says how many decoder positions a sample has, and what its loss counts.
+    """
+
+    def __init__(self, split: Tokenised, system: System) -> None:
+        self._split = split
+        self._system = system
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
+        """int64 [B], source tokens."""
+        return self._split.source_lengths(sample_ids)
+
+    def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
+        """Build one micro batch of int64 [B] rows; ``epochs`` makes no difference."""
+        split, system = self._split, self._system
+        sources, cu_seqlens = split.sources(sample_ids)
+        common = {"sample_ids": sample_ids, "num_ordinary": sources.size, "num_masked": 0}
+        if split.has_pairs and not system.task.is_generation:
+            first = np.repeat(cu_seqlens[:-1] + split.first_lengths(sample_ids), np.diff(cu_seqlens))
+            common["token_type_ids"] = torch.from_numpy((np.arange(sources.size) >= first).astype(np.int64))
+        if split.labels is not None:
+            return batch_of_labels(sources, cu_seqlens, split.labels[sample_ids], **common)
+        targets, target_cu_seqlens = split.targets(sample_ids)
+        return batch_of_texts(sources, cu_seqlens, targets, target_cu_seqlens, system.target_rules, **common)
