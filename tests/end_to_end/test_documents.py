@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/ is executed: as it stands where possible, else planned for the machines it names."""
+"""Every command of README.md and docs/ is executed: as it stands where possible, else planned for its machines."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bnb_ds.config.recipe import PretrainRecipe
+from bnb_ds.config.sections import PretrainRecipe
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from tests import documents
 from tests.documents import OTHERS, PACKAGES, PAGES, REPOSITORY
