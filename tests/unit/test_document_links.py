@@ -10,6 +10,7 @@ import yaml
 
 from bnb_ds.config.sections import PretrainRecipe
 from bnb_ds.finetune.recipe import FinetuneRecipe
+from bnb_ds.version import __version__
 from tests import documents
 from tests.documents import OTHERS, PACKAGES, PAGES, REPOSITORY
 
@@ -60,6 +61,12 @@ def test_the_map_names_every_file_of_every_folder():
 
 def test_readme_stays_short():
     assert len(documents.text("README.md").splitlines()) <= 110
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load(documents.text("CITATION.cff"))
+    assert citation["version"] == __version__
+    assert f"## {__version__}" in documents.text("CHANGELOG.md")
 
 
 @pytest.mark.parametrize(("page", "content"), YAML, ids=[f"{page}-{i}" for i, (page, _) in enumerate(YAML)])
