@@ -1,7 +1,7 @@
 """BERT-NAR-BERT on DeepSpeed: pre-training, fine-tuning and parallel generation.
 
-Importing this package is cheap: its names are loaded on first use. After ``import bnb_ds``, transformers knows the models:
-``AutoModelForSeq2SeqLM.from_pretrained`` loads an exported one.
+Importing this package is cheap: its names are loaded on first use. After ``import bnb_ds``, transformers knows the
+models: ``AutoModelForSeq2SeqLM.from_pretrained`` loads an exported one.
 """
 
 import importlib

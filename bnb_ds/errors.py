@@ -21,7 +21,7 @@ class BnbError(ValueError):
     """Base of all errors that are the user's to mend."""
 
     #: every rank raises it at once, and another one prints it
-    told_by_another_rank = False
+    reported_by_another_rank = False
 
 
 class ConfigError(BnbError):
@@ -59,7 +59,7 @@ def run_reporting_errors(program: str, function: Callable[[], int | None]) -> in
         return function() or 0
     except BnbError as error:
         rank = int(os.environ.get("RANK", "0"))
-        if error.told_by_another_rank:
+        if error.reported_by_another_rank:
             return EXIT_USER_ERROR
         if rank:
             # On other hosts nobody ends this rank in time; there the first one speaks for the rest.

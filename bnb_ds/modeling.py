@@ -1,8 +1,8 @@
 """The public Hugging Face models: BERT-NAR-BERT started from checkpoints, pre-trained, and generating.
 
-`bnb_ds.model.network` holds the forward pass. The second class adds the auxiliary loss of pre-training: masked tokens are
-predicted from the encoder itself, BERT's own objective, through a head whose matrix is the encoder's word embeddings.
-That head serves training only: exported models do not have it.
+`bnb_ds.model.network` holds the forward pass. The second class adds the auxiliary loss of pre-training: masked tokens
+are predicted from the encoder itself, BERT's own objective, through a head whose matrix is the encoder's word
+embeddings. That head serves training only: exported models do not have it.
 
 Shapes: C tokens chosen for masking, H hidden size of the encoder, V vocabulary.
 """

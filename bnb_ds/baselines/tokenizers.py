@@ -18,8 +18,8 @@ _GPT_TOKENS = {"cls_token": "_start_", "sep_token": "_delimiter_", "eos_token": 
 def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face directory or hub name, with the special tokens its model needs.
 
-    A BERT's is read as :func:`bnb_ds.data.tokenization.load_tokenizer` reads it. OpenAI GPT's gets the three tokens that
-    GPT is fine-tuned with, and one to pad with.
+    A BERT's is read as :func:`bnb_ds.data.tokenization.load_tokenizer` reads it. OpenAI GPT's gets the three tokens
+    that GPT is fine-tuned with, and one to pad with.
 
     Raises:
         DataError: there is none, or it has no token that begins, ends or pads a text.

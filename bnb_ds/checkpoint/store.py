@@ -48,7 +48,7 @@ class CheckpointWriter:
     Args:
         engine: DeepSpeed engine.
         directory: ``output_dir/checkpoints``.
-        keep: newest checkpoints to leave on disk; the best one (lowest ``badness``) stays besides.
+        keep: newest checkpoints to leave on disk; the best one (lowest ``selection_loss``) stays besides.
         background: hash, sync and publish while training goes on. A crash meanwhile loses this checkpoint only.
     """
 
@@ -64,7 +64,7 @@ class CheckpointWriter:
 
         Args:
             step: optimizer steps done.
-            state: what the loop needs to go on; JSON values; ``badness`` is what the best is chosen by (least).
+            state: what the loop needs to go on; JSON values; ``selection_loss`` is what the best is chosen by (least).
 
         Returns:
             The checkpoint's directory; in the background it appears there later.
@@ -146,12 +146,14 @@ def _remove(checkpoint: Path) -> None:
 
 
 def best_checkpoint(checkpoints: list[Path]) -> Path | None:
-    """The one with the best score (lowest badness) among those that were evaluated."""
+    """The one with the lowest selection loss among those that were evaluated."""
     scores = {}
     for path in checkpoints:
         try:
             state = read_state(path)
-            scores[path] = state.get("badness", state.get("eval_loss"))  # the second: of earlier releases
+            # The other two names are those of earlier releases.
+            found = (state[name] for name in ("selection_loss", "badness", "eval_loss") if name in state)
+            scores[path] = next(found, None)
         except (OSError, ValueError):
             continue  # damaged; whoever loads it is told
     scores = {path: score for path, score in scores.items() if score is not None}

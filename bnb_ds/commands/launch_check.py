@@ -28,7 +28,7 @@ from bnb_ds.finetune.plan import (
 )
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.model_factory import model_config
-from bnb_ds.pretrain.plan import Plan, model_class, open_shards
+from bnb_ds.pretrain.plan import Plan, derived, model_class, open_shards
 from bnb_ds.train import estimates
 
 T = TypeVar("T")
@@ -113,9 +113,7 @@ def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: Ds
     if config is not None:
         plan = Plan(recipe, ds_config, *shards)
         num_samples = len(plan.samples(plan.train_shards, config))
-        findings.lines += _indented(
-            estimates.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples))
-        )
+        findings.lines += _indented(derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)))
         findings.lines += _indented(
             estimates.memory(
                 config, num_parameters, ds_config, recipe.data.max_length, recipe.loader.micro_batch_tokens

@@ -1,4 +1,4 @@
-"""Recipes: YAML file plus dotted overrides -> one typed, validated, immutable object of :mod:`bnb_ds.config.sections`."""
+"""A recipe is read from a YAML file and dotted overrides into one typed object of :mod:`bnb_ds.config.sections`."""
 
 from __future__ import annotations
 

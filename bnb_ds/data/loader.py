@@ -3,8 +3,8 @@
 The stream of samples is one infinite sequence, epoch after epoch, each epoch in its own order. Its state is a single
 number, the samples consumed so far; it depends neither on the number of ranks nor on the micro batch.
 
-How the samples of one step are dealt out to micro batches and ranks is in :mod:`bnb_ds.data.micro_batches`; the step's loss is a
-sum over its samples, whatever their order.
+How the samples of one step are dealt out to micro batches and ranks is in :mod:`bnb_ds.data.micro_batches`; the step's
+loss is a sum over its samples, whatever their order.
 """
 
 from __future__ import annotations

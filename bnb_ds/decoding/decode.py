@@ -1,8 +1,8 @@
 """From a trained model to token ids, in one parallel pass over each batch.
 
 Sources are sorted by length and cut into batches by a token budget; the arg-max is fused with the projection; repeats
-are merged on the device; everything is handed over at the end, in the order of the input. `bnb_ds.decoding.options` says
-how an output is chosen.
+are merged on the device; everything is handed over at the end, in the order of the input. `bnb_ds.decoding.options`
+says how an output is chosen.
 
 Shapes: B sequences, L source columns, T decoder slots of the longest sequence (in packed form: of all), H hidden size,
 W hypotheses and K candidate lengths of a source.

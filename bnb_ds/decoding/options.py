@@ -1,4 +1,4 @@
-"""How an output is chosen from what the decoder predicts: every setting of `bnb_ds.decoding.decode.generate` in one place."""
+"""Every setting of decoding: how an output is chosen from what the decoder predicts."""
 
 from __future__ import annotations
 

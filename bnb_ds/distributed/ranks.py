@@ -117,13 +117,13 @@ def on_main(function: Callable[[], T]) -> T:
         dist.broadcast_object_list(box, src=0)
         result, error = (result, error) if is_main() else box
     if error is not None:
-        raise told_once(error) if isinstance(error, BnbError) else error
+        raise reported_by_rank_0(error) if isinstance(error, BnbError) else error
     return result
 
 
-def told_once(error: E) -> E:
+def reported_by_rank_0(error: E) -> E:
     """Mark an error that is raised on every rank: rank 0 reports it, the others end in silence."""
-    error.told_by_another_rank = not is_main()
+    error.reported_by_another_rank = not is_main()
     return error
 
 
@@ -143,7 +143,7 @@ def require_shared(directory: Path) -> None:
     blind = sorted({host for host, sees in gather((socket.gethostname(), seen)) if not sees})
     on_main(lambda: probe.unlink(missing_ok=True))
     if blind:
-        raise told_once(
+        raise reported_by_rank_0(
             ConfigError(
                 f"output_dir {directory}: {', '.join(blind)} cannot see what rank 0 writes there; put it on storage"
                 " that all hosts share, under the same path"

@@ -1,4 +1,4 @@
-"""This rank's side of the watch: starts the guardian (:mod:`bnb_ds.distributed.guardian`) and tells it how far the rank has come.
+"""This rank's side of the watch: it starts the guardian and reports its own progress to it.
 
 Together they see to it that a job whose ranks cannot all go on ends within a set time, with the rank named: the
 guardians notice ranks that die, stop or hang, whatever the state of the collective operations.

@@ -108,17 +108,13 @@ def _derived(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: i
     for name, split in splits.items():
         left_out = {key: number for key, number in split.info.items() if key in _LEFT_OUT and number}
         lines += [f"             {name}: {number:,} {_LEFT_OUT[key]}" for key, number in left_out.items()]
-    cut = f"{ds_config.micro_batch} x {ds_config.accumulation_steps} micro steps x {ds_config.world_size} ranks"
-    if recipe.loader.micro_batch_tokens is not None:
-        cut = f"micro batches of at most {recipe.loader.micro_batch_tokens:,} tokens on {ds_config.world_size} ranks"
-    steps_per_epoch = len(splits["train"]) / ds_config.global_batch
     selection = f"best {recipe.selection.score or plan.task.main_score} on {plan.scored_splits[0]}"
     if recipe.selection.patience:
         selection += f"; ends after {recipe.selection.patience} evaluations without a better one"
     return [
         *lines,
-        f"batch        {ds_config.global_batch} samples = {cut}",
-        f"steps        {total_steps:,} = {total_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,.1f} steps",
+        estimates.batch_line(ds_config, recipe.loader),
+        estimates.steps_line(ds_config, len(splits["train"]), total_steps),
         f"selection    {selection}",
     ]
 

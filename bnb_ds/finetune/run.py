@@ -18,8 +18,9 @@ from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
 from bnb_ds.train import estimates
 from bnb_ds.train.early_stopping import EarlyStopping
-from bnb_ds.train.job import Intervals, Job, Process, choose_resume, run_job, run_process
+from bnb_ds.train.job import Job, Process, choose_resume, run_job, run_process
 from bnb_ds.train.launch import Launch
+from bnb_ds.train.loop import Intervals
 from bnb_ds.train.tracking import Tracker
 
 
@@ -53,7 +54,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
         evaluation=lambda engine, tracker: _evaluation(plan, engine, splits, process.device, tracker),
         save_model_files=lambda: _save_files(plan, run, config, splits),
         lines=_derived(plan, splits, num_parameters, total_steps),
-        badness=_badness(plan),
+        selection_loss=_selection_loss(plan),
         early_stopping=EarlyStopping(patience) if patience else None,
     )
     reached = run_job(job, launch, process, resume, notes)
@@ -72,16 +73,16 @@ def _intervals(plan: FinetunePlan, num_samples: int, total_steps: int) -> Interv
     return Intervals(intervals.log_steps, eval_steps, intervals.checkpoint_steps or eval_steps)
 
 
-def _badness(plan: FinetunePlan) -> Callable[[dict[str, float]], float | None]:
+def _selection_loss(plan: FinetunePlan) -> Callable[[dict[str, float]], float | None]:
     split, name = plan.scored_splits[0], plan.recipe.selection.score or plan.task.main_score
 
-    def badness(scores: dict[str, float]) -> float | None:
+    def selection_loss(scores: dict[str, float]) -> float | None:
         if not scores:
             return None
         value = scores[f"{split}/{name}"]
         return value if name == "loss" else -value
 
-    return badness
+    return selection_loss
 
 
 def _evaluation(

@@ -126,7 +126,7 @@ def initialise_from_bert(
     decoder: str | PathLike[str] | None,
     overrides: dict[str, Any],
 ) -> tuple[M, BertCheckpoint]:
-    """The model of `bnb_ds.modeling.BnbForConditionalGeneration.from_bert`, and the encoder's checkpoint as it was read."""
+    """The model of `BnbForConditionalGeneration.from_bert`, and the encoder's checkpoint as it was read."""
     model = model_class(config_from_bert(encoder, decoder, overrides))
     encoder_bert = read_bert(encoder)
     decoder_bert = encoder_bert if decoder is None else read_bert(decoder)

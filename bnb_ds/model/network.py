@@ -3,8 +3,8 @@
     source tokens -> encoder -> latent (one per token) -> decoder slots -> LM head -> CTC
 
 Inside, everything token-wise runs on one row of real tokens (`bnb_ds.common.packing`); attention alone knows sequences.
-Padded input is packed on entry and what is returned is padded again. ``config.decoder_length`` says how many slots there
-are, and whether CTC or length classification reads the target off them.
+Padded input is packed on entry and what is returned is padded again. ``config.decoder_length`` says how many slots
+there are, and whether CTC or length classification reads the target off them.
 
 Shapes: B sequences; padded: L source columns, T slots of the longest decoder sequence; packed: N source tokens and
 sum T slots of all sequences together; H hidden size, V vocabulary, S target tokens.

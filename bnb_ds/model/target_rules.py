@@ -1,4 +1,4 @@
-"""What makers of batches must know of the model: how many slots a source opens, which targets fit, what the loss counts.
+"""What a data loader must know of the model: slots of a source, targets that fit, and what the loss counts.
 
 Pre-training and fine-tuning follow these rules, so that loader and model agree.
 """

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from transformers import BertTokenizerFast
 
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
@@ -30,13 +31,15 @@ class Plan:
     ds_config: DsConfig
     train_shards: TokenShards
     heldout_shards: TokenShards
+    #: the one that the shards were made with
+    tokenizer: BertTokenizerFast
 
     def samples(self, shards: TokenShards, config: BnbConfig) -> PretrainSamples:
         """The samples of one split, with the recipe's noise."""
         objective = self.recipe.objective
         continues_word = None
         if objective.whole_word:
-            continues_word = continuation_pieces(load_tokenizer(shards.tokenizer_dir), shards.vocab_size)
+            continues_word = continuation_pieces(self.tokenizer, shards.vocab_size)
         corruption = Corruption(
             mask_probability=objective.mask_probability,
             permute_probability=objective.permute_probability,
@@ -72,8 +75,8 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
     return Plan(recipe, ds_config, *open_shards(recipe))
 
 
-def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards]:
-    """Training and held-out documents.
+def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertTokenizerFast]:
+    """Training documents, held-out documents, and their tokenizer.
 
     Raises:
         DataError: they are missing or damaged, or one part is empty.
@@ -85,12 +88,13 @@ def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards]:
             raise DataError(
                 f"data.shards {recipe.data.shards}: holds no {name} documents; prepare it with another --holdout"
             )
-    if tokenizer_hash(load_tokenizer(train_shards.tokenizer_dir)) != train_shards.tokenizer_hash:
+    tokenizer = load_tokenizer(train_shards.tokenizer_dir)
+    if tokenizer_hash(tokenizer) != train_shards.tokenizer_hash:
         raise DataError(
             f"{train_shards.tokenizer_dir}: not the tokenizer that the manifest names; restore it, or prepare the"
             " shards again"
         )
-    return train_shards, heldout_shards
+    return train_shards, heldout_shards, tokenizer
 
 
 def describe_dry_run(plan: Plan) -> list[str]:
@@ -100,7 +104,7 @@ def describe_dry_run(plan: Plan) -> list[str]:
         num_parameters = estimates.count_parameters(model_class(plan.recipe.objective)(config))
     num_samples = len(plan.samples(plan.train_shards, config))
     return [
-        *estimates.derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
+        *derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
         *estimates.memory(
             config,
             num_parameters,
@@ -125,16 +129,9 @@ def derived(plan: Plan, config: BnbConfig, num_parameters: int, num_samples: int
         f"data         {len(plan.train_shards):,} training documents, {plan.train_shards.num_tokens:,} tokens,"
         f" {num_samples:,} samples an epoch; {len(plan.heldout_shards):,} documents held out"
     )
-    cut = f"{ds_config.micro_batch} x {ds_config.accumulation_steps} micro steps x {ds_config.world_size} ranks"
-    budget = plan.recipe.loader.micro_batch_tokens
-    if budget is not None:
-        cut = f"micro batches of at most {budget:,} tokens on {ds_config.world_size} ranks"
-    yield (
-        f"batch        {ds_config.global_batch} samples = {cut}; about"
-        f" {ds_config.global_batch * min(mean_length, data.max_length):,.0f} tokens a step"
-    )
-    steps_per_epoch = num_samples / ds_config.global_batch
-    yield f"steps        {total_steps:,} = {total_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,.1f} steps"
+    tokens = ds_config.global_batch * min(mean_length, data.max_length)
+    yield f"{estimates.batch_line(ds_config, plan.recipe.loader)}; about {tokens:,.0f} tokens a step"
+    yield estimates.steps_line(ds_config, num_samples, total_steps)
     objective = plan.recipe.objective
     mixture = ", ".join(
         name if len(objective.mixture) == 1 else f"{weight:g} {name}" for name, weight in objective.mixture.items()

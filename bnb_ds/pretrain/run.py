@@ -6,21 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import BertTokenizerFast
 
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.config.sections import ObjectiveSection
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.samples import PretrainSamples
-from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
+from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model_factory import build_model
 from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
-from bnb_ds.pretrain.plan import Plan, model_class
-from bnb_ds.shards.reader import TokenShards
+from bnb_ds.pretrain.plan import Plan, derived, model_class
 from bnb_ds.train import estimates
-from bnb_ds.train.job import Intervals, Job, Process, choose_resume, run_job, run_process
+from bnb_ds.train.job import Job, Process, choose_resume, run_job, run_process
 from bnb_ds.train.launch import Launch
+from bnb_ds.train.loop import Intervals
 from bnb_ds.train.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.train.tracking import Tracker
 
@@ -41,7 +42,7 @@ def _pretrain(plan: Plan, launch: Launch, process: Process) -> None:
     train, heldout = (plan.samples(shards, model.config) for shards in (plan.train_shards, plan.heldout_shards))
     total_steps = plan.total_steps(len(train))
     num_parameters = estimates.count_parameters(model)  # before ZeRO stage 3 takes them apart
-    config, intervals = model.config, recipe.intervals
+    config = model.config
     job = Job(
         recipe=recipe,
         ds_config=plan.ds_config,
@@ -50,16 +51,11 @@ def _pretrain(plan: Plan, launch: Launch, process: Process) -> None:
         objective=_objective(recipe.objective),
         train=train,
         total_steps=total_steps,
-        intervals=Intervals(
-            log_steps=intervals.log_steps,
-            eval_steps=intervals.eval_steps,
-            checkpoint_steps=intervals.checkpoint_steps,
-            histogram_steps=intervals.histogram_steps,
-        ),
+        intervals=Intervals.of(recipe.intervals),
         batch_flops=_training_flops(config),
         evaluation=lambda engine, tracker: _evaluation(engine, heldout, plan, process.device, tracker),
-        save_model_files=lambda: _save_model_files(run, config, plan.train_shards),
-        lines=estimates.derived(plan, config, num_parameters, len(train), total_steps),
+        save_model_files=lambda: _save_model_files(run, config, plan.tokenizer),
+        lines=derived(plan, config, num_parameters, len(train), total_steps),
     )
     run_job(job, launch, process, resume, notes)
 
@@ -74,11 +70,10 @@ def _evaluation(
     engine: Any, heldout: PretrainSamples, plan: Plan, device: torch.device, tracker: Tracker
 ) -> Callable[[int], dict[str, float]]:
     intervals = plan.recipe.intervals
-    tokenizer = load_tokenizer(plan.train_shards.tokenizer_dir)
 
     def run_evaluation(step: int) -> dict[str, float]:
         def show(batch: PackedBatch, outputs: list[list[int]]) -> None:
-            texts = reconstruction_table(batch, outputs[: intervals.reconstructions], tokenizer)
+            texts = reconstruction_table(batch, outputs[: intervals.reconstructions], plan.tokenizer)
             tracker.text(step, "eval/reconstructions", texts)
 
         return evaluate(
@@ -100,7 +95,7 @@ def _training_flops(config: BnbConfig) -> Callable[[PackedBatch], int]:
     return training_flops
 
 
-def _save_model_files(run: RunDir, config: BnbConfig, shards: TokenShards) -> None:
+def _save_model_files(run: RunDir, config: BnbConfig, tokenizer: BertTokenizerFast) -> None:
     """What an export needs besides the weights, so that it needs no shards."""
     config.save_pretrained(run.model)
-    save_tokenizer(load_tokenizer(shards.tokenizer_dir), run.model)
+    save_tokenizer(tokenizer, run.model)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class RequestOptions(BaseModel):
-    """How outputs are chosen; fields of `bnb_ds.decoding.options.DecodeOptions`. Left out: the service's own setting."""
+    """Fields of `bnb_ds.decoding.options.DecodeOptions`. One that is left out has the service's own setting."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

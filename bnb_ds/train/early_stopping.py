@@ -25,13 +25,13 @@ class EarlyStopping:
         """Whether the run is over."""
         return self._since_best >= self._patience
 
-    def observe(self, badness: float) -> bool:
+    def observe(self, selection_loss: float) -> bool:
         """Take in the score of an evaluation, lower being better; return whether the run is over.
 
         A score that is not a number is no improvement.
         """
-        if badness < self._best - self._min_change:
-            self._best, self._since_best = badness, 0
+        if selection_loss < self._best - self._min_change:
+            self._best, self._since_best = selection_loss, 0
         else:
             self._since_best += 1
         return self.ended

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from bnb_ds.config.deepspeed import DsConfig
+from bnb_ds.config.sections import LoaderSection
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 
@@ -17,6 +18,20 @@ _CTC_CHUNK_BYTES = 2**28  # of bnb_ds.ctc.head on a GPU
 def count_parameters(model: nn.Module) -> int:
     """Trainable parameters (those of a model on the meta device too)."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def batch_line(ds_config: DsConfig, loader: LoaderSection) -> str:
+    """How a step's samples are cut up."""
+    cut = f"{ds_config.micro_batch} x {ds_config.accumulation_steps} micro steps x {ds_config.world_size} ranks"
+    if loader.micro_batch_tokens is not None:
+        cut = f"micro batches of at most {loader.micro_batch_tokens:,} tokens on {ds_config.world_size} ranks"
+    return f"batch        {ds_config.global_batch} samples = {cut}"
+
+
+def steps_line(ds_config: DsConfig, num_samples: int, total_steps: int) -> str:
+    """How long the run is, in steps and in passes over ``num_samples``."""
+    steps_per_epoch = num_samples / ds_config.global_batch
+    return f"steps        {total_steps:,} = {total_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,.1f} steps"
 
 
 def memory(

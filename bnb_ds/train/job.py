@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -30,7 +30,7 @@ from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.engine import build_engine
 from bnb_ds.train.hardware import peak_flops
 from bnb_ds.train.launch import Launch
-from bnb_ds.train.loop import LoopSettings, TrainLoop
+from bnb_ds.train.loop import Intervals, TrainLoop
 from bnb_ds.train.objectives import Objective
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.profiling import StepProfiler
@@ -49,16 +49,6 @@ class Process:
     device: torch.device
     watchdog: Watchdog
     stop: StopRequest
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """How often, in steps; see `bnb_ds.train.loop.LoopSettings`."""
-
-    log_steps: int
-    eval_steps: int
-    checkpoint_steps: int
-    histogram_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ class Job:
     #: lines that say what the run will do
     lines: Iterable[str] = ()
     #: scores -> what the best checkpoint is chosen by, lower is better
-    badness: Callable[[dict[str, float]], float | None] = field(default=lambda scores: scores.get("eval/loss"))
+    selection_loss: Callable[[dict[str, float]], float | None] = lambda scores: scores.get("eval/loss")
     early_stopping: EarlyStopping | None = None
 
 
@@ -135,8 +125,9 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
         tracker.say(line)
     profiler = StepProfiler(*launch.profile_steps or (0, -1), run.path / "profile", tracker.say)
     phases = Phases(process.device, process.watchdog.mark)
-    settings = LoopSettings(total_steps=total_steps, stop_step=stop_step, **vars(job.intervals))
-    loop = _build_loop(job, settings, engine, state, tracker, phases, peak=peak, stop=process.stop, profiler=profiler)
+    loop = _build_loop(
+        job, engine, state, tracker, phases, stop_step=stop_step, peak=peak, stop=process.stop, profiler=profiler
+    )
     reached = loop.run(state["step"], state["samples_consumed"])
     profiler.close()
     tracker.say(f"done         step {reached} of {total_steps}; watch with: tensorboard --logdir {run.tensorboard}")
@@ -169,12 +160,12 @@ def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tu
 
 def _build_loop(
     job: Job,
-    settings: LoopSettings,
     engine: Any,
     state: dict[str, Any],
     tracker: Tracker,
     phases: Phases,
     *,
+    stop_step: int,
     peak: float,
     stop: StopRequest,
     profiler: StepProfiler,
@@ -198,21 +189,23 @@ def _build_loop(
         engine, job.run.checkpoints, intervals.keep_checkpoints, background=intervals.background_checkpoints
     )
     return TrainLoop(
-        engine,
-        _loader(job, phases.device),
-        train_step,
-        job.evaluation(engine, tracker),
-        tracker,
-        settings,
-        writer,
+        engine=engine,
+        loader=_loader(job, phases.device),
+        train_step=train_step,
+        evaluate=job.evaluation(engine, tracker),
+        tracker=tracker,
+        writer=writer,
         phases=phases,
         peak_flops=peak,
+        intervals=job.intervals,
+        total_steps=job.total_steps,
+        stop_step=stop_step,
         stop_reason=lambda: stop.reason,
         spikes=spikes,
         profiler=profiler,
         histograms=lambda step: log_histograms(engine, tracker, step),
         extra_state={"rate_offset": state.get("rate_offset", 0)},
-        badness=job.badness,
+        selection_loss=job.selection_loss,
         early_stopping=job.early_stopping,
     )
 

@@ -174,7 +174,7 @@ class TrainStep:
         bad = [batch.sample_ids.tolist() for batch, good in zip(batches, finite, strict=True) if not good]
         record, by_rank = self._record_bad_step(step, bad)
         rank, samples = next(iter(by_rank.items()))
-        raise ranks.told_once(
+        raise ranks.reported_by_rank_0(
             NonFiniteLossError(
                 f"step {step}: the loss is {total} in the batch of samples {samples[0]} on rank {rank}; all are in"
                 f" {record}; the weights were not changed: lower the learning rate or clip gradients, then"
@@ -187,7 +187,7 @@ class TrainStep:
         if norm is None or math.isfinite(norm) or self._engine.fp16_enabled():
             return
         record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
-        raise ranks.told_once(
+        raise ranks.reported_by_rank_0(
             NonFiniteLossError(
                 f"step {step}: the gradient is not finite although the loss is; the step's samples are in {record};"
                 " the weights were not changed: lower the learning rate, then --resume auto"

@@ -1,8 +1,8 @@
 """A source into a shard directory: in parallel, over several runs or machines, always the same bytes.
 
-The input is cut into parts (:mod:`data_prep.sources.units`); each becomes shards of its own, finished when its marker is
-written (:mod:`data_prep.jobs.workspace`). Where duplicates or old versions are dropped, every part is first indexed, and
-no part is built before all indexes are there. :func:`merge` renames the shards and writes the manifest.
+The input is cut into parts (:mod:`data_prep.sources.units`); each becomes shards of its own, finished when its marker
+is written (:mod:`data_prep.jobs.workspace`). Where duplicates or old versions are dropped, every part is first indexed,
+and no part is built before all indexes are there. :func:`merge` renames the shards and writes the manifest.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from bnb_ds.distributed import ranks
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train.engine import build_engine
-from bnb_ds.train.loop import LoopSettings, TrainLoop
+from bnb_ds.train.loop import Intervals, TrainLoop
 from bnb_ds.train.objectives import Reconstruction
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.step import TrainStep
@@ -57,9 +57,6 @@ def make_loop(device, small_shards, tmp_path):
         bert = {**BERT, "vocab_size": shards.vocab_size}
         model = BnbForConditionalGeneration(BnbConfig(encoder=bert, decoder_positions="shared"))
         engine, _ = build_engine(model, ds_config, device, lambda step: 1.0)
-        settings = LoopSettings(
-            total_steps=steps, stop_step=steps, log_steps=1, eval_steps=steps, checkpoint_steps=steps
-        )
         phases = Phases(device)
         loader = StepLoader(make_samples(shards), seed=0, micro_batch=4, accumulation_steps=2, rank=0, world_size=1)
         train_step = TrainStep(
@@ -73,15 +70,17 @@ def make_loop(device, small_shards, tmp_path):
             records=tmp_path,
         )
         return TrainLoop(
-            engine,
-            loader,
-            train_step,
-            lambda step: {"eval/loss": 0.0},
-            Tracker(tmp_path / "runs", start_step=0, total_steps=steps),
-            settings,
-            CheckpointWriter(engine, tmp_path / "checkpoints", keep=1),
+            engine=engine,
+            loader=loader,
+            train_step=train_step,
+            evaluate=lambda step: {"eval/loss": 0.0},
+            tracker=Tracker(tmp_path / "runs", start_step=0, total_steps=steps),
+            writer=CheckpointWriter(engine, tmp_path / "checkpoints", keep=1),
             phases=phases,
             peak_flops=1.0,
+            intervals=Intervals(log_steps=1, eval_steps=steps, checkpoint_steps=steps),
+            total_steps=steps,
+            stop_step=steps,
             spikes=spikes,
         )
 

@@ -133,7 +133,7 @@ def test_a_run_outlives_no_launcher(tmp_path, small_shards, number):
     assert re.fullmatch(r"step_\d+", (job.output / "checkpoints" / "latest").read_text())
 
 
-def test_an_error_of_one_rank_is_told_once_and_ends_the_job(tmp_path, small_shards, fork_server):
+def test_an_error_of_one_rank_is_reported_by_rank_0_and_ends_the_job(tmp_path, small_shards, fork_server):
     """Rank 1 finds its share of the disk full; rank 0, waiting for it, ends too and says nothing."""
     job = Job(tmp_path, small_shards)
     launch = job.fork(fork_server, *SETTINGS, TEST_FILE_LIMIT_OF_RANK="1")

@@ -30,7 +30,7 @@ def saved(make_loop, tmp_path):
     """An engine after its first step, and the directory with the checkpoint of that step."""
     loop = make_loop(steps=1, zero_optimization={"stage": 1})
     loop.run(0, 0)
-    return loop._engine, tmp_path / "checkpoints"
+    return loop.engine, tmp_path / "checkpoints"
 
 
 def die_in(action, *, at_event: int | None = None, file_limit: int | None = None, directory: Path) -> int:
@@ -169,13 +169,13 @@ def test_the_best_checkpoint_is_kept(saved):
     engine, directory = saved
     writer = CheckpointWriter(engine, directory, keep=2)
     for step, loss in enumerate((0.7, 0.3, None, 0.5, 0.4), start=2):
-        writer.save(step, {"samples_consumed": 8 * step, "badness": loss})
+        writer.save(step, {"samples_consumed": 8 * step, "selection_loss": loss})
     names = [path.name for path in store.whole_checkpoints(directory)]
     # The first, of the fixture, was evaluated with 0.0; without it the one of step 3 is the best.
     assert names == ["step_00000001", "step_00000005", "step_00000006"]
     shutil.rmtree(directory / "step_00000001")
     for step, loss in ((7, 0.2), (8, 0.9), (9, 0.8), (10, None)):
-        writer.save(step, {"samples_consumed": 8 * step, "badness": loss})
+        writer.save(step, {"samples_consumed": 8 * step, "selection_loss": loss})
     names = [path.name for path in store.whole_checkpoints(directory)]
     assert names == ["step_00000007", "step_00000009", "step_00000010"]
 

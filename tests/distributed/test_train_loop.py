@@ -52,8 +52,8 @@ def test_the_loss_falls_and_the_weights_export_in_every_configuration(make_loop,
     else:
         assert all(map(math.isnan, norms))
     exported = read_weights(tmp_path / "checkpoints" / "step_00000008")
-    with deepspeed.zero.GatheredParameters(list(loop._engine.module.parameters())):
-        trained = {name: weight.detach().clone() for name, weight in loop._engine.module.named_parameters()}
+    with deepspeed.zero.GatheredParameters(list(loop.engine.module.parameters())):
+        trained = {name: weight.detach().clone() for name, weight in loop.engine.module.named_parameters()}
     assert set(exported) == set(trained)
     for name, weight in trained.items():
         assert exported[name].dtype == torch.float32
@@ -72,8 +72,8 @@ def test_an_infinite_gradient_stops_the_run_with_the_weights_unchanged(make_loop
     loop = make_loop(FiniteLossWithInfiniteGradient(), zero_optimization={"stage": stage})
 
     def weights():
-        with deepspeed.zero.GatheredParameters(list(loop._engine.module.parameters()), enabled=stage == 3):
-            return {name: weight.detach().clone() for name, weight in loop._engine.module.named_parameters()}
+        with deepspeed.zero.GatheredParameters(list(loop.engine.module.parameters()), enabled=stage == 3):
+            return {name: weight.detach().clone() for name, weight in loop.engine.module.named_parameters()}
 
     before = weights()
     with pytest.raises(NonFiniteLossError, match="step 1: the gradient is not finite although the loss is"):
@@ -105,7 +105,7 @@ def test_going_back_abandons_what_came_after(make_loop, tmp_path):
         shutil.copytree(directory / "step_00000001", directory / f"step_{abandoned:08d}")
     (directory / "step_00000002.partial").mkdir()
     (directory / ".latest.123.partial").write_text("step_000")
-    CheckpointWriter(loop._engine, directory, keep=1).save(3, {"samples_consumed": 24})
+    CheckpointWriter(loop.engine, directory, keep=1).save(3, {"samples_consumed": 24})
     kept = [path.name for path in store.whole_checkpoints(directory)]
     assert kept == ["step_00000001", "step_00000003"]  # the best so far, and the newest
     assert store.newest_intact(directory) == (directory / "step_00000003", [])
@@ -147,15 +147,15 @@ def test_a_spike_is_not_taken_and_counted(make_loop, tmp_path, stage):
     spikes = SpikeDetector(factor=3, window_steps=2)
     loop = make_loop(Spike(), steps=4, spikes=spikes, zero_optimization={"stage": stage})
     weights = []
-    take = loop._train_step.take
+    take = loop.train_step.take
 
     def watched(*arguments, **options):
         result = take(*arguments, **options)
-        with deepspeed.zero.GatheredParameters([loop._engine.module.lm_head.bias], enabled=stage == 3):
-            weights.append(loop._engine.module.lm_head.bias.detach().clone())
+        with deepspeed.zero.GatheredParameters([loop.engine.module.lm_head.bias], enabled=stage == 3):
+            weights.append(loop.engine.module.lm_head.bias.detach().clone())
         return result
 
-    loop._train_step.take = watched
+    loop.train_step.take = watched
     loop.run(0, 0)
     assert not torch.equal(weights[0], weights[1])
     assert torch.equal(weights[1], weights[2])

@@ -1,5 +1,8 @@
-"""The Triton kernels of the CTC head, run on the CPU by Triton's interpreter: `tests/unit/ctc/test_ctc_triton.py` starts
-this file with TRITON_INTERPRET=1, which must be set before the kernels are imported."""
+"""The Triton kernels of the CTC head, run on the CPU by Triton's interpreter.
+
+`tests/unit/ctc/test_ctc_triton.py` starts this file with TRITON_INTERPRET=1, which must be set before the kernels are
+imported.
+"""
 
 from __future__ import annotations
 

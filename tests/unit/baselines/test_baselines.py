@@ -132,7 +132,7 @@ def test_the_loss_is_that_of_the_plain_padded_model(name, checkpoints):
     torch.testing.assert_close(output.loss_sum, expected)
     assert int(output.loss_count) == sum(map(len, labels))
     made = system(name, checkpoints)
-    assert made.loss_count(sum(map(len, targets)), 3) == sum(map(len, labels))
+    assert made.target_rules.loss_count(sum(map(len, targets)), 3) == sum(map(len, labels))
     torch.testing.assert_close(output.loss, output.loss_sum / output.loss_count)
     alone = [model(**packed_form([s], [t])).loss_sum for s, t in zip(sources, targets, strict=True)]
     torch.testing.assert_close(output.loss_sum, sum(alone))

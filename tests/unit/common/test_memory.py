@@ -11,7 +11,7 @@ _PROGRAM = """
 import os
 from pathlib import Path
 
-from bnb_ds.memory import return_freed_memory
+from bnb_ds.common.memory import return_freed_memory
 
 
 def resident_bytes():

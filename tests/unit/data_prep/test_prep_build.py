@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data_prep
 from bnb_ds.data.tokenization import load_tokenizer, tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.shards import manifest as shard_manifest
 from bnb_ds.shards.manifest import SPLITS, parse_manifest
 from bnb_ds.shards.reader import TokenShards
-from data_prep import build
 from data_prep.sources.documents import Document, is_held_out
 from data_prep.sources.text import find_files, read_documents
 from tests.shard_building import build_shards
 
-FORMAT = Path(build.__file__).with_name("FORMAT.md")
+FORMAT = Path(data_prep.__file__).with_name("FORMAT.md")
 
 
 def documents(texts: list[str]) -> list[Document]:
@@ -47,7 +47,7 @@ def test_output_does_not_depend_on_batching(
     tmp_path: Path, small_shards: Path, small_texts: list[str], small_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data_prep.sources.documents._BATCH_DOCUMENTS", 7)
-    monkeypatch.setattr(build, "_BATCH_CHARACTERS", 3000)
+    monkeypatch.setattr("tests.shard_building._BATCH_CHARACTERS", 3000)
     build_shards(
         documents(small_texts), tmp_path / "s", small_tokenizer, sources=[], holdout=0.1, tokens_per_shard=10_000
     )

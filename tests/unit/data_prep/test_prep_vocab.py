@@ -85,7 +85,7 @@ def test_words_are_bert_words(small_texts: list[str]) -> None:
 def test_every_process_learns_the_same(small_texts: list[str], threads: str) -> None:
     code = f"""{launching.LIGHT}
 import hashlib, json, sys
-from data_prep.vocab import count_words, learn_tokens
+from data_prep.tokenise.vocab import count_words, learn_tokens
 tokens = learn_tokens(count_words(json.load(sys.stdin), lowercase=False), 1500)
 print(hashlib.sha256(json.dumps(tokens).encode()).hexdigest())
 """

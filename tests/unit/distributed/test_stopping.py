@@ -41,7 +41,7 @@ CHILD = (
     launching.LIGHT
     + """
 import time
-from bnb_ds.stopping import StopRequest
+from bnb_ds.distributed.stopping import StopRequest
 stop = StopRequest()
 print("ready", flush=True)
 deadline = time.monotonic() + 20

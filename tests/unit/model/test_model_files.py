@@ -72,3 +72,9 @@ def test_loaded_models_have_sound_buffers(saved):
 def test_a_configuration_builds_the_model():
     config = BnbConfig(encoder={"hidden_size": 12, "num_attention_heads": 2, "num_hidden_layers": 1})
     assert isinstance(AutoModelForSeq2SeqLM.from_config(config), BnbForConditionalGeneration)
+
+
+def test_bare_model_class_is_the_base_of_the_full_one():
+    model = bnb_model()
+    assert isinstance(model.base_model, BnbModel)
+    assert (model.can_generate(), model.base_model.can_generate()) == (True, False)

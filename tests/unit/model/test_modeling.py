@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.model.network import BnbModel
 from bnb_ds.modeling import BnbForConditionalGeneration
 from tests.plain_reference import plain_encode, plain_logits, plain_slots
 from tests.tiny import VOCAB, bnb_config, bnb_model, packed_form, padded_form, source_ids
@@ -343,9 +342,3 @@ def test_a_source_longer_than_the_encoder_is_refused():
     model = bnb_model(decoder={"max_position_embeddings": 99})
     with pytest.raises(ConfigError, match=r"a source has 25 tokens, but encoder\.max_position_embeddings is 24: cut"):
         model(**padded_form(source_ids([25])))
-
-
-def test_bare_model_class_is_the_base_of_the_full_one():
-    model = bnb_model()
-    assert isinstance(model.base_model, BnbModel)
-    assert (model.can_generate(), model.base_model.can_generate()) == (True, False)

@@ -19,7 +19,7 @@ SCRIPT = (
     launching.LIGHT
     + """
 from pathlib import Path
-from bnb_ds.tracking import Tracker
+from bnb_ds.train.tracking import Tracker
 tracker = Tracker(Path({log_dir!r}) / "runs", start_step=0, total_steps=3)
 for step in (1, 2, 3):
     tracker.scalars(step, {{"train/loss": 1.0 / step}})
