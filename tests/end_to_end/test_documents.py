@@ -1,4 +1,4 @@
-"""Every command of README.md is executed: as it stands where possible, else planned for the machines it names."""
+"""Every command of README.md and docs/ is executed: as it stands where possible, else planned for its machines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,14 +18,16 @@ from deepspeed.launcher.runner import parse_args
 from transformers import BertConfig, BertForMaskedLM
 
 from bnb_ds.data.tokenization import load_tokenizer
-from tests import launching
+from tests import documents, launching
 from tests.exports import save_model
 from tests.reference_files import save_as_reference
 from tests.tiny import bnb_model
 
 pytestmark = pytest.mark.slow
 
-README = (launching.REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = documents.named_blocks()
+#: scripts that other tests start: test_quickstart.py, and whoever runs the suite
+SCRIPTS = ["bash runs/quickstart.sh\n", "bash runs/test.sh\n"]
 TINY_BERT = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -32,21 +35,23 @@ TINY_BERT = {
     "intermediate_size": 64,
     "max_position_embeddings": 512,
 }
+DATASET = "--dataset wikimedia/wikipedia --config 20231101.en"
+RECIPE = "runs/recipes/pretrain/wikipedia_base.yaml"
 SETTINGS = ["data.max_length=32", "intervals.eval_samples=8", "intervals.checkpoint_steps=2"]
 
 
 def commands(name: str) -> list[str]:
     """The command lines of the block that `<!-- test: name -->` announces, continuation lines joined."""
-    block = re.search(rf"<!-- test: {name} -->\n```bash\n(.*?)```", README, re.DOTALL)[1]
-    return [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return [line for line in BLOCKS[name].replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def python(name: str, folder: Path) -> None:
+    """Execute the block of Python that `<!-- test: name -->` announces, with `work/` moved."""
+    exec(compile(moved(BLOCKS[name], folder), name, "exec"), {})
 
 
 def moved(text: str, folder) -> str:
-    """README's relative `work/` replaced; a longer path with a folder of that name (the checkout's own) stays."""
+    """The documents' relative `work/` replaced; a longer path with a folder of that name (the checkout's own) stays."""
     return re.sub(r"(?<![\w./-])work/", f"{folder}/", text)
 
 
@@ -77,31 +82,45 @@ def forked(fork_server, tmp_path):
 
 
 def test_no_block_is_left_out():
-    blocks = README.count("```bash")
-    tested = len(re.findall(r"<!-- test: \w+ -->\n```bash", README))
-    scripts = re.findall(r"```bash\n(bash runs/\w+\.sh)\n```", README)
-    assert scripts == ["bash runs/quickstart.sh", "bash runs/test.sh"]
-    assert tested + len(scripts) == blocks
+    """Each is announced and used by a test of this file, or is a script with a test of its own."""
+    scripts = []
+    for page in documents.PAGES:
+        for name, language, content in documents.blocks(page):
+            if language in ("bash", "python") and name is None:
+                scripts.append(content)
+    assert scripts == SCRIPTS
+    used = re.findall(r"(?:commands|python)\(\"(\w+)\"", Path(__file__).read_text(encoding="utf-8"))
+    assert set(used) == set(BLOCKS)
+
+
+def save_bert(directory: Path, tokenizer) -> None:
+    """A BERT checkpoint to start from."""
+    tokenizer.save_pretrained(directory)
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **TINY_BERT)).save_pretrained(directory)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, small_texts, small_tokenizer):
     """The folder that takes the place of `work/`, after the block `prepare`; with a BERT checkpoint to start from."""
-    folder = tmp_path_factory.mktemp("readme")
+    folder = tmp_path_factory.mktemp("documents")
     # Enough documents for the default hold-out of one in a hundred to choose some.
     (folder / "corpus.txt").write_text("\n\n".join(text[i:] for text in small_texts for i in (0, 50, 100)))
-    small_tokenizer.save_pretrained(folder / "bert")
-    BertForMaskedLM(BertConfig(vocab_size=len(small_tokenizer), **TINY_BERT)).save_pretrained(folder / "bert")
+    save_bert(folder / "bert", small_tokenizer)
     (command,) = commands("prepare")
     run(command.replace("CORPUS", f"{folder}/corpus.txt").replace("TOKENIZER", f"{folder}/bert"), folder)
     return folder
 
 
+def write_rows(directory: Path, texts: list[str]) -> None:
+    """A local data set."""
+    directory.mkdir()
+    rows = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
+    (directory / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_corpora(prepared, small_texts, forked):
     """The commands on small inputs of the same form; the data set of the hub is a local one here."""
-    rows = [{"id": str(i), "text": text} for i, text in enumerate(small_texts)]
-    (prepared / "rows").mkdir()
-    (prepared / "rows" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(prepared / "rows", small_texts)
     page = "<page><title>T</title><ns>0</ns><id>{}</id><revision><text>{}</text></revision></page>"
     pages = "".join(page.format(i, html.escape(text)) for i, text in enumerate(small_texts))
     (prepared / "dump.xml").write_text(f"<mediawiki>{pages}</mediawiki>")
@@ -110,7 +129,7 @@ def test_corpora(prepared, small_texts, forked):
         "".join(abstract.format(i + 1, json.dumps(text)) for i, text in enumerate(small_texts))
     )
     places = {
-        "--dataset wikimedia/wikipedia --config 20231101.en": f"--dataset {prepared}/rows",
+        DATASET: f"--dataset {prepared}/rows",
         "enwiki-pages-articles-multistream.xml.bz2": f"{prepared}/dump.xml",
         "baseline updatefiles": f"{prepared}/pubmed.jsonl",
         "TOKENIZER": f"{prepared}/bert",
@@ -129,8 +148,7 @@ def overrides(folder) -> str:
 
 def test_plan(prepared, forked):
     check, plan = commands("plan")
-    recipe = "wikipedia_base.yaml"
-    checked = forked(check.replace(recipe, f"{recipe} {overrides(prepared)}"), prepared)
+    checked = forked(check.replace(RECIPE, f"{RECIPE} {overrides(prepared)}"), prepared)
     for shown in (checked, forked(f"{plan} {overrides(prepared)}", prepared)):
         assert "1280 samples = 10 x 1 micro steps x 128 ranks" in shown
         assert "memory/GPU   about" in shown
@@ -138,14 +156,20 @@ def test_plan(prepared, forked):
 
 @pytest.mark.parametrize("command", commands("launch"), ids=["one node", "sixteen nodes"])
 def test_launch(prepared, command, forked):
-    """DeepSpeed's own parser takes the launcher's options; the script plans for that many GPUs."""
+    assert planned_launch(command, prepared, forked)
+
+
+def planned_launch(command: str, folder: Path, forked) -> str:
+    """DeepSpeed's own parser takes the launcher's options; the script plans for that many GPUs. Returns the plan."""
     program, *arguments = shlex.split(command)
     launch = parse_args(arguments)
     assert program == "deepspeed"
     ranks = max(launch.num_nodes, 1) * launch.num_gpus
     script = [launch.user_script, *launch.user_args]
-    planned = f"{sys.executable} {shlex.join(script)} --dry-run --world-size {ranks} {overrides(prepared)}"
-    assert f" micro steps x {ranks} ranks" in forked(planned, prepared)
+    planned = f"{sys.executable} {shlex.join(script)} --dry-run --world-size {ranks} {overrides(folder)}"
+    plan = forked(planned, folder)
+    assert f" micro steps x {ranks} ranks" in plan
+    return plan
 
 
 @pytest.mark.parametrize("command", commands("clusters"), ids=["hostfile", "torchrun", "slurm"])
@@ -169,33 +193,56 @@ def test_clusters(prepared, command):
     assert "done         step 2 of 2" in run(f"{command} {settings}", prepared)
 
 
-def test_use(prepared, monkeypatch, capsys, forked):
-    ds_config = prepared / "ds.json"
+def train(folder: Path, forked) -> None:
+    """Three steps of the recipe on one rank, in the place of a launch on eight GPUs."""
+    ds_config = folder / "ds.json"
     optimizer = {"type": "AdamW", "params": {"lr": 1e-3}}
     ds_config.write_text(
         json.dumps({"train_batch_size": 4, "train_micro_batch_size_per_gpu": 4, "optimizer": optimizer})
     )
-    recipe = "runs/recipes/pretrain/wikipedia_base.yaml"
-    forked(
-        f"{sys.executable} runs/pretrain.py {recipe} --deepspeed_config {ds_config} {overrides(prepared)}"
-        " epochs=null steps=3",
-        prepared,
-    )
+    settings = f"{overrides(folder)} epochs=null steps=3"
+    forked(f"{sys.executable} runs/pretrain.py {RECIPE} --deepspeed_config {ds_config} {settings}", folder)
+
+
+def test_real_run(tmp_path, small_texts, small_tokenizer, forked):
+    """README's run, on small inputs of the same form."""
+    prepare, check, pretrain, export, generate = commands("real_run")
+    write_rows(tmp_path / "rows", small_texts)
+    save_bert(tmp_path / "bert", small_tokenizer)
+    (tmp_path / "lines.txt").write_text("\n".join(text[:40] for text in small_texts[:20]) + "\n")
+    small = prepare.replace(DATASET, f"--dataset {tmp_path}/rows").replace("TOKENIZER", f"{tmp_path}/bert")
+    forked(f"{small.replace('--workers 32', '--workers 2')} --holdout 0.1", tmp_path)
+    assert "nothing stands in the way" in forked(check.replace(RECIPE, f"{RECIPE} {overrides(tmp_path)}"), tmp_path)
+    planned_launch(pretrain, tmp_path, forked)
+    train(tmp_path, forked)
+    forked(export, tmp_path)
+    forked(generate.replace("LINES", f"{tmp_path}/lines.txt"), tmp_path)
+    assert (tmp_path / "outputs.txt").read_text().count("\n") == 20
+
+
+def test_use(prepared, capsys, forked):
+    train(prepared, forked)
     watch, curves, export, generate = commands("use")
     assert "train/loss" in run(f"{watch} --inspect", prepared)
     assert re.search(r"train/loss +[\d.]+ at step 3", run(curves, prepared))
     assert "step_00000003" in run(export, prepared)
     assert run(generate, prepared).count("\n") >= 1
-    use, models = (compile(moved(block, prepared), "README.md", "exec") for block in python_blocks())
-    exec(use, {})
+    python("transformers", prepared)
     assert capsys.readouterr().out.startswith("['")
+    python("pipeline", prepared)
+    assert len(capsys.readouterr().out.splitlines()) == 3
     (prepared / "models" / "bert").symlink_to(prepared / "bert")
-    exec(models, {})
+    python("classes", prepared)
     convert, encoder = commands("models")
     forked(encoder, prepared)
     assert (prepared / "models" / "encoder" / "model.safetensors").is_file()
     save_as_reference(bnb_model(dtype=torch.float32), prepared / "reference")
     assert "import-reference: " in forked(convert.replace("REFERENCE", f"{prepared}/reference"), prepared)
+
+
+def test_shards_in_python(prepared, capsys):
+    python("shards", prepared)
+    assert re.match(r"\d+ documents, \d+ tokens; the first begins with \[", capsys.readouterr().out)
 
 
 @pytest.fixture
