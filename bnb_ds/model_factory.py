@@ -68,8 +68,7 @@ def model_config(
         }
         config = BnbConfig(**halves, **_bnb_fields(section, target))
     else:
-        overrides = {**_bnb_fields(section, target), **_dropout_fields(section), **_position_fields(section)}
-        config = config_from_bert(section.encoder, section.decoder, overrides)
+        config = config_from_bert(section.encoder, section.decoder, _overrides_of_bert(section, target))
         _refuse_other_tokenizer(section.encoder, source)
         _refuse_other_tokenizer(section.decoder or section.encoder, target)
     _refuse_small_vocabulary(config, source, target)
@@ -92,12 +91,7 @@ def build_model(
             return model_class.from_pretrained(section.checkpoint, config=config, dtype=torch.float32)
     if section.encoder is None:
         return model_class(config)
-    overrides = {
-        **_bnb_fields(section, target or source),
-        **_dropout_fields(section),
-        **_position_fields(section),
-    }
-    return model_class.from_bert(section.encoder, section.decoder, **overrides)
+    return model_class.from_bert(section.encoder, section.decoder, **_overrides_of_bert(section, target or source))
 
 
 def _dropout_fields(section: ModelSection) -> dict[str, float]:
@@ -107,8 +101,10 @@ def _dropout_fields(section: ModelSection) -> dict[str, float]:
     }
 
 
-def _position_fields(section: ModelSection) -> dict[str, object]:
+def _overrides_of_bert(section: ModelSection, target: Vocabulary) -> dict[str, object]:
     return {
+        **_bnb_fields(section, target),
+        **_dropout_fields(section),
         "max_position_embeddings": section.max_position_embeddings,
         "extend_positions": section.extend_positions,
     }
