@@ -1,7 +1,7 @@
 """BERT-NAR-BERT on DeepSpeed: pre-training, fine-tuning and parallel generation.
 
 Importing this package is cheap: its names are loaded on first use. After ``import bnb_ds``, transformers knows the
-models: ``AutoModelForSeq2SeqLM.from_pretrained`` loads an exported one.
+models, so ``AutoModelForSeq2SeqLM.from_pretrained`` loads an exported one.
 """
 
 import importlib
@@ -53,8 +53,8 @@ def __dir__() -> list[str]:
 
 @wrapt.when_imported("transformers.models.auto.configuration_auto")
 def _register_on_use(auto: ModuleType) -> None:
-    # transformers has no plug-ins that load on use, and a registration wants the classes: they come with torch. Every
-    # auto class reads a configuration first, so this is early enough.
+    # transformers cannot register a class by name, and importing our classes loads torch. So they are registered at the
+    # first call of AutoConfig.from_pretrained. That is early enough: every auto class reads a configuration first.
     @wrapt.patch_function_wrapper(auto, "AutoConfig.from_pretrained")
     def from_pretrained(wrapped: Callable[..., Any], _: Any, args: Any, kwargs: Any) -> Any:
         _load_models()

@@ -1,7 +1,8 @@
-"""Errors that a user can cause and mend.
+"""Errors that a user can cause and fix.
 
-Every message is one line that names the file, field or flag and the way out. The command-line tools print it without
-a traceback and exit with :data:`EXIT_USER_ERROR`; anything else that escapes is our own fault and keeps its traceback.
+Every message is one line that names the file, field or flag and says what to do. The command-line tools print it
+without a traceback and exit with :data:`EXIT_USER_ERROR`. Any other exception is a bug of bnb_ds and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ _RANK_0_REPORTS_FIRST_SECONDS = 5.0
 
 
 class BnbError(ValueError):
-    """Base of all errors that are the user's to mend."""
+    """Base class of all errors that the user can fix."""
 
-    #: every rank raises it at once, and another one prints it
+    #: True if every rank raises this error and another rank prints it
     reported_by_another_rank = False
 
 
@@ -29,11 +30,11 @@ class ConfigError(BnbError):
 
 
 class DataError(BnbError):
-    """A corpus, a shard directory or a tokenizer is missing, damaged or does not fit."""
+    """A corpus, a shard directory or a tokenizer is missing, is damaged or does not fit."""
 
 
 class CheckpointError(BnbError):
-    """A checkpoint or an exported model is missing, damaged or does not fit."""
+    """A checkpoint or an exported model is missing, is damaged or does not fit."""
 
 
 class NonFiniteLossError(BnbError):
@@ -41,7 +42,7 @@ class NonFiniteLossError(BnbError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?`` for the closest of ``known``, else the list of what is known."""
+    """``did you mean 'x'?`` with the closest name of ``known``; without a close one, the list of all of them."""
     by_lowercase = {key.lower(): key for key in sorted(known)}
     matches = difflib.get_close_matches(name.lower(), by_lowercase, n=1)
     if matches:
@@ -50,10 +51,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def run_reporting_errors(program: str, function: Callable[[], int | None]) -> int:
-    """Call a program's main function; a user's error becomes one line on stderr and exit code 2.
+    """Call a program's main function. A user's error becomes one line on stderr and exit code 2.
 
-    In a job of several ranks every rank meets the same faulty setting. Rank 0 reports it at once and thereby ends the
-    job; the others hold their line back long enough for that, so that it is normally printed once.
+    In a job with several ranks, every rank meets the same wrong setting. Rank 0 reports it at once, which ends the job.
+    The other ranks wait a few seconds before they print their line, so that normally only one line appears.
     """
     try:
         return function() or 0
@@ -62,13 +63,13 @@ def run_reporting_errors(program: str, function: Callable[[], int | None]) -> in
         if error.reported_by_another_rank:
             return EXIT_USER_ERROR
         if rank:
-            # On other hosts nobody ends this rank in time; there the first one speaks for the rest.
+            # On other hosts this rank may not be ended in time. There the first rank of the host reports first.
             first_on_host = os.environ.get("LOCAL_RANK", "0") == "0"
             time.sleep(_RANK_0_REPORTS_FIRST_SECONDS * (1 if first_on_host else 2))
         prefix = f"{program}: error" + (f" on rank {rank}" if rank else "")
         print(f"{prefix}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except BrokenPipeError:
-        # The reader of our output (`| head`) has seen enough; Python must not complain again when it closes stdout.
+        # The reader of our output (`| head`) has closed the pipe. Python must not fail again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

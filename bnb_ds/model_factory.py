@@ -1,4 +1,4 @@
-"""From the recipe's ``model`` section and a shard directory to a model ready to train."""
+"""Builds a model that is ready to train, from a recipe's ``model`` section and the vocabulary of the data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 
-#: fields that a recipe's ``model`` section and `BnbConfig` share
+#: fields with the same name in a recipe's ``model`` section and in `BnbConfig`
 _SAME_NAME = (
     "latent_size",
     "latent_dropout",
@@ -33,7 +33,7 @@ _SAME_NAME = (
     "loss_reduction",
     "tie_encoder_decoder",
 )
-#: fields of a BERT configuration -> their names in a recipe
+#: field of a BERT configuration -> its name in a recipe
 DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}
 _FIXED_BY_CHECKPOINT = ("latent_size", "tie_encoder_decoder", "max_position_embeddings", "extend_positions")
 
@@ -41,17 +41,17 @@ _FIXED_BY_CHECKPOINT = ("latent_size", "tie_encoder_decoder", "max_position_embe
 def model_config(
     section: ModelSection, source: Vocabulary, max_length: int, target: Vocabulary | None = None
 ) -> BnbConfig:
-    """The configuration of :func:`build_model`, without making or reading any weights.
+    """The configuration of the model that :func:`build_model` makes. No weights are made or read.
 
     Args:
-        section: what to build.
-        source: vocabulary and special ids of the sources, those of the shards in pre-training.
+        section: the recipe's ``model`` section.
+        source: vocabulary and special ids of the sources; in pre-training those of the shards.
         max_length: longest source in tokens.
-        target: the same of the targets; None: as the sources.
+        target: vocabulary and special ids of the targets; None: those of the sources.
 
     Raises:
         ConfigError: the model has fewer positions than ``max_length`` needs.
-        DataError: the checkpoint was trained with another vocabulary than the data is made with.
+        DataError: the checkpoint and the data have different vocabularies.
         CheckpointError: the checkpoint cannot be read.
     """
     target = target or source
@@ -68,8 +68,7 @@ def model_config(
         }
         config = BnbConfig(**halves, **_bnb_fields(section, target))
     else:
-        overrides = {**_bnb_fields(section, target), **_dropout_fields(section), **_position_fields(section)}
-        config = config_from_bert(section.encoder, section.decoder, overrides)
+        config = config_from_bert(section.encoder, section.decoder, _overrides_of_bert(section, target))
         _refuse_other_tokenizer(section.encoder, source)
         _refuse_other_tokenizer(section.decoder or section.encoder, target)
     _refuse_small_vocabulary(config, source, target)
@@ -85,19 +84,17 @@ def build_model(
     model_class: type[BnbForConditionalGeneration] = BnbForConditionalGeneration,
     target: Vocabulary | None = None,
 ) -> BnbForConditionalGeneration:
-    """Make the model: random weights of a given size, or BERT checkpoints. Arguments and errors as `model_config`."""
+    """Make the model: with random weights, from BERT checkpoints, or from an exported model.
+
+    Arguments and errors are those of `model_config`.
+    """
     config = model_config(section, source, max_length, target)
     if section.checkpoint is not None:
         with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
             return model_class.from_pretrained(section.checkpoint, config=config, dtype=torch.float32)
     if section.encoder is None:
         return model_class(config)
-    overrides = {
-        **_bnb_fields(section, target or source),
-        **_dropout_fields(section),
-        **_position_fields(section),
-    }
-    return model_class.from_bert(section.encoder, section.decoder, **overrides)
+    return model_class.from_bert(section.encoder, section.decoder, **_overrides_of_bert(section, target or source))
 
 
 def _dropout_fields(section: ModelSection) -> dict[str, float]:
@@ -107,19 +104,21 @@ def _dropout_fields(section: ModelSection) -> dict[str, float]:
     }
 
 
-def _position_fields(section: ModelSection) -> dict[str, object]:
+def _overrides_of_bert(section: ModelSection, target: Vocabulary) -> dict[str, object]:
     return {
+        **_bnb_fields(section, target),
+        **_dropout_fields(section),
         "max_position_embeddings": section.max_position_embeddings,
         "extend_positions": section.extend_positions,
     }
 
 
 def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
-    """The checkpoint's own configuration with what the recipe says in its place."""
+    """The checkpoint's own configuration, with the fields that the recipe sets replaced."""
     given = section.model_fields_set
     fixed = [name for name in _FIXED_BY_CHECKPOINT if name in given]
     if fixed:
-        raise ConfigError(f"model.{fixed[0]}: model.checkpoint fixes it; remove one of the two")
+        raise ConfigError(f"model.{fixed[0]}: model.checkpoint already decides it; remove one of the two")
     with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
         config = BnbConfig.from_pretrained(section.checkpoint)
     replaced = {name: value for name, value in _bnb_fields(section, target).items() if name in given}
@@ -129,7 +128,7 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
     if config.decoder_length == "padded":
         raise ConfigError(
             f"{section.checkpoint}: its decoder_length is 'padded', which needs padded batches; set"
-            " model.decoder_length"
+            " model.decoder_length to another policy"
         )
     config.check()
     return config
@@ -148,17 +147,17 @@ def _bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
 def _refuse_other_tokenizer(checkpoint: str, vocabulary: Vocabulary) -> None:
     directory = tokenizer_directory(checkpoint)
     if directory is None:
-        return  # a checkpoint without its tokenizer: the size of the vocabulary is still compared
+        return  # without a tokenizer in the checkpoint, only the vocabulary sizes are compared, further down
     if tokenizer_hash(load_tokenizer(directory)) == vocabulary.tokenizer_hash:
         return
     if isinstance(vocabulary, TokenShards):
         raise DataError(
             f"{checkpoint}: its tokenizer is not the one that data.shards was made with;"
-            f" run `bnb-ds prep text --tokenizer {directory} ...` again, or choose another model"
+            f" make the shards again with `bnb-ds prep text --tokenizer {directory} ...`, or choose another model"
         )
     raise DataError(
         f"{checkpoint}: its tokenizer is not the one that data.tokenizer or data.target_tokenizer names; remove that"
-        " setting, or name a model of that vocabulary"
+        " setting, or choose a model with that vocabulary"
     )
 
 
@@ -180,6 +179,6 @@ def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> N
     limit = config.decoder.max_position_embeddings
     if config.decoder_positions == "absolute" and slots > limit:
         raise ConfigError(
-            f"model.decoder_positions absolute: {max_length} source tokens open {slots} decoder positions, the decoder"
-            f" has {limit}; set it to shared, or lower {field} or model.decoder_length_ratio"
+            f"model.decoder_positions absolute: {max_length} source tokens need {slots} decoder positions, but the"
+            f" decoder has {limit}; set it to shared, or lower {field} or model.decoder_length_ratio"
         )

@@ -1,8 +1,8 @@
-"""The public Hugging Face models: BERT-NAR-BERT started from checkpoints, pre-trained, and generating.
+"""The public Hugging Face models: they load checkpoints, generate, and pre-train.
 
-`bnb_ds.model.network` holds the forward pass. The second class adds the auxiliary loss of pre-training: masked tokens
-are predicted from the encoder itself, BERT's own objective, through a head whose matrix is the encoder's word
-embeddings. That head serves training only: exported models do not have it.
+`bnb_ds.model.network` holds the forward pass. `BnbForPretraining` adds the auxiliary loss of pre-training, BERT's own
+objective: masked tokens are predicted from the encoder's hidden states. The head for it uses the encoder's word
+embeddings as its matrix. It serves training only; exported models do not have it.
 
 Shapes: C tokens chosen for masking, H hidden size of the encoder, V vocabulary.
 """
@@ -42,27 +42,28 @@ _PREFIX = "encoder_mlm_head."
 
 
 class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
-    """BERT-NAR-BERT as Hugging Face knows it: started from checkpoints, and generating."""
+    """BERT-NAR-BERT as a Hugging Face model: it loads checkpoints and generates."""
 
     @classmethod
     def from_bert(
         cls, encoder: str | PathLike[str], decoder: str | PathLike[str] | None = None, **overrides: Any
     ) -> BnbForConditionalGeneration:
-        """Start from BERT checkpoints: a Hugging Face directory or hub name each, of any size and vocabulary.
+        """Start from BERT checkpoints of any size and vocabulary.
 
-        Embeddings, self-attention and feed-forward layers of both halves are taken over, and the LM head where the
+        Both halves take over embeddings, self-attention and feed-forward layers. The LM head is taken over if the
         decoder's checkpoint has one. Cross-attention, latent and (for different hidden sizes) the projection between
-        the halves are new, drawn from torch's global generator.
+        the halves are new; they are drawn from torch's global generator.
 
         Args:
-            encoder: checkpoint of the encoder.
+            encoder: checkpoint of the encoder, a Hugging Face directory or hub name.
             decoder: checkpoint of the decoder; None: the encoder's.
-            overrides: fields of `BnbConfig` other than ``encoder`` and ``decoder``, such as ``latent_size``; and, for
-                both halves, ``hidden_dropout_prob``, ``attention_probs_dropout_prob`` and ``max_position_embeddings``:
-                fewer positions than the checkpoint has, or more if ``extend_positions`` is true, which repeats them.
+            overrides: fields of `BnbConfig` other than ``encoder`` and ``decoder``, such as ``latent_size``. For both
+                halves also ``hidden_dropout_prob``, ``attention_probs_dropout_prob`` and ``max_position_embeddings``.
+                The last one may be below the checkpoint's own number. With ``extend_positions=True`` it may be above
+                it; the position embeddings are then repeated.
 
         Returns:
-            The model in float32 and, as from `from_pretrained`, in evaluation mode.
+            The model in float32 and in evaluation mode, as ``from_pretrained`` returns it.
 
         Raises:
             CheckpointError: a checkpoint is missing, damaged, or not a BERT.
@@ -75,8 +76,8 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
     def from_reference(cls, directory: str | PathLike[str], **overrides: Any) -> BnbForConditionalGeneration:
         """Load a directory that the reference implementation's ``save_pretrained`` wrote.
 
-        The model has ``decoder_length`` ``"padded"``, with which it computes what the reference does, unless
-        ``overrides`` give another policy to go on with.
+        With ``decoder_length`` ``"padded"``, the default here, the model computes the same as the reference.
+        ``overrides`` may set another policy, for example to train further with it.
 
         Args:
             directory: holds ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
@@ -86,8 +87,8 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
             The model in float32 and evaluation mode.
 
         Raises:
-            CheckpointError: no such directory; weights missing, left over or of another shape (all of them named), or
-                held with anything but tensors.
+            CheckpointError: no such directory; a weight is missing, left over or has another shape (the message names
+                all of them); or the file holds something other than tensors.
             ConfigError: an unknown override, or a value out of its range.
 
         Source: aistairc/BERT-NAR-BERT.
@@ -101,23 +102,23 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
         token_type_ids: Tensor | None = None,
         **options: Any,
     ) -> Tensor | GenerateOutput:
-        """Decoding in one parallel pass, with all the options of `bnb_ds.decoding.decode.generate`."""
+        """Decode in one parallel pass, with all the options of `bnb_ds.decoding.decode.generate`."""
         return generate(self, input_ids, attention_mask, token_type_ids, **options)
 
 
 @dataclass
 class PretrainingOutput(BnbOutput):
-    """What `BnbForPretraining` returns where masked tokens are named.
+    """What `BnbForPretraining` returns when ``masked_index`` is given.
 
     Attributes:
-        encoder_mlm_sum: float32 [], nats of the masked tokens added up.
+        encoder_mlm_sum: float32 [], sum of the masked tokens' cross-entropies, in nats.
     """
 
     encoder_mlm_sum: Tensor | None = None
 
 
 class BnbForPretraining(BnbForConditionalGeneration):
-    """The model with a head for masked tokens on its encoder."""
+    """The model with a head on its encoder that predicts masked tokens."""
 
     _keys_to_ignore_on_load_missing: ClassVar[list[str]] = [rf"^{_PREFIX}"]
 
@@ -130,7 +131,7 @@ class BnbForPretraining(BnbForConditionalGeneration):
     def from_bert(
         cls, encoder: str | PathLike[str], decoder: str | PathLike[str] | None = None, **overrides: Any
     ) -> BnbForPretraining:
-        """As `BnbForConditionalGeneration.from_bert`; the head starts from that of the encoder's checkpoint, if any."""
+        """As `BnbForConditionalGeneration.from_bert`. The head is taken from the encoder's checkpoint if it has one."""
         model, bert = initialise_from_bert(cls, encoder, decoder, overrides)
         if bert.head is not None:
             model.encoder_mlm_head.load_state_dict(bert.head)
@@ -146,9 +147,9 @@ class BnbForPretraining(BnbForConditionalGeneration):
         """As `BnbForConditionalGeneration.forward`, on packed input.
 
         Args:
-            masked_index: int64 [C], places in the packed source to predict the original tokens of; None: as without
-                the head.
-            masked_labels: int64 [C], those tokens.
+            masked_index: int64 [C], places in the packed source whose original tokens are predicted; None: the head is
+                not used.
+            masked_labels: int64 [C], the original tokens.
         """
         output = super().forward(*args, **kwargs)
         if masked_index is None:
@@ -166,7 +167,7 @@ class BnbForPretraining(BnbForConditionalGeneration):
 
 
 def without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the model itself."""
+    """The weights without those of the head for masked tokens."""
     return {name: weight for name, weight in weights.items() if not name.startswith(_PREFIX)}
 
 

@@ -19,8 +19,9 @@ from bnb_ds.bench.flags import add_common, announce, write
 from bnb_ds.bench.measure import interleaved_seconds, peak_bytes
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.ctc.head import default_chunk_tokens, operand, product
+from bnb_ds.ctc.head import default_chunk_tokens
 from bnb_ds.ctc.loss import linear_ctc_loss
+from bnb_ds.ctc.operands import operand, product
 
 WAYS = ("fused", "torch", "reference", "floor")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

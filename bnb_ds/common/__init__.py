@@ -1,4 +1,4 @@
 """Small tools that every folder may use: safe files, packed rows, counter-based randomness, argument types.
 
-Import its modules directly.
+It has no face; import its modules directly.
 """

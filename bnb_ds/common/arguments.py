@@ -1,4 +1,4 @@
-"""Command-line arguments that several commands have; what does not fit a type is argparse's one-line error."""
+"""Command-line arguments that several commands share. For a wrong value, argparse prints one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command that adds its arguments when it is chosen, so that the imports of all others cost nothing.
+    """The parser of one command. It adds the arguments only when the command is chosen, so that only the chosen
+    command's modules are imported.
 
     Args:
         arguments: ``MODULE:FUNCTION`` that adds the arguments to this parser; None: the caller adds them.
@@ -20,7 +21,7 @@ class CommandParser(argparse.ArgumentParser):
         self._arguments = arguments
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As argparse, once the arguments are there."""
+        """Add the arguments, then parse as argparse does."""
         if self._arguments is not None:
             module, _, function = self._arguments.partition(":")
             self._arguments = None
@@ -29,7 +30,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_overrides(command: argparse.ArgumentParser, help_text: str, metavar: str = "data.KEY=VALUE") -> None:
-    """Add ``--set``, which may be repeated; ``overrides`` is the list of what is given."""
+    """Add ``--set``, which may be repeated. ``overrides`` is the list of its values."""
     command.add_argument("--set", dest="overrides", action="append", default=[], metavar=metavar, help=help_text)
 
 

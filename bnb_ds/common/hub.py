@@ -1,4 +1,4 @@
-"""Files of Hugging Face checkpoints: where they lie, and their errors in one line."""
+"""Finding the files of Hugging Face checkpoints, and reporting their errors in one line."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from transformers.utils import cached_file, logging
 
 from bnb_ds.errors import BnbError, CheckpointError
 
+#: directory of the second tokenizer in a saved model whose sources and targets have different ones
+TARGET_TOKENIZER = "target_tokenizer"
+
 
 @contextmanager
 def checkpoint_errors(source: str | PathLike[str], kind: str) -> Iterator[None]:
-    """Quiet reading of a checkpoint; whatever is wrong with it becomes a CheckpointError that names ``source``."""
+    """Read a checkpoint without transformers' warnings. Any error becomes a CheckpointError that names ``source``."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a missing head or a spare pooler is expected here, and handled
+    logging.set_verbosity_error()  # a missing head or an unused pooler is expected and handled
     try:
         yield
     except BnbError:
         raise
-    except Exception as error:  # transformers, safetensors, json and the hub raise many kinds; all mean the same here
+    except Exception as error:  # transformers, safetensors, json and the hub raise many types, all for the same reason
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CheckpointError(
             f"{source}: cannot be read as a {kind}: {reason.rstrip('.')}; restore it, or name another"
@@ -30,12 +33,15 @@ def checkpoint_errors(source: str | PathLike[str], kind: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-#: of a saved model whose target has a tokenizer of its own
-TARGET_TOKENIZER = "target_tokenizer"
-
-
 def tokenizer_directory(checkpoint: str) -> Path | None:
-    """Where the tokenizer files of a local directory or hub name lie, once fetched; None in a directory without any."""
+    """The directory of a checkpoint's tokenizer files; None for a local directory without any.
+
+    Args:
+        checkpoint: local directory or hub name. The files of a hub name are fetched.
+
+    Raises:
+        CheckpointError: the files cannot be fetched.
+    """
     if Path(checkpoint).is_dir():
         has_files = any((Path(checkpoint) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
         return Path(checkpoint) if has_files else None
@@ -45,7 +51,7 @@ def tokenizer_directory(checkpoint: str) -> Path | None:
             cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
             for name in ("tokenizer.json", "vocab.txt")
         ]
-    except (OSError, ValueError):  # no directory here, and no name of the hub
+    except (OSError, ValueError):  # neither a directory here nor a name on the hub
         paths = []
     for path in filter(None, paths):
         return Path(path).parent

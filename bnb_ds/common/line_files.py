@@ -1,8 +1,9 @@
-"""Lines of files of any size: read in constant memory, written so that a killed run goes on where it was.
+"""Lines of files of any size: read in constant memory, and written so that a killed run can resume.
 
-The output of an unfinished run is ``OUTPUT.partial``; ``OUTPUT.progress.json`` says how far input and output belong
-together. After each part the output is synced, then the progress replaced, so that at any moment the progress names
-output that is on the disk. What stands behind it is cut off on resuming.
+An unfinished run writes to ``OUTPUT.partial``. ``OUTPUT.progress.json`` holds how many bytes of the input are done, and
+how many bytes of output they gave. After each part the output is flushed to the disk first and the progress is replaced
+second, so the progress never counts output that is not on the disk. A resumed run cuts off any output behind that
+point.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO
 from bnb_ds.common.files import disk_errors, sync, sync_file, write_atomic
 from bnb_ds.errors import ConfigError, DataError
 
-#: bytes of a line that are read; the rest is skipped, and the line counts as cut
+#: most bytes that are read of a line; the rest is skipped, and the line counts as cut
 MAX_LINE_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 16
 
@@ -32,10 +33,10 @@ class Line:
     """One line of the input.
 
     Attributes:
-        text: without its end.
-        end: offset in the file behind the line, in bytes.
-        is_cut: it was longer than `MAX_LINE_BYTES`.
-        is_damaged: it was not UTF-8; what could not be read became U+FFFD.
+        text: the line without its newline.
+        end: offset of the byte behind the line.
+        is_cut: the line was longer than `MAX_LINE_BYTES`.
+        is_damaged: the line was not valid UTF-8; each invalid part became U+FFFD.
     """
 
     text: str
@@ -45,7 +46,7 @@ class Line:
 
 
 def read_lines(file: BinaryIO, begin: int = 0, end: int | None = None) -> Iterator[Line]:
-    """Lines that begin before ``end``, from a file that stands at ``begin``, the beginning of a line."""
+    """Lines that begin before byte ``end``. The file's position must be ``begin``, where a line begins."""
     place = begin
     while end is None or place < end:
         raw = file.readline(MAX_LINE_BYTES)
@@ -61,7 +62,7 @@ def read_lines(file: BinaryIO, begin: int = 0, end: int | None = None) -> Iterat
             text, is_damaged = raw.decode("utf-8"), False
         except UnicodeDecodeError:
             text = raw.decode("utf-8", errors="replace")
-            # A character that the limit cut in two is no damage.
+            # A character that the limit has cut in two does not count as damage.
             is_damaged = not is_cut or "\ufffd" in text[:-1]
         yield Line(text.rstrip("\r\n"), place, is_cut, is_damaged)
 
@@ -81,20 +82,23 @@ def open_input(name: str) -> AbstractContextManager[BinaryIO]:
 
 
 def refuse_no_such_share(index: int, count: int) -> None:
-    """Raise ConfigError where a task is none of those that share the work."""
+    """Raise ConfigError unless ``index`` is the number of one of ``count`` tasks."""
     if not 0 <= index < count:
         raise ConfigError(f"--task-index {index}: give 0 to {count - 1}, below --num-tasks")
 
 
 def share_path(output: Path, index: int, count: int) -> Path:
-    """Where one of ``count`` tasks writes its share of an output; one task alone writes the output itself."""
+    """The file of one task's share of an output. If there is only one task, it is the output itself."""
     return output if count == 1 else output.with_name(f"{output.name}.{index:05d}-of-{count:05d}")
 
 
 def share_of_file(file: BinaryIO, index: int, count: int) -> tuple[int, int]:
-    """Byte offsets of one of ``count`` parts of about equal size that begin and end at lines; seeks to its beginning.
+    """Cut a file between lines into ``count`` parts of about equal size, and seek to part ``index``.
 
-    The parts in their order are the file, each line in exactly one of them.
+    Every line is in exactly one part.
+
+    Returns:
+        The part's first byte, and the byte behind its last.
     """
     size = file.seek(0, os.SEEK_END)
     begin, end = (_line_start(file, size * number // count) for number in (index, index + 1))
@@ -103,7 +107,7 @@ def share_of_file(file: BinaryIO, index: int, count: int) -> tuple[int, int]:
 
 
 def _line_start(file: BinaryIO, place: int) -> int:
-    """Where the first line at or behind a place begins."""
+    """Offset of the first line that begins at or behind ``place``."""
     if place == 0:
         return 0
     file.seek(place - 1)
@@ -113,7 +117,7 @@ def _line_start(file: BinaryIO, place: int) -> int:
 
 
 def input_identity(name: str, file: BinaryIO) -> dict[str, Any]:
-    """What tells one input from another: size and a hash of its beginning."""
+    """What identifies an input: its name, its size and a hash of its beginning."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()
@@ -126,11 +130,12 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        settings: all that decides the output: input, model, options. A resume must have the same.
-        input_offset: bytes of the input that are done; ``output_bytes``: of the output that they gave.
-        counts: lines, and of them empty, truncated and damaged ones.
-        seconds: spent so far, in all launches.
-        complete: the output stands under its name.
+        settings: everything that decides the output: input, model, options. A resumed run must have the same.
+        input_offset: bytes of the input that are done.
+        output_bytes: bytes of output that they gave.
+        counts: number of lines, and how many of them are empty, truncated or damaged.
+        seconds: time spent so far, over all launches.
+        complete: the output has its final name.
     """
 
     settings: dict[str, Any]
@@ -142,15 +147,15 @@ class Progress:
 
 
 class ResumableOutput:
-    """The output file of a run.
+    """The output file of a run that can be resumed.
 
     Args:
-        path: of the finished output.
+        path: the finished output.
         settings: see `Progress`.
-        resume: go on with an unfinished run; without it there must be none.
+        resume: continue an unfinished run. If False, an unfinished run is an error.
 
     Raises:
-        DataError: the disk refuses, another process writes this output, or an unfinished run is there.
+        DataError: the disk refuses, another process writes this output, or an unfinished run exists without ``resume``.
         ConfigError: the unfinished run had other settings.
     """
 
@@ -173,7 +178,7 @@ class ResumableOutput:
             self._open()
 
     def write(self, lines: list[str], input_offset: int, counts: dict[str, int], seconds: float) -> None:
-        """Append one part, and make it and the progress durable."""
+        """Append one part, and flush it and the progress to the disk."""
         data = "".join(line + "\n" for line in lines).encode("utf-8")
         with disk_errors(self.partial):
             self._file.write(data)
@@ -187,7 +192,7 @@ class ResumableOutput:
         self._write_state()
 
     def finish(self) -> None:
-        """Give the output its name."""
+        """Give the output its final name."""
         with disk_errors(self.path):
             os.replace(self.partial, self.path)
             sync(self.path.parent)
@@ -196,7 +201,7 @@ class ResumableOutput:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close; an output to which nothing was written is removed."""
+        """Close the output. If nothing was written to it, it is removed."""
         if not self.is_complete:
             self._file.close()
             if self.progress.output_bytes == 0 and not self.state_path.exists():
@@ -243,6 +248,6 @@ class ResumableOutput:
         )
         if changed:
             raise ConfigError(
-                f"--resume: {self.state_path} was begun with another {', '.join(changed)}: give the same, or remove it "
-                "and start again"
+                f"--resume: the run of {self.state_path} had another {', '.join(changed)}: give the same, or remove "
+                "that file and start again"
             )

@@ -1,4 +1,4 @@
-"""Memory of the C library's heap, on long runs."""
+"""Settings of glibc's heap for long runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Let the next arrays reuse what has been freed, large ones too; nothing happens with another C library than glibc.
+    """Let new arrays reuse freed memory, large arrays too. With other C libraries than glibc this does nothing.
 
-    glibc gives pages of its own to each large array and returns them when it is freed. Where batches are alike, fresh
-    pages for every one cost a tenth of the time.
+    By default glibc maps new pages for each large array and unmaps them when the array is freed. If all batches are
+    alike, these new pages cost a tenth of the time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -20,10 +20,10 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give what has been freed back to the system; nothing happens with another C library than glibc.
+    """Give freed memory back to the system. With other C libraries than glibc this does nothing.
 
-    glibc keeps freed blocks between live ones. Where batches have ever other shapes, the process would grow by what
-    lies between, run as long as it may.
+    glibc keeps freed blocks that lie between blocks in use. If every batch has another shape, these blocks fit no later
+    array, and the process grows as long as it runs.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Unpadded batches: one row of real tokens, and where each sequence lies in it.
+"""Batches without padding: one row of real tokens, and the place of each sequence in it.
 
 Shapes: B sequences, L columns of padded input, N real tokens of all sequences together, M tokens of the longest one.
 """
@@ -14,16 +14,16 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, eq=False)
 class PackedLayout:
-    """Where each sequence lies in a row of packed tokens; made once per batch and read by every layer.
+    """The place of each sequence in a row of packed tokens. It is made once per batch and read by every layer.
 
     Attributes:
-        cu_seqlens: int32 [B+1], start of each sequence in the row, and N at the end.
+        cu_seqlens: int32 [B+1], start of each sequence in the row, then N.
         max_seqlen: M, as a Python number.
         sequence_ids: int64 [N], the sequence of each token.
         position_ids: int64 [N], the index of each token within its sequence.
         pad_index: int64 [N], the place of each token in the padded [B*M] order.
-        key_mask: bool [B, 1, 1, M], True at real tokens; None when all sequences have M tokens (unless some of them are
-            [PAD], see `keep_padding`).
+        key_mask: bool [B, 1, 1, M], True at real tokens. None if all sequences have M real tokens; `keep_padding` makes
+            sequences of M tokens of which some are [PAD].
     """
 
     cu_seqlens: Tensor
@@ -35,7 +35,9 @@ class PackedLayout:
 
     @classmethod
     def from_cu_seqlens(cls, cu_seqlens: Tensor, *, num_tokens: int, max_seqlen: int) -> PackedLayout:
-        """Lay out ``num_tokens`` tokens; the two counts are given as numbers so that nothing waits for the device."""
+        """The layout of ``num_tokens`` tokens. Both counts are Python numbers, so that the host never waits for the
+        device.
+        """
         device = cu_seqlens.device
         batch_size = cu_seqlens.numel() - 1
         starts_B = cu_seqlens[:-1].long()
@@ -56,13 +58,13 @@ class PackedLayout:
 
     @classmethod
     def from_lengths(cls, lengths_B: Tensor, *, num_tokens: int, max_seqlen: int) -> PackedLayout:
-        """The same from int64 [B] lengths."""
+        """The layout of sequences with these lengths, int64 [B]."""
         cu_seqlens = F.pad(lengths_B.cumsum(0, dtype=torch.int32), (1, 0))
         return cls.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=max_seqlen)
 
     @property
     def masks_tokens(self) -> bool:
-        """The row itself holds [PAD] tokens, which attention must not read."""
+        """Whether the row itself holds [PAD] tokens, which attention must not read."""
         return self.key_mask is not None and self.num_tokens == self.batch_size * self.max_seqlen
 
     @property
@@ -81,7 +83,7 @@ class PackedLayout:
         return self.cu_seqlens.diff().long()
 
     def pad(self, packed: Tensor, value: float = 0.0) -> Tensor:
-        """[N, ...] -> [B, M, ...], with ``value`` at places without a token (a view where there are none)."""
+        """[N, ...] -> [B, M, ...], with ``value`` at places without a token. Without padding the result is a view."""
         shape = (self.batch_size, self.max_seqlen)
         if self.key_mask is None or self.masks_tokens:
             return packed.unflatten(0, shape)
@@ -89,7 +91,7 @@ class PackedLayout:
         return padded.index_copy_(0, self.pad_index, packed).unflatten(0, shape)
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """[B, M, ...] -> [N, ...] (a view where there is no padding)."""
+        """[B, M, ...] -> [N, ...]. Without padding the result is a view."""
         flat = padded.flatten(0, 1)
         return flat if self.key_mask is None or self.masks_tokens else flat.index_select(0, self.pad_index)
 
@@ -101,9 +103,9 @@ class PackedInputs:
     Attributes:
         input_ids: int64 [N].
         token_type_ids: int64 [N].
-        layout: the sequences.
-        padded_index: int64 [N], the place of each token in the caller's [B*L] order; None when the input was packed.
-        padded_shape: (B, L) of the caller's input; None when the input was packed.
+        layout: the place of each sequence.
+        padded_index: int64 [N], the place of each token in the caller's [B*L] order; None if the input was packed.
+        padded_shape: (B, L) of the caller's input; None if the input was packed.
     """
 
     input_ids: Tensor
@@ -114,11 +116,11 @@ class PackedInputs:
 
     @property
     def is_packed(self) -> bool:
-        """The caller gave, and gets, packed tensors."""
+        """Whether the caller gave packed tensors, and so gets packed tensors back."""
         return self.padded_shape is None
 
     def restore(self, packed: Tensor) -> Tensor:
-        """[N, ...] of source tokens in the caller's form: [B, L, ...], zero at padding, or as it is."""
+        """Packed values [N, ...] in the caller's form: [B, L, ...] with zeros at padding, or unchanged [N, ...]."""
         if self.is_packed:
             return packed
         num_places = self.padded_shape[0] * self.padded_shape[1]
@@ -137,14 +139,14 @@ def pack_inputs(
 
     Args:
         input_ids: int64 [B, L], or packed [N] with ``cu_seqlens``.
-        attention_mask: [B, L], not 0 at real tokens, which may stand anywhere in a row; None: all are real. With
+        attention_mask: [B, L], not 0 at real tokens, which may be anywhere in a row; None: all tokens are real. With
             packed input it must be None.
-        token_type_ids: int64, shaped as ``input_ids``; None: all 0.
-        cu_seqlens: int32 [B+1], starts of the packed sequences, and N.
-        max_seqlen: the longest of them, if the caller knows it; saves waiting for the device.
+        token_type_ids: int64, same shape as ``input_ids``; None: all 0.
+        cu_seqlens: int32 [B+1], starts of the packed sequences, then N.
+        max_seqlen: tokens of the longest sequence, if the caller knows it; then the host does not wait for the device.
 
     Raises:
-        ValueError: shapes that do not belong together, or a sequence without a real token.
+        ValueError: shapes that do not fit together, or a sequence without a real token.
     """
     if token_type_ids is None:
         token_type_ids = torch.zeros_like(input_ids)
@@ -161,14 +163,14 @@ def pack_inputs(
 
 
 def keep_padding(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> PackedInputs:
-    """Padded inputs [B, L] in packed form with their padding: [PAD] positions are computed, but no key of attention.
+    """Padded inputs [B, L] in packed form, padding included. [PAD] positions are computed, but attention masks them.
 
-    This is how the reference implementation runs. What the model then returns for a source depends on L.
+    The reference implementation runs like this. The model's output for a source then depends on L.
 
     Raises:
-        ValueError: shapes that do not belong together, or a sequence without a real token.
+        ValueError: shapes that do not fit together, or a sequence without a real token.
     """
-    real = pack_inputs(input_ids, attention_mask, token_type_ids)  # for its checks
+    real = pack_inputs(input_ids, attention_mask, token_type_ids)  # it checks the arguments
     batch_size, num_columns = input_ids.shape
     lengths_B = torch.full_like(real.layout.lengths, num_columns)
     layout = PackedLayout.from_lengths(lengths_B, num_tokens=input_ids.numel(), max_seqlen=num_columns)
@@ -216,7 +218,7 @@ def _check_packed(num_tokens: int, cu_seqlens: Tensor, max_seqlen: int | None) -
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.is_floating_point():
         raise ValueError("cu_seqlens must be int32 [B+1]: the start of each sequence, and the number of tokens")
     if max_seqlen is not None and cu_seqlens.device.type != "cpu":
-        # Checking values would make the host wait for the device; the collator made them and vouches for them.
+        # Checking values would make the host wait for the device. The caller who gives max_seqlen is trusted.
         return PackedLayout.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=int(max_seqlen))
     lengths_B = cu_seqlens.diff()
     shortest, longest = int(lengths_B.min()), int(lengths_B.max())

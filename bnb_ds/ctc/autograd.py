@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from bnb_ds.ctc.alignment import nll_and_occupancy
-from bnb_ds.ctc.head import LinearCtcHead, add_rows, exact_dtype
+from bnb_ds.ctc.head import LinearCtcHead, add_rows
 from bnb_ds.ctc.inputs import Alignment
+from bnb_ds.ctc.operands import exact_dtype
 
 _NO_SECOND_DERIVATIVE = (
     "the CTC loss has no second derivative: its gradient is finished in the forward pass. Call backward without "

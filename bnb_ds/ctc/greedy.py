@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc.head import exact_dtype, operand, product
-from bnb_ds.ctc.loss import _converted, compute_dtype
+from bnb_ds.ctc.operands import compute_dtype, exact_dtype, fixed_operand, operand, product
 
 ARGMAX_CHUNK_TOKENS = 1024
 
@@ -45,7 +44,7 @@ def logits_in_chunks(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None
         # A CPU hands large memory back at once: getting it anew for every chunk takes a third of the time.
         out_CV = weight_VH.new_empty((min(ARGMAX_CHUNK_TOKENS, hidden_NH.shape[0]), weight_VH.shape[0]), dtype=exact)
     with torch.autocast(hidden_NH.device.type, enabled=False):
-        weight_HV = _converted(weight_VH, dtype).t()
+        weight_HV = fixed_operand(weight_VH, dtype).t()
         for begin in range(0, hidden_NH.shape[0], ARGMAX_CHUNK_TOKENS):
             rows = slice(begin, begin + ARGMAX_CHUNK_TOKENS)
             hidden_CH = operand(hidden_NH[rows], dtype)

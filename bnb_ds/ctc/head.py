@@ -27,11 +27,10 @@ from torch import Tensor
 from bnb_ds.ctc.alignment import nll_and_occupancy
 from bnb_ds.ctc.inputs import Alignment
 from bnb_ds.ctc.kernels import uses_triton
+from bnb_ds.ctc.operands import exact_dtype, operand, product
 
 # With this factor, softmax values down to 1e-12 are within the range of fp16, and so is the factor itself.
 _PROBABILITY_SCALE = 2.0**15
-# torch.mm can sum 16-bit products up in float32 and return them so, on CUDA from torch 2.8 on.
-_MM_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
 
 
 @dataclass(frozen=True)
@@ -257,28 +256,6 @@ def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:
     most = max(chunk_bytes // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
     num_chunks = max(-(-num_rows // most), 1)
     return max(-(-num_rows // num_chunks), 1)
-
-
-def exact_dtype(compute_dtype: torch.dtype) -> torch.dtype:
-    """What sums, logsumexp and the dynamic programme run in: float32, or float64 for float64."""
-    return torch.float64 if compute_dtype == torch.float64 else torch.float32
-
-
-def operand(values: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    """``values`` rounded to ``compute_dtype``, and held as what `product` takes here.
-
-    Where the device cannot multiply 16-bit numbers into float32 (CPU, CUDA before torch 2.8), the rounded values are
-    held in float32, so that results agree.
-    """
-    values = values.to(compute_dtype)
-    if compute_dtype.itemsize > 2 or (values.is_cuda and _MM_HAS_OUT_DTYPE):
-        return values
-    return values.float()
-
-
-def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrix product of two operands, summed up and returned in ``dtype``."""
-    return torch.mm(left, right) if left.dtype == dtype else torch.mm(left, right, out_dtype=dtype)
 
 
 def _largest(dense_C: Tensor) -> Tensor:

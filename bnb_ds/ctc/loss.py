@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from bnb_ds.ctc.autograd import LinearCtcLoss, LinearCtcNll, LogProbsCtcNll, LossOptions
-from bnb_ds.ctc.head import operand
 from bnb_ds.ctc.inputs import align, check_reduction, real_rows
+from bnb_ds.ctc.operands import compute_dtype
 
 
 class CtcOutput(NamedTuple):
@@ -162,31 +161,3 @@ def ctc_loss(
         kl = kl_N.mean()
         loss = loss + kl_N @ weight_of_kl_B.to(kl_N.dtype).index_select(0, layout.sequence_ids)
     return CtcOutput(loss, nll_B if reduction == "none" else nll_B.detach(), kl.detach(), impossible_B)
-
-
-#: what `operand` made of a weight of 16 bits, as long as the weight lives and is not changed
-_CONVERTED = WeakTensorKeyDictionary()
-
-
-def _converted(weight_VH: Tensor, dtype: torch.dtype) -> Tensor:
-    """`operand`, remembered where a weight that is only read would be converted at every call."""
-    is_fixed = not torch.is_grad_enabled() and weight_VH.dtype.itemsize == 2 and not weight_VH.is_inference()
-    if not is_fixed or torch.compiler.is_compiling():
-        return operand(weight_VH, dtype)
-    key = (weight_VH._version, weight_VH.data_ptr(), dtype)
-    known = _CONVERTED.get(weight_VH)
-    if known is None or known[0] != key:
-        converted = operand(weight_VH, dtype)
-        if converted.data_ptr() == weight_VH.data_ptr():
-            return converted
-        known = _CONVERTED[weight_VH] = (key, converted)
-    return known[1]
-
-
-def compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Of the operands of matrix products: autocast's where it is on."""
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device_type)
-    return dtype

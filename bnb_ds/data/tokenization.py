@@ -176,7 +176,7 @@ def _from_tokenizer_json(path: Path) -> BertTokenizerFast:
         strip_accents=normalizer["strip_accents"],
         tokenize_chinese_chars=normalizer["handle_chinese_chars"],
     )
-    loaded = json.loads(tokenizer.backend_tokenizer.to_str())
+    loaded = _state(tokenizer)
     for key in ("model", "normalizer", "added_tokens"):
         if loaded[key] != state[key]:
             raise DataError(
@@ -238,8 +238,7 @@ def _check(tokenizer: BertTokenizerFast, path: Path) -> None:
     ids = special_ids(tokenizer)
     if None in ids.values() or len(set(ids.values())) != len(ids):
         raise DataError(f"{path}: the five special tokens have ids {ids}, five different ones are needed; {_WAY_OUT}")
-    normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
-    if normalizer["lowercase"] and _is_cased(list(tokenizer.get_vocab())):
+    if _state(tokenizer)["normalizer"]["lowercase"] and _is_cased(list(tokenizer.get_vocab())):
         raise DataError(
             f"{path}: lowercases text although its vocabulary is cased; "
             'set "do_lower_case": false in tokenizer_config.json (and "lowercase" in tokenizer.json)'

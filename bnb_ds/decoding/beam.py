@@ -120,7 +120,8 @@ def _advance(
     )
     lm_BC = torch.cat((beam.lm, beam.lm.repeat_interleave(num_classes, 1)), 1)
     length_BC = torch.cat((beam.lengths, (beam.lengths + 1).repeat_interleave(num_classes, 1)), 1)
-    rank_BC = candidates.total() + lm_BC - _too_short(length_BC, emissions.lengths, step, options)
+    slots_left_B = (emissions.lengths - step - 1).clamp(min=0)
+    rank_BC = candidates.total() + lm_BC - short_penalty(length_BC, emissions.lengths, slots_left_B, options)
     num_kept = min(rank_BC.shape[1], 2 * beam_size if scorer is not None else beam_size)
     rank_BC, chosen_BC = rank_BC.topk(num_kept, 1)
     following = _follow(beam, candidates, chosen_BC, ids_BK)
@@ -177,13 +178,12 @@ def _take(values: Tensor, index_BC: Tensor) -> Tensor:
     return values.gather(1, index)
 
 
-def _too_short(length_BC: Tensor, slots_B: Tensor, step: int, options: DecodeOptions) -> Tensor | float:
-    """Nats taken off candidates that can no more reach ``min_length`` with the slots that are left."""
+def short_penalty(lengths_BC: Tensor, slots_B: Tensor, slots_left_B: Tensor, options: DecodeOptions) -> Tensor | float:
+    """Nats [B, C] taken off candidates that cannot reach ``min_length`` with the slots that are left."""
     if options.min_length == 0:
         return 0.0
-    wanted_B1 = slots_B.clamp(max=options.min_length)[:, None]
-    left_B1 = (slots_B[:, None] - step - 1).clamp(min=0)
-    return (wanted_B1 - length_BC - left_B1).clamp(min=0) * _SHORT_PENALTY
+    reachable_BC = lengths_BC + slots_left_B[:, None]
+    return (slots_B.clamp(max=options.min_length)[:, None] - reachable_BC).clamp(min=0) * _SHORT_PENALTY
 
 
 def _forbidden(beam: Prefixes, ids_BK: Tensor, options: DecodeOptions) -> Tensor:

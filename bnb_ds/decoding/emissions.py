@@ -14,9 +14,8 @@ from torch import Tensor
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.alignment import nll_and_occupancy
 from bnb_ds.ctc.greedy import logits_in_chunks
-from bnb_ds.ctc.head import exact_dtype
 from bnb_ds.ctc.inputs import align
-from bnb_ds.ctc.loss import compute_dtype
+from bnb_ds.ctc.operands import compute_dtype, exact_dtype
 
 _SCORED_ROWS = 2048  # slots of outputs that are scored together
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -103,19 +104,17 @@ class LmScores:
 
         The last word may yet go on, so the model has not scored it.
         """
-        lengths, alive = lengths_BC.tolist(), alive_BC.tolist()
-        rows = [
-            [self._of(tokens[: lengths[b][c]]) if alive[b][c] else 0.0 for c, tokens in enumerate(candidates)]
-            for b, candidates in enumerate(tokens_BCT.tolist())
-        ]
-        return torch.tensor(rows, dtype=torch.float64, device=tokens_BCT.device)
+        return _table(self._of_prefix, tokens_BCT, lengths_BC, alive_BC)
 
-    def whole(self, tokens: list[int]) -> float:
-        """The same of a complete output."""
+    def of_outputs(self, tokens_BWT: Tensor, lengths_BW: Tensor, alive_BW: Tensor) -> Tensor:
+        """float64 [B, W]: weighted nats of complete outputs, the end of the sentence included, and the word bonus."""
+        return _table(self._of_output, tokens_BWT, lengths_BW, alive_BW)
+
+    def _of_output(self, tokens: list[int]) -> float:
         nats, num_words = self._lm.score(tokens)
         return self._weight * nats + self._bonus * num_words
 
-    def _of(self, tokens: list[int]) -> float:
+    def _of_prefix(self, tokens: list[int]) -> float:
         words = self._lm.words(tokens)
         if not words:
             return 0.0
@@ -128,3 +127,13 @@ class LmScores:
             following, gained = self._lm.add(state, words[-1])
             known = self._known[words] = (following, nats + gained)
         return known
+
+
+def _table(score: Callable[[list[int]], float], tokens_BCT: Tensor, lengths_BC: Tensor, alive_BC: Tensor) -> Tensor:
+    """float64 [B, C], the score of each row of tokens up to its length; 0 where it is not alive."""
+    lengths, alive = lengths_BC.tolist(), alive_BC.tolist()
+    rows = [
+        [score(tokens[: lengths[b][c]]) if alive[b][c] else 0.0 for c, tokens in enumerate(candidates)]
+        for b, candidates in enumerate(tokens_BCT.tolist())
+    ]
+    return torch.tensor(rows, dtype=torch.float64, device=tokens_BCT.device)

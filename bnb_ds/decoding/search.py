@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.greedy import collapse, linear_best
-from bnb_ds.decoding.beam import keeps_limits, search
+from bnb_ds.decoding.beam import keeps_limits, search, short_penalty
 from bnb_ds.decoding.emissions import ctc_log_probs, linear_emissions
 from bnb_ds.decoding.ngram_lm import LmScores
 from bnb_ds.decoding.options import CONSTRAINT_BEAM, DecodeOptions
@@ -112,8 +112,11 @@ def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple
         slots.layout,
         blank=slots.blank,
     )
-    short_BW = (emissions.lengths.clamp(max=options.min_length)[:, None] - lengths_BW).clamp(min=0)
-    scores_BW = scores_BW + _lm_scores(outputs_BWT, lengths_BW, allowed_BW, options) - 1e6 * short_BW
+    if options.lm is not None:
+        scorer = LmScores(options.lm, options.lm_weight, options.word_bonus)
+        scores_BW = scores_BW + scorer.of_outputs(outputs_BWT, lengths_BW, allowed_BW)
+    none_left_B = torch.zeros_like(emissions.lengths)
+    scores_BW = scores_BW - short_penalty(lengths_BW, emissions.lengths, none_left_B, options)
     chosen_B = scores_BW.masked_fill(~allowed_BW, -torch.inf).argmax(1)
     everyone = torch.arange(chosen_B.numel(), device=chosen_B.device)
     return outputs_BWT[everyone, chosen_B], lengths_BW[everyone, chosen_B]
@@ -124,15 +127,3 @@ def _allowed(ids_BT: Tensor, lengths_B: Tensor, options: DecodeOptions, slots_B:
     rows = zip(ids_BT.tolist(), lengths_B.tolist(), slots_B.tolist(), strict=True)
     kept = [keeps_limits(ids[:end], options, slots) for ids, end, slots in rows]
     return torch.tensor(kept, device=ids_BT.device)[:, None]
-
-
-def _lm_scores(outputs_BWT: Tensor, lengths_BW: Tensor, alive_BW: Tensor, options: DecodeOptions) -> Tensor | float:
-    if options.lm is None:
-        return 0.0
-    scorer = LmScores(options.lm, options.lm_weight, options.word_bonus)
-    lengths, alive = lengths_BW.tolist(), alive_BW.tolist()
-    rows = [
-        [scorer.whole(ids[: lengths[b][w]]) if alive[b][w] else 0.0 for w, ids in enumerate(hypotheses)]
-        for b, hypotheses in enumerate(outputs_BWT.tolist())
-    ]
-    return torch.tensor(rows, dtype=torch.float64, device=outputs_BWT.device)

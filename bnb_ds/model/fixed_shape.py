@@ -9,8 +9,6 @@ Shapes: B rows, L source columns, T slot columns, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +17,7 @@ from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.network import BnbLMHeadModel
-from bnb_ds.model.slots import DecoderSlots, decoder_lengths
+from bnb_ds.model.slots import DecoderSlots, decoder_lengths, unclamped_slots
 
 
 class RectangularBnb(nn.Module):
@@ -67,9 +65,7 @@ def num_slot_columns(num_columns: int, config: BnbConfig) -> int:
     """T of L, in arithmetic that a tracer can follow: `bnb_ds.model.slots.decoder_lengths` of the widest row."""
     if config.decoder_length == "padded":
         return num_columns
-    ratio = Fraction(str(config.decoder_length_ratio))
-    slots = (num_columns * ratio.numerator + ratio.denominator - 1) // ratio.denominator + config.decoder_length_offset
-    slots = torch.sym_max(slots, config.decoder_length_min)
+    slots = torch.sym_max(unclamped_slots(num_columns, config), config.decoder_length_min)
     return slots if config.decoder_length_max is None else torch.sym_min(slots, config.decoder_length_max)
 
 

@@ -18,6 +18,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 
 Lengths = TypeVar("Lengths", np.ndarray, Tensor)
+Number = TypeVar("Number", np.ndarray, Tensor, int)
 
 
 def decoder_lengths(source_lengths: Lengths, config: BnbConfig, target_lengths: Lengths | None = None) -> Lengths:
@@ -41,9 +42,13 @@ def decoder_lengths(source_lengths: Lengths, config: BnbConfig, target_lengths: 
         return lengths * 0 + lengths.max()
     if config.decoder_length == "predicted":
         return lengths if target_lengths is None else _int64(target_lengths)
+    return unclamped_slots(lengths, config).clip(config.decoder_length_min, config.decoder_length_max)
+
+
+def unclamped_slots(num_tokens: Number, config: BnbConfig) -> Number:
+    """``ceil(ratio * n) + offset`` for int64 arrays or tensors, and for integers that a compiler traces."""
     ratio = Fraction(str(config.decoder_length_ratio))
-    slots = (lengths * ratio.numerator + ratio.denominator - 1) // ratio.denominator + config.decoder_length_offset
-    return slots.clip(config.decoder_length_min, config.decoder_length_max)
+    return (num_tokens * ratio.numerator + ratio.denominator - 1) // ratio.denominator + config.decoder_length_offset
 
 
 def _int64(lengths: Lengths) -> Lengths:

@@ -71,7 +71,20 @@ def test_disk_that_refuses(tmp_path: Path, make) -> None:
         raise AssertionError("the block must not run")
 
 
-def test_disk_that_refuses_a_replacement(tmp_path: Path) -> None:
-    message = "/missing/a: cannot write: No such file or directory; choose another place"
+@pytest.mark.parametrize(("folder", "reason"), [("missing", "No such file or directory"), ("file", "Not a directory")])
+def test_disk_that_refuses_a_replacement(tmp_path: Path, folder: str, reason: str) -> None:
+    (tmp_path / "file").write_text("")
+    message = f"/{folder}/a: cannot write: {reason}; check space and permissions or choose another output"
     with pytest.raises(DataError, match=message):
-        write_atomic(tmp_path / "missing" / "a", "")
+        write_atomic(tmp_path / folder / "a", "")
+
+
+def test_a_replacement_is_whole_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    write_atomic(path, "new")
+    assert path.read_text() == "new"
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "\ud800")
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a"]

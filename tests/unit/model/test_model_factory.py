@@ -61,7 +61,9 @@ def test_what_the_recipe_says_takes_the_place_of_that(checkpoint, shards):
 
 @pytest.mark.parametrize("field", [{"latent_size": 5}, {"tie_encoder_decoder": True}, {"extend_positions": True}])
 def test_what_a_checkpoint_fixes(checkpoint, shards, field):
-    with pytest.raises(ConfigError, match=f"model.{next(iter(field))}: model.checkpoint fixes it; remove one"):
+    with pytest.raises(
+        ConfigError, match=f"model.{next(iter(field))}: model.checkpoint already decides it; remove one"
+    ):
         model_config(section(checkpoint[1], **field), shards, 32)
 
 

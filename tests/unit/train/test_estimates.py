@@ -106,7 +106,7 @@ def test_activation_checkpointing_lowers_the_estimate(settings):
         ("data.max_length=65", "data.max_length 65: the encoder has 64 positions; set it to 64"),
         (
             "model.decoder_positions=absolute",
-            "model.decoder_positions absolute: 33 source tokens open 66 decoder positions, the decoder has 64",
+            "model.decoder_positions absolute: 33 source tokens need 66 decoder positions, but the decoder has 64",
         ),
     ],
 )
