@@ -56,6 +56,11 @@ EXTRAS_REQUIRE = {
         "uvicorn>=0.30",  # the HTTP server
         "prometheus-client>=0.20",  # /metrics
     ],
+    "docs": [
+        "mkdocs>=1.6,<2",  # the site of docs/; its hook adds pages from outside the folder
+        "mkdocs-material>=9.6,<10",  # the theme, without requests to other servers
+        "mkdocstrings[python]>=1,<2",  # the API from docstrings
+    ],
     "test": [
         "pytest>=8",  # the test runner
         "pytest-xdist>=3.6",  # two test files at a time: half of the suite is start-up that uses one core

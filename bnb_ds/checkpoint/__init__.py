@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and how the next launch goes on from it.
+"""The files of a run on disk, and resuming from them.
 
 Face: `resume.plan_resume`, `run_dir.RunDir`, `store.CheckpointWriter`, `weights.read_weights`.
 """

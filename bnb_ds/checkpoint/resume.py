@@ -1,7 +1,8 @@
-"""Going on with another number of ranks or another ZeRO stage, as far as DeepSpeed can.
+"""Resume from a checkpoint with another number of ranks or another ZeRO stage, where DeepSpeed can.
 
-DeepSpeed loads a partitioned checkpoint on the ranks that wrote it; for any other number it needs a *universal*
-checkpoint, one file for each parameter and state, which rank 0 makes beside the original and removes once it is loaded.
+DeepSpeed loads a partitioned checkpoint only on the number of ranks that wrote it. For any other number it needs a
+*universal* checkpoint, with one file for each parameter and state. Rank 0 makes it next to the original and removes it
+after loading.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Way = Literal["as it is", "universal", "weights only"]
 
 @dataclass(frozen=True)
 class Resume:
-    """A checkpoint and how to go on from it."""
+    """A checkpoint, and the way to resume from it."""
 
     checkpoint: Path
     way: Way
@@ -39,7 +40,7 @@ class Resume:
         if self.way == "as it is":
             return f"from {self.checkpoint}"
         if self.way == "weights only":
-            return f"from the weights of {self.checkpoint}, the optimizer anew"
+            return f"from the weights of {self.checkpoint}, with a fresh optimizer"
         state = store.read_state(self.checkpoint)
         return (
             f"from {self.checkpoint}, converted from {state['world_size']} ranks at ZeRO stage"
@@ -51,7 +52,7 @@ def plan_resume(found: Path, ds_config: DsConfig, *, weights_only: bool) -> Resu
     """Choose the way to load a checkpoint in this launch.
 
     Raises:
-        CheckpointError: DeepSpeed cannot carry the optimizer's state over.
+        CheckpointError: DeepSpeed cannot convert the optimizer's state.
     """
     if weights_only:
         return Resume(found, "weights only")
@@ -59,9 +60,9 @@ def plan_resume(found: Path, ds_config: DsConfig, *, weights_only: bool) -> Resu
     same_layout = old_stage == new_stage or {old_stage, new_stage} == {1, 2}
     if not same_layout:
         raise CheckpointError(
-            f"{found}: written at ZeRO stage {old_stage}, this launch has stage {new_stage}, and DeepSpeed converts"
-            f" optimizer states between stages 1 and 2 only; set zero_optimization.stage to {old_stage}, or add"
-            f" {WEIGHTS_ONLY_FLAG} to go on with a fresh optimizer"
+            f"{found}: was written at ZeRO stage {old_stage}, but this launch has stage {new_stage}; DeepSpeed converts"
+            f" optimizer states only between stages 1 and 2: set zero_optimization.stage to {old_stage}, or add"
+            f" {WEIGHTS_ONLY_FLAG} to continue with a fresh optimizer"
         )
     if new_stage == 0 or store.read_state(found)["world_size"] == ds_config.world_size:
         return Resume(found, "as it is")
@@ -69,7 +70,7 @@ def plan_resume(found: Path, ds_config: DsConfig, *, weights_only: bool) -> Resu
 
 
 def load_resumed(engine: Any, resume: Resume) -> None:
-    """Restore an engine that was built for this way of loading, all ranks together; nothing of a conversion stays."""
+    """Restore an engine that was built for this way of loading, on all ranks together. Converted files are removed."""
     if resume.way == "as it is":
         store.load(engine, resume.checkpoint)
         return
@@ -84,10 +85,10 @@ def load_resumed(engine: Any, resume: Resume) -> None:
 
 
 def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]]) -> None:
-    """Undo two simplifications of DeepSpeed's loading of universal checkpoints at ZeRO stage 3.
+    """Correct two faults of DeepSpeed's loading of universal checkpoints at ZeRO stage 3.
 
-    It gives every parameter group the settings of the first, so that biases and norms would decay; and all states one
-    and the same `step` tensor, which every group's update would then advance.
+    DeepSpeed gives every parameter group the settings of the first group, so biases and norms would decay. It also
+    gives all states the same ``step`` tensor, so the update of each group would advance the step of all of them.
     """
     optimizer = engine.optimizer.optimizer
     for group, own in zip(optimizer.param_groups, own_groups, strict=True):
@@ -98,11 +99,11 @@ def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]]) -> None:
 
 
 def convert(found: Path) -> Path:
-    """Write the universal form of a checkpoint, ``NAME.universal/NAME`` beside it; it appears when it is complete.
+    """Write the universal form of a checkpoint next to it, as ``NAME.universal/NAME``, which appears once complete.
 
     Raises:
-        CheckpointError: DeepSpeed's converter fails; its last line is shown.
-        DataError: the disk refuses.
+        CheckpointError: DeepSpeed's converter fails; the message shows its last line.
+        DataError: the disk is full or cannot be written.
     """
     final = found.with_name(f"{found.name}.universal")
     partial = found.with_name(f"{found.name}.universal.partial")
@@ -112,11 +113,11 @@ def convert(found: Path) -> Path:
             if stale.exists():
                 shutil.rmtree(stale)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    # Beside its output the converter writes a file that says which is the latest, hence a directory around both.
+    # The converter also writes a `latest` file next to its output, so both get a directory of their own.
     command += ["--input_folder", str(found), "--output_folder", str(partial / found.name)]
     if stage in (1, 2):
         command.append("--inject_missing_state")  # our parameter groups are not Megatron's
-    # The converter is a program of one process: it must neither join this job nor take a GPU.
+    # The converter runs as a single process: it must not join this job, nor take a GPU.
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {key: value for key, value in os.environ.items() if key not in launcher}
     environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,11 +1,12 @@
-"""The output directory of a run: what it was started with, and whether a resume means the same run.
+"""The output directory of a run: its recorded settings, and the check that a resume has the same settings.
 
 output_dir/
-  config.resolved.yaml      the recipe, defaults and overrides written out
-  ds_config.resolved.json   the DeepSpeed configuration, completed
-  launches.jsonl            one line for each launch: versions, git revision, data fingerprint, command line
+  config.resolved.yaml      the recipe with defaults and overrides written out
+  ds_config.resolved.json   the completed DeepSpeed configuration
+  launches.jsonl            one line per launch: versions, git revision, data fingerprint, command line
   model/                    config and tokenizer of the model in training
-  checkpoints/  runs/       checkpoints; TensorBoard
+  checkpoints/              checkpoints
+  runs/                     TensorBoard logs
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from bnb_ds.errors import CheckpointError, ConfigError
 
 _PACKAGES = ("bnb_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
-# What may change between launches of one run: where it lies, how often it reports, how its batch is cut up.
+# Settings that may change between launches of a run: its place, its intervals, and how its batch is split.
 _FREE_RECIPE_KEYS = ("output_dir", "intervals", "faults", "loader")
 _FREE_DS_KEYS = (
     "train_micro_batch_size_per_gpu",
@@ -45,7 +46,7 @@ _FREE_DS_KEYS = (
     "dump_state",
     "disable_python_gc",
 )
-# ZeRO's stage and the sizes of its buffers: how the same numbers are laid out and sent.
+# ZeRO's stage and buffer sizes change how numbers are stored and sent, not the numbers.
 _FREE_ZERO_KEYS = (
     "stage",
     "overlap_comm",
@@ -65,7 +66,7 @@ _FREE_ZERO_KEYS = (
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of one run and the settings it is launched with."""
+    """The paths of a run, and the settings of this launch."""
 
     recipe: TrainingRecipe
     ds_config: DsConfig
@@ -88,23 +89,24 @@ class RunDir:
         return self.path / "runs"
 
     def find_resume(self, resume: str, *, weights_only: bool = False) -> tuple[Path | None, list[str]]:
-        """Decide where to start: ``never`` (a fresh directory), ``auto``, or the path of a checkpoint or run.
+        """Find the checkpoint to start from.
 
         Args:
-            resume: as the flag ``--resume``.
-            weights_only: the optimizer starts anew, so the DeepSpeed configuration may be another.
+            resume: value of the flag ``--resume``: ``never`` (start in a fresh directory), ``auto``, or the path of a
+                checkpoint or run.
+            weights_only: the optimizer starts fresh, so the DeepSpeed configuration may differ.
 
         Returns:
-            The checkpoint to load, or None to start at step 0, and lines worth telling the user.
+            The checkpoint to load, or None to start at step 0; and notes for the user.
 
         Raises:
-            ConfigError: the directory holds a run and ``resume`` is ``never``; or settings differ, all listed at once.
+            ConfigError: the directory holds a run and ``resume`` is ``never``; or settings differ (all are listed).
             CheckpointError: the named path holds no whole checkpoint.
         """
         if resume == "never":
             if _holds_run(self.path):
                 raise ConfigError(
-                    f"output_dir {self.path}: holds a run already; add --resume auto to continue it, or choose another"
+                    f"output_dir {self.path}: already holds a run; add --resume auto to continue it, or choose another"
                 )
             return None, []
         if resume == "auto":
@@ -120,12 +122,12 @@ class RunDir:
         run = run_of(found)
         if _holds_run(self.path) and self.path.resolve() != run.resolve():
             raise ConfigError(
-                f"output_dir {self.path}: holds another run than --resume {path}; choose a new output_dir"
+                f"output_dir {self.path}: holds a different run than --resume {path}; choose a new output_dir"
             )
         return found, [*notes, *self._refuse_other_settings(run, weights_only)]
 
     def _refuse_other_settings(self, run: Path, weights_only: bool) -> list[str]:
-        """Raise for differences that change the training; return notes on other software."""
+        """Raise ConfigError for differences that change the training; return notes on differences in software."""
         old_recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
         old_recipe = _with_defaults(old_recipe, type(self.recipe))
         old_ds = json.loads((run / "ds_config.resolved.json").read_text(encoding="utf-8"))
@@ -138,22 +140,24 @@ class RunDir:
         changes.extend(differences(self.data_fingerprint, first["data_fingerprint"], "data"))
         if changes:
             raise ConfigError(
-                f"{run}: was started with other settings: {'; '.join(changes)};"
+                f"{run}: was started with different settings: {'; '.join(changes)};"
                 " restore them, or choose a new output_dir"
             )
         software = ("python", "packages", "git_revision")
         ours, theirs = ({key: launch[key] for key in software} for launch in (provenance(), first))
-        return [f"note         this run was started with other software: {line}" for line in differences(ours, theirs)]
+        return [
+            f"note         this run was started with different software: {line}" for line in differences(ours, theirs)
+        ]
 
     def record_launch(self, start_step: int, *, weights_only: bool = False) -> None:
-        """Write the resolved settings (first launch) and one line of provenance (every launch).
+        """Write the resolved settings at the first launch, and one line of provenance at every launch.
 
         Args:
-            start_step: of this launch.
-            weights_only: the optimizer starts anew, so that this launch's DeepSpeed configuration is the run's now.
+            start_step: optimizer steps done before this launch.
+            weights_only: the optimizer starts fresh, so this launch's DeepSpeed configuration replaces the run's.
 
         Raises:
-            DataError: the disk refuses.
+            DataError: the disk is full or cannot be written.
         """
         with disk_errors(self.path):
             self._write_launch(start_step, weights_only)
@@ -165,13 +169,13 @@ class RunDir:
             file.write(json.dumps({**launch, "data_fingerprint": self.data_fingerprint}) + "\n")
         if weights_only or not (self.path / "ds_config.resolved.json").exists():
             write_atomic(self.path / "ds_config.resolved.json", json.dumps(self.ds_config.values, indent=2) + "\n")
-        # Last: its presence says that the directory holds a run.
+        # Written last: this file marks the directory as a run.
         if not _holds_run(self.path):
             write_atomic(self.path / "config.resolved.yaml", dump_recipe(self.recipe))
 
 
 def locate_checkpoint(path: Path) -> tuple[Path, list[str]]:
-    """The whole checkpoint that a path means: itself, or the newest one of a run or of a checkpoints directory.
+    """Find the whole checkpoint at a path: the path itself, or the newest one in a run or a checkpoints directory.
 
     Raises:
         CheckpointError: there is none, or the one named is damaged.
@@ -189,10 +193,10 @@ def locate_checkpoint(path: Path) -> tuple[Path, list[str]]:
 
 
 def run_of(found: Path) -> Path:
-    """The run directory that a checkpoint belongs to.
+    """Return the run directory that a checkpoint belongs to.
 
     Raises:
-        CheckpointError: the checkpoint has been moved out of its run.
+        CheckpointError: the checkpoint was moved out of its run.
     """
     run = found.parent.parent
     if not _holds_run(run):
@@ -228,15 +232,15 @@ def _git_revision() -> str | None:
 
 
 def _with_defaults(recipe: dict[str, Any], schema: type[TrainingRecipe]) -> dict[str, Any]:
-    """A recipe that an older release wrote, with the fields that have come since."""
+    """A recipe that an older release wrote, completed with the fields added since then."""
     try:
         return schema.model_validate(recipe).values()
-    except ValidationError:  # a field has gone; the comparison will name it
+    except ValidationError:  # a field was removed since; the comparison will name it
         return recipe
 
 
 def _lasting(ds_values: dict[str, Any]) -> dict[str, Any]:
-    """What a run's DeepSpeed configuration must keep from launch to launch."""
+    """The DeepSpeed settings that must stay the same in all launches of a run."""
     zero = _without(ds_values.get("zero_optimization", {}), _FREE_ZERO_KEYS)
     return {**_without(ds_values, _FREE_DS_KEYS), "zero_optimization": zero}
 

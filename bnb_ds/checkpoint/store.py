@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or ignored.
+"""Write, find and load checkpoints; an incomplete checkpoint is never used.
 
-DeepSpeed writes its files into ``step_00000100.partial``; once every rank has written and rank 0 has recorded the size
-and hash of each file, the directory takes its final name in one rename, and only then does ``latest`` move. A crash at
-any moment leaves the previous checkpoints untouched and the new one invisible.
+DeepSpeed writes its files into ``step_00000100.partial``. When every rank has written, rank 0 records the size and hash
+of each file, renames the directory to its final name, and then updates ``latest``. After a crash at any moment the
+previous checkpoints are untouched, and the new one is ignored.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from bnb_ds.errors import CheckpointError, DataError
 _MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step_(\d{8})")
 _GIB = 2**30
-#: of a checkpoint, at most: weights and two moments in fp32, and the model's own copy
+#: upper bound for a checkpoint: weights and two moments in fp32, and the model's own copy
 BYTES_PER_PARAMETER = 16
-#: what torch says when the disk refuses while a file is written
+#: parts of torch's error messages when a file cannot be written
 _WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "No space", "unexpected pos", "write failed")
 
 
 def step_of(checkpoint: Path) -> int:
-    """Optimizer steps done when a checkpoint was written, from its name."""
+    """The number of optimizer steps of a checkpoint, read from its name."""
     return int(_NAME.fullmatch(checkpoint.name)[1])
 
 
 def whole_checkpoints(directory: Path) -> list[Path]:
-    """Finished checkpoints under a directory, oldest first."""
+    """The complete checkpoints in a directory, oldest first."""
     if not directory.is_dir():
         return []
     return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name) and (path / _MANIFEST).is_file())
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, all ranks together.
+    """Writes the checkpoints of a run; all ranks call it together.
 
     Args:
-        engine: DeepSpeed engine.
+        engine: the DeepSpeed engine.
         directory: ``output_dir/checkpoints``.
-        keep: newest checkpoints to leave on disk; the best one (lowest ``selection_loss``) stays besides.
-        background: hash, sync and publish while training goes on. A crash meanwhile loses this checkpoint only.
+        keep: number of newest checkpoints to keep on disk; the best one (lowest ``selection_loss``) is kept as well.
+        background: hash, sync and publish while training continues. A crash in between loses only this checkpoint.
     """
 
     def __init__(self, engine: Any, directory: Path, keep: int, *, background: bool = False) -> None:
@@ -68,10 +68,10 @@ class CheckpointWriter:
             state: what the loop needs to go on; JSON values; ``selection_loss`` is what the best is chosen by (least).
 
         Returns:
-            The checkpoint's directory; in the background it appears there later.
+            The checkpoint's directory. In the background mode it appears later.
 
         Raises:
-            DataError: the disk refuses, or has too little space left.
+            DataError: the disk cannot be written, or has too little free space.
         """
         final = self._directory / f"step_{step:08d}"
         partial = self._directory / f"{final.name}.partial"
@@ -84,7 +84,7 @@ class CheckpointWriter:
         self.finish()
         ranks.on_main(self._prepare)
         with disk_errors(self._directory), _write_failures(self._directory):
-            # DeepSpeed's own `latest` moves before the other ranks have finished, hence save_latest=False.
+            # DeepSpeed would update `latest` before the other ranks have finished, hence save_latest=False.
             self._engine.save_checkpoint(str(self._directory), tag=partial.name, client_state={}, save_latest=False)
         ranks.barrier()
         if self._pool is None:
@@ -118,7 +118,7 @@ class CheckpointWriter:
             _prune(self._directory, step_of(final), self._keep)
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is published, on every rank; errors of the background surface here."""
+        """Wait on every rank until the last checkpoint is published. Errors of the background are raised here."""
         pending, self._pending = self._pending, None
         if self._pool is not None:
             ranks.on_main(lambda: pending.result() if pending is not None else None)
@@ -126,20 +126,20 @@ class CheckpointWriter:
     def _prepare(self) -> None:
         with disk_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
-            # What a killed run was writing (a checkpoint, or `latest`), removing or converting.
+            # Left over by a killed run: a checkpoint (or `latest`) that was being written, removed or converted.
             for stale in (*self._directory.glob("*.partial"), *self._directory.glob("*.universal")):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             free = shutil.disk_usage(self._directory).free
         needed = self._bytes_needed()
         if free < needed:
             raise DataError(
-                f"{self._directory}: a checkpoint takes about {needed / _GIB:.2f} GiB, the disk has {free / _GIB:.2f}"
-                " GiB left; free some space or lower intervals.keep_checkpoints, then --resume auto"
+                f"{self._directory}: a checkpoint takes about {needed / _GIB:.2f} GiB, but the disk has only"
+                f" {free / _GIB:.2f} GiB left; free some space or lower intervals.keep_checkpoints, then --resume auto"
             )
 
     def _bytes_needed(self) -> int:
         for newest in whole_checkpoints(self._directory)[-1:]:
-            with suppress(OSError, ValueError, KeyError):  # a damaged one tells nothing
+            with suppress(OSError, ValueError, KeyError):  # a damaged checkpoint has no known size
                 return sum(file["bytes"] for file in read_state(newest)["files"].values())
         parameters = self._engine.module.parameters()
         return BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
@@ -156,7 +156,7 @@ class CheckpointWriter:
 
 
 def _prune(directory: Path, step: int, keep: int) -> None:
-    """Remove old checkpoints but the best, and those beyond ``step``: a run that went back has abandoned them."""
+    """Remove old checkpoints except the best, and those after ``step``, which a run that went back has abandoned."""
     checkpoints = whole_checkpoints(directory)
     reached = [path for path in checkpoints if step_of(path) <= step]
     kept = [*reached[-keep:], best_checkpoint(reached)]
@@ -166,7 +166,7 @@ def _prune(directory: Path, step: int, keep: int) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    # Out of sight first: half a checkpoint must not look like a whole one.
+    # Rename it first: a partly removed checkpoint must not look complete.
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.removed.partial")))
 
 
@@ -187,13 +187,13 @@ def best_checkpoint(checkpoints: list[Path]) -> Path | None:
 
 
 def newest_intact(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are all there with the recorded hashes, and a line for each one passed over.
+    """Find the newest intact checkpoint: all files are present and have the recorded hashes.
 
     Returns:
-        None and no lines where nothing has been saved yet.
+        The checkpoint, or None if nothing was saved yet; and one line for each damaged checkpoint that was skipped.
 
     Raises:
-        CheckpointError: there are checkpoints, and all of them are damaged.
+        CheckpointError: all checkpoints are damaged.
     """
     passed_over = []
     for checkpoint in reversed(whole_checkpoints(directory)):
@@ -209,7 +209,7 @@ def newest_intact(directory: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """A description of the damage of a checkpoint, or None if it is intact."""
     try:
         files = read_state(checkpoint)["files"]
     except (OSError, ValueError, KeyError):
@@ -226,22 +226,22 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What the writer was told, with the files' sizes and hashes."""
+    """The state that was given to `CheckpointWriter.save`, and the sizes and hashes of the files."""
     return json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
 
 
 def stage_of(checkpoint: Path) -> int:
-    """ZeRO stage that a checkpoint was written at."""
+    """The ZeRO stage at which a checkpoint was written."""
     state = read_state(checkpoint)
     if "zero_stage" in state:
         return state["zero_stage"]
-    # The first releases left it to the run's own record.
+    # The first releases recorded the stage only in the run's directory.
     resolved = json.loads((checkpoint.parent.parent / "ds_config.resolved.json").read_text(encoding="utf-8"))
     return resolved.get("zero_optimization", {}).get("stage", 0)
 
 
 def load(engine: Any, directory: Path) -> None:
-    """Restore model, optimizer, scheduler and loss scale from DeepSpeed's files, all ranks together.
+    """Restore model, optimizer, scheduler and loss scale from DeepSpeed's files; all ranks call it together.
 
     Raises:
         CheckpointError: DeepSpeed cannot load them.
@@ -253,7 +253,7 @@ def load(engine: Any, directory: Path) -> None:
 
 @contextmanager
 def _write_failures(directory: Path) -> Iterator[None]:
-    """torch reports a full disk as a fault of its own."""
+    """Turn torch's RuntimeError for a full disk into a DataError."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The weights of a DeepSpeed checkpoint, whatever its ZeRO stage."""
+"""Read the weights of a DeepSpeed checkpoint of any ZeRO stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bnb_ds.errors import CheckpointError
 
 
 def read_weights(found: Path) -> dict[str, torch.Tensor]:
-    """Consolidated fp32 weights of a checkpoint of any ZeRO stage, on the CPU.
+    """Read the consolidated fp32 weights of a checkpoint to the CPU.
 
     Raises:
         CheckpointError: the files are not those of a DeepSpeed checkpoint.
@@ -23,7 +23,7 @@ def read_weights(found: Path) -> dict[str, torch.Tensor]:
     partitioned = any(found.glob("*_optim_states.pt"))
     try:
         if partitioned:
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # DeepSpeed narrates its reading
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # DeepSpeed prints its progress
                 weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
         else:
             weights = torch.load(found / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]

@@ -1,5 +1,5 @@
-"""What a recipe and a DeepSpeed JSON may say, read and checked.
+"""Recipes and DeepSpeed JSON files: their fields, reading and checking.
 
-Face: `deepspeed.DsConfig`, `deepspeed.load_ds_config`, `loading.load_recipe`, `recipe.PretrainRecipe`,
-`recipe.Section`, `recipe.TrainingRecipe`.
+Face: `deepspeed.DsConfig`, `deepspeed.load_ds_config`, `loading.load_recipe`, `sections.PretrainRecipe`,
+`sections.Section`, `sections.TrainingRecipe`.
 """

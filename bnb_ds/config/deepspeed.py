@@ -1,10 +1,10 @@
-"""The DeepSpeed JSON: loaded, checked and completed for the number of ranks of this launch.
+"""Load and check a DeepSpeed JSON, and complete it for the number of ranks of this launch.
 
-The JSON owns what DeepSpeed reads: global and micro batch, precision, clipping, ZeRO, optimizer with peak learning
-rate, activation checkpointing and communication. ``gradient_accumulation_steps`` is derived from global batch, micro
-batch and world size, so that one file serves any number of GPUs; without a micro batch a rank takes its whole share of
-the batch at once, as in DeepSpeed. DeepSpeed ignores unknown top-level keys, hence the checks here; all faults of a
-file are reported at once, before any GPU is touched.
+The JSON holds every setting that DeepSpeed reads: global and micro batch, precision, clipping, ZeRO, optimizer with
+peak learning rate, activation checkpointing and communication. ``gradient_accumulation_steps`` is derived from the
+global batch, the micro batch and the world size, so one file works for any number of GPUs. Without a micro batch, each
+rank takes its whole share of the batch at once, as in DeepSpeed. DeepSpeed ignores unknown top-level keys, so they are
+refused here. All faults of a file are reported together, before any GPU is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DsConfig:
 
     path: Path
     world_size: int
-    #: what DeepSpeed receives, completed
+    #: the completed configuration, as passed to DeepSpeed
     values: dict[str, Any]
 
     @property
@@ -36,7 +36,7 @@ class DsConfig:
 
     @property
     def micro_batch(self) -> int:
-        """Samples per forward and backward on one rank."""
+        """Samples per forward and backward pass on one rank."""
         return self.values["train_micro_batch_size_per_gpu"]
 
     @property
@@ -77,7 +77,7 @@ def load_ds_config(path: str | Path, world_size: int) -> DsConfig:
         world_size: ranks of this launch.
 
     Raises:
-        ConfigError: naming the file and every fault in it, with the way out of each.
+        ConfigError: the message names the file and every fault in it, each with its remedy.
     """
     path = Path(path)
     values = _read_json(path)
@@ -90,7 +90,7 @@ def load_ds_config(path: str | Path, world_size: int) -> DsConfig:
     share = values["train_batch_size"] // world_size
     completed.setdefault("train_micro_batch_size_per_gpu", share)
     completed["gradient_accumulation_steps"] = share // completed["train_micro_batch_size_per_gpu"]
-    # DeepSpeed's own progress lines repeat ours; a user who wants them says so in the file.
+    # DeepSpeed's progress lines repeat ours. A user who wants them sets these keys in the file.
     completed.setdefault("steps_per_print", 10**9)
     completed.setdefault("log_level", "warning")
     return DsConfig(path=path, world_size=world_size, values=completed)
@@ -113,7 +113,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a DeepSpeed JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a DeepSpeed JSON is an object; this file is not one")
+        raise ConfigError(f"{path}: a DeepSpeed JSON holds an object at the top level; this file does not")
     return values
 
 
@@ -128,7 +128,7 @@ def _batch_faults(values: dict[str, Any], world_size: int) -> Iterator[str]:
         return
     if total % world_size:
         multiple = -(-total // world_size) * world_size
-        yield f"train_batch_size {total} does not divide over {world_size} ranks; the next that does is {multiple}"
+        yield f"train_batch_size {total} cannot be divided among {world_size} ranks; the next larger one is {multiple}"
         return
     per_rank = total // world_size
     fitting = ", ".join(str(m) for m in range(1, per_rank + 1) if per_rank % m == 0)

@@ -1,7 +1,7 @@
-"""What a DeepSpeed JSON may say here: which keys, which values, and which combinations.
+"""The keys, values and combinations that are allowed in a DeepSpeed JSON.
 
-DeepSpeed ignores unknown top-level keys, accepts combinations that train wrongly, and reports other faults only once
-a process group exists. Everything that can be judged from the file alone is judged here, all of it at once.
+DeepSpeed ignores unknown top-level keys and accepts some combinations that train wrongly. It reports other faults only
+once a process group exists. This module finds every fault that the file alone shows, and reports all at once.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _TOP_LEVEL = frozenset(
 )
 
 _REFUSED = {
-    "gradient_accumulation_steps": "it is derived from global batch, micro batch and the number of ranks",
-    "scheduler": "the learning-rate schedule is the recipe's `schedule` section",
-    "amp": "apex amp no longer exists; use fp16, bf16 or torch_autocast",
+    "gradient_accumulation_steps": "it is derived from the global batch, the micro batch and the number of ranks",
+    "scheduler": "the learning-rate schedule is set in the recipe's `schedule` section",
+    "amp": "apex.amp no longer exists; use fp16, bf16 or torch_autocast",
     "tensorboard": "bnb_ds writes TensorBoard itself, under output_dir/runs",
     "gradient_allreduce_op": "bnb_ds normalises the loss over the global batch and relies on DeepSpeed's mean",
     "elasticity": "bnb_ds does not use it, and newer DeepSpeed has removed it",
@@ -65,7 +65,7 @@ _ACTIVATION_CHECKPOINTING_KEYS = frozenset(
     }
 )
 
-#: optimizer type -> parameters it takes
+#: optimizer type -> parameters that it accepts
 OPTIMIZER_PARAMS = {
     "AdamW": frozenset({"lr", "betas", "eps", "weight_decay"}),
     "Adam": frozenset({"lr", "betas", "eps", "weight_decay"}),
@@ -80,26 +80,26 @@ _FLOPS_PROFILER_KEYS = frozenset(
 
 
 def find_faults(values: dict[str, Any]) -> Iterator[str]:
-    """Every fault of a DeepSpeed configuration but those of the batch sizes, each with its way out."""
+    """All faults of a DeepSpeed configuration except those of the batch sizes, each with its remedy."""
     for key in values:
         if key in _REFUSED:
             yield f"remove {key!r}: {_REFUSED[key]}"
         elif key not in _TOP_LEVEL:
             yield f"unknown key {key!r}: {nearest(key, _TOP_LEVEL)}"
     for path in _auto_paths(values):
-        yield f"{path}: 'auto' is Hugging Face Trainer's; write the value"
+        yield f"{path}: only the Hugging Face Trainer fills in 'auto'; write the value"
     yield from _optimizer_faults(values.get("optimizer"))
     block_faults = list(_block_faults(values))
     yield from block_faults
     clipping = values.get("gradient_clipping", 1.0)
     if clipping != "auto" and not _is_number(clipping, minimum=0):
-        yield f"gradient_clipping: the largest gradient norm (0 for none) is a number, not {clipping!r}"
+        yield f"gradient_clipping: give the largest gradient norm (0: no clipping) as a number, not {clipping!r}"
     if not block_faults:
         yield from _combination_faults(values)
 
 
 def _block_faults(values: dict[str, Any]) -> Iterator[str]:
-    # DeepSpeed takes seconds to import and is needed only here; its own classes know the settings of its release.
+    # DeepSpeed takes seconds to import, so it is imported only here. Its classes list the settings of the release.
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -139,7 +139,7 @@ def _model_faults(block: str, section: dict[str, Any], model: type[BaseModel]) -
 
 
 def _known_names(model: type[BaseModel], location: tuple[Any, ...]) -> set[str]:
-    """Names and aliases of the fields of the block at a path; empty where DeepSpeed does not say."""
+    """Names and aliases of the fields of the block at a path; empty if DeepSpeed does not declare them."""
     for name in location:
         annotation = model.model_fields[str(name)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
@@ -159,7 +159,7 @@ def _auto_paths(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _combination_faults(values: dict[str, Any]) -> Iterator[str]:
-    """Settings that are valid one by one."""
+    """Faults of settings that are valid one by one but not together."""
     stage = values.get("zero_optimization", {}).get("stage", 0)
     enabled = [name for name in ("fp16", "bf16", "torch_autocast") if values.get(name, {}).get("enabled")]
     if len(enabled) > 1:
@@ -179,7 +179,7 @@ def _combination_faults(values: dict[str, Any]) -> Iterator[str]:
         yield f"torch_autocast.dtype: {autocast_dtype!r} is not supported; write bfloat16, or use the fp16 block"
     optimizer = values.get("optimizer")
     if stage and isinstance(optimizer, dict) and optimizer.get("type") == "Lamb":
-        yield "Lamb computes its trust ratio per parameter, which ZeRO cuts up; set zero_optimization.stage to 0"
+        yield "Lamb needs whole parameters for its trust ratio, but ZeRO splits them; set zero_optimization.stage to 0"
     for key in ("partition_activations", "cpu_checkpointing", "contiguous_memory_optimization"):
         if values.get("activation_checkpointing", {}).get(key):
             yield f"activation_checkpointing.{key}: only plain recomputation is supported; set it to false"
@@ -187,7 +187,7 @@ def _combination_faults(values: dict[str, Any]) -> Iterator[str]:
 
 def _optimizer_faults(optimizer: Any) -> Iterator[str]:
     if not isinstance(optimizer, dict):
-        yield "optimizer: this block is required: it holds the type and the peak learning rate"
+        yield "optimizer: this block is required; it holds the type and the peak learning rate"
         return
     for key in optimizer:
         if key not in ("type", "params"):
@@ -204,7 +204,7 @@ def _optimizer_faults(optimizer: Any) -> Iterator[str]:
             yield f"unknown key {'optimizer.params.' + key!r}: {nearest(key, OPTIMIZER_PARAMS[kind])}"
     rate = params.get("lr")
     if not _is_number(rate, minimum=0) or rate == 0:
-        yield f"optimizer.params.lr: the peak learning rate is a positive number, not {rate!r}"
+        yield f"optimizer.params.lr: give the peak learning rate as a positive number, not {rate!r}"
     for key in ("eps", "weight_decay"):
         if not _is_number(params.get(key, 0.0), minimum=0):
             yield f"optimizer.params.{key}: a number of at least 0 is required, not {params[key]!r}"

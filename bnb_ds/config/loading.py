@@ -1,4 +1,4 @@
-"""A recipe is read from a YAML file and dotted overrides into one typed object of :mod:`bnb_ds.config.sections`."""
+"""Read a recipe from a YAML file and dotted overrides into one typed object of :mod:`bnb_ds.config.sections`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bnb_ds.errors import ConfigError, nearest
 
 R = TypeVar("R", bound=Section)
 
-# Two ways to give the length of a run.
+# Two ways to set the length of a run.
 _ALTERNATIVES = {"steps": "epochs", "epochs": "steps"}
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), schema: type[R] = PretrainRecipe) -> R:
     """Read a recipe, apply ``key.path=value`` overrides (values are YAML), and validate it as ``schema``.
 
-    An override of ``steps`` takes the place of the recipe's ``epochs``, and the other way round.
+    An override of ``steps`` removes the recipe's ``epochs``, and an override of ``epochs`` removes its ``steps``.
 
     Raises:
-        ConfigError: naming the file or the override, the dotted field, and the way out; all faults at once.
+        ConfigError: lists all faults at once, each with the file or override, the dotted field and the remedy.
     """
     values = recipe_values(path, overrides)
     try:
@@ -34,7 +34,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), schema: type[R]
 
 
 def recipe_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """What a recipe and overrides say, of whatever schema; only `load_recipe` knows whether it is right.
+    """The values of a recipe and its overrides, not yet validated: `load_recipe` checks them against a schema.
 
     Raises:
         ConfigError: the file cannot be read, or an override is malformed.
@@ -46,10 +46,10 @@ def recipe_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, 
 
 
 def load_section(values: dict[str, Any], overrides: Iterable[str], name: str, schema: type[R]) -> R:
-    """A section from its values and ``NAME.KEY=VALUE`` overrides, without the recipe around it.
+    """Build one section from its values and ``NAME.KEY=VALUE`` overrides, without a whole recipe.
 
     Raises:
-        ConfigError: an override names nothing of this section, or a value is wrong.
+        ConfigError: an override is not of this section, or a value is wrong.
     """
     whole: dict[str, Any] = {name: dict(values)}
     for override in overrides:
@@ -63,7 +63,7 @@ def load_section(values: dict[str, Any], overrides: Iterable[str], name: str, sc
 
 
 def dump_recipe(recipe: TrainingRecipe) -> str:
-    """The recipe as YAML, defaults written out."""
+    """The recipe as YAML, with all defaults written out."""
     return yaml.safe_dump(recipe.values(), sort_keys=False)
 
 
@@ -77,7 +77,7 @@ def differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[str]:
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error, not a silent replacement."""
+    """A safe YAML loader that refuses a key given twice; PyYAML itself would silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -99,7 +99,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys to values; this file is not one")
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values; this file holds none")
     return values
 
 
@@ -142,9 +142,9 @@ def _describe(error: dict[str, Any], schema: type[Section], prefix: str = "") ->
 
 
 def _without_tags(location: tuple[Any, ...], schema: type[Section]) -> tuple[list[Any], list[type[Section]]]:
-    """A path of field names without the ``kind`` that pydantic puts in where a section is one of several.
+    """The field names of an error's path, and the section that each field belongs to.
 
-    Also the section that each field belongs to.
+    Where a field may hold one of several sections, pydantic inserts the ``kind`` into the path; it is left out here.
     """
     names: list[Any] = []
     sections: list[type[Section]] = []
@@ -161,7 +161,7 @@ def _without_tags(location: tuple[Any, ...], schema: type[Section]) -> tuple[lis
 
 
 def _sections_of(section: type[Section], name: Any) -> list[type[Section]]:
-    """What sections a field can hold."""
+    """The section classes that a field can hold."""
     if name not in section.model_fields:
         return []
     annotation = section.model_fields[name].annotation

@@ -99,9 +99,12 @@ def test_resume_refusals_name_the_way_out(whole_run, copy_of_run, fork_server):
     """One launch each: without --resume, with other settings (all named at once), into another run, on other ranks."""
     other = copy_of_run / "checkpoints" / "step_00000003"
     cases = [
-        ([], f"output_dir {whole_run.output}: holds a run already; add --resume auto"),
-        (["--resume", "auto", "steps=9", "seed=7"], "was started with other settings: seed: 42 -> 7; steps: 8 -> 9"),
-        (["--resume", str(other), f"output_dir={whole_run.output}"], "holds another run than --resume"),
+        ([], f"output_dir {whole_run.output}: already holds a run; add --resume auto"),
+        (
+            ["--resume", "auto", "steps=9", "seed=7"],
+            "was started with different settings: seed: 42 -> 7; steps: 8 -> 9",
+        ),
+        (["--resume", str(other), f"output_dir={whole_run.output}"], "holds a different run than --resume"),
         (["--resume", "auto", "spikes.factor=3"], "spikes.factor: None -> 3.0"),
     ]
     before = {path: path.stat().st_mtime_ns for path in whole_run.output.rglob("*") if path.is_file()}

@@ -187,7 +187,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, films, pretrained, fork_se
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
     codes, text = stopped.fork(fork_server, "--resume", "auto", "data.max_source_length=31")
     assert codes[0] == 2
-    assert "was started with other settings: data.max_source_length: 32 -> 31" in text
+    assert "was started with different settings: data.max_source_length: 32 -> 31" in text
 
 
 def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_server):

@@ -57,7 +57,7 @@ def test_all_faults_at_once(settings, tmp_path, capsys):
     shown = capsys.readouterr().out
     errors = [line for line in shown.splitlines() if line.startswith("error ")]
     assert len(errors) == 3
-    assert "train_batch_size 9 does not divide over 2 ranks" in errors[0]
+    assert "train_batch_size 9 cannot be divided among 2 ranks" in errors[0]
     assert "nowhere" in errors[1]
     assert f"{tmp_path / 'file'} is not a directory that can be written; choose another" in errors[2]
     assert shown.splitlines()[-1] == "check: 3 errors"
@@ -118,4 +118,4 @@ def test_a_resume_is_planned(whole_run, capsys):
     assert main([*arguments, "1"]) == 0
     assert "step_00000008, converted from 2 ranks at ZeRO stage 1 to 1 at 1" in capsys.readouterr().out
     assert main([arguments[0], arguments[1], "seed=1", *arguments[2:], "2"]) == 2
-    assert "was started with other settings: seed: 42 -> 1" in capsys.readouterr().out
+    assert "was started with different settings: seed: 42 -> 1" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Recipes: defaults, overrides, and one line that names every fault with its way out."""
+"""Recipes: defaults, overrides, and one error line that names every fault and its remedy."""
 
 from __future__ import annotations
 
@@ -93,12 +93,15 @@ def test_bad_override(write, override, message):
         ({"steps": None, "epochs": float("inf")}, "epochs: Input should be a finite number"),
         ({"epochs": 1.0}, "give exactly one of steps and epochs"),
         ({"steps": None}, "give exactly one of steps and epochs"),
-        ({"model": {"encoder": "a", "size": {}}}, "encoder and size exclude each other"),
+        ({"model": {"encoder": "a", "size": {}}}, "give encoder or size, not both"),
         ({"model": {"decoder": "a"}}, "decoder needs encoder"),
-        ({"model": {"checkpoint": "a", "size": {}}}, "model: checkpoint and size exclude each other: a whole model"),
+        (
+            {"model": {"checkpoint": "a", "size": {}}},
+            "model: give checkpoint or size, not both: a checkpoint is a whole model",
+        ),
         (
             {"model": {"max_position_embeddings": 64}},
-            "model: max_position_embeddings needs encoder; for random weights",
+            "model: max_position_embeddings applies to BERT checkpoints; without one",
         ),
         ({"model": {"size": {"hidden_size": 10, "num_attention_heads": 3}}}, "hidden_size 10 is not a multiple of"),
     ],
@@ -120,7 +123,10 @@ def test_bad_value(write, change, message):
         ({"corruption": {"mlm": True}}, "objective.corruption: the weight of mlm is True: give a number"),
         ({"corruption": {"mlm": "x"}}, "objective.corruption: the weight of mlm is 'x': give a number"),
         ({"corruption": {"mlm": float("inf")}}, "objective.corruption: the weight of mlm is inf: give a number"),
-        ({"corruption": {"mlm": 0}}, "objective.corruption: no objective has a weight above 0: give one, for example"),
+        (
+            {"corruption": {"mlm": 0}},
+            "objective.corruption: no objective has a weight above 0: give at least one, for example",
+        ),
         ({"corruption": {}}, "objective.corruption: no objective has a weight above 0"),
         ({"corruption": 5}, "objective.corruption: give ae, mlm, plm, mlm+plm, clm, or several with weights: {mlm+plm"),
         ({"corruption": ["mlm"]}, "objective.corruption: give ae, mlm, plm, mlm+plm, clm, or several with weights"),
@@ -149,7 +155,7 @@ def test_a_token_budget_holds_the_longest_sample(write):
     with pytest.raises(ConfigError) as error:
         load_recipe(write(MINIMAL), ["loader.micro_batch_tokens=511"])
     assert str(error.value).endswith(
-        "loader.micro_batch_tokens 511: one sample can have data.max_length 512 tokens; set it to that or more"
+        "loader.micro_batch_tokens 511: a sample can have 512 tokens (data.max_length); give at least 512"
     )
     assert load_recipe(write(MINIMAL), ["loader.micro_batch_tokens=512"]).loader.micro_batch_tokens == 512
 
@@ -193,5 +199,5 @@ def test_the_example_in_the_readme_is_a_recipe(write):
     values = yaml.safe_load(example)
     recipe = load_recipe(write({**MINIMAL, **values, "data": {**MINIMAL["data"], **values["data"]}}))
     assert recipe.objective.mixture == {"mlm+plm": 3, "clm": 1}
-    # Everything that can be set there is shown.
+    # Every field that can be set there is shown.
     assert set(values["loader"]) == set(LoaderSection.model_fields)

@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON: completed for the number of ranks; every fault named with its way out."""
+"""Loading a DeepSpeed JSON completes it for the number of ranks; errors name every fault and its remedy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_shipped_configs_are_valid_and_deepspeed_agrees(path, world_size):
     from deepspeed.runtime.config import DeepSpeedConfig
 
     config = load_ds_config(path, world_size)
-    alone = load_ds_config(path, 1)  # DeepSpeed itself, without a process group, believes in one rank
+    alone = load_ds_config(path, 1)  # without a process group DeepSpeed assumes one rank
     theirs = DeepSpeedConfig(dict(alone.values))
     assert theirs.gradient_accumulation_steps == alone.accumulation_steps
     assert config.global_batch == config.micro_batch * config.accumulation_steps * world_size
@@ -76,10 +76,13 @@ def test_offload_is_recognised(write):
         ({"fp16": {"enable": True}}, "unknown key 'fp16.enable': did you mean 'enabled'?"),
         ({"fp16": True}, "fp16: write an object, not True"),
         ({"gradient_accumulation_steps": 2}, "remove 'gradient_accumulation_steps': it is derived"),
-        ({"scheduler": {}}, "remove 'scheduler': the learning-rate schedule is the recipe's"),
+        ({"scheduler": {}}, "remove 'scheduler': the learning-rate schedule is set in the recipe's"),
         ({"amp": {}}, "remove 'amp'"),
         ({"tensorboard": {}}, "remove 'tensorboard': bnb_ds writes TensorBoard itself"),
-        ({"gradient_clipping": "auto"}, "gradient_clipping: 'auto' is Hugging Face Trainer's; write the value"),
+        (
+            {"gradient_clipping": "auto"},
+            "gradient_clipping: only the Hugging Face Trainer fills in 'auto'; write the value",
+        ),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: 4 is not 0, 1, 2 or 3"),
         ({"fp16": {"enabled": True}}, "fp16 with ZeRO stage 0 trains wrongly"),
         ({"bf16": {"enabled": True}}, "bf16 with ZeRO stage 0 saves weights rounded to bf16"),
@@ -92,7 +95,10 @@ def test_offload_is_recognised(write):
             "saves checkpoints that DeepSpeed cannot consolidate; set zero_optimization.stage to 2",
         ),
         ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "torch_autocast.dtype: 'float16' is not supported"),
-        ({"gradient_clipping": "x"}, "gradient_clipping: the largest gradient norm (0 for none) is a number, not 'x'"),
+        (
+            {"gradient_clipping": "x"},
+            "gradient_clipping: give the largest gradient norm (0: no clipping) as a number, not 'x'",
+        ),
         ({"flops_profiler": {"enable": True}}, "unknown key 'flops_profiler.enable': did you mean 'enabled'?"),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}},
@@ -111,10 +117,10 @@ def test_offload_is_recognised(write):
         ({"optimizer": {"type": "Adamw"}}, "optimizer.type: 'Adamw' is not supported; did you mean 'AdamW'?"),
         ({"optimizer": {"type": "AdamW", "params": []}}, "optimizer.params: write an object"),
         ({"optimizer": {"type": "AdamW", "params": {"learning_rate": 1}}}, "'optimizer.params.learning_rate'"),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": 0}}}, "optimizer.params.lr: the peak learning rate"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 0}}}, "optimizer.params.lr: give the peak learning rate"),
         (
             {"optimizer": {"type": "Lamb", "params": {"lr": 1e-3}}, "zero_optimization": {"stage": 1}},
-            "Lamb computes its trust ratio per parameter",
+            "Lamb needs whole parameters for its trust ratio",
         ),
         ({"activation_checkpointing": {"cpu_checkpointing": True}}, "activation_checkpointing.cpu_checkpointing"),
         ({"train_batch_size": 0}, "train_batch_size: a positive whole number is required, not 0"),
@@ -134,7 +140,9 @@ def test_without_micro_batch_a_rank_takes_its_whole_share(write):
     batch = {key: value for key, value in VALID.items() if key != "train_micro_batch_size_per_gpu"}
     config = load_ds_config(write({**batch, "train_batch_size": 24}), 3)
     assert (config.micro_batch, config.accumulation_steps) == (8, 1)
-    with pytest.raises(ConfigError, match="train_batch_size 24 does not divide over 5 ranks; the next that does is 25"):
+    with pytest.raises(
+        ConfigError, match="train_batch_size 24 cannot be divided among 5 ranks; the next larger one is 25"
+    ):
         load_ds_config(write({**batch, "train_batch_size": 24}), 5)
 
 
@@ -145,7 +153,7 @@ def test_indivisible_batch_names_micro_batches_that_fit(write):
 
 
 def test_batch_that_does_not_divide_over_ranks_names_the_next(write):
-    with pytest.raises(ConfigError, match="does not divide over 3 ranks; the next that does is 18"):
+    with pytest.raises(ConfigError, match="cannot be divided among 3 ranks; the next larger one is 18"):
         load_ds_config(write(VALID), 3)
 
 
@@ -158,7 +166,7 @@ def test_all_faults_are_named_at_once(write):
     ("text", "message"),
     [
         ("{", "not valid JSON at line 1"),
-        ("[]", "a DeepSpeed JSON is an object"),
+        ("[]", "a DeepSpeed JSON holds an object at the top level"),
         ('{"a": 1, "a": 2}', "'a' is given twice; keep one"),
         (b"\xff", "cannot be read as a DeepSpeed JSON"),
     ],

@@ -1,4 +1,4 @@
-"""Every shipped DeepSpeed JSON and recipe is planned; the table in ds_configs/README.md is what the dry run says."""
+"""Every shipped DeepSpeed JSON and recipe can be planned; ds_configs/README.md shows the memory that is planned."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_json_that_is_explained_is_there():
 
 @pytest.fixture(scope="module")
 def starting_points(tmp_path_factory, small_tokenizer):
-    """A BERT checkpoint for recipes that start from one; each would otherwise come from the hub."""
+    """A local BERT checkpoint for the recipes that would otherwise read one from the hub."""
     folder = tmp_path_factory.mktemp("bert")
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=len(small_tokenizer), **size)).save_pretrained(folder)
