@@ -63,7 +63,7 @@ class ShardFiles:
         return {split: finished[split] + self._pending_tokens[split] for split in SPLITS}
 
     def add(self, token_ids: np.ndarray, split: str) -> None:
-        """Append one document; see :meth:`bnb_ds.shards.reader.ShardWriter.add`."""
+        """Append one document; see :meth:`bnb_ds.shards.writer.ShardWriter.add`."""
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         token_ids = np.asarray(token_ids)

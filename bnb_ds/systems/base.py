@@ -69,7 +69,7 @@ class OneSlotPerToken:
 class System(ABC):
     """A kind of model, for one task.
 
-    Subclasses are listed in `bnb_ds.systems.SYSTEMS` and their sections in `bnb_ds.systems.kinds.ModelChoice`.
+    Subclasses are listed in `bnb_ds.systems.kinds` and their sections in `bnb_ds.systems.kinds.ModelChoice`.
 
     Args:
         task: what the model is for.
