@@ -40,7 +40,6 @@ class RunLock:
     def __enter__(self) -> RunLock:
         with disk_errors(self._directory):
             self._made = not self._directory.exists()
-            self._directory.mkdir(parents=True, exist_ok=True)
             self._own = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid())}
             while not self._create():
                 self._remove_stale()
@@ -58,7 +57,11 @@ class RunLock:
                 self._directory.rmdir()
 
     def _create(self) -> bool:
-        descriptor, name = tempfile.mkstemp(prefix=f".{LOCK_FILE}.", suffix=".partial", dir=self._directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=f".{LOCK_FILE}.", suffix=".partial", dir=self._directory)
+        except FileNotFoundError:  # another launch that made the directory for nothing has just removed it
+            return False
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(self._own, file)
@@ -102,11 +105,11 @@ class RunLock:
 
     def _seconds_untouched(self) -> float:
         """By the clock of the file system, which all hosts share."""
-        with tempfile.NamedTemporaryFile(dir=self._directory, prefix=f".{LOCK_FILE}.", suffix=".partial") as probe:
-            try:
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._directory, prefix=f".{LOCK_FILE}.", suffix=".partial") as probe:
                 return os.stat(probe.name).st_mtime - self._path.stat().st_mtime
-            except FileNotFoundError:
-                return 0.0
+        except FileNotFoundError:  # released meanwhile
+            return 0.0
 
     def _touch(self) -> None:
         while not self._released.wait(_TOUCH_SECONDS):

@@ -28,9 +28,9 @@ class EarlyStopping:
     def observe(self, selection_loss: float) -> bool:
         """Take in the score of an evaluation, lower being better; return whether the run is over.
 
-        A score that is not a number is no improvement.
+        A score that is not finite is no improvement.
         """
-        if selection_loss < self._best - self._min_change:
+        if math.isfinite(selection_loss) and selection_loss < self._best - self._min_change:
             self._best, self._since_best = selection_loss, 0
         else:
             self._since_best += 1

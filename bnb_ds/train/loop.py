@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -160,6 +161,8 @@ class TrainLoop:
         selection_loss = self.selection_loss(scores)
         if selection_loss is not None and self.early_stopping is not None:
             self.early_stopping.observe(selection_loss)
+        if selection_loss is not None and not math.isfinite(selection_loss):
+            selection_loss = None  # such a score wins nowhere, and JSON has no word for it
         with self.phases("checkpoint", step):
             self.writer.score(step, self._state(samples_consumed, evaluation_due=False, selection_loss=selection_loss))
         if self._ended:
