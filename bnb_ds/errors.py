@@ -41,6 +41,10 @@ class NonFiniteLossError(BnbError):
     """The training loss became infinite or not a number; the message names the samples."""
 
 
+class LossSpikeError(BnbError):
+    """The training loss keeps jumping, and going back to older checkpoints has not helped."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` with the closest name of ``known``; without a close one, the list of all of them."""
     by_lowercase = {key.lower(): key for key in sorted(known)}

@@ -20,7 +20,7 @@ from typing import Any
 
 from bnb_ds.common.files import disk_errors, sha256_file, sync, write_atomic
 from bnb_ds.distributed import ranks
-from bnb_ds.errors import CheckpointError, DataError
+from bnb_ds.errors import CheckpointError, DataError, NonFiniteLossError
 
 _MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step_(\d{8})")
@@ -82,6 +82,7 @@ class CheckpointWriter:
             **state,
         }
         self.finish()
+        self._refuse_spoiled_weights(step)
         ranks.on_main(self._prepare)
         with disk_errors(self._directory), _write_failures(self._directory):
             # DeepSpeed would update `latest` before the other ranks have finished, hence save_latest=False.
@@ -117,11 +118,30 @@ class CheckpointWriter:
             write_atomic(final / _MANIFEST, json.dumps({**read_state(final), **state}, indent=1))
             _prune(self._directory, step_of(final), self._keep)
 
+    def newest_before(self, step: int) -> Path | None:
+        """The newest intact checkpoint of an earlier step; on rank 0."""
+        earlier = [path for path in whole_checkpoints(self._directory) if step_of(path) < step]
+        return next((path for path in reversed(earlier) if find_damage(path) is None), None)
+
     def finish(self) -> None:
         """Wait on every rank until the last checkpoint is published. Errors of the background are raised here."""
         pending, self._pending = self._pending, None
         if self._pool is not None:
             ranks.on_main(lambda: pending.result() if pending is not None else None)
+
+    def _refuse_spoiled_weights(self, step: int) -> None:
+        """A checkpoint of weights that are not finite would become the newest, and push the good ones out."""
+        # At ZeRO stage 3 a rank holds its pieces only.
+        pieces = ((name, getattr(p, "ds_tensor", p)) for name, p in self._engine.module.named_parameters())
+        spoiled = next((name for name, piece in pieces if not bool(piece.detach().isfinite().all())), None)
+        found = next(filter(None, ranks.gather(spoiled)), None)
+        if found is not None:
+            raise ranks.reported_by_rank_0(
+                NonFiniteLossError(
+                    f"step {step}: the weights are not finite (the first is {found}); no checkpoint was written: lower"
+                    " the learning rate or clip gradients, then --resume auto, which starts from the checkpoint before"
+                )
+            )
 
     def _prepare(self) -> None:
         with disk_errors(self._directory):

@@ -72,6 +72,7 @@ OPTIMIZER_PARAMS = {
     "Lamb": frozenset({"lr", "betas", "eps", "weight_decay"}),
 }
 
+_UNCHECKED = "a gradient that is not finite would spoil the weights; remove the setting"
 _AUTOCAST_KEYS = frozenset({"enabled", "dtype", "lower_precision_safe_modules"})
 _COMMS_LOGGER_KEYS = frozenset({"enabled", "verbose", "prof_all", "debug", "prof_ops"})
 _FLOPS_PROFILER_KEYS = frozenset(
@@ -174,6 +175,11 @@ def _combination_faults(values: dict[str, Any]) -> Iterator[str]:
             "bf16 with fp32 gradient accumulation at ZeRO stage 1 saves checkpoints that DeepSpeed cannot consolidate;"
             " set zero_optimization.stage to 2"
         )
+    # Each of the two takes away the check that keeps a step whose gradient is not finite from being taken.
+    if values.get("zero_optimization", {}).get("compute_grad_norm") is False:
+        yield f"zero_optimization.compute_grad_norm false: {_UNCHECKED}"
+    if values.get("bf16", {}).get("check_grad_overflow") is False:
+        yield f"bf16.check_grad_overflow false: {_UNCHECKED}"
     autocast_dtype = str(values.get("torch_autocast", {}).get("dtype", "bfloat16")).removeprefix("torch.")
     if "torch_autocast" in enabled and autocast_dtype != "bfloat16":
         yield f"torch_autocast.dtype: {autocast_dtype!r} is not supported; write bfloat16, or use the fp16 block"

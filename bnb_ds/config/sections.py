@@ -208,6 +208,10 @@ class SpikeSection(Section):
     factor: Annotated[float, Field(gt=1)] | None = None
     #: the median is taken over this many accepted steps
     window_steps: Annotated[int, Field(gt=1)] = 100
+    #: after this many spikes in a row the run goes back to the newest checkpoint before them, and past their samples
+    max_in_row: Annotated[int, Field(gt=0)] = 10
+    #: the run ends with an error instead of going back once more
+    max_returns: Annotated[int, Field(ge=0)] = 3
 
 
 class FaultSection(Section):

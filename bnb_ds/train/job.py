@@ -189,7 +189,7 @@ def _build_loop(
     recipe = job.recipe
     spikes = None
     if recipe.spikes.factor is not None:
-        spikes = SpikeDetector(recipe.spikes.factor, recipe.spikes.window_steps, **state.get("spikes", {}))
+        spikes = SpikeDetector(**recipe.spikes.model_dump(), **state.get("spikes", {}))
     train_step = TrainStep(
         engine,
         job.objective,

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.config.sections import Section
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import StepLoader
 from bnb_ds.distributed import ranks
+from bnb_ds.errors import LossSpikeError
 from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
@@ -117,6 +119,10 @@ class TrainLoop:
                 self._log(step, stats, interval, measures)
                 interval = StepStats()
             self.tracker.advance()
+            if self.spikes is not None and self.spikes.livelocked and not stopping:
+                step = self._go_back(step)
+                batches_of_steps = iter(self.loader.steps(samples_consumed, max(self.stop_step - step, 0)))
+                continue
             evaluation_due = step % self.intervals.eval_steps == 0 or step == self.total_steps
             if evaluation_due or last or step % self.intervals.checkpoint_steps == 0:
                 self._save(step, samples_consumed, evaluation_due=evaluation_due)
@@ -128,6 +134,44 @@ class TrainLoop:
         with self.phases("checkpoint"):
             self.writer.finish()
         return step
+
+    def _go_back(self, step: int) -> int:
+        """Load the newest checkpoint before a row of spikes; the samples since then are passed over.
+
+        A second return goes back further: the checkpoint that the first one took was spoiled as well.
+
+        Returns:
+            The step of that checkpoint.
+
+        Raises:
+            LossSpikeError: there is no such checkpoint, or the run has gone back too often.
+        """
+        spikes = self.spikes
+        with self.phases("checkpoint", step):
+            self.writer.finish()
+            found = ranks.on_main(
+                lambda: self.writer.newest_before(min([step - spikes.in_row + 1, *spikes.returned_to]))
+            )
+            if found is None or len(spikes.returned_to) >= spikes.max_returns:
+                raise ranks.reported_by_rank_0(
+                    LossSpikeError(
+                        f"step {step}: {spikes.in_row} steps in a row are loss spikes, after going back"
+                        f" {len(spikes.returned_to)} times; lower the learning rate, raise spikes.factor, or keep more"
+                        " checkpoints (intervals.keep_checkpoints), then --resume PATH of an older one"
+                    )
+                )
+            store.load(self.engine, found)
+        state = store.read_state(found)
+        spikes.go_back(state["step"], state.get("spikes", {}).get("recent", ()))
+        if self.early_stopping is not None:
+            self.early_stopping.restore(state.get("early_stopping"))
+        self.tracker.go_back(state["step"])
+        self.tracker.say(
+            f"spikes       up to step {step} in a row; back to {found} and past the samples read since"
+            f" (return {len(spikes.returned_to)} of {spikes.max_returns})"
+        )
+        self.engine.train()
+        return state["step"]
 
     @property
     def _ended(self) -> bool:
@@ -185,7 +229,7 @@ class TrainLoop:
             f"loss {last.loss:.4g}  lr {measures['train/lr']:.3g}  {tokens_per_second:,.0f} tokens/s"
             f"  MFU {mfu:.1%}  ETA {_duration(seconds_left)}"
         )
-        for name in ("skipped_overflows", "skipped_spikes"):
+        for name in ("skipped_overflows", "skipped_spikes", "spike_returns"):
             if measures.get(f"train/{name}"):
                 line += f"  {name} {measures[f'train/{name}']:g}"
         values = {

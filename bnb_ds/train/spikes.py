@@ -1,10 +1,11 @@
-"""Steps whose loss jumps: found against the recent losses, not taken, and counted."""
+"""Steps whose loss jumps: found by comparison with recent losses, not taken, and counted."""
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 
 class SpikeDetector:
@@ -12,27 +13,64 @@ class SpikeDetector:
 
     Args:
         factor: a loss above ``factor`` x the median is a spike.
-        window_steps: how many accepted losses the median is taken over; before there are as many, nothing is a spike.
+        window_steps: number of accepted losses in the median; before there are as many, nothing is a spike.
+        max_in_row: spikes in a row after which the weights themselves are suspect.
+        max_returns: how often a run may go back to an older checkpoint.
         recent: accepted losses of the run so far, for a resumed run.
         skipped: spikes of the run so far.
+        in_row: spikes since the last accepted step.
+        returned_to: steps of the checkpoints that the run has gone back to.
     """
 
-    def __init__(self, factor: float, window_steps: int, recent: Sequence[float] = (), skipped: int = 0) -> None:
+    def __init__(
+        self,
+        factor: float,
+        window_steps: int,
+        max_in_row: int = 10,
+        max_returns: int = 3,
+        *,
+        recent: Sequence[float] = (),
+        skipped: int = 0,
+        in_row: int = 0,
+        returned_to: Sequence[int] = (),
+    ) -> None:
         self._factor = factor
         self._recent: deque[float] = deque(recent, maxlen=window_steps)
+        self._max_in_row = max_in_row
+        self.max_returns = max_returns
         self.skipped = skipped
+        self.in_row = in_row
+        self.returned_to = list(returned_to)
+
+    @property
+    def livelocked(self) -> bool:
+        """Whether so many steps in a row were spikes that an accepted step must have spoiled the weights."""
+        return self.in_row >= self._max_in_row
 
     def is_spike(self, loss: float) -> bool:
         """Judge the loss of a step (nats per target token), and count it if it is a spike."""
         full = len(self._recent) == self._recent.maxlen
         spike = full and loss > self._factor * statistics.median(self._recent)
         self.skipped += spike
+        self.in_row += spike
         return spike
 
     def accept(self, loss: float) -> None:
         """A step with this loss has been taken."""
         self._recent.append(loss)
+        self.in_row = 0
 
-    def state(self) -> dict[str, object]:
-        """What a checkpoint keeps: the keyword arguments of a successor."""
-        return {"recent": list(self._recent), "skipped": self.skipped}
+    def go_back(self, step: int, recent: Sequence[float]) -> None:
+        """The run has gone back to the checkpoint of ``step``, when ``recent`` were the accepted losses."""
+        self._recent = deque(recent, maxlen=self._recent.maxlen)
+        self.in_row = 0
+        self.returned_to.append(step)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: keyword arguments for a successor."""
+        return {
+            "recent": list(self._recent),
+            "skipped": self.skipped,
+            "in_row": self.in_row,
+            "returned_to": self.returned_to,
+        }

@@ -142,6 +142,7 @@ class TrainStep:
         spikes = 0
         if self._spikes is not None:
             spikes = values["train/skipped_spikes"] = self._spikes.skipped
+            values["train/spike_returns"] = len(self._spikes.returned_to)
         if self._engine.fp16_enabled():
             # A spike makes DeepSpeed skip a step too. (After --resume-weights-only its count begins anew.)
             values["train/skipped_overflows"] = max(self._engine.skipped_steps - spikes, 0)

@@ -35,13 +35,16 @@ class Tracker:
         self._writer = self._bar = None
         if not ranks.is_main():
             return
-        self._writer = SummaryWriter(str(log_dir), purge_step=start_step + 1)
-        self._total_steps = total_steps
-        metrics = log_dir.parent / METRICS_FILE
-        _forget_beyond(metrics, start_step)
-        self._metrics = open(metrics, "a", encoding="utf-8")  # noqa: SIM115
+        self._log_dir = log_dir
+        self._open(start_step)
         # disable=None: no bar where stderr is not a terminal; log lines say the same there.
         self._bar = tqdm(total=total_steps, initial=start_step, disable=None, unit="step", dynamic_ncols=True)
+
+    def _open(self, start_step: int) -> None:
+        self._writer = SummaryWriter(str(self._log_dir), purge_step=start_step + 1)
+        metrics = self._log_dir.parent / METRICS_FILE
+        _forget_beyond(metrics, start_step)
+        self._metrics = open(metrics, "a", encoding="utf-8")  # noqa: SIM115
 
     def scalars(
         self, step: int, values: dict[str, float], line: str | None = None, record: dict[str, Any] | None = None
@@ -88,6 +91,15 @@ class Tracker:
             print(text, flush=True)
         else:
             self._bar.write(text, file=sys.stderr)
+
+    def go_back(self, step: int) -> None:
+        """Forget what was logged beyond a step: the run continues from there."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._metrics.close()
+        self._bar.update(step - self._bar.n)
+        self._open(step)
 
     def close(self) -> None:
         if self._writer is not None:

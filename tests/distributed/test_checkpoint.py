@@ -25,7 +25,7 @@ def copy_of_run(whole_run, tmp_path):
 
 def test_checkpoints_of_the_run(whole_run):
     names = [path.name for path in store.whole_checkpoints(whole_run.output / "checkpoints")]
-    assert names == ["step_00000003", "step_00000006", "step_00000008"]
+    assert names == ["step_00000004", "step_00000006", "step_00000008"]
     assert (whole_run.output / "checkpoints" / "latest").read_text() == "step_00000008"
     state = store.read_state(whole_run.output / "checkpoints" / "step_00000006")
     assert (state["step"], state["samples_consumed"], state["world_size"]) == (6, 48, 2)
@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_passed_over(copy_of_run, damage, message):
 def test_with_every_checkpoint_damaged_nothing_starts_anew(copy_of_run, whole_run, tmp_path):
     for file in (copy_of_run / "checkpoints").glob("*/zero_pp_rank_0_*"):
         file.unlink()
-    with pytest.raises(CheckpointError, match=r"step_00000008: .*; .*step_00000003: .* is missing: no checkpoint is"):
+    with pytest.raises(CheckpointError, match=r"step_00000008: .*; .*step_00000004: .* is missing: no checkpoint is"):
         store.newest_intact(copy_of_run / "checkpoints")
 
 
@@ -71,7 +71,7 @@ def test_an_unfinished_checkpoint_is_ignored(copy_of_run):
     checkpoints = copy_of_run / "checkpoints"
     (checkpoints / "step_00000006").rename(checkpoints / "step_00000009.partial")
     (checkpoints / "step_00000008" / "checkpoint.json").unlink()
-    assert locate_checkpoint(copy_of_run)[0].name == "step_00000003"
+    assert locate_checkpoint(copy_of_run)[0].name == "step_00000004"
 
 
 def test_an_unreadable_manifest_is_damage(copy_of_run):
@@ -97,7 +97,7 @@ def test_a_checkpoint_outside_its_run_is_refused(copy_of_run, tmp_path):
 
 def test_resume_refusals_name_the_way_out(whole_run, copy_of_run, fork_server):
     """One launch each: without --resume, with other settings (all named at once), into another run, on other ranks."""
-    other = copy_of_run / "checkpoints" / "step_00000003"
+    other = copy_of_run / "checkpoints" / "step_00000004"
     cases = [
         ([], f"output_dir {whole_run.output}: already holds a run; add --resume auto"),
         (

@@ -123,6 +123,14 @@ def test_offload_is_recognised(write):
             "Lamb needs whole parameters for its trust ratio",
         ),
         ({"activation_checkpointing": {"cpu_checkpointing": True}}, "activation_checkpointing.cpu_checkpointing"),
+        (
+            {"zero_optimization": {"stage": 1, "compute_grad_norm": False}},
+            "compute_grad_norm false: a gradient that is",
+        ),
+        (
+            {"bf16": {"enabled": True, "check_grad_overflow": False}, "zero_optimization": {"stage": 1}},
+            "bf16.check_grad_overflow false: a gradient that is not finite would spoil the weights; remove the setting",
+        ),
         ({"train_batch_size": 0}, "train_batch_size: a positive whole number is required, not 0"),
         ({"train_micro_batch_size_per_gpu": 1.5}, "train_micro_batch_size_per_gpu: a positive whole number"),
     ],
