@@ -248,6 +248,6 @@ class ResumableOutput:
         )
         if changed:
             raise ConfigError(
-                f"--resume: the run of {self.state_path} had another {', '.join(changed)}: give the same, or remove "
-                "that file and start again"
+                f"--resume: {self.state_path} is of a run with other settings ({', '.join(changed)}): give the same, or"
+                " remove that file and start again"
             )

@@ -1,13 +1,13 @@
-"""The CTC dynamic programme on the compact vocabulary of each sequence: its blank and its own target tokens.
+"""The CTC dynamic programme. For each sequence it uses only the blank and the sequence's own target tokens.
 
 Shapes: B sequences, T positions and S target tokens of the longest, N real positions of all sequences together,
-K = S + 1 columns (the blank, then the target tokens in order). A path walks through 2S + 1 states, blank and token in
-turn; here blanks [.., S+1] and tokens [.., S] are held apart.
+K = S + 1 columns (the blank, then the target tokens in order). A path goes through 2S + 1 states, blank and token in
+turn. Here blanks [.., S+1] and tokens [.., S] are separate tensors.
 
-The backward variables are the forward variables of the reversed problem, so both run in one loop over a batch of 2B.
-Variables are held *before* the emission of their position, in log space, so that a probability of 0 never meets
-(-inf) - (-inf). Each position is shifted by its best log-probability first: without that, float32 drifts by 5e-3 over
-a thousand positions.
+The backward variables are the forward variables of the reversed problem, so one loop over a batch of 2B computes both.
+Variables are logarithms and do *not* include the emission of their own position, so that a probability of 0 never gives
+(-inf) - (-inf). The best log-probability of each position is subtracted first. Without that, float32 drifts by 5e-3
+over a thousand positions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from bnb_ds.ctc.inputs import Alignment
 from bnb_ds.ctc.kernels import uses_triton
 
-OCCUPANCY_BLOCK = 64  # positions of all sequences whose occupancy is worked out together
+OCCUPANCY_BLOCK = 64  # number of positions whose occupancy is computed together, for all sequences
 
 
 def nll_and_occupancy(
@@ -29,12 +29,12 @@ def nll_and_occupancy(
     Args:
         log_probs_NK: float [N, K], log-probability of each column of ``alignment.table`` at each position.
         alignment: the targets.
-        with_occupancy: False where no gradient is wanted.
+        with_occupancy: False if no gradient is needed.
 
     Returns:
-        nll: [B], in nats; +inf where no path exists.
-        occupancy: [N, K], posterior probability that the path is in a column; each row sums to 1, or is 0 where the
-            sequence has no path. None if not wanted.
+        nll: [B], in nats; +inf if a sequence has no path.
+        occupancy: [N, K], posterior probability that the path is in a column. Each row sums to 1, or is 0 if the
+            sequence has no path. None without ``with_occupancy``.
 
     Source: Graves et al., ICML 2006, section 4.1.
     """
@@ -56,7 +56,7 @@ def nll_and_occupancy(
     num_blanks = blanks.shape[2]
     for begin in range(0, emissions_TBK.shape[0], OCCUPANCY_BLOCK):
         block = slice(begin, begin + OCCUPANCY_BLOCK)
-        # Normalised at each position: what drift both variables have in common drops out.
+        # Normalising at each position removes the drift that both variables share.
         posterior = _joint(blanks, tokens, emissions_TBK, block).softmax(2)
         torch.sum(posterior[..., :num_blanks], 2, out=occupancy_TBK[block, :, 0])
         occupancy_TBK[block, :, 1:] = posterior[..., num_blanks:]
@@ -71,7 +71,9 @@ def _time_first_index(alignment: Alignment) -> Tensor:
 
 
 def _time_first(log_probs_NK: Tensor, alignment: Alignment) -> Tensor:
-    """[T, B, K]. Beyond a sequence the blank is certain and tokens impossible: there a path waits where it is."""
+    """[T, B, K]. Behind the end of a sequence the blank has probability 1 and tokens have 0, so a path stays where it
+    is.
+    """
     layout = alignment.layout
     shape = (layout.max_seqlen, layout.batch_size, log_probs_NK.shape[1])
     padded = log_probs_NK.new_full((shape[0] * shape[1], shape[2]), -torch.inf)
@@ -80,14 +82,14 @@ def _time_first(log_probs_NK: Tensor, alignment: Alignment) -> Tensor:
 
 
 def _both_directions(emissions_TBK: Tensor) -> Tensor:
-    """[T, 2B, K], the problem and its mirror image: time runs backwards and the target too."""
+    """[T, 2B, K], the problem and its mirror image, in which time and target are reversed."""
     mirrored = emissions_TBK.flip(0)
     mirrored[..., 1:] = mirrored[..., 1:].flip(2)
     return torch.cat((emissions_TBK, mirrored), 1)
 
 
 def _forward_variables(emissions: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of all ways into each blank [T, 2B, S+1] and token [T, 2B, S], without its own emission."""
+    """Log-probabilities of all paths into each blank [T, 2B, S+1] and token [T, 2B, S], without its own emission."""
     num_steps, num_rows, num_columns = emissions.shape
     num_tokens = num_columns - 1
     blanks = emissions.new_empty(num_steps, num_rows, num_columns)
@@ -114,14 +116,14 @@ def _forward_variables(emissions: Tensor, alignment: Alignment) -> tuple[Tensor,
 
 
 def _mirrored_skips(skips_BS: Tensor) -> Tensor:
-    """Whether a token of the mirrored target differs from the one before it, which stood behind it."""
+    """Whether a token of the mirrored target differs from the one before it, which follows it in the target."""
     mirrored = torch.ones_like(skips_BS)
     mirrored[:, 1:] = skips_BS[:, 1:].flip(1)
     return mirrored
 
 
 def _joint(blanks: Tensor, tokens: Tensor, emissions_TBK: Tensor, block: slice) -> Tensor:
-    """[block, B, 2S+1], log-probability of all paths through each state, blanks first, of a block of positions."""
+    """[block, B, 2S+1], log-probability of all paths through each state, for a block of positions; blanks first."""
     num_steps, batch_size = emissions_TBK.shape[:2]
     begin, end, _ = block.indices(num_steps)
     mirror = slice(num_steps - end, num_steps - begin)

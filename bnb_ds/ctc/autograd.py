@@ -1,4 +1,4 @@
-"""The CTC losses as torch functions: what is known in the forward pass, and what is left for backward.
+"""The CTC losses as torch autograd functions.
 
 Shapes: B sequences, N real positions of all sequences together, K = S + 1 columns (the blank, then the target tokens in
 order), H hidden size, V vocabulary.
@@ -18,14 +18,24 @@ from bnb_ds.ctc.inputs import Alignment
 from bnb_ds.ctc.operands import exact_dtype
 
 _NO_SECOND_DERIVATIVE = (
-    "the CTC loss has no second derivative: its gradient is finished in the forward pass. Call backward without "
-    "create_graph=True"
+    "the CTC loss has no second derivative, because the forward pass already computes its gradient: call backward "
+    "without create_graph=True"
 )
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What turns the losses of sequences into one number."""
+    """Settings that turn the losses of sequences into one number.
+
+    Attributes:
+        alignment: targets and lengths.
+        impossible: bool [B], sequences without a path.
+        reduction: one of `bnb_ds.ctc.inputs.REDUCTIONS`.
+        zero_infinity: whether sequences without a path add 0 instead of infinity.
+        kl_weight: weight of the KL term.
+        compute_dtype: see `bnb_ds.ctc.operands.compute_dtype`.
+        chunk_tokens: rows of a chunk; None: `bnb_ds.ctc.head.default_chunk_tokens`.
+    """
 
     alignment: Alignment
     impossible: Tensor
@@ -42,7 +52,7 @@ class LossOptions:
         )
 
     def weight_of_nll(self) -> Tensor:
-        """float64 [B], the derivative of the reduced loss by each sequence's."""
+        """float64 [B], derivative of the reduced loss with respect to each sequence's loss."""
         lengths_B = self.alignment.target_lengths
         weight_B = torch.ones_like(lengths_B, dtype=torch.float64)
         if self.reduction in ("mean", "sample_sum"):
@@ -52,10 +62,11 @@ class LossOptions:
         return weight_B.masked_fill_(self.impossible, 0.0)
 
     def weight_of_kl(self) -> Tensor | None:
-        """float64 [B], the derivative of the reduced loss by KL(uniform || p) of each position; None: it has no part.
+        """float64 [B], derivative of the reduced loss with respect to KL(uniform || p) of each position of a sequence.
 
-        With ``"sum"`` and ``"mean"`` all positions of the batch weigh the same, ``kl_weight`` together. With the others
-        each sequence contributes the mean over its positions, as often as its own loss counts.
+        None if ``kl_weight`` is 0. With ``"sum"`` and ``"mean"``, all positions of the batch have the same weight, and
+        their weights add up to ``kl_weight``. With the other reductions, each sequence adds its mean over positions,
+        with the same weight as its own loss.
         """
         if not self.kl_weight:
             return None
@@ -68,7 +79,7 @@ class LossOptions:
         return weight_B
 
     def masked(self, nll_B: Tensor) -> Tensor:
-        """[B], infeasible sequences at 0 or infinity; a NaN stays a NaN."""
+        """[B], the losses, with 0 or infinity for infeasible sequences; a NaN stays a NaN."""
         instead = 0.0 if self.zero_infinity else torch.inf
         return torch.where(self.impossible & ~nll_B.isnan(), instead, nll_B)
 
@@ -82,7 +93,7 @@ class LossOptions:
 
 
 class LinearCtcLoss(torch.autograd.Function):
-    """One number for the batch: all weights are known, so gradients are finished in the forward pass."""
+    """The reduced loss of the batch. All weights are known, so the forward pass computes the gradients too."""
 
     @staticmethod
     def forward(
@@ -103,8 +114,8 @@ class LinearCtcLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(_NO_SECOND_DERIVATIVE)
-        # Scaled before the cast: a loss scale keeps fp16 gradients from underflowing. In place where nobody will ask
-        # again, for the gradient of the weight is as large as the weight.
+        # Gradients are scaled before the cast, because a loss scale keeps fp16 gradients from underflowing. They are
+        # scaled in place if there is no second backward pass, because the weight's gradient is as large as the weight.
         scale = torch.mul if _graph_is_kept() else Tensor.mul_
         return (
             *(
@@ -117,7 +128,7 @@ class LinearCtcLoss(torch.autograd.Function):
 
 
 class LinearCtcNll(torch.autograd.Function):
-    """The loss of each sequence: only backward knows their weights, and makes the pass once more."""
+    """The loss of each sequence. Only backward knows the sequences' weights, so it runs the pass a second time."""
 
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, options: LossOptions) -> Tensor:
@@ -139,7 +150,7 @@ class LinearCtcNll(torch.autograd.Function):
 
 
 class LogProbsCtcNll(torch.autograd.Function):
-    """[B], the loss of each sequence of packed log-probabilities [N, V]; +inf where there is no path."""
+    """The loss of each sequence [B] from packed log-probabilities [N, V]; +inf if a sequence has no path."""
 
     @staticmethod
     def forward(ctx: Any, log_probs_NV: Tensor, alignment: Alignment) -> Tensor:
@@ -165,6 +176,6 @@ class LogProbsCtcNll(torch.autograd.Function):
 
 
 def _graph_is_kept() -> bool:
-    """Whether the backward pass now running keeps the graph for another one; True where torch cannot tell."""
+    """Whether the running backward pass keeps the graph for another one; True if torch cannot tell."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if ask is None else ask()

@@ -1,4 +1,4 @@
-"""Greedy CTC decoding: the best token of each slot without the full logits, and the collapse to an output."""
+"""Greedy CTC decoding: finds the best token of each slot without the full logits, and collapses them to an output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ARGMAX_CHUNK_TOKENS = 1024
 def linear_argmax(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
     """The best token of each position, int64 [N], without holding the [N, V] logits of all positions.
 
-    Logits are compared in float32, as the loss sees them; of equal ones the lowest id wins.
+    Logits are compared in float32, as in the loss. Of equal logits the lowest id wins.
     """
     best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
     for rows, logits_CV in logits_in_chunks(hidden_NH, weight_VH, bias_V):
@@ -25,7 +25,7 @@ def linear_argmax(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -
 
 
 def linear_best(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`linear_argmax`, and the log-probability of each of these tokens: float32 (float64 for float64) [N]."""
+    """The tokens of `linear_argmax`, and the log-probability of each: float32 (float64 for float64) [N]."""
     dtype = exact_dtype(compute_dtype(hidden_NH, weight_VH))
     best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
     log_probs_N = torch.empty(hidden_NH.shape[0], dtype=dtype, device=hidden_NH.device)
@@ -36,12 +36,12 @@ def linear_best(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> 
 
 
 def logits_in_chunks(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and their logits [C, V], float32 or float64; to be used before the next are asked for."""
+    """Slices of rows and their logits [C, V], float32 or float64. Use each before asking for the next."""
     dtype = compute_dtype(hidden_NH, weight_VH)
     exact = exact_dtype(dtype)
     out_CV = None
     if hidden_NH.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        # A CPU hands large memory back at once: getting it anew for every chunk takes a third of the time.
+        # On a CPU large memory is given back at once, and allocating it anew for every chunk takes a third of the time.
         out_CV = weight_VH.new_empty((min(ARGMAX_CHUNK_TOKENS, hidden_NH.shape[0]), weight_VH.shape[0]), dtype=exact)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         weight_HV = fixed_operand(weight_VH, dtype).t()
@@ -60,7 +60,7 @@ def collapse(path_BT: Tensor, lengths_B: Tensor, blank: int = 0) -> tuple[Tensor
 
     Args:
         path_BT: int64 [B, T], the best token of each decoder position.
-        lengths_B: int [B], positions of each row; what stands behind them is ignored.
+        lengths_B: int [B], positions of each row; later positions are ignored.
         blank: the CTC blank.
 
     Returns:
@@ -84,14 +84,14 @@ def _collapse_on_device(path_BT: Tensor, lengths_B: Tensor, blank: int) -> tuple
     kept_BT = torch.arange(num_positions, device=path_BT.device) < lengths_B[:, None]
     kept_BT &= path_BT != blank
     kept_BT[:, 1:] &= path_BT[:, 1:] != path_BT[:, :-1]
-    # A boolean index would wait for the device; so everything dropped goes to one spare column behind the row.
+    # A boolean index would wait for the device. Instead, all dropped tokens go to a spare column behind the row.
     place_BT = torch.where(kept_BT, kept_BT.cumsum(1) - 1, num_positions)
     collapsed_BT = path_BT.new_full((path_BT.shape[0], num_positions + 1), blank).scatter_(1, place_BT, path_BT)
     return collapsed_BT[:, :num_positions], kept_BT.sum(1)
 
 
 def _collapse_on_host(path_BT: np.ndarray, lengths_B: np.ndarray, blank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same in NumPy, which spends nothing on waking threads for so little work."""
+    """The same in NumPy, which does not wake threads for so little work."""
     position_T = np.arange(path_BT.shape[1])
     kept_BT = (position_T < lengths_B[:, None]) & (path_BT != blank)
     kept_BT[:, 1:] &= path_BT[:, 1:] != path_BT[:, :-1]

@@ -3,14 +3,13 @@
 With P = softmax(h W' + b) and the CTC occupancy ``occ`` (at most S + 1 non-zeros per position), the gradient of the
 loss with respect to the logits of position t of sequence b is
 
-    a_t P_t  -  g_b occ_t  -  k / V,     a_t = g_b + k
+    a_t P_t  -  g_b occ_t  -  k_b / V,     a_t = g_b + k_b
 
-where g_b is the weight of the sequence's loss (0 if it has no path) and k that of KL(uniform || P_t), which may differ
-from one sequence to the next too. All a_t are known
-before the dynamic programme, so the dense part is contracted with W and with h while its chunk of P is at hand: three
-matrix products, one pass, and nothing of size N*V is kept. The columns of a sequence's own tokens and of the blank are
-left out of the dense part; there P - occ is formed in full precision first, and contracted in a small second step.
-The last part has rank one.
+where g_b is the weight of the sequence's loss (0 if it has no path) and k_b is the weight of KL(uniform || P_t). All
+a_t are known before the dynamic programme. So the dense part is contracted with W and with h while its chunk of P is in
+memory. This takes three matrix products and one pass, and no tensor of size N*V is kept. The dense part leaves out the
+columns of the blank and of the sequence's own tokens. In these columns P - occ is computed in full precision and
+contracted in a small second step. The last part has rank one.
 
 Shapes: B sequences, T positions of the longest, N real positions of all sequences together, C rows of a chunk,
 K = S + 1 columns (the blank, then the target tokens in order), H hidden size, V vocabulary.
@@ -29,13 +28,13 @@ from bnb_ds.ctc.inputs import Alignment
 from bnb_ds.ctc.kernels import uses_triton
 from bnb_ds.ctc.operands import exact_dtype, operand, product
 
-# With this factor, softmax values down to 1e-12 are within the range of fp16, and so is the factor itself.
+# With this factor, softmax values down to 1e-12 are within the range of fp16. The factor itself is too.
 _PROBABILITY_SCALE = 2.0**15
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of one batch's loss: [N, H], [V, H] and [V] in float32 (float64 for float64); None if not wanted."""
+    """Gradients of one batch's loss: [N, H], [V, H] and [V], in float32 (float64 for float64); None if not wanted."""
 
     hidden: Tensor | None
     weight: Tensor | None
@@ -43,16 +42,20 @@ class Gradients:
 
 
 class LinearCtcHead:
-    """One batch at the fused head.
+    """The fused head for one batch.
 
     Args:
         hidden_NH, weight_VH, bias_V: of any floating dtypes.
         alignment: targets and lengths.
-        compute_dtype: of the operands of the matrix products, which are summed up in float32 (float64 for float64).
+        compute_dtype: dtype of the operands of the matrix products, which are added up in float32 (float64 for
+            float64).
         chunk_tokens: rows C of a chunk; None: `default_chunk_tokens`.
 
-    After `run`: ``nll`` [B], in nats, +inf where there is no path; ``kl`` [], mean over positions, and ``weighted_kl``
-    [], the sum over positions of k times it (both 0 without weights of KL); ``gradients``.
+    Attributes, after `run`:
+        nll: [B], in nats; +inf if a sequence has no path.
+        kl: [], mean over positions of KL(uniform || P); 0 without weights of KL.
+        weighted_kl: [], sum over positions of k_b KL(uniform || P); 0 without weights of KL.
+        gradients: see `Gradients`.
     """
 
     def __init__(
@@ -82,12 +85,12 @@ class LinearCtcHead:
         weight_of_kl_B: Tensor | None = None,
         wanted: tuple[bool, bool, bool] = (False, False, False),
     ) -> LinearCtcHead:
-        """The one pass over the vocabulary.
+        """Compute losses and gradients in one pass over the vocabulary.
 
         Args:
-            weight_of_nll_B: g of the gradient, [B]; 0 where there is no path.
-            weight_of_kl_B: k of the gradient, [B], for each position of a sequence; None: no KL.
-            wanted: which gradients: of hidden, weight, bias.
+            weight_of_nll_B: g_b of the gradient, [B]; 0 for a sequence without a path.
+            weight_of_kl_B: k_b of the gradient, [B]; None: no KL.
+            wanted: whether the gradients of hidden, weight and bias are wanted.
         """
         layout = self._alignment.layout
         self.gradients = Gradients(
@@ -100,7 +103,7 @@ class LinearCtcHead:
         dense_N = weight_of_nll_N if weight_of_kl_N is None else weight_of_nll_N + weight_of_kl_N
         log_probs_NK, normalizer_N = self._pass_over_vocabulary(dense_N, any(wanted))
         self.nll, occupancy_NK = nll_and_occupancy(log_probs_NK, self._alignment, any(wanted))
-        # 0, or NaN where the projection was not finite: that must show even where the loss itself is left out.
+        # This adds 0, or NaN if the projection was not finite. That must show even if the loss itself is left out.
         self.nll += layout.pad(normalizer_N * 0).sum(1)
         if weight_of_kl_N is not None:
             self._uniform_kl(normalizer_N, weight_of_kl_N)
@@ -111,7 +114,7 @@ class LinearCtcHead:
         return self
 
     def _pass_over_vocabulary(self, dense_N: Tensor, with_gradients: bool) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N, K] of each sequence's own columns and logsumexp [N]; adds up the dense gradients."""
+        """Log-probabilities [N, K] of each sequence's own columns, and logsumexp [N]. Adds up the dense gradients."""
         alignment, num_rows = self._alignment, self._hidden_NH.shape[0]
         log_probs_NK = self._empty(num_rows, alignment.table.shape[1])
         normalizer_N = self._empty(num_rows)
@@ -143,7 +146,7 @@ class LinearCtcHead:
         return torch.addmm(self._bias_V, hidden_CH, self._weight_VH.t(), out=out_CV)
 
     def _contract(self, odds_CV: Tensor, rows: slice, dense_C: Tensor, total_C: Tensor) -> None:
-        """Add ``a_t P_t`` of a chunk to the gradients; P is ``odds / total``, and ``odds`` is overwritten."""
+        """Add ``a_t P_t`` of a chunk to the gradients. P is ``odds / total``. This overwrites ``odds``."""
         hidden_CH, gradients = self._hidden_NH[rows], self.gradients
         factor_C = dense_C / total_C
         if gradients.bias is not None:
@@ -164,7 +167,7 @@ class LinearCtcHead:
     def _fused_softmax(
         self, logits_CV: Tensor, columns_CK: Tensor, own_CK: Tensor, rows: slice, dense_C: Tensor
     ) -> Tensor:
-        """The 16-bit part of `_contract` and all before it as one kernel; returns logsumexp [C]."""
+        """Do the softmax and the 16-bit part of `_contract` with one kernel; return logsumexp [C]."""
         from bnb_ds.ctc.triton import softmax_of_chunk
 
         is_first_CK = self._alignment.is_first.index_select(0, self._alignment.layout.sequence_ids[rows])
@@ -185,7 +188,7 @@ class LinearCtcHead:
         return normalizer_C
 
     def _contract_rounded(self, scaled_CV: Tensor, rows: slice, scale: Tensor) -> None:
-        """Contract ``a_t P_t / scale`` in 16 bits: only P is rounded, at full scale; the scale is put in afterwards."""
+        """Contract ``a_t P_t / scale`` in 16 bits. The products are multiplied by ``scale`` after the rounding."""
         gradients, scaled_CV = self.gradients, operand(scaled_CV, self._compute_dtype)
         if gradients.hidden is not None:
             gradients.hidden[rows] = product(scaled_CV, self._weight_VH, self._exact_dtype).mul_(scale)
@@ -193,10 +196,10 @@ class LinearCtcHead:
             gradients.weight.add_(product(scaled_CV.t(), self._hidden_NH[rows], self._exact_dtype).mul_(scale))
 
     def _contract_rival(self, rival_C: Tensor, strength_C1: Tensor, rows: slice) -> None:
-        """Contract the strongest class of each row that is not the sequence's own, in full precision.
+        """Contract the strongest class of each row, other than the sequence's own classes, in full precision.
 
-        Where a model is nearly sure, this one class holds most of the dense part; rounded to 16 bits, it alone would
-        put an error of 1e-3 into the gradients.
+        If a model is nearly sure, this one class holds most of the dense part. Rounding it to 16 bits would put an
+        error of 1e-3 into the gradients.
         """
         if self.gradients.hidden is not None:
             self.gradients.hidden[rows].addcmul_(
@@ -248,9 +251,9 @@ class LinearCtcHead:
 
 
 def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:
-    """Rows of a chunk: equal chunks, as few as keep the logits of one within 48 MB, on a GPU 192 MB.
+    """Rows of a chunk, such that all chunks are equal and the logits of one take at most 48 MB, or 192 MB on a GPU.
 
-    Smaller chunks slow the products down, larger ones gain little.
+    Smaller chunks slow the products down, and larger ones gain little.
     """
     chunk_bytes = (48 if weight_VH.device.type == "cpu" else 192) << 20
     most = max(chunk_bytes // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
@@ -259,13 +262,13 @@ def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:
 
 
 def _largest(dense_C: Tensor) -> Tensor:
-    """[], the largest size, to divide by: not 0 and far from what float32 cannot hold."""
+    """[], the largest absolute value, but at least 1e-30, so that one can divide by it in float32."""
     return dense_C.abs().amax().clamp(min=1e-30)
 
 
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
-    """``total[index] += rows``, in place, equal indices adding up in a fixed order on every device."""
+    """``total[index] += rows``, in place. Rows with equal indices are added in a fixed order on every device."""
     if total.is_cuda:
-        total.index_put_((index,), rows, accumulate=True)  # sorts; index_add_ would race
+        total.index_put_((index,), rows, accumulate=True)  # it sorts; index_add_ would add in any order
     else:
         total.index_add_(0, index, rows)

@@ -1,4 +1,4 @@
-"""What the CTC losses are given, checked and brought into one form.
+"""Checks the inputs of the CTC losses and brings them into one form.
 
 Shapes: B sequences, T positions and S target tokens of the longest, N real positions of all sequences together,
 K = S + 1 columns (the blank, then the target tokens in order), V vocabulary.
@@ -18,16 +18,18 @@ REDUCTIONS = ("none", "sum", "mean", "token_sum", "sample_sum")
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Targets and lengths of a batch, as the dynamic programme wants them; all tensors on the device of the loss.
+    """Targets and lengths of a batch, as the dynamic programme needs them. All tensors are on the device of the loss.
 
     Attributes:
-        layout: where each sequence lies among the N rows; ``max_seqlen`` is T.
+        layout: the place of each sequence among the N rows; ``max_seqlen`` is T.
         target_lengths: int64 [B].
-        table: int64 [B, K], the vocabulary id of each column; the blank also where there is no target token.
-        is_token: bool [B, S], within the target's length.
-        is_first: bool [B, K], the first column of its sequence that holds this id.
-        skips: bool [B, S], a target token that differs from the one before it, so that no blank must separate them.
-        infeasible: bool [B], too few positions for the tokens and for the blanks between equal neighbours.
+        table: int64 [B, K], the vocabulary id of each column. Columns behind a target hold the blank.
+        is_token: bool [B, S], True within the target's length.
+        is_first: bool [B, K], True at the first column of a sequence that holds its id.
+        skips: bool [B, S], True at a target token that differs from the one before it, so that no blank is needed
+            between them.
+        infeasible: bool [B], True if there are too few positions for the tokens and the blanks between equal
+            neighbours.
     """
 
     layout: PackedLayout
@@ -39,7 +41,7 @@ class Alignment:
     infeasible: Tensor
 
     def impossible(self, bias_V: Tensor | None) -> Tensor:
-        """bool [B], ``infeasible``, or in need of a class that ``bias_V`` switches off with -inf."""
+        """bool [B], True if a sequence is infeasible or needs a class that ``bias_V`` switches off with -inf."""
         if bias_V is None:
             return self.infeasible
         is_dead_BK = (bias_V.detach() == -torch.inf)[self.table]
@@ -60,8 +62,8 @@ def align(
 ) -> Alignment:
     """Check targets and set up their columns.
 
-    Values are checked where that makes no GPU wait: always on the CPU, and on a GPU when ``max_target_length`` is not
-    given, since it must be read from there anyway.
+    Values are always checked on a CPU. On a GPU they are checked only if ``max_target_length`` is None; then the host
+    must wait for the GPU anyway.
 
     Raises:
         ValueError, TypeError: as `bnb_ds.ctc.loss.linear_ctc_loss` says.
@@ -95,9 +97,9 @@ def align(
 def real_rows(
     values: Tensor, input_lengths: Tensor | None, cu_seqlens: Tensor | None, max_input_length: int | None
 ) -> tuple[Tensor, PackedLayout]:
-    """[N, ...] rows of the real positions of [B, T, ...] or packed [N, ...], and where the sequences lie in them.
+    """The rows [N, ...] of the real positions, from padded [B, T, ...] or packed [N, ...] values, and their layout.
 
-    A GPU must wait here for padded values, and for packed ones without ``max_input_length``.
+    The host waits here for a GPU if values are padded, or if ``max_input_length`` is None.
 
     Raises:
         ValueError, TypeError: as `bnb_ds.ctc.loss.linear_ctc_loss` says.
@@ -123,11 +125,11 @@ def real_rows(
 
 
 def check_reduction(reduction: str, kl_weight: float) -> None:
-    """Raises ValueError for an unknown reduction, or one that has no place for the KL term."""
+    """Raise ValueError for an unknown reduction, or for the KL term with reduction ``"none"``."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}: use one of: {', '.join(REDUCTIONS)}")
     if kl_weight and reduction == "none":
-        raise ValueError("kl_weight needs a reduction other than 'none': the KL term is part of one number")
+        raise ValueError("kl_weight needs a reduction other than 'none': the KL term is not split over sequences")
 
 
 def _rows_of_padded(values_BTH: Tensor, lengths_B: Tensor) -> tuple[Tensor, PackedLayout]:
@@ -143,7 +145,7 @@ def _rows_of_padded(values_BTH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Pack
 
 
 def _check_targets(targets: Tensor, lengths_B: Tensor, batch_size: int, trusted_longest: int | None) -> int:
-    """The longest target, once shapes are right and, unless a trusted caller knows it, lengths too."""
+    """Check shapes, and lengths unless the caller gives ``trusted_longest``; return the longest target's length."""
     if targets.is_floating_point():
         raise TypeError("targets are floating point: give integer token ids")
     _check_integers("target_lengths", lengths_B)
@@ -161,7 +163,7 @@ def _check_targets(targets: Tensor, lengths_B: Tensor, batch_size: int, trusted_
 
 
 def _pad_targets(targets: Tensor, lengths_B: Tensor, is_token_BS: Tensor, blank: int) -> Tensor:
-    """int64 [B, S] with the blank behind each target."""
+    """The targets as int64 [B, S], with blanks behind each."""
     longest = is_token_BS.shape[1]
     if targets.dim() == 2:
         return torch.where(is_token_BS, targets[:, :longest], blank)
@@ -170,7 +172,7 @@ def _pad_targets(targets: Tensor, lengths_B: Tensor, is_token_BS: Tensor, blank:
 
 
 def _first_of_its_kind(table_BK: Tensor) -> Tensor:
-    """bool [B, K], no earlier column of the row holds this id."""
+    """bool [B, K], True if no earlier column of the row holds the same id."""
     ids_BK, order_BK = table_BK.sort(dim=1, stable=True)
     is_new_BK = torch.ones_like(table_BK, dtype=torch.bool)
     is_new_BK[:, 1:] = ids_BK[:, 1:] != ids_BK[:, :-1]
@@ -183,7 +185,7 @@ def _check_integers(name: str, lengths: Tensor) -> None:
 
 
 def _check_lengths(name: str, lengths_B: Tensor, limit: int) -> tuple[int, int]:
-    """The sum and the maximum of lengths, once they are known to lie in [0, limit]."""
+    """Check that lengths lie in [0, limit]; return their sum and maximum."""
     total, shortest, longest = torch.stack((lengths_B.sum(), *lengths_B.long().aminmax())).tolist()
     if shortest < 0 or longest > limit:
         wrong = shortest if shortest < 0 else longest

@@ -1,4 +1,4 @@
-"""Which kernels the CTC head runs on: decided once per device, by what it can do, and said in the log."""
+"""Chooses the kernels of the CTC head, once per device and by the device's capability, and logs the choice."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NEEDED_CAPABILITY = (8, 0)
 
 
 def uses_triton(device: torch.device) -> bool:
-    """Whether the CTC head on ``device`` takes the Triton kernels rather than batched PyTorch."""
+    """Whether the CTC head on ``device`` uses the Triton kernels rather than batched PyTorch."""
     return device.type == "cuda" and _choose(device)[0]
 
 
 def description(device: torch.device) -> str:
-    """One line for a run's log."""
+    """One line about the choice, for a run's log."""
     return _choose(device)[1]
 
 

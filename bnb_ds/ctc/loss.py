@@ -1,4 +1,4 @@
-"""CTC: the fused loss head of the model, the loss of given log-probabilities, and greedy decoding.
+"""The CTC losses: of the projection of hidden states to the vocabulary, and of given log-probabilities.
 
 Shapes: B sequences, T decoder positions (of the longest sequence), N real positions of all sequences together, S target
 tokens (of the longest target), H hidden size, V vocabulary.
@@ -21,11 +21,11 @@ class CtcOutput(NamedTuple):
     """What `linear_ctc_loss` and `ctc_loss` return.
 
     Attributes:
-        loss: the reduced loss with the KL term, float32 (float64 for float64 input), [] or [B] for ``"none"``. It
-            alone carries a gradient.
-        nll: [B], nats per sequence; 0 where infeasible with ``zero_infinity``.
-        kl: [], the mean over real positions of KL(uniform || p), in nats; 0 when ``kl_weight`` is 0.
-        infeasible: bool [B], no path of that many positions collapses to the target.
+        loss: the reduced loss with the KL term, float32 (float64 for float64 input), [], or [B] for ``"none"``. Only
+            this field has a gradient.
+        nll: [B], nats per sequence; for an infeasible sequence 0 with ``zero_infinity``, else infinity.
+        kl: [], the mean over real positions of KL(uniform || p), in nats; 0 if ``kl_weight`` is 0.
+        infeasible: bool [B], True if no path of that many positions collapses to the target.
     """
 
     loss: Tensor
@@ -34,7 +34,7 @@ class CtcOutput(NamedTuple):
     infeasible: Tensor
 
 
-@torch.compiler.disable  # its buffers and chunks are laid out by hand; a compiler has nothing to add
+@torch.compiler.disable  # its buffers and chunks are laid out by hand, so a compiler cannot make it faster
 def linear_ctc_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -54,32 +54,35 @@ def linear_ctc_loss(
 ) -> CtcOutput:
     """CTC loss of the projection of ``hidden`` to the vocabulary, without ever holding the logits of the batch.
 
-    Logits exist for ``chunk_tokens`` positions at a time; loss and gradients come out of the same three matrix
-    products that the projection alone needs (`bnb_ds.ctc.head`). Gradients are finished in the forward pass (with
-    ``"none"``, in backward, by a second pass), so the weight may be partitioned again before backward. Products run in
-    autocast's dtype, or in that of the operands; sums, logsumexp and the dynamic programme in float32, or in float64
-    for float64. The same input gives the same bits.
+    Logits exist for ``chunk_tokens`` positions at a time. Loss and gradients need only the three matrix products that
+    the projection and its gradients need anyway (`bnb_ds.ctc.head`). The forward pass computes the gradients too, so
+    the weight may be partitioned again before backward. With reduction ``"none"``, backward computes them in a second
+    pass. Operands of products are rounded to autocast's dtype, if autocast is on. Sums, logsumexp and the dynamic
+    programme are in float32, or in float64 for float64. The same input gives the same bits.
 
     Args:
         hidden: float [B, T, H] with ``input_lengths``, or packed [N, H] with ``cu_seqlens``. Values beyond a length
-            change nothing.
-        weight: float [V, H]; ``bias``: float [V] or None. A bias of -inf switches a class off.
+            have no effect.
+        weight: float [V, H].
+        bias: float [V] or None. A bias of -inf switches a class off.
         targets: integers [B, S], or the B targets concatenated, [sum of target_lengths].
         input_lengths: integers [B], real positions of each sequence of the padded form; None with ``cu_seqlens``.
         target_lengths: integers [B].
         blank: the id of the CTC blank; no target may hold it.
-        reduction: ``"none"``, ``"sum"`` (over the batch), or ``"mean"``: torch's meaning, the mean over the batch of
-            each loss divided by its target length (at least 1). Two more are sums whose value does not depend on how a
-            batch is cut into smaller ones, the KL term included: ``"sample_sum"`` adds up each loss divided by its
-            target length and ``kl_weight`` times the mean KL over the sequence's positions; ``"token_sum"`` is the same
-            with each sequence counted as often as it has target tokens, and infeasible ones left out of both.
-        zero_infinity: infeasible sequences add 0 to the loss instead of infinity; to gradients they never add.
-        kl_weight: weight of the KL(uniform || p) smoothing term; with ``"sum"`` and ``"mean"`` that of its mean over
-            all positions, which is added once to the reduced loss.
-        chunk_tokens: positions projected at once; None: 48 MB of logits, on a GPU 192 MB.
-        cu_seqlens: int32 [B+1], starts of the sequences in packed ``hidden``.
-        max_input_length, max_target_length: the longest of each, if the caller knows them. On a GPU they spare waiting
-            for the device, and lengths and labels are trusted; on a CPU everything is checked anyway.
+        reduction: one of five. ``"none"``: [B]. ``"sum"``: sum over the batch. ``"mean"``: as in torch, the mean over
+            the batch of each loss divided by its target length (at least 1). The values of the other two, KL term
+            included, do not depend on how a batch is cut into smaller ones. ``"sample_sum"`` adds up, over sequences,
+            the loss divided by the target length and ``kl_weight`` times the mean KL over the sequence's positions.
+            ``"token_sum"`` multiplies both by the sequence's target length, and leaves infeasible sequences out of
+            both.
+        zero_infinity: infeasible sequences add 0 to the loss instead of infinity. They never add to gradients.
+        kl_weight: weight of the KL(uniform || p) smoothing term. With ``"sum"`` and ``"mean"`` the term is the mean
+            over all positions of the batch, and it is added once to the reduced loss.
+        chunk_tokens: positions projected at once; None: as many as take 48 MB of logits, or 192 MB on a GPU.
+        cu_seqlens: int32 [B+1], starts of the sequences in packed ``hidden``, then N.
+        max_input_length: positions of the longest sequence, if the caller knows it.
+        max_target_length: tokens of the longest target, if the caller knows it. If both are given, the host does not
+            wait for a GPU, and lengths and labels on it are not checked. On a CPU everything is always checked.
 
     Raises:
         ValueError: a label outside [0, V) or equal to ``blank`` inside its length; a length that is negative or beyond
@@ -128,13 +131,15 @@ def ctc_loss(
     max_input_length: int | None = None,
     max_target_length: int | None = None,
 ) -> CtcOutput:
-    """CTC loss of given log-probabilities, by the same dynamic programme; arguments as in `linear_ctc_loss`.
+    """CTC loss of given log-probabilities, by the same dynamic programme.
 
-    The gradient is that of the loss with respect to ``log_probs`` itself, minus the occupancy, whatever made them.
-    (torch's own ``ctc_loss`` returns it with the derivative of a ``log_softmax`` already in it.)
+    The gradient is that of the loss with respect to ``log_probs`` itself: the negative occupancy. (torch's own
+    ``ctc_loss`` returns a gradient that already includes the derivative of a ``log_softmax``.)
 
     Args:
         log_probs: float [B, T, V] with ``input_lengths``, or packed [N, V] with ``cu_seqlens``; natural logarithms.
+
+    The other arguments are those of `linear_ctc_loss`.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `linear_ctc_loss`.

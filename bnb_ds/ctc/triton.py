@@ -1,7 +1,7 @@
-"""Triton kernels of the CTC head, for GPUs of compute capability 8.0 and later: `bnb_ds.ctc.kernels` decides.
+"""Triton kernels of the CTC head, for GPUs of compute capability 8.0 and later. `bnb_ds.ctc.kernels` chooses them.
 
-Both do what a PyTorch path beside them does (`bnb_ds.ctc.alignment`, `bnb_ds.ctc.head`), in one launch each, without
-atomics: equal input gives equal bits.
+Each kernel replaces a PyTorch path, of `bnb_ds.ctc.alignment` or `bnb_ds.ctc.head`, with one launch. They use no
+atomics, so equal input gives equal bits.
 
 Shapes: R = 2B rows (each sequence and its mirror image), T positions, S target tokens, C rows of a chunk, V vocabulary.
 """
@@ -22,10 +22,10 @@ def forward_variables(
     """Fill the forward variables of `bnb_ds.ctc.alignment`, one program per row.
 
     Args:
-        emissions_TRK: log-probabilities, the blank's first, float32 or float64, contiguous.
-        may_skip_RS: bool, a token that may follow the one before it directly.
-        start_R: int64, the blank where the paths of a row begin.
-        blanks_TRK, tokens_TRS: the result, contiguous.
+        emissions_TRK: log-probabilities, the blank first, float32 or float64, contiguous.
+        may_skip_RS: bool, True at a token that may directly follow the one before it.
+        start_R: int64, index of the blank where the paths of a row begin.
+        blanks_TRK, tokens_TRS: the results, contiguous.
     """
     num_steps, num_rows, num_columns = emissions_TRK.shape
     lanes = triton.next_power_of_2(max(num_columns - 1, 2))
@@ -44,17 +44,17 @@ def forward_variables(
 
 
 def softmax_of_chunk(logits_CV: Tensor, own_C: Tensor, scale_C: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """One pass over a chunk of logits in which each sequence's own columns already are -inf.
+    """The softmax of a chunk of logits in which each sequence's own columns are already -inf.
 
     Args:
         logits_CV: float32, contiguous.
         own_C: float32, logsumexp of the own columns.
-        scale_C: float32, what each row of the result is multiplied by.
-        dtype: of the scaled softmax.
+        scale_C: float32, factor on each row of the result.
+        dtype: dtype of the scaled softmax.
 
     Returns:
-        The scaled softmax [C, V], 0 at the strongest class of each row; logsumexp of all columns [C]; that class,
-        int64 [C]; and its unscaled softmax [C].
+        The scaled softmax [C, V], with 0 at the strongest class of each row; logsumexp of all columns [C]; the
+        strongest class, int64 [C]; and its unscaled softmax [C].
     """
     num_rows, vocab_size = logits_CV.shape
     scaled_CV = logits_CV.new_empty((num_rows, vocab_size), dtype=dtype)
@@ -69,20 +69,20 @@ def softmax_of_chunk(logits_CV: Tensor, own_C: Tensor, scale_C: Tensor, dtype: t
 
 @triton.jit
 def log_add(a, b):
-    """log(exp(a) + exp(b)) where either may be -inf."""
+    """log(exp(a) + exp(b)); either may be -inf."""
     high = tl.maximum(a, b)
     distance = tl.where(high == float("-inf"), 0.0, tl.minimum(a, b) - high)
-    # maximum and minimum drop a NaN, which must stay one: adding the operands brings it back.
+    # maximum and minimum drop a NaN. The result must be NaN then, so the operands are added instead.
     return tl.where((a == a) & (b == b), high + tl.log(1.0 + tl.exp(distance)), a + b)
 
 
 @triton.jit
 def forward_kernel(emissions, may_skip, start, blanks, tokens, num_steps, num_rows, num_tokens, LANES: tl.constexpr):
-    """A lane holds one token and the blank behind it; the blank before the first token is held beside the lanes."""
+    """A lane holds one token and the blank behind it. The blank before the first token is a scalar beside the lanes."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     is_token = lane < num_tokens
-    # Whether the *next* lane's token may be entered from this lane's token: the sender decides what it passes on.
+    # Whether the *next* lane's token may be entered from this lane's token. The lane that sends decides what it sends.
     passes = tl.load(may_skip + row * num_tokens + lane + 1, mask=lane + 1 < num_tokens, other=0) != 0
     first = tl.load(start + row)
     impossible = tl.full((LANES,), float("-inf"), emissions.dtype.element_ty)
@@ -97,7 +97,7 @@ def forward_kernel(emissions, may_skip, start, blanks, tokens, num_steps, num_ro
         of_blank = tl.load(emission)
         of_token = tl.load(emission + 1 + lane, mask=is_token, other=float("-inf"))
         into_blank = log_add(blank, token)
-        # A gather, not a round trip through global memory: it needs no barrier of ours.
+        # A gather needs no barrier here, unlike a round trip through global memory.
         handed = tl.gather(tl.where(passes, into_blank, blank), before, 0)
         into_token = log_add(token, tl.where(lane == 0, opening, handed))
         tl.store(blanks, opening)
@@ -113,7 +113,7 @@ def forward_kernel(emissions, may_skip, start, blanks, tokens, num_steps, num_ro
 
 @triton.jit
 def softmax_kernel(logits, own, scale, scaled, normalizer, rival, strength, vocab_size, BLOCK: tl.constexpr):
-    """Two sweeps over one row, the second of which finds it in the cache."""
+    """Two sweeps over one row. The second sweep finds the row in the cache."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -131,7 +131,7 @@ def softmax_kernel(logits, own, scale, scaled, normalizer, rival, strength, voca
         best = high
     own_part = tl.load(own + row)
     highest = tl.max(best, 0)
-    # Of equally strong classes the lowest id, in whatever order the lanes are compared.
+    # Of equally strong classes the lowest id wins, however the lanes are reduced.
     chosen = tl.min(tl.where(best == highest, where_best, vocab_size), 0)
     shift = tl.maximum(highest, own_part)
     shift = tl.where(shift == float("-inf"), 0.0, shift)

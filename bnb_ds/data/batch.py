@@ -1,4 +1,4 @@
-"""What travels from the loader to the model: one row of real tokens, no padding."""
+"""The batch that a loader gives to the model: one row of real tokens, without padding."""
 
 from __future__ import annotations
 
@@ -12,44 +12,49 @@ from torch import Tensor
 
 
 class TargetRules(Protocol):
-    """What decides the numbers of a batch that depend on the model; B sequences."""
+    """Computes the numbers of a batch of B sequences that depend on the model."""
 
     def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
-        """int64 [B], decoder positions, from int64 [B] tokens of sources and targets."""
+        """int64 [B], decoder slots, from int64 [B] tokens of sources and targets."""
 
     def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """bool [B], whether a target can be written into its slots; the others have no loss."""
+        """bool [B], whether a target can be written into its slots. A target that does not fit has no loss."""
 
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
-        """What a batch's loss is divided by, from the tokens of the targets that fit and the number of all targets."""
+        """The number that divides a batch's loss.
+
+        Args:
+            num_targets: tokens of the targets that fit.
+            num_sequences: number of all targets.
+        """
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A micro batch of B sequences, back to back, and what is known of it before the model runs.
+    """A micro batch of B sequences, one after the other, with the numbers that are known before the model runs.
 
-    A sample is a sequence, or several where documents are packed.
+    A sample is one sequence, or several if documents are packed.
 
     Attributes:
         input_ids: int64 [N], source tokens.
         cu_seqlens: int32 [B + 1], where each source begins.
-        labels: int64 [M], target tokens; or of a classification [B]: int64 classes or float32 scores.
-        label_lengths: int64 [B], target tokens of each sequence; None for a classification.
+        labels: int64 [M], target tokens. For classification [B], int64 classes or float32 scores.
+        label_lengths: int64 [B], target tokens of each sequence; None for classification.
         max_seqlen: longest source, in tokens.
         max_label_length: longest target, in tokens.
-        sample_ids: int64 [samples] on the host, which samples these are.
-        source_lengths: int64 [B] on the host.
-        decoder_lengths: int64 [B] on the host, decoder positions of each sequence.
+        sample_ids: int64 [samples] on the host, the id of each sample.
+        source_lengths: int64 [B] on the host, source tokens of each sequence.
+        decoder_lengths: int64 [B] on the host, decoder slots of each sequence.
         num_ordinary: source tokens that are not special.
-        num_masked: of them, chosen for masking.
-        num_infeasible: samples with a target that does not fit into its decoder positions.
-        num_targets: target tokens of the feasible sequences.
-        loss_count: what the sum of the loss is divided by once both are global: ``num_targets`` or B, as the model's
-            ``loss_reduction`` says.
-        masked_index: int64 [num_masked], places in ``input_ids`` that were chosen for masking; None where the task
-            masks nothing.
-        masked_labels: int64 [num_masked], the tokens that the text has there.
-        token_type_ids: int64 [N], 0 in the first of two texts and 1 in the second; None where all are 0.
+        num_masked: ordinary tokens that were chosen for masking.
+        num_infeasible: samples with a target that does not fit into its decoder slots.
+        num_targets: tokens of the targets that fit.
+        loss_count: ``num_targets`` or B, depending on the model's ``loss_reduction``. The loss is added up over all
+            ranks and divided by the sum of this number over all ranks.
+        masked_index: int64 [num_masked], places in ``input_ids`` that were chosen for masking; None if the task masks
+            no tokens.
+        masked_labels: int64 [num_masked], the original tokens at these places.
+        token_type_ids: int64 [N], 0 in the first of two texts and 1 in the second; None if all are 0.
     """
 
     input_ids: Tensor
@@ -72,7 +77,7 @@ class PackedBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Real source tokens."""
+        """Number of source tokens."""
         return self.input_ids.numel()
 
     @property
@@ -80,12 +85,12 @@ class PackedBatch:
         return self.sample_ids.size
 
     def pinned(self) -> PackedBatch:
-        """The same in page-locked memory, from which `model_inputs` copies without making the host wait."""
+        """This batch in page-locked memory. From there `model_inputs` copies without making the host wait."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
     def model_inputs(self, device: torch.device) -> dict[str, Any]:
-        """Keyword arguments of the model's packed form, on ``device``."""
+        """Keyword arguments for the model's packed form, on ``device``."""
         inputs = {**self.source_inputs(device), "labels": self.labels.to(device, non_blocking=True)}
         if self.label_lengths is not None:
             inputs["label_lengths"] = self.label_lengths.to(device, non_blocking=True)
@@ -93,7 +98,7 @@ class PackedBatch:
         return inputs
 
     def source_inputs(self, device: torch.device) -> dict[str, Any]:
-        """The same without labels."""
+        """The arguments of `model_inputs` without labels."""
         inputs = {
             "input_ids": self.input_ids.to(device, non_blocking=True),
             "cu_seqlens": self.cu_seqlens.to(device, non_blocking=True),
@@ -120,9 +125,9 @@ def batch_of_texts(
     Args:
         sources: [N] token ids of any integer type.
         source_cu_seqlens: int64 [B + 1], where each source begins.
-        targets: [M] token ids.
+        targets: [M] token ids of any integer type.
         target_cu_seqlens: int64 [B + 1], where each target begins.
-        rules: slots, fit and count.
+        rules: the model's rules for slots, fit and count.
         sample_ids: int64 [samples].
         first_sequences: int64 [samples], the first sequence of each sample; None: each sample is one sequence.
         more: further fields of `PackedBatch`.
@@ -152,7 +157,9 @@ def batch_of_texts(
 def batch_of_labels(
     sources: np.ndarray, source_cu_seqlens: np.ndarray, labels: np.ndarray, *, sample_ids: np.ndarray, **more: Any
 ) -> PackedBatch:
-    """A batch for classification or regression: ``labels`` [B], integers or floats; the rest as `batch_of_texts`."""
+    """A batch for classification or regression. ``labels`` [B] are integers or floats, the rest is as in
+    `batch_of_texts`.
+    """
     source_lengths = np.diff(source_cu_seqlens)
     values = torch.from_numpy(labels)
     return PackedBatch(
@@ -173,11 +180,11 @@ def batch_of_labels(
 
 
 def count_repeats(tokens: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
-    """Adjacent equal tokens within each sequence of a packed row: int64 [B].
+    """How many tokens of each sequence of a packed row equal the token before them: int64 [B].
 
-    CTC needs a blank between equal neighbours, hence that many positions more than tokens.
+    CTC needs a blank between equal neighbours, so a target needs that many slots more than it has tokens.
     """
-    # Repeats are few: finding them and their rows is cheaper than a running sum over all tokens.
+    # There are few repeats, so finding them and their rows is cheaper than a running sum over all tokens.
     second = np.flatnonzero(tokens[1:] == tokens[:-1]) + 1
     rows = np.searchsorted(cu_seqlens, second, side="right") - 1
     # Neighbours across a boundary belong to different sequences.

@@ -1,8 +1,9 @@
-"""Filling bins with pieces of known lengths, by the histogram of the lengths: any number of pieces, little memory.
+"""Fills bins with pieces, from the histogram of the pieces' lengths. Memory does not grow with the number of pieces.
 
-Best fit, largest first, done for all equal bins at once: a *pattern* is what goes into one bin, repeated until one of
-its lengths runs out (the idea of Krell et al., "Efficient sequence packing without cross-contamination", 2021). There
-are at most a few patterns per distinct length, however many pieces there are.
+The largest piece that still fits goes into a bin first (best fit, largest first). All equal bins are filled at once: a
+*pattern* says which lengths go into one bin, and it is repeated until one of these lengths runs out. This is the idea
+of Krell et al., "Efficient sequence packing without cross-contamination", 2021. There are at most a few patterns for
+each distinct length.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Pattern:
-    """What goes into one bin, and how many bins are filled with it: (size, copies of it), largest size first."""
+    """The contents of one bin, and how many bins have these contents.
+
+    Attributes:
+        repetitions: number of bins.
+        contents: pairs of a size and the number of its pieces in the bin, largest size first.
+    """
 
     repetitions: int
     contents: tuple[tuple[int, int], ...]
@@ -25,9 +31,12 @@ def pack_histogram(counts: np.ndarray, capacity: int, overhead: int) -> list[Pat
     """Patterns that together hold every piece once.
 
     Args:
-        counts: int [L + 1], pieces of each size; none of size 0.
-        capacity: of a bin; the largest piece with its overhead fits.
-        overhead: what a piece takes in a bin beyond its size.
+        counts: int [L + 1], number of pieces of each size; there are none of size 0.
+        capacity: capacity of a bin. The largest piece with its overhead must fit.
+        overhead: room that each piece takes in addition to its size.
+
+    Raises:
+        ValueError: a piece does not fit into a bin.
     """
     left = counts.astype(np.int64).tolist()
     sizes = [size for size, count in enumerate(left) if count]

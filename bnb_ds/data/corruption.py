@@ -1,8 +1,9 @@
-"""The pre-training noise of BnB (section 2.3 of the paper) over a packed batch, a few vectorised passes for all of it.
+"""The pre-training noise of BnB (section 2.3 of the paper), on a whole packed batch in a few vectorised passes.
 
-Every sample has one objective, drawn by weight: its source is the text itself (``ae``), the text masked (``mlm``),
-permuted (``plm``) or both (``mlm+plm``), and its target the text; or the source is a prefix and the target the rest
-(``clm``). What happens to a sample is a pure function of its key, which the caller derives from (seed, epoch, sample).
+Every sample has one objective, drawn by weight. With four of them the target is the text, and the source is the text
+itself (``ae``), masked (``mlm``), permuted (``plm``) or both (``mlm+plm``). With ``clm`` the source is a prefix of the
+text and the target is the rest. The noise of a sample is a pure function of its key, which the caller derives from
+(seed, epoch, sample).
 
 Shapes: B sequences, N tokens of all sequences together; C tokens chosen for masking, P tokens that change places.
 """
@@ -18,36 +19,36 @@ import numpy as np
 
 from bnb_ds.common.randomness import DRAWS, draws_at, packed_draws, stream_keys
 
-#: what a sample can be trained on, see the head of this file
+#: the objectives, described at the head of this file
 OBJECTIVES = ("ae", "mlm", "plm", "mlm+plm", "clm")
 
-# Devlin et al., NAACL 2019, section 3.1: of the chosen tokens 80% become [MASK], 10% a random token, 10% stay.
+# Devlin et al., NAACL 2019, section 3.1: 80% of the chosen tokens become [MASK], 10% a random token, 10% stay.
 _MASK_SHARE = 0.8
 _RANDOM_SHARE = 0.1
 
-# The prefix of a continuation has at least 7 and at most 8 tenths of the tokens.
+# The prefix of a continuation has 7 to 8 tenths of the tokens.
 _PREFIX_TENTHS = (7, 8)
 
-# One independent stream of draws for each decision.
+# Each decision has its own independent stream of draws.
 _STREAM_PERMUTED, _STREAM_CHOSEN, _STREAM_FATE, _STREAM_TOKEN, _STREAM_OBJECTIVE, _STREAM_PREFIX = range(6)
 
-# A token that changes places is sorted by the low 22 bits of its draw, above its place in the sequence: two tokens of a
-# sequence meet in the same number, and then keep their order, once in four million pairs.
+# Tokens that change places are sorted by the low 22 bits of their draws. Two tokens of a sequence have equal bits, and
+# so keep their order, once in four million pairs.
 _ORDER_BITS = 22
 
 
 @dataclass(frozen=True, eq=False)
 class CorruptedBatch:
-    """Sources and targets, each back to back.
+    """Packed sources and targets.
 
     Attributes:
-        source: [N'] ids, of the type that came in.
-        source_cu_seqlens: int64 [B + 1].
-        target: [M] ids; an alias of the input where there are no continuations.
-        target_cu_seqlens: int64 [B + 1].
-        chosen: int64 [C], places in ``source`` that were chosen for masking, whatever then became of them.
-        chosen_labels: [C] ids that the text has there.
-        num_ordinary: tokens of ``source`` that could be chosen: all but the special ones.
+        source: [N'] ids, of the input's dtype.
+        source_cu_seqlens: int64 [B + 1], where each source begins.
+        target: [M] ids; the input array itself if there are no continuations.
+        target_cu_seqlens: int64 [B + 1], where each target begins.
+        chosen: int64 [C], places in ``source`` that were chosen for masking, including those that kept their token.
+        chosen_labels: [C] ids, the original tokens at these places.
+        num_ordinary: number of tokens of ``source`` that could be chosen, which are all but the special ones.
     """
 
     source: np.ndarray
@@ -61,19 +62,19 @@ class CorruptedBatch:
 
 @dataclass(frozen=True, eq=False)
 class Corruption:
-    """Which noise and how much of it; probabilities are per ordinary (not special) token.
+    """The kinds of noise and their strength. Probabilities are per ordinary (not special) token.
 
     Attributes:
-        mask_probability: of ``mlm`` and ``mlm+plm``.
-        permute_probability: of ``plm`` and ``mlm+plm``.
-        mask_id: of [MASK].
-        vocab_size: random replacements are uniform below it.
-        mixture: objective -> weight, not all 0.
-        special_ids: never masked, replaced or moved, wherever they stand. The first and last token of a sequence never
-            are, whatever their ids.
-        continues_word: bool [vocab_size], the pieces that go on with a word; None: tokens are chosen one by one.
-            With it the tokens of a word are chosen together (by its place in the text, also where tokens are permuted),
-            and each then meets its own fate.
+        mask_probability: probability that a token is chosen for masking, for ``mlm`` and ``mlm+plm``.
+        permute_probability: probability that a token changes places, for ``plm`` and ``mlm+plm``.
+        mask_id: id of [MASK].
+        vocab_size: random replacements are drawn uniformly from the ids below it.
+        mixture: objective -> weight; not all weights are 0.
+        special_ids: ids that are never masked, replaced or moved. Nor are the first and last token of a sequence,
+            whatever their ids.
+        continues_word: bool [vocab_size], True at pieces that continue a word; None: tokens are chosen one by one.
+            With it, all tokens of a word in the original text are chosen together. Whether a chosen token is masked,
+            replaced or kept is still drawn for each token.
     """
 
     mask_probability: float
@@ -88,7 +89,7 @@ class Corruption:
         """Corrupt a packed batch: permute first, then mask, then cut continuations.
 
         Args:
-            tokens: integers [N], sequences back to back, each ``[CLS] tokens [SEP]``; not changed.
+            tokens: integers [N], packed sequences, each ``[CLS] tokens [SEP]``; not changed.
             cu_seqlens: int [B + 1], where each sequence begins.
             sample_keys: uint64 [B], the random key of each sample.
         """
@@ -116,7 +117,9 @@ class Corruption:
 
     @cached_property
     def _thresholds(self) -> dict[str, np.ndarray]:
-        """uint32 for each of `OBJECTIVES`: draws below it happen with the noise's probability, if it has that noise."""
+        """For each noise a threshold for each of `OBJECTIVES`, uint32. A draw below it means that the token gets the
+        noise; the threshold is 0 for objectives without it.
+        """
         probabilities = {"mlm": self.mask_probability, "plm": self.permute_probability}
         return {
             noise: np.array([round(p * DRAWS) * (noise in name.split("+")) for name in OBJECTIVES], dtype=np.uint32)
@@ -134,7 +137,7 @@ class Corruption:
         return ids[np.searchsorted(bounds / bounds[-1] * DRAWS, draws, side="right")]
 
     def _ordinary(self, tokens: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
-        """bool [N], the tokens that may be touched."""
+        """bool [N], the tokens that may be changed."""
         ordinary = np.ones(tokens.size, dtype=bool)
         for special_id in self.special_ids:
             ordinary &= tokens != special_id
@@ -150,17 +153,22 @@ class Corruption:
         sample_keys: np.ndarray,
         mask_B: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Places chosen for masking, int64 [C], a draw for the fate of each, uint32 [C], and what they are below."""
+        """Choose the places for masking.
+
+        Returns:
+            The places, int64 [C]; a draw for each that decides what happens to it, uint32 [C]; and the number below
+            which these draws are uniform.
+        """
         draws = packed_draws(stream_keys(sample_keys, _STREAM_CHOSEN), cu_seqlens)
         is_chosen = _below(draws, mask_B, np.diff(cu_seqlens))
         if self.continues_word is None:
             is_chosen &= ordinary
             chosen = np.flatnonzero(is_chosen)
-            # Where a draw is below its threshold it is uniform below it: it decides once more, at no cost.
+            # A draw below its threshold is uniform below it, so it can decide what happens to the token too.
             return chosen, draws.take(chosen), int(mask_B.max())
         begins_word = ~self.continues_word.take(tokens)
         begins_word[cu_seqlens[:-1]] = True
-        begins_word[np.minimum(cu_seqlens[:-1] + 1, tokens.size - 1)] = True  # a chunk may begin within a word
+        begins_word[np.minimum(cu_seqlens[:-1] + 1, tokens.size - 1)] = True  # a chunk may begin inside a word
         word_of_token = np.cumsum(begins_word, dtype=np.int32)
         word_of_token -= 1
         is_chosen = is_chosen.take(np.flatnonzero(begins_word)).take(word_of_token)
@@ -177,7 +185,7 @@ class Corruption:
         cu_seqlens: np.ndarray,
         sample_keys: np.ndarray,
     ) -> None:
-        """Give chosen tokens their fate, in place; ``fates`` are uniform below ``span``."""
+        """Mask, replace or keep the chosen tokens, in place, by their ``fates``, which are uniform below ``span``."""
         masked, random = round(_MASK_SHARE * span), round((_MASK_SHARE + _RANDOM_SHARE) * span)
         source[chosen[fates < masked]] = self.mask_id
         replaced = chosen[(fates >= masked) & (fates < random)]
@@ -193,7 +201,9 @@ def _below(draws: np.ndarray, threshold_B: np.ndarray, lengths: np.ndarray) -> n
 
 
 def _draws_of(places: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarray, stream: int) -> np.ndarray:
-    """Draws of one stream at a few rising places of the batch, each numbered by its place in its sequence."""
+    """Draws of one stream at some places of the batch, in rising order. Each has the number of its place in its
+    sequence.
+    """
     counts = _counts_by_row(places, cu_seqlens)
     keys = np.repeat(stream_keys(sample_keys, stream), counts)
     return draws_at(keys, places - np.repeat(cu_seqlens[:-1], counts))
@@ -202,8 +212,9 @@ def _draws_of(places: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarra
 def _shuffled(tokens: np.ndarray, moved: np.ndarray, draws: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
     """A copy in which the tokens at ``moved`` (int64 [P], rising) have changed places within their sequences.
 
-    Ordered by their draws: to have been drawn to move favours no order. Draw and place are sorted as one word: NumPy
-    sorts words many times faster than it finds the order of numbers, short ones twice as fast as long ones.
+    Tokens are sorted by their random draws. All draws of moved tokens are below the same threshold, so their order is
+    uniform. Draw and place are joined into one word and sorted together, because NumPy sorts words many times faster
+    than it computes an argsort, and 32-bit words twice as fast as 64-bit ones.
     """
     bounds = np.searchsorted(moved, cu_seqlens)
     start_P = np.repeat(cu_seqlens[:-1], np.diff(bounds))
@@ -232,13 +243,13 @@ def _cut(
     is_continued: np.ndarray,
     sample_keys: np.ndarray,
 ) -> CorruptedBatch:
-    """Cut the continued samples: ``[CLS] prefix [SEP]`` and ``[CLS] rest [SEP]``, from texts without noise."""
+    """Cut the continued samples into ``[CLS] prefix [SEP]`` and ``[CLS] rest [SEP]``. Their texts have no noise."""
     lengths, begins = np.diff(cu_seqlens), cu_seqlens[:-1]
     prefixes = lengths - 2
     prefixes[is_continued] = prefix_lengths(prefixes[is_continued], sample_keys[is_continued])
     rests = lengths - 2 - prefixes
     cuts, ends = begins + 1 + prefixes, cu_seqlens[1:] - 1
-    # The rest is left out of a continued source, the prefix of its target.
+    # The source of a continued sample leaves out the rest; its target leaves out the prefix.
     kept = np.flatnonzero(_outside(cuts, ends, tokens.size))
     targets = np.flatnonzero(_outside(begins + 1, np.where(is_continued, cuts, begins + 1), tokens.size))
     left_out = np.concatenate(([0], np.cumsum(rests)))
@@ -257,8 +268,8 @@ def _cut(
 def prefix_lengths(lengths: np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
     """Tokens of each continuation's source: int64 [B].
 
-    Uniform over the whole numbers from 70 to 80% of the length. Where there is none, the nearest to 75% that leaves a
-    token on both sides; a text of one token is all source.
+    The number is uniform over the whole numbers from 70 to 80% of the length. If there is none, it is the number
+    nearest to 75% that leaves a token on both sides. A text of one token goes to the source.
     """
     least, most = -(-lengths * _PREFIX_TENTHS[0] // 10), lengths * _PREFIX_TENTHS[1] // 10
     draws = draws_at(stream_keys(sample_keys, _STREAM_PREFIX), np.zeros(lengths.size, dtype=np.uint32)).astype(np.int64)
@@ -268,7 +279,7 @@ def prefix_lengths(lengths: np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
 
 
 def _outside(begins: np.ndarray, ends: np.ndarray, size: int) -> np.ndarray:
-    """bool [size], False in the spans from ``begins`` to ``ends``, which do not touch each other."""
+    """bool [size], False in the spans from ``begins`` to ``ends``, which do not overlap."""
     steps = np.zeros(size + 1, dtype=np.int8)
     steps[begins] += 1
     steps[ends] -= 1

@@ -1,10 +1,10 @@
-"""Which samples a rank reads at each step: a pure function of (seed, position), so a resume starts at once.
+"""Loads the samples of each step. They are a pure function of (seed, position), so a resumed run starts at once.
 
-The stream of samples is one infinite sequence, epoch after epoch, each epoch in its own order. Its state is a single
-number, the samples consumed so far; it depends neither on the number of ranks nor on the micro batch.
+The stream of samples is one infinite sequence, epoch after epoch. Each epoch has its own order. The state of the stream
+is a single number, the samples consumed so far. It depends neither on the number of ranks nor on the micro batch.
 
-How the samples of one step are dealt out to micro batches and ranks is in :mod:`bnb_ds.data.micro_batches`; the step's
-loss is a sum over its samples, whatever their order.
+:mod:`bnb_ds.data.micro_batches` deals the samples of one step out to micro batches and ranks. The loss of a step is a
+sum over its samples, so their order within the step does not matter.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ _CPU = torch.device("cpu")
 
 
 class SampleSource(Protocol):
-    """What a task gives the loader."""
+    """The samples of a task, as the loader needs them."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Samples in one epoch."""
 
     def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
-        """int64 [B], tokens of samples, without reading them."""
+        """int64 [B], tokens of each sample, without reading it."""
 
-    def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch: ...
+    def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
+        """The batch of these samples, each in the given epoch; int64 [B] both."""
 
 
 class SampleStream:
@@ -51,20 +53,22 @@ class SampleStream:
 
 
 class StepLoader:
-    """Micro batches of one rank, step after step, prepared ahead in background threads.
+    """The micro batches of one rank, step after step. Background threads prepare them ahead.
 
     Args:
-        source: makes batches of sample ids.
-        seed: of the order.
+        source: makes batches from sample ids.
+        seed: seed of the order of the samples.
         micro_batch: samples per micro step on one rank.
         accumulation_steps: micro steps per step.
-        rank, world_size: this process among all.
-        device: of this rank. For a GPU, batches are put into page-locked memory, from which it copies while computing.
-        micro_batch_tokens: with it, a micro batch holds samples of at most that many tokens together instead of
-            ``micro_batch`` samples, and a step has as many micro steps as that takes, the same on every rank. The
-            samples of a step stay the same.
-        workers: threads that prepare steps.
-        prefetch_steps: steps that are prepared ahead, at most.
+        rank: number of this process.
+        world_size: number of processes.
+        device: device of this rank. For a GPU, batches are put into page-locked memory, from which the GPU copies while
+            it computes.
+        micro_batch_tokens: most tokens of a micro batch; None: a micro batch has ``micro_batch`` samples. With it, a
+            step has as many micro steps as it needs, the same number on every rank. The samples of a step stay the
+            same.
+        workers: number of threads that prepare steps.
+        prefetch_steps: most steps that are prepared ahead.
         timeout_seconds: longest wait for a step.
     """
 
@@ -115,8 +119,8 @@ class StepLoader:
         """``num_steps`` steps from a stream position on.
 
         Raises:
-            DataError: a shard cannot be read, or does not answer in time, on any of the ranks; the message names rank
-                and file. Other errors of this rank's threads surface here too.
+            DataError: on some rank a shard cannot be read, or not in time. The message names the rank and the file.
+                Other errors of this rank's threads are raised here too.
         """
         prepared = prefetched(
             self.step,
@@ -131,4 +135,6 @@ class StepLoader:
 
 def _what_is_read() -> str:
     files = files_being_read()
-    return f"waiting for {', '.join(files)}" if files else "no file is being read, so samples take that long to make"
+    return (
+        f"waiting for {', '.join(files)}" if files else "no file is being read, so making the samples takes that long"
+    )

@@ -1,9 +1,9 @@
-"""Which samples of a step go into which micro batch: by count, or by tokens.
+"""Deals the samples of a step out to micro batches, by count or by tokens.
 
-Either way a micro batch holds sequences of about one length, and the ranks work on like ones at the same time: little
-padding where padding is needed (attention and the CTC recursion on devices without kernels for packed rows), little
-waiting. A step's samples are what they are; dealing decides only who computes them when, and every rank works it out
-for itself from the lengths.
+Either way a micro batch holds sequences of similar length, and all ranks compute similar micro batches at the same
+time. So there is little padding on devices that need padding for attention and the CTC recursion, and ranks hardly wait
+for each other. Dealing never changes which samples a step has, only which rank computes them and when. Every rank works
+it out from the lengths.
 """
 
 from __future__ import annotations
@@ -16,26 +16,31 @@ def deal_by_count(lengths: np.ndarray, micro_batch: int) -> list[np.ndarray]:
 
     Args:
         lengths: int [S], tokens of each sample of the step; S is a multiple of ``micro_batch``.
-        micro_batch: samples of a group.
+        micro_batch: number of samples of a group.
 
     Returns:
-        int64 indices of the samples of each group; group g is computed by rank ``g % world_size`` in its micro step
+        int64 indices of the samples of each group. Rank ``g % world_size`` computes group g in its micro step
         ``g // world_size``.
     """
     return list(np.argsort(lengths, kind="stable").reshape(-1, micro_batch))
 
 
 def deal_by_tokens(lengths: np.ndarray, max_tokens: int, world_size: int) -> list[np.ndarray]:
-    """As few groups as keep each within ``max_tokens``, equally many for each rank, and as even as that allows.
+    """As few groups as possible of at most ``max_tokens`` tokens each, with the same number of groups for every rank.
+
+    With that number of groups, the groups have as equal numbers of tokens as possible.
 
     Args:
         lengths: int [S], tokens of each sample of the step, none above ``max_tokens``; S is a multiple of
             ``world_size``.
-        max_tokens: of a group.
-        world_size: ranks.
+        max_tokens: most tokens of a group.
+        world_size: number of ranks.
 
     Returns:
         As `deal_by_count`; no group is empty.
+
+    Raises:
+        ValueError: a sample has more than ``max_tokens`` tokens.
     """
     order = np.argsort(lengths, kind="stable")
     ends = np.cumsum(lengths[order])
@@ -50,7 +55,7 @@ def deal_by_tokens(lengths: np.ndarray, max_tokens: int, world_size: int) -> lis
 
 
 def _cut_points(ends: np.ndarray, capacity: int) -> list[int]:
-    """Where groups end if each takes the next samples as long as they fit; ``ends`` is the running sum of lengths."""
+    """Ends of the groups if each takes the next samples as long as they fit. ``ends`` is the running sum of lengths."""
     cuts, taken = [0], 0
     while cuts[-1] < ends.size:
         cuts.append(int(np.searchsorted(ends, taken + capacity, side="right")))
@@ -59,7 +64,7 @@ def _cut_points(ends: np.ndarray, capacity: int) -> list[int]:
 
 
 def _least_capacity(ends: np.ndarray, longest: int, num_groups: int) -> int:
-    """The smallest capacity with which the samples fit into that many groups, by bisection."""
+    """The smallest capacity with which the samples fit into ``num_groups`` groups, found by bisection."""
     low, high = max(longest, -(-int(ends[-1]) // num_groups)), int(ends[-1])
     while low < high:
         middle = (low + high) // 2
@@ -71,7 +76,7 @@ def _least_capacity(ends: np.ndarray, longest: int, num_groups: int) -> int:
 
 
 def _with_one_more(cuts: list[int], ends: np.ndarray) -> list[int]:
-    """Halve the group that holds the most tokens among those of more than one sample."""
+    """Halve the group with the most tokens. Groups of one sample are left alone."""
     begins = [0, *cuts[:-1]]
     tokens = [int(ends[end - 1] - (ends[begin - 1] if begin else 0)) for begin, end in zip(begins, cuts, strict=True)]
     group = max((g for g in range(len(cuts)) if cuts[g] - begins[g] > 1), key=tokens.__getitem__)

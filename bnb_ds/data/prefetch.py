@@ -1,4 +1,4 @@
-"""Making things ahead of their use in background threads: in order, a bounded number of them."""
+"""Makes items ahead of their use in background threads, in order, with a bounded number of items in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bnb_ds.errors import DataError
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-# A thread that hangs in a read is left behind.
+# A thread that is still busy after this time, for example in a read that hangs, is left running.
 _JOIN_SECONDS = 1.0
 
 
@@ -29,21 +29,21 @@ def prefetched(
     timeout_seconds: float,
     describe_wait: Callable[[], str],
 ) -> Iterator[Made]:
-    """``make(item)`` for every item, in order; at most ``ahead`` results wait or are being made at any time.
+    """``make(item)`` for every item, in order. At most ``ahead`` results wait or are being made at any time.
 
     Args:
-        make: called in background threads; what it raises is raised here, in the place of its result.
-        items: what to make.
-        workers: threads.
+        make: called in background threads. If it raises, the error is raised here in place of the result.
+        items: its arguments, one for each result.
+        workers: number of threads.
         ahead: at least 1.
         timeout_seconds: longest wait for a result.
-        describe_wait: called then; says what is being waited for.
+        describe_wait: called after a time-out; it says what the thread is waiting for.
 
     Raises:
         DataError: a result took longer than ``timeout_seconds``.
     """
-    # Threads of concurrent.futures are joined when the interpreter exits: one that hangs in a read would keep the
-    # process alive for ever. These are daemons.
+    # The interpreter joins threads of concurrent.futures when it exits, so one that hangs in a read would keep the
+    # process alive for ever. These threads are daemons, which it does not join.
     tasks: queue.SimpleQueue[tuple[Item, Future[Made]] | None] = queue.SimpleQueue()
     threads = [threading.Thread(target=_work, args=(make, tasks), name="loader", daemon=True) for _ in range(workers)]
     waiting: deque[Future[Made]] = deque()
@@ -78,7 +78,7 @@ def _result(future: Future[Made], timeout_seconds: float, describe_wait: Callabl
         return future.result(timeout_seconds)
     except FutureTimeout:
         if future.done():
-            raise  # the maker's own
+            raise  # `make` itself has raised a TimeoutError
         raise DataError(
             f"no data for {timeout_seconds:g} s: {describe_wait()}; mend the storage or raise loader.timeout_seconds,"
             " then --resume auto"

@@ -1,4 +1,4 @@
-"""Pre-training samples: documents in token shards -> corrupted sources and original targets, packed."""
+"""Pre-training samples: makes packed batches of corrupted sources and original targets from token shards."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from bnb_ds.shards.reader import TokenShards
 
 
 class PretrainSamples:
-    """A map from sample ids to packed batches; what a sample becomes depends on (seed, epoch, sample) alone.
+    """Makes packed batches from sample ids. The content of a sample depends only on (seed, epoch, sample).
 
     Args:
         shards: one split of a shard directory.
         sequence: how documents become samples, see :mod:`bnb_ds.data.sequences`.
-        max_length: tokens of a sequence, [CLS] and [SEP] included; with ``pack``, of all sequences of a sample.
+        max_length: most tokens of a sequence, [CLS] and [SEP] included. With ``pack``, most tokens of all sequences of
+            a sample together.
         corruption: the noise.
-        seed: of the noise.
-        rules: the model's; see :class:`bnb_ds.data.batch.TargetRules`.
+        seed: seed of the noise.
+        rules: the model's rules for targets; see :class:`bnb_ds.data.batch.TargetRules`.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class PretrainSamples:
         return len(self._index)
 
     def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
-        """int64 [B], tokens of each sample, [CLS] and [SEP] included, from the index alone."""
+        """int64 [B], tokens of each sample, [CLS] and [SEP] included. No tokens are read."""
         return self._index.lengths(sample_ids)
 
     def original(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Uncorrupted sequences: int64 [N] packed ``[CLS] tokens [SEP]``, and int64 [S + 1] where each begins."""
+        """The sequences without noise: int64 [N], packed ``[CLS] tokens [SEP]``; and int64 [S + 1], where each
+        begins.
+        """
         tokens, cu_seqlens = self._read(self._index.pieces(sample_ids))
         return tokens.astype(np.int64), cu_seqlens
 
@@ -59,13 +62,13 @@ class PretrainSamples:
 
         Args:
             sample_ids: int64 [B].
-            epochs: int64 [B], the pass over the data in which each sample is read; each pass has its own noise.
+            epochs: int64 [B], the epoch in which each sample is read; each epoch has its own noise.
 
         Raises:
             DataError: a shard cannot be read; the message names the file.
         """
         pieces = self._index.pieces(sample_ids)
-        # A piece has noise of its own: it is the same however pieces are put together.
+        # Each piece has its own key, so its noise does not depend on how pieces are put together.
         keys = hash64(self._seed, np.repeat(epochs, pieces.per_sample), pieces.ids)
         noisy = self._corruption(*self._read(pieces), keys)
         return batch_of_texts(
@@ -83,7 +86,7 @@ class PretrainSamples:
         )
 
     def _read(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
-        """Sequences as they are: [N] of the shards' type, and int64 [S + 1] where each begins."""
+        """The sequences without noise: [N] of the shards' dtype; and int64 [S + 1], where each begins."""
         cu_seqlens = np.zeros(pieces.sizes.size + 1, dtype=np.int64)
         np.cumsum(pieces.sizes + SPECIALS, out=cu_seqlens[1:])
         tokens = np.empty(int(cu_seqlens[-1]), dtype=self._shards.token_dtype)

@@ -1,11 +1,11 @@
-"""From documents to samples, by their lengths alone: which pieces of which documents each sample holds.
+"""Says which pieces of which documents each sample holds, from the lengths of the documents.
 
-``truncate`` makes one sample of each document, its head (the paper). ``chunk`` cuts documents so that every token is
-used. ``pack`` cuts them likewise and fills samples with several pieces, which stay sequences of their own: attention
-does not cross them, and a sample costs about the same as any other.
+``truncate`` makes one sample of each document, its first tokens, as in the paper. ``chunk`` cuts documents into pieces,
+so that every token is used. ``pack`` cuts them in the same way and fills each sample with several pieces. Pieces stay
+separate sequences, which do not attend to each other, and all samples cost about the same.
 
-None of it is drawn: samples are numbered alike on every rank and in every run. An index takes at most 8 bytes a
-document beyond what the shards hold (16 above four thousand million pieces), and is made in one pass over the lengths.
+Nothing here is random: samples have the same numbers on every rank and in every run. An index takes at most 8 bytes per
+document in addition to the shards' own offsets (16 bytes above 2**32 pieces). It is made in one pass over the lengths.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _SORT_BLOCK = 1 << 18
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Spans of documents, each a sequence; P of them in B samples.
+    """The P pieces of B samples. Each is a span of a document, and becomes one sequence.
 
     Attributes:
-        per_sample: int64 [B], sequences of each sample; their pieces lie in the order of the samples.
-        ids: int64 [P], a number of each piece that no other piece has.
-        documents: int64 [P].
-        begins: int64 [P], first token within the document.
-        sizes: int64 [P], tokens.
+        per_sample: int64 [B], number of pieces of each sample. Pieces are in the order of the samples.
+        ids: int64 [P], a unique number of each piece.
+        documents: int64 [P], the document of each piece.
+        begins: int64 [P], index of its first token in the document.
+        sizes: int64 [P], its number of tokens.
     """
 
     per_sample: np.ndarray
@@ -47,16 +47,16 @@ class Pieces:
 
 
 class SequenceIndex(Protocol):
-    """What every way of building samples offers."""
+    """The interface of all ways to build samples."""
 
     def __len__(self) -> int:
-        """Samples."""
+        """Number of samples."""
 
     def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
-        """int64 [B], tokens of samples, [CLS] and [SEP] of every sequence included."""
+        """int64 [B], tokens of each sample, [CLS] and [SEP] of every sequence included."""
 
     def pieces(self, sample_ids: np.ndarray) -> Pieces:
-        """What the samples hold."""
+        """The pieces of these samples."""
 
 
 class Heads:
@@ -81,7 +81,7 @@ class Heads:
 
 
 class Chunks:
-    """``chunk``: each document in as many pieces as it takes; pieces are numbered through the documents."""
+    """``chunk``: each document is cut into pieces, which are numbered from the first document to the last."""
 
     def __init__(self, shards: TokenShards, content_length: int) -> None:
         self._shards = shards
@@ -105,8 +105,9 @@ class Chunks:
 class Bins:
     """``pack``: samples of at most ``max_length`` tokens, filled with the pieces of `Chunks`.
 
-    All pieces of a document but its last fill a sample each: these are the first samples. The last pieces are packed. A
-    bin is known by the pattern it was filled by and its repetition: nothing is stored per bin.
+    Every piece of a document except its last fills a whole sample. These samples come first. The last pieces are packed
+    into bins, one sample each. A bin is computed from its pattern and its number among the pattern's repetitions, so
+    nothing is stored per bin.
     """
 
     def __init__(self, shards: TokenShards, max_length: int) -> None:
@@ -133,7 +134,9 @@ class Bins:
         self._lay_out(pack_histogram(counts, max_length, SPECIALS), np.cumsum(counts) - counts)
 
     def _lay_out(self, patterns: list[Pattern], class_begin: np.ndarray) -> None:
-        """Note of each slot of each pattern where its pieces begin among those of one size, and how they follow."""
+        """Store for each slot of each pattern where its pieces are among the pieces of one size: the first, and the
+        step from one repetition to the next.
+        """
         used = class_begin.tolist()
         first_bin, first_slot, totals, slot_begin, slot_stride = [self._num_full], [0], [], [], []
         for pattern in patterns:
@@ -175,7 +178,7 @@ class Bins:
         numbers[~is_last] = full - first[~is_last]
         begins = numbers * self._content_length
         sizes = np.minimum(self._shards.lengths_of(documents) - begins, self._content_length)
-        # Every document before has had its full pieces and a last one: this is the number that `Chunks` gives it.
+        # Each earlier document has its full pieces and a last one, so this is the number that `Chunks` gives the piece.
         return Pieces(per_sample, first + documents + numbers, documents, begins, sizes)
 
 
@@ -194,7 +197,9 @@ def _most_pieces(shards: TokenShards, content_length: int) -> int:
 
 
 def _running_sum(blocks: Iterable[np.ndarray], size: int, at_most: int) -> np.ndarray:
-    """Sums of all numbers before each and, at the end, of all: unsigned [size + 1], half as wide where that does."""
+    """The sum of all numbers before each number, then the total: unsigned [size + 1], 32 bits wide if ``at_most``
+    allows.
+    """
     sums = np.zeros(size + 1, dtype=_id_dtype(at_most))
     begin = 0
     for block in blocks:
@@ -205,13 +210,13 @@ def _running_sum(blocks: Iterable[np.ndarray], size: int, at_most: int) -> np.nd
 
 
 def _found(firsts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """int64, the last place whose first number is not above each of ``numbers``."""
-    # Searching for numbers of another type would convert the whole index, at every call.
+    """int64, for each of ``numbers`` the last place in ``firsts`` whose value is not above it."""
+    # With numbers of another dtype, searchsorted would convert the whole index at every call.
     return np.searchsorted(firsts, numbers.astype(firsts.dtype), side="right") - 1
 
 
 def _sorted_places(sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Places of ``sizes`` in the order of their values, equal ones in order: a counting sort in blocks."""
+    """Places of ``sizes`` sorted by value, with equal values in their order. This is a counting sort in blocks."""
     order = np.empty(sizes.size, dtype=_id_dtype(sizes.size))
     next_place = np.cumsum(counts) - counts
     for begin in range(0, sizes.size, _SORT_BLOCK):
@@ -225,5 +230,5 @@ def _sorted_places(sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _id_dtype(total: int) -> type[np.unsignedinteger]:
-    """For numbers up to ``total``: half the memory wherever they allow it."""
+    """The smallest dtype for numbers up to ``total``."""
     return np.uint32 if total < 2**32 else np.uint64

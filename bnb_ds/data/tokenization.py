@@ -1,9 +1,9 @@
-"""Tokenizers: loading one without surprises, what identifies it, and encoding documents.
+"""Tokenizers: loads and checks them, identifies them by a hash, and encodes documents.
 
-transformers 5 builds a ``BertTokenizerFast`` out of almost anything: a missing directory gives a five-token
-vocabulary, and where ``tokenizer_config.json`` says nothing of case, the release of transformers decides whether text
-is lowercased, whatever the vocabulary. :func:`load_tokenizer` takes the files at their word and refuses what
-contradicts itself.
+transformers 5 builds a ``BertTokenizerFast`` out of almost anything. A missing directory gives a vocabulary of five
+tokens. If ``tokenizer_config.json`` does not mention case, the release of transformers decides whether text is
+lowercased, even against the vocabulary. :func:`load_tokenizer` follows the files and refuses files that contradict each
+other.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> BertTokenizerFast:
 
     Args:
         path: a directory with ``tokenizer.json`` or ``vocab.txt`` (as ``save_pretrained`` writes it), or a vocabulary
-            file of one token per line. Where no setting tells, text is lowercased unless the tokens hold capitals.
+            file with one token per line. Without a setting, text is lowercased unless the tokens hold capitals.
 
     Raises:
-        DataError: not there, not a BERT tokenizer, or the vocabulary contradicts the settings.
+        DataError: the tokenizer is missing, is not a BERT tokenizer, or its vocabulary contradicts its settings.
     """
     path = Path(path)
     if path.is_file():
@@ -60,12 +60,12 @@ def load_tokenizer(path: str | os.PathLike[str]) -> BertTokenizerFast:
 def tokenizer_from_vocabulary(
     tokens: Sequence[str], *, lowercase: bool, name: str = "", model_max_length: int = 512
 ) -> BertTokenizerFast:
-    """A BERT tokenizer of this vocabulary; a token's id is its place in ``tokens``.
+    """A BERT tokenizer with this vocabulary. The id of a token is its place in ``tokens``.
 
     Args:
         tokens: distinct strings, among them [PAD], [UNK], [CLS], [SEP] and [MASK].
         lowercase: lowercase text and strip accents, as the uncased BERT models do.
-        name: what the tokenizer is called in shard manifests.
+        name: name of the tokenizer in shard manifests.
         model_max_length: longest sequence of the model, in tokens, for Hugging Face's own truncation.
     """
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -75,10 +75,10 @@ def tokenizer_from_vocabulary(
 
 
 def tokenizer_hash(tokenizer: BertTokenizerFast) -> str:
-    """SHA-256 (hex) of all that decides which ids a text gets.
+    """SHA-256 (hex) of everything that decides which ids a text gets.
 
-    That is the vocabulary with its model, the normalizer, the pre-tokenizer, the added tokens and the roles of the
-    special tokens. Padding, truncation, the name and the place of the files do not count.
+    It covers the model with its vocabulary, the normalizer, the pre-tokenizer, the added tokens and the ids of the
+    special tokens. It does not cover padding, truncation, the name or the path.
     """
     return _hash(tokenizer, _state(tokenizer))
 
@@ -108,14 +108,14 @@ def _size(state: dict[str, Any]) -> int:
 
 
 def continuation_pieces(tokenizer: BertTokenizerFast, vocab_size: int) -> np.ndarray:
-    """bool [vocab_size], True at the pieces that go on with a word (``##ing``)."""
+    """bool [vocab_size], True at pieces that continue a word (``##ing``)."""
     continues = np.zeros(vocab_size, dtype=bool)
     continues[[token_id for token, token_id in tokenizer.get_vocab().items() if token.startswith("##")]] = True
     return continues
 
 
 def describe_tokenizer(tokenizer: BertTokenizerFast) -> TokenizerInfo:
-    """What a shard directory keeps of a tokenizer."""
+    """What a shard directory records about a tokenizer."""
     state = _state(tokenizer)
     return TokenizerInfo(
         name=Path(tokenizer.name_or_path).name or "unnamed",
@@ -127,14 +127,14 @@ def describe_tokenizer(tokenizer: BertTokenizerFast) -> TokenizerInfo:
 
 
 def save_tokenizer(tokenizer: BertTokenizerFast, directory: str | os.PathLike[str]) -> None:
-    """Write the tokenizer's files without the padding and truncation that a use of it may have left switched on."""
+    """Write the tokenizer's files. Padding and truncation that an earlier call has switched on are not saved."""
     backend = tokenizer.backend_tokenizer
     padding, truncation = backend.padding, backend.truncation
     backend.no_padding()
     backend.no_truncation()
     try:
         tokenizer.save_pretrained(directory)
-    finally:  # not a copy without them: copying a vocabulary takes a third of a second
+    finally:  # restored afterwards, because copying a tokenizer instead takes a third of a second
         if padding is not None:
             backend.enable_padding(**padding)
         if truncation is not None:
@@ -144,8 +144,9 @@ def save_tokenizer(tokenizer: BertTokenizerFast, directory: str | os.PathLike[st
 class DocumentEncoder:
     """Encodes documents as shards hold them: whole, and without special tokens.
 
-    Equal to ``tokenizer(text, add_special_tokens=False, split_special_tokens=True)``: a text that spells ``[MASK]`` is
-    about the mask token, it does not hold one. The tokenizer given is neither changed nor affected by its own state.
+    It is equal to ``tokenizer(text, add_special_tokens=False, split_special_tokens=True)``: if a text contains the
+    letters ``[MASK]``, they become ordinary tokens. The given tokenizer is not changed, and its padding and truncation
+    settings have no effect.
     """
 
     def __init__(self, tokenizer: BertTokenizerFast) -> None:
@@ -181,7 +182,7 @@ def _from_tokenizer_json(path: Path) -> BertTokenizerFast:
         if loaded[key] != state[key]:
             raise DataError(
                 f"{path}: transformers reads another {key} than tokenizer.json holds; "
-                "remove what contradicts it from tokenizer_config.json"
+                "remove the contradicting settings from tokenizer_config.json"
             )
     return tokenizer
 
@@ -192,7 +193,7 @@ def _from_pretrained(path: Path, **settings: Any) -> BertTokenizerFast:
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: transformers cannot load this tokenizer ({reason}); {_WAY_OUT}") from None
-    for how_it_was_loaded in ("is_local", "local_files_only"):  # would be saved as if it were the tokenizer's own
+    for how_it_was_loaded in ("is_local", "local_files_only"):  # else these arguments would be saved as settings
         tokenizer.init_kwargs.pop(how_it_was_loaded, None)
     return tokenizer
 
@@ -215,7 +216,7 @@ def _from_vocabulary_file(path: Path, name: str | None = None) -> BertTokenizerF
 
 def _read_vocabulary(path: Path) -> list[str]:
     try:
-        # Not splitlines(), which also splits at characters that multilingual vocabularies hold as tokens.
+        # splitlines() would also split at characters that are tokens of multilingual vocabularies.
         tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable vocabulary file ({error}); {_WAY_OUT}") from None
@@ -224,7 +225,7 @@ def _read_vocabulary(path: Path) -> list[str]:
         raise DataError(f"{path}: not a BERT vocabulary, {', '.join(missing)} missing; {_WAY_OUT}")
     repeated = [token for token, count in Counter(tokens).items() if count > 1]
     if repeated:
-        raise DataError(f"{path}: token {repeated[0]!r} is there twice; {_WAY_OUT}")
+        raise DataError(f"{path}: holds the token {repeated[0]!r} twice; {_WAY_OUT}")
     return tokens
 
 
@@ -237,7 +238,7 @@ def _is_cased(tokens: Sequence[str]) -> bool:
 def _check(tokenizer: BertTokenizerFast, path: Path) -> None:
     ids = special_ids(tokenizer)
     if None in ids.values() or len(set(ids.values())) != len(ids):
-        raise DataError(f"{path}: the five special tokens have ids {ids}, five different ones are needed; {_WAY_OUT}")
+        raise DataError(f"{path}: the five special tokens need five different ids, but have {ids}; {_WAY_OUT}")
     if _state(tokenizer)["normalizer"]["lowercase"] and _is_cased(list(tokenizer.get_vocab())):
         raise DataError(
             f"{path}: lowercases text although its vocabulary is cased; "
@@ -246,7 +247,7 @@ def _check(tokenizer: BertTokenizerFast, path: Path) -> None:
 
 
 class Vocabulary(Protocol):
-    """What a model must know of a tokenizer; a shard directory has it too."""
+    """What a model must know about a tokenizer. `TokenizerVocabulary` and shard directories have these attributes."""
 
     vocab_size: int
     special_ids: dict[str, int]
@@ -255,7 +256,7 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class TokenizerVocabulary:
-    """The same of a tokenizer itself."""
+    """The `Vocabulary` of a tokenizer."""
 
     vocab_size: int
     special_ids: dict[str, int]

@@ -1,4 +1,4 @@
-"""Many processes as one job: ranks and sums, requests to stop, noticing a rank that dies or hangs.
+"""Runs many processes as one job: ranks and sums, requests to stop, detection of ranks that die or hang.
 
 Face: `barrier`, `init`, `is_main`, `local_rank`, `rank`, `world_size`.
 """

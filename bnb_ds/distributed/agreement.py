@@ -1,4 +1,4 @@
-"""What one rank's data loader raises ends every rank with the same error, at the same step."""
+"""Ends all ranks at the same step and with the same error when one rank's data loader fails."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ T = TypeVar("T")
 
 
 def agreed(steps: Iterable[T], device: torch.device) -> Iterator[T]:
-    """Yield the steps as they come as long as every rank has its own.
+    """Yield each step once every rank has loaded its own part of it.
 
-    Ranks read their samples each for themselves, and would wait for one that cannot until they run out of time. They
-    exchange one number a step instead.
+    Each rank loads its own data. If one fails, the others would block until the time-out, so at every step all ranks
+    exchange a single error flag.
 
     Args:
-        steps: the same number on every rank.
-        device: of this rank, where the number travels.
+        steps: this rank's steps; every rank has the same number of them.
+        device: this rank's device, which holds the flag.
 
     Raises:
-        DataError: a rank cannot read; the message names the first such rank and what it said, on every rank. What is
-            no user's error is raised as it is on the rank where it happened.
+        DataError: a rank cannot load its data. Every rank raises the message of the first such rank, with its number.
+            Any other exception is re-raised unchanged on the rank that hit it.
     """
     iterator = iter(steps)
     while True:

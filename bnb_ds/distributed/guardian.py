@@ -1,14 +1,14 @@
-"""The guardian of one rank: a small process of its own that ends the rank when the job cannot go on.
+"""The guardian of one rank: a small separate process that ends the rank when the job cannot go on.
 
-A rank that dies, is stopped by a signal, hangs, or sits on a host that is cut off leaves the other ranks waiting in a
-collective operation and its launcher waiting for them. Nothing inside a stopped process can notice that, so every rank
-starts this program, which imports nothing but the standard library and lives beside the rank:
+A rank may die, be stopped by a signal, hang, or be on a host that loses its network. Then the other ranks wait in a
+collective operation, and the launchers wait for the ranks. A stopped process cannot notice this itself. So every rank
+starts this program as a second process. It imports only the standard library.
 
     rank --(pipe: state, every second)--> guardian --(TCP)--> guardian of rank 0
 
-The guardian of rank 0 hears of all ranks. When one is lost it names it in one line, tells every guardian that the job
-is over, and each kills its rank, so that every launcher sees a failed process and ends. A guardian that loses contact
-with rank 0 does the same on its own.
+The guardian of rank 0 receives the state of every rank. When a rank is lost, it prints one line that names the rank and
+tells all guardians that the job is over. Each guardian then kills its rank, so that every launcher sees a failed
+process and ends. A guardian that loses contact with rank 0 also kills its rank.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from typing import Any
 
 _TICK_SECONDS = 0.25
 _SEND_SECONDS = 1.0
-#: ranks that meet the same error get this long to report it themselves before the rest are ended
+#: after one rank has failed, the others have this long to report the same error before they are killed
 _FAILURE_GRACE_SECONDS = 15.0
-#: a rank whose connection broke waits this long for the news of which rank is the cause
+#: after a rank's connections broke, the guardians have this long to find the rank that caused it
 _CAUSE_GRACE_SECONDS = 3.0
 _ENDED = ("bye", "failed")
-_WAY_OUT = "the whole job ends; its checkpoints are whole: start again with --resume auto"
+_WAY_OUT = "the whole job ends; its checkpoints are complete: start again with --resume auto"
 
 
 @dataclass
 class RankState:
-    """What is known of one rank."""
+    """What a guardian knows about one rank."""
 
     rank: int
     host: str = "?"
     pid: int = 0
-    #: beat, bye, failed, lost (its connections broke), died, silent (it does not run)
+    #: beat (it runs), bye (it has finished), failed, lost (its connections broke), died, silent (it does not run)
     event: str = "beat"
     step: int = 0
     phase: str = "start"
-    #: marks passed so far; every rank passes the same ones in the same order
+    #: number of marks passed so far; every rank passes the same marks in the same order
     progress: int = 0
     message: str = ""
     heard: float = field(default_factory=time.monotonic)
@@ -64,7 +64,7 @@ class RankState:
             setattr(self, name, news[name])
 
     def shift(self, seconds: float) -> None:
-        """Forget a pause in which this guardian did not run itself."""
+        """Ignore a pause of that many seconds in which this guardian itself did not run."""
         self.heard += seconds
         self.moved += seconds
         self.event_since += seconds
@@ -78,17 +78,22 @@ class RankState:
 
 
 def judge(states: list[RankState], now: float, silence_seconds: float, hang_seconds: float) -> str | None:
-    """Why the job cannot go on, naming the rank; "" when it is over without a word; None when all is well."""
+    """Decide whether the job can go on.
+
+    Returns:
+        A message that names the rank at fault; "" if the job must end and the failed ranks have already reported why;
+        None if all is well.
+    """
     for state in states:
         if state.event == "died":
             return f"{state} died in {state.place}"
         if state.event == "silent":
-            return f"{state} has not run for {silence_seconds:g} s; it stands in {state.place}"
+            return f"{state} has not run for {silence_seconds:g} s; it stopped in {state.place}"
         if state.event not in _ENDED and now - state.heard > silence_seconds:
             return f"{state} cannot be reached for {silence_seconds:g} s; it was in {state.place}"
     failed = [state for state in states if state.event == "failed"]
-    if failed:  # it has said why itself
-        # The others may be about to say the same; those that only wait for the failed ones have nothing to say.
+    if failed:  # these ranks have reported their errors
+        # Other ranks may be about to report the same error. Ranks that only lost their connections have nothing to add.
         all_told = all(state.event in (*_ENDED, "lost") for state in states)
         return "" if all_told or now - min(s.event_since for s in failed) > _FAILURE_GRACE_SECONDS else None
     running = [state for state in states if state.event != "bye"]
@@ -96,7 +101,7 @@ def judge(states: list[RankState], now: float, silence_seconds: float, hang_seco
     if lost and now - min(state.event_since for state in lost) > _CAUSE_GRACE_SECONDS:
         behind = min(running, key=lambda state: state.progress)
         if behind.event != "lost" and behind.progress < lost[0].progress:
-            return f"{behind} hangs in {behind.place}; rank {lost[0].rank} has waited for it in vain"
+            return f"{behind} hangs in {behind.place}; rank {lost[0].rank} waited for it and then lost its connections"
         return f"{lost[0]} lost its connections in {lost[0].place}: {lost[0].message}"
     if running and all(now - state.moved > hang_seconds for state in running):
         behind = min(running, key=lambda state: state.progress)
@@ -106,7 +111,7 @@ def judge(states: list[RankState], now: float, silence_seconds: float, hang_seco
 
 
 class Lines:
-    """Complete lines out of a stream of bytes."""
+    """Splits a stream of bytes into complete lines."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -118,7 +123,7 @@ class Lines:
 
 
 class Guardian:
-    """Watches over one rank; the one of rank 0 also over the others' guardians."""
+    """Watches one rank. The guardian of rank 0 also watches the other guardians."""
 
     def __init__(self, rank: int, world_size: int, silence_seconds: float, hang_seconds: float) -> None:
         self._rank_pid = os.getppid()
@@ -138,7 +143,7 @@ class Guardian:
         self._lines[source.fileno()] = Lines()
 
     def listen(self, token: str) -> int:
-        """Accept the other guardians; return the port."""
+        """Listen for the other guardians, and return the port."""
         self._token = token
         listener = socket.create_server(("", 0), backlog=256)
         self._selector.register(listener, selectors.EVENT_READ, "listener")
@@ -172,7 +177,7 @@ class Guardian:
                 self._send()
 
     def _forgive_pause(self, seconds: float) -> None:
-        # The whole job may be suspended (a batch system, a closed laptop): nobody was silent meanwhile.
+        # If the whole job was suspended (by a batch system, or a closed laptop), no rank counts as silent.
         if seconds > 5 * _SEND_SECONDS:
             self._hub_heard += seconds
             for state in self._states:
@@ -204,7 +209,7 @@ class Guardian:
             self._lost(source, kind)
             return
         for line in self._lines[source.fileno()].feed(data):
-            if source not in self._selector.get_map():  # a line before this one was its last
+            if source not in self._selector.get_map():  # an earlier line has closed it
                 return
             self._take(source, self._selector.get_key(source).data, line)
 
@@ -228,7 +233,7 @@ class Guardian:
             self._states[news["rank"]].update(news)
 
     def _lost(self, source: Any, kind: str) -> None:
-        """A stream has ended. What that means is judged by the clock: the other side gets its time to speak."""
+        """Drop a stream that has ended. Its rank is judged later, by the time since it was last heard."""
         with contextlib.suppress(KeyError):
             self._selector.unregister(source)
         if kind in ("peer", "new peer"):
@@ -248,7 +253,7 @@ class Guardian:
             with contextlib.suppress(OSError):
                 self._hub.sendall(json.dumps(news).encode() + b"\n")
         if self._own.event == "failed" and os.getppid() != self._rank_pid and self._own.rank:
-            self._over = True  # the rank has ended and the hub knows it
+            self._over = True  # the rank has ended, and the guardian of rank 0 knows it
 
     def _tell_peers(self, word: str) -> None:
         for peer in list(self._peers):
@@ -268,7 +273,7 @@ class Guardian:
         self._kill_rank()
 
     def _kill_rank(self) -> None:
-        # A rank that ends with an error of its own gets the time to report it.
+        # A rank that failed with its own error has time to report it.
         deadline = self._own.event_since + _FAILURE_GRACE_SECONDS if self._own.event == "failed" else 0.0
         while os.getppid() == self._rank_pid and time.monotonic() < deadline:
             time.sleep(_TICK_SECONDS)
@@ -278,11 +283,14 @@ class Guardian:
 
 
 def main() -> None:
-    """``guardian.py RANK WORLD_SIZE SILENCE_SECONDS HANG_SECONDS``; rank 0 prints its port, the rest read hub lines."""
+    """Run ``guardian.py RANK WORLD_SIZE SILENCE_SECONDS HANG_SECONDS``; standard input is the pipe from the rank.
+
+    The guardian of rank 0 prints its port. The others connect to it and print 0.
+    """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # they are for the rank; a guardian lives as long as its rank
+        signal.signal(number, signal.SIG_IGN)  # these signals are for the rank; a guardian lives as long as its rank
     guardian = Guardian(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
-    # The first line tells where to meet; it is read byte by byte so that nothing after it is swallowed.
+    # The first line says where the guardians meet. It is read byte by byte, so that no later line is read with it.
     first = b""
     while not first.endswith(b"\n"):
         byte = os.read(0, 1)

@@ -1,4 +1,4 @@
-"""Ranks, barriers and sums; the only importer of ``torch.distributed``."""
+"""Ranks, barriers and sums. No other module imports ``torch.distributed``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bnb_ds.errors import BnbError, ConfigError
 T = TypeVar("T")
 E = TypeVar("E", bound=BnbError)
 
-# Set by launchers that start several processes without telling torch which is which.
+# Launchers that set these start several processes but do not set torch's RANK.
 _TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -42,29 +42,29 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Whether this process is rank 0, the rank that prints and writes."""
     return rank() == 0
 
 
 def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     """Join the process group through DeepSpeed and return this rank's device.
 
-    Started without a launcher, the process becomes the only rank.
+    Without a launcher, the process becomes the only rank.
 
     Raises:
-        ConfigError: several tasks were started without a launcher that numbers them.
+        ConfigError: several tasks were started by a launcher that does not set RANK.
     """
     _become_single_rank_without_launcher()
     import deepspeed.ops
     from deepspeed import comm
     from deepspeed.accelerator import get_accelerator
 
-    # DeepSpeed calls what newer torch releases rename; a user can do nothing about it.
+    # DeepSpeed calls functions that newer torch releases have renamed. A user cannot change that.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
-        # DeepSpeed would compile a shared-memory all-reduce at start-up (40 s, needs a compiler, and a process killed
-        # meanwhile leaves a lock that hangs every later run); gloo does the same work.
+        # DeepSpeed would compile a shared-memory all-reduce at start-up. That takes 40 s and a compiler, and a process
+        # killed meanwhile leaves a lock on which every later run hangs. gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _share_cores()
         _name_interface()
@@ -72,7 +72,7 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     else:
         accelerator.set_device(local_rank())
         device = torch.device(accelerator.device_name(local_rank()))
-    # DeepSpeed makes further groups with torch's default time-out, whatever it is told here.
+    # DeepSpeed makes further groups with torch's default time-out and ignores the one given here.
     dist.distributed_c10d.default_pg_timeout = timeout
     dist.distributed_c10d.default_pg_nccl_timeout = timeout
     comm.init_distributed(timeout=timeout, verbose=False)
@@ -80,30 +80,30 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
 
 
 def shutdown(*, after_error: bool = False) -> None:
-    """Leave the process group, which gloo needs for a clean exit.
+    """Leave the process group. gloo needs this for a clean exit.
 
-    After an error an NCCL group is left as it is: leaving it is collective, and would wait for ranks that know of no
-    error, while the launcher waits for this one to end.
+    After an error an NCCL group is not left. Leaving it is a collective operation: this rank would wait for ranks
+    without an error, while the launcher waits for this rank to end.
     """
     if dist.is_initialized() and not (after_error and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this."""
     if dist.is_initialized() and world_size() > 1:
         dist.barrier()
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum a tensor over all ranks, in place; a no-op with one rank."""
+    """Sum a tensor over all ranks, in place. With one rank this does nothing."""
     if dist.is_initialized() and world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Call a function on rank 0 and give its result to every rank; what it raises there is raised on every rank."""
+    """Call a function on rank 0 and give its result to every rank. If it raises, every rank raises the same error."""
     result, error = None, None
     if is_main():
         try:
@@ -111,7 +111,7 @@ def on_main(function: Callable[[], T]) -> T:
         except Exception as raised:
             error = raised
     if dist.is_initialized() and world_size() > 1:
-        # Of our own faults the text is enough: their exceptions need not survive the journey.
+        # Other exceptions travel as text, because not every exception can be pickled.
         portable = error if error is None or isinstance(error, BnbError) else RuntimeError(f"on rank 0: {error!r}")
         box = [result, portable]
         dist.broadcast_object_list(box, src=0)
@@ -122,16 +122,16 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def reported_by_rank_0(error: E) -> E:
-    """Mark an error that is raised on every rank: rank 0 reports it, the others end in silence."""
+    """Mark an error that every rank raises: rank 0 reports it, and the others end without a message."""
     error.reported_by_another_rank = not is_main()
     return error
 
 
 def require_shared(directory: Path) -> None:
-    """Make sure that all ranks see one directory.
+    """Check that all ranks see the same directory.
 
     Raises:
-        ConfigError: some hosts do not see what rank 0 has written.
+        ConfigError: a host does not see a file that rank 0 has written there.
     """
     token = on_main(lambda: f"{os.getpid()}.{time.time_ns()}")
     probe = directory / ".shared.partial"
@@ -167,7 +167,7 @@ def _become_single_rank_without_launcher() -> None:
         if int(os.environ.get(name, "1")) > 1:
             raise ConfigError(
                 f"{name} is {os.environ[name]} but RANK is not set: every task would train alone into one output_dir;"
-                " start through deepspeed or torchrun"
+                " start with deepspeed or torchrun"
             )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -176,14 +176,14 @@ def _become_single_rank_without_launcher() -> None:
 
 
 def _name_interface() -> None:
-    """Tell gloo which interface joins the hosts, unless the user has."""
+    """Tell gloo which network interface connects the hosts, unless the user has set it."""
     interface = interface_towards(os.environ["MASTER_ADDR"])
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _share_cores() -> None:
-    """Give each rank of this host its share of the cores; more threads than cores make every rank slower."""
+    """Give each rank of this host its share of the cores. More threads than cores would slow every rank down."""
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size())))
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
@@ -193,14 +193,14 @@ _SIOCGIFADDR = 0x8915
 
 
 def interface_towards(host: str) -> str | None:
-    """Name of this host's interface with the address that it would use to reach ``host``; None for itself alone.
+    """Name of the network interface that this host uses to reach ``host``; None if ``host`` is this host.
 
-    Where a host's name resolves to 127.x, as Debian sets it up, gloo listens there unless it is told an interface, and
-    no other host can connect.
+    On Debian a host's own name resolves to 127.x. Unless gloo is given an interface, it listens on that address, and no
+    other host can connect.
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 1))  # no packet is sent: this only asks the routing table
+            probe.connect((host, 1))  # sends no packet, only looks into the routing table
             address = probe.getsockname()[0]
     except OSError:
         return None
@@ -217,5 +217,5 @@ def _address_of(interface: str) -> str | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
-        except OSError:  # it has no IPv4 address
+        except OSError:  # the interface has no IPv4 address
             return None

@@ -1,7 +1,7 @@
-"""When a run is asked to end: by a signal (Slurm's pre-emption sends SIGTERM), a file, or the loss of its launcher.
+"""Requests to end a run: a signal (Slurm's pre-emption sends SIGTERM), a file, or the loss of its launcher.
 
-The request is only noted; the loop agrees on it over all ranks at the next step boundary, saves a checkpoint and ends
-with exit code 0. One rank that is asked is enough.
+This module only notes a request. At the next step boundary all ranks learn of it, and the training loop saves a
+checkpoint and ends with exit code 0. A request to one rank is enough.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from types import FrameType, TracebackType
 
 from bnb_ds.distributed import ranks
 
-#: environment variable with the path of a file whose existence asks the run to end; the launch scripts set it
+#: environment variable with the path of the stop file; the run ends once that file exists. The launch scripts set it.
 STOP_FILE_VARIABLE = "BNB_STOP_FILE"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Notes requests to end while its block runs; a second Ctrl-C interrupts at once."""
+    """Notes requests to end while its block runs. A second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self._reason: str | None = None
         self._previous: dict[int, object] = {}
-        # One rank that sees the file is enough; a thousand need not ask the file server at every step.
+        # Only rank 0 looks for the file, so that not every rank asks the file server at every step.
         self._stop_file = os.environ.get(STOP_FILE_VARIABLE) if ranks.is_main() else None
         self._launchers = _deepspeed_launchers()
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
             self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
@@ -52,15 +52,15 @@ class StopRequest:
         if self._reason is None and self._stop_file and os.path.exists(self._stop_file):
             self._reason = f"file {self._stop_file}"
         if self._reason is None and self._launchers != _deepspeed_launchers():
-            # DeepSpeed's launcher, killed alone, leaves its ranks behind.
+            # If only DeepSpeed's launcher is killed, its ranks go on without it.
             self._reason = "its launcher is gone"
         return self._reason
 
 
 def _deepspeed_launchers() -> tuple[int, ...]:
-    """Process ids of the deepspeed launcher above this process: of the host and, when it is local, of the job.
+    """Process ids of the deepspeed launchers above this process: the host's and, if it runs here, the job's.
 
-    Of other parents nothing is concluded: a shell may end before the run it has started.
+    Other parent processes are ignored, because a shell may exit before the run it started.
     """
     found = []
     pid = os.getppid()

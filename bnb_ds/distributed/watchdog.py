@@ -1,7 +1,7 @@
-"""This rank's side of the watch: it starts the guardian and reports its own progress to it.
+"""Starts the guardian of this rank and reports the rank's progress to it.
 
-Together they see to it that a job whose ranks cannot all go on ends within a set time, with the rank named: the
-guardians notice ranks that die, stop or hang, whatever the state of the collective operations.
+If a rank dies, stops or hangs, the guardians end the whole job within a set time and name that rank. This works even
+while the other ranks wait in a collective operation.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from bnb_ds.distributed import ranks
 
 _BEAT_SECONDS = 1.0
 _VERDICT_SECONDS = 30.0
-#: what gloo, NCCL and torch say when a peer is gone
+#: words in the errors of gloo, NCCL and torch when another rank is gone
 _CONNECTION_SIGNS = ("connection", "peer", "timed out", "timeout", "nccl", "socket", "gloo", "store")
 
 
 class Watchdog:
-    """Watches this job from ``start`` to the end of the block; every rank enters it.
+    """Watches this job while its block runs. Every rank must enter it.
 
     Args:
-        silence_seconds: a rank that has not run, or could not be reached, for so long ends the job.
-        hang_seconds: likewise when no rank has made progress for so long.
+        silence_seconds: the job ends when a rank has not run or could not be reached for so long.
+        hang_seconds: the job ends when no rank has made progress for so long.
     """
 
     def __init__(self, silence_seconds: float, hang_seconds: float) -> None:
@@ -44,7 +44,7 @@ class Watchdog:
         meeting = ranks.on_main(self._start_hub)
         if not ranks.is_main():
             self._start_guardian(meeting)
-        # Everyone is being watched before anyone goes on.
+        # No rank goes on before every rank is watched.
         ranks.barrier()
         threading.Thread(target=self._beat, name="watchdog", daemon=True).start()
         return self
@@ -57,7 +57,7 @@ class Watchdog:
     def _start_guardian(self, meeting: dict[str, object]) -> int:
         limits = map(str, self._limits)
         program = str(Path(__file__).with_name("guardian.py"))
-        # -S, -E: the program needs the standard library alone, and starts in a blink.
+        # The program needs only the standard library; -S and -E make it start faster.
         self._guardian = subprocess.Popen(
             [sys.executable, "-S", "-E", program, str(ranks.rank()), str(ranks.world_size()), *limits],
             stdin=subprocess.PIPE,
@@ -68,7 +68,12 @@ class Watchdog:
         return int(self._guardian.stdout.readline() or 0)
 
     def mark(self, phase: str, step: int | None = None) -> None:
-        """Note what the rank is about to do; every rank passes the same marks in the same order."""
+        """Note what the rank does next. Every rank must pass the same marks in the same order.
+
+        Args:
+            phase: what it does next.
+            step: number of the training step; None: unchanged.
+        """
         self._state["phase"] = phase
         if step is not None:
             self._state["step"] = step
@@ -79,8 +84,8 @@ class Watchdog:
     ) -> None:
         if error is not None and _is_connection_error(error):
             self._report("lost", str(error))
-            # The guardian of rank 0 knows which rank is the cause, says it once, and ends this one; a traceback of
-            # the connection would only hide that.
+            # The guardian of rank 0 names the rank that is the cause and ends this rank. A traceback of the broken
+            # connection would hide that line.
             time.sleep(_VERDICT_SECONDS)
         self._report("bye" if error is None else "failed", "")
         self._closed.set()
@@ -105,7 +110,7 @@ class Watchdog:
 
 
 def _is_connection_error(error: BaseException) -> bool:
-    """Whether a collective operation failed because of another rank, as far as its text tells."""
+    """Whether an error looks like a collective operation that failed because of another rank, judged by its text."""
     if ranks.world_size() == 1 or not isinstance(error, RuntimeError):
         return False
     return any(sign in str(error).lower() for sign in _CONNECTION_SIGNS)

@@ -1,6 +1,6 @@
 """The manifest of a shard directory: its fields, its file names, reading and writing it.
 
-``data_prep/FORMAT.md`` is the definition; the classes below are the same in types.
+``data_prep/FORMAT.md`` defines the format. The classes below give the same fields as types.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ REBUILD = "make the shards again with `bnb-ds prep`"
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What a shard directory records of its tokenizer, and how it keeps a copy of it."""
+    """What a shard directory records about its tokenizer, and how to save a copy of the tokenizer."""
 
     name: str  # the tokenizer's own name, never a path
     hash: str  # bnb_ds.data.tokenization.tokenizer_hash
-    vocab_size: int  # number of ids: every id is below it
+    vocab_size: int  # every id is below this number
     special_ids: Mapping[str, int]  # pad, unk, cls, sep, mask
     save: Callable[[Path], None]  # writes the tokenizer into a directory
 
@@ -57,7 +57,7 @@ class ManifestSource(_Record):
 
 
 class ManifestShard(_Record):
-    """One pair of ``NAME.tokens.npy`` and ``NAME.offsets.npy``; the hashes are of the whole files."""
+    """One pair of ``NAME.tokens.npy`` and ``NAME.offsets.npy``. The hashes are those of the whole files."""
 
     split: Literal["train", "heldout"]
     name: str
@@ -86,14 +86,14 @@ class ManifestShard(_Record):
 
 
 class ManifestHoldout(_Record):
-    """How documents were held out."""
+    """How the held-out documents were chosen."""
 
     rule: str
     fraction: float = Field(ge=0, le=1)
 
 
 class ManifestTotals(_Record):
-    """Sums over the shards, and the documents that are in none of them, by reason."""
+    """Sums over all shards, and how many documents were left out, by reason."""
 
     documents: dict[Literal["train", "heldout"], int]
     tokens: dict[Literal["train", "heldout"], int]
@@ -101,7 +101,7 @@ class ManifestTotals(_Record):
 
 
 class Manifest(_Record):
-    """The content of ``manifest.json``; it holds no time, host or absolute path, so equal input gives equal bytes."""
+    """The content of ``manifest.json``. It holds no time, host or absolute path, so equal input gives equal bytes."""
 
     format_version: Literal[1]
     dtype: Literal["uint16", "uint32"]
@@ -119,12 +119,12 @@ class Manifest(_Record):
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Little-endian uint16 when every id below ``vocab_size`` fits, else uint32."""
+    """Little-endian uint16 if every id below ``vocab_size`` fits into it, else uint32."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:
-    """Check and type the content of the manifest at ``path`` (named in errors only).
+    """Check the content of a manifest and return it as a `Manifest`. Errors name ``path``.
 
     Raises:
         DataError: not JSON, another format version, or a field is wrong.
@@ -136,7 +136,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path}: format_version is {version!r}, this version of bnb_ds reads {FORMAT_VERSION}; "
+            f"{path}: format_version is {version!r}, but this version of bnb_ds reads {FORMAT_VERSION}; "
             f"use the version of bnb_ds that wrote the shards or {REBUILD}"
         )
     try:
@@ -147,5 +147,5 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         raise DataError(f"{path}: field {field}: {first['msg']}; {REBUILD}") from None
     missing = [name for name in SPECIAL_TOKENS if name not in manifest.special_ids]
     if missing:
-        raise DataError(f"{path}: field special_ids: {', '.join(missing)} missing; {REBUILD}")
+        raise DataError(f"{path}: field special_ids lacks {', '.join(missing)}; {REBUILD}")
     return manifest

@@ -1,4 +1,4 @@
-"""The token and offset files of a shard directory: whole documents in, finished ``.npy`` pairs out."""
+"""Writes documents into the token and offset files of a shard directory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ class ShardFiles:
     """Collects documents split by split and writes a pair of files whenever a shard is full.
 
     Args:
-        directory: an existing directory that is this writer's alone.
-        vocab_size: every id is below it; decides the width of the tokens.
-        special_ids: ids of ``pad``, ``cls``, ``sep`` and ``mask`` are refused.
-        max_tokens: a shard is closed before the document that would take it past this many tokens. A longer document
-            makes a shard of its own: documents are never cut.
-        name: the name of a split's shard of that index.
+        directory: an existing directory that only this writer uses.
+        vocab_size: every id is below it. It decides how many bytes a token takes.
+        special_ids: ids of the special tokens. Documents that hold ``pad``, ``cls``, ``sep`` or ``mask`` are refused.
+        max_tokens: most tokens of a shard. Documents are never cut, so a longer document gets a shard of its own.
+        name: gives a shard's name from its split and its index in the split.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class ShardFiles:
         self._dtype = token_dtype(vocab_size)
         self._max_tokens = max_tokens
         self._name = name
-        # A table of ids: one gather per document finds special tokens.
+        # With this table, one look-up per document finds special tokens.
         self._is_refused = np.zeros(vocab_size, dtype=bool)
         self._is_refused[[special_ids[token] for token in SPECIAL_TOKENS if token != "unk"]] = True
         self._pending: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
@@ -82,7 +81,7 @@ class ShardFiles:
         self._pending_tokens[split] += token_ids.size
 
     def finish(self) -> list[ManifestShard]:
-        """Write what is pending; every shard in the order of splits and documents.
+        """Write the last shards, and return all shards, in the order of splits and documents.
 
         Raises:
             OSError: the disk refuses.
@@ -113,7 +112,17 @@ class ShardFiles:
 
 
 def write_npy(path: Path, dtype: np.dtype, length: int, arrays: Iterable[np.ndarray]) -> str:
-    """Write vectors back to back as one ``.npy`` vector without joining them in memory; returns the file's SHA-256."""
+    """Write vectors one after the other as one ``.npy`` vector, without joining them in memory.
+
+    Args:
+        path: the file.
+        dtype: type of the numbers.
+        length: sum of the vectors' lengths.
+        arrays: the vectors.
+
+    Returns:
+        The file's SHA-256, as a hex digest.
+    """
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": (length,)})
     digest = hashlib.sha256()

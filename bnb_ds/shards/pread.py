@@ -1,7 +1,8 @@
-"""Reading tokens of a shard with ``pread``, for loaders.
+"""Reads tokens of shards with ``pread``, for loaders.
 
-A mapped file that shrinks or whose disk fails kills the process without a word, and a page that is slow to arrive can
-stop every thread of the interpreter. A read returns an error that can be reported, and lets the other threads go on.
+With memory-mapped files, a file that shrinks or a disk that fails kills the process without a message, and a page that
+arrives late can block every thread of the interpreter. ``pread`` returns an error that can be reported, and other
+threads go on during the read.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ import numpy as np
 
 from bnb_ds.errors import DataError
 
-# A process may open about a thousand files; shards beyond these are opened for each read.
+# A process may open about a thousand files. Further shards are opened anew for each read.
 _MAX_OPEN_FILES = 256
 
 _in_flight: dict[int, Path] = {}
 
 
 def files_being_read() -> list[str]:
-    """The files that threads of this process are reading at this moment."""
+    """The files that the threads of this process are reading right now."""
     return sorted({str(path) for path in list(_in_flight.values())})
 
 
 class ShardReader:
-    """Reads spans of the token files of one split; safe to call from several threads.
+    """Reads spans of the token files of one split. Several threads may call it at the same time.
 
     Args:
         paths: the ``.npy`` files.
-        data_offsets: bytes before the first token of each.
-        dtype: of a token.
+        data_offsets: bytes before the first token of each file.
+        dtype: type of the tokens.
     """
 
     def __init__(self, paths: Iterable[Path], data_offsets: Iterable[int], dtype: np.dtype) -> None:
@@ -49,12 +50,12 @@ class ShardReader:
 
         Args:
             shards: int64 [P], the file of each span.
-            first_tokens: int64 [P], where in the file's tokens it begins.
-            out: contiguous [N], of this reader's type.
-            spans: int64 [P, 2], where in ``out`` each begins and ends.
+            first_tokens: int64 [P], index of each span's first token in its file.
+            out: contiguous [N], of this reader's dtype.
+            spans: int64 [P, 2], where each span begins and ends in ``out``.
 
         Raises:
-            DataError: naming the file, which is missing, shorter than it was, or on a disk that fails.
+            DataError: the file is missing, has become shorter, or is on a disk that fails; the message names it.
         """
         buffer, itemsize, thread = memoryview(out).cast("B"), self.dtype.itemsize, threading.get_ident()
         preadv, descriptors, offsets = os.preadv, self._open, self._data_offsets
@@ -79,7 +80,7 @@ class ShardReader:
             _in_flight.pop(thread, None)
 
     def _read_new(self, shard: int, offset: int, out: memoryview) -> None:
-        """Open the file and read from it; it stays open unless too many are."""
+        """Open the file and read from it. It stays open unless too many files are open."""
         descriptor = self._opened(shard)
         try:
             self._read_rest(shard, descriptor, offset, out, len(out))
@@ -88,17 +89,18 @@ class ShardReader:
                 os.close(descriptor)
 
     def _read_rest(self, shard: int, descriptor: int, offset: int, out: memoryview, last_bytes: int) -> None:
-        """What a read that gave ``last_bytes`` has left."""
+        """Read what the previous read, of ``last_bytes`` bytes, has not filled."""
         while out:
             if last_bytes == 0:
                 raise DataError(
-                    f"{self._paths[shard]}: ends at byte {offset}, before its documents do; restore it and start again"
+                    f"{self._paths[shard]}: ends at byte {offset}, before the end of its documents; restore it and"
+                    " start again"
                 )
             last_bytes = os.preadv(descriptor, (out,), offset)
             out, offset = out[last_bytes:], offset + last_bytes
 
     def _opened(self, shard: int) -> int:
-        """A descriptor, kept for the next read unless there are too many."""
+        """The file's descriptor. It is kept for the next read unless too many files are open."""
         with self._lock:
             if shard in self._open:
                 return self._open[shard]

@@ -1,11 +1,12 @@
-"""Token shards: the on-disk form of a tokenised corpus, its writer and its memory-mapped reader.
+"""Reads token shards, the on-disk form of a tokenised corpus.
 
 A shard directory holds plain ``.npy`` files that ``np.load(mmap_mode="r")`` opens, a ``manifest.json`` that describes
-them, and the tokenizer they were made with; ``data_prep/FORMAT.md`` is the format's definition. The manifest is the
-last thing written, so a directory without one is unfinished and a directory with one is whole.
+them, and the tokenizer they were made with. ``data_prep/FORMAT.md`` defines the format. The manifest is written last:
+a directory without one is unfinished, and a directory with one is complete.
 
-Shards need NumPy and pydantic only. What they must know of a tokenizer is handed in as a :class:`TokenizerInfo` (made
-by ``bnb_ds.data.tokenization.describe_tokenizer``), so that readers, checkers and loader workers stay light.
+Shards need only NumPy and pydantic, so that readers, checkers and loader workers import little. The writer learns about
+the tokenizer from a :class:`bnb_ds.shards.manifest.TokenizerInfo`, which
+``bnb_ds.data.tokenization.describe_tokenizer`` makes.
 """
 
 from __future__ import annotations
@@ -32,29 +33,29 @@ from bnb_ds.shards.manifest import (
 )
 from bnb_ds.shards.pread import ShardReader
 
-# Documents whose lengths are looked at together.
+# Number of documents whose lengths are read together.
 _LENGTH_BLOCK = 1 << 18
 
 
 class TokenShards:
-    """One split of a shard directory, memory-mapped: reading a document touches its own pages only.
+    """One split of a shard directory, memory-mapped: reading a document touches only its own pages.
 
-    Opening checks that every file is there with the type and size that the manifest states, and that the offsets
-    fit; it does not read the tokens unless ``verify_hashes`` is set.
+    Opening checks that every file exists, with the type and size that the manifest states, and that the offsets fit.
+    It does not read the tokens unless ``verify_hashes`` is set.
 
     Args:
         directory: a finished shard directory.
         split: ``"train"`` or ``"heldout"``; a split without documents has length 0.
-        verify_hashes: also read everything and compare the SHA-256 of every file of the split.
+        verify_hashes: also read every file of the split and compare its SHA-256.
 
     Attributes:
         directory: as given.
         split: as given.
         manifest: the typed :class:`Manifest`.
-        fingerprint: SHA-256 (hex) of ``manifest.json``; it covers the hash of every shard of every split.
+        fingerprint: SHA-256 (hex) of ``manifest.json``, which holds the hash of every shard of every split.
 
     Raises:
-        DataError: something is missing, truncated, damaged or of another format version.
+        DataError: a file is missing, truncated, damaged or of another format version.
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str = "train", *, verify_hashes: bool = False) -> None:
@@ -88,7 +89,7 @@ class TokenShards:
         return self._first_document[-1]
 
     def __reduce__(self) -> tuple[type[TokenShards], tuple[Path, str]]:
-        # A loader worker that is spawned opens the files itself; pickling the maps would copy the corpus to it.
+        # A spawned loader worker opens the files itself. Pickling the memory maps would copy the corpus to it.
         return TokenShards, (self.directory, self.split)
 
     def document(self, index: int) -> np.ndarray:
@@ -107,15 +108,17 @@ class TokenShards:
     def read(
         self, documents: np.ndarray, begins: np.ndarray, sizes: np.ndarray, out: np.ndarray, places: np.ndarray
     ) -> None:
-        """Copy spans of documents into a row of tokens, without touching mapped pages of them (see `ShardReader`).
+        """Copy spans of documents into a row of tokens. This does not use the memory maps (see `ShardReader`).
 
         Args:
-            documents, begins, sizes: int64 [P], the spans: documents, first tokens within them, tokens.
-            out: contiguous [N], of the type `token_dtype`.
-            places: int64 [P], where in ``out`` each span goes.
+            documents: int64 [P], the document of each span.
+            begins: int64 [P], index of each span's first token in its document.
+            sizes: int64 [P], tokens of each span.
+            out: contiguous [N], of dtype `token_dtype`.
+            places: int64 [P], where each span begins in ``out``.
 
         Raises:
-            DataError: naming the file that is missing, shorter than it was, or on a disk that fails.
+            DataError: the file is missing, has become shorter, or is on a disk that fails; the message names it.
         """
         shards, rows = self._located(documents)
         first = np.empty(documents.size, dtype=np.int64)
@@ -126,22 +129,22 @@ class TokenShards:
 
     @property
     def token_dtype(self) -> np.dtype:
-        """Of the tokens on disk: little-endian uint16 or uint32."""
+        """Dtype of the tokens on disk: little-endian uint16 or uint32."""
         return self._reader.dtype
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [num_documents], tokens in each document; made anew at each call, 8 bytes a document."""
+        """int64 [num_documents], tokens in each document. Each call makes a new array, of 8 bytes per document."""
         return np.concatenate([np.zeros(0, dtype=np.int64), *self.length_blocks()])
 
     def length_blocks(self) -> Iterator[np.ndarray]:
-        """The same in pieces of bounded size."""
+        """`lengths` in pieces of bounded size."""
         for offsets in self._offsets:
             for begin in range(0, offsets.size - 1, _LENGTH_BLOCK):
                 yield np.diff(offsets[begin : begin + _LENGTH_BLOCK + 1]).astype(np.int64)
 
     def lengths_of(self, documents: np.ndarray) -> np.ndarray:
-        """int64 [P], tokens of some documents."""
+        """int64 [P], tokens of these documents."""
         lengths = np.empty(documents.size, dtype=np.int64)
         shards, rows = self._located(documents)
         for shard in _distinct(shards):
@@ -151,7 +154,7 @@ class TokenShards:
         return lengths
 
     def _located(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The shard of each document and its row there, int64 [P] each."""
+        """The shard of each document and its index in the shard, int64 [P] each."""
         first = np.asarray(self._first_document)
         shards = np.searchsorted(first, documents, side="right") - 1
         return shards, documents - first[shards]
@@ -173,12 +176,12 @@ class TokenShards:
 
     @property
     def tokenizer_hash(self) -> str:
-        """Content hash of the tokenizer; equal hashes give equal ids."""
+        """Content hash of the tokenizer; tokenizers with equal hashes give equal ids."""
         return self.manifest.tokenizer.hash
 
     @property
     def tokenizer_dir(self) -> Path:
-        """Directory of the copy of the tokenizer."""
+        """Directory that holds the copy of the tokenizer."""
         return self.directory / TOKENIZER_DIRECTORY
 
 
@@ -187,10 +190,10 @@ def _distinct(shards: np.ndarray) -> list[int]:
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
-    """The manifest of a finished shard directory, checked.
+    """Read and check the manifest of a finished shard directory.
 
     Raises:
-        DataError: there is none, or it is damaged or of another format version.
+        DataError: the manifest is missing, damaged or of another format version.
     """
     directory = Path(directory)
     return parse_manifest(_read_manifest_bytes(directory), directory / MANIFEST_NAME)
@@ -206,12 +209,12 @@ def _read_manifest_bytes(directory: Path) -> bytes:
     if not directory.is_dir():
         raise DataError(f"{directory}: no such directory; give a shard directory made by `bnb-ds prep`")
     raise DataError(
-        f"{directory}: no {MANIFEST_NAME}, so not a finished shard directory; let `bnb-ds prep` finish or {REBUILD}"
+        f"{directory}: no {MANIFEST_NAME}, so not a finished shard directory; let `bnb-ds prep` finish, or {REBUILD}"
     )
 
 
 def _open_shard(directory: Path, shard: ManifestShard, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Map the two files of a shard and check them against its manifest entry; returns tokens and offsets."""
+    """Map the two files of a shard, check them against the shard's manifest entry, and return tokens and offsets."""
     tokens = _open_npy(directory / shard.tokens_file, dtype, shard.num_tokens)
     offsets_path = directory / shard.offsets_file
     offsets = _open_npy(offsets_path, OFFSET_DTYPE, shard.num_documents + 1)
@@ -236,12 +239,13 @@ def _open_npy(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
         raise DataError(f"{path}: not a readable .npy file ({error}); restore it or {REBUILD}") from None
     if found_dtype != dtype or shape != (length,):
         raise DataError(
-            f"{path}: holds {found_dtype} of shape {shape}, the manifest says {dtype} of shape ({length},); {REBUILD}"
+            f"{path}: holds {found_dtype} of shape {shape}, but the manifest says {dtype} of shape ({length},);"
+            f" {REBUILD}"
         )
     if num_bytes != expected_bytes:
         state = "truncated" if num_bytes < expected_bytes else "too long"
         raise DataError(f"{path}: {state} ({num_bytes} bytes instead of {expected_bytes}); restore it or {REBUILD}")
-    # A plain ndarray over the map: slicing np.memmap costs twice as much.
+    # A plain ndarray, because slicing an np.memmap costs twice as much.
     return np.asarray(np.load(path, mmap_mode="r"))
 
 

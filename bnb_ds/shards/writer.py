@@ -1,4 +1,4 @@
-"""Writing a shard directory; ``bnb_ds.shards.reader`` is the module to import it from."""
+"""Writes a shard directory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from bnb_ds.shards.manifest import (
 )
 from bnb_ds.shards.npy_files import ShardFiles
 
-DEFAULT_TOKENS_PER_SHARD = 1 << 26  # 128 MiB of uint16, which is also what the writer keeps in memory per split
+DEFAULT_TOKENS_PER_SHARD = 1 << 26  # 128 MiB of uint16; the writer keeps as much in memory for each split
 
 PARTIAL_DIRECTORY = ".partial"
 LOCK_NAME = "lock"
@@ -42,23 +42,22 @@ _SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}(-\d{{3,}})?\.(tokens|o
 
 
 class ShardWriter:
-    """Writes one shard directory; use it as a context manager, which closes it if the block has not.
+    """Writes one shard directory. Use it as a context manager; it closes itself at the end of the block.
 
-    Everything is written, flushed and synced under ``directory/.partial`` and moved to its final name by
-    :meth:`close`, the manifest last. When the ``with`` block raises, nothing is left; what a killed process leaves has
-    no manifest and is cleared by the next writer. Documents keep the order in which they were added, split by split.
+    All files are written to ``directory/.partial`` and flushed to the disk. :meth:`close` moves them to their final
+    names, the manifest last. If the ``with`` block raises, nothing is left. The files that a killed process leaves have
+    no manifest, and the next writer removes them. Within each split, documents keep the order in which they were added.
 
     Args:
-        directory: where to write; made if absent. It may hold nothing but what a killed writer left.
+        directory: where to write; made if absent. It must be empty or hold only the files of a killed writer.
         tokenizer: see :class:`TokenizerInfo`; a copy is saved in ``directory/tokenizer``.
-        tokens_per_shard: a shard is closed before the document that would take it past this many tokens. A longer
-            document makes a shard of its own: documents are never cut.
+        tokens_per_shard: most tokens of a shard. Documents are never cut, so a longer document gets a shard of its own.
         sources: input files as mappings with ``name``, ``bytes`` and ``sha256``.
         holdout: mapping with ``rule`` and ``fraction``.
-        settings: anything else that decided the output; must survive JSON.
+        settings: anything else that decides the output; it must survive JSON.
 
     Raises:
-        DataError: the directory is not empty, another process writes it, or the disk refuses.
+        DataError: the directory is not empty, another process writes to it, or the disk refuses.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class ShardWriter:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Documents reported to :meth:`skip` so far, by reason."""
+        """Documents counted by :meth:`skip` so far, by reason."""
         return dict(sorted(self._skipped.items()))
 
     def add(self, token_ids: np.ndarray, split: str) -> None:
@@ -123,7 +122,7 @@ class ShardWriter:
             split: ``"train"`` or ``"heldout"``.
 
         Raises:
-            ValueError: any of that does not hold; :meth:`skip` is for documents without tokens.
+            ValueError: an argument is not as described. For a document without tokens, call :meth:`skip` instead.
             DataError: the disk refuses.
         """
         if self._closed:
@@ -132,14 +131,14 @@ class ShardWriter:
             self._files.add(token_ids, split)
 
     def skip(self, reason: str) -> None:
-        """Count a document that is left out; the manifest reports the counts by reason."""
+        """Count a document that is left out. The manifest holds the counts by reason."""
         self._skipped[reason] += 1
 
     def close(self) -> Manifest:
-        """Write what is pending, move everything to its final name, the manifest last, and return the manifest.
+        """Write the last shards, move all files to their final names, the manifest last, and return the manifest.
 
         Raises:
-            DataError: the disk refuses; nothing is left then.
+            DataError: the disk refuses. Then nothing is left.
         """
         if self._closed:
             raise ValueError("the shard writer is closed")
@@ -154,13 +153,13 @@ class ShardWriter:
         return manifest
 
     def abort(self) -> None:
-        """Remove everything this writer wrote; does nothing after :meth:`close`."""
+        """Remove everything that this writer wrote. After :meth:`close` this does nothing."""
         if self._closed:
             return
         _remove_output(self.directory)
         self._release()
         if self._made_directory:
-            with suppress(OSError):  # not empty: someone else put a file there meanwhile, theirs to keep
+            with suppress(OSError):  # if it is not empty, someone else has put a file there, and it stays
                 self.directory.rmdir()
 
     def _release(self) -> None:
@@ -196,7 +195,7 @@ class ShardWriter:
 
 
 def _claim(directory: Path) -> BinaryIO:
-    """Take the directory for one writer; returns the open lock file, which the process's death releases too."""
+    """Lock the directory for one writer, and return the open lock file. The lock also ends with the process."""
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / PARTIAL_DIRECTORY
     refuse_foreign(directory, had_writer=partial.exists())
@@ -208,9 +207,9 @@ def _claim(directory: Path) -> BinaryIO:
         lock.close()
         raise DataError(f"{directory}: another process is writing here; wait for it or choose another output") from None
     except OSError:
-        pass  # a file system without locks: two writers at once are then the user's to avoid
+        pass  # the file system has no locks, so the user must not start two writers at once
     try:
-        # Between the calls above another writer may have finished here and removed what we hold.
+        # Since the check above, another writer may have finished here and removed our lock file.
         refuse_foreign(directory, had_writer=True)
         _remove_output(directory, keep=LOCK_NAME)
         os.stat(partial / LOCK_NAME)
@@ -221,7 +220,7 @@ def _claim(directory: Path) -> BinaryIO:
 
 
 def refuse_foreign(directory: Path, *, had_writer: bool) -> None:
-    """Raise DataError unless a directory is empty or holds only what an interrupted writer leaves."""
+    """Raise DataError unless a directory is empty or holds only the files of an interrupted writer."""
     names = set(os.listdir(directory))
     if MANIFEST_NAME in names:
         raise DataError(f"{directory}: already holds finished shards; remove them or choose another output")
@@ -233,7 +232,7 @@ def refuse_foreign(directory: Path, *, had_writer: bool) -> None:
 
 
 def _remove_output(directory: Path, keep: str | None = None) -> None:
-    """Remove what a writer may have left: the manifest first, so that no moment shows a finished directory."""
+    """Remove all files of a writer. The manifest goes first, so that the directory never looks finished."""
     (directory / MANIFEST_NAME).unlink(missing_ok=True)
     for name in os.listdir(directory):
         if _SHARD_FILE.fullmatch(name):

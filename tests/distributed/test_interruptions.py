@@ -76,7 +76,7 @@ def test_a_stopped_rank_ends_the_job(tmp_path, small_shards, fork_server, victim
     assert time.monotonic() - started < 3 * SILENCE_SECONDS
     errors = [line for line in launch.text().splitlines() if "error" in line]
     assert len(errors) == 1, launch.text()
-    assert re.search(rf"rank {victim} \(.*\) has not run for {SILENCE_SECONDS} s; it stands in step \d+", errors[0])
+    assert re.search(rf"rank {victim} \(.*\) has not run for {SILENCE_SECONDS} s; it stopped in step \d+", errors[0])
     assert "Traceback" not in launch.text()
 
 

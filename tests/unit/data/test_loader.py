@@ -181,6 +181,6 @@ def test_samples_that_do_not_come_in_time_are_an_error_that_names_the_file(tmp_p
     monkeypatch.setattr(shard_reader, "_in_flight", {})
     go_on.clear()
     monkeypatch.setattr(RecordedSamples, "batch", lambda *arguments: go_on.wait(30))
-    with pytest.raises(DataError, match="no file is being read, so samples take that long to make"):
+    with pytest.raises(DataError, match="no file is being read, so making the samples takes that long"):
         next(StepLoader(RecordedSamples(5), seed=0, **settings).steps(0, 1))
     go_on.set()

@@ -26,7 +26,7 @@ def test_all_is_well():
     ("news", "verdict"),
     [
         ({"event": "died"}, "rank 1 (host node7, process 42) died in step 5, backward"),
-        ({"event": "silent"}, "rank 1 (host node7, process 42) has not run for 60 s; it stands in step 5, backward"),
+        ({"event": "silent"}, "rank 1 (host node7, process 42) has not run for 60 s; it stopped in step 5, backward"),
         ({"heard": NOW - 61}, "rank 1 (host node7, process 42) cannot be reached for 60 s; it was in step 5, backward"),
     ],
 )
@@ -73,7 +73,10 @@ def test_a_rank_that_others_have_waited_for_in_vain():
     both = states(event="lost", message="timed out", progress=12)
     both[0].phase = "data"
     verdict = judge(both, NOW + 4, SILENCE, HANG)
-    assert verdict == "rank 0 (host node7, process 42) hangs in step 5, data; rank 1 has waited for it in vain"
+    assert (
+        verdict
+        == "rank 0 (host node7, process 42) hangs in step 5, data; rank 1 waited for it and then lost its connections"
+    )
 
 
 def test_a_rank_that_has_ended_is_not_missed():

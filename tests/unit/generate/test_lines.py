@@ -210,8 +210,8 @@ def test_an_unfinished_output_is_not_overwritten_nor_mixed(exported, source, tmp
     before = (tmp_path / "o.partial").read_bytes()
     cases = [
         ([], "an earlier run left this unfinished: add --resume to go on, or remove it and o.progress.json"),
-        (["--window", "8", "--resume"], "was begun with another window: give the same, or remove it"),
-        (["--window", "7", "--resume", "--beam-size", "2"], "was begun with another options: give the same"),
+        (["--window", "8", "--resume"], "is of a run with other settings (window): give the same, or remove that"),
+        (["--window", "7", "--resume", "--beam-size", "2"], "is of a run with other settings (options): give the same"),
     ]
     for arguments, message in cases:
         assert generate(exported, source, target, *arguments) == 2
@@ -219,7 +219,7 @@ def test_an_unfinished_output_is_not_overwritten_nor_mixed(exported, source, tmp
     source_2 = tmp_path / "in2"
     source_2.write_bytes(source.read_bytes() + b"one more\n")
     assert generate(exported, source_2, target, "--window", "7", "--resume") == 2
-    assert "another input" in capsys.readouterr().err
+    assert "other settings (input)" in capsys.readouterr().err
     assert (tmp_path / "o.partial").read_bytes() == before
     (tmp_path / "o.partial").write_bytes(before[:-5])
     assert generate(exported, source, target, "--window", "7", "--resume") == 2

@@ -76,7 +76,7 @@ def test_a_file_that_became_shorter_is_named(tmp_path):
     shards = write(tmp_path / "shards", 100)
     path = tmp_path / "shards" / "train-00001.tokens.npy"
     os.truncate(path, path.stat().st_size - 2)
-    with pytest.raises(DataError, match=r"train-00001\.tokens\.npy: ends at byte \d+, before its documents do"):
+    with pytest.raises(DataError, match=r"train-00001\.tokens\.npy: ends at byte \d+, before the end of its documents"):
         read(shards, np.arange(len(shards)), np.zeros(len(shards)), shards.lengths)
 
 

@@ -174,7 +174,7 @@ def test_missing_directory(tmp_path: Path) -> None:
 
 
 def test_directory_without_manifest(tmp_path: Path) -> None:
-    expect(tmp_path, "no manifest.json, so not a finished shard directory; let `bnb-ds prep` finish or make")
+    expect(tmp_path, "no manifest.json, so not a finished shard directory; let `bnb-ds prep` finish, or make")
 
 
 def test_unreadable_manifest(tmp_path: Path) -> None:
@@ -191,7 +191,8 @@ def test_manifest_not_json(shards: Path) -> None:
 def test_other_version(shards: Path, content: str) -> None:
     (shards / "manifest.json").write_text(content)
     expect(
-        shards, r"manifest.json: format_version is (None|2), this version of bnb_ds reads 1; use the version of bnb_ds"
+        shards,
+        r"manifest.json: format_version is (None|2), but this version of bnb_ds reads 1; use the version of bnb_ds",
     )
     assert FORMAT_VERSION == 1
 
@@ -204,7 +205,7 @@ def test_other_version(shards: Path, content: str) -> None:
         (lambda m: m.update(dtype="float32"), "field dtype: Input should be 'uint16' or 'uint32'"),
         (lambda m: m.update(colour="red"), "field colour: Extra inputs are not permitted"),
         (lambda m: m["shards"][0].update(name="../../etc/x"), "field shards.0.name: .*inside the shard directory"),
-        (lambda m: m["special_ids"].pop("mask"), "field special_ids: mask missing"),
+        (lambda m: m["special_ids"].pop("mask"), "field special_ids lacks mask"),
     ],
 )
 def test_manifest_with_a_wrong_field(shards: Path, change, message: str) -> None:
@@ -251,9 +252,9 @@ def test_file_of_other_numpy_version(shards: Path) -> None:
 
 def test_file_of_other_type_or_length(shards: Path) -> None:
     np.save(shards / "train-00000.tokens.npy", np.zeros(8, dtype=np.int64))
-    expect(shards, r"tokens.npy: holds int64 of shape \(8,\), the manifest says uint16 of shape \(8,\)")
+    expect(shards, r"tokens.npy: holds int64 of shape \(8,\), but the manifest says uint16 of shape \(8,\)")
     np.save(shards / "train-00000.tokens.npy", np.zeros(7, dtype=np.uint16))
-    expect(shards, r"tokens.npy: holds uint16 of shape \(7,\), the manifest says uint16 of shape \(8,\)")
+    expect(shards, r"tokens.npy: holds uint16 of shape \(7,\), but the manifest says uint16 of shape \(8,\)")
 
 
 @pytest.mark.parametrize("offsets", [[0, 9, 8], [0, 0, 8], [1, 3, 8], [0, 3, 7]])
