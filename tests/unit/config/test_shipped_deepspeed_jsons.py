@@ -1,4 +1,4 @@
-"""Every shipped DeepSpeed JSON and recipe can be planned; the table in ds_configs/README.md shows the planned memory."""
+"""Every shipped DeepSpeed JSON and recipe can be planned; ds_configs/README.md shows the planned memory."""
 
 from __future__ import annotations
 
