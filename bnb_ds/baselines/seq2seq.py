@@ -45,8 +45,8 @@ class BeamOptions:
             raise ConfigError(f"num_beams is {self.num_beams}: give at least 1")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
             raise ConfigError(
-                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens is {self.max_new_tokens}: give a minimum of"
-                " at least 0 and a maximum that is not smaller"
+                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens is {self.max_new_tokens}: give a"
+                " minimum of at least 0 and a maximum that is not smaller"
             )
 
     def arguments(self) -> dict[str, Any]:
@@ -59,8 +59,8 @@ class AutoregressiveModel(WrappedModel):
 
     Args:
         model: an encoder-decoder with a language-model head; :mod:`bnb_ds.baselines.build` sets its special tokens.
-        begins_with_start: True if every target begins with the decoder's start token, which is given and not predicted.
-            Otherwise, as in BART, the start token is added before the target.
+        begins_with_start: True if every target begins with the decoder's start token, which is then given and not
+            predicted. Otherwise, as in BART, the start token is added before the target.
         label_smoothing: fraction of the target distribution that is uniform, in training mode only.
     """
 
@@ -71,13 +71,13 @@ class AutoregressiveModel(WrappedModel):
 
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write a plain Hugging Face directory."""
-        # Clone the weights: transformers refuses to write shared weights unless the model's class declares them, and the
-        # two halves of a bert2bert may share all of theirs.
+        # Clone the weights: transformers refuses to write shared weights unless the model's class declares them, and
+        # the two halves of a bert2bert may share all of theirs.
         weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.model.save_pretrained(directory, state_dict=weights)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights. Untrained ones (Marian's position table) may be missing, because DeepSpeed does not keep them."""
+        """Load weights. Weights that are never trained (Marian's positions) may be missing: DeepSpeed drops them."""
         fixed = {name: weight.detach() for name, weight in self.named_parameters() if not weight.requires_grad}
         return super().load_state_dict({**fixed, **state_dict}, strict=strict, assign=assign)
 

@@ -292,7 +292,7 @@ def test_bad_checkpoints_are_told(checkpoints, tmp_path):
         system("bart", {**checkpoints, "bart": str(tmp_path / "none")}).config()
     with pytest.raises(CheckpointError, match=r"is a bart model, but bert2bert needs BERT"):
         system("bert2bert", {**checkpoints, "bert": checkpoints["bart"]}).config()
-    with pytest.raises(CheckpointError, match="says no decoder_start_token_id"):
+    with pytest.raises(CheckpointError, match="has no decoder_start_token_id"):
         system("bart", {**checkpoints, "bart": checkpoints["bert"]}).config()
     with pytest.raises(DataError, match=r"has 53 tokens, but the tokenizer has 56"):
         system("bert2bert", checkpoints, tokenizer(), large).config()
