@@ -40,6 +40,11 @@ class NonFiniteLossError(BnbError):
     """The training loss became infinite or not a number; the message names the samples."""
 
 
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra of this package, which is installed from its checkout."""
+    return f'pip install ".[{extra}]" in the checkout of bnb_ds'
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` for the closest of ``known``, else the list of what is known."""
     by_lowercase = {key.lower(): key for key in sorted(known)}
