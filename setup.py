@@ -33,7 +33,7 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     # NVIDIA apex is not on PyPI: the package called `apex` there is another program, which bnb_ds refuses by name.
-    # Build the real one against your torch and CUDA, then `pip install bnb_ds[apex]` adds what that build needs:
+    # Build the real one against your torch and CUDA, then `pip install ".[apex]"` adds what that build needs:
     #   git clone https://github.com/NVIDIA/apex && cd apex
     #   APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .
     "apex": ["ninja", "packaging", "wheel"],

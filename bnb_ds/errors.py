@@ -45,6 +45,11 @@ class LossSpikeError(BnbError):
     """The training loss keeps jumping, and going back to older checkpoints has not helped."""
 
 
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra of this package, which is installed from its checkout."""
+    return f'pip install ".[{extra}]" in the checkout of bnb_ds'
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` with the closest name of ``known``; without a close one, the list of all of them."""
     by_lowercase = {key.lower(): key for key in sorted(known)}

@@ -44,5 +44,5 @@ install_if_possible() {
     if python -c "import $module" 2> /dev/null || cmp --silent "$stamp" "$root/setup.py"; then return; fi
     cp "$root/setup.py" "$stamp"
     python -m pip install --quiet --disable-pip-version-check --editable "$root[$extra]" > "$stamp.log" 2>&1 ||
-        echo "cannot install bnb_ds[$extra] (see $stamp.log): $without"
+        echo "cannot install the extra [$extra] (see $stamp.log): $without"
 }

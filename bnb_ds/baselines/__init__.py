@@ -1,5 +1,7 @@
-"""The models BnB is compared with, from transformers, trained and evaluated by the same programs.
+"""The models of transformers that BnB is compared with; the same programs train and evaluate them.
 
-They read the same packed batches (:class:`bnb_ds.data.batch.PackedBatch`) and answer with the same outputs, so that the
-launcher, the metrics and the reports know no difference. A trained one is a plain Hugging Face directory.
+They take the same packed batches (:class:`bnb_ds.data.batch.PackedBatch`) and return the same outputs as BnB, so the
+launcher, the metrics and the reports treat them alike. A trained baseline is a plain Hugging Face directory.
+
+Face: `build.bert2bert_config`, `build.build_bert2bert`, `classifier.ClassifierModel`, `seq2seq.AutoregressiveModel`.
 """

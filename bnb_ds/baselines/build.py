@@ -1,9 +1,9 @@
-"""From a recipe's ``model`` to a transformers model with every setting said that makes it work.
+"""Build a transformers model, with all settings that it needs, from the ``model`` section of a recipe.
 
-What transformers leaves to the caller, and what then fails in silence: an `EncoderDecoderModel` starts its output with
-whatever ``decoder_start_token_id`` holds (nothing), a decoder made from a BERT needs ``is_decoder`` and
-``add_cross_attention``, and settings of generation count only in ``generation_config``. All are set here and nowhere
-else. Configurations are made without reading weights, so that a plan can be checked before any are.
+transformers leaves some settings to the caller, and a missing one fails silently. An `EncoderDecoderModel` has no
+``decoder_start_token_id`` by default. A decoder made from a BERT needs ``is_decoder`` and ``add_cross_attention``.
+Generation reads its settings only from ``generation_config``. This module sets all of them, and no other module does.
+It makes configurations without reading weights, so a plan can be checked before weights are read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from bnb_ds.baselines.settings import (
 from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 
-#: of a bert2bert's configuration: the decoder's weights are the encoder's own
+#: field of a bert2bert's configuration: the decoder shares the encoder's weights
 SHARED_HALVES = "shared_halves"
 
 _TOP_FIELDS = (
@@ -52,22 +52,22 @@ _TOP_FIELDS = (
 _BERT_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _DROPOUT_NAMES = (*_BERT_DROPOUT, "dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 _RANDOM_DROPOUT = 0.1
-# What transformers gives the encoder of a bert2bert, and nothing reads.
+# transformers adds these weights to the encoder of a bert2bert; they are never used.
 _UNUSED = "encoder.pooler."
 
 
 def bert2bert_config(
     section: Bert2bertSection, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase
 ) -> EncoderDecoderConfig:
-    """Configuration of a BERT2BERT.
+    """Make the configuration of a BERT2BERT.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or is no BERT.
-        DataError: a vocabulary is larger than the checkpoint's.
-        ConfigError: weights cannot be shared between two vocabularies.
+        CheckpointError: a checkpoint cannot be read, or is not a BERT.
+        DataError: a tokenizer has more tokens than the checkpoint.
+        ConfigError: the halves cannot share weights because their vocabularies differ.
     """
     if section.tie_encoder_decoder and not _same_vocabulary(source, target):
-        raise ConfigError("model.tie_encoder_decoder: source and target have different vocabularies; remove it")
+        raise ConfigError("model.tie_encoder_decoder: source and target have different vocabularies; set it to false")
     if section.encoder is None:
         encoder, decoder = _random_halves(section, source, target)
     else:
@@ -94,7 +94,7 @@ def bert2bert_config(
 def transformer_config(
     section: TransformerSection, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase
 ) -> MarianConfig:
-    """Configuration of the paper's Transformer; source and target share embeddings where they share a vocabulary."""
+    """Make the configuration of the paper's Transformer. Equal source and target vocabularies share embeddings."""
     size, dropout = section.size, _RANDOM_DROPOUT if section.dropout is None else section.dropout
     return MarianConfig(
         vocab_size=vocabulary_of(source),
@@ -122,11 +122,11 @@ def transformer_config(
 
 
 def seq2seq_config(section: Seq2SeqSection, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> Any:
-    """A checkpoint's own configuration.
+    """Read the configuration of a checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read, or is no encoder-decoder.
-        DataError: the tokenizers are not the checkpoint's.
+        CheckpointError: the checkpoint cannot be read, or is not an encoder-decoder.
+        DataError: the tokenizers do not fit the checkpoint.
     """
     with checkpoint_errors(section.checkpoint, "sequence-to-sequence model"):
         config = AutoConfig.from_pretrained(section.checkpoint)
@@ -137,28 +137,28 @@ def seq2seq_config(section: Seq2SeqSection, source: PreTrainedTokenizerBase, tar
     for name, token in (("eos_token_id", target.sep_token_id), ("pad_token_id", target.pad_token_id)):
         if getattr(config, name) != token:
             raise DataError(
-                f"{section.checkpoint}: its {name} is {getattr(config, name)}, the tokenizer's {token}; remove"
-                " data.tokenizer, or name the checkpoint's own"
+                f"{section.checkpoint}: its {name} is {getattr(config, name)}, but the tokenizer's is {token}; remove"
+                " data.tokenizer, or give the checkpoint's own"
             )
     return config
 
 
 def classifier_config(section: ClassifierSection, tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Any:
-    """A checkpoint's configuration with a head of ``num_labels`` (1: a regression). Errors as `seq2seq_config`."""
+    """Read a checkpoint's configuration and set ``num_labels`` (1: a regression). Raises as `seq2seq_config`."""
     with checkpoint_errors(section.checkpoint, "model for classification"):
         config = AutoConfig.from_pretrained(section.checkpoint)
     _set_dropout(config, section.dropout)
     config.num_labels = num_labels
     config.pad_token_id = tokenizer.pad_token_id
     if config.model_type == "openai-gpt":
-        # Its special tokens are new ones: the start, the separator and the end of Radford et al., 2018.
+        # Fine-tuning adds special tokens: the start, separator and end of Radford et al., 2018.
         config.vocab_size = max(config.vocab_size, vocabulary_of(tokenizer))
     refuse_large_vocabulary(section.checkpoint, config.vocab_size, tokenizer)
     return config
 
 
 def model_of(config: Any) -> PreTrainedModel:
-    """An encoder-decoder of random weights, from torch's global generator."""
+    """Make an encoder-decoder with random weights from torch's global generator."""
     if not isinstance(config, EncoderDecoderConfig):
         return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
     encoder, decoder = BertModel(config.encoder, add_pooling_layer=False), BertLMHeadModel(config.decoder)
@@ -166,7 +166,7 @@ def model_of(config: Any) -> PreTrainedModel:
 
 
 def build_bert2bert(section: Bert2bertSection, config: EncoderDecoderConfig) -> PreTrainedModel:
-    """The weights of `bert2bert_config`. Cross-attention, and a head that a checkpoint lacks, are new.
+    """Make the model of `bert2bert_config`. Cross-attention is new, and so is a head that the checkpoint lacks.
 
     Raises:
         CheckpointError: a checkpoint cannot be read.
@@ -184,22 +184,22 @@ def build_bert2bert(section: Bert2bertSection, config: EncoderDecoderConfig) -> 
             decoder_config=copy.deepcopy(config.decoder),
             decoder_dtype=torch.float32,
         )
-    # Field by field: the model's own configuration also knows its implementation of attention, and without that the
-    # padding of sources would be attended to.
+    # Copy field by field: the model's configuration also records its attention implementation, and without that record
+    # the decoder would attend to the padding of sources.
     for name in _TOP_FIELDS:
         setattr(model.config, name, getattr(config, name))
     return _with_shared_halves(model)
 
 
 def read_seq2seq(checkpoint: str | Path, config: Any = None) -> PreTrainedModel:
-    """An encoder-decoder with its weights, in float32 and evaluation mode.
+    """Read an encoder-decoder with its weights, in float32 and evaluation mode.
 
     Args:
         checkpoint: Hugging Face directory or hub name.
-        config: takes the place of its own.
+        config: replaces the checkpoint's configuration.
 
     Raises:
-        CheckpointError: it cannot be read, or lacks weights.
+        CheckpointError: the checkpoint cannot be read, or lacks weights.
     """
     settings = {} if config is None else {"config": config}
     with checkpoint_errors(checkpoint, "sequence-to-sequence model"):
@@ -216,19 +216,19 @@ def read_seq2seq(checkpoint: str | Path, config: Any = None) -> PreTrainedModel:
 
 
 def read_classifier(checkpoint: str | Path, config: Any = None) -> PreTrainedModel:
-    """A classifier with its weights, in float32 and evaluation mode.
+    """Read a classifier with its weights, in float32 and evaluation mode.
 
     Args:
         checkpoint: Hugging Face directory or hub name.
-        config: takes the place of its own; the head may then be new.
+        config: replaces the checkpoint's configuration; the head may then be new.
 
     Raises:
-        CheckpointError: it cannot be read, or lacks weights of a trained classifier.
+        CheckpointError: the checkpoint cannot be read, or lacks weights of a trained classifier.
     """
     with checkpoint_errors(checkpoint, "model for classification"):
         own = AutoConfig.from_pretrained(checkpoint)
         if config is not None:
-            # The embeddings of new tokens come after reading.
+            # Read with the checkpoint's vocabulary; embeddings of new tokens are added afterwards.
             own = type(config).from_dict({**config.to_dict(), "vocab_size": own.vocab_size})
         model, info = AutoModelForSequenceClassification.from_pretrained(
             checkpoint, config=own, dtype=torch.float32, output_loading_info=True
@@ -241,12 +241,12 @@ def read_classifier(checkpoint: str | Path, config: Any = None) -> PreTrainedMod
 
 
 def classifier_of(config: Any) -> PreTrainedModel:
-    """A classifier of random weights."""
+    """Make a classifier with random weights."""
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
 
 def set_generation(model: PreTrainedModel, section: AutoregressiveSection) -> None:
-    """How the trained model writes, where nothing else is said; it is saved with the weights."""
+    """Set the default generation settings of a model; they are saved with its weights."""
     config = model.config
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,
@@ -265,11 +265,11 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def refuse_large_vocabulary(checkpoint: str, available: int, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise DataError if a tokenizer has tokens that a checkpoint does not know."""
+    """Raise DataError if a tokenizer has more tokens than a checkpoint."""
     wanted = vocabulary_of(tokenizer)
     if wanted > available:
         raise DataError(
-            f"{checkpoint}: has {available} tokens, the tokenizer {wanted}; remove data.tokenizer, or name the"
+            f"{checkpoint}: has {available} tokens, but the tokenizer has {wanted}; remove data.tokenizer, or give the"
             " checkpoint's own"
         )
 
@@ -279,7 +279,7 @@ def _read_bert_config(checkpoint: str) -> BertConfig:
         config = AutoConfig.from_pretrained(checkpoint)
     if not isinstance(config, BertConfig):
         raise CheckpointError(
-            f"{checkpoint}: a {config.model_type} model; bert2bert is made of BERT checkpoints: name one"
+            f"{checkpoint}: is a {config.model_type} model, but bert2bert needs BERT checkpoints; give one"
         )
     return config
 
@@ -304,9 +304,9 @@ def _random_halves(
 
 
 def _with_shared_halves(model: EncoderDecoderModel) -> EncoderDecoderModel:
-    """Where the configuration says so, the decoder's embeddings and layers become the encoder's own.
+    """If the configuration says so, let the decoder use the encoder's embeddings and layers.
 
-    Cross-attention stays the decoder's.
+    The decoder keeps its own cross-attention.
     """
     if not getattr(model.config, SHARED_HALVES, False):
         return model
@@ -324,7 +324,7 @@ def _with_shared_halves(model: EncoderDecoderModel) -> EncoderDecoderModel:
 def _refuse_without_start(checkpoint: str | Path, config: Any) -> None:
     for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
         if getattr(config, name, None) is None:
-            raise CheckpointError(f"{checkpoint}: config.json says no {name}; name an encoder-decoder that does")
+            raise CheckpointError(f"{checkpoint}: its config.json has no {name}; give an encoder-decoder that has one")
 
 
 def _same_vocabulary(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> bool:

@@ -1,6 +1,6 @@
-"""A classifier of transformers (BERT, OpenAI GPT) behind the packed interface of BnB.
+"""Wrap a classifier of transformers (BERT, OpenAI GPT) so that it takes packed batches like BnB.
 
-Shapes: B sequences, N real tokens of all together, L of the longest, C classes.
+Shapes: B sequences; N real tokens of all sequences; L tokens of the longest; C classes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from bnb_ds.model.outputs import BnbClassifierOutput
 
 
 class ClassifierModel(WrappedModel):
-    """Classes of packed or padded sequences.
+    """Classifies packed or padded sequences.
 
     Args:
-        model: with a classification head; its ``pad_token_id`` is set.
+        model: a model with a classification head and a ``pad_token_id``.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        # OpenAI GPT has no segments: what it calls token types are embedded as if they were words.
+        # OpenAI GPT has no segments: it would embed token types as words.
         takes = inspect.signature(model.forward).parameters
         self._takes_token_types = "token_type_ids" in takes and model.config.model_type == "bert"
 

@@ -1,4 +1,4 @@
-"""Matrix FLOPs of the baselines on real tokens, counted as :mod:`bnb_ds.model.flops` counts BnB's."""
+"""Matrix FLOPs of the baselines on real tokens, counted in the same way as in :mod:`bnb_ds.model.flops`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from bnb_ds.model.flops import attention_flops, linear_flops
 
 @dataclass(frozen=True)
 class _Stack:
-    """A stack of layers."""
+    """The shape of a stack of layers."""
 
     layers: int
     hidden: int
     feed_forward: int
 
     def flops(self, lengths_B: np.ndarray) -> int:
-        """Self-attention and feed-forward layers over int64 [B] tokens."""
+        """FLOPs of self-attention and feed-forward layers for sequences of int64 [B] tokens."""
         tokens, pairs = int(lengths_B.sum()), int((lengths_B * lengths_B).sum())
         layer = linear_flops(tokens, self.hidden, 4 * self.hidden) + attention_flops(pairs, self.hidden)
         return self.layers * (layer + 2 * linear_flops(tokens, self.hidden, self.feed_forward))
 
 
 def seq2seq_flops(config: Any, source_lengths: np.ndarray, target_lengths: np.ndarray) -> int:
-    """One forward pass of an encoder-decoder over int [B] source and target tokens."""
+    """FLOPs of one forward pass of an encoder-decoder, for int [B] source and target tokens."""
     source_B, target_B = np.asarray(source_lengths, np.int64), np.asarray(target_lengths, np.int64)
     encoder, decoder, vocab_size = _stacks(config)
     num_source, num_target = int(source_B.sum()), int(target_B.sum())
@@ -38,7 +38,7 @@ def seq2seq_flops(config: Any, source_lengths: np.ndarray, target_lengths: np.nd
 
 
 def classifier_flops(config: Any, source_lengths: np.ndarray) -> int:
-    """One forward pass of a BERT or OpenAI GPT with a classification head over int [B] tokens."""
+    """FLOPs of one forward pass of a BERT or OpenAI GPT with a classification head, for int [B] tokens."""
     feed_forward = getattr(config, "intermediate_size", 4 * config.hidden_size)
     stack = _Stack(config.num_hidden_layers, config.hidden_size, feed_forward)
     source_B = np.asarray(source_lengths, np.int64)
@@ -46,7 +46,7 @@ def classifier_flops(config: Any, source_lengths: np.ndarray) -> int:
 
 
 def _stacks(config: Any) -> tuple[_Stack, _Stack, int]:
-    """Encoder, decoder, and tokens of the target vocabulary."""
+    """The encoder, the decoder and the size of the target vocabulary."""
     if hasattr(config, "decoder"):
         halves = [
             _Stack(half.num_hidden_layers, half.hidden_size, half.intermediate_size)

@@ -1,7 +1,7 @@
-"""An autoregressive encoder-decoder of transformers behind the packed interface of BnB.
+"""Wrap an autoregressive encoder-decoder of transformers so that it takes packed batches like BnB.
 
-Shapes: B sequences, N real source tokens of all together, L of the longest; S target tokens of the longest, one more
-with the token that ends it; V vocabulary of the target.
+Shapes: B sequences; N real source tokens of all sequences; L tokens of the longest source; S tokens of the longest
+target, including its end token; M predicted target tokens of all sequences; V size of the target vocabulary.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from bnb_ds.model.outputs import BnbOutput
 
 @dataclass(frozen=True)
 class BeamOptions:
-    """How an autoregressive model writes; always with the key-value cache.
+    """Generation settings of an autoregressive model; the key-value cache is always used.
 
     Attributes:
-        max_new_tokens: most tokens of an output, the one that ends it included.
-        min_new_tokens: fewest before it may end.
-        num_beams: hypotheses kept; 1 is greedy.
-        length_penalty: exponent of the length by which a hypothesis' log-probability is divided.
-        no_repeat_ngram_size: no n-gram of that many tokens twice; 0 for no such rule.
+        max_new_tokens: most tokens of an output, including its end token.
+        min_new_tokens: fewest tokens before the end token.
+        num_beams: number of hypotheses; 1 is greedy decoding.
+        length_penalty: a hypothesis' log-probability is divided by its length to this power.
+        no_repeat_ngram_size: an output may not repeat an n-gram of this many tokens; 0: no such rule.
     """
 
     max_new_tokens: int
@@ -45,23 +45,23 @@ class BeamOptions:
             raise ConfigError(f"num_beams is {self.num_beams}: give at least 1")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
             raise ConfigError(
-                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens}: give 0 or more, and"
-                " no less than that"
+                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens is {self.max_new_tokens}: give a"
+                " minimum of at least 0 and a maximum that is not smaller"
             )
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of transformers' ``generate``, every setting said."""
+        """Keyword arguments of transformers' ``generate``; every setting is explicit."""
         return {"do_sample": False, "use_cache": True, "early_stopping": False, **vars(self)}
 
 
 class AutoregressiveModel(WrappedModel):
-    """Next-token prediction on the batches that BnB is trained on.
+    """Predicts the next token, on the same batches as BnB.
 
     Args:
-        model: an encoder-decoder with a language-model head, its special tokens set (:mod:`bnb_ds.baselines.build`).
-        begins_with_start: the first token of every target is the decoder's start token, which is given and not
-            predicted; otherwise the start token is put before it, as BART has it.
-        label_smoothing: share of the target distribution that is uniform, in training mode only.
+        model: an encoder-decoder with a language-model head; :mod:`bnb_ds.baselines.build` sets its special tokens.
+        begins_with_start: True if every target begins with the decoder's start token, which is then given and not
+            predicted. Otherwise, as in BART, the start token is added before the target.
+        label_smoothing: fraction of the target distribution that is uniform, in training mode only.
     """
 
     def __init__(self, model: PreTrainedModel, *, begins_with_start: bool, label_smoothing: float = 0.0) -> None:
@@ -71,18 +71,18 @@ class AutoregressiveModel(WrappedModel):
 
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write a plain Hugging Face directory."""
-        # Clones: transformers refuses to write weights that two modules share unless the model's class says so, and
+        # Clone the weights: transformers refuses to write shared weights unless the model's class declares them, and
         # the two halves of a bert2bert may share all of theirs.
         weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.model.save_pretrained(directory, state_dict=weights)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Weights that are never trained, Marian's table of positions, may be missing: DeepSpeed does not keep them."""
+        """Load weights. Weights that are never trained (Marian's positions) may be missing: DeepSpeed drops them."""
         fixed = {name: weight.detach() for name, weight in self.named_parameters() if not weight.requires_grad}
         return super().load_state_dict({**fixed, **state_dict}, strict=strict, assign=assign)
 
     def loss_count(self, num_targets: int, num_samples: int) -> int:
-        """Tokens that are predicted of ``num_targets`` in as many targets as ``num_samples``."""
+        """The number of predicted tokens of ``num_samples`` targets with ``num_targets`` tokens in all."""
         return num_targets - num_samples * self.begins_with_start
 
     def forward(
@@ -96,20 +96,20 @@ class AutoregressiveModel(WrappedModel):
         max_label_length: int | None = None,
         return_logits: bool = False,
     ) -> BnbOutput:
-        """The loss of a packed batch.
+        """Compute the loss of a packed batch.
 
         Args:
             input_ids: int64 [N], sources back to back, with their special tokens.
-            cu_seqlens: int32 [B + 1], where each begins.
+            cu_seqlens: int32 [B + 1], offsets of the sources.
             max_seqlen: L.
-            labels: int64 [sum of label_lengths], targets back to back, with their special tokens; the last one ends
-                a target.
-            label_lengths: int64 [B].
-            max_label_length: S, if the caller knows it; spares a GPU from waiting.
-            return_logits: also the logits, packed, of each token that is predicted.
+            labels: int64 [sum of label_lengths], targets back to back, with their special tokens; each target ends with
+                the end token.
+            label_lengths: int64 [B], tokens of each target.
+            max_label_length: S, if the caller knows it; this avoids a synchronisation with the GPU.
+            return_logits: also return the logits [M, V] of the predicted tokens.
 
         Returns:
-            Nats of all predicted tokens added up, and their number.
+            The sum of losses of all predicted tokens in nats, and their number.
         """
         source = PackedLayout.from_cu_seqlens(cu_seqlens, num_tokens=input_ids.numel(), max_seqlen=max_seqlen)
         longest = int(label_lengths.max()) if max_label_length is None else max_label_length
@@ -139,7 +139,7 @@ class AutoregressiveModel(WrappedModel):
         )
 
     def _shifted(self, labels: Tensor, label_lengths: Tensor, target: PackedLayout) -> tuple[Tensor, Tensor]:
-        """What the decoder reads, and what it is to predict after each token of that."""
+        """The decoder's input tokens, int64 [M], and the token to predict after each, int64 [M]."""
         starts_B = label_lengths.cumsum(0) - label_lengths
         if self.begins_with_start:
             place_M = starts_B.index_select(0, target.sequence_ids) + target.position_ids
@@ -155,14 +155,14 @@ class AutoregressiveModel(WrappedModel):
         lengths: Sequence[int] | None = None,
         synchronised: bool = False,
     ) -> list[list[int]]:
-        """Outputs of sources that are decoded together, without the start token and the one that ends them.
+        """Decode sources as one batch; return the outputs without start and end tokens.
 
         Args:
             rows: token ids of each source, with its special tokens.
-            options: how to write.
-            lengths: tokens that each output is made to have, the one that ends it included; at most
+            options: generation settings.
+            lengths: force each output to this many tokens, including its end token; at most
                 ``options.max_new_tokens``.
-            synchronised: go on as long as any rank writes.
+            synchronised: continue until all ranks have finished.
         """
         if not rows:
             return []
@@ -183,7 +183,7 @@ class AutoregressiveModel(WrappedModel):
         return [self._bare(row) for row in output[:, 1:].tolist()]
 
     def _bare(self, row: list[int]) -> list[int]:
-        """A generated row up to its end."""
+        """A generated row, cut at its end token."""
         ends = {self.config.eos_token_id, self.config.pad_token_id}
         end = next((place for place, token in enumerate(row) if token in ends), len(row))
         return row[:end]
@@ -200,15 +200,15 @@ def _special_tokens(config: Any) -> dict[str, int | None]:
 
 
 class ExactLengths(LogitsProcessor):
-    """Each output ends exactly where it is told to: the end token is forced there, and nowhere before.
+    """Forces each output to a given length: the end token is forced there and forbidden before.
 
-    It touches two columns of the scores and the rows that end, so that it costs next to nothing beside the model.
+    It changes only two columns of the scores and the rows that end, so it costs very little next to the model.
 
     Args:
-        lengths: tokens of each output, the one that ends it included, the start token not.
-        num_beams: hypotheses of each.
-        eos_id: ends an output.
-        pad_id: comes after the end, and is not written before it.
+        lengths: tokens of each output, including its end token but not the start token.
+        num_beams: hypotheses of each output.
+        eos_id: the end token.
+        pad_id: the token that fills a row after its end; it is forbidden before.
     """
 
     def __init__(self, lengths: Sequence[int], num_beams: int, eos_id: int, pad_id: int) -> None:
@@ -217,8 +217,8 @@ class ExactLengths(LogitsProcessor):
         self._ends = sorted({eos_id, pad_id})
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores float [R, V] of R rows' next token, changed in place."""
-        number = input_ids.shape[1]  # of the next token; the start token is number 0
+        """Change the scores of the next token, float [R, V] for R rows, in place."""
+        number = input_ids.shape[1]  # number of the next token; the start token has number 0
         scores[:, self._ends] = -torch.inf
         ending = [row for row, length in enumerate(self._lengths) if number >= length]
         if ending:

@@ -1,4 +1,4 @@
-"""What a recipe's ``model`` says of a baseline; ``kind`` tells which."""
+"""The ``model`` sections of recipes for baselines; ``kind`` selects the baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bnb_ds.config.sections import Probability, Section
 
 
 class Seq2SeqSize(Section):
-    """Shape of an encoder-decoder with random weights; the defaults are those of the paper's Transformer."""
+    """Shape of an encoder-decoder with random weights; the defaults are the paper's Transformer."""
 
     hidden_size: Annotated[int, Field(gt=0)] = 512
     encoder_layers: Annotated[int, Field(gt=0)] = 6
@@ -29,29 +29,29 @@ class Seq2SeqSize(Section):
 
 
 class AutoregressiveSection(Section):
-    """Common to the autoregressive kinds."""
+    """Fields of all autoregressive kinds."""
 
-    #: of hidden states and of attention; None: as the checkpoint has it, 0.1 in models with random weights
+    #: dropout of hidden states and attention; None: the checkpoint's own, and 0.1 with random weights
     dropout: Probability | None = None
-    #: share of the target distribution that is uniform, while training
+    #: fraction of the target distribution that is uniform during training
     label_smoothing: Probability = 0.0
-    #: of the trained model, where it is evaluated and where it teaches; while training it is scored with 1
+    #: beams of the trained model in evaluation and distillation; evaluations during training use 1
     num_beams: Annotated[int, Field(ge=1)] = 4
-    #: exponent of the length by which a hypothesis' log-probability is divided
+    #: a hypothesis' log-probability is divided by its length to this power
     length_penalty: float = 1.0
-    #: no n-gram of that many tokens twice in an output; 0: no such rule
+    #: an output may not repeat an n-gram of this many tokens; 0: no such rule
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
 
 
 class Bert2bertSection(AutoregressiveSection):
-    """BERT checkpoints for both halves (Rothe et al., 2020), or random weights of ``size``."""
+    """A BERT encoder and a BERT decoder (Rothe et al., 2020), from checkpoints or with random weights of ``size``."""
 
     kind: Literal["bert2bert"]
-    #: Hugging Face directory or hub name; ``decoder`` is ``encoder`` where it is not given
+    #: Hugging Face directories or hub names; the default of ``decoder`` is ``encoder``
     encoder: str | None = None
     decoder: str | None = None
     size: Seq2SeqSize | None = None
-    #: one set of weights for both halves
+    #: both halves share one set of weights
     tie_encoder_decoder: bool = False
 
     @model_validator(mode="after")
@@ -63,12 +63,12 @@ class Bert2bertSection(AutoregressiveSection):
         if self.tie_encoder_decoder and self.decoder not in (None, self.encoder):
             raise ValueError("tie_encoder_decoder needs the same checkpoint for encoder and decoder; remove decoder")
         if self.tie_encoder_decoder and self.size and self.size.encoder_layers != self.size.decoder_layers:
-            raise ValueError("tie_encoder_decoder needs as many encoder_layers as decoder_layers")
+            raise ValueError("tie_encoder_decoder needs equal numbers of encoder_layers and decoder_layers")
         return self
 
 
 class TransformerSection(AutoregressiveSection):
-    """A Transformer with random weights: Marian's, as in the paper."""
+    """The paper's Transformer (Marian) with random weights."""
 
     kind: Literal["transformer"]
     size: Seq2SeqSize = Seq2SeqSize()
@@ -83,10 +83,10 @@ class Seq2SeqSection(AutoregressiveSection):
 
 
 class ClassifierSection(Section):
-    """A checkpoint with a new classification head: BERT, OpenAI GPT."""
+    """A BERT or OpenAI GPT checkpoint with a new classification head."""
 
     kind: Literal["classifier"]
     #: Hugging Face directory or hub name
     checkpoint: str
-    #: of hidden states and of attention; None: as the checkpoint has it
+    #: dropout of hidden states and attention; None: the checkpoint's own
     dropout: Probability | None = None

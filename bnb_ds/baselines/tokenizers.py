@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints that are no BERT."""
+"""Read the tokenizers of baseline checkpoints."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bnb_ds.common.hub import checkpoint_errors, tokenizer_directory
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import DataError
 
-#: Radford et al., 2018, figure 1: start, delimiter, and extract, whose last hidden state is classified
+#: Radford et al., 2018, figure 1: start, delimiter and extract; the hidden state of extract is classified
 _GPT_TOKENS = {"cls_token": "_start_", "sep_token": "_delimiter_", "eos_token": "_classify_", "pad_token": "_pad_"}
 
 
 def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a Hugging Face directory or hub name, with the special tokens its model needs.
+    """Read the tokenizer of a Hugging Face directory or hub name, with the special tokens that its model needs.
 
-    A BERT's is read as :func:`bnb_ds.data.tokenization.load_tokenizer` reads it. OpenAI GPT's gets the three tokens
-    that GPT is fine-tuned with, and one to pad with.
+    For a BERT this is :func:`bnb_ds.data.tokenization.load_tokenizer`. An OpenAI GPT tokenizer gets the three special
+    tokens of GPT's fine-tuning and a padding token.
 
     Raises:
-        DataError: there is none, or it has no token that begins, ends or pads a text.
-        CheckpointError: it cannot be fetched.
+        DataError: there is no tokenizer, or it lacks a token that begins, ends or pads a text.
+        CheckpointError: the tokenizer cannot be fetched.
     """
     if Path(checkpoint).is_file() or _is_bert(checkpoint):
         directory = Path(checkpoint) if Path(checkpoint).is_file() else tokenizer_directory(checkpoint)
@@ -56,7 +56,7 @@ def _is_bert(checkpoint: str) -> bool:
 
 
 def _model_type(checkpoint: str) -> str | None:
-    """``model_type`` of config.json; None where there is none, as beside a tokenizer alone."""
+    """``model_type`` of config.json; None if there is no config.json, as in a directory with only a tokenizer."""
     if Path(checkpoint).is_dir() and not (Path(checkpoint) / "config.json").is_file():
         return None
     with checkpoint_errors(checkpoint, "model"):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.errors import ConfigError, DataError, how_to_install
 
 _LOG_10 = math.log(10.0)
 
@@ -41,7 +41,7 @@ class NgramLm:
         try:
             kenlm = importlib.import_module("kenlm")
         except ImportError:
-            raise ConfigError("a language model needs the package kenlm: pip install bnb_ds[lm]") from None
+            raise ConfigError(f"a language model needs the package kenlm: {how_to_install('lm')}") from None
         if not Path(path).is_file():
             raise DataError(f"{path}: no such language model; give an ARPA file or a KenLM binary")
         try:

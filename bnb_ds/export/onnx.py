@@ -19,7 +19,7 @@ import torch
 
 from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import save_tokenizer
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.generate.open_model import ONNX_FILE, load_exported
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -73,7 +73,7 @@ def require_packages() -> None:
         try:
             importlib.import_module(package)
         except ImportError:
-            raise ConfigError(f"--format onnx needs the package {package}: pip install bnb_ds[onnx]") from None
+            raise ConfigError(f"--format onnx needs the package {package}: {how_to_install('onnx')}") from None
 
 
 def _trace(graph: RectangularBnb, path: Path) -> None:

@@ -20,7 +20,7 @@ from bnb_ds.ctc.greedy import collapse
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.errors import CheckpointError, ConfigError, how_to_install
 from bnb_ds.generate.open_model import ONNX_FILE
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
@@ -172,7 +172,7 @@ class OnnxEngine(_GraphEngine):
         try:
             runtime = importlib.import_module("onnxruntime")
         except ImportError:
-            raise ConfigError(f"{directory}: an ONNX model needs onnxruntime: pip install bnb_ds[onnx]") from None
+            raise ConfigError(f"{directory}: an ONNX model needs onnxruntime: {how_to_install('onnx')}") from None
         self.config = BnbConfig.from_pretrained(directory)
         self.name = "ONNX Runtime on cpu"
         self._budget = default_token_budget(torch.device("cpu"))

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.generate.pipeline import BnbPipeline
 
 _BACKLOG = 2048  # connections that wait to be accepted
@@ -22,7 +22,7 @@ def require_packages() -> None:
         try:
             importlib.import_module(package)
         except ImportError:
-            raise ConfigError(f"serve needs the package {package}: pip install bnb_ds[serve]") from None
+            raise ConfigError(f"serve needs the package {package}: {how_to_install('serve')}") from None
 
 
 def listen(host: str, port: int) -> socket.socket:

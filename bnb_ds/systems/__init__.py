@@ -1,4 +1,4 @@
-"""Kinds of models that the launcher fine-tunes, evaluates and compares: one adapter for each `model.kind`.
+"""One adapter for each kind of model that can be fine-tuned and evaluated (``model.kind`` of a recipe).
 
-Face: `base.System`, `model_dir.load_system`, `registry.ModelChoice`, `registry.system_class`.
+Face: `base.System`, `kinds.ModelChoice`, `kinds.system_class`, `model_dir.load_system`.
 """

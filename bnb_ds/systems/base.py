@@ -1,6 +1,6 @@
-"""What the launcher asks of a kind of model: how it is made, what it is fed, how its output is read.
+"""The interface of a kind of model: building it, feeding it batches and reading its outputs.
 
-Shapes: B sequences of a batch, N source tokens and M target tokens of all of them together.
+Shapes: B sequences of a batch; N source tokens and M target tokens, each summed over the batch.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths
 from bnb_ds.train.objectives import Objective, Reconstruction
 
-#: of a model directory: what the model was made for
+#: file in a model directory that records the kind of model, the task and the lengths
 TASK_FILE = "task.json"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of a batch.
+    """The loss and the outputs of a model for one batch.
 
     Attributes:
-        loss_sum: nats (of a regression: squared errors) added up; divided by the batch's ``loss_count``.
-        outputs: for texts int64 [n] token ids of each sample; for labels float32 [B, C].
+        loss_sum: sum of losses in nats (for a regression: of squared errors); the mean divides it by ``loss_count``.
+        outputs: for texts, int64 [n] token ids of each sample; for labels, float32 [B, C] logits.
     """
 
     loss_sum: float
@@ -45,37 +45,37 @@ class Prediction:
 
 @dataclass(frozen=True)
 class OneSlotPerToken:
-    """The `bnb_ds.data.batch.TargetRules` of a model that writes token by token.
+    """The `bnb_ds.data.batch.TargetRules` of a model that writes one token after the other.
 
     Attributes:
-        uncounted: tokens of each target that are given to the model, not predicted.
+        uncounted: number of tokens of each target that the model is given and does not predict.
     """
 
     uncounted: int = 0
 
     def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
-        """int64 [B], one for each target token."""
+        """int64 [B], as many slots as target tokens."""
         return target_lengths
 
     def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """bool [B], all of them."""
+        """bool [B]; every target fits."""
         return np.ones(slots.size, dtype=bool)
 
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
-        """Predicted tokens."""
+        """The number of predicted tokens."""
         return num_targets - num_sequences * self.uncounted
 
 
 class System(ABC):
     """A kind of model, for one task.
 
-    Subclasses are listed in `bnb_ds.systems.kinds` and their sections in `bnb_ds.systems.kinds.ModelChoice`.
+    `bnb_ds.systems.kinds` lists the subclasses (``GENERATORS``, ``CLASSIFIERS``) and their sections (``ModelChoice``).
 
     Args:
-        task: what the model is for.
+        task: the task of the model.
         lengths: longest source and target.
-        codec: tokenizers.
-        section: the recipe's ``model``; None for a model that is loaded.
+        codec: the tokenizers.
+        section: the recipe's ``model`` section; None for a model that is loaded.
     """
 
     #: ``model.kind`` of a recipe
@@ -90,37 +90,37 @@ class System(ABC):
     @classmethod
     @abstractmethod
     def make_codec(cls, task: Task, section: Any, data: TaskDataSection) -> Codec:
-        """The tokenizers of a recipe: ``data.tokenizer`` and ``data.target_tokenizer``, or the checkpoint's own.
+        """Load the tokenizers of a recipe: ``data.tokenizer`` and ``data.target_tokenizer``, or the checkpoint's own.
 
         Raises:
-            ConfigError, DataError: there are none, or they do not fit the checkpoint.
+            ConfigError, DataError: no tokenizer is found, or it does not fit the checkpoint.
         """
 
     @classmethod
     @abstractmethod
     def load_codec(cls, directory: Path) -> Codec:
-        """The tokenizers that :meth:`save_files` wrote."""
+        """Load the tokenizers that :meth:`save_files` wrote."""
 
     @abstractmethod
     def config(self) -> Any:
-        """The Hugging Face configuration of :meth:`build`, without making any weights.
+        """The Hugging Face configuration of the model that :meth:`build` makes; no weights are made.
 
         Raises:
-            ConfigError: source or target lengths beyond the model's positions.
+            ConfigError: the source or target length exceeds the model's positions.
             CheckpointError: the checkpoint cannot be read.
         """
 
     @abstractmethod
     def empty(self, config: Any) -> nn.Module:
-        """The model of a configuration with weights that mean nothing."""
+        """Make the model of a configuration; its weights are to be overwritten."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The model to train, in float32; random weights come from torch's global generator."""
+        """Make the model to train, in float32. Random weights come from torch's global generator."""
 
     @abstractmethod
     def load(self, directory: Path) -> nn.Module:
-        """A model that :func:`save_model` wrote, in evaluation mode on the CPU.
+        """Load the model of a directory that holds weights and `save_files`, in evaluation mode on the CPU.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -132,15 +132,15 @@ class System(ABC):
 
     @abstractmethod
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
-        """Score a batch and write its outputs; under `torch.no_grad`, in evaluation mode.
+        """Compute the loss and the outputs of a batch, under `torch.no_grad` and in evaluation mode.
 
         Args:
-            model: a DeepSpeed engine (``engine.module`` is the model) or the model itself. All ranks call it at the
-                same time: weights that ZeRO 3 has taken apart are gathered in forward passes of the whole model.
+            model: a DeepSpeed engine (``engine.module`` is the model) or the model itself. All ranks must call it
+                together, because ZeRO 3 gathers partitioned weights in each forward pass of the whole model.
         """
 
     def load_config(self, directory: Path) -> Any:
-        """The configuration in a model directory, of the class that `empty` takes.
+        """Load the configuration of a model directory, as the class that `empty` takes.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -150,22 +150,22 @@ class System(ABC):
 
     @property
     def objective(self) -> Objective:
-        """The loss of a micro batch; default: ``loss_sum`` of the model's output over the packed batch."""
+        """The loss of a micro batch. The default is ``loss_sum`` of the model's output for the packed batch."""
         return Reconstruction()
 
     def name_classes(self, config: Any) -> None:
-        """Tell the configuration of a classifier what its classes are called."""
+        """Write the names of the classes into the configuration of a classifier."""
         if self.task.labels:
             config.id2label = dict(enumerate(self.task.labels))
             config.label2id = {name: number for number, name in config.id2label.items()}
 
     @property
     def target_rules(self) -> TargetRules:
-        """Slots, fit and count of targets that are texts; default: those of a model that writes token by token."""
+        """Slots, fit and count of text targets. The default suits models that write one token after the other."""
         return OneSlotPerToken()
 
     def save_files(self, config: Any, directory: Path) -> None:
-        """Write what loading needs besides the weights: configuration, tokenizers, task."""
+        """Write the files that loading needs besides the weights: configuration, tokenizers and task."""
         directory.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(directory)
         self.codec.save(directory)

@@ -1,4 +1,4 @@
-"""Models that BnB is compared with: autoregressive ones over texts, and classifiers over labels."""
+"""Adapters of the baselines: autoregressive models for texts, and classifiers for labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from bnb_ds.tasks.task import Task
 
 
 class _TokenizersOfCheckpoints(System):
-    """Tokenizers: those that the recipe names, or the checkpoint's own."""
+    """Uses the tokenizers that the recipe names, or the checkpoint's own."""
 
     @classmethod
     def load_codec(cls, directory: Path) -> Codec:
@@ -41,13 +41,13 @@ class _TokenizersOfCheckpoints(System):
     @staticmethod
     def _codec(sources: str | None, targets: str | None) -> Codec:
         if sources is None:
-            raise ConfigError("data.tokenizer: a model of random weights brings none; name a tokenizer's directory")
+            raise ConfigError("data.tokenizer: a model with random weights has no tokenizer; give the directory of one")
         source = read_tokenizer(sources)
         return Codec(source, source if targets in (None, sources) else read_tokenizer(targets))
 
 
 class AutoregressiveSystem(_TokenizersOfCheckpoints):
-    """Texts, one token after the other."""
+    """A model that writes texts one token after the other."""
 
     section: AutoregressiveSection
     _config: Any = None
@@ -89,17 +89,17 @@ class AutoregressiveSystem(_TokenizersOfCheckpoints):
         return OneSlotPerToken(uncounted=int(self._begins_with_start(self.config())))
 
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
-        """Greedy while it trains (``model`` is an engine); afterwards as ``generation_config.json`` says."""
+        """Decode greedily during training (``model`` is an engine), afterwards as ``generation_config.json`` says."""
         loss_sum = float(model(**batch.model_inputs(device)).loss_sum)
         return Prediction(loss_sum, self.write(model, self.rows(batch)))
 
     def write(self, model: Any, rows: list[list[int]], num_beams: int | None = None) -> list[np.ndarray]:
-        """Outputs, int64 [n] each, of sources that are decoded together.
+        """Decode sources as one batch; the outputs are int64 [n] each.
 
         Args:
             model: as in `predict`.
             rows: token ids of each source, with its special tokens.
-            num_beams: takes the place of the model's own.
+            num_beams: replaces the model's own setting.
         """
         is_engine = hasattr(model, "module")
         plain: AutoregressiveModel = model.module if is_engine else model
@@ -110,14 +110,14 @@ class AutoregressiveSystem(_TokenizersOfCheckpoints):
             length_penalty=1.0 if own.length_penalty is None else own.length_penalty,
             no_repeat_ngram_size=own.no_repeat_ngram_size or 0,
         )
-        # With weights taken apart, every rank must go on as long as any of them writes.
+        # With partitioned weights, every rank must continue until all ranks have finished.
         synchronised = is_engine and model.zero_optimization_stage() == 3
         outputs = plain.generate_rows(rows, options, synchronised=synchronised)
         return [np.array(output, np.int64) for output in outputs]
 
     @staticmethod
     def rows(batch: PackedBatch) -> list[list[int]]:
-        """The sources of a batch."""
+        """Token ids of each source of a batch."""
         return [row.tolist() for row in batch.input_ids.split(batch.source_lengths.tolist())]
 
     def _wrapped(self, model: Any, label_smoothing: float = 0.0) -> AutoregressiveModel:
@@ -138,7 +138,7 @@ class AutoregressiveSystem(_TokenizersOfCheckpoints):
 
 
 class Bert2bert(AutoregressiveSystem):
-    """BERT encoder and BERT decoder, the paper's baseline."""
+    """The paper's baseline: a BERT encoder and a BERT decoder."""
 
     kind = "bert2bert"
     section: Bert2bertSection
@@ -155,7 +155,7 @@ class Bert2bert(AutoregressiveSystem):
 
 
 class Transformer(AutoregressiveSystem):
-    """Six and six layers of random weights, the paper's Transformer."""
+    """The paper's Transformer: six encoder and six decoder layers with random weights."""
 
     kind = "transformer"
     section: TransformerSection
@@ -169,7 +169,7 @@ class Transformer(AutoregressiveSystem):
 
 
 class Seq2SeqCheckpoint(AutoregressiveSystem):
-    """BART, BioBART, and whatever else transformers has."""
+    """Any encoder-decoder checkpoint of transformers, such as BART or BioBART."""
 
     kind = "seq2seq"
     section: Seq2SeqSection

@@ -1,4 +1,4 @@
-"""BERT-NAR-BERT itself: over texts, and its encoder over labels (GLUE)."""
+"""Adapters of BERT-NAR-BERT: the whole model for texts, and its encoder for labels (GLUE)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from bnb_ds.tasks.task import Task
 
 
 class BnbModelSection(ModelSection):
-    """A BERT-NAR-BERT, or for labels its encoder; fields as in pre-training."""
+    """The ``model`` section of a BERT-NAR-BERT, or of its encoder for labels; fields as in pre-training."""
 
     kind: Literal["bnb"]
 
 
 class BnbSystem(System):
-    """Common to both."""
+    """The tokenizers of both adapters."""
 
     kind = "bnb"
     section: BnbModelSection
@@ -43,7 +43,7 @@ class BnbSystem(System):
     def make_codec(cls, task: Task, section: BnbModelSection, data: TaskDataSection) -> Codec:
         sources = data.tokenizer or section.checkpoint or section.encoder
         if sources is None:
-            raise ConfigError("data.tokenizer: a model of random weights brings none; name a tokenizer's directory")
+            raise ConfigError("data.tokenizer: a model with random weights has no tokenizer; give the directory of one")
         source = load_tokenizer(_tokenizer_of(sources))
         if not task.is_generation:
             return Codec(source, source)
@@ -63,7 +63,7 @@ class BnbSystem(System):
 
 
 class BnbGenerator(BnbSystem):
-    """Texts, in one pass."""
+    """The whole model, which writes texts in one pass."""
 
     _config: BnbConfig | None = None
 
@@ -105,7 +105,7 @@ class BnbGenerator(BnbSystem):
         output = model(**batch.model_inputs(device), return_best=True)
         loss_sum = float(output.loss_sum)
         if config.decoder_length == "predicted":
-            # With labels the slots are as many as the target has tokens; without, as many as the model predicts.
+            # With labels there is one slot per target token; without them the model predicts the number of slots.
             output = model(**batch.source_inputs(device), return_logits=False, return_best=True)
         rows = greedy_rows(output.best, output.decoder_lengths, config)
         return Prediction(loss_sum, [row.numpy() for row in rows])
@@ -120,7 +120,7 @@ class BnbGenerator(BnbSystem):
 
 
 class BnbClassifier(BnbSystem):
-    """Labels and scores, from the encoder."""
+    """The encoder with a head for labels or scores."""
 
     def config(self) -> BnbConfig:
         section = self.section
@@ -179,16 +179,16 @@ class BnbClassifier(BnbSystem):
         size = TokenizerVocabulary.of(self.codec.source).vocab_size
         if config.encoder.vocab_size < size:
             raise DataError(
-                f"model: its vocabulary has {config.encoder.vocab_size} tokens, the tokenizer {size}; remove"
-                " data.tokenizer, or name the checkpoint's own"
+                f"model: its vocabulary has {config.encoder.vocab_size} tokens, but the tokenizer has {size}; remove"
+                " data.tokenizer, or give the checkpoint's own"
             )
 
 
 def _tokenizer_of(name: str) -> Path:
-    """Where the tokenizer of a directory, vocabulary file, or hub checkpoint lies."""
+    """The path of the tokenizer of a directory, vocabulary file or hub checkpoint."""
     if Path(name).is_file():
         return Path(name)
     directory = tokenizer_directory(name)
     if directory is None:
-        raise ConfigError(f"{name}: holds no tokenizer; name one with data.tokenizer")
+        raise ConfigError(f"{name}: holds no tokenizer; give one with data.tokenizer")
     return directory

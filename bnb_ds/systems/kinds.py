@@ -1,4 +1,4 @@
-"""Kinds of models by name: ``model.kind`` of a recipe."""
+"""The kinds of models by name (``model.kind`` of a recipe)."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from bnb_ds.systems.baselines import Bert2bert, CheckpointClassifier, Seq2SeqChe
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
 from bnb_ds.tasks.task import Task
 
-#: of a recipe's ``model``; the field ``kind`` says which
+#: the ``model`` section of a recipe; its field ``kind`` selects the class
 ModelChoice = Annotated[
     BnbModelSection | Bert2bertSection | TransformerSection | Seq2SeqSection | ClassifierSection,
     Field(discriminator="kind"),
 ]
 
 
-#: writers of texts
+#: kinds that write texts
 GENERATORS: dict[str, type[System]] = {
     system.kind: system for system in (BnbGenerator, Bert2bert, Transformer, Seq2SeqCheckpoint)
 }
 
 
-#: givers of labels
+#: kinds that give labels
 CLASSIFIERS: dict[str, type[System]] = {system.kind: system for system in (BnbClassifier, CheckpointClassifier)}
 
 
 def system_class(kind: str, task: Task) -> type[System]:
-    """The class for a kind of model and a task.
+    """Return the class for a kind of model and a task.
 
     Raises:
-        ConfigError: that kind cannot do the task.
+        ConfigError: this kind cannot do the task.
     """
     able = GENERATORS if task.is_generation else CLASSIFIERS
     if kind not in able:
         wanted = "texts" if task.is_generation else "labels"
-        raise ConfigError(f"model.kind {kind}: task {task.name} asks for {wanted}; kinds that can: {', '.join(able)}")
+        raise ConfigError(f"model.kind {kind}: task {task.name} needs {wanted}; give one of: {', '.join(able)}")
     return able[kind]

@@ -1,4 +1,4 @@
-"""The directory of a fine-tuned model: which kind and task it is for, its recipe, and a run's best one."""
+"""Read the directory of a fine-tuned model: its kind, task and recipe, and the best model of a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from bnb_ds.tasks.tokenised import Lengths
 
 
 def load_system(directory: Path) -> System:
-    """The system of a model directory that ``runs/finetune.py`` or ``bnb-ds export`` wrote; its weights stay unread.
+    """Make the system of a model directory of ``runs/finetune.py`` or ``bnb-ds export``, without reading the weights.
 
     Raises:
-        CheckpointError: it is no such directory.
+        CheckpointError: the directory is not a fine-tuned model.
     """
     try:
         made_for = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
@@ -30,38 +30,48 @@ def load_system(directory: Path) -> System:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{directory}: not a fine-tuned model ({TASK_FILE}: {error}); give the `best` directory of a run of"
-            " runs/finetune.py, or what `bnb-ds export` made of that run"
+            " runs/finetune.py, or an export of that run"
         ) from None
     chosen = system_class(kind, task)
     return chosen(task, lengths, chosen.load_codec(directory))
 
 
-#: directory of a run that holds its best model
+#: the subdirectory of a run that holds its best model
 BEST = "best"
 
 
-#: the recipe that a model was fine-tuned with, in its directory
+#: the file in a model directory that holds its fine-tuning recipe
 RECIPE_FILE = "recipe.yaml"
 
 
 def best_model(path: Path) -> Path:
-    """The best model of a run that is over; any other directory is taken for a model itself."""
+    """The best model of a finished run; any other directory is assumed to be a model itself."""
     best = path / BEST
     return best if (best / TASK_FILE).is_file() else path
 
 
 def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]) -> tuple[System, TaskDataSection]:
-    """The system of a model directory, and the data it is to read; arguments as `evaluate_model`."""
+    """Make the system of a model directory, and the data section to read.
+
+    Args:
+        model: a model directory.
+        task_name: None: the task that the model was fine-tuned for.
+        overrides: ``data.KEY=VALUE``, in place of the data that the model was fine-tuned on.
+
+    Raises:
+        CheckpointError: the directory is not a model, or the model cannot do the task.
+        ConfigError: an override is wrong, or the task differs in kind or labels.
+    """
     recipe = model / RECIPE_FILE
     saved = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"] if recipe.is_file() else {}
     if task_name is not None and not (model / TASK_FILE).is_file():
         return _untuned(model, get_task(task_name), load_section(saved, overrides, "data", TaskDataSection))
     system = load_system(model)
     if task_name is not None and task_name != system.task.name:
-        # Other data for the same model: what its columns are called is another matter too.
+        # Another task has other columns, so the saved data section does not apply.
         task, saved = get_task(task_name), {}
         if (task.kind, task.labels) != (system.task.kind, system.task.labels):
-            raise ConfigError(f"--task {task_name}: {model} was fine-tuned for {system.task.name}; give that")
+            raise ConfigError(f"--task {task_name}: {model} was fine-tuned for {system.task.name}; give that task")
         system.task = task
     own = {"max_source_length": system.lengths.source, "max_target_length": system.lengths.target}
     data = load_section({**saved, **own}, overrides, "data", TaskDataSection)
@@ -70,12 +80,16 @@ def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]
 
 
 def _untuned(model: Path, task: Task, data: TaskDataSection) -> tuple[System, TaskDataSection]:
-    """A model that was pre-trained only."""
+    """The same for a model that was only pre-trained."""
     try:
         kind = json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{model}: no model directory ({error}); give what `bnb-ds export` wrote") from None
+        raise CheckpointError(
+            f"{model}: not a model directory ({error}); give a directory that `bnb-ds export` wrote"
+        ) from None
     if not task.is_generation:
-        raise CheckpointError(f"{model}: was not fine-tuned, and has no head for {task.name}; run runs/finetune.py")
+        raise CheckpointError(
+            f"{model}: was only pre-trained and has no head for {task.name}; fine-tune it with runs/finetune.py"
+        )
     chosen = system_class(kind, task)
     return chosen(task, Lengths.of(task, data), chosen.load_codec(model)), data

@@ -1,4 +1,4 @@
-"""Tokenised examples as packed batches, for any kind of model."""
+"""Turn tokenised examples into packed batches, for any kind of model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bnb_ds.tasks.tokenised import Tokenised
 
 
 class TaskSamples:
-    """A `bnb_ds.data.loader.SampleSource`: sample ids are the rows of a split, and every epoch sees them alike.
+    """A `bnb_ds.data.loader.SampleSource` whose sample ids are the rows of a split. All epochs are alike.
 
     Args:
         split: the rows.
-        system: says how many decoder positions a sample has, and what its loss counts.
+        system: gives the number of decoder positions of a sample, and the count of its loss.
     """
 
     def __init__(self, split: Tokenised, system: System) -> None:
@@ -26,11 +26,11 @@ class TaskSamples:
         return len(self._split)
 
     def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
-        """int64 [B], source tokens."""
+        """int64 [B], source tokens of each sample."""
         return self._split.source_lengths(sample_ids)
 
     def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
-        """Build one micro batch of int64 [B] rows; ``epochs`` makes no difference."""
+        """Build one micro batch of int64 [B] rows; ``epochs`` is ignored."""
         split, system = self._split, self._system
         sources, cu_seqlens = split.sources(sample_ids)
         common = {"sample_ids": sample_ids, "num_ordinary": sources.size, "num_masked": 0}

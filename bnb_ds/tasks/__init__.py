@@ -1,4 +1,4 @@
-"""Downstream tasks: declarations, rows, examples, token ids.
+"""Downstream tasks: their declarations, and the steps from rows to examples to token ids.
 
 Face: `TASKS`, `HubData`, `Task`, `get_task`.
 """

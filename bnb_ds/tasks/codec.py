@@ -1,4 +1,4 @@
-"""Text to token ids and back: a tokenizer for the source, one for the target, and the special tokens around both."""
+"""Convert text to token ids and back, with one tokenizer for the source and one for the target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bnb_ds.errors import ConfigError
 
 @dataclass(frozen=True)
 class Frame:
-    """The special tokens that a tokenizer puts around one text, or around two."""
+    """The special tokens that a tokenizer adds around one text, or around and between two."""
 
     before: tuple[int, ...]
     between: tuple[int, ...]
@@ -27,7 +27,7 @@ class Frame:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, *, pair: bool) -> Frame:
-        """Found by encoding a text, or two."""
+        """Find them by encoding one text, or two."""
         encoded = tokenizer("a", "a" if pair else None, return_special_tokens_mask=True)
         parts: list[list[int]] = [[]]
         for token, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
@@ -49,8 +49,8 @@ class EncodedSources:
 
     Attributes:
         tokens: int64 [n] for each source, special tokens included.
-        first_lengths: tokens of each that belong to the first text and the special tokens up to the second.
-        num_cut: sources that were too long.
+        first_lengths: number of tokens of each source before its second text begins.
+        num_cut: number of sources that were too long.
     """
 
     tokens: list[np.ndarray]
@@ -59,13 +59,13 @@ class EncodedSources:
 
 
 class Codec:
-    """Encodes sources and targets of a task, and decodes outputs.
+    """Encodes the sources and targets of a task, and decodes outputs.
 
-    A text that spells ``[SEP]`` or ``[MASK]`` does not hold that token.
+    A text that contains the letters ``[SEP]`` or ``[MASK]`` is encoded as plain text, not as that special token.
 
     Args:
         source: tokenizer of the sources.
-        target: tokenizer of the targets; the same object where there is one for both.
+        target: tokenizer of the targets; the same object if one serves for both.
     """
 
     def __init__(self, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
@@ -74,7 +74,7 @@ class Codec:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all that decides which ids a text gets."""
+        """SHA-256 (hex) of everything that determines the ids of a text."""
         states = []
         for tokenizer in (self.source, self.target):
             state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -84,17 +84,17 @@ class Codec:
 
     @property
     def lowercases(self) -> bool:
-        """Whether targets lose their capitals."""
+        """Whether the target tokenizer lowercases text."""
         normalizer = json.loads(self.target.backend_tokenizer.to_str())["normalizer"] or {}
         return bool(normalizer.get("lowercase"))
 
     def encode_sources(self, texts: Sequence[tuple[str, ...]], max_length: int, *, cut: str) -> EncodedSources:
-        """Token ids of sources of one or two texts each.
+        """Encode sources of one or two texts each.
 
         Args:
             texts: the texts of each source.
-            max_length: of a source in tokens, special ones included.
-            cut: what is cut of two texts: the ``longest`` (until they are equally long) or the ``last``.
+            max_length: most tokens of a source, special tokens included.
+            cut: which of two texts is cut: the ``longest`` (until both are equally long) or the ``last``.
 
         Raises:
             ConfigError: ``max_length`` has no room for text.
@@ -113,7 +113,7 @@ class Codec:
         return EncodedSources(tokens, first_lengths, num_cut)
 
     def encode_targets(self, texts: Sequence[str], max_length: int) -> tuple[list[np.ndarray], int]:
-        """int64 [m] for each target, special tokens included, and how many were cut.
+        """Encode targets: int64 [m] for each, special tokens included; and the number of targets that were cut.
 
         Raises:
             ConfigError: ``max_length`` has no room for text.
@@ -125,12 +125,12 @@ class Codec:
         return tokens, sum(len(text) > room for text in ids)
 
     def decode(self, outputs: Sequence[np.ndarray]) -> list[str]:
-        """Texts of outputs, special tokens left out, on one line each."""
+        """Decode outputs without special tokens, each to one line."""
         texts = self.target.batch_decode([output.tolist() for output in outputs], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
     def save(self, directory: Path) -> None:
-        """Write the tokenizers of a model directory."""
+        """Write the tokenizers into a model directory."""
         _save(self.source, directory)
         if self.target is not self.source:
             _save(self.target, directory / TARGET_TOKENIZER)
@@ -139,7 +139,7 @@ class Codec:
     def _ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        # Longer than the model: it is cut here, and transformers need not warn of it.
+        # verbose=False: no warning about texts that are too long for the model, because they are cut later.
         encoded: Any = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
         return encoded["input_ids"]
 
@@ -151,7 +151,9 @@ def _save(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
 def _room(frame: Frame, max_length: int, field: str) -> int:
     room = max_length - frame.size
     if room < 1:
-        raise ConfigError(f"data.{field} {max_length}: leaves no room beside {frame.size} special tokens; raise it")
+        raise ConfigError(
+            f"data.{field} {max_length}: leaves no room for text beside {frame.size} special tokens; raise it"
+        )
     return room
 
 
@@ -160,7 +162,7 @@ def _cut(first: list[int], second: list[int], room: int, cut: str) -> tuple[list
     if excess <= 0:
         return first, second
     if cut == "last" or not second:
-        # A first text that fills all the room leaves nothing of the second.
+        # If the first text fills all the room, nothing of the second is kept.
         first = first[:room]
         return first, second[: room - len(first)]
     shorter = min(len(first), len(second))

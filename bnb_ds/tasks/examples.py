@@ -1,4 +1,4 @@
-"""Examples of a task, as text: rows from files or the hub, their columns found and checked."""
+"""Read the examples of a task as text, from files or the hub, and check their columns."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from bnb_ds.tasks.task import HubData, Task
 
 @dataclass(frozen=True)
 class Example:
-    """One example.
+    """One example of a task.
 
     Attributes:
-        id: of the row, or a hash of its text.
-        sources: text of each source column.
+        id: the row's own id, or a hash of its text.
+        sources: the text of each source column.
         target: a text, the number of a class, or the score of a regression.
     """
 
@@ -34,7 +34,7 @@ class Example:
 
 @dataclass
 class ReadingCounts:
-    """What :func:`read_examples` has left out."""
+    """The number of rows that :func:`read_examples` has skipped."""
 
     skipped: int = 0
 
@@ -42,18 +42,18 @@ class ReadingCounts:
 def read_examples(
     task: Task, data: TaskDataSection, split: str, counts: ReadingCounts | None = None
 ) -> Iterator[Example]:
-    """The examples of one split, in the order of the data.
+    """Read the examples of one split, in the order of the data.
 
     Args:
-        task: what to read of a row.
-        data: where rows come from.
-        split: ``train``, ``validation``, ``test``, or another that the task names.
-        counts: counts the rows that ``data.skip_bad_rows`` leaves out.
+        task: names the columns to read.
+        data: the source of the rows.
+        split: ``train``, ``validation``, ``test``, or another split that the task names.
+        counts: counts the rows that ``data.skip_bad_rows`` skips.
 
     Raises:
-        ConfigError: the recipe names no data for that split.
-        DataError: a file or column is missing, a target or source empty, a label outside the set; the message names
-            file and row.
+        ConfigError: the recipe names no data for the split.
+        DataError: a file or column is missing, a source or target is empty, or a label is unknown. The message names
+            the file and the row.
     """
     counts = counts or ReadingCounts()
     reader = _RowReader(task, data)
@@ -66,7 +66,7 @@ def read_examples(
 
 
 def files_of(data: TaskDataSection, split: str) -> list[Path]:
-    """The local files that a split is read from; none where it comes from the hub."""
+    """The local files of a split; an empty list if it comes from the hub."""
     named = _file_of(data, _origin(data, split))
     lists = [Path(data.documents[split])] if split in data.documents else []
     if named is None:
@@ -77,10 +77,10 @@ def files_of(data: TaskDataSection, split: str) -> list[Path]:
 
 
 def hub_of(task: Task, data: TaskDataSection, split: str) -> tuple[HubData, str]:
-    """The hub data set and its split.
+    """Return the hub data set and the name of the split there.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the task has no hub data set, or the data set has no such split.
     """
     split = _origin(data, split)
     hub = task.hub
@@ -94,12 +94,12 @@ def hub_of(task: Task, data: TaskDataSection, split: str) -> tuple[HubData, str]
 
 
 def hub_fingerprint(hub: HubData, split: str) -> str:
-    """Names the content of a hub split."""
+    """A fingerprint of the content of a hub split."""
     return open_hub(hub, split)._fingerprint
 
 
 def uses_files(data: TaskDataSection) -> bool:
-    """Whether the rows are local files: naming one split's file switches the hub off for all."""
+    """Whether rows are read from local files. As soon as one split has a file, the hub is not used for any split."""
     return any(_file_of(data, split) is not None for split in _SPLITS)
 
 
@@ -111,7 +111,7 @@ def _file_of(data: TaskDataSection, split: str) -> str | ParallelFiles | None:
 
 
 def _origin(data: TaskDataSection, split: str) -> str:
-    """The split that the rows of a split are read from: ``train`` for a part of it that `data.split` sets aside."""
+    """The split to read rows from: ``train`` if ``data.split`` sets this split aside from it."""
     set_aside = data.split is not None and getattr(data.split, split, 0) > 0 and _file_of(data, split) is None
     return "train" if set_aside else split
 
@@ -129,28 +129,30 @@ def _rows(task: Task, data: TaskDataSection, split: str) -> Iterator[PlacedRow]:
 
 
 def _as_columns(task: Task, rows: Iterator[PlacedRow]) -> Iterator[PlacedRow]:
-    """Pairs under the names that the task has for its columns."""
+    """Rename the two columns of parallel files to the column names of the task."""
     if len(task.sources) != 1:
-        raise ConfigError(f"task {task.name}: has {len(task.sources)} source columns; parallel files hold one")
+        raise ConfigError(
+            f"task {task.name}: has {len(task.sources)} source columns, but parallel files hold one; give .tsv"
+        )
     for place, row in rows:
         yield place, {task.sources[0]: row["source"], task.target: row["target"]}
 
 
 def _belonging(task: Task, data: TaskDataSection, split: str, rows: Iterator[PlacedRow]) -> Iterator[PlacedRow]:
-    """The rows of the documents that are listed for the split; all where nothing is listed."""
+    """The rows of the documents that are listed for the split; all rows if there are no lists."""
     if not data.documents:
-        # Train and test of some tasks are the same rows, told apart by lists alone.
+        # In some data sets train and test share one hub split, and only document lists separate them.
         shared = task.hub is not None and len(set(task.hub.splits.values())) < len(task.hub.splits)
         if shared and split == "test" and not uses_files(data):
             raise ConfigError(
-                f"data.documents: the {split} split of {task.name} is a list of documents of the training set; name"
-                " the file that lists them"
+                f"data.documents: the {split} split of {task.name} consists of listed documents of the training set;"
+                " name the file that lists them"
             )
         return rows
     if task.document_column is None:
-        raise ConfigError(f"data.documents: rows of task {task.name} belong to no documents; remove it")
+        raise ConfigError(f"data.documents: the rows of task {task.name} have no documents; remove data.documents")
     if split not in data.documents:
-        raise ConfigError(f"data.documents: lists no documents for the split {split!r}; name its file")
+        raise ConfigError(f"data.documents: no list is given for the split {split!r}; name its file")
     path = Path(data.documents[split])
     try:
         listed = {_title(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
@@ -165,7 +167,7 @@ def _belonging(task: Task, data: TaskDataSection, split: str, rows: Iterator[Pla
 
 
 def _title(text: str) -> str:
-    """Titles are spelt with escapes in some files, with underscores for spaces, and in two forms of accents."""
+    """Normalise a title: files differ in percent escapes, in underscores for spaces and in the form of accents."""
     return unicodedata.normalize("NFC", urllib.parse.unquote(text.strip())).replace(" ", "_")
 
 
@@ -189,7 +191,7 @@ def _examples(
 
 
 class _RowReader:
-    """Makes examples of rows."""
+    """Makes an example of a row."""
 
     def __init__(self, task: Task, data: TaskDataSection) -> None:
         self._task = task
@@ -224,7 +226,7 @@ class _RowReader:
                 return value
         names = " or ".join(repr(name) for name in self._names[column])
         raise DataError(
-            f"{place}: has no column {names}, only {', '.join(map(str, row))}; say what it is called with"
+            f"{place}: has no column {names}, only {', '.join(map(str, row))}; give its name with"
             f" data.columns.{column}=NAME"
         )
 
@@ -236,12 +238,12 @@ class _RowReader:
             try:
                 return float(value)
             except (TypeError, ValueError):
-                raise DataError(f"{place}: the score {value!r} is not a number; mend it") from None
+                raise DataError(f"{place}: the score {value!r} is not a number; correct it") from None
         if isinstance(value, str):
             value = self._class_of.get(value.strip(), int(value) if value.strip().isdecimal() else value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(task.labels):
             numbered = ", ".join(f"{number} {name}" for name, number in self._class_of.items())
-            raise DataError(f"{place}: the label {value!r} is outside the set of {task.name}: {numbered}; mend it")
+            raise DataError(f"{place}: the label {value!r} is not one of {task.name}'s ({numbered}); correct it")
         return value
 
     def _id(self, row: Row, sources: tuple[str, ...], target: object) -> str:
@@ -275,7 +277,7 @@ def _as_text(value: Any) -> str:
 
 
 def _part(example_id: str, data: TaskDataSection) -> str:
-    """Which part of ``data.split`` a row belongs to: a hash of seed and id as a number in [0, 1)."""
+    """The part of ``data.split`` that a row belongs to, from a hash of seed and id as a number in [0, 1)."""
     split = data.split
     digest = hashlib.sha256(f"{split.seed}:{example_id}".encode()).digest()
     number = int.from_bytes(digest[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""GLUE (Wang et al., 2019), on the encoder: the tasks and metrics of the paper's Table 1."""
+"""The GLUE tasks (Wang et al., 2019) and their metrics, as in the paper's Table 1."""
 
 from __future__ import annotations
 

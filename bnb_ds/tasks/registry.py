@@ -1,4 +1,4 @@
-"""All tasks by name."""
+"""The table of all tasks by name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TASKS: dict[str, Task] = {task.name: task for task in (*GLUE, *GENERATION)}
 
 
 def get_task(name: str) -> Task:
-    """The task of that name.
+    """Return the task with this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such task.
     """
     if name not in TASKS:
         raise ConfigError(f"task {name!r}: no such task; {nearest(name, TASKS)}")

@@ -1,6 +1,6 @@
-"""Rows from local files (json, jsonl, csv, tsv, parquet, plain parallel text; .gz of the text forms) or from the hub.
+"""Read rows from local files (json, jsonl, csv, tsv, txt, parquet, parallel text; text also as .gz) or from the hub.
 
-A row is a dictionary; beside it goes the place it was read from, for messages.
+A row is a dictionary. It comes with the place where it was read, for error messages.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from bnb_ds.errors import DataError
 from bnb_ds.tasks.task import HubData
 
 Row = dict[str, Any]
-#: where a row is, and the row, or what is wrong with it
+#: the place of a row, and the row or its fault
 PlacedRow = tuple[str, Row | DataError]
 
 _FORMS = ".json, .jsonl, .csv, .tsv, .txt (tabs) or .parquet, text also as .gz"
 
 
 def read_file(path: Path, *, form: str = "rows", header: bool = True) -> Iterator[PlacedRow]:
-    """The rows of a file.
+    """Read the rows of a file.
 
     Args:
-        path: its suffix says what it is.
-        form: of ``.json``: ``rows`` (a list of objects, or ``{"data": [...]}``) or ``squad``.
-        header: the first line of csv or tsv names the columns; otherwise a row's columns are the numbers 0, 1, ...
+        path: the file; its suffix gives the format.
+        form: form of a ``.json`` file: ``rows`` (a list of objects, or ``{"data": [...]}``) or ``squad``.
+        header: whether the first line of csv or tsv names the columns; otherwise they are numbered 0, 1, ...
 
     Raises:
-        DataError: the file cannot be read as what its suffix says; the message names file and line.
+        DataError: the file cannot be read in the format of its suffix. The message names the file and the line.
     """
     name = path.name.removesuffix(".gz")
     suffix = Path(name).suffix
@@ -43,7 +43,7 @@ def read_file(path: Path, *, form: str = "rows", header: bool = True) -> Iterato
         return
     readers = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".txt": _table, ".json": _json}
     if suffix not in readers:
-        raise DataError(f"{path}: what form it has cannot be told from its name; give {_FORMS}")
+        raise DataError(f"{path}: the suffix is not of a known format; give {_FORMS}")
     with _text(path) as file:
         try:
             if suffix == ".json":
@@ -57,10 +57,10 @@ def read_file(path: Path, *, form: str = "rows", header: bool = True) -> Iterato
 
 
 def read_parallel(source: Path, target: Path) -> Iterator[PlacedRow]:
-    """Lines of two files, side by side: rows with ``source`` and ``target``.
+    """Read two files line by line, as rows with ``source`` and ``target``.
 
     Raises:
-        DataError: they have different numbers of lines.
+        DataError: the files have different numbers of lines.
     """
     with _text(source) as sources, _text(target) as targets:
         number = 0
@@ -73,8 +73,8 @@ def read_parallel(source: Path, target: Path) -> Iterator[PlacedRow]:
                 if not left or not right:
                     shorter = target if left else source
                     raise DataError(
-                        f"{shorter}: ends after {number - 1:,} lines, before its other half"
-                        f" {source if left else target}; lines are pairs: restore the missing ones"
+                        f"{shorter}: has only {number - 1:,} lines, fewer than {source if left else target};"
+                        " lines form pairs: restore the missing ones"
                     )
                 place = f"{source} and {target}: line {number}"
                 yield place, {"source": left.rstrip("\r\n"), "target": right.rstrip("\r\n")}
@@ -83,10 +83,10 @@ def read_parallel(source: Path, target: Path) -> Iterator[PlacedRow]:
 
 
 def read_hub(hub: HubData, split: str) -> Iterator[PlacedRow]:
-    """Rows of a hub data set's parquet files, or of a local directory in the same layout.
+    """Read the rows of a hub data set, or of a local directory with the same layout.
 
     Raises:
-        DataError: the data set cannot be had.
+        DataError: the data set cannot be loaded.
     """
     rows = open_hub(hub, split)
     for number, row in enumerate(rows):
@@ -94,17 +94,17 @@ def read_hub(hub: HubData, split: str) -> Iterator[PlacedRow]:
 
 
 def open_hub(hub: HubData, split: str) -> Any:
-    """The `datasets.Dataset` of one split.
+    """Open one split as a `datasets.Dataset`.
 
     Raises:
-        DataError: the data set cannot be had.
+        DataError: the data set cannot be loaded.
     """
     import datasets
 
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(hub.name, hub.config, split=split)
-    except Exception as error:  # datasets, hub and file systems raise many kinds; all mean the same here
+    except Exception as error:  # datasets, the hub and file systems raise many types; all mean the same here
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
             f"{hub.name}: split {split!r} cannot be loaded ({reason}); go online once, or give local files in data"
@@ -127,9 +127,9 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[PlacedRow]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}: line {number} is not JSON ({error}); mend it") from None
+            raise DataError(f"{path}: line {number} is not valid JSON ({error}); correct it") from None
         if not isinstance(row, dict):
-            raise DataError(f"{path}: line {number} is not a JSON object; give one object a line")
+            raise DataError(f"{path}: line {number} is not a JSON object; write one object per line")
         yield f"{path}: line {number}", row
 
 
@@ -143,7 +143,7 @@ def _json(path: Path, file: TextIO) -> Iterator[PlacedRow]:
 
 
 def _squad(path: Path, file: TextIO) -> Iterator[PlacedRow]:
-    """Rows as `rajpurkar/squad` has them; titles are written as in the document lists."""
+    """Read rows like those of ``rajpurkar/squad`` on the hub; titles are unquoted as in the document lists."""
     try:
         for article in _load_json(path, file)["data"]:
             title = urllib.parse.unquote(article["title"])
@@ -154,18 +154,20 @@ def _squad(path: Path, file: TextIO) -> Iterator[PlacedRow]:
                     row |= {"question": question["question"], "answers": {"text": answers}}
                     yield f"{path}: question {question['id']}", row
     except (KeyError, TypeError):
-        raise DataError(f"{path}: not in the form of SQuAD v1.1; give its train-v1.1.json or dev-v1.1.json") from None
+        raise DataError(f"{path}: not in the format of SQuAD v1.1; give its train-v1.1.json or dev-v1.1.json") from None
 
 
 def _load_json(path: Path, file: TextIO) -> Any:
     try:
         return json.load(file)
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); mend it, or name it .jsonl if it has one object a line") from None
+        raise DataError(
+            f"{path}: not valid JSON ({error}); correct it, or name it .jsonl if it has one object per line"
+        ) from None
 
 
 def _table(path: Path, file: TextIO, delimiter: str, header: bool) -> Iterator[PlacedRow]:
-    # Tab-separated corpora do not quote: a quotation mark in them is text. (Quoted csv fields may span lines.)
+    # A quotation mark in tab-separated corpora is text. In csv it quotes a field, which may span lines.
     quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     csv.field_size_limit(2**30)
     reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
@@ -180,12 +182,12 @@ def _table(path: Path, file: TextIO, delimiter: str, header: bool) -> Iterator[P
                     continue
             place = f"{path}: line {reader.line_num}"
             if len(fields) != len(names):
-                fault = DataError(f"{place} has {len(fields)} fields instead of {len(names)}; mend it")
+                fault = DataError(f"{place} has {len(fields)} fields instead of {len(names)}; correct it")
                 yield place, fault
                 continue
             yield place, dict(zip(names, fields, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} cannot be read ({error}); mend it") from None
+        raise DataError(f"{path}: line {reader.line_num} cannot be read ({error}); correct it") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:

@@ -1,4 +1,4 @@
-"""What a downstream task is: a declaration, read by everything that trains on it or scores it."""
+"""The declaration of a downstream task, which training, evaluation and generation read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Kind = Literal["classification", "regression", "generation"]
 
 @dataclass(frozen=True)
 class HubData:
-    """Where a task's rows are on the Hugging Face hub, as parquet."""
+    """The data set of a task on the Hugging Face hub."""
 
     name: str
     config: str | None = None
-    #: our split -> the hub's
+    #: our name of a split -> its name on the hub
     splits: Mapping[str, str] = field(
         default_factory=lambda: {"train": "train", "validation": "validation", "test": "test"}
     )
@@ -25,39 +25,39 @@ class HubData:
 class Task:
     """A downstream task.
 
-    A column is named by its place in a row: ``translation.en`` is the field ``en`` of the field ``translation``,
-    ``answers.text.0`` the first of a list. A column that holds a list of strings is their text joined by spaces.
+    The name of a column is a path in a row: ``translation.en`` is the field ``en`` of the field ``translation``, and
+    ``answers.text.0`` is the first element of a list. A list of strings is joined by spaces.
     """
 
     name: str
-    #: as in the paper's tables
+    #: the task's name in the paper's tables
     title: str
     kind: Kind
-    #: columns of the source; two of them are joined by the tokenizer's separator
+    #: one or two source columns; the tokenizer's separator joins two
     sources: tuple[str, ...]
-    #: column of the target text, of the label, or of the score of a regression
+    #: column of the target text, of the label, or of a regression's score
     target: str
-    #: what is computed of outputs and references, see :mod:`bnb_ds.evaluate.scoring`
+    #: metrics to compute, see :mod:`bnb_ds.evaluate.scoring`
     metrics: tuple[str, ...]
-    #: the score, named as in the results, that a model is chosen by and that goes into tables; higher is better
+    #: name (as in the results) of the score that selects the best model and appears in tables; higher is better
     main_score: str
     hub: HubData | None = None
-    #: names of the classes, in the order of their numbers
+    #: names of the classes, ordered by class number
     labels: tuple[str, ...] = ()
-    #: tokens of a source and of a target, special ones included; longer ones are cut
+    #: most tokens of a source and of a target, special tokens included; longer ones are cut
     max_source_length: int = 128
     max_target_length: int = 128
-    #: what is cut of two columns that are too long together: the longer one, or the last
+    #: which of two source columns is cut if they are too long together: the longer one, or the last
     cut: Literal["longest", "last"] = "longest"
-    #: form of local JSON files: rows, or articles with paragraphs and questions as SQuAD has them
+    #: form of local JSON files: rows, or SQuAD's articles with paragraphs and questions
     form: Literal["rows", "squad"] = "rows"
-    #: column that names a row; without it a row is named by a hash of its text
+    #: column with the id of a row; without it, the id is a hash of the row's text
     id_column: str | None = None
-    #: column with the name of the document that a row comes from, where splits are lists of documents
+    #: column with the name of a row's document, for tasks whose splits are lists of documents
     document_column: str | None = None
-    #: splits that are scored after training, the first chooses the model
+    #: splits to score; the first one selects the best model
     validation_splits: tuple[str, ...] = ("validation",)
-    #: source and target are different languages, with a tokenizer each
+    #: source and target are different languages with separate tokenizers
     two_languages: bool = False
 
     @property
@@ -66,5 +66,5 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a classification head; 1 for a regression."""
+        """Number of outputs of the classification head; 1 for a regression."""
         return len(self.labels) if self.kind == "classification" else 1

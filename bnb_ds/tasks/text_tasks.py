@@ -1,4 +1,4 @@
-"""Tasks whose target is a text: summarization, question generation, translation (the paper's Tables 2 to 4)."""
+"""The tasks with text targets: summarization, question generation and translation (the paper's Tables 2 to 4)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ XSUM = replace(
     max_target_length=64,
     id_column="id",
 )
-# Published without splits: `data.split` makes one by hash.
+# Both were published without splits; ``data.split`` makes splits by a hash.
 ICLINIQ = replace(SUMMARIZATION, name="icliniq", title="iCliniq", max_target_length=64)
 HEALTHCAREMAGIC = replace(SUMMARIZATION, name="healthcaremagic", title="HealthCareMagic", max_target_length=64)
 
-#: Rajpurkar et al., 2016; validation is SQuAD's, train and test are its training set, by the lists of Du et al., 2017
+#: Rajpurkar et al., 2016. Validation is SQuAD's own; train and test divide its training set as in Du et al., 2017
 SQUAD_QG = Task(
     name="squad_qg",
     title="SQuAD question generation",

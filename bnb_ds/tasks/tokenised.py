@@ -1,8 +1,15 @@
-"""A split of a task as token ids, made once and kept under a name that follows from its content.
+"""Tokenise a split of a task once, and cache it under a hash of its content.
 
-A directory of the cache holds ``source.npy`` (uint32, all sources back to back), ``source_offsets.npy`` (int64, where
-each begins, and the end), ``first_lengths.npy`` (int32, tokens before the second of two texts), ``target.npy`` and
-``target_offsets.npy`` or ``labels.npy``, ``ids.txt``, for scored splits ``references.jsonl``, and ``info.json``.
+A directory of the cache holds these files:
+
+  source.npy             uint32, all sources concatenated
+  source_offsets.npy     int64, the begin of each source, and the end of the last
+  first_lengths.npy      int32, tokens of each source before its second text
+  target.npy, target_offsets.npy   the targets likewise; empty if there are labels
+  labels.npy             int64 classes or float64 scores, for tasks with labels
+  ids.txt                the id of each row
+  references.jsonl       target texts; empty for train and for labels
+  info.json              counts
 """
 
 from __future__ import annotations
@@ -30,24 +37,24 @@ _CHUNK = 2000
 
 @dataclass(frozen=True)
 class Lengths:
-    """Longest source and target of a task, in tokens, special ones included."""
+    """Most tokens of a source and of a target, special tokens included."""
 
     source: int
     target: int
 
     @classmethod
     def of(cls, task: Task, data: TaskDataSection) -> Lengths:
-        """The recipe's, or else the task's."""
+        """The lengths of the recipe, or else of the task."""
         return cls(data.max_source_length or task.max_source_length, data.max_target_length or task.max_target_length)
 
 
 class Tokenised:
-    """One split, memory-mapped.
+    """One tokenised split, memory-mapped.
 
     Attributes:
-        info: number of samples, of cut sources and targets, of rows left out.
-        fingerprint: hex, of everything that its content follows from.
-        labels: int64 (classes) or float64 (scores) [num_samples], or None where targets are texts.
+        info: numbers of samples, of cut sources and targets, and of skipped rows.
+        fingerprint: hex hash of everything that determines the content.
+        labels: int64 classes or float64 scores [num_samples]; None if the targets are texts.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -65,36 +72,36 @@ class Tokenised:
 
     @property
     def has_pairs(self) -> bool:
-        """Whether a source is two texts."""
+        """Whether a source consists of two texts."""
         return self.info["texts_per_source"] == 2
 
     def source_lengths(self, ids: np.ndarray) -> np.ndarray:
-        """int64 [B], tokens of sources."""
+        """int64 [B], number of tokens of each source."""
         return self._source_offsets[ids + 1] - self._source_offsets[ids]
 
     def target_lengths(self, ids: np.ndarray) -> np.ndarray:
-        """int64 [B], tokens of targets; 0 where there are labels."""
+        """int64 [B], number of tokens of each target; 0 for tasks with labels."""
         return self._target_offsets[ids + 1] - self._target_offsets[ids]
 
     def sources(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [N] packed, and int64 [B + 1] where each begins."""
+        """Sources back to back, int64 [N], and their offsets, int64 [B + 1]."""
         return _gather(self._source, self._source_offsets, ids)
 
     def targets(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [M] packed, and int64 [B + 1] where each begins."""
+        """Targets back to back, int64 [M], and their offsets, int64 [B + 1]."""
         return _gather(self._target, self._target_offsets, ids)
 
     def first_lengths(self, ids: np.ndarray) -> np.ndarray:
-        """int64 [B], tokens up to the second of two texts."""
+        """int64 [B], number of tokens before the second text."""
         return self._first_lengths[ids].astype(np.int64)
 
     def references(self) -> list[str]:
-        """The target texts as the data has them."""
+        """The target texts, unchanged from the data."""
         with open(self.directory / "references.jsonl", encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
     def row_ids(self) -> list[str]:
-        """What each row is named."""
+        """The id of each row."""
         return (self.directory / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
 
     def _array(self, name: str) -> np.ndarray:
@@ -102,10 +109,10 @@ class Tokenised:
 
 
 def tokenise(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Tokenised:
-    """The split as token ids: from the cache, or made now. Of a job, one process calls it.
+    """Return a split as token ids, from the cache or made now. Only one process of a job may call it.
 
     Raises:
-        ConfigError, DataError: as `read_examples` says; or the split is empty.
+        ConfigError, DataError: as in `read_examples`; or the split is empty.
     """
     directory = cached_directory(task, data, split, codec)
     if not _is_made(directory):
@@ -113,7 +120,7 @@ def tokenise(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Tok
             with new_directory(directory) as made:
                 _write(task, data, split, codec, made)
         except DataError:
-            # Another run may have made the same meanwhile.
+            # Another run may have made the same directory in the meantime.
             if not _is_made(directory):
                 raise
     return Tokenised(directory)
@@ -124,7 +131,7 @@ def _is_made(directory: Path) -> bool:
 
 
 def cached_directory(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Path:
-    """Where the split is, or will be, kept: named after a hash of all that its content follows from."""
+    """The cache directory of a split; its name is a hash of everything that determines the content."""
     lengths = Lengths.of(task, data)
     named = files_of(data, split)
     for path in named:
@@ -148,7 +155,7 @@ def cached_directory(task: Task, data: TaskDataSection, split: str, codec: Codec
 
 
 class _Rows:
-    """Arrays of different lengths back to back."""
+    """Collects arrays of different lengths, to be saved as one array with offsets."""
 
     def __init__(self) -> None:
         self._parts: list[np.ndarray] = []
@@ -191,7 +198,7 @@ def _write(task: Task, data: TaskDataSection, split: str, codec: Codec, director
             if not split.startswith("train"):
                 references.writelines(json.dumps(example.target) + "\n" for example in chunk)
     if not first_lengths:
-        raise DataError(f"task {task.name}: the {split} split is empty; check the files that data names")
+        raise DataError(f"task {task.name}: the {split} split is empty; check the files named in data")
     sources.save(directory, "source")
     targets.save(directory, "target")
     np.save(directory / "first_lengths.npy", np.array(first_lengths, np.int32))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bnb_ds.common.files import new_file
-from bnb_ds.errors import ConfigError, DataError, nearest
+from bnb_ds.errors import ConfigError, DataError, how_to_install, nearest
 
 Curves = dict[str, list[tuple[int, float]]]  # tag -> (step, value)
 
@@ -35,7 +35,7 @@ def plot(runs: dict[str, Curves], tags: Sequence[str], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("--png needs matplotlib; pip install bnb_ds[plot] or leave it out") from None
+        raise ConfigError(f"--png needs matplotlib: {how_to_install('plot')}, or leave it out") from None
     figure = Figure(figsize=(5 * len(tags), 4), dpi=120, layout="constrained")
     for axes, tag in zip(figure.subplots(1, len(tags), squeeze=False)[0], tags, strict=True):
         for name, curves in runs.items():

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, how_to_install
 from data_prep.tokenise.words import WordEngine
 
 _PIECE_CHARACTERS = 1 << 20
@@ -215,7 +215,7 @@ def candidates(
         except ImportError:
             if name == "auto":
                 continue
-            raise ConfigError(f"--engine {name}: not installed; `pip install bnb_ds[fast]` or choose another") from None
+            raise ConfigError(f"--engine {name}: not installed; {how_to_install('fast')}, or choose another") from None
         except Exception as error:  # a young package may refuse a tokenizer in any way it likes
             say(f"engine {asked}: refuses this tokenizer ({_one_line(error)}); not used")
             continue

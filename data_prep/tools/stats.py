@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bnb_ds.common.files import new_file
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.shards.reader import TokenShards
 
 SPECIAL_TOKENS_OF_A_SEQUENCE = 2  # [CLS] and [SEP]
@@ -109,7 +109,7 @@ def plot(stats: Stats, path: Path, title: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("--png needs matplotlib; pip install bnb_ds[plot] or leave it out") from None
+        raise ConfigError(f"--png needs matplotlib: {how_to_install('plot')}, or leave it out") from None
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
     bins = np.geomspace(1, max(int(stats.lengths.max()), 2), 80)

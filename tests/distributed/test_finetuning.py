@@ -222,7 +222,7 @@ def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_ser
         ("model.depth=3", "unknown key 'model.depth'"),
         ("data.max_source_length=100", "data.max_source_length 100: the encoder has 64 positions; set it to 64"),
         ("loader.micro_batch_tokens=16", "one source can have 32 tokens; set it to that or more"),
-        ("data.columns={{sentence: text}}", "has no column 'text', only sentence, label; say what it is called"),
+        ("data.columns={{sentence: text}}", "has no column 'text', only sentence, label; give its name with"),
     ],
 )
 def test_faults_are_one_line_and_nothing_is_written(tmp_path, films, pretrained, fork_server, override, message):

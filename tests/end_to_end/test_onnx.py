@@ -96,7 +96,7 @@ def test_1000_real_sources(shared_data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "missing", "message"),
     [
-        (["--format", "onnx"], "onnxscript", "needs the package onnxscript: pip install bnb_ds[onnx]"),
+        (["--format", "onnx"], "onnxscript", 'needs the package onnxscript: pip install ".[onnx]" in the checkout'),
         (["--format", "onnx", "--encoder"], None, "--encoder: the ONNX graph is the whole model"),
         (["--dtype", "int8"], None, "--dtype int8 is for --format onnx"),
     ],
@@ -119,4 +119,4 @@ def test_length_classification_and_a_missing_runtime(small_tokenizer, tmp_path, 
     (tmp_path / "model" / "model.onnx").touch()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["generate", str(tmp_path / "model"), "--input", __file__, "--output", str(tmp_path / "o")]) == 2
-    assert "an ONNX model needs onnxruntime: pip install bnb_ds[onnx]" in capsys.readouterr().err
+    assert 'an ONNX model needs onnxruntime: pip install ".[onnx]" in the checkout' in capsys.readouterr().err

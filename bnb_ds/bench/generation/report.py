@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bnb_ds.common.markdown import markdown_table
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, how_to_install
 
 Result = dict[str, Any]
 
@@ -113,7 +113,7 @@ def require_matplotlib() -> Any:
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError:
-        raise ConfigError("--png needs matplotlib: pip install bnb_ds[plot]") from None
+        raise ConfigError(f"--png needs matplotlib: {how_to_install('plot')}, or leave it out") from None
     matplotlib.use("Agg")
     return importlib.import_module("matplotlib.pyplot")
 

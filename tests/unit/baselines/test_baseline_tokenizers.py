@@ -1,4 +1,4 @@
-"""Tokenizers and weights of baselines' checkpoints that cannot serve, and what is said of them."""
+"""Messages for unusable tokenizers and weights of baseline checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_json(path, **values):
 
 
 def save_tokenizer(directory, **tokens):
-    """A tokenizer of one word, and the configuration of a BART beside it."""
+    """Write a tokenizer of one word and the configuration of a BART."""
     backend = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", **tokens).save_pretrained(directory)
     write_json(directory / "config.json", model_type="bart")

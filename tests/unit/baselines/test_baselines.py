@@ -1,4 +1,4 @@
-"""Baselines from transformers: every setting said, the same loss and outputs packed, padded, alone and reloaded."""
+"""Baselines from transformers: their settings, and equal losses and outputs packed, padded, alone and reloaded."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def checkpoints(tmp_path_factory) -> dict[str, str]:
 
 
 def system(name: str, checkpoints: dict[str, str], source=None, target=None, lengths=LENGTHS, **fields):
-    """A system that writes targets of at most 7 tokens; ``fields`` are of the transformer's section."""
+    """A system that writes targets of at most 7 tokens; ``fields`` are fields of the transformer's section."""
     kinds = {
         "bert2bert": (Bert2bert, Bert2bertSection(kind="bert2bert", encoder=checkpoints["bert"])),
         "tied": (Bert2bert, Bert2bertSection(kind="bert2bert", encoder=checkpoints["bert"], tie_encoder_decoder=True)),
@@ -120,7 +120,7 @@ def test_the_loss_is_that_of_the_plain_padded_model(name, checkpoints):
     inputs = packed_form(sources, targets)
     output = model(**inputs, return_logits=True)
 
-    # BART puts its start token before the target's own first token; to the others that is the start token.
+    # BART puts its start token before the target's first token; for the others that first token is the start token.
     given = [torch.cat((torch.tensor([3]), t[:-1])) if name == "bart" else t[:-1] for t in targets]
     labels = [t if name == "bart" else t[1:] for t in targets]
     logits = model.model(
@@ -162,14 +162,14 @@ def test_generation_is_the_same_alone_in_a_batch_and_reloaded(name, num_beams, c
 
 
 def test_greedy_output_is_the_arg_max_without_a_cache(checkpoints):
-    """The plain loop: no cache, the whole prefix again for every token."""
+    """The plain loop without a cache: every token computes the whole prefix again."""
     model = build("transformer", checkpoints)
     (source,) = source_ids([7])
     (output,) = model.generate_rows([source.tolist()], BeamOptions(8), lengths=[8])
     prefix = [2]
     for _ in range(7):
         logits = model.model(input_ids=source[None], decoder_input_ids=torch.tensor([prefix])).logits[0, -1]
-        logits[[0, 3]] = -torch.inf  # padding and the end, which is the eighth token
+        logits[[0, 3]] = -torch.inf  # padding and the end token, which comes eighth
         prefix.append(int(logits.argmax()))
     assert output == prefix[1:]
 
@@ -277,7 +277,7 @@ def test_the_tokenizer_of_openai_gpt_gets_the_tokens_of_fine_tuning(tmp_path):
         (Bert2bertSection, {}, "give either encoder"),
         (Bert2bertSection, {"encoder": "a", "decoder": "b", "tie_encoder_decoder": True}, "remove decoder"),
         (Bert2bertSection, {"decoder": "b", "size": SIZE}, "decoder needs encoder"),
-        (Bert2bertSection, {"size": SIZE, "tie_encoder_decoder": True}, "as many encoder_layers"),
+        (Bert2bertSection, {"size": SIZE, "tie_encoder_decoder": True}, "equal numbers of encoder_layers"),
         (TransformerSection, {"size": {"hidden_size": 10, "num_attention_heads": 3}}, "not a multiple"),
     ],
 )
@@ -290,11 +290,11 @@ def test_bad_checkpoints_are_told(checkpoints, tmp_path):
     large = tokenizer(VOCAB + 3)
     with pytest.raises(CheckpointError, match=r"none: cannot be read as a sequence-to-sequence model"):
         system("bart", {**checkpoints, "bart": str(tmp_path / "none")}).config()
-    with pytest.raises(CheckpointError, match=r"a bart model; bert2bert is made of BERT"):
+    with pytest.raises(CheckpointError, match=r"is a bart model, but bert2bert needs BERT"):
         system("bert2bert", {**checkpoints, "bert": checkpoints["bart"]}).config()
-    with pytest.raises(CheckpointError, match="says no decoder_start_token_id"):
+    with pytest.raises(CheckpointError, match="has no decoder_start_token_id"):
         system("bart", {**checkpoints, "bart": checkpoints["bert"]}).config()
-    with pytest.raises(DataError, match=r"has 53 tokens, the tokenizer 56"):
+    with pytest.raises(DataError, match=r"has 53 tokens, but the tokenizer has 56"):
         system("bert2bert", checkpoints, tokenizer(), large).config()
     with pytest.raises(ConfigError, match="different vocabularies"):
         system("tied", checkpoints, tokenizer(), tokenizer(41)).config()
@@ -316,21 +316,21 @@ def test_a_tokenizer_that_is_not_the_checkpoints_is_told(checkpoints, tmp_path):
     config = BartConfig.from_pretrained(checkpoints["bart"])
     config.eos_token_id = 7
     config.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="its eos_token_id is 7, the tokenizer's 3"):
+    with pytest.raises(DataError, match="its eos_token_id is 7, but the tokenizer's is 3"):
         system("bart", {**checkpoints, "bart": str(tmp_path)}).config()
-    with pytest.raises(ConfigError, match=r"data.tokenizer: a model of random weights brings none"):
+    with pytest.raises(ConfigError, match=r"data.tokenizer: a model with random weights has no tokenizer"):
         Transformer.make_codec(get_task("translation"), TransformerSection(kind="transformer"), TaskDataSection())
 
 
 def test_flops_are_those_of_the_matrix_products(checkpoints):
-    """Counted by torch on one sequence without padding, whose attention is computed by the plain products."""
+    """torch counts the FLOPs of one sequence without padding, with attention as plain matrix products."""
     made = system("random", checkpoints)
     model = made.build().eval()
     model.model.set_attn_implementation("eager")
     inputs = packed_form(source_ids([9]), framed(source_ids([5], seed=2)))
     with FlopCounterMode(display=False) as counter:
         model(**inputs)
-    predicted = np.array([6])  # of the target's seven tokens the first is given
+    predicted = np.array([6])  # the model is given the first of the target's seven tokens
     assert counter.get_total_flops() == pytest.approx(seq2seq_flops(model.config, np.array([9]), predicted), rel=0.05)
 
 

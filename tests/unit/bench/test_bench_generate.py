@@ -302,4 +302,4 @@ def test_what_cannot_work_is_one_line(arguments, message, small_tokenizer, tmp_p
 def test_a_picture_needs_matplotlib(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["bench", "generate", "--against", "bert2bert", "--png", f"{tmp_path}/x.png"]) == 2
-    assert "--png needs matplotlib: pip install bnb_ds[plot]" in capsys.readouterr().err
+    assert '--png needs matplotlib: pip install ".[plot]" in the checkout' in capsys.readouterr().err

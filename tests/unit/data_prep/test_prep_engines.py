@@ -91,7 +91,10 @@ def test_unknown_engine(small_tokenizer) -> None:
 
 def test_engine_that_is_not_installed(small_tokenizer, monkeypatch) -> None:
     monkeypatch.setitem(engines.__dict__["ENGINES"], "tokie", lambda backend: __import__("no_such_package"))
-    with pytest.raises(ConfigError, match=r"--engine tokie: not installed; `pip install bnb_ds\[fast\]` or choose"):
+    with pytest.raises(
+        ConfigError,
+        match=r'--engine tokie: not installed; pip install "\.\[fast\]" in the checkout of bnb_ds, or choose',
+    ):
         proven(small_tokenizer, "tokie", ["a"])
 
 

@@ -141,5 +141,8 @@ def test_stats_refuses(tmp_path: Path, options: list, message: str) -> None:
 
 def test_stats_without_matplotlib(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"--png needs matplotlib; pip install bnb_ds\[plot\] or leave it out"):
+    with pytest.raises(
+        ConfigError,
+        match=r'--png needs matplotlib: pip install "\.\[plot\]" in the checkout of bnb_ds, or leave it out',
+    ):
         prep("stats", shards, "--png", tmp_path / "a.png")

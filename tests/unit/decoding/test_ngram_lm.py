@@ -93,7 +93,7 @@ def test_the_language_model_changes_outputs(lm):
 
 def test_without_the_package_the_way_to_it_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "kenlm", None)
-    with pytest.raises(ConfigError, match=r"needs the package kenlm: pip install bnb_ds\[lm\]"):
+    with pytest.raises(ConfigError, match=r'needs the package kenlm: pip install "\.\[lm\]" in the checkout'):
         NgramLm(tmp_path / "x.arpa", PIECES, set())
 
 

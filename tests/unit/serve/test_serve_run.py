@@ -38,7 +38,10 @@ def pipeline(exported):
 def test_without_the_packages_the_way_to_them_is_named(exported, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(exported)]) == 2
-    assert capsys.readouterr().err == ("bnb-ds: error: serve needs the package uvicorn: pip install bnb_ds[serve]\n")
+    assert (
+        capsys.readouterr().err
+        == 'bnb-ds: error: serve needs the package uvicorn: pip install ".[serve]" in the checkout of bnb_ds\n'
+    )
 
 
 def test_connections_are_without_nagle() -> None:

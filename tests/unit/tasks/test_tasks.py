@@ -1,4 +1,4 @@
-"""Examples of tasks: every form of file, every fault of one."""
+"""Reading examples of tasks: every format of file, and the message for every fault of a file."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_columns_by_other_names_by_number_and_nested(tmp_path):
             {"text": "x", "label": 1},
             r"line 1: has no column 'sentence', only text, label; .*data\.col",
         ),
-        ("sst2", {"sentence": "x", "label": 2}, r"line 1: the label 2 is outside the set of sst2: 0 neg"),
-        ("sst2", {"sentence": "x", "label": "good"}, r"line 1: the label 'good' is outside the set of sst2"),
+        ("sst2", {"sentence": "x", "label": 2}, r"line 1: the label 2 is not one of sst2's \(0 neg"),
+        ("sst2", {"sentence": "x", "label": "good"}, r"line 1: the label 'good' is not one of sst2's"),
         (
             "sst2",
             {"sentence": " ", "label": 1},
@@ -116,21 +116,21 @@ def test_bad_rows_are_left_out_on_request(tmp_path):
     with pytest.raises(DataError, match="line 2: the target"):
         read("summarization", train=path)
     short = write(tmp_path / "short.tsv", "document\tsummary\nlonely\n")
-    with pytest.raises(DataError, match=r"line 2 has 1 fields instead of 2; mend it, or set data\.skip_bad_rows"):
+    with pytest.raises(DataError, match=r"line 2 has 1 fields instead of 2; correct it, or set data\.skip_bad_rows"):
         read("summarization", train=short)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", "{", "line 1 is not JSON"),
+        ("a.jsonl", "{", "line 1 is not valid JSON"),
         ("a.jsonl", "[1]", "line 1 is not a JSON object"),
-        ("a.json", "{", "not JSON"),
+        ("a.json", "{", "not valid JSON"),
         ("a.json", '{"rows": []}', "not a list of JSON objects"),
-        ("a.docx", "", "what form it has cannot be told from its name"),
+        ("a.docx", "", "the suffix is not of a known format"),
         ("a.parquet", "no", "cannot be read as parquet"),
         ("a.jsonl.gz", "no", "cannot be read"),
-        ("a.tsv", "sentence\tlabel\na\rb\t1\n", r"a\.tsv: line 2 cannot be read \(.*\); mend it"),
+        ("a.tsv", "sentence\tlabel\na\rb\t1\n", r"a\.tsv: line 2 cannot be read \(.*\); correct it"),
     ],
 )
 def test_faults_of_a_file(tmp_path, name, content, message):
@@ -141,7 +141,7 @@ def test_faults_of_a_file(tmp_path, name, content, message):
 
 
 def damaged_gzip(path) -> str:
-    """Deflated data that end in zlib's own error."""
+    """Compressed data that raise zlib.error."""
     data = bytearray(gzip.compress(json.dumps(ROWS).encode() * 99))
     data[10:40] = b"\xff" * 30
     path.write_bytes(data)
@@ -175,9 +175,9 @@ def test_parallel_files(tmp_path):
     pairs = read("wmt14_en_de", train={"source": en, "target": de})
     assert [(e.sources, e.target) for e in pairs] == [(("one",), "eins"), (("two",), "zwei")]
     short = write(tmp_path / "b.de", "eins\n")
-    with pytest.raises(DataError, match=r"b\.de: ends after 1 lines, before its other half .*a\.en"):
+    with pytest.raises(DataError, match=r"b\.de: has only 1 lines, fewer than .*a\.en"):
         read("translation", train={"source": en, "target": short})
-    with pytest.raises(ConfigError, match="task mrpc: has 2 source columns; parallel files hold one"):
+    with pytest.raises(ConfigError, match="task mrpc: has 2 source columns, but parallel files hold one"):
         read("mrpc", train={"source": en, "target": de})
 
 
@@ -198,22 +198,24 @@ SQUAD = {
 
 
 def test_questions_of_listed_documents(tmp_path):
-    """The split of Du et al. is by document; escapes in SQuAD's titles are letters in the lists."""
+    """Du et al. split by document. SQuAD's titles have percent escapes where the lists have letters."""
     squad = write(tmp_path / "train-v1.1.json", json.dumps(SQUAD))
     listed = write(tmp_path / "doclist-test.txt", "Beyonc\u00e9\n")
     (example,) = read("squad_qg", "test", test=squad, documents={"test": listed})
     assert (example.sources, example.target) == (("Some", "Some passage."), "What?")
     assert len(read("squad_qg", train=squad)) == 2
-    with pytest.raises(ConfigError, match="lists no documents for the split 'train'"):
+    with pytest.raises(ConfigError, match="no list is given for the split 'train'"):
         read("squad_qg", train=squad, documents={"test": listed})
-    with pytest.raises(ConfigError, match="rows of task sst2 belong to no documents"):
+    with pytest.raises(ConfigError, match="the rows of task sst2 have no documents"):
         read("sst2", train=squad, documents={"train": listed})
     with pytest.raises(DataError, match=r"absent: cannot be read \(.*\); name a list of documents"):
         read("squad_qg", train=squad, documents={"train": str(tmp_path / "absent")})
-    message = r"data\.documents: the test split of squad_qg is a list of documents of the training set; name the file"
+    message = (
+        r"data\.documents: the test split of squad_qg consists of listed documents of the training set; name the file"
+    )
     with pytest.raises(ConfigError, match=message):
         read("squad_qg", "test")
-    with pytest.raises(DataError, match="not in the form of SQuAD"):
+    with pytest.raises(DataError, match="not in the format of SQuAD"):
         read("squad_qg", train=write(tmp_path / "x.json", '{"data": [{}]}'))
 
 
@@ -229,7 +231,7 @@ def test_a_split_by_hash_is_whole_and_the_same_whatever_the_order(tmp_path):
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 300
     assert 30 < len(parts["validation"]) < 90
     assert {e.id for e in read("icliniq", "test", train=backward, data_split=parts_of)} == parts["test"]
-    with pytest.raises(ValueError, match="leave nothing to train on"):
+    with pytest.raises(ValueError, match="leave no rows for training"):
         TaskDataSection(split={"validation": 0.5, "test": 0.5})
     with pytest.raises(ConfigError, match=r"data\.validation: no file is named for this split"):
         read("icliniq", "validation", train=forward)

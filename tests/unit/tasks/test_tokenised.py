@@ -1,4 +1,4 @@
-"""Text to ids: the tokenizer's own special tokens, cuts, the cache, and batches of it."""
+"""Text to ids: special tokens, cutting, the cache, and the batches made from it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def test_pairs_are_cut_as_the_tokenizer_cuts_them(codec, small_tokenizer, max_le
 
 
 def test_no_room(codec):
-    with pytest.raises(ConfigError, match=r"data\.max_source_length 3: leaves no room beside 3 special tokens"):
+    with pytest.raises(
+        ConfigError, match=r"data\.max_source_length 3: leaves no room for text beside 3 special tokens"
+    ):
         codec.encode_sources([("a", "b")], 3, cut="last")
 
 
@@ -110,7 +112,7 @@ def test_batches_of_texts(tmp_path, codec):
         assert batch.decoder_lengths[i] == -(-(end - begin) // 2)
         written = batch.labels.split(batch.label_lengths.tolist())[i]
         assert codec.decode([written.numpy()]) == [target]
-    # Half as many positions as source tokens: short documents have no room for their summaries, and are counted.
+    # With half as many positions as source tokens, summaries of short documents do not fit, and are counted.
     needed = batch.label_lengths.numpy()
     assert batch.num_infeasible == int((batch.decoder_lengths < needed).sum()) > 0
     assert batch.loss_count == needed[batch.decoder_lengths >= needed].sum()
@@ -145,15 +147,18 @@ def test_sources_beyond_the_positions(codec):
 
 
 def bert_section(directory, vocab_size) -> BnbModelSection:
-    """A model whose encoder is a BERT of that vocabulary, saved without a tokenizer."""
+    """Save a model whose encoder is a BERT with this vocabulary, without a tokenizer."""
     BertModel(BertConfig(vocab_size=vocab_size, **SIZE)).save_pretrained(directory)
     return BnbModelSection(kind="bnb", encoder=str(directory))
 
 
 def test_where_no_tokenizer_is_to_be_had(tmp_path):
     cases = [
-        (BnbModelSection(kind="bnb", size=SIZE), r"data\.tokenizer: a model of random weights brings none; name a tok"),
-        (bert_section(tmp_path / "bert", 50), r"bert: holds no tokenizer; name one with data\.tokenizer"),
+        (
+            BnbModelSection(kind="bnb", size=SIZE),
+            r"data\.tokenizer: a model with random weights has no tokenizer; give",
+        ),
+        (bert_section(tmp_path / "bert", 50), r"bert: holds no tokenizer; give one with data\.tokenizer"),
     ]
     for section, message in cases:
         with pytest.raises(ConfigError, match=message):
@@ -162,7 +167,7 @@ def test_where_no_tokenizer_is_to_be_had(tmp_path):
 
 @pytest.mark.parametrize("name", ["no-such/bert", "work/models/absent", "/nowhere/bert"])
 def test_checkpoints_that_are_not_there(name):
-    """Of the hub while offline, or of this machine."""
+    """The checkpoint is on the hub, which is offline, or is a local path."""
     for section in (BnbModelSection(kind="bnb", encoder=name), BnbModelSection(kind="bnb", checkpoint=name)):
         with pytest.raises(
             CheckpointError, match=f"^{name}: its tokenizer cannot be fetched; give a local directory that holds it$"
@@ -172,7 +177,7 @@ def test_checkpoints_that_are_not_there(name):
 
 def test_tokenizers_of_another_model(codec, small_texts, tmp_path):
     with pytest.raises(
-        DataError, match=r"model: its vocabulary has 50 tokens, the tokenizer \d+; remove data\.tokenizer"
+        DataError, match=r"model: its vocabulary has 50 tokens, but the tokenizer has \d+; remove data\.tokenizer"
     ):
         BnbClassifier(get_task("sst2"), Lengths(20, 8), codec, bert_section(tmp_path / "bert", 50)).config()
     train_vocabulary((Document(str(i), t, "") for i, t in enumerate(small_texts)), tmp_path / "other", vocab_size=400)

@@ -52,5 +52,5 @@ def test_a_picture_needs_matplotlib(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["curves", *runs, "--png", str(tmp_path / "x.png")]) == 2
     said = capsys.readouterr().err
-    assert "error: --png needs matplotlib; pip install bnb_ds[plot] or leave it out" in said
+    assert 'error: --png needs matplotlib: pip install ".[plot]" in the checkout of bnb_ds, or leave it out' in said
     assert not (tmp_path / "x.png").exists()
