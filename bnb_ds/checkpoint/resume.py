@@ -112,7 +112,7 @@ def convert(found: Path) -> Path:
         for stale in (final, partial):
             if stale.exists():
                 shutil.rmtree(stale)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command = [sys.executable, "-m", "bnb_ds.checkpoint.safe_loading"]
     # The converter also writes a `latest` file next to its output, so both get a directory of their own.
     command += ["--input_folder", str(found), "--output_folder", str(partial / found.name)]
     if stage in (1, 2):

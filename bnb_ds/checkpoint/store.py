@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bnb_ds.checkpoint.safe_loading import data_only
 from bnb_ds.common.files import disk_errors, sha256_file, sync, write_atomic
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import CheckpointError, DataError, NonFiniteLossError
@@ -266,7 +267,8 @@ def load(engine: Any, directory: Path) -> None:
     Raises:
         CheckpointError: DeepSpeed cannot load them.
     """
-    loaded, _ = engine.load_checkpoint(str(directory.parent), tag=directory.name)
+    with data_only(directory):
+        loaded, _ = engine.load_checkpoint(str(directory.parent), tag=directory.name)
     if loaded is None:
         raise CheckpointError(f"{directory}: DeepSpeed cannot load it; resume from an older checkpoint")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import pickle
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 
+from bnb_ds.checkpoint.safe_loading import data_only
 from bnb_ds.errors import CheckpointError
 
 
@@ -22,11 +22,14 @@ def read_weights(found: Path) -> dict[str, torch.Tensor]:
 
     partitioned = any(found.glob("*_optim_states.pt"))
     try:
-        if partitioned:
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # DeepSpeed prints its progress
-                weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
-        else:
-            weights = torch.load(found / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-    except (OSError, KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        with data_only(found):
+            if partitioned:
+                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # DeepSpeed prints its progress
+                    weights = get_fp32_state_dict_from_zero_checkpoint(str(found.parent), tag=found.name)
+            else:
+                weights = torch.load(found / "mp_rank_00_model_states.pt", map_location="cpu")["module"]
+    except CheckpointError:
+        raise
+    except (OSError, KeyError, ValueError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{found}: cannot be read as a DeepSpeed checkpoint: {error}") from None
     return {name: tensor.float() for name, tensor in weights.items()}

@@ -1,0 +1,76 @@
+"""Checkpoints are data: reading one runs no code that it holds.
+
+DeepSpeed writes its files with pickle and reads them back with an unpickler that calls whatever they name. Here they are
+read with torch's restricted unpickler, which builds tensors, plain containers and the few classes of DeepSpeed that its
+files hold. DeepSpeed has no setting for that; torch has an environment variable that overrides what a caller asks for.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnb_ds.errors import CheckpointError
+
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+def _classes_of_deepspeed() -> list[Callable[..., Any]]:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+
+
+@contextmanager
+def data_only(source: Path) -> Iterator[None]:
+    """Within the block, `torch.load` reads tensors and plain data, whoever calls it and however.
+
+    Args:
+        source: the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: a file names anything else.
+    """
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals(_classes_of_deepspeed()):
+            yield
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{source}: holds more than tensors and plain data, which could run code when it is read"
+            f" ({_first_reason(error)}); restore it from a copy that you trust"
+        ) from None
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before
+
+
+def _first_reason(error: Exception) -> str:
+    """The line of torch's long explanation that names the class, or its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "GLOBAL" in line), lines[0] if lines else type(error).__name__)
+
+
+def main() -> None:
+    """``python -m bnb_ds.checkpoint.safe_loading --input_folder ...``: DeepSpeed's converter, restricted likewise."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    args = ds_to_universal.parse_arguments()
+    with data_only(Path(args.input_folder)):  # its worker processes are forked, and inherit the restriction
+        ds_to_universal.main(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
