@@ -131,5 +131,5 @@ def test_a_beam_of_lengths_that_cannot_be(config, beam, message):
 
 def test_an_empty_target_is_refused():
     labels = torch.tensor([[5, 6], [-100, -100]])
-    with pytest.raises(ValueError, match="labels: an empty target opens no decoder slot"):
+    with pytest.raises(ValueError, match="labels: an empty target has no decoder slot"):
         bnb_model(**PREDICTED)(**padded_form(source_ids([3, 4])), labels=labels)

@@ -249,7 +249,7 @@ def test_the_smoothing_term_counts_as_the_loss_does(reduction):
 
 def test_padded_decoding_needs_padded_input():
     model = bnb_model(decoder_length="padded")
-    with pytest.raises(ConfigError, match="decoder_length 'padded' decodes padding, and packed input has none: give"):
+    with pytest.raises(ConfigError, match="decoder_length 'padded' decodes padding, but packed input has none: give"):
         model(**packed_form(SOURCES))
     assert model(**padded_form(SOURCES)).decoder_lengths.tolist() == [3, 3]
 

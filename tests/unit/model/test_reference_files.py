@@ -46,7 +46,10 @@ def test_overrides(tmp_path):
         "token",
         0.2,
     )
-    for name, message in (("latent_sise", "has no setting 'latent_sise'"), ("latent_size", "the checkpoint fixes it")):
+    for name, message in (
+        ("latent_sise", "has no setting 'latent_sise'"),
+        ("latent_size", "the checkpoint decides it"),
+    ):
         with pytest.raises(ConfigError, match=message):
             BnbForConditionalGeneration.from_reference(tmp_path, **{name: 3})
 
@@ -94,14 +97,14 @@ def test_damaged_weights(tmp_path, name, content):
 
 def test_a_binary_file_that_holds_something_else(tmp_path):
     save_as_reference(bnb_model(dtype=torch.float32), tmp_path, {"model": {"a": torch.zeros(1)}}, binary=True)
-    with pytest.raises(CheckpointError, match="holds something else than a dictionary of tensors"):
+    with pytest.raises(CheckpointError, match="holds something other than a dictionary of tensors"):
         BnbForConditionalGeneration.from_reference(tmp_path)
 
 
 def test_no_weights_at_all(tmp_path):
     save_as_reference(bnb_model(dtype=torch.float32), tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"holds neither of model.safetensors and pytorch_model.bin"):
+    with pytest.raises(CheckpointError, match=r"holds neither model.safetensors nor pytorch_model.bin"):
         BnbForConditionalGeneration.from_reference(tmp_path)
 
 
