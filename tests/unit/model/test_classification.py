@@ -1,4 +1,4 @@
-"""Classification heads and the encoder alone, against transformers' own BERT."""
+"""Classification heads and the separate encoder, against transformers' own BERT."""
 
 from __future__ import annotations
 

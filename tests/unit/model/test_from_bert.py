@@ -1,4 +1,4 @@
-"""from_bert: what is taken from BERT checkpoints of each kind, and what is said of unusable ones."""
+"""from_bert: the weights taken from BERT checkpoints of each kind, and the messages for unusable ones."""
 
 from __future__ import annotations
 

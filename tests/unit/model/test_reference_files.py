@@ -1,4 +1,4 @@
-"""Directories of the reference implementation: what is read, and what is said of unusable ones."""
+"""Directories of the reference implementation: what is read from them, and the messages for unusable ones."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_the_command_writes_a_model_that_generates(tmp_path, small_tokenizer, ca
     text.write_text("a line of text\n")
     arguments = [str(tmp_path / "ours"), "--input", str(text), "--output", str(tmp_path / "out.txt")]
     assert main(["generate", *arguments]) == 0
-    # Again: nothing is overwritten.
+    # A second call overwrites nothing.
     assert main(command) == 2
     assert "ours: already exists; remove it or choose another output" in capsys.readouterr().err
 

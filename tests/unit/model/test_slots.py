@@ -1,4 +1,4 @@
-"""How many slots a source opens, and what they start from."""
+"""The number of slots of each source, and the source token and position of each slot."""
 
 from __future__ import annotations
 
