@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a small real corpus, its tokenizer and shards, and the data beside the checkout."""
+"""Fixtures for all tests: a small real corpus, its tokenizer and shards, and the data beside the checkout."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SMALL_DOCUMENTS = 240
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: xdist deals files out in this order, and a long one at the end would run alone."""
+    """Put files with slow tests first. xdist deals files out in this order, and a slow last one would run alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real data that lies beside the checkout on the project's machines; skips where it does not."""
+    """The real data in the directory beside the checkout. Tests that need it are skipped where it is missing."""
     path = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip(f"no real data at {path}")
@@ -52,7 +52,7 @@ def small_tokenizer(small_texts, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_shards(small_texts, small_tokenizer, tmp_path_factory) -> Path:
-    """A shard directory of ``small_texts``, several shards and one document in ten held out; not to be changed."""
+    """A shard directory of ``small_texts``: several shards, one document in ten held out. Tests must not change it."""
     from data_prep.sources.documents import Document
     from tests.shard_building import build_shards
 
@@ -74,7 +74,7 @@ def fork_server():
 
 @pytest.fixture(scope="session")
 def whole_run(small_shards, fork_server, tmp_path_factory):
-    """A `tests.jobs.Job` that has trained without interruption on two ranks, dropout on; not to be changed."""
+    """A `tests.jobs.Job` that has trained on two ranks without interruption, with dropout. Tests must not change it."""
     from tests.jobs import Job
 
     job = Job(tmp_path_factory.mktemp("whole"), small_shards)

@@ -1,4 +1,4 @@
-"""Small exported models, with random weights: what matters is that every source has an output of its own."""
+"""Small exported models with random weights that give each source a different output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_TOKENS = 48
 
 
 def save_model(directory: Path, tokenizer, **fields: Any) -> Path:
-    """Write a model whose outputs are as varied as its sources."""
+    """Write a model that gives each source a different output."""
     disable_progress_bar()  # as every command does; in a test's output it would be taken for the command's
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
     torch.manual_seed(0)

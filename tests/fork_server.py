@@ -1,9 +1,9 @@
-"""Starts ranks of programs of this project by fork, from a process that has imported everything: it costs a second.
+"""Starts ranks of this project's programs by fork, from a process that has already imported everything, in a second.
 
-Run as a program it reads one JSON request a line from standard input (`ranks`, `program`, `arguments`, `output`,
-`variables`), answers with the process ids of the ranks, and with their exit codes once all have ended. Nothing but the
-imports is shared: every rank is a process of its own with its own environment, killed and watched like any other. There
-is no launcher, so whatever ends the other ranks when one is lost is the project's own doing.
+Run as a program, it reads one JSON request per line from standard input (`ranks`, `program`, `arguments`, `output`,
+`variables`). It answers with the process ids of the ranks, and with their exit codes once all have ended. Ranks share
+only the imports: every rank is a separate process with its own environment. There is no launcher, so if one rank is
+lost, only the project's own code ends the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCRIPTS = launching.REPOSITORY / "runs"
 
 
 class Launch:
-    """Ranks that are running, or have ended."""
+    """The ranks of one start, running or ended."""
 
     def __init__(self, server: ForkServer, pids: list[int], output: Path) -> None:
         self._server = server
@@ -43,7 +43,7 @@ class Launch:
         os.kill(self.pids[rank], number)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = launching.TIMEOUT_SECONDS) -> None:
-        """Wait until something has happened while the ranks run."""
+        """Wait until a condition holds while the ranks run."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert any(map(self.running, range(len(self.pids)))), self.text()
@@ -51,7 +51,7 @@ class Launch:
             time.sleep(0.005)
 
     def wait(self, seconds: float = launching.TIMEOUT_SECONDS) -> list[int]:
-        """Exit codes of the ranks (negative: the signal that ended it); those still running at the end are killed."""
+        """Exit codes of the ranks, negative for a signal. Ranks that still run after the time-out are killed."""
         deadline = time.monotonic() + seconds
         while any(map(self.running, range(len(self.pids)))):
             if time.monotonic() > deadline:
@@ -88,10 +88,10 @@ class ForkServer:
     def launch(
         self, arguments: list[str], output: Path, *, ranks: int = 2, program: str = "pretrain.py", **variables: str
     ) -> Launch:
-        """Start ranks of a program; ``output`` takes what they print.
+        """Start ranks of a program, which print into the file ``output``.
 
-        ``program`` is a script of `runs/`, ``bnb-ds``, or a module; with 0 ranks it is one process that no launcher
-        has told its rank.
+        ``program`` is a script of `runs/`, ``bnb-ds``, or a module. With 0 ranks it is one process without the
+        variables of a launcher.
         """
         request = {"ranks": ranks, "program": program, "arguments": arguments, "output": str(output)}
         request["variables"] = variables
@@ -101,7 +101,7 @@ class ForkServer:
         return Launch(self, self.answer(), output)
 
     def run(self, program: str, arguments: list[str], output: Path) -> tuple[int, str]:
-        """Run one process without ranks to its end: exit code, and what it printed."""
+        """Run one process without ranks to its end; return its exit code and output."""
         launch = self.launch(arguments, output, ranks=0, program=program)
         (code,) = launch.wait()
         return code, launch.text()
@@ -145,7 +145,7 @@ def _fork(request: dict[str, Any], rank: int) -> int:
 
 
 def _call(program: str, arguments: list[str]) -> None:
-    """What `python runs/PROGRAM`, `bnb-ds` or `python -m PROGRAM` does."""
+    """Do what `python runs/PROGRAM`, `bnb-ds` or `python -m PROGRAM` does."""
     import importlib.metadata
     import runpy
 
@@ -165,14 +165,14 @@ def _run(program: str, arguments: list[str]) -> int:
     import traceback
 
     if os.environ.get("TEST_FP16_ON_CPU"):
-        # DeepSpeed's arithmetic is right there; only its list of what a CPU is good for says no.
+        # DeepSpeed computes fp16 correctly on a CPU, but its accelerator class says that a CPU does not support it.
         from deepspeed.accelerator import get_accelerator
 
         get_accelerator().is_fp16_supported = lambda: True
     if "TEST_FILE_LIMIT_OF_RANK" in os.environ and os.environ["TEST_FILE_LIMIT_OF_RANK"] == os.environ.get("RANK"):
-        # The disk refuses to make any file longer, as a full one does; Python ignores the signal that goes with it.
+        # With this limit no file can grow, as on a full disk. Python ignores the signal that comes with it.
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    # A hang on request: the main thread sleeps, everything else goes on.
+    # This signal makes the rank hang: its main thread sleeps while other threads go on.
     signal.signal(signal.SIGUSR2, lambda *received: time.sleep(1000))
     code = 1
     try:

@@ -45,21 +45,21 @@ class Job:
         self.ds_config.write_text(json.dumps({**DS_CONFIG, **ds_changes}))
 
     def arguments(self, *more: str) -> list[str]:
-        """What `runs/pretrain.py` is given."""
+        """The arguments of `runs/pretrain.py`."""
         return [str(self.recipe), "--deepspeed_config", str(self.ds_config), *more]
 
     def command(self, *arguments: str, ranks: int = 2) -> list[str]:
-        """The command line, launcher included."""
+        """The command line with the launcher."""
         return [*launching.launcher(ranks), "runs/pretrain.py", *self.arguments(*arguments)]
 
     def fork(self, server: ForkServer, *arguments: str, ranks: int = 2, **variables: str) -> Launch:
-        """Start ranks without a launcher; what they print goes into one file for each launch."""
+        """Start ranks without a launcher. Each launch prints into a file of its own."""
         number = len(list(self.recipe.parent.glob(f"{self.output.name}.*.log")))
         log = self.recipe.with_name(f"{self.output.name}.{number}.log")
         return server.launch(self.arguments(*arguments), log, ranks=ranks, **variables)
 
     def train_forked(self, server: ForkServer, *arguments: str, ranks: int = 2, **variables: str) -> str:
-        """Run forked ranks to the end; the job must succeed. Returns what was printed."""
+        """Run forked ranks to the end, and return their output. The job must succeed."""
         launch = self.fork(server, *arguments, ranks=ranks, **variables)
         assert launch.wait() == [0] * ranks, launch.text()
         return launch.text()
@@ -74,13 +74,13 @@ class Job:
         return max((row["step"] for row in self.metrics()), default=0)
 
     def train(self, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-        """Run to the end; the job must succeed."""
+        """Run the job to the end. It must succeed."""
         result = launching.run(self.command(*arguments, ranks=ranks))
         assert result.returncode == 0, result.stdout + result.stderr
         return result
 
     def scalars(self) -> dict[str, list[tuple[int, float]]]:
-        """What TensorBoard's reader finds: tag -> (step, value)."""
+        """The scalars that TensorBoard's reader finds: tag -> (step, value)."""
         return read_scalars(self.output / "runs")
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Running the real programs in tests: free ports, time-outs, and nothing left behind."""
+"""Runs the real programs in tests, with free ports and time-outs, and leaves no processes behind."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-#: of anything that a test waits for; a machine that others keep busy needs more
+#: longest wait of a test; a busy machine needs more
 TIMEOUT_SECONDS = int(os.environ.get("TEST_TIMEOUT_SECONDS", "240"))
-#: what a launcher tells its ranks; a test of this process alone may have set them
+#: variables that a launcher sets for its ranks; an earlier test in this process may have set them too
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-#: first lines of a program that needs single modules of the package: its `__init__`, which registers the model with
-#: transformers, costs seconds
+#: first lines of a program that imports only some modules of the package. They skip the package's `__init__`, which
+#: takes seconds to register the model with transformers.
 LIGHT = f"""
 import sys, types
 sys.modules["bnb_ds"] = types.ModuleType("bnb_ds")
@@ -52,7 +52,7 @@ def launcher(ranks: int) -> list[str]:
 
 
 def run(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS, **options) -> subprocess.CompletedProcess[str]:
-    """Run a command of the repository to its end; a time-out kills its whole process group."""
+    """Run a command in the repository to its end. A time-out kills its whole process group."""
     process = start(command, **options)
     try:
         output, errors = process.communicate(timeout=timeout)
@@ -77,7 +77,7 @@ def start(command: Sequence[str], *, env: dict[str, str] | None = None) -> subpr
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL a command and all that it started; the launcher's ranks are in process groups of their own."""
+    """SIGKILL a command and all processes that it started. The launcher's ranks are in separate process groups."""
     for pid in [*_descendants(process.pid), process.pid]:
         with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
             os.kill(pid, signal.SIGKILL)
@@ -85,7 +85,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait until something has happened while a process runs."""
+    """Wait until a condition holds while a process runs."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -94,7 +94,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until something has happened."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "timed out"

@@ -1,4 +1,4 @@
-"""CTC outputs and their probabilities by going through everything: slow, plain, and right."""
+"""CTC outputs and their probabilities by enumeration of all paths: slow but simple."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def collapsed(path: tuple[int, ...], blank: int) -> tuple[int, ...]:
 
 
 def all_outputs(log_probs_TV: Tensor, blank: int) -> dict[tuple[int, ...], float]:
-    """Log-probability of every output: each of the V ** T paths counted."""
+    """Log-probability of every output, from all V ** T paths."""
     num_slots, vocab_size = log_probs_TV.shape
     table = log_probs_TV.double().tolist()
     totals: dict[tuple[int, ...], float] = {}

@@ -1,4 +1,4 @@
-"""The noise written out: one token after the other, with Python's whole numbers."""
+"""The noise in its simplest form: one token after the other, with Python's integers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def mix64(word: int) -> int:
 
 
 def draw(key: int, stream: int, counter: int = 0) -> int:
-    """Below 2**31."""
+    """A draw below 2**31."""
     return draw_of_stream(mix64((key + (stream + 1) * 0x9E3779B97F4A7C15) % 2**64), counter)
 
 
 def draw_of_stream(stream_key: int, counter: int) -> int:
-    """One number of `bnb_ds.common.randomness.packed_draws`."""
+    """One draw of `bnb_ds.common.randomness.packed_draws`."""
     word = (stream_key + counter * 0x9E3779B9) & WORD
     word = ((word ^ word >> 16) * 0x21F0AAAD & WORD) ^ stream_key >> 32
     word = (word ^ word >> 15) * 0xD35A2D97 & WORD
@@ -28,7 +28,7 @@ def draw_of_stream(stream_key: int, counter: int) -> int:
 
 
 def corrupt(noise: Corruption, row: list[int], key: int) -> dict[str, list[int]]:
-    """Source, target, chosen places of the source and their labels, of one sequence."""
+    """Source, target, chosen places of the source, and their labels, for one sequence."""
     objective = objective_of(noise, key)
     ordinary = [i for i in range(1, len(row) - 1) if row[i] not in noise.special_ids]
     source, chosen = list(row), []

@@ -1,4 +1,4 @@
-"""The CTC loss in the most obvious ways, for tests only: by definition, by the textbook recursion, and by torch."""
+"""The CTC loss in its simplest forms, for tests only: by definition, by the textbook recursion, and by torch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def plain_linear_ctc(
 
 
 def _feasible_tokens(rows: list[Tensor], targets: list[list[int]]) -> Tensor:
-    """Target tokens of each sequence, 0 where its positions cannot hold them."""
+    """Target tokens of each sequence; 0 if its positions cannot hold them."""
     needed = [len(target) + sum(a == b for a, b in itertools.pairwise(target)) for target in targets]
     return torch.tensor(
         [len(target) if need <= row.shape[0] else 0 for row, target, need in zip(rows, targets, needed, strict=True)],

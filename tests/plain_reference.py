@@ -1,6 +1,6 @@
-"""The model of the paper in the most obvious way: one sequence at a time, no packing, no padding, no fused attention.
+"""The model of the paper in its simplest form: one sequence at a time, no packing, no padding, no fused attention.
 
-The encoder is ``transformers.BertModel``; decoder and head are written out. Slow, and only for tests.
+The encoder is ``transformers.BertModel``; decoder and head are written out. It is slow, and only for tests.
 """
 
 from __future__ import annotations

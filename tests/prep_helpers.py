@@ -1,4 +1,4 @@
-"""Running `bnb-ds prep` on small corpora, in this process or in one of its own that can be killed."""
+"""Runs `bnb-ds prep` on small corpora, in this process or in a separate one that can be killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_prep.cli import add_commands
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# As `bnb-ds` does it, but without the import of the model, which tests that start many processes cannot wait for.
+# As `bnb-ds`, but without importing the model, which would take too long in tests that start many processes.
 _MAIN = """
 import sys
 from bnb_ds.common.arguments import CommandParser
@@ -34,7 +34,7 @@ def prep(*arguments: str | Path) -> int | None:
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """Run `bnb-ds prep ARGUMENTS` in a process of its own."""
+    """Run `bnb-ds prep ARGUMENTS` in a separate process."""
     command = [sys.executable, "-c", _MAIN, "prep", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes)

@@ -1,4 +1,4 @@
-"""Directories as the reference implementation writes them, made of our own small models."""
+"""Makes directories like those of the reference implementation, from our own small models."""
 
 from __future__ import annotations
 

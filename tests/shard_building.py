@@ -1,4 +1,4 @@
-"""Documents into a shard directory."""
+"""Writes documents into a shard directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bnb_ds.shards.manifest import Manifest
 from bnb_ds.shards.writer import DEFAULT_TOKENS_PER_SHARD, ShardWriter
 from data_prep.sources.documents import DEFAULT_HOLDOUT, HOLDOUT_RULE, Document, batched, is_held_out
 
-# A batch is what the tokenizer works on at once; its encodings take about a hundred bytes per token.
+# The tokenizer encodes one batch at once. The encodings take about a hundred bytes per token.
 _BATCH_CHARACTERS = 1 << 21
 
 
@@ -30,21 +30,22 @@ def build_shards(
 ) -> Manifest:
     """Tokenise documents into a new shard directory and return its manifest.
 
-    Documents are encoded whole, without special tokens; those without a single token are counted as skipped
-    ("empty"). Equal input gives byte-identical output.
+    Documents are encoded whole, without special tokens. Documents without a token are counted as skipped ("empty").
+    Equal input gives byte-identical output.
 
     Args:
-        documents: the corpus, in the order in which it is to be stored.
+        documents: the corpus, in the order in which it is stored.
         directory: where the shards go; new or empty.
-        tokenizer: makes the ids; a copy goes with the shards.
-        sources: for the manifest, see :class:`~bnb_ds.shards.reader.ShardWriter`.
+        tokenizer: makes the ids; a copy is saved with the shards.
+        sources: for the manifest, see :class:`bnb_ds.shards.writer.ShardWriter`.
         holdout: share of the documents for evaluation, in [0, 1), chosen by a hash of their ids.
-        tokens_per_shard: size at which a new shard is begun.
-        settings: what else decided the documents, for the manifest.
+        tokens_per_shard: most tokens of a shard.
+        settings: anything else that decides the documents, for the manifest.
 
     Raises:
         ConfigError: ``holdout`` or ``tokens_per_shard`` is out of range.
-        DataError: no document has tokens, none is left to train on, or reading or writing fails; nothing is left then.
+        DataError: no document has tokens, no training document is left, or reading or writing fails. Then nothing is
+            left.
     """
     if not 0 <= holdout < 1:
         raise ConfigError(f"--holdout must be at least 0 and below 1, got {holdout}")

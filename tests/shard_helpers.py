@@ -1,4 +1,4 @@
-"""Small shard directories written by hand, with a tokenizer that is only described."""
+"""Small shard directories written by hand. Their tokenizer exists only as a `TokenizerInfo`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def document(*ids: int) -> np.ndarray:
 
 
 def write_small(directory: Path) -> Path:
-    """Three shards: two of training documents, one held out."""
+    """Write three shards: two of training documents, and one of held-out documents."""
     with writer(directory) as shard_writer:
         for ids in ([10, 11, 12], [20, 21, 22, 23, 24], [30], [40, 41]):
             shard_writer.add(document(*ids), "train")

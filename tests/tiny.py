@@ -1,4 +1,4 @@
-"""Small models and batches for tests. Sizes are awkward on purpose: nothing is a power of two or equal to another."""
+"""Small models and batches for tests. Their sizes differ from each other, and none is a power of two."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bert_config(**overrides: Any) -> BertConfig:
         "num_attention_heads": 3,
         "intermediate_size": 20,
         "max_position_embeddings": MAX_POSITIONS,
-        "initializer_range": 0.2,  # large, so that every path shows in the output
+        "initializer_range": 0.2,  # large, so that every part of the model affects the output
     }
     return BertConfig(**{**fields, **overrides})
 
@@ -38,7 +38,7 @@ def bnb_config(
 
 
 def bnb_model(seed: int = 0, dtype: torch.dtype = torch.float64, **config: Any) -> BnbForConditionalGeneration:
-    """In evaluation mode, with biases and LayerNorms that are not trivial."""
+    """A model in evaluation mode, with random biases and LayerNorms."""
     torch.manual_seed(seed)
     model = BnbForConditionalGeneration(bnb_config(**config))
     with torch.no_grad():
@@ -63,7 +63,7 @@ def pad_rows(rows: list[Tensor], value: int = 0) -> Tensor:
 
 
 def padded_form(sources: list[Tensor], targets: list[Tensor] | None = None) -> dict[str, Tensor]:
-    """Keyword arguments of the padded form."""
+    """Model inputs in padded form."""
     inputs = {
         "input_ids": pad_rows(sources),
         "attention_mask": pad_rows([torch.ones_like(source) for source in sources]),
@@ -72,7 +72,7 @@ def padded_form(sources: list[Tensor], targets: list[Tensor] | None = None) -> d
 
 
 def packed_form(sources: list[Tensor], targets: list[Tensor] | None = None) -> dict[str, Any]:
-    """Keyword arguments of the packed form."""
+    """Model inputs in packed form."""
     lengths = torch.tensor([0, *map(len, sources)])
     inputs = {
         "input_ids": torch.cat(sources),

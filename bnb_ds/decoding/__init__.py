@@ -1,4 +1,4 @@
-"""From the network's output to token ids: greedy, prefix beam, length beam.
+"""Turns the network's output into token ids: greedy, prefix beam, length beam.
 
 Face: `DecodeOptions`, `GenerateOutput`, `generate`, `generate_rows`.
 """

@@ -1,4 +1,4 @@
-"""Which sources are decoded together: of like length, within a budget, and back in their order."""
+"""Groups sources of similar length into batches within a token budget."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 
-#: source tokens and decoder slots of one batch, where nothing else is asked for
+#: device type -> default number of source tokens and decoder slots of one batch
 DEFAULT_TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 
 
 def plan_batches(source_lengths: Sequence[int], config: BnbConfig, token_budget: int) -> list[list[int]]:
-    """Indices of the sources of each batch: sorted by length, longest first, equal ones in their order.
+    """Indices of the sources of each batch, sorted by length, longest first. Equal lengths keep their order.
 
-    The padded size of a batch, its number of sources times tokens and slots of the longest, stays within the budget, or
-    the batch is a single source.
+    The padded size of a batch is its number of sources times the longest one's tokens and slots. It stays within the
+    budget, unless the batch is a single source.
 
     Args:
         source_lengths: real tokens of each source, at least 1.
@@ -41,5 +41,5 @@ def plan_batches(source_lengths: Sequence[int], config: BnbConfig, token_budget:
 
 
 def default_token_budget(device: torch.device) -> int:
-    """Where nothing else is asked for."""
+    """The default token budget of a device."""
     return DEFAULT_TOKEN_BUDGET.get(device.type, DEFAULT_TOKEN_BUDGET["cuda"])

@@ -1,8 +1,8 @@
-"""CTC prefix beam search, all sources and prefixes of a batch at once, over the few best classes of each slot.
+"""CTC prefix beam search over the best classes of each slot, for all sources and prefixes of a batch at once.
 
-A prefix is an output that may go on. It keeps two log-probabilities: of the alignments that end in its last token, and
-of those that end in a blank. At each slot a prefix stays as it is or is extended by one class; what leads to the same
-prefix is added up; the best ``beam_size`` prefixes live on.
+A prefix is the beginning of an output. It has two log-probabilities: that of the alignments that end in its last token,
+and that of the alignments that end in a blank. At each slot a prefix stays as it is or is extended by one class. The
+probabilities of equal prefixes are added up. Then the best ``beam_size`` prefixes are kept.
 
 Shapes: B sequences, T slots of the longest, W prefixes, K classes of a slot, S tokens of the longest prefix so far.
 
@@ -23,7 +23,7 @@ from bnb_ds.decoding.ngram_lm import LmScores
 from bnb_ds.decoding.options import DecodeOptions
 
 _HASH_FACTOR = 6364136223846793005  # Knuth's multiplier; products wrap around in int64
-_SHORT_PENALTY = 1e6  # nats for each token that can no more be had: below every prefix that still can reach them
+_SHORT_PENALTY = 1e6  # nats for each token that a prefix can no longer reach; prefixes that can reach it rank first
 
 
 @dataclass(eq=False)
@@ -31,12 +31,14 @@ class Prefixes:
     """The beam.
 
     Attributes:
-        ends_in_token, ends_in_blank: float64 [B, W], log-probabilities.
+        ends_in_token: float64 [B, W], log-probability of the alignments that end in the last token.
+        ends_in_blank: float64 [B, W], log-probability of the alignments that end in a blank.
         tokens: int64 [B, W, T], -1 behind the end.
         lengths: int64 [B, W].
         last: int64 [B, W], the last token; -1 for the empty prefix.
-        hashes: int64 [B, W], of all tokens; ``parents``: of all but the last.
-        lm: [B, W] nats of language model and word bonus.
+        hashes: int64 [B, W], hash of all tokens.
+        parents: int64 [B, W], hash of all tokens but the last.
+        lm: [B, W], nats of language model and word bonus.
     """
 
     ends_in_token: Tensor
@@ -54,7 +56,7 @@ class Prefixes:
         return torch.logaddexp(self.ends_in_token, self.ends_in_blank)
 
     def where(self, mask_B: Tensor, other: Prefixes) -> Prefixes:
-        """These prefixes where ``mask_B`` is true, else the other ones."""
+        """These prefixes for sequences with ``mask_B`` true, and ``other`` for the rest."""
         chosen = {}
         for name, value in vars(self).items():
             mask = mask_B.reshape(-1, *[1] * (value.dim() - 1))
@@ -63,11 +65,11 @@ class Prefixes:
 
 
 def search(emissions: Emissions, options: DecodeOptions, beam_size: int) -> Prefixes:
-    """The best prefixes of each sequence after its last slot, in no particular order; dead ones have -inf.
+    """The best prefixes of each sequence after its last slot, in any order. Unused places have -inf.
 
     Args:
-        emissions: what the decoder predicts.
-        options: limits of lengths, n-grams, bad words, and the language model.
+        emissions: log-probabilities of the slots.
+        options: limits on lengths, n-grams and bad words, and the language model.
         beam_size: W.
     """
     beam = _empty_prefixes(emissions, beam_size)
@@ -76,7 +78,7 @@ def search(emissions: Emissions, options: DecodeOptions, beam_size: int) -> Pref
     shortest = int(emissions.lengths.min())
     for step in range(num_steps):
         after = _advance(beam, emissions, step, options, scorer)
-        # Sequences without a slot here keep what they have.
+        # Sequences that have no slot at this step keep their prefixes.
         beam = after if step < shortest else after.where(emissions.lengths > step, beam)
     return beam
 
@@ -87,7 +89,7 @@ def _empty_prefixes(emissions: Emissions, beam_size: int) -> Prefixes:
     first = score.clone()
     first[:, 0] = 0.0
     number = emissions.ids.new_zeros(batch_size, beam_size)
-    # Dead prefixes have hashes of their own, or they would be taken for the empty one.
+    # Unused places have different hashes; otherwise they would count as equal to the empty prefix.
     hashes = number + torch.arange(beam_size, device=number.device)
     tokens = emissions.ids.new_full((batch_size, beam_size, num_steps), -1)
     return Prefixes(score, first, tokens, number, number - 1, hashes, number - 1, torch.zeros_like(score))
@@ -96,18 +98,18 @@ def _empty_prefixes(emissions: Emissions, beam_size: int) -> Prefixes:
 def _advance(
     beam: Prefixes, emissions: Emissions, step: int, options: DecodeOptions, scorer: LmScores | None
 ) -> Prefixes:
-    """One slot further."""
+    """The beam after one more slot."""
     ids_BK, log_probs_BK, blank_B = emissions.ids[:, step], emissions.log_probs[:, step], emissions.blank[:, step]
     beam_size, num_classes = beam.last.shape[1], ids_BK.shape[1]
     total_BW = beam.total
     is_last_BWK = ids_BK[:, None] == beam.last[..., None]
-    # A repeated token is a new one only behind a blank.
+    # Only behind a blank does a repeated token count as a new token.
     before_BWK = torch.where(is_last_BWK, beam.ends_in_blank[..., None], total_BW[..., None])
     longer_BWK = before_BWK + log_probs_BK[:, None]
     longer_BWK = longer_BWK.masked_fill(_forbidden(beam, ids_BK, options), -torch.inf)
     own_BW = torch.where(is_last_BWK, log_probs_BK[:, None], -torch.inf).amax(2)
     stay_token_BW, stay_blank_BW = beam.ends_in_token + own_BW, total_BW + blank_B[:, None]
-    # An extension may be a prefix that is in the beam already.
+    # An extension may equal a prefix that is already in the beam.
     is_same_BWKV = beam.hashes[:, :, None, None] == beam.parents[:, None, None, :]
     is_same_BWKV = is_same_BWKV & (ids_BK[:, None, :, None] == beam.last[:, None, None, :])
     is_same_BWKV &= (longer_BWK > -torch.inf)[..., None]
@@ -136,7 +138,7 @@ def _advance(
 
 @dataclass(frozen=True, eq=False)
 class _Candidates:
-    """What each prefix may become: W that stay as they are, then W * K extended ones; float64 [B, W + W * K]."""
+    """The candidates of the next slot: W unchanged prefixes, then W * K extended ones; float64 [B, W + W * K]."""
 
     ends_in_token: Tensor
     ends_in_blank: Tensor
@@ -158,7 +160,7 @@ def _follow(beam: Prefixes, candidates: _Candidates, chosen_BC: Tensor, ids_BK: 
     kept_BC1 = tokens.gather(2, place_BC1)
     tokens.scatter_(2, place_BC1, torch.where(is_longer_BC[..., None], token_BC[..., None], kept_BC1))
     last = torch.where(is_longer_BC, token_BC, beam.last.gather(1, parent_BC))
-    # A dead one may repeat a living prefix; without a last token nothing is taken for it.
+    # An unused place may hold the tokens of a used one. With -1 as its last token, no extension is merged into it.
     last = last.masked_fill(candidates.total().gather(1, chosen_BC) == -torch.inf, -1)
     return Prefixes(
         ends_in_token=candidates.ends_in_token.gather(1, chosen_BC),
@@ -187,7 +189,7 @@ def short_penalty(lengths_BC: Tensor, slots_B: Tensor, slots_left_B: Tensor, opt
 
 
 def _forbidden(beam: Prefixes, ids_BK: Tensor, options: DecodeOptions) -> Tensor:
-    """bool [B, W, K], extensions that break a limit."""
+    """bool [B, W, K], True at extensions that break a limit."""
     forbidden_BWK = beam.last.new_zeros((*beam.last.shape, ids_BK.shape[1]), dtype=torch.bool)
     if options.max_length is not None:
         forbidden_BWK |= (beam.lengths >= options.max_length)[..., None]
@@ -206,12 +208,12 @@ def _token_at(beam: Prefixes, place_BW: Tensor) -> Tensor:
 
 
 def _repeats(beam: Prefixes, ids_BK: Tensor, size: int) -> Tensor:
-    """bool [B, W, K], extensions that would end in an n-gram that the prefix holds already."""
+    """bool [B, W, K], True at extensions that would end in an n-gram that the prefix already holds."""
     num_places = beam.tokens.shape[2]
     begins = num_places - size + 1
     if begins < 1:
         return torch.zeros((*beam.last.shape, ids_BK.shape[1]), dtype=torch.bool, device=ids_BK.device)
-    # A place where the prefix holds what it ends in; the token behind it must not come again.
+    # At these places the prefix holds its own last size - 1 tokens. The token behind them must not follow again.
     is_found_BWS = torch.arange(begins, device=ids_BK.device) + size <= beam.lengths[..., None]
     for back in range(size - 1):
         end_BW1 = _token_at(beam, beam.lengths - 1 - back)[..., None]
@@ -221,7 +223,7 @@ def _repeats(beam: Prefixes, ids_BK: Tensor, size: int) -> Tensor:
 
 
 def keeps_limits(tokens: Sequence[int], options: DecodeOptions, num_slots: int) -> bool:
-    """Whether an output keeps to the limits that a search can keep."""
+    """Whether an output keeps the limits on length, n-grams and bad words. ``num_slots`` bounds ``min_length``."""
     if len(tokens) < min(options.min_length, num_slots):
         return False
     if options.max_length is not None and len(tokens) > options.max_length:

@@ -1,8 +1,8 @@
-"""From a trained model to token ids, in one parallel pass over each batch.
+"""Decodes sources with a trained model, in one parallel pass over each batch.
 
-Sources are sorted by length and cut into batches by a token budget; the arg-max is fused with the projection; repeats
-are merged on the device; everything is handed over at the end, in the order of the input. `bnb_ds.decoding.options`
-says how an output is chosen.
+Sources are sorted by length and cut into batches by a token budget. The arg-max is fused with the projection, and
+repeats are merged on the device. Outputs are returned in the order of the input. `bnb_ds.decoding.options` says how an
+output is chosen.
 
 Shapes: B sequences, L source columns, T decoder slots of the longest sequence (in packed form: of all), H hidden size,
 W hypotheses and K candidate lengths of a source.
@@ -30,12 +30,12 @@ from bnb_ds.model.slots import open_slots
 
 @dataclass
 class GenerateOutput(ModelOutput):
-    """What `generate` returns with ``return_scores``.
+    """The output of `generate` with ``return_scores``.
 
     Attributes:
-        sequences: int64 [B, length of the longest output], filled up with ``config.pad_token_id`` (0 if that is None).
-        scores: float64 [B], log-probability of each output in nats. With CTC, of all alignments together; with length
-            classification, of its tokens at the length it has. A language model is not part of it.
+        sequences: int64 [B, length of the longest output], padded with ``config.pad_token_id`` (0 if that is None).
+        scores: float64 [B], log-probability of each output in nats. With CTC, it is summed over all alignments. With
+            length classification, it is that of the tokens, given the length. A language model does not count.
         lengths: int64 [B], tokens of each output.
     """
 
@@ -46,7 +46,7 @@ class GenerateOutput(ModelOutput):
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """Outputs of one batch: int64 [B, T], int64 [B], and float64 [B] if asked for."""
+    """Outputs of one batch: int64 [B, T], their lengths int64 [B], and their scores float64 [B] if asked for."""
 
     ids: Tensor
     lengths: Tensor
@@ -66,27 +66,29 @@ def generate(
 ) -> Tensor | GenerateOutput:
     """Decode all positions at once.
 
-    With CTC: the best token of each slot, repeats merged, then blanks dropped; or the prefix beam search. With length
-    classification: the best token of each slot of the predicted length; a beam decodes several lengths in one batch
-    and keeps the one with the highest mean log-probability of its tokens.
+    With CTC, greedy decoding takes the best token of each slot, merges repeats and then drops blanks. With
+    ``beam_size`` above 1, the prefix beam search is used. With length classification, each slot of the predicted length
+    gives its best token. With ``length_beam`` above 1, several lengths are decoded in one batch, and the one with the
+    highest mean log-probability of its tokens is kept.
 
-    In float32 an output does not depend on what else is in the batch, but for logits that differ by no more than
-    rounding. The model's mode is left as it is: call ``model.eval()`` first, or dropout acts here too.
+    In float32 an output does not depend on the other sources in the batch, unless logits differ by no more than
+    rounding. Call ``model.eval()`` first: this function does not change the model's mode, and in training mode dropout
+    is active.
 
     Args:
         model: the model.
         input_ids: int64 [B, L].
-        attention_mask: [B, L], not 0 at real tokens; None: every token but ``config.pad_token_id`` is real.
+        attention_mask: [B, L], not 0 at real tokens; None: every token except ``config.pad_token_id`` is real.
         token_type_ids: int64 [B, L]; None: all 0.
         return_scores: return a `GenerateOutput` with the log-probability of each output.
         options: how outputs are chosen; None: the defaults.
         changes: fields of `DecodeOptions` that replace those of ``options``.
 
     Returns:
-        int64 [B, length of the longest output], each row filled up with ``config.pad_token_id`` (0 if that is None).
+        int64 [B, length of the longest output], padded with ``config.pad_token_id`` (0 if that is None).
 
     Raises:
-        ConfigError: an unknown field, a value out of its range, or one that does not go with the model.
+        ConfigError: an unknown field, a value out of range, or a value that does not fit the model.
     """
     config = model.config
     options = DecodeOptions.of(options, changes)
@@ -113,15 +115,16 @@ def generate_rows(
     *,
     with_scores: bool = False,
 ) -> list[tuple[list[int], float | None]]:
-    """`generate` from lists to lists: tokens, and score if asked for, of each source, in their order.
+    """`generate` for lists. It returns the output tokens of each source, and its score if asked for, in their order.
 
-    With ``decoder_length`` ``"padded"`` every source is padded to the encoder's positions, as in the reference
-    implementation, so that its output does not depend on the others.
+    With ``decoder_length`` ``"padded"`` every source is padded to the encoder's number of positions, as in the
+    reference implementation. So its output does not depend on the other sources.
 
     Args:
         model: the model.
         rows: token ids of the sources, at least one each.
-        options: checked already.
+        options: how outputs are chosen; the caller has checked them.
+        with_scores: whether to compute scores; without it they are None.
     """
     config, device = model.config, model.device
     budget = options.token_budget or default_token_budget(device)
@@ -144,7 +147,7 @@ def generate_rows(
 def decode_batch(
     model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions, *, with_scores: bool = False
 ) -> Decoded:
-    """Decode one batch, whatever its size; options are checked already. Call it in inference mode."""
+    """Decode one batch of any size. Call it in inference mode, with options that are checked."""
     if model.config.decoder_length == "predicted":
         decoded = _decode_lengths(model, inputs, options)
         return decoded if with_scores else replace(decoded, scores=None)
@@ -182,10 +185,10 @@ def greedy_rows(best_T: Tensor, lengths_B: Tensor, config: BnbConfig) -> list[Te
 
 
 def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions) -> Decoded:
-    """The best of several lengths for each source; all of them are one batch of the decoder."""
+    """Decode several lengths for each source in one batch of the decoder, and keep the best."""
     encoded = model.model.encode(inputs)
     longest = options.max_length
-    if model.config.decoder_positions == "absolute":  # no more slots than positions, whatever is predicted
+    if model.config.decoder_positions == "absolute":  # a predicted length must not exceed the number of positions
         positions = model.config.decoder.max_position_embeddings
         longest = min(longest or positions, positions)
     lengths_BK = model.model.length_predictor.best(
@@ -207,7 +210,7 @@ def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: Decode
 
 
 def _repeat(encoded: Encoded, times: int) -> Encoded:
-    """Each source ``times`` times, one behind the other."""
+    """Each source repeated ``times`` times, with its copies one after the other."""
     layout = encoded.layout
     wide = PackedLayout.from_lengths(
         layout.lengths.repeat_interleave(times),
@@ -228,7 +231,7 @@ def _head(model: BnbLMHeadModel) -> Tensor:
 
 
 def _bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:
-    """The head's bias; bad words of one token are switched off."""
+    """The head's bias, with bad words of one token switched off."""
     bias_V = model.lm_head.bias
     if not options.banned_tokens:
         return bias_V
@@ -239,7 +242,7 @@ def _bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:
 def _cut(
     input_ids: Tensor, attention_mask: Tensor | None, config: BnbConfig, options: DecodeOptions
 ) -> list[list[int]]:
-    """Rows of each batch. With ``"padded"`` they keep their order and their width, on which the outputs depend."""
+    """The rows of each batch. With ``"padded"``, rows keep order and width, because outputs depend on the width."""
     batch_size, num_columns = input_ids.shape
     budget = options.token_budget or default_token_budget(input_ids.device)
     lengths = [num_columns] * batch_size
@@ -250,7 +253,7 @@ def _cut(
 
 
 def _joined(parts: list[Decoded], order: list[int], pad: int) -> GenerateOutput:
-    """Outputs of all batches in one tensor, in the order of the input; the one place that waits for the device."""
+    """Outputs of all batches in one tensor, in the order of the input. Only here does the host wait for the device."""
     device = parts[0].ids.device
     lengths = torch.cat([part.lengths for part in parts])
     longest = int(lengths.max())

@@ -1,4 +1,4 @@
-"""What the CTC search reads: the few best classes of each slot, and the exact score of any output.
+"""Computes what the CTC search needs: the best classes of each slot, and the exact score of any output.
 
 Shapes: B sequences, T decoder slots of the longest, N slots of all sequences together, H hidden size, V vocabulary, K
 classes kept of each slot, W outputs of one source, S tokens of the longest output.
@@ -25,11 +25,11 @@ class Emissions:
     """Log-probabilities of the slots, float64, in nats.
 
     Attributes:
-        ids: int64 [B, T, K], the best classes but for the blank, best first.
-        log_probs: [B, T, K] of them; -inf beyond a sequence's slots and where a class is switched off.
-        blank: [B, T]; 0 beyond a sequence's slots.
-        lengths: int64 [B], slots.
-        best: int64 [B, T], the best class, blank included; the blank beyond a sequence's slots.
+        ids: int64 [B, T, K], the best classes other than the blank, best first.
+        log_probs: [B, T, K], their log-probabilities; -inf beyond a sequence's slots and at classes switched off.
+        blank: [B, T], log-probability of the blank; 0 beyond a sequence's slots.
+        lengths: int64 [B], number of slots.
+        best: int64 [B, T], the best class, blank included; beyond a sequence's slots the blank.
         log_norms: [N], logsumexp of each slot's logits.
     """
 
@@ -44,14 +44,15 @@ class Emissions:
 def linear_emissions(
     hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, layout: PackedLayout, *, blank: int, num_classes: int
 ) -> Emissions:
-    """Project the slots and keep what the search needs, without holding the logits of all of them.
+    """Project the slots and keep what the search needs, without holding the logits of all slots.
 
     Args:
-        hidden_NH: of the LM head, packed.
-        weight_VH: the output matrix; ``bias_V``: its bias, -inf switches a class off.
-        layout: sequences of the slots.
+        hidden_NH: hidden states of the LM head, packed.
+        weight_VH: the output matrix.
+        bias_V: its bias; -inf switches a class off.
+        layout: layout of the slots.
         blank: the CTC blank.
-        num_classes: K; the whole vocabulary but for the blank at most.
+        num_classes: K; it is limited to the vocabulary without the blank.
     """
     num_slots, num_kept = hidden_NH.shape[0], min(num_classes, weight_VH.shape[0] - 1)
     ids_NK = torch.empty(num_slots, num_kept, dtype=torch.int64, device=hidden_NH.device)
@@ -85,16 +86,16 @@ def ctc_log_probs(
     *,
     blank: int,
 ) -> Tensor:
-    """Exact CTC log-probability of outputs: the sum over all their alignments, whatever the search has dropped.
+    """Exact CTC log-probability of outputs: the sum over all alignments, including those that the search dropped.
 
     Args:
-        outputs_BWS: int64, W outputs of each source; anything behind their ends.
-        output_lengths_BW: int64.
-        hidden_NH, weight_VH, bias_V, layout, blank: as `linear_emissions` takes them.
-        log_norms_N: as it returns them.
+        outputs_BWS: int64, W outputs of each source; values behind their ends are ignored.
+        output_lengths_BW: int64, tokens of each output.
+        hidden_NH, weight_VH, bias_V, layout, blank: as in `linear_emissions`.
+        log_norms_N: logsumexp of each slot's logits, as in `Emissions`.
 
     Returns:
-        float64 [B, W], nats; -inf for an output that does not fit into the slots.
+        float64 [B, W], in nats; -inf for an output that does not fit into the slots.
 
     Source: Graves et al., ICML 2006, section 4.1.
     """
@@ -113,7 +114,7 @@ def ctc_log_probs(
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Slots of a few sources: hidden states, logsumexp of the logits, and how many slots each source has."""
+    """Slots of a few sources: hidden states, logsumexp of the logits, and the number of slots of each source."""
 
     hidden_NH: Tensor
     log_norms_N: Tensor
@@ -122,7 +123,7 @@ class _Part:
     def score(
         self, outputs_QS: Tensor, lengths_Q: Tensor, times: int, weight_VH: Tensor, bias_V: Tensor, blank: int
     ) -> Tensor:
-        """[B, times], from Q = B * times outputs."""
+        """Scores [B, times] of Q = B * times outputs."""
         device = self.hidden_NH.device
         longest = int(lengths_Q.max())
         layout = PackedLayout.from_lengths(

@@ -1,8 +1,8 @@
-"""An n-gram language model of words that takes part in the CTC search, through the package ``kenlm``.
+"""An n-gram language model of words for the CTC search, through the package ``kenlm``.
 
-The search writes word pieces, the model knows words: pieces are joined (``un ##believ ##able``), and a word is scored
-when the next one begins. Words are those of BERT's basic tokeniser: punctuation stands alone, and everything is in
-lower case where the vocabulary is. Train the model on text split like that.
+The search writes word pieces, but the language model knows words. So pieces are joined (``un ##believ ##able``), and a
+word is scored when the next one begins. Words are those of BERT's basic tokeniser: punctuation marks are separate
+words, and text is in lower case if the vocabulary is. Train the language model on text that is split like this.
 
 Source: Heafield, KenLM: Faster and Smaller Language Model Queries, WMT 2011.
 """
@@ -25,12 +25,12 @@ _LOG_10 = math.log(10.0)
 
 
 class NgramLm:
-    """A model file and the vocabulary whose pieces it scores.
+    """A language model, with the vocabulary that turns token ids into words.
 
     Args:
         path: an ARPA file or a KenLM binary.
         pieces: the piece of each id of the decoder's vocabulary; ``##`` continues a word.
-        special_ids: tokens that are no words, such as [CLS] and [SEP].
+        special_ids: ids of tokens that are not part of words, such as [CLS] and [SEP].
 
     Raises:
         ConfigError: the package is not installed.
@@ -62,7 +62,7 @@ class NgramLm:
         return state
 
     def add(self, state: Any, word: str) -> tuple[Any, float]:
-        """The state behind one more word, and its nats."""
+        """The state after one more word, and the word's log-probability in nats."""
         following = self._new_state()
         return following, self._model.BaseScore(state, word, following) * _LOG_10
 
@@ -80,7 +80,7 @@ class NgramLm:
         return words
 
     def score(self, tokens: list[int]) -> tuple[float, int]:
-        """Nats of a whole output, the end of the sentence included, and its number of words."""
+        """Log-probability in nats of a complete output, sentence end included, and its number of words."""
         words = self.words(tokens)
         state, total = self.begin(), 0.0
         for word in (*words, "</s>"):
@@ -90,24 +90,24 @@ class NgramLm:
 
 
 class LmScores:
-    """What a language model says of prefixes, remembered from slot to slot of one search."""
+    """A language model's scores of prefixes and outputs in one search. Scores of finished words are kept."""
 
     def __init__(self, lm: NgramLm, weight: float, word_bonus: float):
         self._lm = lm
         self._weight = weight
         self._bonus = word_bonus
-        #: finished words of a prefix -> state behind them, their nats
+        #: finished words of a prefix -> the state after them, and their log-probability in nats
         self._known: dict[tuple[str, ...], tuple[Any, float]] = {(): (lm.begin(), 0.0)}
 
     def gains(self, tokens_BCT: Tensor, lengths_BC: Tensor, alive_BC: Tensor) -> Tensor:
-        """float64 [B, C]: weighted nats of the finished words of each prefix, and the bonus of every word.
+        """float64 [B, C]: weighted nats of the finished words of each prefix, plus the bonus of every word.
 
-        The last word may yet go on, so the model has not scored it.
+        The last word may still continue, so it is not scored.
         """
         return _table(self._of_prefix, tokens_BCT, lengths_BC, alive_BC)
 
     def of_outputs(self, tokens_BWT: Tensor, lengths_BW: Tensor, alive_BW: Tensor) -> Tensor:
-        """float64 [B, W]: weighted nats of complete outputs, the end of the sentence included, and the word bonus."""
+        """float64 [B, W]: weighted nats of complete outputs, sentence end included, plus the bonus of every word."""
         return _table(self._of_output, tokens_BWT, lengths_BW, alive_BW)
 
     def _of_output(self, tokens: list[int]) -> float:
@@ -130,7 +130,7 @@ class LmScores:
 
 
 def _table(score: Callable[[list[int]], float], tokens_BCT: Tensor, lengths_BC: Tensor, alive_BC: Tensor) -> Tensor:
-    """float64 [B, C], the score of each row of tokens up to its length; 0 where it is not alive."""
+    """float64 [B, C], the score of each row of tokens up to its length; 0 if it is not alive."""
     lengths, alive = lengths_BC.tolist(), alive_BC.tolist()
     rows = [
         [score(tokens[: lengths[b][c]]) if alive[b][c] else 0.0 for c, tokens in enumerate(candidates)]

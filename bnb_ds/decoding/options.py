@@ -1,4 +1,4 @@
-"""Every setting of decoding: how an output is chosen from what the decoder predicts."""
+"""All settings of decoding: how an output is chosen from the decoder's predictions."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.model.configuration import BnbConfig
 
-#: prefixes kept where a constraint needs a search and ``beam_size`` asks for none
+#: number of prefixes in a search that is needed only to keep a limit, with ``beam_size`` 1
 CONSTRAINT_BEAM = 8
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Settings of decoding. Lengths are in tokens of the output, the first and the last special token included.
+    """Settings of decoding. Lengths are in tokens of the output, including the first and the last special token.
 
-    With CTC, ``beam_size`` 1 is greedy decoding: the best token of each slot, repeats merged, blanks dropped. A source
-    whose greedy output breaks ``min_length``, ``max_length``, ``no_repeat_ngram_size`` or a bad word of several tokens
-    is searched with `CONSTRAINT_BEAM` prefixes instead.
+    With CTC, ``beam_size`` 1 is greedy decoding: take the best token of each slot, merge repeats, drop blanks. If a
+    greedy output breaks ``min_length``, ``max_length`` or ``no_repeat_ngram_size``, or holds a bad word of several
+    tokens, its source is searched with `CONSTRAINT_BEAM` prefixes instead.
 
     Attributes:
-        beam_size: prefixes of the CTC prefix beam search; 1: greedy.
-        beam_classes: the best classes of each slot that the search considers, beside the blank.
-        length_beam: lengths tried for each source with length classification; the highest mean log-probability of
-            its tokens wins.
-        min_length: fewest tokens of an output. There are never more tokens than decoder slots: where fewer slots are
-            open, as many tokens as fit.
+        beam_size: number of prefixes of the CTC prefix beam search; 1: greedy.
+        beam_classes: number of best classes of each slot that the search considers, in addition to the blank.
+        length_beam: number of lengths tried for each source, with length classification. The length with the highest
+            mean log-probability of its tokens wins.
+        min_length: fewest tokens of an output. An output never has more tokens than decoder slots, so with fewer slots
+            it has as many tokens as fit.
         max_length: most tokens of an output; None: as many as there are slots.
-        no_repeat_ngram_size: no n-gram of this many tokens occurs twice in an output; 0: no such rule. CTC only.
-        bad_words_ids: token sequences that no output holds; of several tokens with CTC only.
-        lm: an n-gram language model that takes part in the search; it needs ``beam_size`` above 1.
+        no_repeat_ngram_size: no n-gram of this many tokens occurs twice in an output; 0: no such limit. CTC only.
+        bad_words_ids: token sequences that no output holds. Sequences of several tokens need CTC.
+        lm: an n-gram language model for the search; it needs ``beam_size`` above 1.
         lm_weight: factor on its natural log-probabilities.
-        word_bonus: nats added for every word, against the model's liking of short outputs.
+        word_bonus: nats added for every word, because the language model favours short outputs.
         token_budget: source tokens and decoder slots of one batch, together; None: 4,096 on a CPU, 65,536 on a GPU.
             The outputs do not depend on it.
     """
@@ -52,7 +52,7 @@ class DecodeOptions:
     token_budget: int | None = None
 
     def __post_init__(self) -> None:
-        # Tuples, so that requests with equal options can be told and decoded together.
+        # Tuples can be compared and hashed, so requests with equal options can be decoded together.
         object.__setattr__(self, "bad_words_ids", tuple(tuple(words) for words in self.bad_words_ids))
 
     @classmethod
@@ -70,7 +70,7 @@ class DecodeOptions:
 
     @property
     def banned_tokens(self) -> list[int]:
-        """Bad words of one token."""
+        """The tokens of all bad words of one token."""
         return sorted({words[0] for words in self.bad_words_ids if len(words) == 1})
 
     @property
@@ -79,7 +79,7 @@ class DecodeOptions:
         return [tuple(words) for words in self.bad_words_ids if len(words) > 1]
 
     def check(self, config: BnbConfig) -> None:
-        """Raise ConfigError for a value out of its range, or one that does not go with the model."""
+        """Raise ConfigError for a value out of range, or for a value that does not fit the model."""
         for name in ("beam_size", "beam_classes", "length_beam"):
             _require(name, getattr(self, name), 1)
         for name in ("min_length", "no_repeat_ngram_size"):
@@ -89,7 +89,7 @@ class DecodeOptions:
         if self.token_budget is not None:
             _require("token_budget", self.token_budget, 1)
         if self.lm is not None and self.beam_size == 1:
-            raise ConfigError("lm takes part in the beam search only: give beam_size above 1")
+            raise ConfigError("lm is used only in the beam search: give beam_size above 1")
         self._check_bad_words(config)
         if config.decoder_length == "predicted":
             self._check_length_classification()

@@ -1,4 +1,4 @@
-"""CTC outputs better than the greedy ones, or within limits: the beam search, and which of its outputs is taken.
+"""Chooses CTC outputs with the beam search, to find better outputs than greedy decoding or to keep limits.
 
 Shapes: B sequences, T decoder slots of the longest, N slots of all sequences together, H hidden size, V vocabulary, W
 hypotheses of a source.
@@ -24,9 +24,10 @@ class Slots:
     """Decoder slots of a batch, ready for the projection.
 
     Attributes:
-        hidden: [N, H] of the LM head.
-        weight: [V, H]; ``bias``: [V], -inf switches a class off.
-        layout: sequences of the slots.
+        hidden: [N, H], hidden states of the LM head.
+        weight: [V, H], the output matrix.
+        bias: [V]; -inf switches a class off.
+        layout: layout of the slots.
         blank: the CTC blank.
     """
 
@@ -37,7 +38,7 @@ class Slots:
     blank: int
 
     def select(self, rows: list[int]) -> Slots:
-        """Some of the sequences."""
+        """The slots of these sequences."""
         lengths, starts = self.layout.lengths.tolist(), self.layout.cu_seqlens.tolist()
         kept = [lengths[row] for row in rows]
         layout = PackedLayout.from_lengths(
@@ -52,7 +53,7 @@ def refine(
 ) -> tuple[Tensor, Tensor]:
     """Outputs int64 [B, T] and lengths int64 [B] of the beam search.
 
-    Given the greedy outputs, only those that break a limit are replaced.
+    If the greedy outputs are given, the search replaces only those that break a limit.
     """
     if ids_BT is None:
         return _best_of_beam(slots, options, options.beam_size)
@@ -84,8 +85,8 @@ def ctc_score(slots: Slots, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
 def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple[Tensor, Tensor]:
     """The hypothesis with the best exact score, language model included.
 
-    The search drops alignments and even outputs that are improbable half-way, so the greedy output stands in the final
-    too (where it keeps the limits), and all are scored by the sum over all their alignments.
+    The search drops alignments, and even outputs, that are improbable half-way. So the greedy output is a hypothesis
+    too, if it keeps the limits, and the score of a hypothesis is the sum over all its alignments.
     """
     emissions = linear_emissions(
         slots.hidden,
@@ -123,7 +124,7 @@ def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple
 
 
 def _allowed(ids_BT: Tensor, lengths_B: Tensor, options: DecodeOptions, slots_B: Tensor) -> Tensor:
-    """bool [B, 1], which greedy outputs keep the limits."""
+    """bool [B, 1], True for greedy outputs that keep the limits."""
     rows = zip(ids_BT.tolist(), lengths_B.tolist(), slots_B.tolist(), strict=True)
     kept = [keeps_limits(ids[:end], options, slots) for ids, end, slots in rows]
     return torch.tensor(kept, device=ids_BT.device)[:, None]

@@ -1,4 +1,4 @@
-"""The network: encoder, latent, decoder, heads and loss; starting from BERT or the reference implementation.
+"""The network: encoder, latent, decoder, heads, loss; also loading of BERT and reference checkpoints.
 
 Face: `classification.BnbEncoderModel`, `classification.BnbForSequenceClassification`, `configuration.BnbConfig`,
 `network.BnbLMHeadModel`, `network.BnbModel`.

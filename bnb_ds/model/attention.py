@@ -1,16 +1,16 @@
 """Attention over unpadded tokens, called by Hugging Face's BERT layers.
 
-Hidden states travel as one row of real tokens. Only here are they laid out as sequences, because attention is the one
-operation that needs to know them. `packed_attention` is registered as the attention implementation ``"bnb_packed"``;
-the layers pass it the layouts through their keyword arguments.
+Hidden states are one row of real tokens. Attention is the only operation that must know the sequences in this row.
+`packed_attention` is registered as the attention implementation ``"bnb_packed"``. The layers pass the layouts to it
+through their keyword arguments.
 
-There are five ways to the same numbers, chosen by `attention_way`:
+Five implementations compute the same numbers. `attention_way` chooses one:
 
-- ``flash_attn``: the varlen kernel of that package, if it is installed; CUDA of capability 8.0 or later, 16 bits.
-- ``jagged``: torch's own varlen kernels, through SDPA on jagged nested tensors; the same GPUs, any float type.
-- ``single``: one sequence after the other (:mod:`bnb_ds.model.dropout_attention`); dropout on a CPU.
-- ``each``: SDPA for one sequence after the other, neither padded nor masked; long sequences on a CPU.
-- ``padded``: sequences are padded for SDPA and unpadded after it; every device, V100 and CPU among them.
+- ``flash_attn``: the varlen kernel of that package, if installed; for 16 bits on CUDA of capability 8.0 or later.
+- ``jagged``: torch's own varlen kernels, through SDPA on jagged nested tensors; for the same GPUs and any float dtype.
+- ``single``: one sequence after the other (:mod:`bnb_ds.model.dropout_attention`); for dropout on a CPU.
+- ``each``: SDPA for one sequence after the other, without padding or mask; for long sequences on a CPU.
+- ``padded``: sequences are padded for SDPA and unpadded after it; for every device, including V100 and CPU.
 
 Shapes: B sequences, N real tokens of all sequences together, M tokens of the longest one, A heads, D head size.
 Mq, Nq are those of the queries; Mk, Nk those of the keys.
@@ -34,8 +34,8 @@ from bnb_ds.model.dropout_attention import attend_with_dropout, sequences
 IMPLEMENTATION = "bnb_packed"
 
 _FLASH_LARGEST_HEAD = 256
-# Mean length from which calls for single sequences cost a CPU less than padding does: 1.2 to 2.2 times as fast on two
-# cores, whether the lengths are alike or not.
+# Mean length from which single sequences are faster on a CPU than padding: 1.2 to 2.2 times as fast on two cores,
+# whether the lengths are similar or not.
 _LONG_TOKENS = 64
 
 
@@ -55,16 +55,18 @@ def packed_attention(
     """Full (never causal) attention within each sequence of a packed row.
 
     Args:
-        module: the calling BERT attention; a cross-attention takes its keys from ``memory_layout``.
-        query: float [1, A, Nq, D]; ``key`` and ``value``: float [1, A, Nk, D].
-        attention_mask: always None, since packed rows hold no padding.
-        scaling: factor on the scores, ``D ** -0.5`` when None.
-        dropout: probability with which a weight is dropped; the caller passes 0 outside training.
-        layout: sequences of the queries (and of the keys in self-attention).
-        memory_layout: sequences of the keys in cross-attention.
+        module: the calling BERT attention. In cross-attention the layout of the keys is ``memory_layout``.
+        query: float [1, A, Nq, D].
+        key: float [1, A, Nk, D].
+        value: float [1, A, Nk, D].
+        attention_mask: always None, because packed rows hold no padding.
+        scaling: factor on the scores; None: ``D ** -0.5``.
+        dropout: probability that a weight is dropped; the caller passes 0 outside training.
+        layout: layout of the queries, and in self-attention of the keys.
+        memory_layout: layout of the keys in cross-attention.
 
     Returns:
-        float [1, Nq, A, D], and None in place of the attention weights, which are never formed.
+        float [1, Nq, A, D], and None in place of the attention weights, which are not kept.
     """
     assert attention_mask is None, "packed rows hold no padding to mask"
     key_layout = memory_layout if isinstance(module, BertCrossAttention) else layout
@@ -74,12 +76,12 @@ def packed_attention(
 
 
 def attention_way(query: Tensor, key_layout: PackedLayout, dropout: float) -> str:
-    """Which of the ways of this module serves these queries (float [..., D]) and keys with this dropout."""
-    # Nothing but `padded` knows a mask, which only the reference's own decoder length needs.
+    """The name of the implementation for these queries (float [..., D]) and keys with this dropout."""
+    # Only ``padded`` can mask keys. Masks are needed for the reference's decoder length and for fixed shapes.
     if key_layout.masks_tokens:
         return "padded"
     if query.device.type == "cpu":
-        # A loop over as many sequences as there happen to be would be compiled anew for every number of them.
+        # A loop over the sequences would be compiled anew for every number of sequences.
         if torch.compiler.is_compiling():
             return "padded"
         if dropout > 0:
@@ -151,7 +153,7 @@ def _attend_jagged(
 
 
 def _jagged(rows_NAD: Tensor, layout: PackedLayout) -> Tensor:
-    """The sequences as a nested tensor [B, A, jagged, D]; with bounds given, so that nothing waits for the device."""
+    """The sequences as a nested tensor [B, A, jagged, D]. Its bounds are given, so the host never waits for a GPU."""
     nested = torch.nested.nested_tensor_from_jagged(
         rows_NAD.contiguous(), layout.cu_seqlens, min_seqlen=1, max_seqlen=layout.max_seqlen
     )

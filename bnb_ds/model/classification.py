@@ -1,4 +1,4 @@
-"""The encoder on its own: for sequence classification (GLUE), and as a plain BERT for any other use.
+"""The encoder alone: as a model for sequence classification (GLUE), and as a plain BERT for any other use.
 
 Shapes: B sequences, L padded source columns, N packed source tokens, H hidden size, C classes.
 """
@@ -23,12 +23,12 @@ from bnb_ds.model.layers import BnbEncoder
 from bnb_ds.model.network import BnbLMHeadModel, BnbPreTrainedModel
 from bnb_ds.model.outputs import BnbClassifierOutput
 
-#: what is no part of the encoder in a saved sequence-to-sequence model
+#: weights of a saved sequence-to-sequence model that do not belong to the encoder
 _OTHER_PARTS = [r"^lm_head\.", r"^(model\.)?(latent|decoder|length_predictor|enc_to_dec_proj)\."]
 
 
 class BnbEncoderModel(BnbPreTrainedModel):
-    """The encoder of a BERT-NAR-BERT, which is a BERT; loads from the directory of a whole model too."""
+    """The encoder of a BERT-NAR-BERT, which is a BERT. It can also be loaded from the directory of a whole model."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _OTHER_PARTS
 
@@ -54,7 +54,7 @@ class BnbEncoderModel(BnbPreTrainedModel):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> Tensor:
-        """Hidden states of the last layer, [B, L, H] (zero at padding) or packed [N, H].
+        """Hidden states of the last layer, [B, L, H] with zeros at padding, or packed [N, H].
 
         Args:
             input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen: see `bnb_ds.common.packing.pack_inputs`.
@@ -63,9 +63,9 @@ class BnbEncoderModel(BnbPreTrainedModel):
         return inputs.restore(self.encoder(inputs))
 
     def to_bert(self) -> BertModel:
-        """The same weights as a `transformers.BertModel` without a pooler, in evaluation mode.
+        """A `transformers.BertModel` with the same weights, without a pooler, in evaluation mode.
 
-        ``to_bert().save_pretrained(DIR)`` makes a directory that can be used wherever a BERT can.
+        ``to_bert().save_pretrained(DIR)`` writes a directory that any BERT software can load.
         """
         config = copy.deepcopy(self.config.encoder)
         config._attn_implementation = "sdpa"
@@ -80,7 +80,7 @@ class BnbEncoderModel(BnbPreTrainedModel):
 
 
 def encoder_of(model: BnbLMHeadModel) -> BnbEncoderModel:
-    """The encoder of a whole model as a model of its own, which shares its weights."""
+    """The encoder of a whole model as a separate model with the same parameters."""
     alone = BnbEncoderModel(model.config)
     alone.encoder = model.model.encoder
     return alone
@@ -89,9 +89,9 @@ def encoder_of(model: BnbLMHeadModel) -> BnbEncoderModel:
 class BnbForSequenceClassification(BnbPreTrainedModel):
     """Encoder, BERT's pooler over the first token, and a linear layer to ``config.num_labels`` classes.
 
-    One label means regression. The encoder loads from a saved `BnbForConditionalGeneration`; pooler and classifier are
-    then new. ``config.classifier_dropout`` of the encoder's BERT configuration, or else its ``hidden_dropout_prob``, is
-    the dropout before the classifier.
+    One label means regression. From a saved `bnb_ds.modeling.BnbForConditionalGeneration` the encoder is loaded, and
+    pooler and classifier are new. The dropout before the classifier is ``config.encoder.classifier_dropout``, or
+    ``config.encoder.hidden_dropout_prob`` if that is None.
     """
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _OTHER_PARTS
@@ -109,7 +109,7 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
     def from_bert(
         cls, checkpoint: str | PathLike[str], *, num_labels: int, **overrides: Any
     ) -> BnbForSequenceClassification:
-        """Start from a BERT checkpoint: its encoder, and its pooler where it has one.
+        """Start from a BERT checkpoint: take over its encoder, and its pooler if it has one.
 
         Args:
             checkpoint: Hugging Face directory or hub name.
@@ -129,7 +129,7 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
         return model.eval()
 
     def load_bert(self, checkpoint: str | PathLike[str]) -> None:
-        """Take over the encoder of a BERT checkpoint of this size, and its pooler where it has one.
+        """Take over the encoder of a BERT checkpoint of this size, and its pooler if it has one.
 
         Raises:
             CheckpointError: the checkpoint is missing, damaged, or not a BERT.
@@ -153,10 +153,10 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
 
         Args:
             input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen: see `bnb_ds.common.packing.pack_inputs`.
-            labels: int64 [B], classes; with one label float [B].
+            labels: int64 [B], classes. For regression float [B].
 
         Raises:
-            ValueError: labels of another shape than [B].
+            ValueError: ``labels`` does not have shape [B].
         """
         inputs = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         hidden_NH = self.model.encoder(inputs)
@@ -166,16 +166,16 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
 
 
 def classification_output(logits_BC: Tensor, labels: Tensor | None) -> BnbClassifierOutput:
-    """Logits with their loss where there are labels: cross-entropy, or squared error where there is one class.
+    """The logits, and with labels their loss: cross-entropy, or squared error if there is one class.
 
     Raises:
-        ValueError: labels of another shape than [B].
+        ValueError: ``labels`` does not have shape [B].
     """
     result = BnbClassifierOutput(logits=logits_BC)
     if labels is None:
         return result
     if labels.shape != logits_BC.shape[:1]:
-        raise ValueError(f"labels has shape {list(labels.shape)} for {logits_BC.shape[0]} sequences: give one of each")
+        raise ValueError(f"labels has shape {list(labels.shape)} for {logits_BC.shape[0]} sequences: give one for each")
     exact = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
     result["loss_sum"] = (
         F.mse_loss(exact[:, 0], labels.to(exact.dtype), reduction="sum")

@@ -1,7 +1,7 @@
-"""The shape of a BERT-NAR-BERT model, as saved in ``config.json``.
+"""The configuration of a BERT-NAR-BERT model, as saved in ``config.json``.
 
-Two complete BERT configurations (``encoder`` and ``decoder``; they may differ in depth, width and vocabulary) and the
-few settings that join them: the latent, how many slots the decoder opens for a source, and what the loss is made of.
+It holds two complete BERT configurations, ``encoder`` and ``decoder``, which may differ in depth, width and vocabulary.
+A few more settings join them: the latent, the number of decoder slots of a source, and the parts of the loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
 DECODER_POSITIONS = ("absolute", "shared")
 LOSS_REDUCTIONS = ("token", "sample")
 
-#: what a decoder must have of its encoder's size to share its weights
+#: fields that must be equal in both halves if they share weights
 _SHARED_SIZES = (
     "vocab_size",
     "hidden_size",
@@ -36,42 +36,42 @@ class BnbConfig(PreTrainedConfig):
     """Configuration of a BERT-NAR-BERT model.
 
     Args:
-        encoder: BERT configuration, or a dict of its fields, of the encoder. Default: BERT-base.
-        decoder: the same for the decoder; ``is_decoder`` and ``add_cross_attention`` are set here. Default: as
+        encoder: BERT configuration of the encoder, or a dict of its fields. Default: BERT-base.
+        decoder: the same for the decoder; its ``is_decoder`` and ``add_cross_attention`` are set here. Default: as
             ``encoder``.
-        latent_size: values per source token that pass from encoder to decoder.
+        latent_size: number of values per source token that pass from encoder to decoder.
         latent_dropout: dropout probability on the latents and on the memory of cross-attention; 0.1 in the reference
             implementation.
         decoder_length: policy for the number of decoder slots T of a source of n real tokens. ``"source"``: CTC over
-            ``T = clamp(ceil(ratio * n) + offset, min, max)`` slots. ``"predicted"``: length classification; T is the
-            length of the target, in training its own, else predicted, and a token is read off each slot without CTC.
-            ``"padded"``: CTC over as many slots as the padded input has columns, with [PAD] positions feeding the
-            decoder, as the reference implementation does; for parity with it only.
+            ``T = clamp(ceil(ratio * n) + offset, min, max)`` slots. ``"predicted"``: length classification without CTC;
+            each slot gives one token, and T is the true target length in training and the predicted one otherwise.
+            ``"padded"``: CTC over as many slots as the padded input has columns, where [PAD] positions feed the decoder
+            too. The reference implementation does this; use it only to reproduce the reference.
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
-        decoder_length_offset: slots added to that.
+        decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.
-        decoder_length_max: most slots; None is no limit.
-        length_difference_min: with ``"predicted"``, the smallest length difference, target minus source tokens, that
-            has a class of its own; targets that are shorter still train that class.
-        length_difference_max: the largest one, likewise.
-        length_loss_weight: with ``"predicted"``, the weight of a sequence's length loss beside the mean loss of its
-            tokens.
-        kl_weight: weight of the smoothing term, the mean over a sequence's slots of KL(uniform || p), beside the mean
-            loss of its target tokens; ``beta`` of the reference implementation.
-        loss_reduction: ``"token"``: sequences count in the loss by their target tokens; ``"sample"``: all the same, as
-            with torch's CTC loss and in the reference implementation.
-        tie_encoder_decoder: the decoder's embeddings, self-attention and feed-forward layers are the encoder's own.
+        decoder_length_max: most slots; None: no limit.
+        length_difference_min: with ``"predicted"``, the smallest length difference (target minus source tokens) with
+            its own class. Smaller differences belong to that class too.
+        length_difference_max: the largest difference with its own class. Larger differences belong to that class too.
+        length_loss_weight: with ``"predicted"``, the weight of a sequence's length loss, which is added to the mean
+            loss of its tokens.
+        kl_weight: weight of the smoothing term, which is added to the mean loss of a sequence's target tokens. The term
+            is the mean over the sequence's slots of KL(uniform || p). It is ``beta`` of the reference implementation.
+        loss_reduction: ``"token"``: a sequence's weight in the loss is its number of target tokens. ``"sample"``: all
+            sequences have the same weight, as in torch's CTC loss and in the reference implementation.
+        tie_encoder_decoder: the decoder shares the encoder's embeddings, self-attention and feed-forward layers.
         decoder_positions: ``"absolute"``: slot j has position embedding j and token type 0, so T is limited to the
             decoder's ``max_position_embeddings``. ``"shared"``: the slots of one source token share the position
-            embedding of that token and are told apart by token type (0 for the first slot, 1 for the others), so that
-            T may exceed the number of position embeddings.
+            embedding of that token; the token type is 0 for the first of them and 1 for the others. T may then exceed
+            the number of position embeddings.
         blank_token_id: the CTC blank, an id of the decoder's vocabulary; 0 (``[PAD]``) in the paper.
         pad_token_id: fills generated ids behind their end, and marks padding in ``input_ids``.
         bos_token_id: first token of a target, ``[CLS]`` for BERT.
         eos_token_id: last token of a target, ``[SEP]`` for BERT.
 
     Raises:
-        ConfigError: a value is out of its range; the message names the field.
+        ConfigError: a value is out of range, or values do not fit together; the message names the field.
 
     Source: Sohrab et al., BERT-NAR-BERT, IEEE Access 12 (2024), section 2.1.
     """
@@ -109,7 +109,7 @@ class BnbConfig(PreTrainedConfig):
         self.decoder.is_decoder = self.decoder.add_cross_attention = True
         self.encoder.use_cache = self.decoder.use_cache = False  # nothing here is autoregressive
         kwargs.setdefault("is_encoder_decoder", True)
-        kwargs.setdefault("tie_word_embeddings", True)  # or transformers ties nothing, shared halves included
+        kwargs.setdefault("tie_word_embeddings", True)  # without it, transformers does not tie shared halves either
         super().__init__(**kwargs)
         self.latent_size = latent_size
         self.latent_dropout = latent_dropout
@@ -143,7 +143,7 @@ class BnbConfig(PreTrainedConfig):
     __hash__ = None
 
     def check(self) -> None:
-        """Raise ConfigError for a value out of its range, or values that do not go together."""
+        """Raise ConfigError for a value out of range, or for values that do not fit together."""
         self._check_choices()
         _require_range("latent_size", self.latent_size, minimum=1)
         _require_range("latent_dropout", self.latent_dropout, minimum=0.0, below=1.0)
@@ -166,7 +166,7 @@ class BnbConfig(PreTrainedConfig):
         _require_choice("decoder_positions", self.decoder_positions, DECODER_POSITIONS)
         _require_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
         if self.decoder_length == "predicted" and self.loss_reduction != "token":
-            raise ConfigError("loss_reduction 'sample' goes with CTC: with decoder_length 'predicted' use 'token'")
+            raise ConfigError("loss_reduction 'sample' needs CTC: with decoder_length 'predicted' use 'token'")
         if self.decoder_positions == "shared" and self.decoder.type_vocab_size < 2:
             raise ConfigError(
                 "decoder_positions 'shared' tells slots apart by token type, but decoder.type_vocab_size is "
@@ -177,8 +177,8 @@ class BnbConfig(PreTrainedConfig):
         different = [name for name in _SHARED_SIZES if getattr(self.encoder, name) != getattr(self.decoder, name)]
         if different:
             raise ConfigError(
-                f"tie_encoder_decoder needs two halves of one size, but these differ: {', '.join(different)}: make "
-                "them equal, or do not tie"
+                f"tie_encoder_decoder needs two halves of the same size, but these differ: {', '.join(different)}: "
+                "make them equal, or set tie_encoder_decoder to false"
             )
 
 
@@ -190,7 +190,7 @@ def _bert_config(field: str, value: BertConfig | dict[str, Any] | None) -> BertC
     if not isinstance(value, BertConfig):
         found = value if isinstance(value, str) else getattr(value, "model_type", None) or type(value).__name__
         raise ConfigError(f"{field} is a configuration of type {found!r}: give a BertConfig or a dict of its fields")
-    return copy.deepcopy(value)  # encoder and decoder must never share one object, nor change the caller's
+    return copy.deepcopy(value)  # changes to one half must not reach the other half or the caller's object
 
 
 def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
@@ -199,7 +199,7 @@ def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _require_range(field: str, value: float, *, minimum: float, below: float | None = None) -> None:
-    # Written so that a NaN is refused too.
+    # In this form the comparison also refuses a NaN.
     if not (value >= minimum and (below is None or value < below)):
         bound = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
         raise ConfigError(f"{field} is {value}: give a value of {bound}")

@@ -1,7 +1,7 @@
-"""Attention with dropout on a CPU, without keeping a weight for the backward pass.
+"""Attention with dropout on a CPU that keeps no attention weights for the backward pass.
 
-torch's fused CPU kernel knows no dropout; with it, scaled_dot_product_attention keeps several [B, A, M, M] tensors for
-every layer. Here sequences are attended one after the other, each at its own length, and the backward pass computes
+torch's fused CPU kernel has no dropout. With dropout, scaled_dot_product_attention keeps several [B, A, M, M] tensors
+for every layer. Here one sequence is computed after the other, each at its own length, and the backward pass computes
 weights and mask again. Only inputs, outputs and one seed are kept.
 
 Shapes: A heads, D head size; Nq and Nk tokens of all queries and keys; q and k tokens of one sequence.
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from bnb_ds.common.packing import PackedLayout
 
-_LEVELS = 1 << 16  # of 16 random bits: a probability is met to 1/65536
+_LEVELS = 1 << 16  # values of 16 random bits, so probabilities are multiples of 1/65536
 
 
 def attend_with_dropout(
@@ -30,16 +30,19 @@ def attend_with_dropout(
     dropout: float,
     scaling: float | None = None,
 ) -> Tensor:
-    """Softmax attention of each sequence on its own keys, weights dropped and the rest scaled up.
+    """Softmax attention of each sequence to its own keys. Some weights are dropped, and the others are scaled up.
 
     Args:
-        query_NAD: float [Nq, A, D] on the CPU; ``key_NAD`` and ``value_NAD``: float [Nk, A, D].
-        layout: sequences of the queries; ``key_layout``: those of the keys.
-        dropout: probability with which a weight is dropped, at least 0 and below 1.
-        scaling: factor on the scores, ``D ** -0.5`` when None.
+        query_NAD: float [Nq, A, D] on the CPU.
+        key_NAD: float [Nk, A, D].
+        value_NAD: float [Nk, A, D].
+        layout: layout of the queries.
+        key_layout: layout of the keys.
+        dropout: probability that a weight is dropped, at least 0 and below 1.
+        scaling: factor on the scores; None: ``D ** -0.5``.
 
     Returns:
-        float [Nq, A, D]. Which weights are dropped follows from one draw of torch's default generator.
+        float [Nq, A, D]. One draw of torch's default generator decides which weights are dropped.
     """
     seed = int(torch.randint(torch.iinfo(torch.int64).max, ()))
     scaling = query_NAD.shape[-1] ** -0.5 if scaling is None else scaling
@@ -82,7 +85,8 @@ class _Attention(torch.autograd.Function):
             mask = _next_mask(masks, weights)
             grad_value.copy_((weights * mask).transpose(1, 2) @ grad)
             grad_scores = (grad @ value.transpose(1, 2)).mul_(mask)
-            # Of the softmax: a row's gradients weighed by the row sum to its output times the gradient of its output.
+            # Gradient of the softmax. The weighted sum of a row's gradients equals its output times its output's
+            # gradient.
             grad_scores.sub_((grad * out).sum(-1, keepdim=True)).mul_(weights).mul_(scaling)
             grad_query.copy_(grad_scores @ key)
             grad_key.copy_(grad_scores.transpose(1, 2) @ query)
@@ -92,28 +96,28 @@ class _Attention(torch.autograd.Function):
 def sequences(
     lengths: tuple[Sequence[int], Sequence[int]], of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]
 ) -> Iterator[list[Tensor]]:
-    """Views [A, q or k, D] of each sequence's part of all tensors."""
+    """For each sequence, views [A, q or k, D] of its part of every tensor."""
     parts = [tensor.split(lengths[0]) for tensor in of_queries] + [tensor.split(lengths[1]) for tensor in of_keys]
     for row in zip(*parts, strict=True):
         yield [tensor.transpose(0, 1) for tensor in row]
 
 
 def _weights(query_AqD: Tensor, key_AkD: Tensor, scaling: float) -> Tensor:
-    """[A, q, k] in the inputs' type; the softmax in at least float32."""
+    """The attention weights [A, q, k], in the inputs' dtype. The softmax is computed in at least float32."""
     scores = (query_AqD * scaling) @ key_AkD.transpose(1, 2)
     wide = torch.promote_types(scores.dtype, torch.float32)
     return scores.softmax(-1, dtype=wide).to(scores.dtype)
 
 
 def _masks(dropout: float, seed: int) -> tuple[torch.Generator, int]:
-    """What `_next_mask` needs: a generator, and how many of the levels are kept."""
+    """The arguments of `_next_mask`: a generator, and how many of the levels mean that a weight is kept."""
     return torch.Generator().manual_seed(seed), max(1, _LEVELS - round(dropout * _LEVELS))
 
 
 def _next_mask(masks: tuple[torch.Generator, int], weights_Aqk: Tensor) -> Tensor:
-    """Shaped and typed like the weights: 0 with the probability of dropout, else what keeps the mean."""
+    """A mask like the weights: 0 with the probability of dropout, else the factor that keeps the mean."""
     generator, num_kept = masks
-    # Four 16-bit numbers from each draw of 64 bits: several times as fast as a draw of torch.bernoulli for each weight.
+    # Each draw of 64 bits gives four 16-bit numbers. This is several times as fast as torch.bernoulli for each weight.
     draws = torch.empty(-(-weights_Aqk.numel() // 4), dtype=torch.int64)
     draws.random_(torch.iinfo(torch.int64).min, None, generator=generator)
     levels = draws.view(torch.int16)[: weights_Aqk.numel()].view(weights_Aqk.shape)

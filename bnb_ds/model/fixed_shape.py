@@ -1,8 +1,8 @@
-"""The model on rectangles: padded rows in, the best class of each slot out, every shape known from the input's.
+"""The model on padded rows. It returns the best class of each slot, and all shapes follow from the input's shape.
 
-Packed rows have sizes that depend on the batch. A compiler wants few shapes, and a graph that leaves Python wants
-shapes that follow from the input's; both are had here, by computing padding too and masking it. Outputs are those of
-packed execution up to rounding. `bnb_ds.export.onnx` and `bnb_ds.generate.engines` build on it.
+The sizes of packed rows depend on the lengths in the batch. But a compiler needs few different shapes, and an exported
+graph needs shapes that follow from the input's shape. So here padding is computed too, and masked. Outputs equal those
+of packed execution up to rounding. `bnb_ds.export.onnx` and `bnb_ds.generate.engines` use this module.
 
 Shapes: B rows, L source columns, T slot columns, H hidden size, V vocabulary.
 """
@@ -21,17 +21,17 @@ from bnb_ds.model.slots import DecoderSlots, decoder_lengths, unclamped_slots
 
 
 class RectangularBnb(nn.Module):
-    """Encoder, decoder and arg-max of a model with CTC; parameters are the model's own.
+    """Encoder, decoder and arg-max of a model with CTC. It shares the model's parameters.
 
     Raises:
-        ConfigError: the model has length classification, whose number of slots depends on values.
+        ConfigError: the model has length classification, so the number of slots depends on the source's values.
     """
 
     def __init__(self, model: BnbLMHeadModel):
         super().__init__()
         if model.config.decoder_length == "predicted":
             raise ConfigError(
-                "decoder_length is 'predicted': how many slots there are depends on the source's values, which a fixed "
+                "decoder_length is 'predicted': the number of slots depends on the source's values, which a fixed "
                 "graph cannot follow; only models with CTC can be compiled or exported to ONNX"
             )
         self.model = model
@@ -45,7 +45,7 @@ class RectangularBnb(nn.Module):
             attention_mask: int64 [B, L], 1 at real tokens, else 0.
 
         Returns:
-            int64 [B, T], with the blank beyond a row's own slots; T is what a source of L tokens has.
+            int64 [B, T], with the blank beyond a row's own slots. T is the number of slots of a source of L tokens.
         """
         bnb, config = self.model.model, self.config
         lengths_B = attention_mask.sum(1)
@@ -62,7 +62,7 @@ class RectangularBnb(nn.Module):
 
 
 def num_slot_columns(num_columns: int, config: BnbConfig) -> int:
-    """T of L, in arithmetic that a tracer can follow: `bnb_ds.model.slots.decoder_lengths` of the widest row."""
+    """`bnb_ds.model.slots.decoder_lengths` of the widest row: T from L, in arithmetic that a tracer can follow."""
     if config.decoder_length == "padded":
         return num_columns
     slots = torch.sym_max(unclamped_slots(num_columns, config), config.decoder_length_min)
@@ -70,7 +70,7 @@ def num_slot_columns(num_columns: int, config: BnbConfig) -> int:
 
 
 def rectangular_layout(num_rows: int, num_columns: int, is_real_BL: Tensor) -> PackedLayout:
-    """A layout whose sequences all have L tokens, of which attention reads the real ones."""
+    """A layout in which all sequences have L tokens, and attention reads only the real ones."""
     device = is_real_BL.device
     rows_B1 = torch.arange(num_rows, device=device)[:, None]
     columns_L = torch.arange(num_columns, device=device)
@@ -87,7 +87,7 @@ def rectangular_layout(num_rows: int, num_columns: int, is_real_BL: Tensor) -> P
 def _rectangular_slots(
     lengths_B: Tensor, num_rows: int, num_columns: int, config: BnbConfig
 ) -> tuple[DecoderSlots, Tensor]:
-    """Slots as `bnb_ds.model.slots.open_slots` lays them out, and bool [B, T], which of the columns are a row's own."""
+    """Slots as `bnb_ds.model.slots.open_slots` lays them out, and bool [B, T], True at a row's own slots."""
     if config.decoder_length == "padded":
         lengths_B = torch.full_like(lengths_B, 1) * num_columns
         counts_B = lengths_B

@@ -1,8 +1,8 @@
-"""Matrix FLOPs of the model on real tokens: what MFU divides by the hardware's peak.
+"""Counts the matrix FLOPs of the model on real tokens. MFU is this number per second, divided by the hardware's peak.
 
-Counted are matrix products, 2 m n k for [m, k] @ [k, n]: linear layers, attention scores and values, latent, LM head.
-Not counted are embeddings, norms, activations, softmax and the CTC recursion. Padding is not counted either, whatever
-was computed for it.
+Only matrix products count, with 2 m n k for [m, k] @ [k, n]: linear layers, attention scores and values, latent, LM
+head. Embeddings, norms, activations, softmax and the CTC recursion do not count. Padding does not count either, even if
+it was computed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from transformers import BertConfig
 
 from bnb_ds.model.configuration import BnbConfig
 
-#: Backward takes two products for each of forward: the gradients of its two factors.
+#: FLOPs of forward and backward, relative to forward. Backward has two products for each product of forward.
 TRAINING_FACTOR = 3
 
 
 def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths: np.ndarray) -> int:
-    """Matrix FLOPs of one forward pass of `BnbForConditionalGeneration`; training takes `TRAINING_FACTOR` times that.
+    """Matrix FLOPs of one forward pass, LM head included. Training takes `TRAINING_FACTOR` times that.
 
     Args:
-        config: the model.
+        config: the model's configuration.
         source_lengths: int [B], real tokens of each source.
-        decoder_lengths: int [B], decoder slots of each.
+        decoder_lengths: int [B], decoder slots of each source.
     """
     source_B, slots_B = np.asarray(source_lengths, np.int64), np.asarray(decoder_lengths, np.int64)
     num_source, num_slots = int(source_B.sum()), int(slots_B.sum())
@@ -46,7 +46,12 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
 
 
 def classification_flops(config: BnbConfig, source_lengths: np.ndarray) -> int:
-    """Matrix FLOPs of one forward pass of `BnbForSequenceClassification` over int [B] real tokens."""
+    """Matrix FLOPs of one forward pass of `bnb_ds.model.classification.BnbForSequenceClassification`.
+
+    Args:
+        config: the model's configuration.
+        source_lengths: int [B], real tokens of each source.
+    """
     source_B = np.asarray(source_lengths, np.int64)
     encoder = config.encoder
     layers = encoder.num_hidden_layers * _layer(encoder, int(source_B.sum()), int((source_B * source_B).sum()))
@@ -60,10 +65,10 @@ def _layer(bert: BertConfig, num_tokens: int, num_pairs: int) -> int:
 
 
 def linear_flops(num_rows: int, num_in: int, num_out: int) -> int:
-    """Of a linear layer over ``num_rows`` tokens."""
+    """FLOPs of a linear layer over ``num_rows`` tokens."""
     return 2 * num_rows * num_in * num_out
 
 
 def attention_flops(num_pairs: int, hidden_size: int) -> int:
-    """Of attention over ``num_pairs`` pairs of query and key."""
+    """FLOPs of attention over ``num_pairs`` pairs of query and key."""
     return 2 * (2 * num_pairs * hidden_size)  # scores, and the weighted sum of values

@@ -1,4 +1,4 @@
-"""Initialisation from BERT checkpoints: every weight that BERT has is taken over, the rest stays new."""
+"""Initialises models from BERT checkpoints. Every weight that BERT has is taken over; the others are new."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAD = "cls.predictions."
 _POOLER = "bert.pooler.dense."
 _POSITIONS = "embeddings.position_embeddings.weight"
 
-#: settings of `from_bert` that go to the BERT configurations of both halves
+#: settings of ``from_bert`` that go to the BERT configurations of both halves
 BERT_OVERRIDES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _POSITION_OVERRIDES = ("max_position_embeddings", "extend_positions")
 
@@ -33,9 +33,10 @@ class BertCheckpoint:
 
     Attributes:
         config: its configuration.
-        body: float32 embeddings and layers, under the names of `BnbEncoder`.
-        head: prediction-head transform and bias, under the names of `BnbLMHead`; None when the checkpoint has none.
-        pooler: its one linear layer, under the names of BERT's pooler; None when the checkpoint has none.
+        body: float32 embeddings and layers, under the names of `bnb_ds.model.layers.BnbEncoder`.
+        head: transform and bias of the prediction head, under the names of `bnb_ds.model.layers.BnbLMHead`; None if
+            the checkpoint has no head.
+        pooler: its one linear layer, under the names of BERT's pooler; None if the checkpoint has no pooler.
     """
 
     config: BertConfig
@@ -48,13 +49,13 @@ def read_bert(source: str | PathLike[str]) -> BertCheckpoint:
     """Read a Hugging Face BERT directory or hub name: a BertModel, BertForMaskedLM or BertForPreTraining checkpoint.
 
     Raises:
-        CheckpointError: it is missing, damaged, of another architecture, or lacks weights of BERT.
+        CheckpointError: the checkpoint is missing, damaged, of another architecture, or lacks weights of BERT.
     """
     model, missing = _load(source)
     weights = model.state_dict()
     lost = sorted(key for key in missing if not key.startswith(("cls.", _POOLER)))
     if lost:
-        raise CheckpointError(f"{source}: {len(lost)} weights of BERT are missing, the first is {lost[0]}")
+        raise CheckpointError(f"{source}: {len(lost)} weights of BERT are missing; the first is {lost[0]}")
     body = {
         key.removeprefix("bert.").removeprefix("encoder."): weight
         for key, weight in weights.items()
@@ -63,7 +64,7 @@ def read_bert(source: str | PathLike[str]) -> BertCheckpoint:
     head = {
         key.removeprefix(HEAD): weight
         for key, weight in weights.items()
-        if key.startswith(HEAD) and not key.startswith(f"{HEAD}decoder.")  # the matrix: the word embeddings again
+        if key.startswith(HEAD) and not key.startswith(f"{HEAD}decoder.")  # its matrix is that of the word embeddings
     }
     pooler = {key.removeprefix("bert.pooler."): weight for key, weight in weights.items() if key.startswith(_POOLER)}
     has_head, has_pooler = (not any(key.startswith(part) for key in missing) for part in (HEAD, _POOLER))
@@ -74,7 +75,7 @@ def read_bert_config(source: str | PathLike[str]) -> BertConfig:
     """Read the configuration of a BERT checkpoint, without its weights.
 
     Raises:
-        CheckpointError: it is missing, damaged or of another architecture.
+        CheckpointError: the checkpoint is missing, damaged or of another architecture.
     """
     with checkpoint_errors(source, "BERT checkpoint"):
         model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
@@ -95,7 +96,7 @@ def _load(source: str | PathLike[str]) -> tuple[BertForPreTraining, set[str]]:
 def config_from_bert(
     encoder: str | PathLike[str], decoder: str | PathLike[str] | None, overrides: dict[str, Any]
 ) -> BnbConfig:
-    """The configuration of `BnbForConditionalGeneration.from_bert` with the same arguments; reads no weights."""
+    """The configuration of the model that `initialise_from_bert` makes from the same arguments. It reads no weights."""
     bert_overrides = {name: overrides[name] for name in BERT_OVERRIDES if name in overrides}
     beside = (*BERT_OVERRIDES, *_POSITION_OVERRIDES)
     own_overrides = {name: value for name, value in overrides.items() if name not in beside}
@@ -126,7 +127,7 @@ def initialise_from_bert(
     decoder: str | PathLike[str] | None,
     overrides: dict[str, Any],
 ) -> tuple[M, BertCheckpoint]:
-    """The model of `BnbForConditionalGeneration.from_bert`, and the encoder's checkpoint as it was read."""
+    """The model that `bnb_ds.modeling.BnbForConditionalGeneration.from_bert` returns, and the encoder's checkpoint."""
     model = model_class(config_from_bert(encoder, decoder, overrides))
     encoder_bert = read_bert(encoder)
     decoder_bert = encoder_bert if decoder is None else read_bert(decoder)
@@ -136,7 +137,7 @@ def initialise_from_bert(
 
 
 def _with_positions(body: dict[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
-    """The body with as many position embeddings as the configuration says: the first ones, or all of them repeated."""
+    """The body with the configuration's number of position embeddings: the first ones, or all of them repeated."""
     positions = body[_POSITIONS]
     repeats = -(-config.max_position_embeddings // positions.shape[0])
     positions = positions.repeat(repeats, 1)[: config.max_position_embeddings]

@@ -1,7 +1,7 @@
-"""Models of the reference implementation (aistairc/BERT-NAR-BERT), read weight by weight.
+"""Loads models of the reference implementation (aistairc/BERT-NAR-BERT), weight by weight.
 
-Its ``save_pretrained`` writes an encoder-decoder of a fork of transformers: ``config.json``, and either
-``model.safetensors`` or ``pytorch_model.bin``. Nothing but tensors is ever read from the latter.
+The reference uses a fork of transformers. Its ``save_pretrained`` writes ``config.json``, and either
+``model.safetensors`` or ``pytorch_model.bin``. From the latter only tensors are read, so no code in it can run.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ M = TypeVar("M", bound=BnbLMHeadModel)
 
 _HEAD = "decoder.cls.predictions."
 
-#: second names of the tied output matrix and its bias, in pytorch_model.bin only; of the two biases, this one is used
+#: second names of the tied output matrix and its bias, only in pytorch_model.bin; this bias replaces the other one
 _HEAD_MATRIX, _HEAD_BIAS = f"{_HEAD}decoder.weight", f"{_HEAD}decoder.bias"
-#: buffers without content, and BERT's pooler, which the reference never uses
+#: a buffer that needs no loading, and BERT's pooler, which the reference never uses
 _UNUSED = ("position_ids", "pooler.dense.weight", "pooler.dense.bias")
 
-#: beginnings of our names, and what the reference calls them
+#: beginnings of our names -> the reference's names for them
 _RENAMED = (
     ("model.encoder.layer.", "encoder.encoder.layer."),
     ("model.encoder.", "encoder."),
@@ -46,7 +46,7 @@ _RENAMED = (
 
 
 def load_reference(model_class: type[M], directory: str | PathLike[str], overrides: dict[str, Any]) -> M:
-    """See `bnb_ds.modeling.BnbForConditionalGeneration.from_reference`."""
+    """Load a model; see `bnb_ds.modeling.BnbForConditionalGeneration.from_reference`."""
     directory = Path(directory)
     model = model_class(reference_config(directory, overrides))
     path, weights = _read_weights(directory)
@@ -56,11 +56,11 @@ def load_reference(model_class: type[M], directory: str | PathLike[str], overrid
 
 
 def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
-    """The configuration of the model in a directory of the reference.
+    """The configuration of a model that the reference implementation saved.
 
     Raises:
         CheckpointError: ``config.json`` is missing, damaged or of another kind of model.
-        ConfigError: an unknown override, or a value out of its range.
+        ConfigError: an unknown override, or a value out of range.
     """
     path = directory / "config.json"
     try:
@@ -82,7 +82,7 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
             " equal"
         )
     if "latent_size" in overrides:
-        raise ConfigError("from_reference has no setting 'latent_size': the checkpoint fixes it")
+        raise ConfigError("from_reference has no setting 'latent_size': the checkpoint decides it")
     check_overrides("from_reference", overrides)
     known = BnbConfig().encoder.to_dict()
     fields = {half: {name: value for name, value in bert.items() if name in known} for half, bert in halves.items()}
@@ -103,7 +103,7 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
         "model.safetensors": load_file,
-        # weights_only: an unpickler that knows tensors and nothing that could run.
+        # weights_only: this unpickler accepts tensors and nothing that could run code.
         "pytorch_model.bin": lambda path: torch.load(path, map_location="cpu", weights_only=True),
     }
     for name, read in readers.items():
@@ -124,16 +124,16 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise CheckpointError(f"{path}: cannot be read as tensors: {reason}") from None
         if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-            raise CheckpointError(f"{path}: holds something else than a dictionary of tensors")
+            raise CheckpointError(f"{path}: holds something other than a dictionary of tensors")
         return path, weights
-    raise CheckpointError(f"{directory}: holds neither of {' and '.join(readers)}; copy the weights there")
+    raise CheckpointError(f"{directory}: holds neither {' nor '.join(readers)}; copy the weights there")
 
 
 def _matched(path: Path, weights: dict[str, Tensor], ours: dict[str, Tensor], latent_size: int) -> dict[str, Tensor]:
     """The reference's weights under our names.
 
     Raises:
-        CheckpointError: naming everything that is missing, left over or of another shape.
+        CheckpointError: a weight is missing, left over or has another shape; the message names all of them.
     """
     faults, matched = [], {}
     if _HEAD_BIAS in weights:
@@ -145,7 +145,7 @@ def _matched(path: Path, weights: dict[str, Tensor], ours: dict[str, Tensor], la
             continue
         weight, shape = weights[name], list(parameter.shape)
         if ours_name.startswith("model.latent."):
-            shape[0] *= 2  # the other half is the log variance of a VAE, which is neither trained nor read
+            shape[0] *= 2  # the second half is the log variance of a VAE, which the reference neither trains nor reads
         if list(weight.shape) != shape:
             faults.append(f"{name} has shape {list(weight.shape)}, not {shape}")
         matched[ours_name] = weight[:latent_size] if ours_name.startswith("model.latent.") else weight
@@ -157,7 +157,7 @@ def _matched(path: Path, weights: dict[str, Tensor], ours: dict[str, Tensor], la
 
 
 def their_name(ours: str) -> str:
-    """What the reference calls a weight of `BnbForConditionalGeneration`."""
+    """The reference's name of a weight of `bnb_ds.modeling.BnbForConditionalGeneration`."""
     for prefix, theirs in _RENAMED:
         if ours.startswith(prefix):
             return theirs + ours.removeprefix(prefix)

@@ -1,6 +1,6 @@
-"""The three stacks of the model, made of Hugging Face's BERT modules and run on unpadded tokens.
+"""Encoder, decoder and LM head, built from Hugging Face's BERT modules and run on unpadded tokens.
 
-Module names below `BnbEncoder` and `BnbDecoder` are those of a BERT checkpoint, so that its weights fit by name.
+Module names inside `BnbEncoder` and `BnbDecoder` are those of a BERT checkpoint, so that its weights fit by name.
 
 Shapes: N real source tokens and T decoder slots of all sequences together, L latent size, H hidden size.
 """
@@ -32,7 +32,7 @@ class BnbEncoder(nn.Module):
         """Hidden states [N, H] of the last layer.
 
         Raises:
-            ConfigError: a sequence is longer than the position embeddings.
+            ConfigError: a sequence has more tokens than there are position embeddings.
         """
         layout = inputs.layout
         if layout.max_seqlen > self.max_position_embeddings:
@@ -51,15 +51,15 @@ class BnbEncoder(nn.Module):
 
 
 class BnbDecoderEmbeddings(nn.Module):
-    """Position, token type and latent of each slot: ``LayerNorm(position + type + gelu(W z))``.
+    """Embeds position, token type and latent of each slot: ``LayerNorm(position + type + gelu(W z))``.
 
-    The word embeddings are no input here: they are the output matrix of the LM head, and stand where BERT has them.
+    The word embeddings are not used here. They are the output matrix of the LM head, but have BERT's name for them.
     """
 
     def __init__(self, config: BnbConfig):
         super().__init__()
         decoder = config.decoder
-        # No padding_idx: [PAD] is the CTC blank, the most frequent output of all, and must be trained.
+        # No padding_idx, because [PAD] is the CTC blank, the most frequent output, and must be trained.
         self.word_embeddings = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
         self.position_embeddings = nn.Embedding(decoder.max_position_embeddings, decoder.hidden_size)
         self.token_type_embeddings = nn.Embedding(decoder.type_vocab_size, decoder.hidden_size)
@@ -69,7 +69,7 @@ class BnbDecoderEmbeddings(nn.Module):
 
     def forward(self, latent: Tensor, slots: DecoderSlots, *, is_stretched: bool = False) -> Tensor:
         """[T, H], from latents [N, L] of the source tokens, or [T, L] of the slots if ``is_stretched``."""
-        # Latents of tokens are projected before they are spread over the slots: there are fewer tokens.
+        # Latents are projected before they are copied to the slots, because there are fewer tokens than slots.
         hidden_TH = F.gelu(self.latent_projection(latent))
         if not is_stretched:
             hidden_TH = hidden_TH.index_select(0, slots.source_index)
@@ -100,21 +100,24 @@ class BnbDecoder(nn.Module):
 
         Args:
             latent: [N, L] of the source tokens, or [T, L] of the slots if ``is_stretched``.
-            memory_NH: what cross-attention reads.
+            memory_NH: hidden states of the source, which cross-attention reads.
+            slots: positions and token types of the slots.
+            source: layout of the source tokens.
+            is_stretched: whether ``latent`` already has one row for each slot.
         """
         hidden_1TH = self.embeddings(latent, slots, is_stretched=is_stretched)[None]
         memory_1NH = memory_NH[None]
         for layer in self.layer:
-            # Positional, since reentrant activation checkpointing gives gradients to positional arguments only.
+            # Positional arguments, because reentrant activation checkpointing gives gradients only to those.
             hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source)
         return hidden_1TH[0]
 
 
 def tie_halves(decoder: BnbDecoder, encoder: BnbEncoder) -> dict[str, str]:
-    """Make the decoder's embeddings, self-attention and feed-forward layers the encoder's own parameters.
+    """Let the decoder's embeddings, self-attention and feed-forward layers share the encoder's parameters.
 
     Returns:
-        The decoder's name of each shared parameter (``decoder.…``), and the encoder's (``encoder.…``).
+        The decoder's name of each shared parameter (``decoder.…``) -> the encoder's name (``encoder.…``).
     """
     shared = {}
     theirs = dict(encoder.named_parameters())
@@ -127,7 +130,7 @@ def tie_halves(decoder: BnbDecoder, encoder: BnbEncoder) -> dict[str, str]:
 
 
 class BnbLMHead(nn.Module):
-    """BERT's prediction head but for its matrix, which is the decoder's word embeddings."""
+    """BERT's prediction head without its matrix, which is that of the decoder's word embeddings."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -135,5 +138,5 @@ class BnbLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_TH: Tensor) -> Tensor:
-        """[T, H], ready for the projection to the vocabulary."""
+        """[T, H], the input of the projection to the vocabulary."""
         return self.transform(hidden_TH)

@@ -1,4 +1,4 @@
-"""Length classification: how long the target is, and latents brought to that length.
+"""Length classification: predicts the target's length and interpolates the latents to that length.
 
 Shapes: B sequences, N real source tokens and T decoder slots of all sequences together, L latent size, C length
 classes, K candidate lengths of a source.
@@ -18,7 +18,7 @@ from bnb_ds.model.configuration import BnbConfig
 
 
 class LengthPredictor(nn.Module):
-    """p(target length | latents of the source), a class for each difference to the source's length."""
+    """Predicts the target length from the source's latents, with a class for each difference of the two lengths."""
 
     def __init__(self, config: BnbConfig):
         super().__init__()
@@ -26,8 +26,8 @@ class LengthPredictor(nn.Module):
         self._longest = config.decoder_length_max
         self._first_difference = config.length_difference_min
         self.classifier = nn.Linear(config.latent_size, config.length_difference_max - config.length_difference_min + 1)
-        #: logarithm of the width of `stretch_latents`, learned like any other parameter; [1] since DeepSpeed cannot
-        #: broadcast a parameter without a dimension
+        #: logarithm of the width of `stretch_latents`, a learned parameter. Its shape is [1] because DeepSpeed cannot
+        #: broadcast a parameter without a dimension.
         self.log_width = nn.Parameter(torch.zeros(1))
 
     def forward(self, latent_NL: Tensor, source: PackedLayout) -> Tensor:
@@ -35,7 +35,7 @@ class LengthPredictor(nn.Module):
         return self.classifier(source.pad(latent_NL).sum(1) / source.lengths[:, None])
 
     def nll(self, logits_BC: Tensor, source_lengths_B: Tensor, target_lengths_B: Tensor) -> Tensor:
-        """Nats [B], float32 or wider; a length beyond the classes counts as the nearest of them."""
+        """Cross-entropy [B] in nats, float32 or wider. A length outside the classes belongs to the nearest class."""
         classes_B = target_lengths_B - source_lengths_B - self._first_difference
         classes_B = classes_B.clamp(0, logits_BC.shape[1] - 1)
         exact = torch.promote_types(logits_BC.dtype, torch.float32)
@@ -49,9 +49,9 @@ class LengthPredictor(nn.Module):
         shortest: int = 1,
         longest: int | None = None,
     ) -> Tensor:
-        """int64 [B, K], the most probable lengths, best first; a source with fewer possible ones repeats its best.
+        """int64 [B, K], the most probable lengths, best first. A source with fewer possible lengths repeats its best.
 
-        Lengths keep to the bounds of the config, and to ``shortest`` and ``longest``, the caller's own.
+        Lengths are within the bounds of the configuration and within the caller's ``shortest`` and ``longest``.
         """
         shortest = max(self._shortest, shortest)
         longest = min((bound for bound in (self._longest, longest) if bound is not None), default=None)
@@ -67,19 +67,19 @@ class LengthPredictor(nn.Module):
         scores_BK, classes_BK = scores_BC.topk(min(num_candidates, num_classes), dim=1)
         candidates_BK = lengths_BC.gather(1, classes_BK)
         candidates_BK = torch.where(scores_BK == -torch.inf, candidates_BK[:, :1], candidates_BK)
-        # Where no class is possible at all, the bounds decide.
+        # If no class is possible at all, the bounds decide.
         return candidates_BK.clamp(shortest, longest)
 
 
 def stretch_latents(latent_NL: Tensor, source: PackedLayout, target: PackedLayout, width: Tensor) -> Tensor:
-    """Latents of n source tokens as latents of T slots, by monotonic Gaussian interpolation.
+    """Turn latents of n source tokens into latents of T slots, by monotonic Gaussian interpolation.
 
-    Slot j takes the mean of the latents z_k weighted by ``softmax_k(-(k - j n / T)^2 / (2 width^2))``.
+    Slot j gets the mean of the latents z_k, weighted by ``softmax_k(-(k - j n / T)^2 / (2 width^2))``.
 
     Args:
         latent_NL: float [N, L].
-        source: sequences of the source tokens.
-        target: sequences of the slots.
+        source: layout of the source tokens.
+        target: layout of the slots.
         width: float [1], in source tokens, above 0.
 
     Returns:

@@ -2,9 +2,9 @@
 
     source tokens -> encoder -> latent (one per token) -> decoder slots -> LM head -> CTC
 
-Inside, everything token-wise runs on one row of real tokens (`bnb_ds.common.packing`); attention alone knows sequences.
-Padded input is packed on entry and what is returned is padded again. ``config.decoder_length`` says how many slots
-there are, and whether CTC or length classification reads the target off them.
+Inside, all token-wise operations run on one row of real tokens (`bnb_ds.common.packing`); only attention needs to know
+the sequences. Padded input is packed on entry, and outputs are padded again. ``config.decoder_length`` decides how many
+slots there are, and whether CTC or length classification turns them into the target.
 
 Shapes: B sequences; padded: L source columns, T slots of the longest decoder sequence; packed: N source tokens and
 sum T slots of all sequences together; H hidden size, V vocabulary, S target tokens.
@@ -34,7 +34,7 @@ from bnb_ds.model.target_loss import Targets, ctc_scores, length_scores, read_ta
 
 
 class BnbPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation, common to all BnB models."""
+    """Loading, saving and initialisation of all BnB models."""
 
     config_class = BnbConfig
     config: BnbConfig
@@ -45,7 +45,7 @@ class BnbPreTrainedModel(PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "BnbDecoderEmbeddings", "BertLayer"]
 
     def __init__(self, config: BnbConfig, *args: Any, **kwargs: Any):
-        # The only implementation that understands packed rows, whatever the caller or the environment prefers.
+        # Only this implementation can read packed rows, so it replaces any choice of the caller or the environment.
         config._attn_implementation = IMPLEMENTATION
         config.check()  # from_pretrained may have replaced fields
         super().__init__(config, *args, **kwargs)
@@ -54,7 +54,7 @@ class BnbPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, BertEmbeddings):
-            # Buffers that no checkpoint holds: a model made on the meta device gets them here.
+            # No checkpoint holds these buffers, so a model made on the meta device gets them here.
             module.position_ids.copy_(torch.arange(module.position_ids.shape[-1])[None])
             module.token_type_ids.zero_()
         if isinstance(module, LengthPredictor):
@@ -63,11 +63,11 @@ class BnbPreTrainedModel(PreTrainedModel):
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A batch of sources, read: all that the decoder needs of them.
+    """A batch of encoded sources: everything that the decoder needs.
 
     Attributes:
-        layout: their sequences.
-        hidden: [N, H] of the encoder.
+        layout: layout of the source tokens.
+        hidden: [N, H], hidden states of the encoder.
         latent: [N, latent_size].
         length_logits: [B, C] of `bnb_ds.model.length.LengthPredictor`; None without length classification.
     """
@@ -81,7 +81,7 @@ class Encoded:
 class BnbModel(BnbPreTrainedModel):
     """Encoder, latent and decoder, without the LM head."""
 
-    # The head of a model saved by the next class has no place here.
+    # A model saved by `BnbLMHeadModel` has a head, which is ignored here.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\.", r"length_predictor\."]
 
     def __init__(self, config: BnbConfig):
@@ -114,23 +114,23 @@ class BnbModel(BnbPreTrainedModel):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> PackedInputs:
-        """Model inputs in the form that `encode` takes; arguments as in `BnbLMHeadModel.forward`.
+        """Model inputs in the form that `encode` takes. Arguments are those of `BnbLMHeadModel.forward`.
 
         Raises:
             ValueError: as `bnb_ds.common.packing.pack_inputs` says.
-            ConfigError: packed input for decoder length ``"padded"``.
+            ConfigError: the input is packed, but ``decoder_length`` is ``"padded"``.
         """
         if self.config.decoder_length != "padded":
             return pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         if cu_seqlens is not None:
             raise ConfigError(
-                "decoder_length 'padded' decodes padding, and packed input has none: give padded input_ids, or load "
+                "decoder_length 'padded' decodes padding, but packed input has none: give padded input_ids, or load "
                 "the model with decoder_length='source'"
             )
         return keep_padding(input_ids, attention_mask, token_type_ids)
 
     def encode(self, inputs: PackedInputs) -> Encoded:
-        """Read the sources."""
+        """Encode the sources."""
         hidden_NH = self.encoder(inputs)
         latent_NL = self.latent(hidden_NH)
         length_logits_BC = None
@@ -161,10 +161,10 @@ class BnbModel(BnbPreTrainedModel):
         max_seqlen: int | None = None,
         target_lengths: Tensor | None = None,
     ) -> BnbModelOutput:
-        """Encode the sources and decode all slots. Arguments as in `BnbLMHeadModel.forward`.
+        """Encode the sources and decode all slots. The other arguments are those of `BnbLMHeadModel.forward`.
 
         Args:
-            target_lengths: int64 [B], slots to open with length classification; None: the most probable lengths.
+            target_lengths: int64 [B], numbers of slots with length classification; None: the most probable lengths.
         """
         inputs = self.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         output = self.run(inputs, target_lengths)
@@ -175,7 +175,7 @@ class BnbModel(BnbPreTrainedModel):
         return output
 
     def run(self, inputs: PackedInputs, target_lengths: Tensor | None = None) -> BnbModelOutput:
-        """`forward` on inputs from `pack`; all that is returned stays packed."""
+        """`forward` on inputs from `pack`. All outputs stay packed."""
         encoded = self.encode(inputs)
         if self.length_predictor is not None and target_lengths is None:
             target_lengths = self.predicted_lengths(encoded)[:, 0]
@@ -191,9 +191,9 @@ class BnbModel(BnbPreTrainedModel):
 
 
 class BnbLMHeadModel(BnbPreTrainedModel):
-    """BERT-NAR-BERT with its LM head and its loss: CTC, or with length classification each slot's own token.
+    """BERT-NAR-BERT with its LM head and its loss: CTC, or with length classification the cross-entropy of each slot.
 
-    The output matrix is ``model.decoder.embeddings.word_embeddings.weight`` itself: tied by construction.
+    The output matrix is the parameter ``model.decoder.embeddings.word_embeddings.weight`` itself.
     """
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"length_predictor\."]
@@ -222,29 +222,30 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return_logits: bool | None = None,
         return_best: bool = False,
     ) -> BnbOutput:
-        """Predict all target positions at once, and score them against ``labels``.
+        """Predict all target positions at once, and compute the loss of ``labels``.
 
         Args:
             input_ids: int64 [B, L], or packed [N] with ``cu_seqlens``. A token's position is its index among the real
                 tokens of its sequence.
-            attention_mask: [B, L], not 0 at real tokens, wherever they stand; None: all are real. Padded form only.
-            token_type_ids: int64, shaped as ``input_ids``; None: all 0.
-            labels: int64 [B, S] with -100 at places that are no target, or the targets concatenated [sum S] with
+            attention_mask: [B, L], not 0 at real tokens, which may be anywhere in a row; None: all tokens are real.
+                Only for padded input.
+            token_type_ids: int64, same shape as ``input_ids``; None: all 0.
+            labels: int64 [B, S] with -100 at places without a target, or the targets concatenated [sum S] with
                 ``label_lengths``.
-            cu_seqlens: int32 [B+1], starts of the packed sequences, and N.
-            max_seqlen: the longest of them; optional, it spares a GPU from waiting.
+            cu_seqlens: int32 [B+1], starts of the packed sequences, then N.
+            max_seqlen: tokens of the longest sequence; optional. With it the host does not wait for a GPU.
             label_lengths: int64 [B], with concatenated labels.
-            max_label_length: the longest of them; optional. It is checked on a CPU as ``max_seqlen`` is; on a GPU it
-                spares waiting, and labels and their lengths are then trusted.
-            return_logits: True returns logits beside the loss, which costs a second projection; default: logits only
-                where there are no labels.
-            return_best: return the best token of each slot too, for which the logits need not be held.
+            max_label_length: tokens of the longest target; optional. With it the host does not wait for a GPU, and
+                labels and their lengths on a GPU are not checked. On a CPU everything is checked.
+            return_logits: True: return logits beside the loss, which costs a second projection. None: return logits
+                only without labels.
+            return_best: return the best token of each slot too. This does not hold the logits of all slots.
 
         Raises:
-            ValueError: shapes or lengths that do not belong together, or labels outside the vocabulary; with length
+            ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
                 classification, an empty target.
-            ConfigError: a source or its decoder slots do not fit the position embeddings; packed input for
-                ``decoder_length`` ``"padded"``.
+            ConfigError: a source or its decoder slots do not fit the position embeddings; or the input is packed, but
+                ``decoder_length`` is ``"padded"``.
         """
         targets = None if labels is None else read_targets(labels, label_lengths, max_label_length)
         inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)

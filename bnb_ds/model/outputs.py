@@ -1,4 +1,4 @@
-"""What the models return.
+"""The outputs of the models.
 
 Shapes: B sequences; padded: L source columns, T slots of the longest decoder sequence; packed: N source tokens and
 sum T slots of all sequences together; H hidden size, V vocabulary, C classes.
@@ -16,15 +16,17 @@ from bnb_ds.common.packing import PackedLayout
 
 @dataclass
 class BnbModelOutput(ModelOutput):
-    """What `BnbModel` returns. Padded input gives [B, T, ...] and [B, L, ...], zero at padding; packed, one row.
+    """The output of `bnb_ds.model.network.BnbModel`.
+
+    For padded input, tensors are [B, T, ...] and [B, L, ...], with zeros at padding. For packed input they are one row.
 
     Attributes:
-        last_hidden_state: of the decoder, [B, T, H] or [sum T, H].
-        latent: of each source token, before dropout, [B, L, latent_size] or [N, latent_size].
-        length_logits: with length classification, [B, C]: of ``length_difference_min`` and on.
+        last_hidden_state: [B, T, H] or [sum T, H], of the decoder.
+        latent: [B, L, latent_size] or [N, latent_size], of each source token, before dropout.
+        length_logits: [B, C] with length classification; the first class is ``length_difference_min``.
         encoder_last_hidden_state: [B, L, H] or [N, H].
-        decoder_lengths: int64 [B].
-        decoder_layout: where the decoder's sequences lie in a packed row.
+        decoder_lengths: int64 [B], slots of each sequence.
+        decoder_layout: layout of the slots in a packed row.
     """
 
     last_hidden_state: Tensor | None = None
@@ -37,23 +39,23 @@ class BnbModelOutput(ModelOutput):
 
 @dataclass
 class BnbOutput(ModelOutput):
-    """What `BnbForConditionalGeneration` returns.
+    """The output of `bnb_ds.modeling.BnbForConditionalGeneration`.
 
-    A sequence's own loss is the mean of its target tokens' nats, ``kl_weight`` times its mean KL(uniform || p), and
-    with length classification ``length_loss_weight`` times the nats of its length.
+    The loss of one sequence is a sum: the mean nats of its target tokens, ``kl_weight`` times its mean
+    KL(uniform || p), and with length classification ``length_loss_weight`` times the nats of its length.
 
     Attributes:
         loss: [], ``loss_sum / loss_count`` of this batch.
-        loss_sum: float32 [] (float64 in a float64 model): the sequences' losses added up, each times its target tokens
-            (``loss_reduction`` ``"token"``; infeasible sequences are left out) or once (``"sample"``).
-        loss_count: int64 [], those target tokens, or the sequences of the batch.
-        num_infeasible: int64 [], samples whose target does not fit their decoder slots.
-        kl: [], mean KL(uniform || p) over all slots, without gradient; 0 where ``kl_weight`` is 0.
-        length_loss: with length classification, [], mean nats of the target lengths, without gradient.
-        logits: [B, T, V] (zero at padding) or packed [sum T, V]; None when there are labels, unless asked for.
-        best: int64 [B, T] (zero at padding) or packed [sum T], the best token of each slot; None unless asked for.
-        latent: of each source token, before dropout, [B, L, latent_size] or [N, latent_size].
-        decoder_lengths: int64 [B].
+        loss_sum: float32 [] (float64 in a float64 model), sum of the sequences' losses. With ``loss_reduction``
+            ``"token"``, each is multiplied by its number of target tokens, and infeasible sequences are left out.
+        loss_count: int64 [], the number of these target tokens; with ``"sample"``, the number of sequences.
+        num_infeasible: int64 [], sequences whose target does not fit into their decoder slots.
+        kl: [], mean KL(uniform || p) over all slots, without gradient; 0 if ``kl_weight`` is 0.
+        length_loss: [] with length classification, mean nats of the target lengths, without gradient.
+        logits: [B, T, V] with zeros at padding, or packed [sum T, V]; with labels only if asked for.
+        best: int64 [B, T] with zeros at padding, or packed [sum T], the best token of each slot; only if asked for.
+        latent: [B, L, latent_size] or [N, latent_size], of each source token, before dropout.
+        decoder_lengths: int64 [B], slots of each sequence.
         encoder_last_hidden_state: [B, L, H] or packed [N, H].
     """
 
@@ -72,11 +74,11 @@ class BnbOutput(ModelOutput):
 
 @dataclass
 class BnbClassifierOutput(ModelOutput):
-    """What `BnbForSequenceClassification` returns.
+    """The output of `bnb_ds.model.classification.BnbForSequenceClassification`.
 
     Attributes:
-        loss: [], mean over the batch: cross-entropy in nats, or squared error of a regression.
-        loss_sum: float32 [], the same added up.
+        loss: [], mean over the batch of the cross-entropy in nats, or of the squared error for regression.
+        loss_sum: float32 [], sum over the batch of the same.
         loss_count: int64 [], B.
         logits: [B, C].
     """

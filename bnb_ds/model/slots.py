@@ -1,4 +1,4 @@
-"""How many slots the decoder opens for each source, and what each slot starts from.
+"""Computes the number of decoder slots of each source, and the position and source token of each slot.
 
 Shapes: B sequences, N real source tokens of all sequences together, T decoder slots of all sequences together.
 """
@@ -24,18 +24,18 @@ Number = TypeVar("Number", np.ndarray, Tensor, int)
 def decoder_lengths(source_lengths: Lengths, config: BnbConfig, target_lengths: Lengths | None = None) -> Lengths:
     """Decoder slots of a batch of sources with these numbers of tokens.
 
-    ``"source"``: ``clamp(ceil(ratio * n) + offset, min, max)``. ``"padded"``: for all, as the longest has
-    tokens. ``"predicted"``: ``target_lengths``.
+    With ``"source"`` they are ``clamp(ceil(ratio * n) + offset, min, max)``. With ``"padded"`` every source has as many
+    slots as the longest source has tokens. With ``"predicted"`` they are ``target_lengths``.
 
     Args:
         source_lengths: integers of any shape, a NumPy array or a torch tensor on any device. The arithmetic is exact,
             so that loader and model agree.
-        config: gives the policy and its numbers.
-        target_lengths: integers of the same shape, target tokens, where they are known; without them ``"predicted"``
-            plans with targets as long as the sources.
+        config: the model's configuration.
+        target_lengths: integers of the same shape, target tokens. If None, ``"predicted"`` assumes that targets are as
+            long as their sources.
 
     Returns:
-        int64 of the same kind and shape.
+        int64 array or tensor of the same shape.
     """
     lengths = _int64(source_lengths)
     if config.decoder_length == "padded":
@@ -57,11 +57,12 @@ def _int64(lengths: Lengths) -> Lengths:
 
 @dataclass(frozen=True, eq=False)
 class DecoderSlots:
-    """The decoder's input but for the latents themselves.
+    """The decoder's input, except the latents.
 
     Attributes:
-        layout: sequences of the slots.
-        source_index: int64 [T], the packed source token whose place a slot takes, and but for ``"predicted"`` latent.
+        layout: layout of the slots.
+        source_index: int64 [T], the packed source token that a slot stands for. Its latent feeds the slot, except with
+            ``"predicted"``, where latents are interpolated.
         position_ids: int64 [T], rows of the position embedding.
         token_type_ids: int64 [T], rows of the token type embedding.
     """
@@ -73,23 +74,23 @@ class DecoderSlots:
 
 
 def open_slots(source: PackedLayout, config: BnbConfig, target_lengths_B: Tensor | None = None) -> DecoderSlots:
-    """Lay out the decoder's slots for a batch: slot j of T takes source token ``floor(j * n / T)`` of n.
+    """Lay out the decoder's slots for a batch. Slot j of T stands for source token ``floor(j * n / T)`` of n.
 
     Args:
-        source: sequences of the source tokens.
-        config: gives the policy.
-        target_lengths_B: int64 [B], known or predicted; for ``"predicted"``, which has as many slots.
+        source: layout of the source tokens.
+        config: the model's configuration.
+        target_lengths_B: int64 [B], the numbers of slots with ``"predicted"``.
 
     Raises:
-        ConfigError: there are more slots or source tokens than position embeddings for them.
+        ConfigError: there are more slots or source tokens than position embeddings.
         ValueError: a length of ``target_lengths_B`` is below 1.
     """
     source_lengths_B = source.lengths
     lengths_B = decoder_lengths(source_lengths_B, config, target_lengths_B)
-    # The one place where the host waits for the device: shapes of what follows depend on the lengths.
+    # Only here does the host wait for the device, because all later shapes depend on the lengths.
     num_slots, fewest, most = torch.stack((lengths_B.sum(), lengths_B.min(), lengths_B.max())).tolist()
     if fewest < 1:
-        raise ValueError("labels: an empty target opens no decoder slot: leave it out of the batch")
+        raise ValueError("labels: an empty target has no decoder slot: leave it out of the batch")
     _check_positions(most, source.max_seqlen, config)
     layout = PackedLayout.from_lengths(lengths_B, num_tokens=num_slots, max_seqlen=most)
     sequence_T, slot_T = layout.sequence_ids, layout.position_ids
@@ -106,7 +107,7 @@ def _check_positions(most: int, max_source: int, config: BnbConfig) -> None:
     available = config.decoder.max_position_embeddings
     if config.decoder_positions == "absolute" and most > available:
         raise ConfigError(
-            f"a source of {max_source} tokens opens {most} decoder slots, but decoder.max_position_embeddings is "
+            f"a source of {max_source} tokens needs {most} decoder slots, but decoder.max_position_embeddings is "
             f"{available}: set decoder_positions to 'shared', lower decoder_length_ratio, set decoder_length_max, or "
             "cut the source"
         )

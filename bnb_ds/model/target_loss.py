@@ -1,4 +1,4 @@
-"""The loss of a batch of targets, by CTC or slot by slot, as a sum and a count.
+"""Computes the loss of a batch of targets, by CTC or slot by slot, as a sum and a count.
 
 Shapes: B sequences, N real source tokens and T decoder slots of all sequences together, S target tokens, H hidden size.
 """
@@ -25,7 +25,7 @@ class Targets:
     Attributes:
         tokens: int64 [sum S], concatenated.
         lengths: int64 [B].
-        longest: their greatest length, if the caller knows it; spares a GPU from waiting.
+        longest: the largest length, if the caller knows it; then the host does not wait for a GPU.
     """
 
     tokens: Tensor
@@ -34,10 +34,10 @@ class Targets:
 
 
 def read_targets(labels: Tensor, label_lengths: Tensor | None, max_label_length: int | None) -> Targets:
-    """Targets from labels [B, S] with -100 at places that are no target, or concatenated with their lengths.
+    """Targets from labels [B, S] with -100 at places without a target, or from concatenated labels and their lengths.
 
     Raises:
-        ValueError: shapes or lengths that do not belong together.
+        ValueError: shapes or lengths that do not fit together.
     """
     if label_lengths is None:
         if labels.dim() != 2:
@@ -56,7 +56,7 @@ def read_targets(labels: Tensor, label_lengths: Tensor | None, max_label_length:
 def ctc_scores(
     hidden_TH: Tensor, head: nn.Embedding, bias_V: Tensor, layout: PackedLayout, targets: Targets, config: BnbConfig
 ) -> tuple[Tensor, Tensor, CtcOutput]:
-    """Sum and count of the CTC loss, and what it was made of. ``head`` holds the output matrix."""
+    """Sum and count of the CTC loss, and its parts. ``head`` holds the output matrix."""
     ctc = linear_ctc_loss(
         hidden_TH,
         head.weight,
@@ -79,7 +79,7 @@ def ctc_scores(
 def token_scores(
     hidden_TH: Tensor, head: nn.Embedding, bias_V: Tensor, targets: Targets, config: BnbConfig
 ) -> tuple[Tensor, Tensor, CtcOutput]:
-    """The same of the cross-entropy of each slot's own token."""
+    """Sum, count and parts of the loss in which each slot has one target token, with cross-entropy."""
     blank, kl_weight = config.blank_token_id, config.kl_weight
     ctc = cross_entropy_sum(hidden_TH, head.weight, bias_V, targets.tokens, blank=blank, kl_weight=kl_weight)
     return ctc.loss, targets.lengths.sum(), ctc
@@ -88,10 +88,10 @@ def token_scores(
 def cross_entropy_sum(
     hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, tokens_N: Tensor, *, blank: int, kl_weight: float = 0.0
 ) -> CtcOutput:
-    """Nats of one token for each row added up, each with its smoothing term, without ever holding the logits.
+    """The sum of the cross-entropies of one token for each row, with smoothing terms, without ever holding the logits.
 
-    Over a sequence of one position and one token, CTC is the cross-entropy of that token: so this is the fused CTC head
-    once more, with every row a sequence. No token may be ``blank``.
+    For a sequence of one position and one token, CTC is the cross-entropy of that token. So this uses the fused CTC
+    head with every row as a sequence. No token may be ``blank``.
     """
     return linear_ctc_loss(
         hidden_NH,
@@ -112,6 +112,9 @@ def cross_entropy_sum(
 def length_scores(
     predictor: LengthPredictor, logits_BC: Tensor, source_lengths_B: Tensor, targets: Targets, weight: float
 ) -> tuple[Tensor, Tensor]:
-    """What the target lengths add to the sum (each sequence counts by its target tokens), and their mean nats."""
+    """What the target lengths add to the loss sum, and their mean nats.
+
+    The weight of a sequence in the sum is ``weight`` times its number of target tokens.
+    """
     nll_B = predictor.nll(logits_BC, source_lengths_B, targets.lengths)
     return weight * (nll_B * targets.lengths).sum(), nll_B.detach().mean()

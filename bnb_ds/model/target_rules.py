@@ -1,6 +1,6 @@
-"""What a data loader must know of the model: slots of a source, targets that fit, and what the loss counts.
+"""What a data loader must know about the model: slots of a source, targets that fit, and what the loss counts.
 
-Pre-training and fine-tuning follow these rules, so that loader and model agree.
+Pre-training and fine-tuning use the same rules, so that loader and model agree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class BnbTargetRules:
     """The `bnb_ds.data.batch.TargetRules` of a BERT-NAR-BERT model.
 
     Args:
-        config: the model's.
+        config: the model's configuration.
     """
 
     def __init__(self, config: BnbConfig) -> None:
@@ -27,11 +27,11 @@ class BnbTargetRules:
         return decoder_lengths(source_lengths, self._config, target_lengths)
 
     def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """bool [B]. CTC needs a slot for each token, and one more between equal neighbours for the blank."""
+        """bool [B]. CTC needs a slot for each token, and one more for the blank between equal neighbours."""
         if self._config.decoder_length == "predicted":
             return np.ones(slots.size, dtype=bool)
         return slots >= np.diff(cu_seqlens) + count_repeats(targets, cu_seqlens)
 
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
-        """Tokens or sequences, as ``loss_reduction`` says."""
+        """The number of tokens or of sequences, depending on ``loss_reduction``."""
         return num_targets if self._config.loss_reduction == "token" else num_sequences

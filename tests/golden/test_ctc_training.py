@@ -1,4 +1,4 @@
-"""Training through the fused head is training through the plain loss: 50 steps on real text, in float32."""
+"""Training with the fused head equals training with the plain loss, over 50 steps on real text in float32."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fused_loss(model: BnbForConditionalGeneration, batch: PackedBatch) -> Tensor
 
 
 def plain_loss(model: BnbForConditionalGeneration, batch: PackedBatch) -> Tensor:
-    """All logits of the batch, ``log_softmax``, and torch's ``ctc_loss``."""
+    """The loss from all logits of the batch, with ``log_softmax`` and torch's ``ctc_loss``."""
     inputs = {name: value for name, value in batch.model_inputs(torch.device("cpu")).items() if "label" not in name}
     output = model(**inputs)
     rows = F.log_softmax(output.logits, -1).split(output.decoder_lengths.tolist())

@@ -1,4 +1,4 @@
-"""The fused CTC head equals torch's plain path, whatever lengths, repeats, blank, layout and chunking are drawn."""
+"""The fused CTC head equals torch's plain path for random lengths, repeats, blanks, layouts and chunk sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIDDEN = 5
 
 @st.composite
 def batches(draw):
-    """Lengths 0 to 12, targets of few kinds of tokens (so that they repeat), often too long for their positions."""
+    """Lengths from 0 to 12. Targets have few distinct tokens, so they repeat, and are often too long to fit."""
     vocab_size = draw(st.integers(2, 9))
     blank = draw(st.integers(0, vocab_size - 1))
     token = st.sampled_from([label for label in range(vocab_size) if label != blank][:3])
@@ -51,7 +51,7 @@ def run(loss_function, rows, targets, is_padded, dtype):
 
 
 def scalar(loss):
-    """One number with a different weight for each entry of an unreduced loss."""
+    """Reduce an unreduced loss to one number, with a different weight for each entry."""
     return (loss * torch.arange(1, loss.numel() + 1)).sum() if loss.dim() else loss
 
 

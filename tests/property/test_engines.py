@@ -21,7 +21,7 @@ OPTIONAL = [
 ]
 VOCABULARIES = ["bert-base-cased", "bert-base-uncased", "bert-base-multilingual-cased"]
 
-# What makes tokenizers differ: spaces that are none to BERT, deleted characters, marks that combine across a cut,
+# Tokenizers differ on these: spaces that BERT does not split at, deleted characters, marks that combine across a cut,
 # punctuation of every kind, Chinese on both sides of each range, characters whose case or decomposition changes length.
 AWKWARD = [
     *" \t\n\r\x00\x0b\x0c\x1c\x1f\x7f\x85\xa0\u2003\u200b\u200d\u2028\u3000\ufeff\ufffd\xad",
@@ -63,7 +63,7 @@ def test_words_on_a_small_vocabulary(lowercase: bool, texts: list[str]) -> None:
 @pytest.mark.parametrize("name", VOCABULARIES)
 @pytest.mark.parametrize("engine", ["words"])
 def test_awkward_pairs(engine: str, name: str, shared_data: Path) -> None:
-    """Every two awkward characters beside each other, bare and inside a word, and long random mixtures."""
+    """Every pair of awkward characters, alone and inside a word, and long random mixtures."""
     backend, reference = vocabulary(shared_data / "tokenizers" / name)
     pairs = [a + b for a in AWKWARD for b in AWKWARD]
     mixtures = random.Random(0)
@@ -74,7 +74,7 @@ def test_awkward_pairs(engine: str, name: str, shared_data: Path) -> None:
 
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_every_character(name: str, shared_data: Path) -> None:
-    """Every character there is, between letters: cutting and normalising it commute."""
+    """Every character of Unicode between letters: cutting and normalising commute."""
     backend, reference = vocabulary(shared_data / "tokenizers" / name)
     characters = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
     texts = [" ".join(f"a{c}b" for c in characters[i : i + 2048]) for i in range(0, 0x32000, 2048)]

@@ -1,4 +1,4 @@
-"""Any mix of lengths: padded and packed input, any order and any company give the same."""
+"""For any mix of lengths, outputs do not depend on padding or packing, on the order or on the other sequences."""
 
 from __future__ import annotations
 

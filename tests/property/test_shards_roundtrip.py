@@ -1,4 +1,4 @@
-"""Whatever documents are written, in whatever order and shard size, the same come back."""
+"""The documents that are written are read back unchanged, for any documents, order and shard size."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_what_is_written_is_read(corpus: tuple[int, list[tuple[str, list[int]]]]
             assert shards.num_tokens == sum(map(len, expected))
             sizes = [(s.num_documents, s.num_tokens) for s in shards.manifest.shards if s.split == split]
             assert all(num_documents == 1 or num_tokens <= tokens_per_shard for num_documents, num_tokens in sizes)
-            # The document that begins the next shard would not have fitted.
+            # The first document of the next shard would not have fitted into this one.
             first = 0
             for num_documents, num_tokens in sizes[:-1]:
                 first += num_documents

@@ -1,4 +1,4 @@
-"""Plain words cut in NumPy are the pieces that the tokenizer makes of them."""
+"""Cutting plain words in NumPy gives the same pieces as the tokenizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def packed(words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def assert_equal(tokenizer, words: list[str], max_characters: int | None = None) -> None:
-    """The words' ids are the tokenizer's, cut alone and in the engine of whole texts."""
+    """The ids of these words equal the tokenizer's, for single words and for whole texts."""
     backend = document_backend(tokenizer)
     if max_characters is not None:
         backend.model.max_input_chars_per_word = max_characters
@@ -46,7 +46,7 @@ def assert_equal(tokenizer, words: list[str], max_characters: int | None = None)
 @given(data=st.data(), lowercase=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_any_vocabulary(data: st.DataObject, lowercase: bool) -> None:
-    """Vocabularies that lack letters, and hold pieces of every length that has a key and of lengths that have none."""
+    """Vocabularies without some letters, with pieces of every length that has a key and of lengths without one."""
     letters = st.sampled_from("abAB1z")
     piece = st.one_of(st.text(letters, min_size=1, max_size=4), st.text(letters, min_size=6, max_size=40))
     pieces = data.draw(st.lists(piece, min_size=1, max_size=30))
@@ -60,7 +60,7 @@ def test_any_vocabulary(data: st.DataObject, lowercase: bool) -> None:
 
 @pytest.mark.parametrize("name", ["bert-base-cased", "bert-base-uncased", "bert-base-multilingual-cased"])
 def test_real_vocabularies(name: str, shared_data: Path) -> None:
-    """Random words of every length that has a key, and words glued together from the vocabulary's own pieces."""
+    """Random words of every length that has a key, and words joined from the vocabulary's own pieces."""
     tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
     draw = random.Random(0)
     pieces = [token.removeprefix("##") for token in tokenizer.get_vocab()]

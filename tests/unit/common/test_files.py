@@ -1,4 +1,4 @@
-"""New outputs: whole under their name or not there at all."""
+"""New files and directories: complete under their name, or not there at all."""
 
 from __future__ import annotations
 

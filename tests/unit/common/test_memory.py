@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# In a process of its own: the heap of a long one has free space that takes these blocks without growing.
+# This runs in a new process, because the heap of a long-running one has free space for these blocks and would not grow.
 _PROGRAM = """
 import os
 from pathlib import Path

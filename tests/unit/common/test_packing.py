@@ -1,4 +1,4 @@
-"""Layouts of packed rows and the way from padded input into them."""
+"""Layouts of packed rows, and packing of padded input."""
 
 from __future__ import annotations
 

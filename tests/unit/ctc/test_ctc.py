@@ -1,4 +1,4 @@
-"""The CTC head against brute force, closed forms and torch; its traps; the collapse."""
+"""The CTC head against brute force, closed forms and torch; wrong arguments; the collapse."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def states(*shape: int, seed: int = 1) -> Tensor:
 
 
 def loss_of(hidden, lengths, targets, weight, bias, **options):
-    """Padded form with Python lists for lengths and targets."""
+    """The loss in padded form, from Python lists of lengths and targets."""
     labels = torch.tensor([token for target in targets for token in target], dtype=torch.int64)
     target_lengths = torch.tensor([len(target) for target in targets])
     return linear_ctc_loss(hidden, weight, bias, labels, torch.tensor(lengths), target_lengths, **options)
@@ -108,7 +108,7 @@ def test_packed_equals_padded_and_ignores_what_lies_beyond_lengths():
 
 
 def test_infeasible_rows_are_flagged_and_add_nothing():
-    # Row 1 needs 3 positions for two equal tokens, row 2 needs 2 and has 1.
+    # Row 1 needs 3 positions for two equal tokens. Row 2 needs 2 positions but has 1.
     lengths, targets = [4, 2, 1], [[1, 1], [1, 1], [1, 2]]
     (weight, bias), hidden = head(), states(3, 4, HIDDEN)
     got = loss_of(hidden, lengths, targets, weight, bias, reduction="sum")
@@ -257,7 +257,10 @@ def test_wrong_input_is_refused(changes, error, message):
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ([1, 1, 0, 1, 2], [1, 1, 2]),  # repeats are merged first, so that a blank keeps two of a kind apart
+        (
+            [1, 1, 0, 1, 2],
+            [1, 1, 2],
+        ),  # repeats are merged before blanks are dropped, so a blank keeps two equal tokens apart
         ([0, 0, 0], []),
         ([3, 3, 3], [3]),
         ([0, 2, 0, 2, 2, 0], [2, 2]),
@@ -294,7 +297,7 @@ def test_collapse_wants_a_batch():
 
 
 def test_argmax_compares_logits_in_float32():
-    """Rounded to bf16, the second class would tie with the first."""
+    """If logits were rounded to bf16, the first two classes would tie."""
     weight = torch.tensor([[1.0, 0.0], [1.0, 2.0**-7]]).bfloat16()
     hidden = torch.tensor([[1.0, 0.25]]).bfloat16()
     assert F.linear(hidden, weight).argmax() == 0

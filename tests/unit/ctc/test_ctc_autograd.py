@@ -1,4 +1,4 @@
-"""The fused head under everything that torch does around a function."""
+"""The fused head with autograd: gradient checks, kept graphs, frozen and tied weights, checkpointing, autocast."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_gradcheck(options):
 
 
 def test_gradcheck_of_log_probabilities():
-    """As a function of any numbers, not only of normalised ones."""
+    """The gradient is right for any numbers, even if they are not normalised log-probabilities."""
     log_probs = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
 
     def loss(log_probs):
@@ -90,7 +90,7 @@ def test_without_gradients_nothing_is_contracted(monkeypatch):
 
 
 class TiedModel(nn.Module):
-    """Reads and writes through one matrix."""
+    """A model that uses one matrix as its embedding and as its output matrix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def test_a_gradient_has_the_dtype_of_its_input():
 
 
 def test_the_gradient_of_the_weight_is_handed_over_without_a_copy():
-    """It is as large as the weight: a second copy would show in the peak memory of training."""
+    """The gradient is as large as the weight, so a second copy would show in the peak memory of training."""
     hidden, weight, bias = leaves(torch.float32)
     loss = loss_of(hidden, weight, bias)
     finished = loss.grad_fn.saved_tensors[1].data_ptr()

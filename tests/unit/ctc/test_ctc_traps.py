@@ -1,4 +1,4 @@
-"""Where CTC implementations go wrong: each test is one known trap."""
+"""Known errors of CTC implementations, one in each test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def target_of(length: int, vocab_size: int, seed: int = 3) -> Tensor:
-    """[1, length] without the blank 0, hence without equal neighbours often."""
+    """[1, length] random tokens without the blank 0."""
     return torch.randint(1, vocab_size, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
@@ -33,9 +33,9 @@ def with_gradients(hidden, weight, bias, targets, **options) -> tuple[Tensor, ..
 
 
 def trained_like(vocab_size: int, hidden_size: int, positions: int, targets: Tensor, seed: int = 0):
-    """Hidden states that point at what the best path says: posteriors near 1 at tokens and blanks.
+    """Hidden states that point at the class of the best path, so that posteriors of its tokens and blanks are near 1.
 
-    Values are those of bf16, so that rounding the operands changes nothing.
+    All values are exact in bf16, so that rounding the operands changes nothing.
     """
     weight = normal(vocab_size, hidden_size, seed=seed).bfloat16().double()
     path = torch.zeros(targets.shape[0], positions, dtype=torch.int64)
@@ -51,7 +51,7 @@ def relative_error(got: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize("positions", [64, 512])
 def test_closed_form_with_every_position_needed(positions):
-    """T = S at full vocabulary, hidden = 0: exactly one path, and no drift over 512 positions in float32."""
+    """With T = S and hidden = 0 there is exactly one path. Float32 must not drift over 512 positions."""
     vocab_size = 28_996
     targets = torch.arange(1, positions + 1)[None]
     loss, grad_hidden, grad_weight, grad_bias = with_gradients(
@@ -97,7 +97,7 @@ def test_a_logit_gap_of_120_has_its_loss_and_gradient():
 
 @pytest.mark.parametrize("blank", [0, 3])
 def test_a_class_of_minus_infinity_does_not_poison_the_others(blank):
-    """A class that is switched off by its bias, and that no target holds, is as good as absent."""
+    """A class that its bias switches off has no effect if no target holds it."""
     (hidden, weight, bias), targets = (
         (normal(2, 6, 3), normal(5, 3, seed=1), normal(5, seed=2)),
         torch.tensor([[1, 2]] * 2),
@@ -115,7 +115,7 @@ def test_a_class_of_minus_infinity_does_not_poison_the_others(blank):
     ("dead", "targets", "is_impossible"),
     [
         (2, [1, 2], True),  # a token of the target
-        (0, [1, 2], False),  # the blank, which nothing needs
+        (0, [1, 2], False),  # the blank, which no path needs
         (0, [1, 1], True),  # the blank, which must separate equal neighbours
     ],
 )
@@ -151,7 +151,7 @@ def test_a_nan_shows_even_in_an_infeasible_row(zero_infinity):
 
 
 def test_all_rows_equal_and_one_long_row():
-    """The same sequence, alone, in company of its like, and beside ones of a single position."""
+    """The same sequence: alone, with similar sequences, and with sequences of one position."""
     weight, bias, row = normal(6, 3, seed=1), normal(6, seed=2), normal(7, 3)
     target = [1, 2, 2]
     alone = plain_linear_ctc([row], weight, bias, [target], reduction="sum").item()
@@ -173,7 +173,7 @@ def test_all_rows_equal_and_one_long_row():
 
 
 def test_bf16_products_keep_the_gradient_of_peaked_posteriors():
-    """P - occ nearly vanishes where the model is sure: contracted apart in bf16, the two lose the difference."""
+    """If the model is sure, P - occ is nearly 0. Contracting P and occ separately in bf16 would lose the difference."""
     targets = torch.cat([target_of(30, 5_000, seed) for seed in range(4)])
     exact = with_gradients(*(case := trained_like(5_000, 64, 120, targets)), targets)
     leaves = [tensor.float().requires_grad_() for tensor in case]
@@ -187,7 +187,7 @@ def test_bf16_products_keep_the_gradient_of_peaked_posteriors():
 
 
 def test_fp16_keeps_its_gradient_at_512_tokens():
-    """1 / (B * S) folded into P in fp16 would round most of P to 0."""
+    """Multiplying P by 1 / (B * S) in fp16 would round most of P to 0."""
     targets = torch.cat([target_of(512, 3_000, seed) for seed in range(2)])
     hidden, weight, bias = normal(2, 520, 16).half(), 0.1 * normal(3_000, 16, seed=1), torch.zeros(3_000)
     half = (hidden, weight.half(), bias.half())
@@ -201,7 +201,7 @@ def test_fp16_keeps_its_gradient_at_512_tokens():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sequences_may_have_any_weights(dtype):
-    """Also negative ones and 0, in 16 bits, where the largest sets the scale."""
+    """Weights may be negative or 0, also in 16 bits, where the largest one decides the scale."""
     tensors = (normal(3, 9, 16), normal(300, 16, seed=1), normal(300, seed=2))
     targets, lengths = target_of(4, 300).repeat(3, 1), torch.full((3,), 9)
     for weights in ([-2.0, -1e-3, 0.0], [0.0, 0.0, 0.0], [1e4, -3.0, 1.0]):

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: run by Triton's interpreter, and compiled by the compiler that Triton carries."""
+"""The Triton kernels without a GPU: run by Triton's interpreter, and compiled by Triton's own compiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bnb_ds.ctc import kernels as ctc_kernels
 from tests import launching
 
 KERNELS = {
-    # Names and types of the arguments, then what is fixed at compile time.
+    # Names and types of the arguments, then the constants of compile time.
     "forward_kernel": (
         {
             "emissions": "*fp32",
@@ -68,12 +68,12 @@ def test_kernels_compile(triton, name, capability):
     assert f".target sm_{capability}" in compiled.asm["ptx"]
     assert compiled.asm["cubin"]
     if name == "forward_kernel":
-        # Lanes of different warps exchange what the interpreter, which is serial, cannot see racing.
+        # Lanes of different warps exchange values. The interpreter is serial, so it cannot show races between them.
         assert "bar.sync" in compiled.asm["ptx"] or "barrier.sync" in compiled.asm["ptx"]
 
 
 class Gpu:
-    """A pretended GPU, for the choice alone."""
+    """Pretend that there is a GPU, to test only the choice of kernels."""
 
     def __init__(self, monkeypatch, name: str, capability: tuple[int, int], has_triton: bool) -> None:
         monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)

@@ -11,7 +11,7 @@ from tests import plain_corruption
 
 UNK, CLS, SEP, MASK, VOCAB = 0, 1, 2, 3, 1000
 SPECIALS = (UNK, CLS, SEP, MASK)
-# Every length class: none, one, two tokens; one that needs 64-bit sorting words.
+# Lengths of every kind: no token, one, two, and one length that needs 64-bit sorting words.
 LENGTHS = [5, 0, 1, 40, 2, 3, 13, 1500, 7, 61]
 
 
@@ -71,7 +71,11 @@ def test_equals_the_noise_written_out(corruption, lengths, dtype):
     starts = found.source_cu_seqlens[:-1].tolist()
     assert found.chosen.tolist() == [start + i for start, e in zip(starts, expected, strict=True) for i in e["chosen"]]
     assert found.chosen_labels.tolist() == [label for e in expected for label in e["labels"]]
-    if corruption.mixture.keys() <= {"ae", "plm", "clm"}:  # of those the source itself tells
+    if corruption.mixture.keys() <= {
+        "ae",
+        "plm",
+        "clm",
+    }:  # a masked token would look like a special one
         assert found.num_ordinary == sum(token not in SPECIALS for e in expected for token in e["source"])
 
 

@@ -16,7 +16,7 @@ QUANTILES = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 9: 27.877, 1
 
 
 def quantile(degrees):
-    """From the table, or by Wilson and Hilferty's approximation, good to a thousandth from 20 on."""
+    """From the table, or by Wilson and Hilferty's approximation, whose error is below 0.001 from 20 degrees on."""
     if degrees in QUANTILES:
         return QUANTILES[degrees]
     share = 2 / (9 * degrees)
@@ -24,7 +24,7 @@ def quantile(degrees):
 
 
 def assert_fits(counts, shares=None):
-    """The counts are as probable as the shares (default: equal ones) make them."""
+    """Check that the counts are probable under these shares (default: equal shares)."""
     counts = np.asarray(counts, dtype=float).ravel()
     shares = np.full(counts.size, 1 / counts.size) if shares is None else np.asarray(shares, dtype=float)
     expected = shares / shares.sum() * counts.sum()
@@ -46,7 +46,7 @@ def test_masking_rates_are_as_asked_and_80_10_10(probability, seed):
     assert_fits([found.chosen.size, 400 * 500 - found.chosen.size], [probability, 1 - probability])
     masked = int((found.source == MASK).sum())
     replaced = int(((found.source != tokens) & (found.source != MASK)).sum())
-    # A random replacement is the token itself once in VOCAB times, and [MASK] as often.
+    # With probability 1 / VOCAB a random replacement is the token itself, and with the same probability [MASK].
     shares = [0.8 + 0.1 / VOCAB, 0.1 * (1 - 2 / VOCAB), 0.1 + 0.1 / VOCAB]
     assert_fits([masked, replaced, found.chosen.size - masked - replaced], shares)
 
@@ -59,7 +59,7 @@ def test_rates_are_the_same_at_every_place_and_in_every_sample(seed):
     chosen[found.chosen] = True
     by_place = chosen.reshape(2000, 66)[:, 1:-1]
     assert_fits(by_place.sum(0))
-    # Samples: the counts of each are binomial.
+    # The counts of each sample are binomial.
     binomial = np.array([1.0])
     for _ in range(64):
         binomial = np.convolve(binomial, [0.85, 0.15])
@@ -97,7 +97,7 @@ def test_random_replacements_are_uniform_over_the_whole_vocabulary(vocab_size):
     found = Corruption(1.0, 0.0, MASK, vocab_size)(tokens, np.array([0, tokens.size]), keys(1))
     replaced = found.source[1:-1][found.source[1:-1] < vocab_size]
     counts = np.bincount(replaced, minlength=vocab_size)
-    counts[MASK] = round(np.delete(counts, MASK).mean())  # those that became [MASK] the usual way
+    counts[MASK] = round(np.delete(counts, MASK).mean())  # the tokens that became [MASK] without a random replacement
     groups = np.array_split(counts, 50)
     assert_fits([group.sum() for group in groups], [group.size for group in groups])
     assert counts[0] > 0
@@ -109,7 +109,7 @@ def test_half_of_the_tokens_change_places():
     tokens, cu_seqlens = rows(num_rows, length)
     where = Corruption(0.0, 0.5, MASK, VOCAB)(tokens, cu_seqlens, keys(num_rows)).source
     stayed = (where == tokens).reshape(num_rows, -1)[:, 1:-1]
-    # Of k moved tokens each keeps its place with probability 1/k: k of length are moved, one of them stays on average.
+    # Each of k moved tokens keeps its place with probability 1/k, so on average one of them stays.
     probability = np.array([1.0])
     for _ in range(length):
         probability = np.convolve(probability, [0.5, 0.5])
@@ -131,7 +131,7 @@ def test_moved_tokens_go_everywhere_alike(seed):
 
 @pytest.mark.parametrize("length", [4, 1500])
 def test_all_orders_of_moved_tokens_are_equally_frequent(length):
-    """Four tokens at the head of the sequence that all move: 24 orders, also where sorting words are long."""
+    """Four tokens at the head of a sequence all move. All 24 orders are equally likely, also with 64-bit words."""
     num_rows = 12_000 if length == 4 else 400
     tokens, cu_seqlens = rows(num_rows, length)
     where = Corruption(0.0, 1.0, MASK, VOCAB + 2000)(tokens, cu_seqlens, keys(num_rows, 3)).source

@@ -1,4 +1,4 @@
-"""Which samples are read when: every epoch once, and independent of ranks, micro batch and interruptions."""
+"""Every epoch reads each sample once, in an order that does not depend on ranks, micro batches or interruptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bnb_ds.shards import pread as shard_reader
 
 @dataclass
 class RecordedSamples:
-    """A source whose batches are the ids and epochs that were asked for."""
+    """A source whose batches hold the requested ids and epochs."""
 
     count: int
 
@@ -81,7 +81,7 @@ def test_the_global_batches_do_not_depend_on_how_they_are_cut(micro_batch, accum
 
 
 def test_a_micro_batch_holds_samples_of_about_one_length():
-    """Within a step the samples are dealt out by length; which samples a step reads does not change."""
+    """Within a step the samples are dealt out by length. This does not change which samples a step reads."""
     source, settings = RecordedSamples(400), {"micro_batch": 4, "accumulation_steps": 5, "world_size": 2}
     (step,) = read(source, **settings, position=80, num_steps=1)
     expected, epochs = SampleStream(400, seed=3).read(80, 40)
@@ -157,7 +157,7 @@ def test_steps_are_the_same_with_any_number_of_workers():
 
 
 def test_a_run_of_any_age_resumes_at_once():
-    """Nothing that was consumed is read again, and nothing depends on the distance."""
+    """A resumed run reads no consumed sample again, and starts equally fast at any position."""
     source = RecordedSamples(10_000_000)
     asked = []
     source.batch = lambda sample_ids, epochs: asked.append((sample_ids.size, set(epochs.tolist())))

@@ -12,7 +12,7 @@ def test_by_count_short_ones_first():
 
 
 def fewest_groups(lengths, max_tokens):
-    """Next fit over the sorted lengths, written out."""
+    """Next fit over the sorted lengths, in its simplest form."""
     groups, room = 0, 0
     for length in sorted(lengths):
         if length > room:
@@ -34,7 +34,7 @@ def test_by_tokens_within_the_budget_equal_numbers_for_ranks_and_even(seed):
     assert len(groups) - fewest_groups(lengths, max_tokens) < world_size
     tokens = [int(lengths[group].sum()) for group in groups]
     assert max(tokens) <= max_tokens
-    # As even as runs of sorted samples can be: no group is fuller than the mean by more than its longest sample.
+    # Groups are runs of sorted samples, so none exceeds the mean by more than its longest sample.
     assert max(tokens) <= lengths.sum() / len(groups) + lengths.max()
     assert (np.diff(lengths[np.concatenate(groups)]) >= 0).all()
 

@@ -1,4 +1,4 @@
-"""Samples out of real shards: targets are the documents, sources their corruption."""
+"""Samples from real shards: targets are the documents, and sources are their corrupted forms."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def test_masked_places_and_their_tokens(shards):
     assert 0.75 < changed.float().mean() < 0.98
     is_mask = batch.input_ids == shards.special_ids["mask"]
     assert set(is_mask.nonzero()[:, 0].tolist()) <= set(batch.masked_index.tolist())
-    same = batch.source_lengths == batch.label_lengths.numpy()  # the masked ones, and not the continuations
+    same = (
+        batch.source_lengths == batch.label_lengths.numpy()
+    )  # the samples with masked tokens, without the continuations
     sources = batch.input_ids.split(batch.source_lengths.tolist())
     masks = [int((row == shards.special_ids["mask"]).sum()) for row in sources]
     assert not any(count for count, masked in zip(masks, same, strict=True) if not masked)

@@ -1,4 +1,4 @@
-"""Documents to samples: heads, chunks and packed bins, by their lengths alone."""
+"""Building samples from documents: heads, chunks and packed bins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bnb_ds.data.sequences import Bins, Chunks, make_index
 from bnb_ds.shards.reader import TokenShards
 from tests.shard_helpers import document, writer
 
-# Awkward: one token, exact multiples of a chunk of 6, one more, one less, and one that needs many.
+# Difficult lengths: one token; exact multiples of a chunk of 6, one more and one less; and one with many chunks.
 LENGTHS = [1, 6, 12, 7, 5, 1, 100, 3, 3, 2, 18, 4, 11, 1]
 
 
@@ -26,7 +26,7 @@ def shards(tmp_path):
 
 
 def spans(index, sample_ids):
-    """(document, begin, size) of the pieces of each sample."""
+    """For each sample the (document, begin, size) of its pieces."""
     pieces = index.pieces(np.asarray(sample_ids))
     flat = list(zip(pieces.documents.tolist(), pieces.begins.tolist(), pieces.sizes.tolist(), strict=True))
     ends = np.cumsum(pieces.per_sample).tolist()
@@ -34,7 +34,7 @@ def spans(index, sample_ids):
 
 
 def all_chunks(size):
-    """Spans that use every token once, written out."""
+    """The spans that use every token once, computed in the simplest way."""
     return [(d, b, min(size, n - b)) for d, n in enumerate(LENGTHS) for b in range(0, n, size)]
 
 
@@ -63,7 +63,7 @@ def test_pack_uses_every_token_once_in_samples_of_at_most_max_length(shards, max
     totals = [sum(size + 2 for _, _, size in sample) for sample in samples]
     assert totals == index.lengths(np.arange(len(index))).tolist()
     assert max(totals) <= max_length
-    # As few as can be, or one in ten more.
+    # At most a tenth more samples than the fewest possible.
     assert len(samples) <= -(-sum(totals) // max_length) * 1.1 + 1
     last = len(index) - 1
     assert spans(index, [last, 0, last]) == [samples[last], samples[0], samples[last]]

@@ -1,4 +1,4 @@
-"""Loading tokenizers without surprises, their identity, and encoding documents."""
+"""Loading and checking tokenizers, their hashes, and encoding documents."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_tokenizer_that_transformers_refuses(cased: Path) -> None:
 
 @pytest.mark.parametrize(("tokens", "expected"), [(CASED, [5, 7, 14]), (UNCASED, [5, 6, 8])])
 def test_config_that_says_nothing_of_case(tmp_path: Path, tokens: list[str], expected: list[int]) -> None:
-    # As with some published models; what transformers does then depends on its version.
+    # Some published models are like this. What transformers then does depends on its version.
     write_vocabulary(tmp_path / "vocab.txt", tokens)
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 512}')
     assert ids(load_tokenizer(tmp_path), "The cat Ärger") == expected
@@ -167,7 +167,7 @@ def test_config_that_adds_tokens(cased: Path) -> None:
     )
 
 
-# Identity
+# Hashes
 
 
 def test_hash_ignores_padding_truncation_name_and_place(cased: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ LENGTHS = [7, 1, 10]
 
 
 def greedy(model, source):
-    """Best token of each slot of one source, merged, without blanks."""
+    """The best token of each slot of one source, with repeats merged and blanks dropped."""
     path = model(source[None]).logits[0].argmax(-1).tolist()
     return [token for token, _ in itertools.groupby(path) if token != model.config.blank_token_id]
 

@@ -1,4 +1,4 @@
-"""The n-gram language model in the CTC search: words out of pieces, and outputs against all outputs."""
+"""The n-gram language model in the CTC search: joining pieces into words, and the best of all possible outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CTC prefix beam search against going through every path, and its limits."""
+"""CTC prefix beam search against an enumeration of all paths, and its limits."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_emissions_hold_the_best_classes_but_for_the_blank():
 
 
 def test_prefixes_of_the_beam_stay_distinct():
-    """With more places than prefixes, too, where dead ones fill up."""
+    """Also with more places than prefixes, where some places are unused."""
     slots = slots_of(8, lengths=[6, 9], vocab=4, scale=0.5)
     emissions = linear_emissions(slots.hidden, slots.weight, slots.bias, slots.layout, blank=0, num_classes=3)
     for beam_size in (5, 60, 300):

@@ -1,4 +1,4 @@
-"""One rank's loader fails: what every rank is told. (Real ranks: tests/distributed/test_loader_errors.py.)"""
+"""What every rank raises when one rank's loader fails. tests/distributed/test_loader_errors.py runs real ranks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_alone_an_error_is_itself():
 
 @pytest.fixture
 def others(monkeypatch):
-    """This process as rank 0 of three; what the others say to each other is given."""
+    """Let this process be rank 0 of three, with given messages of the other ranks."""
 
     def set_messages(*messages):
         count = sum(message is not None for message in messages)

@@ -1,4 +1,4 @@
-"""What the guardian of rank 0 concludes from what it hears."""
+"""What the guardian of rank 0 concludes from the states of the ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SILENCE, HANG = 60.0, 600.0
 
 
 def states(**of_rank_1) -> list[RankState]:
-    """Two ranks that are well at NOW, but for what is said of rank 1."""
+    """Two ranks that are well at NOW, with these changes to rank 1."""
     well = {"host": "node7", "pid": 42, "step": 5, "phase": "backward", "progress": 9}
     times = {"heard": NOW, "moved": NOW, "event_since": NOW}
     return [RankState(0, **{**well, **times}), RankState(1, **{**well, **times, **of_rank_1})]
@@ -54,7 +54,7 @@ def test_a_rank_that_fails_gets_time_for_its_message_and_the_others_for_theirs()
     assert judge(states(event="failed"), NOW + 1, SILENCE, HANG) is None
     assert judge(states(event="failed"), NOW + 16, SILENCE, HANG) == ""
     both = states(event="failed")
-    both[0].event = "lost"  # waits only for the other
+    both[0].event = "lost"  # only waits for the other rank
     assert judge(both, NOW + 1, SILENCE, HANG) == ""
 
 

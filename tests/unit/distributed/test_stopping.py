@@ -54,7 +54,7 @@ print(stop.reason, flush=True)
 
 @pytest.mark.parametrize(("name", "reason"), [("deepspeed", "its launcher is gone"), ("shell", "None")])
 def test_the_launcher_is_missed_and_a_shell_is_not(tmp_path, name, reason):
-    """The parent is a program of that name, which dies; what the child says afterwards goes to its grandparent."""
+    """The parent is a program of that name, which dies. The child then prints to the pipe of this test."""
     parent = tmp_path / name
     code = CHILD if name == "deepspeed" else CHILD.replace("+ 20", "+ 1")
     parent.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}])\n")

@@ -149,7 +149,7 @@ def test_bad_words_are_not_written(policy):
         ("source", {"bad_words_ids": [[]]}, r"bad_words_ids holds \[\]: give one or more ids of 0 to 52"),
         ("source", {"bad_words_ids": [[53]]}, r"bad_words_ids holds \[53\]: give one or more ids of 0 to 52"),
         ("source", {"bad_words_ids": [[4, 0]]}, "0 is the CTC blank, which is never written: leave it out"),
-        ("source", {"lm": object()}, "lm takes part in the beam search only: give beam_size above 1"),
+        ("source", {"lm": object()}, "lm is used only in the beam search: give beam_size above 1"),
         ("predicted", {"beam_size": 2}, "beam_size is 2: the prefix beam search needs CTC"),
         ("predicted", {"no_repeat_ngram_size": 2}, "need CTC: leave them out with decoder_length 'predicted'"),
         ("predicted", {"bad_words_ids": [[4, 5]]}, "need CTC: leave them out with decoder_length 'predicted'"),

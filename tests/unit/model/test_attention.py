@@ -16,7 +16,7 @@ SELF, CROSS = BertSelfAttention(DECODER, is_causal=True), BertCrossAttention(DEC
 
 
 def packed_heads(num_tokens: int, seed: int) -> torch.Tensor:
-    """[1, A, N, D] with the memory order of the BERT layers."""
+    """Random values [1, A, N, D] with the memory order of the BERT layers."""
     rows = torch.randn(1, num_tokens, HEADS, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return rows.transpose(1, 2).requires_grad_()
 
@@ -32,7 +32,7 @@ def by_formula(query, key, value, query_lengths, key_lengths, scaling):
 
 @pytest.fixture(params=["padded", "each", "single", "jagged"], autouse=True)
 def way(request, monkeypatch):
-    """All ways that run on a CPU; left alone, only one would."""
+    """Run with each implementation that works on a CPU. By itself, `attention_way` would choose only one."""
     monkeypatch.setattr("bnb_ds.model.attention.attention_way", lambda query, key_layout, dropout: request.param)
 
 
@@ -54,7 +54,7 @@ def check(module, query_lengths, key_lengths, scaling, **layouts):
 @pytest.mark.parametrize("lengths", [[4, 1, 7], [3, 3], [1], [6, 1, 1, 1]])
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_self_attention_sees_its_sequence_and_nothing_else(lengths, scaling):
-    # The module says it is causal, as BERT's decoder layers do; a non-autoregressive decoder must not be.
+    # The module is marked as causal, as BERT's decoder layers are. A non-autoregressive decoder must not be causal.
     check(SELF, lengths, lengths, scaling, layout=layout_of(lengths), memory_layout=layout_of([2] * len(lengths)))
 
 
@@ -79,7 +79,7 @@ def test_dropout_drops_weights_and_keeps_the_mean():
 
 
 def test_gradients_are_those_of_the_weights_that_were_kept():
-    """A fixed seed makes of attention with dropout a smooth function."""
+    """With a fixed seed, attention with dropout is a smooth function."""
     lengths = [5, 1, 3]
     layout = layout_of(lengths)
     inputs = [packed_heads(sum(lengths), seed) for seed in range(3)]

@@ -1,4 +1,4 @@
-"""Classification heads and the encoder alone, against transformers' own BERT."""
+"""Classification heads and the separate encoder, against transformers' own BERT."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_wrong_labels(tmp_path):
     model = bnb_model(dtype=torch.float32)
     model.save_pretrained(tmp_path)
     classifier = BnbForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
-    with pytest.raises(ValueError, match=r"labels has shape \[2\] for 3 sequences: give one of each"):
+    with pytest.raises(ValueError, match=r"labels has shape \[2\] for 3 sequences: give one for each"):
         classifier(**packed_form(SOURCES), labels=torch.tensor([0, 1]))
     with pytest.raises(ConfigError, match="num_labels is 0: give the number of classes, or 1 for regression"):
         BnbForSequenceClassification.from_bert(tmp_path, num_labels=0)

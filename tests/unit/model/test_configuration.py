@@ -74,7 +74,7 @@ def test_equality_sees_every_field():
         ({"loss_reduction": "mean"}, "loss_reduction is 'mean': use one of: token, sample"),
         (
             {"loss_reduction": "sample", "decoder_length": "predicted"},
-            "loss_reduction 'sample' goes with CTC: with decoder_length 'predicted' use 'token'",
+            "loss_reduction 'sample' needs CTC: with decoder_length 'predicted' use 'token'",
         ),
         (
             {"length_difference_min": 3, "length_difference_max": 2},
@@ -84,7 +84,7 @@ def test_equality_sees_every_field():
         ({"kl_weight": float("nan")}, "kl_weight is nan: give a value of at least 0.0"),
         (
             {"tie_encoder_decoder": True, "decoder": {"vocab_size": 31, "num_hidden_layers": 1}},
-            "tie_encoder_decoder needs two halves of one size, but these differ: vocab_size, num_hidden_layers: make",
+            "tie_encoder_decoder needs two halves of the same size, but these differ: vocab_size, num_hidden_layers",
         ),
         ({"decoder_positions": "relative"}, "decoder_positions is 'relative': use one of: absolute, shared"),
         ({"decoder": {"type_vocab_size": 1}}, "decoder.type_vocab_size is 1: give 2 or more, or use 'absolute'"),

@@ -10,7 +10,7 @@ from tests.tiny import layout_of
 
 
 def kept_weights(dropout: float, tokens: int = 300, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """[A, q, k]: the weights after dropout; scores are all equal and values are the unit vectors."""
+    """The weights after dropout, [A, q, k]. All scores are equal and the values are unit vectors."""
     query = torch.zeros(tokens, 2, tokens, dtype=dtype)
     value = torch.eye(tokens, dtype=dtype)[:, None].expand(tokens, 2, tokens)
     layout = layout_of([tokens])
@@ -29,7 +29,7 @@ def test_weights_are_dropped_at_the_rate_and_the_rest_keeps_the_mean(dropout):
 
 
 def test_neighbours_are_dropped_independently():
-    """Four weights share a draw of 64 bits: none of them may tell about another."""
+    """Four weights share a draw of 64 bits, but must be independent of each other."""
     torch.manual_seed(4)
     dropped = (kept_weights(0.5, 400) == 0).double().flatten().view(-1, 4)
     correlation = torch.corrcoef(dropped.T) - torch.eye(4)

@@ -1,4 +1,4 @@
-"""The model on rectangles is the model on packed rows."""
+"""The model on padded rows gives the same outputs as the model on packed rows."""
 
 from __future__ import annotations
 

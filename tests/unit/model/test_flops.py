@@ -1,4 +1,4 @@
-"""forward_flops against torch's own counter of what the model really does."""
+"""forward_flops against torch's own counter of the operations that the model runs."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def test_equals_torchs_counter_with_length_classification():
     model = bnb_model(decoder_length="predicted", length_difference_min=-2, length_difference_max=2)
     lengths = np.array([7, 7, 7])
     slots = model(**packed_form(source_ids(lengths.tolist()))).decoder_lengths.numpy()
-    padded_slots = np.full(3, slots.max())  # what is computed here; real slots are what counts
+    padded_slots = np.full(3, slots.max())  # this way also computes padding, but only real slots count
     if slots.min() == slots.max():
         assert forward_flops(model.config, lengths, padded_slots) == counted(model, lengths.tolist())
     assert forward_flops(model.config, lengths, slots) <= counted(model, lengths.tolist())
 
 
 def test_training_is_three_forwards(monkeypatch):
-    # The other way on a CPU computes weights of attention twice, which is no work of the model.
+    # The other way on a CPU computes attention weights twice. The second time does not count as the model's work.
     monkeypatch.setattr("bnb_ds.model.attention.attention_way", lambda *_: "padded")
     model = bnb_model().train()
     forward = counted(model, [11])
-    # The gradient of the first embedding has no product, so nothing is saved there: exactly twice forward.
+    # The embeddings have gradients, so every product, even the first, has two in backward: exactly twice forward.
     assert counted(model, [11], backward=True) == TRAINING_FACTOR * forward
 
 

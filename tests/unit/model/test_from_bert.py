@@ -1,4 +1,4 @@
-"""from_bert: what is taken from BERT checkpoints of each kind, and what is said of unusable ones."""
+"""from_bert: the weights taken from BERT checkpoints of each kind, and the messages for unusable ones."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
 def test_a_checkpoint_without_all_weights_is_refused(tmp_path):
     save(tmp_path, BertModel)
     bert_config(num_hidden_layers=3).save_pretrained(tmp_path)
-    message = r"16 weights of BERT are missing, the first is bert.encoder.layer.2.attention.output.LayerNorm.bias"
+    message = r"16 weights of BERT are missing; the first is bert.encoder.layer.2.attention.output.LayerNorm.bias"
     with pytest.raises(CheckpointError, match=message):
         BnbForConditionalGeneration.from_bert(tmp_path)
 

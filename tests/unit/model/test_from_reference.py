@@ -1,6 +1,7 @@
-"""Everything recorded from the reference implementation is met, and mutations of the model are seen.
+"""Our model reproduces everything recorded from the reference implementation, and mutated models do not.
 
-The recordings lie beside the checkout; their README says what each tensor is. Skipped where they are absent.
+The recordings are in the directory beside the checkout. Their README describes each tensor. Without them these tests
+are skipped.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def test_losses_and_gradients(inputs, expected, recorded, dtype):
     output.loss.backward()
     norms = {their_name(name): parameter.grad.norm().item() for name, parameter in model.named_parameters()}
     for name, norm in norms.items():
-        # The key biases' gradients are zero but for rounding.
+        # The gradients of the key biases are zero up to rounding.
         assert norm == pytest.approx(recorded["grad_norms"][name], rel=1e-4, abs=1e-7), name
     assert set(recorded["grad_norms"]) == set(norms)
     latent_rows = expected["grad.encoder.linear.weight"][: model.config.latent_size]
@@ -169,7 +170,7 @@ def causal_mask():
 
 
 def mask_decoder_by_source(inputs):
-    """Slots of [PAD] positions are no keys of the decoder's self-attention either."""
+    """Mask slots of [PAD] positions as keys of the decoder's self-attention too."""
     attend = torch.nn.functional.scaled_dot_product_attention
     real = (inputs["attention_mask"] != 0)[:, None, None, :]
     return lambda *args, attn_mask=None, **options: attend(*args, attn_mask=real, **options)
@@ -196,7 +197,7 @@ def test_a_decoder_masked_by_source_padding_is_seen(inputs, expected, monkeypatc
 
 @pytest.mark.parametrize("policy", ["source", "predicted"])
 def test_an_imported_model_goes_on_with_another_policy(inputs, tmp_path, policy):
-    """Saved and loaded with another decoder length, and trained: the loss falls."""
+    """The model is saved, loaded with another decoder length, and trained. The loss falls."""
     BnbForConditionalGeneration.from_reference(REFERENCE).save_pretrained(tmp_path)
     model = BnbForConditionalGeneration.from_pretrained(
         tmp_path, decoder_length=policy, decoder_length_ratio=1.0, loss_reduction="token"

@@ -58,7 +58,7 @@ def test_lengths_beyond_the_classes_train_the_nearest():
 def test_candidates_are_possible_lengths_best_first():
     logits = torch.tensor([[0.0, 5.0, 1.0, 4.0, 3.0, 2.0]] * 3)
     best = predictor().best(logits, torch.tensor([10, 2, 1]), 4)
-    # Classes are the differences -3 to 2; a length is at least 1, and where there are fewer, the best is repeated.
+    # Classes are the differences -3 to 2. A length is at least 1. A source with fewer lengths repeats its best.
     assert best.tolist() == [[8, 10, 11, 12], [2, 3, 4, 1], [1, 2, 3, 1]]
 
 
@@ -103,7 +103,7 @@ def test_a_beam_keeps_the_length_of_the_highest_mean_log_probability():
         candidates = model.model.predicted_lengths(encoded, 4)[0]
         outputs = []
         for length in candidates.tolist():
-            # Labels of that length open that many slots.
+            # Labels of that length give that many slots.
             labels = torch.full((1, length), 5)
             best, ids = model(source[None], labels=labels, return_logits=True).logits[0].log_softmax(-1).max(-1)
             outputs.append((best.mean().item(), ids.tolist()))
@@ -131,5 +131,5 @@ def test_a_beam_of_lengths_that_cannot_be(config, beam, message):
 
 def test_an_empty_target_is_refused():
     labels = torch.tensor([[5, 6], [-100, -100]])
-    with pytest.raises(ValueError, match="labels: an empty target opens no decoder slot"):
+    with pytest.raises(ValueError, match="labels: an empty target has no decoder slot"):
         bnb_model(**PREDICTED)(**padded_form(source_ids([3, 4])), labels=labels)

@@ -1,4 +1,4 @@
-"""The recipe's model section: training a whole model on, and every setting that reaches the model."""
+"""The recipe's model section: training an exported model further, and every setting that reaches the model."""
 
 from __future__ import annotations
 

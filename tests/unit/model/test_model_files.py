@@ -62,7 +62,7 @@ def test_loading_ignores_another_attention_implementation(saved):
 
 
 def test_loaded_models_have_sound_buffers(saved):
-    # They are in no checkpoint, and loading starts on the meta device.
+    # No checkpoint holds these buffers, and loading starts on the meta device.
     loaded = BnbForConditionalGeneration.from_pretrained(saved[1])
     (embeddings,) = (module for module in loaded.modules() if isinstance(module, BertEmbeddings))
     assert embeddings.position_ids.tolist() == [list(range(24))]

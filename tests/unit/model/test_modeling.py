@@ -1,4 +1,4 @@
-"""The model against the obvious implementation, and what callers rely on."""
+"""The model against its simplest implementation, and the behaviour that callers rely on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_loss_is_the_ctc_of_the_logits():
     output = model(**padded_form(sources, TARGETS), return_logits=True)
     log_probs = F.log_softmax(output.logits, -1).transpose(0, 1)
     lengths = torch.tensor([len(target) for target in TARGETS])
-    # Sample 1 has 2 slots for 2 tokens: feasible. None of the targets repeats a token in a way that does not fit.
+    # Sample 1 has 2 slots for 2 tokens, so it is feasible. All targets fit, including those with repeated tokens.
     nll = F.ctc_loss(log_probs, torch.cat(TARGETS), output.decoder_lengths, lengths, reduction="none")
     assert output.num_infeasible == 0
     assert output.loss_count == lengths.sum() == 15
@@ -111,7 +111,7 @@ def test_every_parameter_is_trained(halves):
     model = bnb_model(**halves).train()
     model(**packed_form(source_ids(LENGTHS), TARGETS)).loss_sum.backward()
     still = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
-    # Keys' biases shift all scores of a query alike, which softmax does not see.
+    # Key biases shift all scores of a query by the same number, so the softmax does not change.
     assert [name for name in still if not name.endswith("key.bias")] == []
 
 
@@ -225,7 +225,7 @@ def test_a_compiled_model_gives_the_same_at_changing_lengths():
 
 @pytest.mark.parametrize("reduction", ["token", "sample"])
 def test_the_smoothing_term_counts_as_the_loss_does(reduction):
-    """Against the logits, sequence by sequence; one of them is infeasible."""
+    """The loss with its KL term equals the one from the logits, sequence by sequence. One sequence is infeasible."""
     model = bnb_model(kl_weight=0.3, loss_reduction=reduction, decoder_length_ratio=1.0)
     sources, targets = source_ids([9, 2, 6]), [torch.tensor([5, 6, 7]), torch.tensor([8, 8, 8]), torch.tensor([9])]
     output = model(**packed_form(sources, targets), return_logits=True)
@@ -249,7 +249,7 @@ def test_the_smoothing_term_counts_as_the_loss_does(reduction):
 
 def test_padded_decoding_needs_padded_input():
     model = bnb_model(decoder_length="padded")
-    with pytest.raises(ConfigError, match="decoder_length 'padded' decodes padding, and packed input has none: give"):
+    with pytest.raises(ConfigError, match="decoder_length 'padded' decodes padding, but packed input has none: give"):
         model(**packed_form(SOURCES))
     assert model(**padded_form(SOURCES)).decoder_lengths.tolist() == [3, 3]
 
@@ -296,7 +296,7 @@ def test_new_models_differ_by_seed_only_and_follow_initializer_range():
     assert torch.equal(first.state_dict()[weight], again.state_dict()[weight])
     assert not torch.equal(first.state_dict()[weight], other.state_dict()[weight])
     assert 0.15 < first.state_dict()["model.decoder.embeddings.word_embeddings.weight"].std() < 0.25
-    # [PAD] is the blank: its output row must start like any other, and be trained.
+    # [PAD] is the blank, so its output row must be initialised like any other, and be trained.
     assert first.get_output_embeddings().weight[0].std() > 0.1
 
 

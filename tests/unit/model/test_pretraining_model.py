@@ -1,4 +1,4 @@
-"""The auxiliary loss: masked tokens predicted from the encoder, through a head tied to its word embeddings."""
+"""The auxiliary loss of masked tokens, predicted from the encoder by a head tied to its word embeddings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def masked(places):
 
 
 def plain_nats(model, places):
-    """Logits through the embedding matrix, and torch's cross-entropy."""
+    """The loss from logits through the embedding matrix and torch's cross-entropy."""
     chosen = masked(places)
     hidden = model(**inputs()).encoder_last_hidden_state[chosen["masked_index"]]
     hidden = model.encoder_mlm_head.transform(hidden)

@@ -1,4 +1,4 @@
-"""Directories of the reference implementation: what is read, and what is said of unusable ones."""
+"""Directories of the reference implementation: what is read from them, and the messages for unusable ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def test_overrides(tmp_path):
         "token",
         0.2,
     )
-    for name, message in (("latent_sise", "has no setting 'latent_sise'"), ("latent_size", "the checkpoint fixes it")):
+    for name, message in (
+        ("latent_sise", "has no setting 'latent_sise'"),
+        ("latent_size", "the checkpoint decides it"),
+    ):
         with pytest.raises(ConfigError, match=message):
             BnbForConditionalGeneration.from_reference(tmp_path, **{name: 3})
 
@@ -94,14 +97,14 @@ def test_damaged_weights(tmp_path, name, content):
 
 def test_a_binary_file_that_holds_something_else(tmp_path):
     save_as_reference(bnb_model(dtype=torch.float32), tmp_path, {"model": {"a": torch.zeros(1)}}, binary=True)
-    with pytest.raises(CheckpointError, match="holds something else than a dictionary of tensors"):
+    with pytest.raises(CheckpointError, match="holds something other than a dictionary of tensors"):
         BnbForConditionalGeneration.from_reference(tmp_path)
 
 
 def test_no_weights_at_all(tmp_path):
     save_as_reference(bnb_model(dtype=torch.float32), tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"holds neither of model.safetensors and pytorch_model.bin"):
+    with pytest.raises(CheckpointError, match=r"holds neither model.safetensors nor pytorch_model.bin"):
         BnbForConditionalGeneration.from_reference(tmp_path)
 
 
@@ -140,7 +143,7 @@ def test_the_command_writes_a_model_that_generates(tmp_path, small_tokenizer, ca
     text.write_text("a line of text\n")
     arguments = [str(tmp_path / "ours"), "--input", str(text), "--output", str(tmp_path / "out.txt")]
     assert main(["generate", *arguments]) == 0
-    # Again: nothing is overwritten.
+    # A second call overwrites nothing.
     assert main(command) == 2
     assert "ours: already exists; remove it or choose another output" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""How many slots a source opens, and what they start from."""
+"""The number of slots of each source, and the source token and position of each slot."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_slots_equal_a_loop(positions, ratio, fraction):
 
 def test_more_slots_than_absolute_positions_name_the_ways_out():
     message = (
-        "a source of 13 tokens opens 26 decoder slots, but decoder.max_position_embeddings is 24: "
+        "a source of 13 tokens needs 26 decoder slots, but decoder.max_position_embeddings is 24: "
         "set decoder_positions to 'shared', lower decoder_length_ratio, set decoder_length_max, or cut the source"
     )
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""Reading spans of documents with pread: equal to the mapped view, and an error with a name where it cannot."""
+"""Reading spans of documents with pread: equal to the mapped view, or an error that names the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shard format: what is written is what is read, and what the writer refuses."""
+"""The shard format: documents come back as they were written, and the writer refuses wrong input."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_pickle_reopens_instead_of_copying(shards: Path) -> None:
 
 
 def test_reading_needs_no_torch() -> None:
-    # The modules themselves, without the package's __init__, which registers the model.
+    # This imports the modules without the package's __init__, which registers the model.
     code = """
 import importlib.util, sys, types
 from pathlib import Path
@@ -170,7 +170,7 @@ def test_add_refuses(tmp_path: Path, ids: np.ndarray, message: str) -> None:
     with writer(tmp_path / "s") as shard_writer:
         with pytest.raises(ValueError, match=re.escape(message)):
             shard_writer.add(ids, "train")
-        shard_writer.add(document(7, 1), "train")  # [UNK] is text that the vocabulary lacks
+        shard_writer.add(document(7, 1), "train")  # [UNK] stands for text that is not in the vocabulary
 
 
 def test_add_refuses_another_split(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_closed_writer_refuses(tmp_path: Path) -> None:
         shard_writer.add(document(7), "train")
     with pytest.raises(ValueError, match="closed"):
         shard_writer.close()
-    shard_writer.abort()  # after the end it has nothing to undo
+    shard_writer.abort()  # after the end there is nothing to undo
     assert len(TokenShards(tmp_path / "s")) == 1
 
 

@@ -1,4 +1,4 @@
-"""Shards and accidents: what a failure leaves behind, and what the reader says of a damaged directory."""
+"""What a failed writer leaves behind, and what the reader says about a damaged directory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_failure_while_publishing_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    # A file-size limit is a disk that fills up in the middle of a shard.
+    # A file-size limit acts like a disk that fills up in the middle of a shard.
     code = """
 import resource, signal, sys
 import numpy as np
@@ -89,7 +89,7 @@ except DataError as error:
 
 
 def start_and_hang(directory: Path) -> subprocess.Popen:
-    """A process that has written two shards and hangs in the middle of the third."""
+    """A process that has written two shards and stops in the middle of the third."""
     code = """
 import sys, time
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_killed_writer(tmp_path: Path) -> None:
         process.wait()
     with pytest.raises(DataError, match=r"no manifest.json, so not a finished shard directory"):
         TokenShards(directory)
-    with writer(directory) as shard_writer:  # takes over and clears what was left
+    with writer(directory) as shard_writer:  # takes over and removes what was left
         shard_writer.add(document(9), "train")
     assert TokenShards(directory, verify_hashes=True).document(0).tolist() == [9]
     assert sorted(os.listdir(directory)) == [
@@ -131,7 +131,7 @@ def test_killed_writer(tmp_path: Path) -> None:
 
 
 def test_killed_while_renaming(tmp_path: Path, shards: Path) -> None:
-    # All files have their final names but the manifest: what a kill just before the last rename leaves.
+    # All files but the manifest have their final names, as after a kill just before the last rename.
     (shards / ".partial").mkdir()
     (shards / "manifest.json").rename(shards / ".partial" / "manifest.json")
     with writer(shards) as shard_writer:
@@ -219,7 +219,7 @@ def test_truncated_tokens(shards: Path) -> None:
     expect(
         shards, r"train-00001.tokens.npy: truncated \(132 bytes instead of 134\); restore it or make the shards again"
     )
-    assert len(TokenShards(shards, "heldout")) == 1  # the other split is whole
+    assert len(TokenShards(shards, "heldout")) == 1  # the other split is undamaged
 
 
 def test_truncated_within_the_header(shards: Path) -> None:
