@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import BertTokenizerFast
+from transformers import BertTokenizerFast, PreTrainedTokenizerBase
 
 from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import SPECIAL_TOKENS, TokenizerInfo
