@@ -22,14 +22,13 @@ from bnb_ds.ctc.greedy import collapse
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.export.onnx import write_graph
-from bnb_ds.generate.engines import CompiledEngine, Engine, OnnxEngine, TorchEngine
+from bnb_ds.generate.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
 
 #: name -> hidden size, layers of each half, attention heads
 SIZES = {"tiny": (64, 2, 2), "base": (768, 12, 12)}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POSITIONS = 512
 ENGINES = ("torch", "compile", "onnx")
 
