@@ -14,8 +14,9 @@ from transformers import BartConfig
 from bnb_ds.baselines import build
 from bnb_ds.baselines.seq2seq import AutoregressiveModel, BeamOptions
 from bnb_ds.baselines.settings import Bert2bertSection, Seq2SeqSize, TransformerSection
-from bnb_ds.bench.generation.reference_style import DTYPES, POSITIONS, SIZES, Rows, Setting
+from bnb_ds.bench.generation.reference_style import POSITIONS, SIZES, Rows, Setting
 from bnb_ds.data.tokenization import vocabulary_size
+from bnb_ds.generate.engines import DTYPES
 from bnb_ds.tasks.codec import Codec
 
 #: name -> what it is at base size

@@ -22,7 +22,7 @@ from bnb_ds.ctc.greedy import collapse
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.export.onnx import write_graph
-from bnb_ds.generate.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
+from bnb_ds.generate.engines import CompiledEngine, Engine, OnnxEngine, TorchEngine
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -42,7 +42,7 @@ class Setting:
     Attributes:
         size: of both models, a key of `SIZES`.
         vocab_size: of the sources.
-        dtype: of ours; a key of `DTYPES`, or ``int8`` with the engine ``onnx``.
+        dtype: of ours; a key of `bnb_ds.generate.engines.DTYPES`, or ``int8`` with the engine ``onnx``.
         engine: of ours, one of `ENGINES`.
         device: of all.
         repeats: of each median; one more round before them is not counted.
