@@ -36,6 +36,7 @@ from bnb_ds.baselines.settings import (
     TransformerSection,
 )
 from bnb_ds.common.hub import checkpoint_errors
+from bnb_ds.data.tokenization import vocabulary_size
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 
 #: field of a bert2bert's configuration: the decoder shares the encoder's weights
@@ -97,8 +98,8 @@ def transformer_config(
     """Make the configuration of the paper's Transformer. Equal source and target vocabularies share embeddings."""
     size, dropout = section.size, _RANDOM_DROPOUT if section.dropout is None else section.dropout
     return MarianConfig(
-        vocab_size=vocabulary_of(source),
-        decoder_vocab_size=vocabulary_of(target),
+        vocab_size=vocabulary_size(source),
+        decoder_vocab_size=vocabulary_size(target),
         share_encoder_decoder_embeddings=_same_vocabulary(source, target),
         d_model=size.hidden_size,
         encoder_layers=size.encoder_layers,
@@ -152,7 +153,7 @@ def classifier_config(section: ClassifierSection, tokenizer: PreTrainedTokenizer
     config.pad_token_id = tokenizer.pad_token_id
     if config.model_type == "openai-gpt":
         # Fine-tuning adds special tokens: the start, separator and end of Radford et al., 2018.
-        config.vocab_size = max(config.vocab_size, vocabulary_of(tokenizer))
+        config.vocab_size = max(config.vocab_size, vocabulary_size(tokenizer))
     refuse_large_vocabulary(section.checkpoint, config.vocab_size, tokenizer)
     return config
 
@@ -259,14 +260,9 @@ def set_generation(model: PreTrainedModel, section: AutoregressiveSection) -> No
     )
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest id, added tokens included."""
-    return max(tokenizer.get_vocab().values()) + 1
-
-
 def refuse_large_vocabulary(checkpoint: str, available: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise DataError if a tokenizer has more tokens than a checkpoint."""
-    wanted = vocabulary_of(tokenizer)
+    wanted = vocabulary_size(tokenizer)
     if wanted > available:
         raise DataError(
             f"{checkpoint}: has {available} tokens, but the tokenizer has {wanted}; remove data.tokenizer, or give the"
@@ -290,7 +286,7 @@ def _random_halves(
     size = section.size
     return [
         BertConfig(
-            vocab_size=vocabulary_of(tokenizer),
+            vocab_size=vocabulary_size(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             hidden_size=size.hidden_size,
             num_hidden_layers=num_layers,

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bnb_ds.config.sections import Probability, Section
+from bnb_ds.config.sections import LayerSize, Probability, Section
 
 
-class Seq2SeqSize(Section):
+class Seq2SeqSize(LayerSize):
     """Shape of an encoder-decoder with random weights; the defaults are the paper's Transformer."""
 
     hidden_size: Annotated[int, Field(gt=0)] = 512
@@ -17,15 +17,6 @@ class Seq2SeqSize(Section):
     decoder_layers: Annotated[int, Field(gt=0)] = 6
     num_attention_heads: Annotated[int, Field(gt=0)] = 8
     intermediate_size: Annotated[int, Field(gt=0)] = 2048
-    max_position_embeddings: Annotated[int, Field(gt=0)] = 512
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Seq2SeqSize:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        return self
 
 
 class AutoregressiveSection(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -89,7 +89,7 @@ def _check_finetuning(findings: Findings, recipe: FinetuneRecipe, ds_config: DsC
     splits = findings.attempt(f"data of task {recipe.task}", lambda: tokenise_splits(plan))
     if splits is not None:
         run = run_directory(plan, splits)
-        findings.attempt("resume", lambda: findings.lines.append(f"       {_describe_resume(run, ds_config)}"))
+        _check_resume(findings, run, ds_config)
         findings.lines += _indented(describe_plan(plan, splits))
     findings.attempt("disk space", lambda: _check_space(recipe, count_parameters(system)))
 
@@ -109,7 +109,7 @@ def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: Ds
     if ds_config is None or shards is None:
         return
     run = RunDir(recipe, ds_config, shards[0].fingerprint)
-    findings.attempt("resume", lambda: findings.lines.append(f"       {_describe_resume(run, ds_config)}"))
+    _check_resume(findings, run, ds_config)
     if config is not None:
         plan = Plan(recipe, ds_config, *shards)
         num_samples = len(plan.samples(plan.train_shards, config))
@@ -122,7 +122,7 @@ def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: Ds
         findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
 
 
-def _indented(lines: object) -> list[str]:
+def _indented(lines: Iterable[str]) -> list[str]:
     return [f"       {line}" for line in lines]
 
 
@@ -134,6 +134,12 @@ def _check_output(path: Path) -> None:
 
 def _existing_part(path: Path) -> Path:
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def _check_resume(findings: Findings, run: RunDir, ds_config: DsConfig) -> None:
+    described = findings.attempt("resume", lambda: _describe_resume(run, ds_config))
+    if described is not None:
+        findings.lines += _indented([described])
 
 
 def _describe_resume(run: RunDir, ds_config: DsConfig) -> str:

@@ -25,22 +25,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class ModelSize(Section):
-    """Shape of the encoder and of the decoder if both start from random weights (default: BERT base)."""
+class LayerSize(Section):
+    """Shape of the layers of a model with random weights (default: BERT base)."""
 
     hidden_size: Annotated[int, Field(gt=0)] = 768
-    num_hidden_layers: Annotated[int, Field(gt=0)] = 12
     num_attention_heads: Annotated[int, Field(gt=0)] = 12
     intermediate_size: Annotated[int, Field(gt=0)] = 3072
     max_position_embeddings: Annotated[int, Field(gt=0)] = 512
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> ModelSize:
+    def _heads_divide(self) -> LayerSize:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         return self
+
+
+class ModelSize(LayerSize):
+    """Shape of the encoder and of the decoder if both start from random weights (default: BERT base)."""
+
+    num_hidden_layers: Annotated[int, Field(gt=0)] = 12
 
 
 class ModelSection(Section):

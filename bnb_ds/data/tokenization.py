@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import BertTokenizerFast
+from transformers import BertTokenizerFast, PreTrainedTokenizerBase
 
 from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import SPECIAL_TOKENS, TokenizerInfo
@@ -98,13 +98,9 @@ def special_ids(tokenizer: BertTokenizerFast) -> dict[str, int]:
     return {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_TOKENS}
 
 
-def vocabulary_size(tokenizer: BertTokenizerFast) -> int:
-    """One more than the largest id, added tokens included."""
-    return _size(_state(tokenizer))
-
-
-def _size(state: dict[str, Any]) -> int:
-    return 1 + max([*state["model"]["vocab"].values(), *(token["id"] for token in state["added_tokens"])])
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id of a tokenizer of any kind, added tokens included."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def continuation_pieces(tokenizer: BertTokenizerFast, vocab_size: int) -> np.ndarray:
@@ -120,7 +116,7 @@ def describe_tokenizer(tokenizer: BertTokenizerFast) -> TokenizerInfo:
     return TokenizerInfo(
         name=Path(tokenizer.name_or_path).name or "unnamed",
         hash=_hash(tokenizer, state),
-        vocab_size=_size(state),
+        vocab_size=vocabulary_size(tokenizer),
         special_ids=special_ids(tokenizer),
         save=lambda directory: save_tokenizer(tokenizer, directory),
     )

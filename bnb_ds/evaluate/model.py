@@ -20,7 +20,7 @@ import torch
 from bnb_ds.common.files import disk_errors, write_atomic
 from bnb_ds.errors import ConfigError
 from bnb_ds.evaluate.scoring import DECIMALS
-from bnb_ds.evaluate.split import Results, evaluate_split
+from bnb_ds.evaluate.split import Results, evaluate_split, one_line
 from bnb_ds.systems.base import System
 from bnb_ds.systems.model_dir import best_model, system_and_data
 from bnb_ds.tasks.registry import get_task
@@ -122,11 +122,6 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
     # Last: scores are there only with the outputs they belong to.
     write_atomic(directory / RESULTS_FILE, json.dumps(values, indent=1) + "\n")
     return Evaluation(directory, values)
-
-
-def one_line(text: str) -> str:
-    """Line breaks as spaces."""
-    return " ".join(text.splitlines())
 
 
 def _label(task: Task, value: np.generic) -> str:

@@ -83,10 +83,15 @@ def evaluate_split(
 def _results(system: System, split: Tokenised, loss: float, ordered: list[np.ndarray]) -> Results:
     task = system.task
     if task.is_generation:
-        outputs, references = system.codec.decode(ordered), [" ".join(text.splitlines()) for text in split.references()]
+        outputs, references = system.codec.decode(ordered), [one_line(text) for text in split.references()]
     else:
         outputs, references = predicted(task, np.stack(ordered)), split.labels
     return Results(loss, outputs, scores_of(task, outputs, references, lowercase=system.codec.lowercases))
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks replaced by spaces."""
+    return " ".join(text.splitlines())
 
 
 def outputs_table(split: Tokenised, system: System, results: Results, number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from bnb_ds.common.line_files import (
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.open_model import fingerprint
-from bnb_ds.generate.pipeline import WINDOW_CHARACTERS, WINDOW_TEXTS, BnbPipeline
+from bnb_ds.generate.pipeline import WINDOW_TEXTS, BnbPipeline, windows
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _generated(
 ) -> Iterator[tuple[list[str], dict[str, int], int]]:
     """Outputs of each window, what its lines were, and where in the input it ends."""
     with tqdm(disable=not job.progress, unit=" lines") as bar:
-        for part in _line_windows(lines, job.window):
+        for part in windows(lines, job.window, lambda line: len(line.text)):
             outputs = pipeline.generate([line.text for line in part])
             counts = {
                 "lines": len(part),
@@ -146,20 +146,6 @@ def _generated(
             yield [output.text for output in outputs], counts, part[-1].end
             return_freed_memory()
             bar.update(len(part))
-
-
-def _line_windows(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
-    """As `bnb_ds.generate.pipeline.windows`."""
-    part: list[Line] = []
-    characters = 0
-    for line in lines:
-        part.append(line)
-        characters += len(line.text)
-        if len(part) >= size or characters >= WINDOW_CHARACTERS:
-            yield part
-            part, characters = [], 0
-    if part:
-        yield part
 
 
 def _summary(job: LineJob, pipeline: BnbPipeline, counts: dict[str, int], seconds: float) -> str:

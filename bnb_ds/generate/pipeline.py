@@ -8,11 +8,11 @@ for output in pipeline.stream(open("articles.txt"), with_scores=True):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
@@ -28,6 +28,8 @@ from bnb_ds.generate.open_model import ONNX_FILE, choose_device, load_exported, 
 
 WINDOW_TEXTS = 4096
 WINDOW_CHARACTERS = 1 << 23
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class BnbPipeline:
             window: texts that are sorted by length and batched together.
         """
         with tqdm(disable=not progress, unit=" texts") as bar:
-            for part in windows(texts, window):
+            for part in windows(texts, window, len):
                 yield from self.generate(part, with_scores=with_scores)
                 return_freed_memory()
                 bar.update(len(part))
@@ -185,13 +187,19 @@ class BnbPipeline:
         return sources, cuts
 
 
-def windows(texts: Iterable[str], size: int = WINDOW_TEXTS) -> Iterator[list[str]]:
-    """Consecutive texts: ``size`` of them, fewer where they are long or come to an end."""
-    part: list[str] = []
+def windows(items: Iterable[T], size: int, num_characters: Callable[[T], int]) -> Iterator[list[T]]:
+    """Split a stream into windows, to be sorted by length and generated together.
+
+    Args:
+        items: texts, or objects that hold one.
+        size: items of a window. A window has fewer if they have `WINDOW_CHARACTERS` characters, or at the end.
+        num_characters: gives the characters of an item.
+    """
+    part: list[T] = []
     characters = 0
-    for text in texts:
-        part.append(text)
-        characters += len(text)
+    for item in items:
+        part.append(item)
+        characters += num_characters(item)
         if len(part) >= size or characters >= WINDOW_CHARACTERS:
             yield part
             part, characters = [], 0

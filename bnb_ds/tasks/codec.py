@@ -131,9 +131,9 @@ class Codec:
 
     def save(self, directory: Path) -> None:
         """Write the tokenizers into a model directory."""
-        _save(self.source, directory)
+        save_tokenizer(self.source, directory)
         if self.target is not self.source:
-            _save(self.target, directory / TARGET_TOKENIZER)
+            save_tokenizer(self.target, directory / TARGET_TOKENIZER)
 
     @staticmethod
     def _ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
@@ -142,10 +142,6 @@ class Codec:
         # verbose=False: no warning about texts that are too long for the model, because they are cut later.
         encoded: Any = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
         return encoded["input_ids"]
-
-
-def _save(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    save_tokenizer(tokenizer, directory)
 
 
 def _room(frame: Frame, max_length: int, field: str) -> int:

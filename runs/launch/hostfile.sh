@@ -17,28 +17,10 @@
 # Checkpoints and shards must be on storage that all hosts see, under the same path; so must this directory.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source runs/launch/waiting.sh
+source runs/launch/common.sh
 
-usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d' >&2; exit 2; }
-fail() { echo "hostfile.sh: error: $1" >&2; exit 2; }
-
-hostfile="" num_nodes=1 num_gpus="" interface="" port=29500 logs=work/logs/$(date +%Y%m%d-%H%M%S)
-while [ $# -gt 0 ]; do
-    case $1 in
-        --hostfile|--num_nodes|--num_gpus|--interface|--master_port|--logs) [ $# -ge 2 ] || fail "$1 needs a value" ;;&
-        --hostfile) hostfile=$2 ;;
-        --num_nodes) num_nodes=$2 ;;
-        --num_gpus) num_gpus=$2 ;;
-        --interface) interface=$2 ;;
-        --master_port) port=$2 ;;
-        --logs) logs=$2 ;;
-        --help) usage ;;
-        *) break ;;
-    esac
-    shift 2
-done
-[ $# -gt 0 ] || usage
-[[ $1 == *.py ]] || set -- runs/pretrain.py "$@"
+hostfile="" num_nodes=1 num_gpus="" interface="" master_port=29500 logs=work/logs/$(date +%Y%m%d-%H%M%S)
+parse_options hostfile num_nodes num_gpus interface master_port logs -- "$@"
 [[ $num_gpus =~ ^[1-9][0-9]*$ ]] || fail "--num_gpus: give the number of GPUs of a host"
 if [ -n "$hostfile" ]; then
     [ -r "$hostfile" ] || fail "--hostfile $hostfile: no such file"
@@ -53,14 +35,14 @@ mkdir -p "$logs"
 logs=$(realpath "$logs")
 export BNB_STOP_FILE=$logs/stop
 rm -f "$BNB_STOP_FILE"
-[ -z "$interface" ] || export NCCL_SOCKET_IFNAME=$interface GLOO_SOCKET_IFNAME=$interface
+use_interface "$interface"
 export DS_ENV_FILE=$logs/environment
 env | grep -E '^(PATH|(NCCL|GLOO|TORCH|HF|OMP|DS|CUDA|BNB)_[A-Za-z0-9_]*)=' > "$DS_ENV_FILE"
 export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 # In a session of its own: a Ctrl-C here is for this script, which passes it on in its own way.
-setsid deepspeed "${where[@]}" --num_gpus "$num_gpus" --master_port "$port" --enable_each_rank_log "$logs" \
-    "$@" > "$logs/launcher.log" 2>&1 &
+setsid deepspeed "${where[@]}" --num_gpus "$num_gpus" --master_port "$master_port" --enable_each_rank_log "$logs" \
+    "${program[@]}" > "$logs/launcher.log" 2>&1 &
 launcher=$!
 trap 'touch "$BNB_STOP_FILE"' TERM USR1 INT
 

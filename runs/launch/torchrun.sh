@@ -13,37 +13,19 @@
 # SIGTERM, SIGUSR1 and Ctrl-C let the ranks of all hosts save a checkpoint and end with exit code 0.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source runs/launch/waiting.sh
-
-usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d' >&2; exit 2; }
-fail() { echo "torchrun.sh: error: $1" >&2; exit 2; }
+source runs/launch/common.sh
 
 nodes=1 gpus="" master=127.0.0.1 interface="" restarts=3 logs=work/logs/$(date +%Y%m%d-%H%M%S)
-while [ $# -gt 0 ]; do
-    case $1 in
-        --nodes|--gpus|--master|--interface|--restarts|--logs) [ $# -ge 2 ] || fail "$1 needs a value" ;;&
-        --nodes) nodes=$2 ;;
-        --gpus) gpus=$2 ;;
-        --master) master=$2 ;;
-        --interface) interface=$2 ;;
-        --restarts) restarts=$2 ;;
-        --logs) logs=$2 ;;
-        --help) usage ;;
-        *) break ;;
-    esac
-    shift 2
-done
-[ $# -gt 0 ] || usage
-[[ $1 == *.py ]] || set -- runs/pretrain.py "$@"
+parse_options nodes gpus master interface restarts logs -- "$@"
 [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus: give the number of GPUs of this host"
 [ "$nodes" = 1 ] || [ "$master" != 127.0.0.1 ] || fail "--nodes $nodes needs --master: the host that the others meet at"
-[ -z "$interface" ] || export NCCL_SOCKET_IFNAME=$interface GLOO_SOCKET_IFNAME=$interface
+use_interface "$interface"
 case $master in *:*) endpoint=$master ;; *) endpoint=$master:29500 ;; esac
 
 mkdir -p "$logs"
 setsid torchrun --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "$restarts" --rdzv-backend c10d \
     --rdzv-endpoint "$endpoint" --rdzv-id "${BNB_JOB_ID:-bnb}" --log-dir "$logs" --tee 3 \
-    "$@" --resume auto &
+    "${program[@]}" --resume auto &
 launcher=$!
 # torchrun itself would end the ranks after 30 s and fail; told one by one they save, and it ends well.
 trap 'pkill -TERM --parent "$launcher" || true' TERM USR1 INT

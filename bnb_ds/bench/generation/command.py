@@ -22,7 +22,7 @@ from bnb_ds.common.arguments import positive
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import ConfigError
 from bnb_ds.export.onnx import require_packages
-from bnb_ds.generate.engines import has_bf16
+from bnb_ds.generate.engines import DTYPES, has_bf16
 from bnb_ds.tasks.codec import Codec
 
 REFERENCE = "reference-style"
@@ -40,7 +40,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", choices=tuple(bench.SIZES), default="base", help="default %(default)s")
     command.add_argument("--engine", choices=bench.ENGINES, default="torch", help="of BnB (default %(default)s)")
     command.add_argument(
-        "--dtype", choices=(*bench.DTYPES, "int8"), default="fp32", help="of all; int8 of BnB alone (%(default)s)"
+        "--dtype", choices=(*DTYPES, "int8"), default="fp32", help="of all; int8 of BnB alone (%(default)s)"
     )
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
     command.add_argument("--threads", type=positive, default=2, help="on the CPU (default %(default)s)")

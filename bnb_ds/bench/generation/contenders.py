@@ -14,7 +14,9 @@ from transformers import BartConfig
 from bnb_ds.baselines import build
 from bnb_ds.baselines.seq2seq import AutoregressiveModel, BeamOptions
 from bnb_ds.baselines.settings import Bert2bertSection, Seq2SeqSize, TransformerSection
-from bnb_ds.bench.generation.reference_style import DTYPES, POSITIONS, SIZES, Rows, Setting
+from bnb_ds.bench.generation.reference_style import POSITIONS, SIZES, Rows, Setting
+from bnb_ds.data.tokenization import vocabulary_size
+from bnb_ds.generate.engines import DTYPES
 from bnb_ds.tasks.codec import Codec
 
 #: name -> what it is at base size
@@ -77,7 +79,7 @@ def contender_config(name: str, size: str, codec: Codec) -> Any:
             )
         return build.transformer_config(TransformerSection(kind="transformer", size=shape), codec.source, codec.target)
     return BartConfig(
-        vocab_size=max(build.vocabulary_of(codec.source), build.vocabulary_of(codec.target)),  # it has but one
+        vocab_size=max(vocabulary_size(codec.source), vocabulary_size(codec.target)),  # it has but one
         d_model=hidden,
         encoder_layers=half,
         decoder_layers=half,

@@ -29,7 +29,6 @@ from bnb_ds.modeling import BnbForConditionalGeneration
 
 #: name -> hidden size, layers of each half, attention heads
 SIZES = {"tiny": (64, 2, 2), "base": (768, 12, 12)}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POSITIONS = 512
 ENGINES = ("torch", "compile", "onnx")
 
@@ -43,7 +42,7 @@ class Setting:
     Attributes:
         size: of both models, a key of `SIZES`.
         vocab_size: of the sources.
-        dtype: of ours; a key of `DTYPES`, or ``int8`` with the engine ``onnx``.
+        dtype: of ours; a key of `bnb_ds.generate.engines.DTYPES`, or ``int8`` with the engine ``onnx``.
         engine: of ours, one of `ENGINES`.
         device: of all.
         repeats: of each median; one more round before them is not counted.

@@ -308,7 +308,7 @@ def test_bad_checkpoints_are_told(checkpoints, tmp_path):
         read_classifier(checkpoints["bert"])
     with pytest.raises(ConfigError, match="num_beams is 0"):
         BeamOptions(4, num_beams=0)
-    with pytest.raises(ConfigError, match="give 0 or more"):
+    with pytest.raises(ConfigError, match="give a minimum of at least 0"):
         BeamOptions(3, min_new_tokens=4)
 
 

@@ -97,7 +97,8 @@ def test_fine_tuning_is_checked_too(finetuning, tmp_path, capsys):
     assert main(finetuning()) == 0
     shown = capsys.readouterr().out
     assert "check: nothing stands in the way of this launch" in shown
-    assert "a new run: there is no checkpoint in output_dir" in shown
+    lines = shown.splitlines()
+    assert lines[lines.index("ok     resume") + 1] == "       a new run: there is no checkpoint in output_dir"
     assert "task         Summarization (summarization), model kind bnb" in shown
     assert "data         train 8, validation 8 samples" in shown
     assert not (tmp_path / "out").exists()
