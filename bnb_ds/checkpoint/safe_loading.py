@@ -1,8 +1,8 @@
 """Checkpoints are data: reading one runs no code that it holds.
 
-DeepSpeed writes its files with pickle and reads them back with an unpickler that calls whatever they name. Here they are
-read with torch's restricted unpickler, which builds tensors, plain containers and the few classes of DeepSpeed that its
-files hold. DeepSpeed has no setting for that; torch has an environment variable that overrides what a caller asks for.
+DeepSpeed writes its files with pickle, and reads them with an unpickler that calls whatever they name. Here torch's
+restricted unpickler reads them. It builds tensors, plain containers, and the few classes of DeepSpeed that its files
+hold. DeepSpeed has no setting for this, but torch has an environment variable that overrides what a caller asks for.
 """
 
 from __future__ import annotations

@@ -54,17 +54,14 @@ def linear_ctc_loss(
 ) -> CtcOutput:
     """CTC loss of the projection of ``hidden`` to the vocabulary, without ever holding the logits of the batch.
 
-    Logits exist for ``chunk_tokens`` positions at a time. Loss and gradients need only the three matrix products that
-    the projection and its gradients need anyway (`bnb_ds.ctc.head`). The forward pass computes the gradients too, so
-    the weight may be partitioned again before backward. With reduction ``"none"``, backward computes them in a second
-    pass. Operands of products are rounded to autocast's dtype, if autocast is on. Sums, logsumexp and the dynamic
-    programme are in float32, or in float64 for float64. The same input gives the same bits.
+    Logits exist for ``chunk_tokens`` positions at a time (`bnb_ds.ctc.head`). The forward pass computes the gradients
+    too, so the weight may be partitioned again before backward; with ``"none"``, backward takes a second pass. Products
+    follow autocast; the rest is in float32, or in float64 for float64. The same input gives the same bits.
 
     Args:
-        hidden: float [B, T, H] with ``input_lengths``, or packed [N, H] with ``cu_seqlens``. Values beyond a length
-            have no effect.
+        hidden: float [B, T, H] with ``input_lengths``, or packed [N, H] with ``cu_seqlens``; padding has no effect.
         weight: float [V, H].
-        bias: float [V] or None. A bias of -inf switches a class off.
+        bias: float [V] or None; -inf switches a class off.
         targets: integers [B, S], or the B targets concatenated, [sum of target_lengths].
         input_lengths: integers [B], real positions of each sequence of the padded form; None with ``cu_seqlens``.
         target_lengths: integers [B].
@@ -80,9 +77,9 @@ def linear_ctc_loss(
             over all positions of the batch, and it is added once to the reduced loss.
         chunk_tokens: positions projected at once; None: as many as take 48 MB of logits, or 192 MB on a GPU.
         cu_seqlens: int32 [B+1], starts of the sequences in packed ``hidden``, then N.
-        max_input_length: positions of the longest sequence, if the caller knows it.
-        max_target_length: tokens of the longest target, if the caller knows it. If both are given, the host does not
-            wait for a GPU, and lengths and labels on it are not checked. On a CPU everything is always checked.
+        max_input_length: positions of the longest sequence, where they are known.
+        max_target_length: tokens of the longest target. With both, the host does not wait for a GPU, and lengths and
+            labels on it are not checked. On a CPU everything is checked.
 
     Raises:
         ValueError: a label outside [0, V) or equal to ``blank`` inside its length; a length that is negative or beyond

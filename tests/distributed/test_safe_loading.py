@@ -30,9 +30,10 @@ class Plant:
 
 
 @pytest.fixture
-def planted(copy_of_run, tmp_path):
+def planted(whole_run, tmp_path):
     """The run with code in every file of every checkpoint, sealed again as if the writer had done it."""
     mark = tmp_path / "planted"
+    copy_of_run = shutil.copytree(whole_run.output, tmp_path / "run")
     for checkpoint in store.whole_checkpoints(copy_of_run / "checkpoints"):
         state = store.read_state(checkpoint)
         for path in checkpoint.glob("*.pt"):
@@ -71,7 +72,6 @@ def test_export_runs_nothing(planted, tmp_path, capsys):
 
 def test_a_resume_runs_nothing(planted, whole_run, fork_server):
     run, mark = planted
-    shutil.copy(whole_run.recipe, run.parent / "planted.yaml")
     arguments = [str(whole_run.recipe), "--deepspeed_config", str(whole_run.ds_config), f"output_dir={run}"]
     launch = fork_server.launch([*arguments, "--resume", "auto", "steps=8"], run.parent / "planted.log", ranks=2)
     assert launch.wait() == [2, 2], launch.text()

@@ -194,9 +194,11 @@ def test_differences_lists_every_leaf():
     assert list(differences(ours, theirs)) == ["b.c: 9 -> 2", "e: None -> 5"]
 
 
-def test_the_example_in_the_readme_is_a_recipe(write):
-    (example,) = re.findall(r"```yaml\n(data:.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    values = yaml.safe_load(example)
+def test_the_example_in_the_documents_is_a_recipe(write):
+    page = (REPOSITORY / "docs" / "pretraining.md").read_text()
+    values: dict = {}
+    for example in re.findall(r"```yaml\n(data:.*?)```", page, re.DOTALL):
+        values |= yaml.safe_load(example)
     recipe = load_recipe(write({**MINIMAL, **values, "data": {**MINIMAL["data"], **values["data"]}}))
     assert recipe.objective.mixture == {"mlm+plm": 3, "clm": 1}
     # Every field that can be set there is shown.
