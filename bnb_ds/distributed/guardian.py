@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -31,6 +32,7 @@ _SEND_SECONDS = 1.0
 _FAILURE_GRACE_SECONDS = 15.0
 #: after a rank's connections broke, the guardians have this long to find the rank that caused it
 _CAUSE_GRACE_SECONDS = 3.0
+_MAX_LINE_BYTES = 1 << 16
 _ENDED = ("bye", "failed")
 _WAY_OUT = "the whole job ends; its checkpoints are complete: start again with --resume auto"
 
@@ -118,6 +120,8 @@ class Lines:
 
     def feed(self, data: bytes) -> Iterator[str]:
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _MAX_LINE_BYTES:
+            raise ValueError("a line without an end")
         for line in lines:
             yield line.decode("utf-8", "replace")
 
@@ -137,6 +141,7 @@ class Guardian:
         self._hub_heard = time.monotonic()
         self._token = ""
         self._over = False
+        self._refused = False
 
     def _watch(self, source: Any, kind: str) -> None:
         self._selector.register(source, selectors.EVENT_READ, kind)
@@ -145,7 +150,7 @@ class Guardian:
     def listen(self, token: str) -> int:
         """Listen for the other guardians, and return the port."""
         self._token = token
-        listener = socket.create_server(("", 0), backlog=256)
+        listener = socket.create_server(("", 0), backlog=4096)
         self._selector.register(listener, selectors.EVENT_READ, "listener")
         return listener.getsockname()[1]
 
@@ -156,7 +161,7 @@ class Guardian:
 
     def run(self) -> None:
         self._watch(sys.stdin.buffer.raw, "rank")
-        last_send = 0.0
+        last_send, last_event = 0.0, "beat"
         last_loop = time.monotonic()
         while not self._over:
             for key, _ in self._selector.select(_TICK_SECONDS):
@@ -172,8 +177,8 @@ class Guardian:
                 self._end(verdict)
             elif self._own.rank == 0 and all(state.event == "bye" for state in self._states):
                 self._say_over()
-            elif now - last_send > _SEND_SECONDS or self._own.event != "beat":
-                last_send = now
+            elif now - last_send > _SEND_SECONDS or self._own.event != last_event:
+                last_send, last_event = now, self._own.event
                 self._send()
 
     def _forgive_pause(self, seconds: float) -> None:
@@ -197,9 +202,7 @@ class Guardian:
 
     def _read(self, source: Any, kind: str) -> None:
         if kind == "listener":
-            peer, _ = source.accept()
-            peer.settimeout(5)
-            self._watch(peer, "new peer")
+            self._accept(source)
             return
         try:
             data = os.read(source.fileno(), 1 << 16)
@@ -208,10 +211,28 @@ class Guardian:
         if not data:
             self._lost(source, kind)
             return
-        for line in self._lines[source.fileno()].feed(data):
+        try:
+            lines = list(self._lines[source.fileno()].feed(data))
+        except ValueError:  # no guardian writes such a line
+            self._lost(source, kind)
+            return
+        for line in lines:
             if source not in self._selector.get_map():  # an earlier line has closed it
                 return
             self._take(source, self._selector.get_key(source).data, line)
+
+    def _accept(self, listener: Any) -> None:
+        try:
+            peer, _ = listener.accept()
+        except OSError as error:
+            # No more files may be open, or the peer has gone. A rank that cannot connect is missed by the clock.
+            if not self._refused:
+                print(f"bnb_ds: warning: a rank cannot connect to its watchdog: {error}", file=sys.stderr, flush=True)
+            self._refused = True
+            time.sleep(_TICK_SECONDS / 10)
+            return
+        peer.settimeout(5)
+        self._watch(peer, "new peer")
 
     def _take(self, source: Any, kind: str, line: str) -> None:
         if kind == "rank":
@@ -289,6 +310,9 @@ def main() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # these signals are for the rank; a guardian lives as long as its rank
+    # One connection for each rank of the job; the usual soft limit is 1,024 open files.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     guardian = Guardian(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
     # The first line says where the guardians meet. It is read byte by byte, so that no later line is read with it.
     first = b""

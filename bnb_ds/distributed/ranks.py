@@ -9,7 +9,8 @@ import socket
 import struct
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -46,13 +47,19 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
+def init(
+    timeout: timedelta = timedelta(minutes=30), operation_timeout: timedelta = timedelta(minutes=30)
+) -> torch.device:
     """Join the process group through DeepSpeed and return this rank's device.
 
     Without a launcher, the process becomes the only rank.
 
+    Args:
+        timeout: how long the ranks wait for each other at the start.
+        operation_timeout: how long one collective operation may take afterwards.
+
     Raises:
-        ConfigError: several tasks were started by a launcher that does not set RANK.
+        ConfigError: several tasks were started by a launcher that does not set RANK; or the ranks cannot meet.
     """
     _become_single_rank_without_launcher()
     import deepspeed.ops
@@ -73,10 +80,26 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
         accelerator.set_device(local_rank())
         device = torch.device(accelerator.device_name(local_rank()))
     # DeepSpeed makes further groups with torch's default time-out and ignores the one given here.
-    dist.distributed_c10d.default_pg_timeout = timeout
-    dist.distributed_c10d.default_pg_nccl_timeout = timeout
-    comm.init_distributed(timeout=timeout, verbose=False)
+    dist.distributed_c10d.default_pg_timeout = operation_timeout
+    dist.distributed_c10d.default_pg_nccl_timeout = operation_timeout
+    with _meeting_errors():
+        comm.init_distributed(timeout=timeout, verbose=False)
+    dist.distributed_c10d._set_pg_timeout(operation_timeout)
     return device
+
+
+@contextmanager
+def _meeting_errors() -> Iterator[None]:
+    """Turn what torch says when the ranks cannot meet into one line with the way out."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        way_out = "check that every rank runs and reaches that host, and that no other job uses the port"
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            reason, way_out = "the port is in use", "choose another one with --master_port"
+        raise ConfigError(f"rank {rank()} cannot meet the other ranks at {address} ({reason}); {way_out}") from error
 
 
 def shutdown(*, after_error: bool = False) -> None:

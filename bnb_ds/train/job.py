@@ -87,7 +87,7 @@ def run_process(faults: FaultSection, body: Callable[[Process], None]) -> None:
     with StopRequest() as stop:
         # The guardians end a job that makes no progress, and can tell which rank is the cause. A rank may wait much
         # longer than `hang_seconds` for another that does make progress: rank 0 that tokenises, for example.
-        device = ranks.init(_COLLECTIVE_TIMEOUT)
+        device = ranks.init(timedelta(seconds=faults.hang_seconds), _COLLECTIVE_TIMEOUT)
         try:
             with Watchdog(faults.silence_seconds, faults.hang_seconds) as watchdog, ExitStack() as held:
                 body(Process(device, watchdog, stop, held))

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import resource
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
+from bnb_ds.distributed import guardian
 from bnb_ds.distributed.guardian import Lines, RankState, judge
 
 NOW = 1000.0
@@ -87,3 +97,68 @@ def test_lines_out_of_pieces():
     lines = Lines()
     assert list(lines.feed(b"one\ntw")) == ["one"]
     assert list(lines.feed(b"o\n")) == ["two"]
+
+
+def test_a_line_without_an_end_is_refused():
+    lines = Lines()
+    assert list(lines.feed(b"x" * 60_000)) == []
+    with pytest.raises(ValueError, match="a line without an end"):
+        list(lines.feed(b"x" * 60_000))
+
+
+@contextlib.contextmanager
+def hub(world_size: int, files: int | None = None):
+    """The guardian of rank 0 in a process of its own, and the port on which it meets the others."""
+    command = [sys.executable, "-S", "-E", str(Path(guardian.__file__)), "0", str(world_size), "10000", "10000"]
+    limit = None if files is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=limit)
+    try:
+        process.stdin.write(json.dumps({"token": "secret"}).encode() + b"\n")
+        process.stdin.flush()
+        yield process, int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def news(rank: int, event: str) -> bytes:
+    state = {"rank": rank, "host": "node", "pid": 1, "event": event, "step": 1, "phase": "data", "message": ""}
+    return json.dumps({**state, "progress": 1}).encode() + b"\n"
+
+
+@pytest.mark.slow
+def test_thousands_of_ranks():
+    """More than the usual soft limit of open files; strangers and endless lines in between."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    num_peers = min(4096, hard - 300)
+    try:
+        with hub(num_peers + 1) as (process, port), contextlib.ExitStack() as stack:
+            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            stranger.sendall(b"not the token\n")
+            endless = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            peers = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(num_peers)
+            ]
+            with contextlib.suppress(OSError):  # it hangs up in the middle
+                endless.sendall(b"x" * (1 << 20))
+            for rank, peer in enumerate(peers, 1):
+                peer.sendall(b"secret\n" + news(rank, "beat") + news(rank, "bye"))
+            process.stdin.write(news(0, "bye"))
+            process.stdin.flush()
+            assert process.wait(timeout=60) == 0
+            for peer in peers:
+                assert b"over\n" in b"".join(iter(lambda peer=peer: peer.recv(4096), b""))
+            assert process.stderr.read() == b""
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_files_for_more_ranks_it_warns_and_lives_on():
+    with hub(50, files=20) as (process, port), contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert b"a rank cannot connect to its watchdog: [Errno 24] Too many open files" in process.stderr.readline()
+        time.sleep(0.5)
+        assert process.poll() is None
