@@ -54,17 +54,15 @@ def linear_ctc_loss(
 ) -> CtcOutput:
     """CTC loss of the projection of ``hidden`` to the vocabulary, without ever holding the logits of the batch.
 
-    Logits exist for ``chunk_tokens`` positions at a time. Loss and gradients need only the three matrix products that
-    the projection and its gradients need anyway (`bnb_ds.ctc.head`). The forward pass computes the gradients too, so
-    the weight may be partitioned again before backward. With reduction ``"none"``, backward computes them in a second
-    pass. Operands of products are rounded to autocast's dtype, if autocast is on. Sums, logsumexp and the dynamic
-    programme are in float32, or in float64 for float64. The same input gives the same bits.
+    Logits exist for ``chunk_tokens`` positions at a time. Loss and gradients take no more matrix products than the
+    projection and its gradients (`bnb_ds.ctc.head`). The forward pass computes the gradients too, so the weight may be
+    partitioned again before backward; only with reduction ``"none"`` does backward compute them, in a second pass.
+    `bnb_ds.ctc.operands` decides the dtypes. The same input gives the same bits.
 
     Args:
         hidden: float [B, T, H] with ``input_lengths``, or packed [N, H] with ``cu_seqlens``. Values beyond a length
             have no effect.
-        weight: float [V, H].
-        bias: float [V] or None. A bias of -inf switches a class off.
+        weight: float [V, H]; ``bias``: float [V] or None. A bias of -inf switches a class off.
         targets: integers [B, S], or the B targets concatenated, [sum of target_lengths].
         input_lengths: integers [B], real positions of each sequence of the padded form; None with ``cu_seqlens``.
         target_lengths: integers [B].
@@ -73,8 +71,7 @@ def linear_ctc_loss(
             the batch of each loss divided by its target length (at least 1). The values of the other two, KL term
             included, do not depend on how a batch is cut into smaller ones. ``"sample_sum"`` adds up, over sequences,
             the loss divided by the target length and ``kl_weight`` times the mean KL over the sequence's positions.
-            ``"token_sum"`` multiplies both by the sequence's target length, and leaves infeasible sequences out of
-            both.
+            ``"token_sum"`` multiplies both by the target length and leaves out infeasible sequences.
         zero_infinity: infeasible sequences add 0 to the loss instead of infinity. They never add to gradients.
         kl_weight: weight of the KL(uniform || p) smoothing term. With ``"sum"`` and ``"mean"`` the term is the mean
             over all positions of the batch, and it is added once to the reduced loss.
