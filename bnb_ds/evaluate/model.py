@@ -1,9 +1,9 @@
-"""``bnb-ds evaluate``: a model over one split of a task; outputs and scores are written beside the model.
+"""``bnb-ds evaluate``: run a model on one split of a task, and write outputs and scores next to the model.
 
 MODEL/evaluation/TASK-SPLIT/
-  generated_predictions.txt   one output a line, in the order of the data
-  references.txt              what they are compared with
-  eval_results.json           scores, and the settings of the libraries that computed them
+  generated_predictions.txt   one output per line, in the order of the data
+  references.txt              one reference per line
+  eval_results.json           the scores, and the settings of the libraries that computed them
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RESULTS_FILE = "eval_results.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation wrote."""
+    """The directory and the results of an evaluation."""
 
     directory: Path
     results: dict[str, Any]
@@ -57,15 +57,15 @@ def evaluate_model(
     """Evaluate a model directory, or the best model of a run.
 
     Args:
-        model: what ``runs/finetune.py`` or ``bnb-ds export`` wrote.
-        task_name: default: what the model was fine-tuned for.
+        model: a directory that ``runs/finetune.py`` or ``bnb-ds export`` wrote.
+        task_name: default: the task that the model was fine-tuned for.
         split: default: the task's first validation split.
-        batch_size: samples decoded together; it makes no difference to the scores.
-        overrides: ``data.KEY=VALUE``, in place of the data that the model was fine-tuned on.
-        output: directory for the results; default: beside the model.
+        batch_size: samples decoded together; it does not change the scores.
+        overrides: ``data.KEY=VALUE``; they replace the data settings of the fine-tuning recipe.
+        output: directory for the results; default: next to the model.
 
     Raises:
-        CheckpointError, ConfigError, DataError: naming what is missing.
+        CheckpointError, ConfigError, DataError: the model, a setting or the data is wrong; the message names it.
     """
     model = best_model(model)
     system, data = system_and_data(model, task_name, overrides)
@@ -79,20 +79,24 @@ def evaluate_model(
 
 
 def refuse_choosing_on_test(split: str | None) -> None:
-    """Raise ConfigError where a model would be chosen by its scores on a test split."""
+    """Raise ConfigError if a model would be chosen by its scores on a test split."""
     if split is not None and split.startswith("test"):
         raise ConfigError(
-            f"--split {split} with --select: choosing a model on a test split is refused; choose on a validation"
-            " split, then evaluate the chosen one on the test split"
+            f"--split {split} with --select: a model must not be chosen on a test split; choose on a validation split,"
+            " then evaluate the chosen model on the test split"
         )
 
 
 def best_of_evaluations(evaluations: dict[Path, Evaluation]) -> Path:
-    """The model with the highest main score; they are evaluations of one task."""
+    """The model with the highest main score.
+
+    Raises:
+        ConfigError: the evaluations are of different tasks.
+    """
     tasks = {evaluation.results["task"] for evaluation in evaluations.values()}
     if len(tasks) > 1:
         raise ConfigError(
-            f"--select: the models are of different tasks ({', '.join(sorted(tasks))}); compare like ones"
+            f"--select: the models are for different tasks ({', '.join(sorted(tasks))}); give models of one task"
         )
     name = get_task(tasks.pop()).main_score
     return max(evaluations, key=lambda model: evaluations[model].scores[name])
@@ -119,7 +123,7 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
         directory.mkdir(parents=True, exist_ok=True)
     for name, lines in ((PREDICTIONS_FILE, outputs), (REFERENCES_FILE, references)):
         write_atomic(directory / name, "".join(f"{line}\n" for line in lines))
-    # Last: scores are there only with the outputs they belong to.
+    # Written last, so that scores never exist without their outputs.
     write_atomic(directory / RESULTS_FILE, json.dumps(values, indent=1) + "\n")
     return Evaluation(directory, values)
 

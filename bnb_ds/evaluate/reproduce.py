@@ -1,7 +1,7 @@
-"""``bnb-ds reproduce --list``: the rows of the paper's Tables 1 to 4, what runs each, and the numbers.
+"""``bnb-ds reproduce --list``: the rows of the paper's Tables 1 to 4, with the command and the numbers of each.
 
-A number is *reported* (by the paper, and only where its source could be read), *measured* (from the
-``eval_results.json`` of a run here), or *not on record here*. None is filled in from anywhere else.
+A number is *reported* (the paper states it, and its source could be read), *measured* (from the ``eval_results.json``
+of a run here), or *not on record here*. Numbers from other sources are never used.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _GLUE_BASELINES = {"BERT": "google-bert/bert-base-cased", "OpenAI GPT": "openai-
 _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 _WMT = ("wmt14_en_de", "wmt14_de_en", "wmt16_en_ro", "wmt16_ro_en")
 
-#: claims of speed whose source could be read: the abstract, and the translation timings of the paper
+#: claims of speed whose source could be read: the paper's abstract and its translation timings
 CLAIMS = (
-    ("BnB beside BERT2BERT, average inference speed", "10x", "abstract"),
-    ("BnB beside BERT2BERT, translation on a GPU", "2.7x", "its translation timings"),
-    ("BnB beside BERT2BERT, translation on a CPU", "2.1x", "its translation timings"),
+    ("BnB against BERT2BERT, average inference speed", "10x", "abstract"),
+    ("BnB against BERT2BERT, translation on a GPU", "2.7x", "translation timings"),
+    ("BnB against BERT2BERT, translation on a CPU", "2.1x", "translation timings"),
 )
 
 
@@ -35,13 +35,13 @@ class Row:
     """One system on one task.
 
     Attributes:
-        table: of the paper.
-        task: name of a task.
-        system: as in the paper.
+        table: number of the paper's table.
+        task: name of the task.
+        system: name of the system in the paper.
         recipe: file under ``runs/recipes/finetune``.
-        needs: what has to be there beforehand.
-        overrides: of the recipe.
-        reported: the paper's number, or None where it is not on record here.
+        needs: checkpoints and data that the run needs.
+        overrides: overrides of the recipe.
+        reported: the paper's number; None if it is not on record here.
     """
 
     table: int
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def output_dir(self) -> str:
-        """Of the run, below ``work/runs``."""
+        """The output directory of the run, below ``work/runs``."""
         named = [value.removeprefix("output_dir=work/runs/") for value in self.overrides if "output_dir=" in value]
         return named[0] if named else self.recipe.removesuffix(".yaml")
 
@@ -69,7 +69,7 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    """All rows, table by table."""
+    """Yield all rows, table by table."""
     bnb = "work/models/wikipedia_base (an exported run of runs/recipes/pretrain/wikipedia_base.yaml)"
     for task in _GLUE:
         recipe = f"glue/{task}.yaml"
@@ -101,10 +101,10 @@ def rows() -> Iterator[Row]:
 
 
 def measured(row: Row, runs: Path) -> list[str]:
-    """``split: score value`` of every evaluation of a row's run.
+    """List ``split: score value`` for every evaluation of a row's run.
 
     Raises:
-        DataError: a file of results cannot be read.
+        DataError: a results file cannot be read.
     """
     found = []
     for path in sorted((runs / row.output_dir).glob("best/evaluation/*/eval_results.json")):
@@ -119,14 +119,14 @@ def measured(row: Row, runs: Path) -> list[str]:
 
 
 def listing(runs: Path, table: int | None = None) -> str:
-    """The rows as text.
+    """Format the rows as text.
 
     Args:
         runs: directory of the runs, for measured results.
-        table: only that one.
+        table: list only this table; None: all.
 
     Raises:
-        DataError: a file of results cannot be read.
+        DataError: a results file cannot be read.
     """
     lines = []
     current = None
@@ -143,6 +143,6 @@ def listing(runs: Path, table: int | None = None) -> str:
             f"    paper     {f'{row.reported} (reported)' if row.reported else NOT_ON_RECORD}",
             f"    here      {'; '.join(measured(row, runs)) or 'not measured'}",
         ]
-    lines += ["", "Speed (bnb-ds bench generate measures it side by side)"]
+    lines += ["", "Speed (bnb-ds bench generate measures both systems side by side)"]
     lines += [f"  {what}: {number} (reported: {source})" for what, number, source in CLAIMS]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Scores of outputs against references, by the libraries that the field quotes; each with the settings it used.
+"""Score outputs against references with the field's standard libraries, and record the settings of each score.
 
-All scores but counts and ratios are percentages but correlations, which lie between -1 and 1.
+Scores are percentages. Correlations lie between -1 and 1; the length ratio is a plain number.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 
 from bnb_ds.tasks.task import Task
 
-#: decimals of what is reported; differences beyond them are the arithmetic's, not the model's
+#: decimals of reported numbers; differences beyond them come from rounding in the arithmetic
 DECIMALS = 4
 
 
 @dataclass
 class Scores:
-    """Values by name, and what they were computed with.
+    """Scores by name, and the settings that computed them.
 
     Attributes:
-        values: score -> number.
-        settings: metric -> version and settings, as the field quotes them.
+        values: name of a score -> value.
+        settings: name of a metric -> library version and settings, as papers quote them.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -41,8 +41,8 @@ def score_texts(
     Args:
         metrics: ``rouge``, ``sacrebleu``, ``bleu4``, ``length_ratio``, ``repetition_rate``.
         outputs: one text for each reference.
-        references: as the data has them.
-        lowercase: BLEU without regard to case, for models that write lowercase only; its signature says so.
+        references: unchanged from the data.
+        lowercase: compute BLEU on lowercased text, for models that write only lowercase; the signature records it.
     """
     scores = Scores()
     for metric in metrics:
@@ -54,7 +54,7 @@ def score_labels(metrics: Sequence[str], outputs: np.ndarray, references: np.nda
     """Score labels.
 
     Args:
-        metrics: ``accuracy``, ``f1`` (of class 1), ``mcc``; of scores ``pearson``, ``spearman``.
+        metrics: ``accuracy``, ``f1`` (of class 1), ``mcc``; for regressions ``pearson``, ``spearman``.
         outputs: [N] classes or scores.
         references: [N].
     """
@@ -65,9 +65,9 @@ def score_labels(metrics: Sequence[str], outputs: np.ndarray, references: np.nda
 
 
 def predicted(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Classes (int64) or scores (float64) [N] of float32 logits [N, C].
+    """Convert float32 logits [N, C] to classes (int64) or scores (float64) [N].
 
-    Scores are rounded: the order of a sum, which depends on the batch, shows in the digits beyond.
+    Scores are rounded, because the order of a sum depends on the batch and changes the last digits.
     """
     if task.kind == "classification":
         return logits.argmax(1)
@@ -75,7 +75,7 @@ def predicted(task: Task, logits: np.ndarray) -> np.ndarray:
 
 
 def scores_of(task: Task, outputs: Any, references: Any, *, lowercase: bool = False) -> Scores:
-    """The task's scores, of texts or of what :func:`predicted` gave."""
+    """Compute the scores of a task, from texts or from the output of :func:`predicted`."""
     if task.is_generation:
         return score_texts(task.metrics, outputs, references, lowercase=lowercase)
     return score_labels(task.metrics, outputs, references)
@@ -109,7 +109,7 @@ def _sacrebleu(scores: Scores, outputs: list[str], references: list[str], lowerc
 
 
 def _bleu4(scores: Scores, outputs: list[str], references: list[str], lowercase: bool) -> None:
-    # Questions are compared without regard to case, as in Du et al., 2017.
+    # Case is ignored for questions, as in Du et al., 2017.
     _bleu("bleu4", scores, outputs, references, True)
 
 
@@ -132,7 +132,7 @@ def _repetition_rate(scores: Scores, outputs: list[str], references: list[str], 
         repeated += sum(word == before for before, word in pairwise(words))
         total += len(words)
     scores.values["repetition_rate"] = 100 * repeated / max(total, 1)
-    scores.settings["repetition_rate"] = "words that equal the word before them, of all words written, in percent"
+    scores.settings["repetition_rate"] = "percentage of output words that equal the word before them"
 
 
 def _accuracy(scores: Scores, outputs: np.ndarray, references: np.ndarray) -> None:
@@ -171,7 +171,7 @@ def _spearman(scores: Scores, outputs: np.ndarray, references: np.ndarray) -> No
 
 
 def _correlation(function: Callable[..., Any], outputs: np.ndarray, references: np.ndarray) -> float:
-    # A model that gives the same score to everything correlates with nothing; the libraries say NaN.
+    # The libraries return NaN if all outputs are equal; such a model correlates with nothing, so its score is 0.
     if outputs.size < 2 or np.ptp(outputs) == 0 or np.ptp(references) == 0:
         return 0.0
     value = float(function(outputs, references).statistic)

@@ -1,7 +1,7 @@
-"""Whether one system is better than another on the same test set, or just luckier: paired bootstrap.
+"""Paired bootstrap test: is one system significantly better than another on the same test set?
 
-Koehn, Statistical significance tests for machine translation evaluation, EMNLP 2004. Corpora are drawn from the test
-set with replacement, and both systems are scored on each.
+Koehn, Statistical significance tests for machine translation evaluation, EMNLP 2004. Samples of the test set are drawn
+with replacement, and both systems are scored on each sample.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from bnb_ds.evaluate.scoring import bleu_metric, rouge_scorer, score_labels
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
 
-#: score of a drawn corpus: int [N] rows -> value
+#: the score of a drawn sample: int [N] rows -> value
 Score = Callable[[np.ndarray], float]
 
-#: names of scores, and what they are called on request
+#: name of a score -> name of its metric, where they differ
 _METRIC_OF = {"matthews_correlation": "mcc"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems compared.
+    """The comparison of two systems.
 
     Attributes:
-        score: name.
-        first, second: on the whole test set.
+        score: name of the score.
+        first, second: scores on the whole test set.
         low, high: 95% interval of ``second - first``.
-        p_value: share of drawn corpora, counted as in Koehn (2004), on which the better system is not better.
+        p_value: fraction of drawn samples on which the better system is not better, counted as in Koehn (2004).
     """
 
     score: str
@@ -55,17 +55,19 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
     """Compare two directories that ``bnb-ds evaluate`` wrote for one split of a task.
 
     Raises:
-        DataError: a directory holds no evaluation, or they are of different data.
-        ConfigError: a score that is not computed sample by sample.
+        DataError: a directory holds no evaluation, or the evaluations are of different data.
+        ConfigError: the score is unknown, or cannot be computed for single samples.
     """
     results = [_read_results(directory) for directory in (first, second)]
     for key in ("task", "split"):
         ours, theirs = (result[key] for result in results)
         if ours != theirs:
-            raise DataError(f"{second}: its {key} is {theirs}, that of {first} {ours}; give two evaluations of one")
+            raise DataError(
+                f"{second}: its {key} is {theirs}, that of {first} is {ours}; give evaluations of the same {key}"
+            )
     references = [_lines(directory / REFERENCES_FILE) for directory in (first, second)]
     if references[0] != references[1]:
-        raise DataError(f"{second}: its references are not those of {first}; evaluate both on the same rows")
+        raise DataError(f"{second}: its references differ from those of {first}; evaluate both on the same rows")
     outputs = [_lines(directory / PREDICTIONS_FILE) for directory in (first, second)]
     for directory, lines in zip((first, second), outputs, strict=True):
         if len(lines) != len(references[0]):
@@ -82,7 +84,7 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
 def paired_bootstrap(
     name: str, first: Score, second: Score, *, num_samples: int, resamples: int, seed: int
 ) -> Comparison:
-    """Both scores on corpora of ``num_samples`` rows drawn with replacement, the same rows for both."""
+    """Score both systems on samples of ``num_samples`` rows drawn with replacement; both get the same rows."""
     everything = np.arange(num_samples)
     whole = [first(everything), second(everything)]
     generator = np.random.default_rng(seed)
@@ -100,7 +102,7 @@ def _scorer(task: Task, name: str, outputs: list[str], references: list[str]) ->
     if not task.is_generation:
         metric = _METRIC_OF.get(name, name)
         if metric not in task.metrics:
-            raise ConfigError(f"--score {name}: not a score of {task.name}; {nearest(name, task.metrics)}")
+            raise ConfigError(f"--score {name}: is not a score of {task.name}; {nearest(name, task.metrics)}")
         known = {label: number for number, label in enumerate(task.labels)}
         values, wanted = (
             np.array([known[line] if known else float(line) for line in lines]) for lines in (outputs, references)
@@ -119,7 +121,7 @@ def _scorer(task: Task, name: str, outputs: list[str], references: list[str]) ->
 
 
 def _bleu_scorer(outputs: list[str], references: list[str], *, lowercase: bool) -> Score:
-    """BLEU of rows from each row's counts, which add up: what sacreBLEU says of those rows as a corpus."""
+    """BLEU of any rows from the sum of their counts; it equals sacreBLEU's score of these rows as a corpus."""
     from sacrebleu.metrics import BLEU
 
     metric = bleu_metric(lowercase=lowercase)
@@ -157,4 +159,4 @@ def _lines(path: Path) -> list[str]:
 
 
 def _no_evaluation(directory: Path, error: Exception) -> DataError:
-    return DataError(f"{directory}: holds no evaluation ({error}); give a directory of `bnb-ds evaluate`")
+    return DataError(f"{directory}: holds no evaluation ({error}); give a directory that `bnb-ds evaluate` wrote")

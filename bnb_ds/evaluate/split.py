@@ -1,4 +1,4 @@
-"""Loss, outputs and scores of a model on one split of a task, while it trains or afterwards."""
+"""Compute loss, outputs and scores of a model on one split of a task, during training or afterwards."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from bnb_ds.tasks.tokenised import Tokenised
 
 @dataclass(frozen=True)
 class Results:
-    """What a model makes of a split.
+    """Loss, outputs and scores of a model on a split.
 
     Attributes:
-        loss: mean, as in training.
-        outputs: texts, or classes or scores [N], in the order of the data.
-        scores: of them.
+        loss: mean loss, computed as in training.
+        outputs: texts, or an array [N] of classes or scores, in the order of the data.
+        scores: scores of the outputs.
     """
 
     loss: float
@@ -43,17 +43,17 @@ def evaluate_split(
     device: torch.device,
     check_in: Callable[[], None] = lambda: None,
 ) -> Results:
-    """Score a model on a whole split; every rank takes its share and gets all results.
+    """Score a model on a whole split. Each rank computes its share, and every rank gets all results.
 
-    Samples of like length are batched; which batch a sample is in makes no difference to its output.
+    Samples of similar length are batched together. The output of a sample does not depend on its batch.
 
     Args:
-        system: of the model.
-        model: a DeepSpeed engine or the model itself; its mode is restored.
-        split: with references.
-        batch_size: samples of a rank's batch.
-        device: of this rank.
-        check_in: called before each batch, on all ranks alike; an exception of it ends the evaluation.
+        system: the system of the model.
+        model: a DeepSpeed engine or the model itself; its mode is restored afterwards.
+        split: a split with references.
+        batch_size: samples of a batch on one rank.
+        device: the device of this rank.
+        check_in: called before each batch, on all ranks alike; an exception from it ends the evaluation.
     """
     samples = TaskSamples(split, system)
     loss_sum, loss_count, local = 0.0, 0, {}
@@ -95,7 +95,7 @@ def one_line(text: str) -> str:
 
 
 def outputs_table(split: Tokenised, system: System, results: Results, number: int) -> str:
-    """Source, output and reference of the first samples, as a Markdown table."""
+    """A Markdown table with source, output and reference of the first samples."""
     task = system.task
     rows = []
     for i in range(min(number, len(split))):

@@ -1,4 +1,4 @@
-"""Model directories that need nothing of the run; ONNX graphs; the reference implementation's models.
+"""Export models from runs and to ONNX, and import models of the reference implementation.
 
-Face: `finetuned.export_best`, `import_reference.import_reference`, `onnx.export_onnx`, `pretrained.export`.
+Face: `finetuned.export_best`, `from_run.export`, `import_reference.import_reference`, `onnx.export_onnx`.
 """

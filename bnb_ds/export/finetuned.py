@@ -1,4 +1,4 @@
-"""From a fine-tuning run to a model directory that needs nothing of the run."""
+"""Export a checkpoint of a fine-tuning run as a model directory that is independent of the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bnb_ds.systems.model_dir import BEST, RECIPE_FILE, load_system
 
 
 def export_best(run: Path) -> str:
-    """Write the best checkpoint of a run to ``run/best``, in the place of an older one; one line for the user.
+    """Write the best checkpoint of a run to ``run/best``, replacing an older one; return one line for the user.
 
     Raises:
         CheckpointError: the run has no whole checkpoint.
@@ -28,10 +28,10 @@ def export_best(run: Path) -> str:
 
 
 def best_of(run: Path) -> Path:
-    """The best checkpoint of a run, or the newest where none was scored.
+    """The best checkpoint of a run, or the newest if none was scored.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: the run has no whole checkpoint, or the best one is damaged.
     """
     whole = store.whole_checkpoints(run / "checkpoints")
     if not whole:
@@ -47,7 +47,7 @@ def export_task_model(run: Path, found: Path, output: Path) -> None:
     """Write one checkpoint of a fine-tuning run as a model directory.
 
     Raises:
-        CheckpointError: the run's files or the checkpoint's cannot be read.
+        CheckpointError: files of the run or of the checkpoint cannot be read.
         DataError: ``output`` exists already.
     """
     system = load_system(run / "model")

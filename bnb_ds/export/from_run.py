@@ -1,4 +1,4 @@
-"""From a run, or one of its checkpoints, to a Hugging Face directory: finds what to export, and which way."""
+"""``bnb-ds export``: find the checkpoint of a run, and export it as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[P
     """Write an exported model.
 
     Args:
-        source: a run's output directory (its newest checkpoint; of fine-tuning its best), or one checkpoint.
+        source: one checkpoint, or a run's output directory: its newest checkpoint (its best, if fine-tuned).
         output: a directory that does not exist yet, or is empty.
-        encoder_only: write the encoder alone, as a `transformers.BertModel`.
+        encoder_only: write only the encoder, as a `transformers.BertModel`.
 
     Returns:
-        The checkpoint that was exported and lines worth telling the user.
+        The exported checkpoint, and notes for the user.
 
     Raises:
-        CheckpointError: no whole checkpoint.
-        ConfigError: ``encoder_only`` of a fine-tuned model.
+        CheckpointError: there is no whole checkpoint.
+        ConfigError: ``encoder_only`` is set for a fine-tuned model.
         DataError: ``output`` exists already.
     """
     found, notes = locate_checkpoint(source)
@@ -33,7 +33,9 @@ def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[P
         export_pretrained_model(run, found, output, encoder_only=encoder_only)
         return found, notes
     if encoder_only:
-        raise ConfigError(f"--encoder: {run} is a fine-tuned model; export the run it started from")
+        raise ConfigError(
+            f"--encoder: {run} holds a fine-tuned model; export the pre-training run that it started from"
+        )
     found = best_of(run) if source.resolve() == run.resolve() else found
     export_task_model(run, found, output)
     return found, notes

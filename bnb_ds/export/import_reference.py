@@ -1,4 +1,4 @@
-"""A model of the reference implementation, written as an exported model of this package."""
+"""``bnb-ds import-reference``: convert a model of the reference implementation to an exported model."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def import_reference(
     """Convert a directory that the reference's ``save_pretrained`` wrote.
 
     Args:
-        source: that directory.
+        source: the directory to convert.
         output: a directory that does not exist yet, or is empty.
-        tokenizer: tokenizer directory or vocabulary file to put beside the model; None: the one in ``source``, if any.
-        overrides: fields of `BnbConfig`, see `BnbForConditionalGeneration.from_reference`.
+        tokenizer: tokenizer directory or vocabulary file to save with the model; None: the one in ``source``, if any.
+        overrides: fields of `bnb_ds.model.configuration.BnbConfig`, see `BnbForConditionalGeneration.from_reference`.
 
     Returns:
-        Lines worth telling the user.
+        Notes for the user.
 
     Raises:
-        CheckpointError, ConfigError: as `BnbForConditionalGeneration.from_reference`.
+        CheckpointError, ConfigError: as in `BnbForConditionalGeneration.from_reference`.
         DataError: ``output`` exists already, or the tokenizer does not fit.
     """
     if tokenizer is None and any((source / name).is_file() for name in _TOKENIZER_FILES):
@@ -37,13 +37,13 @@ def import_reference(
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
     if loaded is not None and vocabulary_size(loaded) != model.config.encoder.vocab_size:
         raise DataError(
-            f"{tokenizer}: has {vocabulary_size(loaded)} tokens, the model's encoder {model.config.encoder.vocab_size};"
-            " give the tokenizer that it was trained with"
+            f"{tokenizer}: has {vocabulary_size(loaded)} tokens, but the model's encoder has"
+            f" {model.config.encoder.vocab_size}; give the tokenizer of its training"
         )
     with new_directory(output) as directory:
         model.save_pretrained(directory)
         if loaded is not None:
             save_tokenizer(loaded, directory)
     if loaded is None:
-        return [f"{source} holds no tokenizer: without --tokenizer, {output} cannot read text, only token ids"]
+        return [f"note: {source} holds no tokenizer; {output} takes only token ids unless you give --tokenizer"]
     return []

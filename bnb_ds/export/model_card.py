@@ -1,4 +1,4 @@
-"""What the README of a saved model says of the run behind it."""
+"""The parts of a saved model's README that describe its run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import yaml
 
 
 def read_history(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The recipe of a run, and its launches from the first."""
+    """Read the recipe of a run, and its launches in order."""
     recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
     lines = (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()
     return recipe, [json.loads(line) for line in lines]
 
 
 def versions_and_recipe(launch: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """The end of a card, Markdown: versions of a launch, and the recipe."""
+    """The last part of a README, in Markdown: the package versions of a launch, and the recipe."""
     packages = "\n".join(f"| {name} | {version} |" for name, version in launch["packages"].items())
     return f"""| package | version |
 |---|---|

@@ -1,6 +1,6 @@
-"""``bnb-ds export --format onnx``: encoder, decoder and arg-max in one graph, for ONNX Runtime.
+"""``bnb-ds export --format onnx``: write encoder, decoder and arg-max as one graph for ONNX Runtime.
 
-The directory holds ``model.onnx`` (weights beside it where they are large), ``config.json`` and the tokenizer.
+The directory holds ``model.onnx`` (large weights in a file of their own), ``config.json`` and the tokenizer.
 
     inputs    input_ids       int64 [batch, columns]   real tokens first in each row
               attention_mask  int64 [batch, columns]   1 at real tokens, else 0
@@ -37,20 +37,21 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
     """Write an exported model as a directory that ONNX Runtime reads.
 
     Args:
-        source: what ``bnb-ds export`` wrote.
+        source: a directory that ``bnb-ds export`` wrote.
         output: a directory that does not exist yet, or is empty.
-        dtype: ``fp32``, or ``int8``: weights of matrix products in 8 bits, their inputs quantised on the fly.
+        dtype: ``fp32`` or ``int8``. With ``int8`` the weights of matrix products have 8 bits, and their inputs are
+            quantised at run time.
 
     Raises:
-        CheckpointError: no exported model.
-        ConfigError: a package is missing, or the model has length classification.
+        CheckpointError: the source is not an exported model.
+        ConfigError: a package is missing, or the model uses length classification.
         DataError: ``output`` exists already.
     """
     if dtype not in ONNX_DTYPES:
         raise ConfigError(f"--dtype {dtype}: with --format onnx give one of: {', '.join(ONNX_DTYPES)}")
     require_packages()
     model, tokenizer = load_exported(source, torch.device("cpu"))
-    RectangularBnb(model)  # for its checks, before a directory is made
+    RectangularBnb(model)  # its checks come before a directory is made
     with new_directory(output) as directory:
         write_graph(model, directory, dtype)
         save_tokenizer(tokenizer, directory)
@@ -60,7 +61,7 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
 
 
 def write_graph(model: BnbForConditionalGeneration, directory: Path, dtype: str = "fp32") -> None:
-    """Write ``model.onnx`` and ``config.json`` of a model on the CPU into a directory that exists."""
+    """Write ``model.onnx`` and ``config.json`` of a model on the CPU into an existing directory."""
     _trace(RectangularBnb(model).eval(), directory / ONNX_FILE)
     if dtype == "int8":
         _quantise(directory)
@@ -77,13 +78,13 @@ def require_packages() -> None:
 
 
 def _trace(graph: RectangularBnb, path: Path) -> None:
-    """Two rows of different length are enough: every size in the graph follows from the input's."""
+    """Trace with two rows of different length; all other sizes of the graph follow from the input's shape."""
     columns = min(8, graph.config.encoder.max_position_embeddings)
     input_ids = torch.ones(2, columns, dtype=torch.int64)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, columns // 2 :] = 0
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    # The exporter reports its progress on standard output, and what torchvision lacks.
+    # The exporter prints its progress, and a warning about torchvision, to standard output.
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -103,7 +104,7 @@ def _quantise(directory: Path) -> None:
 
     path, plain = directory / ONNX_FILE, directory / "fp32.onnx"
     for file in directory.glob(f"{ONNX_FILE}*"):
-        if file != path:  # weights beside the graph are found by their own name
+        if file != path:  # the graph refers to its weight files by name
             continue
         file.rename(plain)
     quantize_dynamic(

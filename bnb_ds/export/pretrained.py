@@ -1,4 +1,4 @@
-"""From a checkpoint of a pre-training run to a Hugging Face directory that needs nothing of the run."""
+"""Export a checkpoint of a pre-training run as a Hugging Face directory that is independent of the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def export_pretrained_model(run: Path, found: Path, output: Path, *, encoder_onl
     """Write one checkpoint of a pre-training run as a model directory.
 
     Raises:
-        CheckpointError: the run's files or the checkpoint's cannot be read.
+        CheckpointError: files of the run or of the checkpoint cannot be read.
         DataError: ``output`` exists already.
     """
     if not (run / "model" / "config.json").is_file():
@@ -51,7 +51,7 @@ print(encoder(**tokenizer(["A sentence."], return_tensors="pt")).last_hidden_sta
 
 
 def model_card(run: Path, found: Path, *, encoder_only: bool) -> str:
-    """README of an exported model: what it is, what it was trained on, and by which command."""
+    """The README of an exported model: how to use it, and how it was trained."""
     recipe, launches = read_history(run)
     first = launches[0]
     return f"""---

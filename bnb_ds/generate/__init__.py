@@ -1,4 +1,4 @@
-"""Text in, text out: pipeline, engines, files of lines.
+"""Generate text from text: the pipeline, its engines, and files of lines.
 
 Face: `pipeline.BnbPipeline`.
 """

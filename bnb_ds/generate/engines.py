@@ -1,7 +1,7 @@
-"""What runs the model for generation: packed torch, torch compiled for a few shapes, or ONNX Runtime.
+"""Engines that run the model for generation: packed torch, compiled torch, and ONNX Runtime.
 
-All take token ids of sources and give token ids of outputs, in the order of the sources. The packed one computes no
-padding and knows every option; the others run fixed graphs and decode greedily.
+All engines take token ids of sources and return token ids of outputs, in the order of the sources. The packed engine
+computes no padding and supports every option. The others run graphs of fixed shape and decode greedily.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
 from bnb_ds.modeling import BnbForConditionalGeneration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: columns of the compiled shapes; one more for the longest source of the model
+#: columns of the compiled shapes; one more shape fits the model's longest source
 COLUMN_BUCKETS = (16, 32, 64, 96, 128, 192, 256, 384)
 
 Output = tuple[list[int], float | None]
 
 
 class Engine(Protocol):
-    """Anything that generates."""
+    """The interface of an engine."""
 
     config: BnbConfig
     name: str
 
     def check(self, options: DecodeOptions, *, with_scores: bool) -> None:
-        """Raise ConfigError for options that it does not know."""
+        """Raise ConfigError for options that the engine does not support."""
 
     def decode(
         self, rows: Sequence[Sequence[int]], options: DecodeOptions, *, with_scores: bool = False
     ) -> list[Output]:
-        """Tokens, and score if asked for, of each source."""
+        """The output tokens of each source, and its score (None unless ``with_scores``)."""
 
 
 class TorchEngine:
-    """Packed execution, `bnb_ds.decoding.decode.generate_rows`."""
+    """Runs the model on packed batches, by `bnb_ds.decoding.decode.generate_rows`."""
 
     def __init__(self, model: BnbForConditionalGeneration, dtype: str = "fp32"):
         self.model = model.eval().to(DTYPES[dtype])
@@ -68,7 +68,7 @@ class TorchEngine:
 
 
 class _GraphEngine:
-    """What the engines of fixed graphs share: rectangles of padded rows."""
+    """Base of the engines with fixed graphs: it pads rows to rectangles and decodes greedily."""
 
     config: BnbConfig
     name: str
@@ -80,8 +80,8 @@ class _GraphEngine:
         options.check(self.config)
         if with_scores or options != DecodeOptions(token_budget=options.token_budget):
             raise ConfigError(
-                f"{self._kind} decodes greedily, without scores and limits: leave those options out, or run the torch "
-                "model without --compile"
+                f"{self._kind} only decodes greedily, without scores or limits: leave those options out, or run the "
+                "torch model without --compile"
             )
 
     def decode(
@@ -99,14 +99,14 @@ class _GraphEngine:
         return outputs
 
     def _columns(self, num_tokens: int) -> int:
-        """Width of the rectangle for a source."""
+        """Columns of the rectangle that a source needs."""
         return self.config.encoder.max_position_embeddings if self.config.decoder_length == "padded" else num_tokens
 
     def _num_rows(self, num_sources: int) -> int:
         return num_sources
 
     def _rectangle(self, rows: list[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [B, L] token ids and mask; rows beyond the sources repeat the first."""
+        """Token ids and mask, int64 [B, L] each; rows beyond the sources repeat the first source."""
         num_columns = max(self._columns(len(row)) for row in rows)
         ids = np.full((self._num_rows(len(rows)), num_columns), self.config.pad_token_id or 0, np.int64)
         mask = np.zeros_like(ids)
@@ -121,7 +121,7 @@ class _GraphEngine:
 
 
 class CompiledEngine(_GraphEngine):
-    """``torch.compile`` for a few shapes: columns of `COLUMN_BUCKETS`, rows a power of two.
+    """Runs ``torch.compile`` for a few shapes: columns from `COLUMN_BUCKETS`, and rows rounded up to a power of two.
 
     On a GPU each shape is also recorded as a CUDA graph (``reduce-overhead``).
     """
@@ -135,7 +135,7 @@ class CompiledEngine(_GraphEngine):
         self._device = model.device
         self._budget = default_token_budget(model.device)
         longest = model.config.encoder.max_position_embeddings
-        # Slots of a bucket must fit the decoder's positions, so the last bucket is the longest source that does.
+        # The slots of a bucket must fit the decoder's positions; the last bucket is the longest source that fits.
         while longest > 1 and not _fits(longest, model.config):
             longest -= 1
         self._buckets = sorted({*(bucket for bucket in COLUMN_BUCKETS if bucket < longest), longest})
@@ -159,10 +159,10 @@ class CompiledEngine(_GraphEngine):
 
 
 class OnnxEngine(_GraphEngine):
-    """ONNX Runtime on the CPU, from a directory that ``bnb-ds export --format onnx`` wrote.
+    """Runs ONNX Runtime on the CPU, from a directory that ``bnb-ds export --format onnx`` wrote.
 
     Raises:
-        ConfigError: the package is not installed.
+        ConfigError: onnxruntime is not installed.
         CheckpointError: the graph cannot be read.
     """
 
@@ -183,7 +183,7 @@ class OnnxEngine(_GraphEngine):
             self._session = runtime.InferenceSession(
                 str(directory / ONNX_FILE), settings, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime has no common base of its errors
+        except Exception as error:  # onnxruntime's errors have no common base class
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{directory / ONNX_FILE}: cannot be read ({reason}); export it again") from None
 
@@ -193,7 +193,7 @@ class OnnxEngine(_GraphEngine):
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies in bf16; a CPU without it is several times slower than in fp32."""
+    """Whether the device has bf16 instructions. A CPU without them is several times slower than in fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)

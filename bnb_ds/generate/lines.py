@@ -1,4 +1,4 @@
-"""Lines in, lines out: an exported model over files of any size, and over masked held-out documents."""
+"""``bnb-ds generate``: run an exported model on the lines of a file of any size."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from bnb_ds.generate.pipeline import WINDOW_TEXTS, BnbPipeline, windows
 
 @dataclass(frozen=True)
 class LineJob:
-    """What ``bnb-ds generate`` does.
+    """The settings of one ``bnb-ds generate``.
 
     Attributes:
-        model_dir: an exported model.
+        model_dir: directory of an exported model.
         input_name: text file, or ``-`` for standard input.
         output_name: text file, or ``-`` for standard output.
         settings: keyword arguments of `BnbPipeline.from_pretrained`.
-        resume: go on with an unfinished output.
-        task_index: which share of the input this is, from 0; its output is ``OUTPUT.00000-of-00004``.
-        num_tasks: shares; 1: the whole input, and the output has the name given.
+        resume: continue an unfinished output.
+        task_index: number of this task's share of the input, from 0; its output is ``OUTPUT.00000-of-00004``.
+        num_tasks: number of shares; with 1 the output has the given name.
         window: lines that are sorted by length together and written at once.
-        progress: show a bar on standard error.
+        progress: show a progress bar on standard error.
     """
 
     model_dir: Path
@@ -55,26 +55,29 @@ class LineJob:
     progress: bool = False
 
     def check(self) -> None:
-        """Raise ConfigError for what cannot work."""
+        """Raise ConfigError for settings that do not go together."""
         refuse_no_such_share(self.task_index, self.num_tasks)
         if self.num_tasks > 1 and "-" in (self.input_name, self.output_name):
-            raise ConfigError("--num-tasks above 1 shares out a file: give file names for --input and --output, not -")
+            raise ConfigError("--num-tasks above 1 divides a file: give file names for --input and --output, not -")
         if self.resume and "-" in (self.input_name, self.output_name):
-            raise ConfigError("--resume needs to go back in the files: give file names for --input and --output, not -")
+            raise ConfigError("--resume needs seekable files: give file names for --input and --output, not -")
 
     @property
     def output_path(self) -> Path:
-        """Of this task."""
+        """The output file of this task."""
         return share_path(Path(self.output_name), self.task_index, self.num_tasks)
 
 
 def generate_lines(job: LineJob) -> str:
-    """Write one generated line for each input line, in order; an empty line stays empty.
+    """Write one generated line for each input line, in order. An empty line stays empty.
 
-    Nothing in the input stops it: what is too long is cut, bytes that are no UTF-8 become U+FFFD, and both are counted.
+    Bad input does not stop the job: long lines are cut, invalid UTF-8 becomes U+FFFD, and both are counted.
 
     Returns:
-        One line for the user: how many lines of each kind, and how many a second.
+        One line for the user, with the counts of lines and the lines per second.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: the model, a setting or a file is wrong; the message names it.
     """
     job.check()
     with open_input(job.input_name) as file:
@@ -131,7 +134,7 @@ def _run(job: LineJob, pipeline: BnbPipeline, output: ResumableOutput, lines: It
 def _generated(
     job: LineJob, pipeline: BnbPipeline, lines: Iterator[Line]
 ) -> Iterator[tuple[list[str], dict[str, int], int]]:
-    """Outputs of each window, what its lines were, and where in the input it ends."""
+    """Yield the outputs of each window, the counts of its lines, and its end in the input as a byte offset."""
     with tqdm(disable=not job.progress, unit=" lines") as bar:
         for part in windows(lines, job.window, lambda line: len(line.text)):
             outputs = pipeline.generate([line.text for line in part])
@@ -153,7 +156,7 @@ def _summary(job: LineJob, pipeline: BnbPipeline, counts: dict[str, int], second
     notes = {
         "empty": "empty",
         "truncated": f"cut to the model's {pipeline.max_source_tokens} tokens",
-        "damaged": "not UTF-8, read with replacement characters",
+        "damaged": "not valid UTF-8, read with replacement characters",
     }
     said = "".join(f"; {counts[name]} {note}" for name, note in notes.items() if counts.get(name))
     target = job.output_name if job.output_name == "-" else job.output_path
@@ -166,5 +169,5 @@ def _plain(value: Any) -> Any:
 
 
 def for_task(job: LineJob, index: int, count: int) -> LineJob:
-    """The same job for one of several tasks."""
+    """The share of a job that one of several tasks does."""
     return replace(job, task_index=index, num_tasks=count)

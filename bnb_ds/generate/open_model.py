@@ -1,4 +1,4 @@
-"""Reading what ``bnb-ds export`` wrote."""
+"""Load exported models, and choose the device to run them on."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ _HASHED_BYTES = 1 << 20
 def load_exported(
     directory: Path, device: torch.device | None = None
 ) -> tuple[BnbForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Model (in evaluation mode; None: on the GPU where there is one) and tokenizer of an exported directory.
+    """Load the model and the tokenizer of an exported directory.
+
+    Args:
+        directory: an exported model.
+        device: None: a GPU if there is one, else the CPU.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
 
     Raises:
-        CheckpointError: the directory is not one that ``bnb-ds export`` wrote.
+        CheckpointError: ``bnb-ds export`` did not write the directory, or files are missing or damaged.
     """
     if _model_type(directory) != BnbConfig.model_type or not any(directory.glob("*.safetensors")):
         raise CheckpointError(
@@ -41,7 +48,7 @@ def load_exported(
 
 
 def longest_source(config: BnbConfig) -> int:
-    """Source tokens that encoder and decoder positions allow, [CLS] and [SEP] included."""
+    """The most source tokens that encoder and decoder positions allow, including [CLS] and [SEP]."""
     longest = config.encoder.max_position_embeddings
     if config.decoder_positions == "shared":
         return min(longest, config.decoder.max_position_embeddings)
@@ -51,7 +58,7 @@ def longest_source(config: BnbConfig) -> int:
 
 
 def fingerprint(directory: Path) -> str:
-    """Identifies a model: size, beginning and end of each of its files, hashed; cheap for large ones."""
+    """A hash of the size, the beginning and the end of each file of a model; this is quick even for large models."""
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         if path.suffix not in (".json", ".txt", ".safetensors", ".onnx", ".data"):
@@ -66,10 +73,10 @@ def fingerprint(directory: Path) -> str:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """``cpu``, ``cuda`` or ``cuda:1``; None: a GPU where there is one.
+    """The torch device for a name: ``cpu``, ``cuda`` or ``cuda:1``; None: a GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: this machine has no such device.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Text in, text out: `BnbPipeline`.
+"""`BnbPipeline` generates text from text with an exported model.
 
 pipeline = BnbPipeline.from_pretrained("work/models/xsum", dtype="bf16")
 summaries = pipeline(["A long article ...", "Another one ..."])
@@ -34,15 +34,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Generated:
-    """One output.
+    """One generated output.
 
     Attributes:
-        text: on one line, without special tokens.
-        tokens: its ids, special ones included.
-        score: log-probability in nats, if asked for.
-        num_source_tokens: what the model read, [CLS] and [SEP] included; 0 for a text without tokens, whose output is
-            empty.
-        is_truncated: the text was longer than the model reads.
+        text: the output on one line, without special tokens.
+        tokens: its token ids, including special tokens.
+        score: log-probability in nats, or None if it was not requested.
+        num_source_tokens: tokens that the model read, including [CLS] and [SEP]; 0 for a text without tokens, whose
+            output is empty.
+        is_truncated: whether the source was cut because it was too long for the model.
     """
 
     text: str
@@ -53,12 +53,12 @@ class Generated:
 
 
 class BnbPipeline:
-    """An engine with its tokenizer.
+    """An engine together with its tokenizer.
 
     Args:
         engine: runs the model.
-        tokenizer: of source and output.
-        options: how outputs are chosen.
+        tokenizer: tokenizer of sources and outputs.
+        options: decoding options.
     """
 
     def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, options: DecodeOptions | None = None):
@@ -67,7 +67,7 @@ class BnbPipeline:
         self.options = options or DecodeOptions()
         self.max_source_tokens = longest_source(engine.config)
         engine.check(self.options, with_scores=False)
-        # A copy, so that neither padding nor truncation that another user of the tokenizer set applies here.
+        # A copy: padding and truncation that another user of the tokenizer has set must not apply here.
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -84,28 +84,28 @@ class BnbPipeline:
         lm_path: str | PathLike[str] | None = None,
         **options: Any,
     ) -> BnbPipeline:
-        """Load an exported model, or one exported as ONNX.
+        """Load an exported model in torch or ONNX format.
 
         Args:
-            directory: what ``bnb-ds export`` wrote.
-            device: ``cpu``, ``cuda`` or ``cuda:1``; None: a GPU where there is one.
-            dtype: ``fp32``, ``bf16``, or on a GPU ``fp16``. An ONNX model has its own.
-            compile: ``torch.compile`` for a few shapes; the first batch of each takes long.
-            bad_words: no output holds them.
+            directory: a directory that ``bnb-ds export`` wrote.
+            device: ``cpu``, ``cuda`` or ``cuda:1``; None: a GPU if there is one, else the CPU.
+            dtype: ``fp32``, ``bf16``, or ``fp16`` on a GPU. The dtype of an ONNX model is fixed at export.
+            compile: use ``torch.compile`` for a few shapes; the first batch of each shape takes long.
+            bad_words: words that no output may contain.
             lm_path: an n-gram language model (ARPA or KenLM binary) for the beam search.
             options: fields of `DecodeOptions`.
 
         Raises:
-            CheckpointError: not an exported model.
-            ConfigError: settings that do not go together, or an optional package that is missing.
+            CheckpointError: the directory is not an exported model.
+            ConfigError: settings do not go together, or an optional package is missing.
         """
         directory = Path(directory)
         changes = dict(options)
         if (directory / ONNX_FILE).is_file():
             if compile or dtype != "fp32" or device not in (None, "cpu"):
                 raise ConfigError(
-                    f"{directory}: an ONNX model runs on the CPU as it was exported: leave out --dtype, --device and "
-                    "--compile"
+                    f"{directory}: an ONNX model runs on the CPU with the dtype of its export: leave out --dtype, "
+                    "--device and --compile"
                 )
             engine, tokenizer = OnnxEngine(directory), load_tokenizer(directory)
         else:
@@ -113,7 +113,7 @@ class BnbPipeline:
             if dtype not in DTYPES:
                 raise ConfigError(_unknown_dtype(dtype, directory))
             if dtype == "fp16" and place.type == "cpu":
-                raise ConfigError("--dtype fp16 is for GPUs: use bf16 or fp32 on a CPU")
+                raise ConfigError("--dtype fp16 needs a GPU: use bf16 or fp32 on a CPU")
             model, tokenizer = load_exported(directory, place)
             engine = (CompiledEngine if compile else TorchEngine)(model, dtype)
         if bad_words:
@@ -126,7 +126,7 @@ class BnbPipeline:
         return cls(engine, tokenizer, DecodeOptions.of(None, changes))
 
     def __call__(self, texts: str | Iterable[str], *, progress: bool = False) -> str | list[str]:
-        """The output of a text, or the outputs of several."""
+        """Return the output of one text, or the list of outputs of several."""
         if isinstance(texts, str):
             return self.generate([texts])[0].text
         return [output.text for output in self.stream(texts, progress=progress)]
@@ -134,12 +134,12 @@ class BnbPipeline:
     def stream(
         self, texts: Iterable[str], *, with_scores: bool = False, progress: bool = False, window: int = WINDOW_TEXTS
     ) -> Iterator[Generated]:
-        """Outputs in the order of the texts, with no more than a window of them in memory.
+        """Yield outputs in the order of the texts, with at most one window of them in memory.
 
         Args:
-            texts: any iterable, endless ones too.
-            with_scores: work out log-probabilities.
-            progress: show a bar on standard error.
+            texts: any iterable, even an endless one.
+            with_scores: compute log-probabilities.
+            progress: show a progress bar on standard error.
             window: texts that are sorted by length and batched together.
         """
         with tqdm(disable=not progress, unit=" texts") as bar:
@@ -151,12 +151,12 @@ class BnbPipeline:
     def generate(
         self, texts: Sequence[str], *, with_scores: bool = False, options: DecodeOptions | None = None
     ) -> list[Generated]:
-        """Outputs of these texts, all of them in memory at once.
+        """Generate the outputs of these texts, all in memory at once.
 
         Args:
-            texts: any number of them.
-            with_scores: work out log-probabilities.
-            options: other ones than the pipeline's own.
+            texts: any number of texts.
+            with_scores: compute log-probabilities.
+            options: replace the pipeline's own options.
         """
         options = options or self.options
         self.engine.check(options, with_scores=with_scores)
@@ -165,7 +165,7 @@ class BnbPipeline:
     def from_sources(
         self, sources: list[list[int]], cuts: list[bool], options: DecodeOptions, *, with_scores: bool = False
     ) -> list[Generated]:
-        """`generate` from what `encode` made; options are checked already."""
+        """Generate from the output of `encode`, with options that are already checked."""
         filled = [index for index, source in enumerate(sources) if source]
         outputs = [Generated("", [], None, 0, False)] * len(sources)
         if not filled:
@@ -177,7 +177,7 @@ class BnbPipeline:
         return outputs
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Token ids of each text with [CLS] and [SEP], empty for a text without tokens; and whether it was cut."""
+        """Token ids of each text with [CLS] and [SEP] (empty for a text without tokens), and whether it was cut."""
         room = self.max_source_tokens - 2
         sources, cuts = [], []
         for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False):
@@ -210,7 +210,7 @@ def windows(items: Iterable[T], size: int, num_characters: Callable[[T], int]) -
 def _unknown_dtype(dtype: str, directory: Path) -> str:
     if dtype == "int8":
         return (
-            f"--dtype int8 runs in ONNX Runtime: write it with `bnb-ds export {directory} OUTPUT --format onnx --dtype "
-            "int8` and give OUTPUT as the model"
+            f"--dtype int8 needs ONNX Runtime: run `bnb-ds export {directory} OUTPUT --format onnx --dtype int8` and "
+            "give OUTPUT as the model"
         )
     return f"--dtype {dtype}: give one of: {', '.join(DTYPES)}"

@@ -1,4 +1,4 @@
-"""``bnb-ds generate --processes N``: a file shared out to processes here, one GPU each where there are any."""
+"""``bnb-ds generate --processes N``: divide a file among local processes, with one GPU each if there are GPUs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from bnb_ds.generate.lines import LineJob, for_task
 
 
 def generate_in_processes(job: LineJob, command: list[str], num_processes: int) -> str:
-    """Run the command once for each share, then join the shares under the output's name.
+    """Run the command once for each share of the input, then join the outputs into one file.
 
     Args:
         job: the whole job.
-        command: arguments of ``bnb-ds`` without those of sharing.
-        num_processes: shares.
+        command: the arguments of ``bnb-ds``, without ``--processes``.
+        num_processes: number of processes, and of shares.
 
     Raises:
-        DataError: a process failed; its own message stands above. What it has done is kept for ``--resume``.
+        DataError: a process failed, after it printed its own message. Finished work is kept for ``--resume``.
     """
     jobs = [for_task(job, index, num_processes) for index in range(num_processes)]
     jobs[0].check()
@@ -40,7 +40,9 @@ def generate_in_processes(job: LineJob, command: list[str], num_processes: int) 
                 process.wait()
     failed = [task.task_index for task, code in zip(jobs, codes, strict=True) if code]
     if failed:
-        raise DataError(f"--processes {num_processes}: number {failed[0]} failed; mend that and add --resume to go on")
+        raise DataError(
+            f"--processes {num_processes}: process {failed[0]} failed; correct its error above, then add --resume"
+        )
     num_lines = join([task.output_path for task in jobs], Path(job.output_name))
     seconds = time.monotonic() - start
     return (
@@ -50,7 +52,7 @@ def generate_in_processes(job: LineJob, command: list[str], num_processes: int) 
 
 
 def join(parts: list[Path], output: Path) -> int:
-    """Write the parts one behind the other in the place of ``output``, remove them, and return their lines."""
+    """Concatenate the parts into ``output``, remove the parts, and return the number of lines."""
     joined = output.with_name(f".{output.name}.{os.getpid()}.joined")
     num_lines = 0
     try:

@@ -1,4 +1,4 @@
-"""Masked words of held-out documents, and what a model puts in their place: ``bnb-ds reconstruct``."""
+"""``bnb-ds reconstruct``: mask words of held-out documents, and let a model restore them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from bnb_ds.shards.reader import TokenShards
 def reconstructions(
     model_dir: Path, shards_dir: Path, *, num_documents: int, max_length: int, mask_probability: float, seed: int
 ) -> Iterator[tuple[str, str, str]]:
-    """Source with masks, output and original, as text, of the first held-out documents.
+    """Yield masked source, output and original of the first held-out documents, as text.
 
     Raises:
-        DataError: the shards were made with another tokenizer, or hold no held-out documents.
-        ConfigError: a length or probability that the model or the noise does not take.
+        DataError: the shards were made with another tokenizer, or have no held-out documents.
+        ConfigError: the length or the probability is out of range.
     """
     model, tokenizer = load_exported(model_dir)
     shards = TokenShards(shards_dir, "heldout")
     if tokenizer_hash(tokenizer) != shards.tokenizer_hash:
         raise DataError(
-            f"{shards_dir}: made with another tokenizer than {model_dir}; give the shards it was trained on"
+            f"{shards_dir}: was made with another tokenizer than {model_dir}; give the shards of its training"
         )
     if len(shards) == 0:
         raise DataError(f"{shards_dir}: holds no held-out documents; prepare it with another --holdout")
     longest = longest_source(model.config)
     if not 3 <= max_length <= longest:
-        raise ConfigError(f"--max-length {max_length}: give 3 to {longest} tokens, as the model reads")
+        raise ConfigError(f"--max-length {max_length}: give 3 to {longest} tokens, the range of the model")
     if not 0 <= mask_probability <= 1:
         raise ConfigError(f"--mask-probability {mask_probability}: give a number from 0 to 1")
     noise = Corruption(mask_probability, 0.0, shards.special_ids["mask"], shards.vocab_size)

@@ -1,1 +1,4 @@
-"""An HTTP service around one model: ``bnb-ds serve``."""
+"""``bnb-ds serve``: an HTTP service for one model.
+
+Face: `app.build_app`, `app.ServiceLimits`, `server.listen`, `server.serve`.
+"""

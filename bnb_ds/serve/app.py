@@ -1,4 +1,4 @@
-"""The ASGI application: routes, limits and what goes wrong."""
+"""The ASGI application: its routes, limits and error answers."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from bnb_ds.version import __version__
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """What a service takes.
+    """The limits of a service.
 
     Attributes:
-        max_wait_seconds: how long a request waits for others to be decoded with.
-        token_budget: source tokens at which a batch is full.
-        max_pending: texts that may wait or be decoded at once; beyond it requests get 429.
-        max_items: texts of one request.
-        max_body_bytes: of one request.
-        timeout_seconds: for the body to arrive, and for the answer.
+        max_wait_seconds: how long a request waits for others, to share a batch with them.
+        token_budget: a batch is full when it has this many source tokens.
+        max_pending: most texts that wait or are being decoded; further requests get 429.
+        max_items: most texts of one request.
+        max_body_bytes: largest body of one request.
+        timeout_seconds: longest time for the body to arrive, and for the answer.
     """
 
     max_wait_seconds: float = 0.005
@@ -47,17 +47,17 @@ class ServiceLimits:
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "no JSON, or options that the model does not take"},
-    408: {"model": Problem, "description": "the body came too slowly"},
-    413: {"model": Problem, "description": "the body is too large, or holds too many texts"},
-    422: {"model": Problem, "description": "not the form that is described here"},
-    429: {"model": Problem, "description": "too much is pending: try again after Retry-After"},
-    504: {"model": Problem, "description": "not done in time"},
+    400: {"model": Problem, "description": "the body is not JSON, or the model does not support the options"},
+    408: {"model": Problem, "description": "the body arrived too slowly"},
+    413: {"model": Problem, "description": "the body is too large, or has too many texts"},
+    422: {"model": Problem, "description": "the request does not have the form described here"},
+    429: {"model": Problem, "description": "too many texts are pending: try again after Retry-After"},
+    504: {"model": Problem, "description": "the answer took too long"},
 }
 
 
 def build_app(pipeline: BnbPipeline, limits: ServiceLimits) -> FastAPI:
-    """The service around one pipeline. It reads and writes no file and calls no other service."""
+    """Build the service for one pipeline. It reads and writes no files and calls no other services."""
     metrics = Metrics()
     batcher = Batcher(
         pipeline,
@@ -73,7 +73,7 @@ def build_app(pipeline: BnbPipeline, limits: ServiceLimits) -> FastAPI:
         yield
         await batcher.stop()
 
-    # Its own pages would load scripts from elsewhere.
+    # FastAPI's own documentation pages would load scripts from other hosts.
     app = FastAPI(title="BERT-NAR-BERT", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.metrics = metrics
     app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes, timeout_seconds=limits.timeout_seconds)
@@ -115,11 +115,11 @@ async def _answer(
             batcher.submit(request.texts, options, with_scores=request.return_scores), limits.timeout_seconds
         )
     except Overloaded:
-        return 429, {"detail": "too much is pending: try again"}
+        return 429, {"detail": "too many texts are pending: try again"}
     except asyncio.TimeoutError:
         return 504, {"detail": f"not done within {limits.timeout_seconds} seconds: send fewer texts"}
     except Exception:
-        # A fault of ours: told to the log, not to the client, whose connection stays.
+        # Our own fault: it is logged, the client gets no details, and its connection stays open.
         logging.getLogger(__name__).exception("a request failed")
         return 500, {"detail": "the model failed on this request"}
     items = [
@@ -137,12 +137,12 @@ async def _answer(
 def _add_pages(app: FastAPI, pipeline: BnbPipeline, metrics: Metrics) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the model is loaded and requests are taken."""
+        """Say that the model is loaded and requests are accepted."""
         return {"status": "ok", "engine": pipeline.engine.name, "version": __version__}
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
-        """Counters and histograms in Prometheus' text format."""
+        """Return counters and histograms in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
@@ -151,12 +151,12 @@ def _add_pages(app: FastAPI, pipeline: BnbPipeline, metrics: Metrics) -> None:
 
 
 async def _malformed(request: Request, error: Exception) -> Response:
-    """422 in one line, without repeating what was sent, which need not even be text."""
+    """Answer 422 in one line. The request is not repeated, because it may not even be text."""
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5]]
     return _json(422, {"detail": "; ".join(faults)})
 
 
 def _json(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    """ASCII, so that a lone surrogate in a key cannot break the answer."""
+    """Encode as ASCII, so that a lone surrogate in a key cannot break the answer."""
     return Response(json.dumps(body), status, headers, media_type="application/json")

@@ -1,7 +1,7 @@
-"""Requests of many clients, decoded together: wait a moment for company, never longer.
+"""Decode the requests of many clients in common batches, after a short wait.
 
-One coroutine takes items off a queue until the oldest has waited ``max_wait_seconds`` or the batch holds
-``token_budget`` tokens; one thread runs the model. While it runs, the next batch gathers.
+One coroutine takes items from a queue until the oldest has waited ``max_wait_seconds`` or the batch has
+``token_budget`` tokens. One thread runs the model. While it runs, the queue fills for the next batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bnb_ds.serve.metrics import Metrics
 
 
 class Overloaded(Exception):
-    """More is waiting than the limits allow."""
+    """More texts are pending than the limits allow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,10 @@ class Batcher:
 
     Args:
         pipeline: runs the model.
-        metrics: what is counted.
+        metrics: counters of the service.
         max_wait_seconds: how long the first item of a batch waits for others.
-        token_budget: source tokens at which a batch is full.
-        max_pending: items that may wait or run; beyond it requests are refused.
+        token_budget: a batch is full when it has this many source tokens.
+        max_pending: most items that wait or are being decoded; further requests are refused.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to decode."""
+        """Start decoding."""
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Wait for what is pending, then end the workers."""
+        """Wait until all pending items are done, then stop the workers."""
         while self._num_pending:
             await asyncio.sleep(0.01)
         if self._task is not None:
@@ -82,10 +82,10 @@ class Batcher:
         self._tokenizer_thread.shutdown()
 
     async def submit(self, texts: Sequence[str], options: DecodeOptions, *, with_scores: bool) -> list[Generated]:
-        """Outputs of these texts, in their order.
+        """Decode these texts, and return the outputs in their order.
 
         Raises:
-            Overloaded: too much is pending; nothing of this request was taken.
+            Overloaded: too many texts are pending; no text of this request was accepted.
         """
         if self._num_pending + len(texts) > self._max_pending:
             raise Overloaded
@@ -100,7 +100,7 @@ class Batcher:
             ]
             for item in items:
                 self._queue.put_nowait(item)
-            # A client that goes away or times out cancels this, and with it the futures: their items are skipped.
+            # If a client disconnects or times out, this is cancelled, and so are the futures; their items are skipped.
             return await asyncio.gather(*(item.future for item in items))
         finally:
             self._count(-len(texts))
@@ -145,7 +145,7 @@ class Batcher:
             self._metrics.queue_seconds.observe(start - item.arrived)
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._run, items)
-        except Exception as error:  # the waiting requests answer for it, and the next batch is tried
+        except Exception as error:  # each waiting request reports it, and the next batch is tried
             for item in items:
                 if not item.future.done():
                     item.future.set_exception(error)

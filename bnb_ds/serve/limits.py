@@ -1,4 +1,4 @@
-"""Bodies are read here, within a size and a time, before anything else sees the request."""
+"""Middleware that reads whole bodies within limits of size and time, before the application sees a request."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 class BodyLimit:
-    """ASGI middleware: a body that is too large gets 413, one that comes too slowly 408, whatever its headers say.
+    """ASGI middleware: too large a body gets 413 and too slow a body gets 408, whatever its headers claim.
 
     Args:
         app: the application.
-        max_bytes: largest body.
-        timeout_seconds: for a whole body to arrive.
+        max_bytes: size of the largest body.
+        timeout_seconds: longest time for a whole body to arrive.
     """
 
     def __init__(self, app: Any, *, max_bytes: int, timeout_seconds: float):
@@ -35,7 +35,7 @@ class BodyLimit:
             await _refuse(send, 408, f"the body did not arrive within {self._timeout_seconds} seconds")
             return
         if body is None:
-            return  # the client has gone
+            return  # the client has disconnected
         if not is_whole:
             await _refuse(send, 413, f"the body has more than {self._max_bytes} bytes: send fewer texts")
             return
@@ -56,7 +56,7 @@ class BodyLimit:
 
 
 def _replay(body: bytes, receive: Any) -> Any:
-    """``receive`` of a request whose body is here already."""
+    """The ``receive`` function of a request whose body has already been read."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _replay(body: bytes, receive: Any) -> Any:
 async def _refuse(send: Any, status: int, detail: str) -> None:
     body = json.dumps({"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    # The rest of the body is not read, so the connection cannot be used again.
+    # The rest of the body is not read, so the connection cannot be reused.
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""What the service counts, in Prometheus' text format."""
+"""The metrics of the service, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """A registry of the service's own; several services may live in one process."""
+    """The metrics of one service in a registry of its own, so that one process can run several services."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -19,14 +19,18 @@ class Metrics:
         self.truncated = Counter("bnb_truncated", "Texts that were longer than the model reads", registry=registry)
         self.source_tokens = Counter("bnb_source_tokens", "Tokens read", registry=registry)
         self.output_tokens = Counter("bnb_output_tokens", "Tokens written", registry=registry)
-        self.pending = Gauge("bnb_pending", "Texts that wait or are decoded", registry=registry)
+        self.pending = Gauge("bnb_pending", "Texts that wait or are being decoded", registry=registry)
         self.batch_items = Histogram("bnb_batch_items", "Texts of a batch", buckets=_ITEMS, registry=registry)
-        self.queue_seconds = Histogram("bnb_queue_seconds", "Wait of a text", buckets=_SECONDS, registry=registry)
-        self.model_seconds = Histogram("bnb_model_seconds", "Decoding of a batch", buckets=_SECONDS, registry=registry)
+        self.queue_seconds = Histogram(
+            "bnb_queue_seconds", "Seconds that a text waited", buckets=_SECONDS, registry=registry
+        )
+        self.model_seconds = Histogram(
+            "bnb_model_seconds", "Seconds to decode a batch", buckets=_SECONDS, registry=registry
+        )
         self.request_seconds = Histogram(
-            "bnb_request_seconds", "Whole answer to a well-formed request", buckets=_SECONDS, registry=registry
+            "bnb_request_seconds", "Seconds to answer a well-formed request", buckets=_SECONDS, registry=registry
         )
 
     def text(self) -> bytes:
-        """All of them."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What the service takes and gives, and the page that says so."""
+"""Requests and answers of the service, and the page that documents them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,34 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class RequestOptions(BaseModel):
-    """Fields of `bnb_ds.decoding.options.DecodeOptions`. One that is left out has the service's own setting."""
+    """Fields of `bnb_ds.decoding.options.DecodeOptions`. The default of a field is the service's setting."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    beam_size: int | None = Field(None, ge=1, le=32, description="prefixes of the CTC beam search; 1: greedy")
-    length_beam: int | None = Field(None, ge=1, le=32, description="lengths tried with length classification")
+    beam_size: int | None = Field(None, ge=1, le=32, description="beam size of the CTC search; 1: greedy")
+    length_beam: int | None = Field(
+        None, ge=1, le=32, description="number of lengths to try, with length classification"
+    )
     min_length: int | None = Field(None, ge=0, le=4096, description="fewest tokens of an output")
     max_length: int | None = Field(None, ge=1, le=4096, description="most tokens of an output")
-    no_repeat_ngram_size: int | None = Field(None, ge=0, le=64, description="0: no such rule")
+    no_repeat_ngram_size: int | None = Field(
+        None, ge=0, le=64, description="no n-gram of this many tokens twice; 0: no such rule"
+    )
 
 
 class GenerateRequest(BaseModel):
-    """Texts to read."""
+    """Texts to generate from."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    texts: list[str] = Field(min_length=1, description="one output is written for each, in this order")
+    texts: list[str] = Field(min_length=1, description="one output is generated for each, in this order")
     options: RequestOptions = Field(default_factory=RequestOptions)
-    return_scores: bool = Field(False, description="work out log-probabilities")
+    return_scores: bool = Field(False, description="compute log-probabilities")
 
     @field_validator("texts")
     @classmethod
     def _are_text(cls, texts: list[str]) -> list[str]:
-        """JSON can spell half of a character (a lone surrogate), which is no text."""
+        """Refuse lone surrogates: JSON can encode them, but they are only half of a character."""
         for number, text in enumerate(texts):
             try:
                 text.encode("utf-8")
@@ -43,12 +47,12 @@ class GenerateRequest(BaseModel):
 
 
 class OutputItem(BaseModel):
-    """What was written for one text."""
+    """The output for one text."""
 
     text: str
-    score: float | None = Field(None, description="log-probability of the output in nats, if asked for")
-    num_source_tokens: int = Field(description="tokens that were read; 0 for an empty text, whose output is empty")
-    is_truncated: bool = Field(description="the text was longer than the model reads")
+    score: float | None = Field(None, description="log-probability of the output in nats, if requested")
+    num_source_tokens: int = Field(description="tokens of the text; 0 for an empty text, whose output is empty")
+    is_truncated: bool = Field(description="whether the text was cut because it was too long for the model")
 
 
 class GenerateResponse(BaseModel):
@@ -64,7 +68,7 @@ class Problem(BaseModel):
 
 
 def page(description: dict[str, Any]) -> str:
-    """An OpenAPI description as one page that loads nothing from elsewhere."""
+    """Render an OpenAPI description as one HTML page that loads nothing from other hosts."""
     rows = []
     for path, methods in description["paths"].items():
         for method, operation in methods.items():

@@ -1,4 +1,4 @@
-"""Running the service: a socket, and an end that answers what was accepted."""
+"""Run the service: open its socket, and on shutdown answer all accepted requests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.generate.pipeline import BnbPipeline
 
 _BACKLOG = 2048  # connections that wait to be accepted
-# nginx and Amazon's load balancers close a connection that was idle for 60 s. They must be the ones to do it: what they
-# send while we close is lost.
+# nginx and Amazon's load balancers close connections that were idle for 60 s. We must wait longer than they do: a
+# request that they send while we close the connection is lost.
 _KEEP_ALIVE_SECONDS = 75
 
 
@@ -26,14 +26,14 @@ def require_packages() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one.
+    """Return a bound socket; port 0 chooses a free port.
 
     Raises:
-        ConfigError: the address is not to be had.
+        ConfigError: the address cannot be used.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # Only where the protocol is named does asyncio switch Nagle's algorithm off: else an answer waits 40 ms.
+        # asyncio disables Nagle's algorithm only if the protocol is named; otherwise each answer takes 40 ms longer.
         bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
@@ -45,13 +45,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(pipeline: BnbPipeline, limits: object, bound: socket.socket, *, shutdown_seconds: int) -> None:
-    """Serve until SIGTERM or SIGINT; then refuse new connections, answer what was accepted, and return.
+    """Serve until SIGTERM or SIGINT; then refuse new connections, answer accepted requests, and return.
 
     Args:
         pipeline: the model.
         limits: a `bnb_ds.serve.app.ServiceLimits`.
         bound: the socket to listen on.
-        shutdown_seconds: how long accepted requests may still take.
+        shutdown_seconds: longest time for accepted requests after the signal.
     """
     import uvicorn
 
@@ -73,10 +73,10 @@ def serve(pipeline: BnbPipeline, limits: object, bound: socket.socket, *, shutdo
     host, port = bound.getsockname()[:2]
 
     def end(number: int, frame: object) -> None:
-        """Takes a signal that comes before uvicorn listens, and the one that it raises once more when it is done."""
+        """Handle a signal that arrives before uvicorn listens, and the one that uvicorn raises again at its end."""
         server.should_exit = True
 
-    bound.listen(_BACKLOG)  # from now on a client is not refused, though it may wait
+    bound.listen(_BACKLOG)  # from now on clients can connect, though they may have to wait
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     print(f"serve: {pipeline.engine.name}, http://{host}:{port}, described at /docs", file=sys.stderr, flush=True)
     try:

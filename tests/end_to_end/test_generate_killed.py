@@ -70,4 +70,4 @@ def test_killed_twice_and_resumed_is_the_output_of_one_run(start, tmp_path):
 def test_a_share_that_fails_is_named(start, tmp_path):
     failed = start(tmp_path / "o", "--processes", "2", source=tmp_path / "none")
     assert failed.wait() == [2]
-    assert "--processes 2: number 0 failed; mend that and add --resume to go on" in failed.text()
+    assert "--processes 2: process 0 failed; correct its error above, then add --resume" in failed.text()

@@ -54,7 +54,7 @@ def test_the_command_line_takes_it(pair, tmp_path, capsys):
     assert (tmp_path / "onnx").read_bytes() == (tmp_path / "model").read_bytes()
     assert "(ONNX Runtime on cpu)" in capsys.readouterr().err
     assert main([*arguments, "--output", str(tmp_path / "o"), "--beam-size", "2"]) == 2
-    assert "an ONNX model decodes greedily, without scores and limits" in capsys.readouterr().err
+    assert "an ONNX model only decodes greedily, without scores or limits" in capsys.readouterr().err
     assert main([*arguments, "--output", str(tmp_path / "o"), "--dtype", "bf16"]) == 2
     assert "leave out --dtype, --device and --compile" in capsys.readouterr().err
     (pair[1] / "model.onnx").rename(tmp_path / "kept")

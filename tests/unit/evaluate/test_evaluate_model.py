@@ -1,4 +1,4 @@
-"""What `bnb-ds evaluate` refuses, one line each."""
+"""Each error of `bnb-ds evaluate` is one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.exports import save_model
 
 @pytest.fixture(scope="module")
 def models(small_tokenizer, tmp_path_factory):
-    """A pre-trained model, and others that say that they were fine-tuned."""
+    """A pre-trained model, and directories that claim to be fine-tuned models."""
     folder = tmp_path_factory.mktemp("evaluating")
     save_model(folder / "model", small_tokenizer)
     for name, kind, task in (
@@ -38,7 +38,10 @@ SET = ["{models}/texts", "--set"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "--select", "--split", "test"], "--split test with --select: choosing a model on a test split is refus"),
+        (
+            ["a", "--select", "--split", "test"],
+            "--split test with --select: a model must not be chosen on a test split",
+        ),
         (["a", "b", "--output", "o"], "--output: several models would write into one directory; leave it out"),
         (["{models}/absent"], "absent: not a fine-tuned model (task.json: "),
         (["{models}/half"], "half: not a fine-tuned model (task.json: 'task'); give the `best` directory of a run"),
@@ -76,5 +79,7 @@ def test_every_fault_of_the_data_is_told_at_once(models, capsys):
 
 def test_the_best_of_different_tasks():
     evaluations = {Path(name): Evaluation(Path(name), {"task": name}) for name in ("sst2", "cola")}
-    with pytest.raises(ConfigError, match=r"--select: the models are of different tasks \(cola, sst2\); compare like"):
+    with pytest.raises(
+        ConfigError, match=r"--select: the models are for different tasks \(cola, sst2\); give models of one"
+    ):
         best_of_evaluations(evaluations)

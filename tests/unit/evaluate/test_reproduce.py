@@ -1,4 +1,4 @@
-"""The list of the paper's rows: every command is one that works, no number has come from nowhere."""
+"""The list of the paper's rows: every command works, and every number has a source."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_command_lists_tables(tmp_path, capsys):
     assert "Table 1" not in text
     assert "WMT14 en-de, Transformer" in text
     assert NOT_ON_RECORD in text
-    assert "2.7x (reported: its translation timings)" in text
+    assert "2.7x (reported: translation timings)" in text
 
 
 def test_rows_of_one_task_read_the_same_data():

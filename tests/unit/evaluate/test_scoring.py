@@ -1,4 +1,4 @@
-"""Scores equal what the libraries themselves say of the same files."""
+"""Scores equal those that the libraries themselves compute for the same files."""
 
 from __future__ import annotations
 

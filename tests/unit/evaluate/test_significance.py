@@ -1,4 +1,4 @@
-"""Two evaluations compared: what cannot be, and that every score of a task can."""
+"""Comparing two evaluations: the refused cases, and every score of a task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LABELS = ["unacceptable", "acceptable"]
 
 
 def evaluation(folder, task="summarization", split="test", references=TEXTS, predictions=None):
-    """What `bnb-ds evaluate` writes; without ``predictions`` they are the references."""
+    """Write files like those of `bnb-ds evaluate`; without ``predictions``, outputs equal the references."""
     folder.mkdir()
     (folder / "eval_results.json").write_text(json.dumps({"task": task, "split": split}))
     for name, lines in (("references", references), ("generated_predictions", predictions or references)):
@@ -38,13 +38,13 @@ def evaluations(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "split"], "split: its split is validation, that of a test; give two evaluations of one"),
-        (["a", "labels"], "labels: its task is sst2, that of a summarization; give two evaluations of one"),
-        (["a", "rows"], "rows: its references are not those of a; evaluate both on the same rows"),
+        (["a", "split"], "split: its split is validation, that of a is test; give evaluations of the same split"),
+        (["a", "labels"], "labels: its task is sst2, that of a is summarization; give evaluations of the same task"),
+        (["a", "rows"], "rows: its references differ from those of a; evaluate both on the same rows"),
         (["a", "few"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["few", "a"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["a", "absent"], "absent: holds no evaluation ("),
-        (["labels", "labels", "--score", "f2"], "--score f2: not a score of sst2; known: accuracy"),
+        (["labels", "labels", "--score", "f2"], "--score f2: is not a score of sst2; known: accuracy"),
         (["a", "a", "--score", "rouge3"], "--score rouge3: did you mean 'rougeL'?"),
         (["a", "a", "--score", "meteor"], "--score meteor: give one of rouge1, rouge2, rougeL, bleu, bleu4"),
     ],
@@ -62,7 +62,7 @@ def test_results_that_are_none(evaluations, capsys, content):
     assert main(["compare", "a", "rows"]) == 2
     said = capsys.readouterr().err
     assert "rows: holds no evaluation (" in said
-    assert said.endswith("; give a directory of `bnb-ds evaluate`\n")
+    assert said.endswith("; give a directory that `bnb-ds evaluate` wrote\n")
     assert said.count("\n") == 1
 
 

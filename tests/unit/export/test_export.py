@@ -1,4 +1,4 @@
-"""What `bnb-ds export` refuses: runs without a whole checkpoint, with files missing, and what has no such export."""
+"""Errors of `bnb-ds export`: no whole checkpoint, missing files, and exports that do not exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bnb_ds.export.finetuned import best_of
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with one checkpoint that says it is whole, and holds nothing."""
+    """A run with one checkpoint whose manifest lists no files."""
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / "checkpoint.json").write_text('{"files": {}}')
@@ -21,7 +21,7 @@ def run(tmp_path):
 
 
 def refusal(capsys, *arguments) -> str:
-    """The line that `bnb-ds export` ends with."""
+    """The last line of a failed `bnb-ds export`."""
     assert main(["export", *map(str, arguments)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -48,7 +48,7 @@ def test_the_encoder_of_a_fine_tuned_model(run, tmp_path, capsys):
     (run / "model").mkdir()
     (run / "model" / "task.json").touch()
     said = refusal(capsys, run, tmp_path / "new", "--encoder")
-    assert f"--encoder: {run} is a fine-tuned model; export the run it started from" in said
+    assert f"--encoder: {run} holds a fine-tuned model; export the pre-training run that it started from" in said
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""generate: batches, order, scores, limits and what is refused."""
+"""Decoding options: batches, order, scores, limits and refused settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_padding_and_neighbours_change_nothing():
 def test_lists_give_what_tensors_give(model, budget):
     sources = source_ids(LENGTHS)
     inputs = padded_form(sources)
-    if model.config.decoder_length == "padded":  # lists are padded to all positions
+    if model.config.decoder_length == "padded":  # all lists are padded to the model's positions
         width = model.config.encoder.max_position_embeddings
         inputs = {name: torch.nn.functional.pad(x, (0, width - x.shape[1])) for name, x in inputs.items()}
     found = generate_rows(model, [source.tolist() for source in sources], DecodeOptions(token_budget=budget))

@@ -1,4 +1,4 @@
-"""Lines of a file through a model: order, bad lines, shares, and runs that were stopped."""
+"""Generation for the lines of a file: order, bad lines, shares, and resuming stopped runs."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Stop(Exception):
 
 
 def interrupted(exported, source, target, monkeypatch, windows: int, *arguments: str) -> None:
-    """A run that ends with an error after so many windows."""
+    """Run a job that fails after this number of windows."""
     plain, calls = BnbPipeline.generate, []
 
     def failing(self, texts, **options):
@@ -158,7 +158,7 @@ def test_what_is_cut_empty_or_damaged_is_said(exported, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "generate: 4 lines from" in said
     assert " sentences/s (torch fp32 on cpu)" in said
-    for part in ("1 empty", f"1 cut to the model's {MAX_TOKENS} tokens", "1 not UTF-8, read with replacement"):
+    for part in ("1 empty", f"1 cut to the model's {MAX_TOKENS} tokens", "1 not valid UTF-8, read with replacement"):
         assert part in said
     assert (tmp_path / "o").read_text().count("\n") == 4
 
@@ -182,15 +182,15 @@ def test_limits_and_beams_reach_the_model(exported, source, whole, tmp_path):
     ("arguments", "message"),
     [
         (["--num-tasks", "2", "--task-index", "2"], "--task-index 2: give 0 to 1, below --num-tasks"),
-        (["--num-tasks", "2", "--output", "-"], "--num-tasks above 1 shares out a file: give file names"),
-        (["--resume", "--input", "-"], "--resume needs to go back in the files: give file names"),
+        (["--num-tasks", "2", "--output", "-"], "--num-tasks above 1 divides a file: give file names"),
+        (["--resume", "--input", "-"], "--resume needs seekable files: give file names"),
         (["--processes", "2", "--num-tasks", "2"], "give either --processes or --num-tasks"),
-        (["--dtype", "fp16", "--device", "cpu"], "--dtype fp16 is for GPUs: use bf16 or fp32 on a CPU"),
-        (["--dtype", "int8"], "--dtype int8 runs in ONNX Runtime: write it with `bnb-ds export"),
+        (["--dtype", "fp16", "--device", "cpu"], "--dtype fp16 needs a GPU: use bf16 or fp32 on a CPU"),
+        (["--dtype", "int8"], "--dtype int8 needs ONNX Runtime: run `bnb-ds export"),
         (["--device", "cuda:99"], "--device cuda:99: torch sees"),
         (["--device", "tpu"], "--device tpu: give cpu, cuda or cuda:1"),
         (["--device", "meta"], "--device meta: give cpu, cuda or cuda:1"),
-        (["--compile", "--beam-size", "2"], "a compiled model decodes greedily, without scores and limits"),
+        (["--compile", "--beam-size", "2"], "a compiled model only decodes greedily, without scores or limits"),
         (["--length-beam", "2"], "with CTC use beam_size"),
         (["--input", "/nowhere"], "--input /nowhere: cannot be read"),
         (["--output", "/nowhere/o"], "/nowhere/o.partial: cannot write"),
@@ -265,7 +265,7 @@ def damaged(exported, tmp_path):
 
 
 def test_a_missing_weight_is_one_line(damaged, source, tmp_path, monkeypatch, capsys, caplog):
-    """And transformers, which has a report of its own on that, is quiet."""
+    """The report of transformers on missing weights is not shown."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     weights = load_file(damaged / "model.safetensors")
     del weights["lm_head.bias"]
@@ -286,7 +286,7 @@ def test_a_damaged_file_of_weights_is_one_line(damaged, source, tmp_path, capsys
 
 
 def test_unknown_precisions(exported, tmp_path):
-    """The command line offers the right ones only; Python does not."""
+    """The command line offers only the known dtypes; from Python any can be given."""
     with pytest.raises(ConfigError, match="--dtype fp8: give one of: fp32, bf16, fp16"):
         BnbPipeline.from_pretrained(exported, device="cpu", dtype="fp8")
     with pytest.raises(ConfigError, match="--dtype bf16: with --format onnx give one of: fp32, int8"):
@@ -300,7 +300,7 @@ def test_shards_that_cannot_be_reconstructed(exported, small_texts, small_tokeni
     build_shards(documents, tmp_path / "other", load_tokenizer(tmp_path / "tokenizer"), sources=[], holdout=0.2)
     build_shards(documents, tmp_path / "whole", small_tokenizer, sources=[], holdout=0.0)
     for name, message in (
-        ("other", f"other: made with another tokenizer than {exported}; give the shards it was trained on"),
+        ("other", f"other: was made with another tokenizer than {exported}; give the shards of its training"),
         ("whole", "whole: holds no held-out documents; prepare it with another --holdout"),
     ):
         assert main(["reconstruct", str(exported), "--shards", str(tmp_path / name)]) == 2

@@ -153,7 +153,7 @@ def test_the_command_refuses_another_tokenizer(tmp_path, small_tokenizer, capsys
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")
     tokenizer = ["--tokenizer", str(tmp_path / "tokenizer")]
     assert main(["import-reference", str(tmp_path / "theirs"), str(tmp_path / "ours"), *tokenizer]) == 2
-    assert f"has {len(small_tokenizer)} tokens, the model's encoder 53; give the" in capsys.readouterr().err
+    assert f"has {len(small_tokenizer)} tokens, but the model's encoder has 53; give the" in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
     assert main(["import-reference", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
     assert "holds no tokenizer" in capsys.readouterr().err

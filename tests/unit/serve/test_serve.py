@@ -1,4 +1,4 @@
-"""The HTTP service: many clients at once, whatever they send, and an end that loses nothing."""
+"""The HTTP service: many clients at once, bad requests, and a shutdown that loses no request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pipeline(exported):
 
 @contextmanager
 def running(pipeline, **limits):
-    """The service on a free port, in a thread of its own."""
+    """Run the service on a free port, in its own thread."""
     bound = listen("127.0.0.1", 0)
     app = build_app(pipeline, ServiceLimits(**limits))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
@@ -87,7 +87,7 @@ def test_options_of_a_request_are_its_own(client, pipeline, texts):
 
 
 def test_many_clients_lose_and_mix_up_nothing(pipeline, texts):
-    """One client answers alone; then all at once, in batches of whatever size comes about."""
+    """First one client asks alone, then all at once; batch sizes are left to chance."""
     with running(pipeline, max_wait_seconds=0.02) as client:
 
         def ask(number: int) -> tuple[int, list[str]]:
@@ -180,7 +180,7 @@ def test_a_body_without_a_length_is_limited_too(client):
 
 
 def raw(client, data: bytes) -> bytes:
-    """What comes back for these bytes."""
+    """Send these bytes and return the answer."""
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
         connection.sendall(data)
         answer = b""
@@ -205,7 +205,7 @@ def test_a_slow_body_is_given_up(pipeline):
 
 
 class SlowPipeline(BnbPipeline):
-    """Decodes once it is let."""
+    """An engine that waits for a signal before it decodes."""
 
     def hold(self) -> None:
         self.may_go = threading.Event()
@@ -270,7 +270,7 @@ def test_the_page_loads_nothing_from_elsewhere(client):
 
 @pytest.mark.slow
 def test_requests_made_from_the_description_never_break_it(client):
-    """Malformed ones are refused with 4xx, no request gets 5xx; TEST_REQUESTS of each operation and kind."""
+    """Malformed requests get 4xx, and no request gets 5xx. TEST_REQUESTS sets the number per operation and kind."""
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     from hypothesis import HealthCheck, given, settings
     from hypothesis.errors import Unsatisfiable
@@ -287,13 +287,13 @@ def test_requests_made_from_the_description_never_break_it(client):
             @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
             def check(case):
                 answer = case.call()
-                # What is too long is refused before it is read: the check knows no 413.
+                # Too long a body is refused before it is read; the check does not know 413.
                 checks = [not_a_server_error, *([negative_data_rejection] if answer.status_code != 413 else [])]
                 case.validate_response(answer, checks=checks)
                 statuses[case.meta.generation.mode.name, answer.status_code] += 1
 
             strategy = operation.as_strategy(generation_mode=mode)
-            with contextlib.suppress(Unsatisfiable):  # an operation that cannot be got wrong
+            with contextlib.suppress(Unsatisfiable):  # no malformed request exists for this operation
                 given(case=strategy)(check)()
     print("\n".join(f"{mode} {status}: {count}" for (mode, status), count in sorted(statuses.items())))
     assert {200, 422} <= {status for _, status in statuses}

@@ -1,4 +1,4 @@
-"""Running the service: its packages, its socket, and an end that loses nothing."""
+"""Running the service: its packages, its socket, and a shutdown that loses no request."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_without_the_packages_the_way_to_them_is_named(exported, monkeypatch, ca
 
 
 def test_connections_are_without_nagle() -> None:
-    """Else an answer, which is written in two pieces, waits for the client's delayed acknowledgement."""
+    """Without TCP_NODELAY, the second part of an answer would wait for the client's delayed acknowledgement."""
 
     async def accepted() -> int:
         options = asyncio.get_running_loop().create_future()
