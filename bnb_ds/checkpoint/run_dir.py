@@ -24,6 +24,7 @@ import yaml
 from pydantic import ValidationError
 
 from bnb_ds.checkpoint import store
+from bnb_ds.checkpoint.lasting import EXTEND_FLAG, lasting_ds_config, lasting_recipe
 from bnb_ds.common.files import disk_errors, write_atomic
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.config.loading import differences, dump_recipe
@@ -31,37 +32,6 @@ from bnb_ds.config.sections import TrainingRecipe
 from bnb_ds.errors import CheckpointError, ConfigError
 
 _PACKAGES = ("bnb_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy")
-
-# Settings that may change between launches of a run: its place, its intervals, and how its batch is split.
-_FREE_RECIPE_KEYS = ("output_dir", "intervals", "faults", "loader")
-_FREE_DS_KEYS = (
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "steps_per_print",
-    "log_level",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-    "flops_profiler",
-    "comms_logger",
-    "dump_state",
-    "disable_python_gc",
-)
-# ZeRO's stage and buffer sizes change how numbers are stored and sent, not the numbers.
-_FREE_ZERO_KEYS = (
-    "stage",
-    "overlap_comm",
-    "contiguous_gradients",
-    "reduce_scatter",
-    "reduce_bucket_size",
-    "allgather_partitions",
-    "allgather_bucket_size",
-    "round_robin_gradients",
-    "sub_group_size",
-    "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold",
-    "stage3_max_live_parameters",
-    "stage3_max_reuse_distance",
-)
 
 
 @dataclass(frozen=True)
@@ -88,13 +58,16 @@ class RunDir:
     def tensorboard(self) -> Path:
         return self.path / "runs"
 
-    def find_resume(self, resume: str, *, weights_only: bool = False) -> tuple[Path | None, list[str]]:
+    def find_resume(
+        self, resume: str, *, weights_only: bool = False, extend: bool = False
+    ) -> tuple[Path | None, list[str]]:
         """Find the checkpoint to start from.
 
         Args:
             resume: value of the flag ``--resume``: ``never`` (start in a fresh directory), ``auto``, or the path of a
                 checkpoint or run.
             weights_only: the optimizer starts fresh, so the DeepSpeed configuration may differ.
+            extend: the length of the run may differ.
 
         Returns:
             The checkpoint to load, or None to start at step 0; and notes for the user.
@@ -112,36 +85,37 @@ class RunDir:
         if resume == "auto":
             if not _holds_run(self.path):
                 return None, []
-            notes = self._refuse_other_settings(self.path, weights_only)
+            notes = self._refuse_other_settings(self.path, weights_only, extend)
             found, passed_over = store.newest_intact(self.checkpoints)
             return found, [*notes, *passed_over]
-        return self._named_checkpoint(Path(resume), weights_only)
+        return self._named_checkpoint(Path(resume), weights_only, extend)
 
-    def _named_checkpoint(self, path: Path, weights_only: bool) -> tuple[Path, list[str]]:
+    def _named_checkpoint(self, path: Path, weights_only: bool, extend: bool) -> tuple[Path, list[str]]:
         found, notes = locate_checkpoint(path)
         run = run_of(found)
         if _holds_run(self.path) and self.path.resolve() != run.resolve():
             raise ConfigError(
                 f"output_dir {self.path}: holds a different run than --resume {path}; choose a new output_dir"
             )
-        return found, [*notes, *self._refuse_other_settings(run, weights_only)]
+        return found, [*notes, *self._refuse_other_settings(run, weights_only, extend)]
 
-    def _refuse_other_settings(self, run: Path, weights_only: bool) -> list[str]:
+    def _refuse_other_settings(self, run: Path, weights_only: bool, extend: bool) -> list[str]:
         """Raise ConfigError for differences that change the training; return notes on differences in software."""
         old_recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
         old_recipe = _with_defaults(old_recipe, type(self.recipe))
         old_ds = json.loads((run / "ds_config.resolved.json").read_text(encoding="utf-8"))
-        ours, theirs = (_without(values, _FREE_RECIPE_KEYS) for values in (self.recipe.values(), old_recipe))
+        ours, theirs = (lasting_recipe(values, extend=extend) for values in (self.recipe.values(), old_recipe))
         changes = list(differences(ours, theirs))
         if not weights_only:
-            changes += differences(_lasting(self.ds_config.values), _lasting(old_ds))
-        launches = (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()
-        first = json.loads(launches[0])
+            changes += differences(lasting_ds_config(self.ds_config.values), lasting_ds_config(old_ds))
+        first = _first_launch(run)
         changes.extend(differences(self.data_fingerprint, first["data_fingerprint"], "data"))
         if changes:
+            length_only = lasting_recipe(ours, extend=True) == lasting_recipe(theirs, extend=True)
+            way_out = f", or add {EXTEND_FLAG} to change the length of this run" if length_only else ""
             raise ConfigError(
                 f"{run}: was started with different settings: {'; '.join(changes)};"
-                " restore them, or choose a new output_dir"
+                f" restore them{way_out}, or choose a new output_dir"
             )
         software = ("python", "packages", "git_revision")
         ours, theirs = ({key: launch[key] for key in software} for launch in (provenance(), first))
@@ -167,11 +141,10 @@ class RunDir:
         launch = {**provenance(), "start_step": start_step, "world_size": self.ds_config.world_size}
         with open(self.path / "launches.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({**launch, "data_fingerprint": self.data_fingerprint}) + "\n")
-        if weights_only or not (self.path / "ds_config.resolved.json").exists():
+        if weights_only or not _holds_run(self.path) or not (self.path / "ds_config.resolved.json").exists():
             write_atomic(self.path / "ds_config.resolved.json", json.dumps(self.ds_config.values, indent=2) + "\n")
-        # Written last: this file marks the directory as a run.
-        if not _holds_run(self.path):
-            write_atomic(self.path / "config.resolved.yaml", dump_recipe(self.recipe))
+        # Written last: this file marks the directory as a run. Fields that may change are those of the last launch.
+        write_atomic(self.path / "config.resolved.yaml", dump_recipe(self.recipe))
 
 
 def locate_checkpoint(path: Path) -> tuple[Path, list[str]]:
@@ -239,15 +212,13 @@ def _with_defaults(recipe: dict[str, Any], schema: type[TrainingRecipe]) -> dict
         return recipe
 
 
-def _lasting(ds_values: dict[str, Any]) -> dict[str, Any]:
-    """The DeepSpeed settings that must stay the same in all launches of a run."""
-    zero = _without(ds_values.get("zero_optimization", {}), _FREE_ZERO_KEYS)
-    return {**_without(ds_values, _FREE_DS_KEYS), "zero_optimization": zero}
-
-
 def _holds_run(path: Path) -> bool:
-    return (path / "config.resolved.yaml").is_file()
+    """Whether there is something to continue. A launch that died before its first checkpoint has left nothing."""
+    return (path / "config.resolved.yaml").is_file() and bool(store.whole_checkpoints(path / "checkpoints"))
 
 
-def _without(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in keys}
+def _first_launch(run: Path) -> dict[str, Any]:
+    """The record of the launch that began the run; those before it came to nothing."""
+    launches = [json.loads(line) for line in (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()]
+    begun = [launch for launch in launches if launch["start_step"] == 0]
+    return begun[-1] if begun else launches[0]

@@ -112,7 +112,7 @@ def open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | No
 
 def _open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | None, list[str]]:
     process.held.enter_context(RunLock(run.path))
-    found, notes = run.find_resume(launch.resume, weights_only=launch.weights_only)
+    found, notes = run.find_resume(launch.resume, weights_only=launch.weights_only, extend=launch.extend)
     if found is None:
         return None, notes
     return plan_resume(found, run.ds_config, weights_only=launch.weights_only), notes

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bnb_ds.checkpoint.lasting import EXTEND_FLAG
 from bnb_ds.errors import run_reporting_errors
 
 
@@ -17,6 +18,8 @@ class Launch:
     resume: str = "never"
     #: start from the weights of the checkpoint with a fresh optimizer
     weights_only: bool = False
+    #: ``steps``, ``epochs`` and ``schedule`` may differ from those that the run was started with
+    extend: bool = False
     #: end after that step, with a checkpoint; the schedule stays that of the whole run
     stop_at: int | None = None
     #: first and last step to trace
@@ -74,6 +77,9 @@ def launch_parser(program: str, description: str, recipes: str) -> argparse.Argu
         "--resume-weights-only", action="store_true", help="go on with the checkpoint's weights and a fresh optimizer"
     )
     parser.add_argument(
+        EXTEND_FLAG, action="store_true", help="continue a run with other steps, epochs or schedule than it began with"
+    )
+    parser.add_argument(
         "--profile-steps", metavar="FIRST:LAST", help="trace these steps of rank 0 into output_dir/profile"
     )
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="end this launch after a step, with a checkpoint")
@@ -98,6 +104,9 @@ def read_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tu
         parser.error("--stop-at and --world-size take positive whole numbers")
     if args.resume_weights_only and args.resume == "never":
         parser.error("--resume-weights-only goes with --resume auto or --resume PATH")
+    if args.extend and args.resume == "never":
+        parser.error(f"{EXTEND_FLAG} goes with --resume auto or --resume PATH")
     profile_steps = parse_range(args.profile_steps) if args.profile_steps else None
     world_size = args.world_size or ranks.world_size()
-    return Launch(args.resume, args.resume_weights_only, args.stop_at, profile_steps), world_size
+    launch = Launch(args.resume, args.resume_weights_only, args.extend, args.stop_at, profile_steps)
+    return launch, world_size
