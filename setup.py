@@ -1,4 +1,4 @@
-"""Packaging of bnb_ds; every dependency says why it is here."""
+"""The packaging of bnb_ds; a comment gives the reason for every dependency."""
 
 from pathlib import Path
 from runpy import run_path
@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 VERSION = run_path(str(Path(__file__).parent / "bnb_ds" / "version.py"))["__version__"]
 
 INSTALL_REQUIRES = [
-    "torch>=2.6,<2.14",  # tensors, autograd, SDPA, CTC loss; the cap keeps to releases this project was tested with
+    "torch>=2.6,<2.14",  # tensors, autograd, SDPA, CTC loss; the upper bound is the newest tested release
     "deepspeed>=0.19,<0.20",  # training engine: ZeRO, half precision, launcher; 0.18 applies NaN gradients unnoticed
     "transformers>=5,<6",  # BERT layers, checkpoints and tokenizers; the exported model is a Hugging Face directory
     "tokenizers>=0.22",  # training the WordPiece vocabulary
@@ -21,8 +21,8 @@ INSTALL_REQUIRES = [
     "pydantic>=2.7",  # typed recipes with errors that carry the path of the field
     "PyYAML>=6",  # recipes are YAML
     "tensorboard>=2.16",  # monitoring
-    "psutil>=5.9",  # free memory, below which `bnb-ds bench generate` leaves a batch out
-    "wrapt>=1.16",  # acts once transformers is imported, so that importing bnb_ds stays cheap
+    "psutil>=5.9",  # free memory, which decides the batches that `bnb-ds bench generate` skips
+    "wrapt>=1.16",  # runs code when transformers is imported, so that importing bnb_ds stays quick
     "tqdm>=4.66",  # progress bar
     "rapidfuzz>=3.6",  # edit distance of token sequences for the token accuracy
     "sacrebleu>=2.4",  # BLEU with a signature
@@ -32,24 +32,24 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    # NVIDIA apex is not on PyPI: the package called `apex` there is another program, which bnb_ds refuses by name.
-    # Build the real one against your torch and CUDA, then `pip install ".[apex]"` adds what that build needs:
+    # NVIDIA apex is not on PyPI: the package `apex` there is another program, which bnb_ds refuses.
+    # Install its build tools with `pip install ".[apex]"`, then build it against your torch and CUDA:
     #   git clone https://github.com/NVIDIA/apex && cd apex
     #   APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .
     "apex": ["ninja", "packaging", "wheel"],
-    # Optional for `bnb-ds prep`; young tokenisation engines are proven on the input before they are used.
+    # Optional for `bnb-ds prep`, which checks these young tokenisation engines on the input before it uses them.
     "fast": [
         "nanotoken>=0.1,<0.2",  # WordPiece at several times the speed of the word dictionary
-        "tokie>=0.1,<0.2",  # likewise, another implementation
-        "isal>=1.6",  # inflates .gz at twice the speed
+        "tokie>=0.1,<0.2",  # another fast implementation of WordPiece
+        "isal>=1.6",  # decompresses .gz at twice the speed
         "zstandard>=0.22",  # reading .zst
     ],
     "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png` and `bnb-ds bench generate --png`
     "lm": ["kenlm>=0.2"],  # n-gram language models in the CTC beam search; built from source, with a C++ compiler
     "onnx": [
         "onnx>=1.17",  # the graph of `bnb-ds export --format onnx`
-        "onnxscript>=0.3",  # torch's exporter writes the graph with it
-        "onnxruntime>=1.20",  # runs it, and makes int8 weights
+        "onnxscript>=0.3",  # torch's exporter needs it
+        "onnxruntime>=1.20",  # runs the graph, and makes int8 weights
     ],
     "serve": [
         "fastapi>=0.115",  # routes, validation and the OpenAPI description of `bnb-ds serve`
@@ -63,8 +63,8 @@ EXTRAS_REQUIRE = {
     ],
     "test": [
         "pytest>=8",  # the test runner
-        "pytest-xdist>=3.6",  # two test files at a time: half of the suite is start-up that uses one core
-        "pytest-timeout>=2.3",  # a distributed test that hangs must end
+        "pytest-xdist>=3.6",  # runs two test files at a time, because much of their time is start-up on one core
+        "pytest-timeout>=2.3",  # ends distributed tests that hang
         "hypothesis>=6.100",  # property tests
         "matplotlib>=3.8",  # the picture of `prep stats`
         "mkdocs>=1.6,<2",  # the extra `docs`
@@ -77,9 +77,9 @@ EXTRAS_REQUIRE = {
         "fastapi>=0.115",  # the extra `serve`
         "uvicorn>=0.30",
         "prometheus-client>=0.20",
-        "httpx>=0.27",  # clients of the service under test
-        "schemathesis>=4",  # malformed requests made from the OpenAPI description
-        "ruff>=0.17,<0.18",  # linter, run as a test; another release may find what this one does not
+        "httpx>=0.27",  # clients for tests of the service
+        "schemathesis>=4",  # makes malformed requests from the OpenAPI description
+        "ruff>=0.17,<0.18",  # linter, run as a test; other releases have other rules
     ],
 }
 
@@ -96,6 +96,6 @@ setup(
         "console_scripts": ["bnb-ds = bnb_ds.cli:main"],
         # bnb_ds never imports data_prep: `bnb-ds` finds the `prep` commands through this group.
         "bnb_ds.commands": ["prep = data_prep.cli:add_commands"],
-        "bnb_ds.benchmarks": ["prep = data_prep.cli:add_subject"],  # likewise `bnb-ds bench prep`
+        "bnb_ds.benchmarks": ["prep = data_prep.cli:add_subject"],  # the same for `bnb-ds bench prep`
     },
 )

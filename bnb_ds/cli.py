@@ -1,7 +1,7 @@
-"""The command line ``bnb-ds``: parses and calls.
+"""The command line ``bnb-ds``: parse the arguments, and run one command.
 
-Commands of other packages (``prep``, from data_prep) are found through the entry-point group ``bnb_ds.commands``: each
-entry is a function that adds its commands to the parser and stores what to call as ``run``.
+Other packages add commands through the entry-point group ``bnb_ds.commands`` (data_prep adds ``prep``). Each entry is a
+function that adds commands to the parser, and stores the function to call as ``run``.
 """
 
 from __future__ import annotations
@@ -18,37 +18,45 @@ from bnb_ds.common.arguments import CommandParser
 from bnb_ds.errors import run_reporting_errors
 from bnb_ds.version import __version__
 
-#: name, help, and where its arguments are
+#: name, help, and the function that adds the arguments
 _COMMANDS = (
-    ("check", "check all of a launch without its machines", "bnb_ds.commands.check:add_check"),
-    ("curves", "what runs logged: first and last values, or a picture", "bnb_ds.commands.curves:add_curves"),
+    ("check", "check a launch without its machines", "bnb_ds.commands.check:add_check"),
+    ("curves", "show the first and last values that runs logged, or draw curves", "bnb_ds.commands.curves:add_curves"),
     ("export", "write a checkpoint as a Hugging Face directory", "bnb_ds.commands.export:add_export"),
     (
         "import-reference",
         "convert a model saved by the reference implementation of the paper",
         "bnb_ds.commands.export:add_import_reference",
     ),
-    ("generate", "read lines, write one generated line for each", "bnb_ds.commands.generate:add_generate"),
+    ("generate", "write one generated line for each line of a file", "bnb_ds.commands.generate:add_generate"),
     ("serve", "answer HTTP requests with one model", "bnb_ds.commands.generate:add_serve"),
     (
         "reconstruct",
         "mask words of held-out documents and show what a model restores",
         "bnb_ds.commands.generate:add_reconstruct",
     ),
-    ("evaluate", "outputs and scores of a model on one split of a task", "bnb_ds.commands.tasks:add_evaluate"),
-    ("compare", "paired bootstrap between two evaluations of one split", "bnb_ds.commands.tasks:add_compare"),
+    ("evaluate", "run models on one split of a task, and score the outputs", "bnb_ds.commands.tasks:add_evaluate"),
+    ("compare", "compare two evaluations of one split by paired bootstrap", "bnb_ds.commands.tasks:add_compare"),
     ("glue", "fine-tune on several tasks with several seeds, and write the table", "bnb_ds.commands.tasks:add_glue"),
-    ("distill", "a training set whose targets an autoregressive teacher writes", "bnb_ds.commands.tasks:add_distill"),
-    ("reproduce", "the rows of the paper's tables: commands, needs, numbers", "bnb_ds.commands.tasks:add_reproduce"),
+    (
+        "distill",
+        "make a training set with the outputs of an autoregressive teacher",
+        "bnb_ds.commands.tasks:add_distill",
+    ),
+    (
+        "reproduce",
+        "list the rows of the paper's tables: commands, data and numbers",
+        "bnb_ds.commands.tasks:add_reproduce",
+    ),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (2 for a user's error)."""
+    """Run one command, and return the exit code (2 for a user's error)."""
     parser = _parser()
     args = parser.parse_args(arguments)
     args.command_line = list(sys.argv[1:] if arguments is None else arguments)
-    # Bars of loading and saving weights; commands that take long show their own.
+    # Hide transformers' bars for loading and saving weights; long commands show their own.
     wrapt.register_post_import_hook(lambda module: module.disable_progress_bar(), "transformers.utils.logging")
     return run_reporting_errors("bnb-ds", lambda: args.run(args))
 

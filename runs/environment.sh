@@ -1,11 +1,11 @@
-# Sourced by quickstart.sh and test.sh: make the virtual environment and install this package into it, once.
+# Sourced by quickstart.sh and test.sh: make a virtual environment once, and install this package into it.
 #
-#   use_environment [EXTRA]             activates it; EXTRA is an extra of setup.py (`test`)
-#   install_if_possible EXTRA MODULE WITHOUT
-#                                       then: adds an extra that brings MODULE; tries once, and where it cannot says so,
-#                                       and what is the case WITHOUT it
+#   use_environment [EXTRA]     makes and activates the environment; EXTRA is an extra of setup.py (`test`)
+#   install_if_possible EXTRA MODULE CONSEQUENCE
+#                               installs an extra that provides MODULE. It tries only once; if that fails, it prints the
+#                               CONSEQUENCE of not having the extra
 #
-# BNB_VENV names the environment's directory (default: .venv in the repository). It is rebuilt only by deleting it.
+# BNB_VENV names the environment's directory (default: .venv in the repository). To rebuild it, delete the directory.
 
 find_python() {
     local candidate
@@ -29,7 +29,7 @@ use_environment() {
     fi
     # shellcheck disable=SC1091
     source "$venv/bin/activate"
-    # An environment with an extra has the rest as well.
+    # An environment with the extra `test` also has the base packages.
     if ! cmp --silent "$stamp" "$root/setup.py" && ! { [ -z "$extra" ] && cmp --silent "$venv/.installed-test" "$root/setup.py"; }; then
         echo "installing into $venv (once; a few minutes)"
         python -m pip install --quiet --disable-pip-version-check --editable "$root${extra:+[$extra]}"
@@ -38,11 +38,11 @@ use_environment() {
 }
 
 install_if_possible() {
-    local extra=$1 module=$2 without=$3 root stamp
+    local extra=$1 module=$2 consequence=$3 root stamp
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     stamp=$VIRTUAL_ENV/.tried-$extra
     if python -c "import $module" 2> /dev/null || cmp --silent "$stamp" "$root/setup.py"; then return; fi
     cp "$root/setup.py" "$stamp"
     python -m pip install --quiet --disable-pip-version-check --editable "$root[$extra]" > "$stamp.log" 2>&1 ||
-        echo "cannot install the extra [$extra] (see $stamp.log): $without"
+        echo "cannot install the extra [$extra] (see $stamp.log): $consequence"
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The whole story on one machine: text -> vocabulary -> token shards -> pre-training (stopped half-way and resumed)
-# -> exported model -> generated text. Minutes on two CPU cores. A second run reuses what is there.
+# The whole pipeline on one machine: text -> vocabulary -> token shards -> pre-training (stopped half-way and resumed)
+# -> exported model -> generated text. It takes minutes on two CPU cores. A second run reuses finished stages.
 #
 #   bash runs/quickstart.sh [--corpus FILE_OR_DIR] [--steps N] [--work DIR]
 #
-#   --corpus   text of your own (.txt, .jsonl or .parquet; default: the documentation of Python and of the packages)
+#   --corpus   your text (.txt, .jsonl or .parquet; default: the documentation of Python and of the packages)
 #   --steps    optimizer steps (default 500)
-#   --work     where everything goes (default work/quickstart, or work/quickstart-NAME for a corpus called NAME)
+#   --work     directory for all files (default work/quickstart, or work/quickstart-NAME for a corpus called NAME)
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -37,7 +37,7 @@ stage "environment"
 source runs/environment.sh
 use_environment
 mkdir -p "$work"
-# Two ranks show data parallelism and divide the batch on any machine; a resume keeps their number.
+# Two ranks show data parallelism, and the batch can be divided by two. A resume keeps the number of ranks.
 { read -r found; read -r gpus; read -r ranks; } < <(python - <<'PYTHON'
 import os, platform, torch
 gpus = torch.cuda.device_count()
@@ -48,14 +48,14 @@ print(min(2, gpus or len(os.sched_getaffinity(0))))
 PYTHON
 )
 echo "$found"
-# Without a GPU DeepSpeed warns of it in every process unless it is told.
+# Without a GPU, DeepSpeed prints a warning in every process unless this is set.
 [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu
 devices=(--num_gpus "$ranks")
-# With --num_gpus the launcher forgets which GPUs the user has chosen.
+# --num_gpus would ignore the GPUs that the user has chosen.
 [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || devices=(--include "localhost:$(cut -d, -f"-$ranks" <<<"$CUDA_VISIBLE_DEVICES")")
 
 stage "corpus"
-# What is there may be reused only if it was made from the same text.
+# Files may be reused only if they were made from the same text.
 identity=$work/corpus.identity
 identify() { [ -z "$corpus" ] && echo documentation || find "$corpus" -type f -exec sha256sum {} + | sort; }
 if [ -e "$identity" ]; then

@@ -1,1 +1,4 @@
-"""Side-by-side measurements: ``bnb-ds bench``. Ratios within one run are what carries over between machines."""
+"""``bnb-ds bench``: side-by-side measurements. Ratios within one run are comparable between machines.
+
+Face: `subjects.add_bench`.
+"""

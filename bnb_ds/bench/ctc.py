@@ -1,7 +1,7 @@
-"""``bnb-ds bench ctc``: the fused CTC head against the plain ways and against its own matrix products.
+"""``bnb-ds bench ctc``: measure the fused CTC head against plain implementations and its own matrix products.
 
-Shapes: B sequences, T positions of the longest, N real positions of all sequences, S target tokens, H hidden size,
-V vocabulary.
+Shapes: B sequences; T positions of the longest; N real positions of all sequences; S target tokens; H hidden size; V
+size of the vocabulary; C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from bnb_ds.bench.flags import add_common, announce, write
 from bnb_ds.bench.measure import interleaved_seconds, peak_bytes
+from bnb_ds.common.arguments import describe
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.head import default_chunk_tokens
@@ -29,7 +30,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Shape:
-    """B, T, S, V, H; ragged: lengths drawn between T/8 and T, targets of an eighth of each."""
+    """Sizes B, T, S, V and H. If ragged, lengths are drawn between T/8 and T, and targets have an eighth of them."""
 
     batch: int
     positions: int
@@ -40,7 +41,7 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """``B,T,S,V,H`` with ``,ragged`` behind it or not."""
+        """Parse ``B,T,S,V,H`` or ``B,T,S,V,H,ragged``."""
         fields = text.split(",")
         is_ragged = fields[-1] == "ragged"
         try:
@@ -48,7 +49,7 @@ class Shape:
         except ValueError:
             numbers = []
         if len(numbers) != 5 or min(numbers) < 1 or numbers[2] > numbers[1] or numbers[3] < 2:
-            raise argparse.ArgumentTypeError(f"{text!r} is no shape: give B,T,S,V,H or B,T,S,V,H,ragged with S <= T")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a shape: give B,T,S,V,H or B,T,S,V,H,ragged with S <= T")
         return cls(*numbers, is_ragged)
 
     def __str__(self) -> str:
@@ -65,7 +66,7 @@ DEFAULT_SHAPES = (
 
 
 class Case:
-    """Inputs of one shape, and the four ways; each is a forward and backward pass that leaves three gradients."""
+    """The inputs of one shape, and four ways to run forward and backward passes on them."""
 
     def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype, kl_weight: float, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
@@ -79,7 +80,7 @@ class Case:
         hidden_BTH = torch.randn(shape.batch, shape.positions, shape.hidden, generator=generator)
         weight_VH = torch.randn(shape.vocab, shape.hidden, generator=generator) * 0.05
         labels_BS = torch.randint(1, shape.vocab, (shape.batch, shape.targets), generator=generator)
-        # No equal neighbours, so that every target fits whatever was drawn.
+        # Neighbours differ, so that every target fits into its positions.
         labels_BS[:, 1::2] = labels_BS[:, 1::2] // 2 * 2 + 1
         labels_BS[:, ::2] = (labels_BS[:, ::2] // 2 * 2).clamp(min=2)
         self.kl_weight = kl_weight
@@ -94,7 +95,7 @@ class Case:
         self.target_lengths = self.target_lengths.to(device)
 
     def ways(self) -> dict[str, Callable[[], Any]]:
-        """Name -> one training pass."""
+        """Name of a way -> function that runs one forward and backward pass."""
         return dict(zip(WAYS, (self.fused, self.torch_way, self.reference, self.floor), strict=True))
 
     def fused(self) -> Tensor:
@@ -114,13 +115,13 @@ class Case:
         return self._backward(output.loss)
 
     def torch_way(self) -> Tensor:
-        """``log_softmax``, ``F.ctc_loss`` and the KL term, on padded rows as torch wants them."""
+        """``log_softmax``, ``F.ctc_loss`` and the KL term on padded rows."""
         log_probs = F.log_softmax(F.linear(self.hidden, self.weight, self.bias), -1, dtype=torch.float32)
-        kl = -log_probs.sum() / log_probs.numel()  # the gradient of `mean` would be one more tensor of this size
+        kl = -log_probs.sum() / log_probs.numel()  # the gradient of .mean() would be one more tensor of this size
         return self._backward(self._ctc(log_probs) + self.kl_weight * kl)
 
     def reference(self) -> Tensor:
-        """As the reference implementation: softmax, then log, ``CTCLoss``, and KL against a full uniform tensor."""
+        """The reference implementation: softmax, then log, ``CTCLoss``, and KL against a full uniform tensor."""
         probabilities = torch.softmax(F.linear(self.hidden, self.weight, self.bias).float(), -1)
         log_probs = torch.log(probabilities)
         uniform = torch.full_like(log_probs, 1 / log_probs.shape[-1])
@@ -129,7 +130,7 @@ class Case:
 
     @torch.no_grad()
     def floor(self) -> None:
-        """The three matrix products of the head and nothing else, in the same chunks and the same buffers."""
+        """Only the three matrix products of the head, with the same chunks and buffers."""
         dtype, exact = self.weight.dtype, torch.float32
         weight_VH, hidden_NH = operand(self.weight, dtype), operand(self.packed, dtype)
         grad_weight, grad_hidden = torch.zeros_like(weight_VH, dtype=exact), torch.empty_like(hidden_NH, dtype=exact)
@@ -158,7 +159,7 @@ class Case:
 
 
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, kl_weight: float, repeats: int) -> dict[str, Any]:
-    """Seconds and peak bytes of the four ways at one shape."""
+    """Measure seconds and peak bytes of the four ways for one shape."""
     ways = Case(shape, device, dtype, kl_weight).ways()
     return {
         "name": str(shape),
@@ -169,7 +170,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, kl_weight: f
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: seconds and peak MB of each way, and what the fused head gains."""
+    """A Markdown table: seconds and peak MB of each way, and the gain of the fused head."""
     ways = " / ".join(WAYS)
     names = ("shape", f"s: {ways}", f"MB: {ways}", "of floor's speed", "faster than reference, torch")
     rows = []
@@ -189,6 +190,12 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench ctc``."""
+    describe(
+        command,
+        "Measure speed and peak memory of forward and backward passes of the fused CTC head, against torch, the\n"
+        "reference implementation, and the head's matrix products alone.",
+        "bnb-ds bench ctc --shape 16,256,32,28996,256 --repeats 3",
+    )
     command.add_argument(
         "--shape",
         type=Shape.parse,

@@ -1,6 +1,6 @@
-"""``bnb-ds bench loader``: loader and noise against Hugging Face's collator, and the index of a large corpus.
+"""``bnb-ds bench loader``: measure the loader against Hugging Face's collator, and the start on a large corpus.
 
-Throughput is in sequences of 512 tokens per CPU second of all threads of the process: on one core, per second.
+Throughput is in sequences of 512 tokens per CPU second. CPU seconds count all threads of the process.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from transformers import BertConfig, DataCollatorForLanguageModeling
 
-from bnb_ds.bench.flags import refuse_missing_parent, versions, write
+from bnb_ds.bench.flags import add_json, add_repeats, refuse_missing_parent, versions, write
 from bnb_ds.bench.measure import interleaved_seconds
 from bnb_ds.bench.synthetic import tokenizer, wikipedia_lengths, write_shards
-from bnb_ds.common.arguments import positive
+from bnb_ds.common.arguments import describe, positive
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.loader import StepLoader
@@ -38,7 +38,7 @@ MAX_LENGTH, MICRO_BATCH, ACCUMULATION = 512, 64, 16
 STEP_TOKENS = MAX_LENGTH * MICRO_BATCH * ACCUMULATION
 _DOCUMENTS = 20_000
 
-#: name -> how documents become samples, objectives, whole words, and whether documents have Wikipedia's lengths
+#: name -> sample building, objectives, whole-word masking, and whether documents have lengths as in Wikipedia
 OURS: dict[str, tuple[Building, dict[str, float], bool, bool]] = {
     "ae": ("truncate", {"ae": 1}, False, False),
     "mlm": ("truncate", {"mlm": 1}, False, False),
@@ -51,14 +51,15 @@ OURS: dict[str, tuple[Building, dict[str, float], bool, bool]] = {
     "mlm+plm, the same packed": ("pack", {"mlm+plm": 1}, False, True),
 }
 
-#: what Hugging Face's collator is given and gives: lists and tensors as is usual, and what is fastest for it
+#: name -> tensor type of Hugging Face's collator, and whether it gets masks: the usual way, and its fastest way
 COLLATORS = {"collator, mlm": ("pt", False), "collator, mlm, masks given, NumPy": ("np", True)}
 
 
 def measure_throughput(directory: Path, repeats: int) -> dict[str, float]:
     """Name -> sequences of 512 tokens per CPU second.
 
-    Ours draws the order, deals, reads, corrupts and makes tensors; the collator is given the same rows, read already.
+    Our loader draws the order, deals samples to ranks, reads, corrupts and makes tensors. The collator gets rows that
+    are already read.
     """
     even = write_shards(directory / "even", np.full(_DOCUMENTS, MAX_LENGTH), with_tokens=True)
     wikipedia = write_shards(directory / "wikipedia", wikipedia_lengths(_DOCUMENTS), with_tokens=True)
@@ -70,7 +71,7 @@ def measure_throughput(directory: Path, repeats: int) -> dict[str, float]:
         ways[name] = lambda loader=loader: loader.step(random.randrange(10**9))
         tokens[name] = sum(batch.labels.numel() for batch in loader.step(0))
         if mixture.keys() == {"clm"}:
-            tokens[name] = STEP_TOKENS  # its targets are cut out of that
+            tokens[name] = STEP_TOKENS  # its targets are parts of the sequences
     rows, _ = make_samples(TokenShards(even), "truncate", {"ae": 1}).original(np.arange(MICRO_BATCH))
     for name, (tensors, with_mask) in COLLATORS.items():
         ways[name] = _collate(rows.reshape(MICRO_BATCH, MAX_LENGTH), tensors, with_mask)
@@ -82,7 +83,7 @@ def measure_throughput(directory: Path, repeats: int) -> dict[str, float]:
 def make_samples(
     shards: TokenShards, building: Building, mixture: dict[str, float], whole_word: bool = False
 ) -> PretrainSamples:
-    """Samples with the noise of the paper, for a model of base size."""
+    """Samples with the paper's noise, for a model of base size."""
     specials = shards.special_ids
     continues = continuation_pieces(tokenizer(), shards.vocab_size) if whole_word else None
     return PretrainSamples(
@@ -109,10 +110,10 @@ def _collate(rows: np.ndarray, tensors: str, with_mask: bool) -> Callable[[], An
 
 
 def measure_index(directory: Path, num_documents: int) -> list[dict[str, Any]]:
-    """Start of a run in the middle of a corpus of that size, for each way of building samples.
+    """Measure the start of a run at a random position of a corpus, for each way of building samples.
 
-    Each is measured in a process of its own, whose imports are done: seconds (of a clock) from opening the shards to
-    the first batch, at a random position, and the growth of the resident memory until then: what stays, and the peak.
+    Each measurement has its own process, and begins after the imports. It gives wall-clock seconds from opening the
+    shards to the first batch, and the growth of resident memory until then: the remaining growth, and the peak.
     """
     shards = write_shards(directory / "index", wikipedia_lengths(num_documents), with_tokens=False)
     return [_in_new_process(_first_batch, shards, building) for building in ("truncate", "chunk", "pack")]
@@ -148,7 +149,7 @@ def _resident_bytes(field: str) -> int:
 
 
 def measure(num_documents: int, repeats: int, directory: Path | None) -> dict[str, Any]:
-    """Both parts, in a temporary directory below ``directory``."""
+    """Measure both parts, in a temporary directory below ``directory``."""
     with tempfile.TemporaryDirectory(prefix="bench-loader-", dir=directory) as temporary:
         return {
             "sequences_per_cpu_second": measure_throughput(Path(temporary), repeats),
@@ -157,7 +158,7 @@ def measure(num_documents: int, repeats: int, directory: Path | None) -> dict[st
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Markdown: throughput with ratios to the collator, and the index."""
+    """Two Markdown tables: throughput with ratios to the collator, and the index."""
     rates = figures["sequences_per_cpu_second"]
     usual, fastest = (rates[name] for name in COLLATORS)
     speed = markdown_table(
@@ -181,12 +182,22 @@ def table(figures: dict[str, Any]) -> str:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench loader``."""
-    command.add_argument(
-        "--documents", type=positive, default=10_000_000, help="of the large corpus (default %(default)s)"
+    describe(
+        command,
+        "Measure the data loader on synthetic shards: throughput against Hugging Face's collator, and memory and\n"
+        "time to the first batch of a large corpus.",
+        "bnb-ds bench loader --documents 1000000 --repeats 3",
     )
-    command.add_argument("--repeats", type=positive, default=5, help="of each median (default %(default)s)")
-    command.add_argument("--directory", type=Path, help="for made-up shards, removed in the end (default: temporary)")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    command.add_argument(
+        "--documents", type=positive, default=10_000_000, help="documents of the large corpus (default %(default)s)"
+    )
+    add_repeats(command, 5)
+    command.add_argument(
+        "--directory",
+        type=Path,
+        help="directory for the synthetic shards, which are removed afterwards (default: /tmp)",
+    )
+    add_json(command)
     command.set_defaults(run=_run)
 
 

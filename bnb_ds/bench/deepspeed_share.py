@@ -1,4 +1,4 @@
-"""DeepSpeed's share of a training step: the same model, batches and optimizer under the engine and in a bare loop."""
+"""``bnb-ds bench engine``: time the same training step with DeepSpeed's engine and in a plain PyTorch loop."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from bnb_ds.bench.flags import refuse_missing_device
+from bnb_ds.bench.flags import add_device, add_repeats, add_threads, refuse_missing_device
 from bnb_ds.bench.measure import interleaved_seconds
-from bnb_ds.common.arguments import positive
+from bnb_ds.common.arguments import describe, positive
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.data.batch import PackedBatch
@@ -33,14 +33,14 @@ from bnb_ds.train.fused import choose_optimizer
 
 _OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01}
 _CLIP = 1.0
-#: parts of an engine's step; communication is within backward or the update, as the stage has it
+#: parts of an engine's step; depending on the stage, communication is inside backward or the optimizer
 PARTS = ("data", "forward", "backward", "communication", "optimizer")
 _COLLECTIVES = ("gloo:", "nccl:", "c10d::")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one step consists of."""
+    """The size of one step: micro steps, sequences of each, and tokens of a sequence."""
 
     micro_steps: int
     sequences: int
@@ -52,7 +52,7 @@ class Work:
 
 
 def bert_size(name: str) -> dict[str, int]:
-    """``tiny``, ``base`` or ``large``: fields of a BERT configuration."""
+    """Fields of a BERT configuration for ``tiny``, ``base`` or ``large``."""
     return {
         "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256},
         "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -61,7 +61,7 @@ def bert_size(name: str) -> dict[str, int]:
 
 
 def random_batch(config: BnbConfig, work: Work) -> PackedBatch:
-    """Sequences of one length, to be reconstructed."""
+    """A batch of random sequences of one length, whose targets are the sequences themselves."""
     lengths = np.full(work.sequences, work.tokens)
     slots = np.full(work.sequences, int(decoder_lengths(work.tokens, config)))
     ids = torch.randint(4, config.vocab_size, (work.sequences * work.tokens,))
@@ -86,7 +86,7 @@ def random_batch(config: BnbConfig, work: Work) -> PackedBatch:
 def measure(
     size: str, stage: int, precision: str, work: Work, device: torch.device, repeats: int
 ) -> dict[str, float | str]:
-    """Seconds of a step in both ways, their ratio, and the parts of the engine's step."""
+    """Measure seconds of a step in both ways, their ratio, and the parts of the engine's step."""
     torch.manual_seed(0)
     bert = {**bert_size(size), "vocab_size": 28_996, "max_position_embeddings": 512}
     model = BnbForConditionalGeneration(BnbConfig(encoder=bert, decoder=bert, decoder_positions="shared"))
@@ -119,7 +119,7 @@ def _bare_step(
             with autocast:
                 loss = model(**batch.model_inputs(device)).loss_sum
             (loss / (batch.num_targets * work.micro_steps)).backward()
-        # The loop looks at norm and loss, so this one does.
+        # The training loop reads norm and loss, so this loop does too.
         norm = nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         float(norm), float(loss.detach())
         optimizer.step()
@@ -170,7 +170,7 @@ def _engine_step(
 
 
 class _Parts:
-    """Seconds of the parts of a step, the device waited for at each end; silent until ``recording``."""
+    """Adds up the seconds of the parts of a step while ``recording``; each part ends by waiting for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -195,7 +195,7 @@ class _Parts:
 
 @contextmanager
 def _collective_seconds(device: torch.device, parts: _Parts) -> Iterator[None]:
-    """Time within collective operations, from the profiler."""
+    """Record the time in collective operations, measured by torch's profiler."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -207,7 +207,7 @@ def _collective_seconds(device: torch.device, parts: _Parts) -> Iterator[None]:
 
 
 def table(results: list[dict[str, float | str]]) -> str:
-    """Markdown."""
+    """A Markdown table of the results."""
     columns = ("bare loop", "engine", "ratio", *PARTS)
     rows = ((str(result["stage"]), *(f"{result[column]:.3f}" for column in columns)) for result in results)
     return markdown_table(("ZeRO", "bare loop s", "engine s", "ratio", *PARTS), rows)
@@ -215,15 +215,28 @@ def table(results: list[dict[str, float | str]]) -> str:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench engine``."""
-    command.add_argument("--size", choices=("tiny", "base", "large"), default="base", help="default %(default)s")
-    command.add_argument("--stage", type=int, choices=(0, 1, 2, 3), action="append", help="ZeRO (default: 0 and 1)")
-    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast in both ways")
-    command.add_argument("--micro-steps", type=positive, default=2, help="of a step (default %(default)s)")
-    command.add_argument("--sequences", type=positive, default=4, help="of a micro step (default %(default)s)")
-    command.add_argument("--tokens", type=positive, default=128, help="of a sequence (default %(default)s)")
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
-    command.add_argument("--repeats", type=positive, default=5, help="of each median (default %(default)s)")
-    command.add_argument("--threads", type=positive, default=2, help="on the CPU (default %(default)s)")
+    describe(
+        command,
+        "Time a training step with DeepSpeed's engine and in a plain PyTorch loop, and the parts of the engine's step.",
+        "bnb-ds bench engine --size tiny --stage 0 --stage 1 --repeats 3",
+    )
+    command.add_argument(
+        "--size", choices=("tiny", "base", "large"), default="base", help="size of the model (default %(default)s)"
+    )
+    command.add_argument(
+        "--stage", type=int, choices=(0, 1, 2, 3), action="append", help="ZeRO stage; repeatable (default: 0 and 1)"
+    )
+    command.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 uses autocast (default %(default)s)"
+    )
+    command.add_argument("--micro-steps", type=positive, default=2, help="micro steps of a step (default %(default)s)")
+    command.add_argument(
+        "--sequences", type=positive, default=4, help="sequences of a micro step (default %(default)s)"
+    )
+    command.add_argument("--tokens", type=positive, default=128, help="tokens of a sequence (default %(default)s)")
+    add_device(command)
+    add_repeats(command, 5)
+    add_threads(command)
     command.set_defaults(run=_run)
 
 

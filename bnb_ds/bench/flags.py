@@ -1,4 +1,4 @@
-"""What the commands ``bnb-ds bench ...`` have in common."""
+"""Flags and checks that the commands ``bnb-ds bench SUBJECT`` share."""
 
 from __future__ import annotations
 
@@ -17,17 +17,45 @@ from bnb_ds.errors import ConfigError
 
 
 def add_common(command: argparse.ArgumentParser, *, dtypes: Iterable[str], repeats: int) -> None:
-    """Flags of the subjects that compare ways of computing on one device."""
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
-    command.add_argument("--dtype", choices=dtypes, default="fp32", help="of matrix products (default %(default)s)")
-    command.add_argument("--repeats", type=positive, default=repeats, help="rounds (default %(default)s)")
-    command.add_argument("--threads", type=positive, default=2, help="on the CPU (default %(default)s)")
-    command.add_argument("--kl-weight", type=float, default=0.1, help="of the smoothing term (default %(default)s)")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    """Add the flags of subjects that compare ways of computing on one device."""
+    add_device(command)
+    command.add_argument(
+        "--dtype", choices=dtypes, default="fp32", help="number format of matrix products (default %(default)s)"
+    )
+    add_repeats(command, repeats)
+    add_threads(command)
+    command.add_argument(
+        "--kl-weight", type=float, default=0.1, help="weight of the smoothing term (default %(default)s)"
+    )
+    add_json(command)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default %(default)s)"
+    )
+
+
+def add_repeats(command: argparse.ArgumentParser, default: int) -> None:
+    """Add ``--repeats``."""
+    command.add_argument(
+        "--repeats", type=positive, default=default, help="rounds of which the median is taken (default %(default)s)"
+    )
+
+
+def add_threads(command: argparse.ArgumentParser) -> None:
+    """Add ``--threads``."""
+    command.add_argument("--threads", type=positive, default=2, help="threads on the CPU (default %(default)s)")
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
 
 
 def announce(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """Check what could not work, and print on what and with what is measured."""
+    """Check the flags, print the setting of the measurement, and return it."""
     refuse_missing_device(args.device)
     refuse_missing_parent(args.json)
     torch.set_num_threads(args.threads)
@@ -44,23 +72,23 @@ def announce(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
 
 
 def write(path: Path | None, figures: dict[str, Any]) -> None:
-    """Write figures as JSON, if a file is named."""
+    """Write figures as JSON, if a file is given."""
     if path is not None:
         write_atomic(path, json.dumps(figures, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:
-    """What the figures depend on."""
+    """Versions that the figures depend on."""
     return {"torch": torch.__version__, "python": platform.python_version()}
 
 
 def refuse_missing_device(device: str) -> None:
-    """Say that there is no GPU, before anything is measured."""
+    """Raise ConfigError before measuring, if there is no GPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
 
 
 def refuse_missing_parent(file: Path | None, flag: str = "json") -> None:
-    """Say that there is no place for the figures, before anything is measured."""
+    """Raise ConfigError before measuring, if the directory of an output file is missing."""
     if file is not None and not file.parent.is_dir():
         raise ConfigError(f"--{flag} {file}: there is no directory {file.parent}: make it first")

@@ -1,7 +1,7 @@
-"""``bnb-ds bench floors``: what a translation model must beat, copying the source and translating word for word.
+"""``bnb-ds bench floors``: BLEU of two trivial translations, as lower bounds for a translation model.
 
-The dictionary is IBM model 1 (Brown et al., 1993) after a few rounds of expectation maximisation: each source word
-becomes its most probable target word, in the source's order.
+One copies the source. The other replaces each source word by its most probable target word. Its dictionary is IBM model
+1 (Brown et al., 1993) after a few rounds of expectation maximisation.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from bnb_ds.common.arguments import positive
+from bnb_ds.common.arguments import describe, positive
 from bnb_ds.errors import DataError
 from bnb_ds.tasks.rows import read_parallel
 
-_SMALLEST = 1e-4  # probabilities below it are dropped, which keeps the table small
+_SMALLEST = 1e-4  # smaller probabilities are dropped, which keeps the table small
 
 Pairs = list[tuple[list[str], list[str]]]
 
 
 def measure(train: tuple[Path, Path], test: tuple[Path, Path], rounds: int) -> dict[str, float]:
-    """BLEU of both on the test pair of files; cased, on words split by sacreBLEU's own tokenizer for the dictionary.
+    """Compute cased BLEU of both translations of the test files. sacreBLEU's tokenizer splits words for the dictionary.
 
     Raises:
-        DataError: files cannot be read, have different numbers of lines, or are empty.
+        DataError: the files cannot be read, differ in their numbers of lines, or have empty lines.
     """
-    # Not at the top: every command of bnb-ds imports this module for its flags.
+    # Imported here, so that --help is quick.
     import sacrebleu
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
@@ -49,7 +49,7 @@ def dictionary(pairs: Pairs, rounds: int) -> dict[str, str]:
         counts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for source, target in pairs:
             for word in target:
-                # In the first round every pair of words is as likely as any other.
+                # In the first round all pairs of words are equally likely.
                 shares = [table[other].get(word, 0.0) if number else 1.0 for other in source]
                 total = sum(shares)
                 if total > 0:
@@ -68,7 +68,7 @@ def _rows(files: tuple[Path, Path]) -> list[dict[str, str]]:
         if isinstance(row, DataError):
             raise row
         if not row["source"].strip() or not row["target"].strip():
-            raise DataError(f"{place}: is empty; remove it from both files")
+            raise DataError(f"{place}: is empty; remove the line from both files")
         rows.append(row)
     if not rows:
         raise DataError(f"{files[0]}: holds no lines; give parallel files")
@@ -77,9 +77,22 @@ def _rows(files: tuple[Path, Path]) -> list[dict[str, str]]:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench floors``."""
-    for name in ("train", "test"):
-        command.add_argument(f"--{name}", type=Path, nargs=2, required=True, metavar=("SOURCE", "TARGET"))
-    command.add_argument("--rounds", type=positive, default=5, help="of the dictionary's EM (default %(default)s)")
+    describe(
+        command,
+        "Compute BLEU of copying the source and of word-for-word translation, which a translation model must beat.",
+        "bnb-ds bench floors --train train.en train.de --test test.en test.de",
+    )
+    for name, purpose in (
+        ("train", "parallel files to learn the dictionary from"),
+        ("test", "parallel files to score"),
+    ):
+        command.add_argument(f"--{name}", type=Path, nargs=2, required=True, metavar=("SOURCE", "TARGET"), help=purpose)
+    command.add_argument(
+        "--rounds",
+        type=positive,
+        default=5,
+        help="rounds of expectation maximisation for the dictionary (default %(default)s)",
+    )
     command.set_defaults(run=_run)
 
 

@@ -1,4 +1,4 @@
-"""Time and peak memory of competing ways to do one thing, interleaved in one run."""
+"""Measure time and peak memory of several ways to do the same thing, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one run: wall clock, median and 95th percentile, and CPU seconds of all threads, their median."""
+    """Seconds of a run: median and 95th percentile of wall-clock time, and the median CPU time of all threads."""
 
     p50: float
     p95: float
@@ -24,22 +24,22 @@ class Timing:
 
     @classmethod
     def of(cls, taken: list[tuple[float, float]]) -> Timing:
-        """From what `stopwatch` gave of each run."""
+        """Summarise the results of `stopwatch`, one for each run."""
         walls, cpus = zip(*taken, strict=True)
         return cls(statistics.median(walls), percentile_95(walls), statistics.median(cpus))
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """The fields as a dictionary for JSON."""
         return {"p50_seconds": self.p50, "p95_seconds": self.p95, "cpu_seconds": self.cpu}
 
 
 def percentile_95(values: Sequence[float]) -> float:
-    """The smallest of the values that is not below 95% of them (nearest rank)."""
+    """The 95th percentile by nearest rank: the smallest value that is at least as large as 95% of the values."""
     return sorted(values)[max(math.ceil(0.95 * len(values)) - 1, 0)]
 
 
 def stopwatch(run: Run, device: torch.device) -> tuple[float, float]:
-    """Wall-clock seconds of one run, and CPU seconds of all threads of the process."""
+    """Measure one run: wall-clock seconds, and CPU seconds of all threads of the process."""
     _synchronise(device)
     wall, cpu = time.perf_counter(), time.process_time()
     run()
@@ -48,7 +48,7 @@ def stopwatch(run: Run, device: torch.device) -> tuple[float, float]:
 
 
 def interleaved(ways: dict[str, Run], device: torch.device, repeats: int) -> dict[str, Timing]:
-    """All ways taking turns, so that a slow spell of the machine meets every one; a first round is not counted."""
+    """Time all ways in turn, so that slow phases of the machine affect all of them. The first round does not count."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):
         for name, run in ways.items():
@@ -59,10 +59,10 @@ def interleaved(ways: dict[str, Run], device: torch.device, repeats: int) -> dic
 
 
 def interleaved_seconds(ways: dict[str, Run], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median seconds of each way, all ways taking turns so that a slow spell of the machine meets every one.
+    """Median seconds of each way. The ways take turns, so that slow phases of the machine affect all of them.
 
-    On a CPU these are CPU seconds of all threads of the process, which other programs on the machine hardly disturb;
-    on a GPU, seconds of its own clock. One round before the first is not counted.
+    On a CPU these are CPU seconds of all threads of the process, which other programs hardly disturb. On a GPU they are
+    seconds of the GPU's clock. A warm-up round is not counted.
     """
     seconds_of = clock(device)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -75,19 +75,19 @@ def interleaved_seconds(ways: dict[str, Run], device: torch.device, repeats: int
 
 
 def clock(device: torch.device) -> Callable[[Run], float]:
-    """What measures the seconds of one run on a device."""
+    """The function that measures the seconds of one run on a device."""
     return _cuda_seconds if device.type == "cuda" else _cpu_seconds
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:
-    """Most bytes of tensors alive at once during a run, beyond those alive before it."""
+    """The most bytes of tensors alive at once during a run, beyond those alive before it."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports its own start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # hide the profiler's log lines
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]

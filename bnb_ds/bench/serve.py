@@ -1,8 +1,8 @@
-"""``bnb-ds bench serve``: many clients at once beside one client alone, every answer compared with the pipeline's.
+"""``bnb-ds bench serve``: measure the service with one client and with many, and check every answer.
 
-The service is the real one, a process of its own on the loopback interface. First one client asks alone, text after
-text; then all clients for a while, each pausing for a random time (exponential) after every answer, which makes the
-load: without pauses any service is as slow as its clients are many.
+The service runs as a separate process on the loopback interface. First one client sends text after text. Then all
+clients send for a while, each pausing after every answer for a random (exponential) time. The pauses set the load:
+without them, latency would only reflect the number of clients.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.bench.flags import refuse_missing_device, refuse_missing_parent, versions, write
+from bnb_ds.bench.flags import add_device, add_json, refuse_missing_device, refuse_missing_parent, versions, write
 from bnb_ds.bench.generation.sources import read_texts
 from bnb_ds.bench.measure import percentile_95
-from bnb_ds.common.arguments import natural, positive
+from bnb_ds.common.arguments import describe, natural, positive
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import BnbError
 from bnb_ds.generate.pipeline import BnbPipeline
@@ -38,11 +38,11 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass
 class Tally:
-    """What clients have seen.
+    """The answers that clients got.
 
     Attributes:
-        seconds: of each answer.
-        wrong: answers that are not the pipeline's, or have another status than 200.
+        seconds: latency of each answer.
+        wrong: answers that differ from the pipeline's, or whose status is not 200.
         lost: requests without an answer.
     """
 
@@ -51,7 +51,7 @@ class Tally:
     lost: list[str] = field(default_factory=list)
 
     def figures(self, duration: float) -> dict[str, float]:
-        """Counts, milliseconds and requests per second."""
+        """Counts, latencies in milliseconds, and requests per second."""
         milliseconds = [1e3 * seconds for seconds in self.seconds] or [float("nan")]
         return {
             "answers": len(self.seconds),
@@ -64,14 +64,14 @@ class Tally:
 
 
 class Client:
-    """One connection that asks one text at a time."""
+    """One connection that sends one text at a time."""
 
     def __init__(self, port: int, expected: dict[str, str], tally: Tally) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_SECONDS)
         self._expected, self._tally = expected, tally
 
     def ask(self, text: str) -> None:
-        """Ask for one text's output, and note what comes."""
+        """Request the output of one text, and record the answer."""
         body = json.dumps({"texts": [text]})
         begin = time.perf_counter()
         try:
@@ -89,10 +89,10 @@ class Client:
 
 @contextlib.contextmanager
 def running_service(model: Path, *flags: str) -> Iterator[int]:
-    """The port of a service that is ended at the end.
+    """Run a service; yields its port, and stops it at the end.
 
     Raises:
-        BnbError: it does not start; its own words.
+        BnbError: the service does not start; the message has its last line.
     """
     command = [sys.executable, "-m", "bnb_ds.cli", "serve", str(model), "--port", "0", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -103,14 +103,14 @@ def running_service(model: Path, *flags: str) -> Iterator[int]:
                 yield int(found[1])
                 return
             said.append(line.strip())
-        raise BnbError("the service did not start: " + (said[-1] if said else "no word"))
+        raise BnbError("the service did not start: " + (said[-1] if said else "it printed nothing"))
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=_TIMEOUT_SECONDS)
 
 
 def alone(port: int, texts: Sequence[str], expected: dict[str, str]) -> Tally:
-    """One client, text after text; the first answer of the service is not counted."""
+    """Let one client send text after text. The first answer of the service is not counted."""
     Client(port, expected, Tally()).ask(texts[0])
     tally = Tally()
     client = Client(port, expected, tally)
@@ -122,8 +122,8 @@ def alone(port: int, texts: Sequence[str], expected: dict[str, str]) -> Tally:
 def together(
     port: int, texts: Sequence[str], expected: dict[str, str], clients: int, seconds: float, pause: float
 ) -> Tally:
-    """Many clients for a while, each with pauses of ``pause`` seconds in the mean after an answer."""
-    tally = Tally()  # of all: appending to a list is one step for a thread
+    """Let many clients send for ``seconds``; each pauses after an answer, for ``pause`` seconds on average."""
+    tally = Tally()  # shared by all threads: appending to a list is atomic
     end = time.perf_counter() + seconds
 
     def run(number: int) -> None:
@@ -143,7 +143,7 @@ def together(
 
 
 def table(results: dict[str, dict[str, float]], max_wait_ms: int) -> str:
-    """Markdown, and the 95th percentile under load as a multiple of an unloaded request."""
+    """A Markdown table, and the 95th percentile under load as a multiple of the median of one client."""
     counts, rates = ("answers", "wrong", "lost"), ("requests_per_second", "p50_ms", "p95_ms")
     rows = (
         (name, *(str(row[what]) for what in counts), *(f"{row[what]:.1f}" for what in rates))
@@ -157,15 +157,25 @@ def table(results: dict[str, dict[str, float]], max_wait_ms: int) -> str:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench serve``."""
-    command.add_argument("model", type=Path, help="an exported model")
-    command.add_argument("--data", type=Path, required=True, help="texts: SQuAD JSON, JSON lines or lines, also .gz")
-    command.add_argument("--num-sources", type=positive, default=200, help="texts taken (default %(default)s)")
-    command.add_argument("--clients", type=positive, default=64, help="at once (default %(default)s)")
-    command.add_argument("--seconds", type=positive, default=120, help="of load (default %(default)s)")
-    command.add_argument("--pause-ms", type=natural, default=0, help="of a client after an answer, mean (default 0)")
-    command.add_argument("--max-wait-ms", type=natural, default=5, help="of the service (default %(default)s)")
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    describe(
+        command,
+        "Measure the latency of the service with one client and with many, and check every answer.",
+        "bnb-ds bench serve work/models/tiny --data texts.txt --clients 16 --seconds 30 --pause-ms 200",
+    )
+    command.add_argument("model", type=Path, help="directory that `bnb-ds export` wrote")
+    command.add_argument(
+        "--data", type=Path, required=True, help="texts: SQuAD JSON, JSON lines or plain lines, also as .gz"
+    )
+    for flag, kind, default, help_text in (
+        ("--num-sources", positive, 200, "number of texts"),
+        ("--clients", positive, 64, "number of clients"),
+        ("--seconds", positive, 120, "duration of the load in seconds"),
+        ("--pause-ms", natural, 0, "mean pause of a client after an answer, in milliseconds"),
+        ("--max-wait-ms", natural, 5, "the service's --max-wait-ms"),
+    ):
+        command.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
+    add_device(command)
+    add_json(command)
     command.set_defaults(run=_run)
 
 

@@ -1,4 +1,4 @@
-"""Shard directories of made-up documents, for measuring the loader."""
+"""Make shard directories of synthetic documents, to measure the loader."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from bnb_ds.shards.manifest import (
 )
 from bnb_ds.shards.npy_files import numbered, write_npy
 
-#: of bert-base-cased
+#: tokens of bert-base-cased
 VOCABULARY = 28_996
 
-# Tokens of a Wikipedia article: log-normal with this mean and this spread of the logarithm.
+# The tokens of a Wikipedia article are log-normal, with this mean and this standard deviation of the logarithm.
 _MEAN_LENGTH, _SPREAD = 495, 1.16
 _DOCUMENTS_PER_SHARD = 1_000_000
 
 
 def tokenizer() -> BertTokenizerFast:
-    """A vocabulary of that size, a third of it pieces that go on with a word."""
+    """A tokenizer with a vocabulary of this size; a third of the tokens are continuation pieces."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [f"##w{i}" if i % 3 == 0 else f"w{i}" for i in range(VOCABULARY - len(specials))]
     return tokenizer_from_vocabulary([*specials, *words], lowercase=False, name="synthetic")
 
 
 def wikipedia_lengths(count: int, seed: int = 0) -> np.ndarray:
-    """int64 [count], document lengths as those of Wikipedia."""
+    """int64 [count], document lengths distributed as in Wikipedia."""
     rng = np.random.default_rng(seed)
     drawn = rng.lognormal(np.log(_MEAN_LENGTH) - _SPREAD**2 / 2, _SPREAD, count)
     return np.maximum(drawn.astype(np.int64), 1)
 
 
 def write_shards(directory: Path, lengths: np.ndarray, *, with_tokens: bool) -> Path:
-    """A shard directory of documents of these lengths.
+    """Write a shard directory of documents with these lengths.
 
-    Without tokens the token files are holes of the right size: they take no room, and read as zeros.
+    Without tokens, the token files are sparse: they have the right size, take no disk space, and read as zeros.
     """
     info = describe_tokenizer(tokenizer())
     directory.mkdir()

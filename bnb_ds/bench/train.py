@@ -1,8 +1,9 @@
-"""``bnb-ds bench train``: one optimisation step on unpadded tokens with the fused loss, beside the padded plain way.
+"""``bnb-ds bench train``: measure an optimisation step on unpadded tokens against the padded reference.
 
-Both ways train the same weights on the same samples: sequences of a shard directory, cut at a maximum, with their own
-beginning as target. *ours* computes on real tokens. *padded* is what the reference implementation does: every source
-padded to the maximum, as many decoder slots, all logits, ``log_softmax``, torch's CTC loss and the KL term.
+Both ways train the same weights on the same samples: documents of a shard directory, cut to a maximum length, with
+their first tokens as target. *ours* computes only real tokens, with the fused loss. *padded* works like the reference
+implementation: it pads every source to the maximum, has as many decoder slots, and computes all logits,
+``log_softmax``, torch's CTC loss and the KL term.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from bnb_ds.bench import ctc
 from bnb_ds.bench.flags import add_common, announce, write
 from bnb_ds.bench.measure import clock, peak_bytes
-from bnb_ds.common.arguments import positive
+from bnb_ds.common.arguments import describe, positive
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.randomness import permuted
 from bnb_ds.errors import ConfigError, DataError
@@ -38,7 +39,7 @@ SIZES = {"tiny": (128, 2, 2), "mid": (256, 4, 4), "base": (768, 12, 12), "large"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and on what."""
+    """The model, the data and the repeats of a measurement."""
 
     shards: Path
     size: str
@@ -55,7 +56,7 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The samples of one step in both forms."""
+    """The samples of one step, packed and padded."""
 
     packed: dict[str, Any]
     padded: dict[str, Tensor]
@@ -63,10 +64,10 @@ class Batch:
 
 
 def batches(setting: Setting) -> list[Batch]:
-    """One batch for each repeat, of documents drawn without replacement.
+    """Make one batch for each repeat, from documents drawn without replacement.
 
     Raises:
-        DataError: there are fewer documents than samples.
+        DataError: the shards have fewer documents than samples.
     """
     shards = TokenShards(setting.shards, "train")
     count = setting.batch_size * setting.repeats
@@ -108,7 +109,7 @@ def _batch(sources: list[Tensor], targets: list[Tensor], setting: Setting) -> Ba
 
 
 class Contest:
-    """The two ways; each keeps a model and an optimizer of its own, and they start from equal weights."""
+    """The two ways. Each has its own model and optimizer; both models start from equal weights."""
 
     def __init__(self, setting: Setting, vocab_size: int):
         hidden, layers, heads = SIZES[setting.size]
@@ -133,14 +134,14 @@ class Contest:
         self._optimizers = {name: torch.optim.AdamW(m.parameters(), lr=1e-5) for name, m in self._models.items()}
 
     def ways(self) -> dict[str, Callable[[Batch], None]]:
-        """Name -> one optimisation step on a batch."""
+        """Name of a way -> function that does one optimisation step on a batch."""
         return {
             "ours": lambda batch: self._step("ours", batch, lambda model: model(**batch.packed).loss),
             "padded": lambda batch: self._step("padded", batch, lambda model: self._plain_loss(model, batch.padded)),
         }
 
     def num_parameters(self) -> int:
-        """Of either model."""
+        """The number of parameters of each model."""
         return sum(parameter.numel() for parameter in self._models["ours"].parameters())
 
     def _step(self, name: str, batch: Batch, loss_of: Callable[[BnbForConditionalGeneration], Tensor]) -> None:
@@ -162,16 +163,20 @@ class Contest:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Seconds of all steps, real source tokens, and the largest peak of a step in bytes.
+    """Measure the seconds of all steps, the real source tokens, and the largest memory peak of a step in bytes.
 
-    The peak is of tensors beyond weights, optimizer states and batch, which both ways hold alike.
+    The peak excludes weights, optimizer states and batches, which are the same in both ways.
+
+    Raises:
+        ConfigError: the maximum length is below 3.
+        DataError: the shards have fewer documents than samples.
     """
     if setting.max_length < 3:
         raise ConfigError(f"--max-length {setting.max_length}: give at least 3 tokens")
     contest = Contest(setting, TokenShards(setting.shards, "train").vocab_size)
     steps, ways, seconds_of = batches(setting), contest.ways(), clock(setting.device)
     seconds = dict.fromkeys(WAYS, 0.0)
-    for run in ways.values():  # not counted: optimizer states are made, kernels are chosen
+    for run in ways.values():  # warm-up: it makes optimizer states and chooses kernels
         run(steps[0])
     for step in steps:
         for name, run in ways.items():
@@ -187,7 +192,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: tokens per second and peak memory of both ways, and the ratios."""
+    """A Markdown table: tokens per second and peak memory of both ways, and their ratios."""
     tokens, seconds, peak = result["tokens"], result["seconds"], result["peak_bytes"]
     rates = [tokens / seconds[way] for way in WAYS]
     mib = [peak[way] / 2**20 for way in WAYS]
@@ -200,12 +205,23 @@ def table(result: dict[str, Any]) -> str:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench train``."""
-    command.add_argument("--shards", type=Path, required=True, help="a shard directory; its lengths are those measured")
-    command.add_argument("--size", choices=SIZES, default="mid", help="of the model (default %(default)s)")
-    command.add_argument("--batch-size", type=positive, default=8, help="sequences of a step (default %(default)s)")
-    command.add_argument("--max-length", type=positive, default=512, help="tokens, cut there (default %(default)s)")
+    describe(
+        command,
+        "Measure speed and peak memory of an optimisation step on unpadded tokens, against the padded reference.",
+        "bnb-ds bench train --shards work/shards/tiny --size tiny --batch-size 4 --repeats 3",
+    )
     command.add_argument(
-        "--target-tokens", type=positive, help="tokens of a target, the beginning of its source (default: all)"
+        "--shards", type=Path, required=True, help="shard directory; its document lengths decide the gain"
+    )
+    command.add_argument("--size", choices=SIZES, default="mid", help="size of the model (default %(default)s)")
+    command.add_argument("--batch-size", type=positive, default=8, help="sequences of a step (default %(default)s)")
+    command.add_argument(
+        "--max-length", type=positive, default=512, help="most tokens of a source (default %(default)s)"
+    )
+    command.add_argument(
+        "--target-tokens",
+        type=positive,
+        help="use only this many first tokens of a source as its target (default: all)",
     )
     command.add_argument(
         "--decoder-ratio", type=float, default=1.0, help="our decoder slots per source token (default %(default)s)"

@@ -1,4 +1,4 @@
-"""The arguments of each `bnb-ds` command. They parse, and call the code that does the work.
+"""The arguments of each ``bnb-ds`` command, and the calls of the code that does the work.
 
-The functions `add_*` add a command to the parser.
+Face: the functions ``add_NAME``, which add the arguments of the command NAME to its parser (see `bnb_ds.cli`).
 """

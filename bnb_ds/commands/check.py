@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from bnb_ds.common.arguments import positive
+from bnb_ds.common.arguments import describe, positive
 from bnb_ds.errors import EXIT_USER_ERROR
 
 
 def add_check(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds check``."""
+    describe(
+        command,
+        "Check a launch without its machines: recipe, DeepSpeed JSON, data, model, memory, disk space and resume.\n"
+        "All errors are listed at once; the exit code is then 2. Tokenised data of fine-tuning is cached for the run.",
+        "bnb-ds check runs/recipes/pretrain/tiny.yaml --deepspeed_config ds_configs/cpu_debug.json --world-size 2",
+    )
     command.add_argument("recipe", help="YAML file; shipped ones are under runs/recipes/")
-    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="as for runs/pretrain.py")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="replace a value of the recipe, for example steps=100"
+    )
     command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
     command.add_argument("--world-size", type=positive, default=1, help="number of ranks (default %(default)s)")
     command.set_defaults(run=_check)
@@ -23,5 +31,5 @@ def _check(args: argparse.Namespace) -> int:
     findings = check(args.recipe, args.overrides, args.deepspeed_config, args.world_size)
     print("\n".join(findings.lines))
     faults = len(findings.errors)
-    print(f"check: {faults} errors" if faults else "check: nothing stands in the way of this launch")
+    print(f"check: {faults} errors" if faults else "check: no errors, this can be launched")
     return EXIT_USER_ERROR if faults else 0

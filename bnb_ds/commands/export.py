@@ -6,35 +6,56 @@ import argparse
 import sys
 from pathlib import Path
 
+from bnb_ds.common.arguments import describe
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import DECODER_LENGTH_POLICIES
 
 
 def add_export(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds export``."""
-    command.add_argument("checkpoint", type=Path, help="a run's output_dir (its newest checkpoint) or one checkpoint")
-    command.add_argument("output", type=Path, help="a new directory")
-    command.add_argument("--encoder", action="store_true", help="only the encoder, as a plain BERT model")
+    describe(
+        command,
+        "Write a checkpoint of a run as a Hugging Face directory, or an exported model as an ONNX graph.",
+        "bnb-ds export work/runs/tiny work/models/tiny",
+    )
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        help="one checkpoint, or a run's output_dir (its newest checkpoint; for fine-tuning its best);"
+        " with --format onnx, an exported model",
+    )
+    command.add_argument("output", type=Path, help="directory to write; it must be new or empty")
+    command.add_argument("--encoder", action="store_true", help="export only the encoder, as a plain BERT model")
     command.add_argument(
         "--format",
         choices=("transformers", "onnx"),
         default="transformers",
-        help="`onnx` makes a graph for ONNX Runtime of a model that was exported already (default %(default)s)",
+        help="`onnx` converts an exported model to a graph for ONNX Runtime (default %(default)s)",
     )
-    command.add_argument("--dtype", choices=("fp32", "int8"), default="fp32", help="of the ONNX graph")
+    command.add_argument(
+        "--dtype",
+        choices=("fp32", "int8"),
+        default="fp32",
+        help="number format of the ONNX graph (default %(default)s)",
+    )
     command.set_defaults(run=_export)
 
 
 def add_import_reference(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds import-reference``."""
-    command.add_argument("source", type=Path, help="a directory that its save_pretrained wrote")
-    command.add_argument("output", type=Path, help="a new directory")
-    command.add_argument("--tokenizer", type=Path, help="directory or vocab.txt (default: the one beside the weights)")
+    describe(
+        command,
+        "Convert a model that was saved by the reference implementation of the paper to an exported model.",
+        "bnb-ds import-reference reference/checkpoint-1000 work/models/reference --tokenizer vocab.txt",
+    )
+    command.add_argument("source", type=Path, help="directory that the reference's save_pretrained wrote")
+    command.add_argument("output", type=Path, help="directory to write; it must be new or empty")
+    command.add_argument("--tokenizer", type=Path, help="tokenizer directory or vocab.txt (default: the one in SOURCE)")
     command.add_argument(
         "--decoder-length",
         choices=DECODER_LENGTH_POLICIES,
         default="padded",
-        help="policy of decoder positions; `padded` computes what the reference does (default %(default)s)",
+        help="policy of decoder positions; `padded` computes the same as the reference (default %(default)s)",
     )
     command.set_defaults(run=_import_reference)
 
@@ -44,12 +65,16 @@ def _export(args: argparse.Namespace) -> None:
         from bnb_ds.export.onnx import export_onnx
 
         if args.encoder:
-            raise ConfigError("--encoder: the ONNX graph is the whole model: leave it out with --format onnx")
+            raise ConfigError(
+                "--encoder: an ONNX graph is always the whole model: leave --encoder out with --format onnx"
+            )
         export_onnx(args.checkpoint, args.output, dtype=args.dtype)
         print(f"export: {args.checkpoint} -> {args.output} (ONNX, {args.dtype})")
         return
     if args.dtype != "fp32":
-        raise ConfigError("--dtype int8 is for --format onnx; other precisions are chosen when the model is used")
+        raise ConfigError(
+            "--dtype int8 needs --format onnx; the precision of other models is chosen when they are used"
+        )
     from bnb_ds.export.from_run import export
 
     found, notes = export(args.checkpoint, args.output, encoder_only=args.encoder)

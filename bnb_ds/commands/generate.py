@@ -1,4 +1,4 @@
-"""The commands ``bnb-ds generate`` and ``bnb-ds serve``."""
+"""The commands ``bnb-ds generate``, ``bnb-ds serve`` and ``bnb-ds reconstruct``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.common.arguments import natural, positive
+from bnb_ds.common.arguments import describe, natural, positive
 from bnb_ds.errors import ConfigError
 
 _FLAGS_OF_SHARING = ("--processes",)
@@ -15,18 +15,34 @@ _FLAGS_OF_SHARING = ("--processes",)
 
 def add_generate(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds generate``."""
-    command.add_argument("model", type=Path, help="an exported model, or one exported with --format onnx")
-    command.add_argument("--input", required=True, help="a text file, or - for standard input")
-    command.add_argument("--output", required=True, help="a text file, or - for standard output")
-    command.add_argument("--resume", action="store_true", help="go on with an unfinished output")
-    command.add_argument("--window", type=positive, default=4096, help="lines sorted together (default %(default)s)")
+    describe(
+        command,
+        "Write one generated line for each line of a text file, in order.",
+        "bnb-ds generate work/models/xsum --input articles.txt --output summaries.txt",
+    )
+    _add_model(command)
+    command.add_argument("--input", required=True, help="text file, or - for standard input")
+    command.add_argument("--output", required=True, help="text file, or - for standard output")
+    command.add_argument("--resume", action="store_true", help="continue an unfinished output")
+    command.add_argument(
+        "--window", type=positive, default=4096, help="lines that are sorted by length together (default %(default)s)"
+    )
     sharing = command.add_argument_group("sharing the work")
-    sharing.add_argument("--task-index", type=natural, default=0, help="which share of the input, from 0")
     sharing.add_argument(
-        "--num-tasks", type=positive, default=1, help="shares; each writes OUTPUT.00000-of-00004 and so on"
+        "--task-index", type=natural, default=0, help="number of the share to do, from 0 (default %(default)s)"
     )
     sharing.add_argument(
-        "--processes", type=positive, default=1, help="share out to processes here, a GPU each, and join the outputs"
+        "--num-tasks",
+        type=positive,
+        default=1,
+        help="number of shares; with several, each writes OUTPUT.00000-of-00004 and so on (default %(default)s)",
+    )
+    sharing.add_argument(
+        "--processes",
+        type=positive,
+        default=1,
+        help="divide the input among this many local processes, one GPU each, and join the outputs"
+        " (default %(default)s)",
     )
     add_engine_flags(command)
     add_decode_flags(command)
@@ -35,52 +51,83 @@ def add_generate(command: argparse.ArgumentParser) -> None:
 
 def add_serve(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds serve``."""
-    command.add_argument("model", type=Path, help="an exported model, or one exported with --format onnx")
-    command.add_argument("--host", default="127.0.0.1", help="default %(default)s: only this machine")
-    command.add_argument("--port", type=natural, default=8000, help="0: a free one (default %(default)s)")
+    describe(
+        command,
+        "Answer HTTP requests with one model: POST /generate, GET /health, /metrics and /docs.",
+        "bnb-ds serve work/models/xsum --port 8000",
+    )
+    _add_model(command)
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default %(default)s: this machine only)"
+    )
+    command.add_argument("--port", type=natural, default=8000, help="0: a free port (default %(default)s)")
     limits = command.add_argument_group("limits")
-    limits.add_argument(
-        "--max-wait-ms", type=natural, default=5, help="wait for others to decode with (default %(default)s)"
-    )
-    limits.add_argument("--max-pending", type=positive, default=1024, help="texts, else 429 (default %(default)s)")
-    limits.add_argument("--max-items", type=positive, default=64, help="texts of a request (default %(default)s)")
-    limits.add_argument("--max-body-bytes", type=positive, default=1 << 20, help="default %(default)s")
-    limits.add_argument("--timeout-seconds", type=positive, default=60, help="of a request (default %(default)s)")
-    limits.add_argument(
-        "--shutdown-seconds",
-        type=positive,
-        default=60,
-        help="for accepted requests after SIGTERM (default %(default)s)",
-    )
+    for flag, kind, default, help_text in (
+        ("--max-wait-ms", natural, 5, "milliseconds that a request waits for others to share its batch"),
+        ("--max-pending", positive, 1024, "most texts that wait or are being decoded; further requests get 429"),
+        ("--max-items", positive, 64, "most texts of a request"),
+        ("--max-body-bytes", positive, 1 << 20, "largest body of a request, in bytes"),
+        ("--timeout-seconds", positive, 60, "longest time to receive a body, and to answer it"),
+        ("--shutdown-seconds", positive, 60, "longest time for accepted requests after SIGTERM"),
+    ):
+        limits.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
     add_engine_flags(command)
     add_decode_flags(command)
     command.set_defaults(run=_serve)
 
 
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", type=Path, help="directory that `bnb-ds export` wrote, in torch or ONNX format")
+
+
 def add_engine_flags(command: argparse.ArgumentParser) -> None:
-    """What runs the model."""
+    """Add the flags that choose the engine."""
     engine = command.add_argument_group("engine")
-    engine.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU where there is one)")
-    engine.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "int8"), default="fp32", help="default %(default)s")
-    engine.add_argument("--compile", action="store_true", help="torch.compile for a few lengths; greedy decoding only")
+    engine.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     engine.add_argument(
-        "--token-budget", type=positive, help="source tokens and slots of a batch (default: 4096, on a GPU 65536)"
+        "--dtype",
+        choices=("fp32", "bf16", "fp16", "int8"),
+        default="fp32",
+        help="number format; fp16 needs a GPU, int8 an ONNX model (default %(default)s)",
+    )
+    engine.add_argument(
+        "--compile", action="store_true", help="use torch.compile for a few lengths; only for greedy decoding"
+    )
+    engine.add_argument(
+        "--token-budget",
+        type=positive,
+        help="most source tokens and slots of a batch (default: 4096, on a GPU 65536)",
     )
 
 
 def add_decode_flags(command: argparse.ArgumentParser) -> None:
-    """How outputs are chosen."""
+    """Add the flags that choose the outputs."""
     decoding = command.add_argument_group("decoding")
-    decoding.add_argument("--beam-size", type=positive, default=1, help="prefixes of the CTC search (default: greedy)")
-    decoding.add_argument("--beam-classes", type=positive, default=16, help="of each slot (default %(default)s)")
-    decoding.add_argument("--length-beam", type=positive, default=1, help="lengths tried with length classification")
-    decoding.add_argument("--min-length", type=natural, default=0, help="of an output, in tokens")
-    decoding.add_argument("--max-length", type=positive, help="of an output, in tokens")
-    decoding.add_argument("--no-repeat-ngram-size", type=natural, default=0, metavar="N", help="0: no such rule")
-    decoding.add_argument("--bad-word", action="append", default=[], metavar="WORD", help="never written; repeatable")
-    decoding.add_argument("--lm", type=Path, metavar="FILE", help="n-gram model, ARPA or KenLM binary, for the beam")
-    decoding.add_argument("--lm-weight", type=float, default=0.5, help="default %(default)s")
-    decoding.add_argument("--word-bonus", type=float, default=0.0, help="nats for each word (default %(default)s)")
+    for flag, kind, default, help_text in (
+        ("--beam-size", positive, 1, "prefixes kept by the CTC beam search; 1: greedy"),
+        ("--beam-classes", positive, 16, "most probable classes of each slot that the beam search tries"),
+        ("--length-beam", positive, 1, "number of lengths to try, for models with length classification"),
+        ("--min-length", natural, 0, "fewest tokens of an output"),
+    ):
+        decoding.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
+    decoding.add_argument("--max-length", type=positive, help="most tokens of an output (default: no limit)")
+    decoding.add_argument(
+        "--no-repeat-ngram-size",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="no n-gram of N tokens twice in an output; 0: no such rule (default %(default)s)",
+    )
+    decoding.add_argument(
+        "--bad-word", action="append", default=[], metavar="WORD", help="word that is never written; may be repeated"
+    )
+    decoding.add_argument(
+        "--lm", type=Path, metavar="FILE", help="n-gram model (ARPA or KenLM binary) that scores the beam search"
+    )
+    decoding.add_argument("--lm-weight", type=float, default=0.5, help="weight of --lm (default %(default)s)")
+    decoding.add_argument(
+        "--word-bonus", type=float, default=0.0, help="nats added for each word, with --lm (default %(default)s)"
+    )
 
 
 def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +168,7 @@ def _generate(args: argparse.Namespace) -> None:
         print(generate_lines(job), file=sys.stderr)
         return
     if args.num_tasks > 1:
-        raise ConfigError("--processes shares out a whole input: give either --processes or --num-tasks")
+        raise ConfigError("--processes divides a whole input: give either --processes or --num-tasks")
     print(generate_in_processes(job, _without_sharing(args.command_line), args.processes), file=sys.stderr)
 
 
@@ -163,12 +210,21 @@ def _without_sharing(arguments: list[str]) -> list[str]:
 
 def add_reconstruct(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds reconstruct``."""
-    command.add_argument("model", type=Path, help="an exported model")
-    command.add_argument("--shards", type=Path, required=True, help="a shard directory made with the model's tokenizer")
-    command.add_argument("--num", type=positive, default=4, help="documents (default %(default)s)")
-    command.add_argument("--max-length", type=positive, default=48, help="tokens of each (default %(default)s)")
-    command.add_argument("--mask-probability", type=float, default=0.15, help="default %(default)s")
-    command.add_argument("--seed", type=natural, default=0, help="of the masks (default %(default)s)")
+    describe(
+        command,
+        "Mask words of held-out documents, and show what a model restores.",
+        "bnb-ds reconstruct work/models/tiny --shards work/shards/tiny --num 3",
+    )
+    command.add_argument("model", type=Path, help="directory that `bnb-ds export` wrote")
+    command.add_argument("--shards", type=Path, required=True, help="shard directory made with the model's tokenizer")
+    command.add_argument("--num", type=positive, default=4, help="number of documents (default %(default)s)")
+    command.add_argument(
+        "--max-length", type=positive, default=48, help="most tokens of a document (default %(default)s)"
+    )
+    command.add_argument(
+        "--mask-probability", type=float, default=0.15, help="probability that a token is masked (default %(default)s)"
+    )
+    command.add_argument("--seed", type=natural, default=0, help="seed of the masks (default %(default)s)")
     command.set_defaults(run=_reconstruct)
 
 

@@ -1,4 +1,4 @@
-"""``bnb-ds check``: everything that can be known of a launch without its machines, all faults at once."""
+"""``bnb-ds check``: check a launch without its machines, and report all errors at once."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ _GIB = 2**30
 
 @dataclass
 class Findings:
-    """What a check has found."""
+    """The results of a check."""
 
     #: lines for the user, in order
     lines: list[str] = field(default_factory=list)
-    #: messages of the errors that a launch would meet
+    #: messages of the errors that the launch would raise
     errors: list[str] = field(default_factory=list)
 
     def attempt(self, subject: str, function: Callable[[], T]) -> T | None:
-        """Call a function; note what it says of the subject, or its error."""
+        """Call a function, and add an ok line or its error; return its result, or None after an error."""
         try:
             result = function()
         except BnbError as error:
@@ -59,7 +59,7 @@ class Findings:
 def check(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> Findings:
     """Check a recipe, a DeepSpeed JSON, the data, the model, the output directory and a possible resume.
 
-    A recipe that names a task is one of fine-tuning; its data is tokenised, which a run then finds done.
+    A recipe that names a task is for fine-tuning. Its data is tokenised, and the run then reads it from the cache.
     """
     findings = Findings()
     schema = _schema(recipe_path, overrides)
@@ -75,7 +75,7 @@ def check(recipe_path: str, overrides: list[str], ds_config_path: str, world_siz
 def _schema(recipe_path: str, overrides: list[str]) -> type[TrainingRecipe]:
     try:
         is_finetuning = "task" in recipe_values(recipe_path, overrides)
-    except ConfigError:  # said by who reads it to use it
+    except ConfigError:  # `check` reports it when it loads the recipe
         is_finetuning = False
     return FinetuneRecipe if is_finetuning else PretrainRecipe
 
@@ -129,7 +129,7 @@ def _indented(lines: Iterable[str]) -> list[str]:
 def _check_output(path: Path) -> None:
     place = _existing_part(path)
     if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise ConfigError(f"output_dir {path}: {place} is not a directory that can be written; choose another")
+        raise ConfigError(f"output_dir {path}: {place} is not a writable directory; choose another")
 
 
 def _existing_part(path: Path) -> Path:
@@ -147,16 +147,16 @@ def _describe_resume(run: RunDir, ds_config: DsConfig) -> str:
     if found is None:
         return "a new run: there is no checkpoint in output_dir"
     resume = plan_resume(found, ds_config, weights_only=False)
-    return "; ".join([f"--resume auto goes on {resume.describe(ds_config)}", *notes])
+    return "; ".join([f"--resume auto continues {resume.describe(ds_config)}", *notes])
 
 
 def _check_space(recipe: PretrainRecipe | FinetuneRecipe, num_parameters: int) -> None:
-    # The ones that are kept, the best besides, and the one being written.
+    # The kept checkpoints, the best one, and the one being written.
     checkpoints = recipe.intervals.keep_checkpoints + 2
     needed = checkpoints * BYTES_PER_PARAMETER * num_parameters
     free = shutil.disk_usage(_existing_part(Path(recipe.output_dir))).free
     if free < needed:
         raise DataError(
-            f"output_dir {recipe.output_dir}: {checkpoints} checkpoints take about {needed / _GIB:.1f} GiB, the disk"
-            f" has {free / _GIB:.1f} GiB left; free some space, or lower intervals.keep_checkpoints"
+            f"output_dir {recipe.output_dir}: {checkpoints} checkpoints take about {needed / _GIB:.1f} GiB, but the"
+            f" disk has {free / _GIB:.1f} GiB left; free some space, or lower intervals.keep_checkpoints"
         )

@@ -5,41 +5,69 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bnb_ds.common.arguments import add_overrides, positive
+from bnb_ds.common.arguments import add_overrides, describe, natural, positive
 
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds evaluate``."""
-    command.add_argument(
-        "models", nargs="+", type=Path, metavar="MODEL", help="a run of runs/finetune.py, or an export"
+    describe(
+        command,
+        "Run models on one split of a task, and write outputs and scores.",
+        "bnb-ds evaluate work/runs/xsum --split test",
     )
-    command.add_argument("--task", help="default: what the model was fine-tuned for")
-    command.add_argument("--split", help="default: the task's validation split")
-    command.add_argument("--batch-size", type=positive, default=32, help="makes no difference to scores (%(default)s)")
-    add_overrides(command, "other data than the model was fine-tuned on, as in a recipe: data.test=FILE")
-    command.add_argument("--output", type=Path, help="directory for the results (default: beside the model)")
-    command.add_argument("--select", action="store_true", help="name the best of several models; not on a test split")
+    command.add_argument(
+        "models", nargs="+", type=Path, metavar="MODEL", help="output_dir of runs/finetune.py, or an exported model"
+    )
+    command.add_argument("--task", help="task to evaluate (default: the task of the fine-tuning)")
+    command.add_argument("--split", help="split to evaluate (default: the task's first validation split)")
+    command.add_argument(
+        "--batch-size",
+        type=positive,
+        default=32,
+        help="samples decoded together; it does not change the scores (default %(default)s)",
+    )
+    add_overrides(command, "replace a data setting of the fine-tuning recipe, for example data.test=FILE; repeatable")
+    command.add_argument("--output", type=Path, help="directory for the results (default: MODEL/evaluation/TASK-SPLIT)")
+    command.add_argument(
+        "--select", action="store_true", help="name the best of several models; refused on a test split"
+    )
     command.set_defaults(run=_evaluate)
 
 
 def add_compare(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds compare``."""
+    describe(
+        command,
+        "Compare two evaluations of the same split by the paired bootstrap test (Koehn, 2004).",
+        "bnb-ds compare work/runs/xsum/best/evaluation/xsum-test work/runs/xsum_bert2bert/best/evaluation/xsum-test",
+    )
     command.add_argument("first", type=Path, help="directory that `bnb-ds evaluate` wrote")
-    command.add_argument("second", type=Path, help="another one, of the same data")
-    command.add_argument("--score", help="default: the task's main score")
-    command.add_argument("--resamples", type=positive, default=1000, help="corpora drawn (default %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the draws (default %(default)s)")
+    command.add_argument("second", type=Path, help="another such directory, for the same data")
+    command.add_argument("--score", help="score to compare (default: the task's main score)")
+    command.add_argument("--resamples", type=positive, default=1000, help="samples to draw (default %(default)s)")
+    command.add_argument("--seed", type=natural, default=0, help="seed of the draws (default %(default)s)")
     command.set_defaults(run=_compare)
 
 
 def add_glue(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds glue``."""
-    command.add_argument("recipes", nargs="+", help="one for each task: runs/recipes/finetune/glue/*.yaml")
+    describe(
+        command,
+        "Fine-tune on every task with every seed, skip finished runs, and write a table with the best score,\n"
+        "the mean and standard deviation of each task, and the average over tasks.",
+        "bnb-ds glue runs/recipes/finetune/glue/*.yaml --deepspeed_config ds_configs/finetune_glue.json"
+        " --output work/runs/glue",
+    )
+    command.add_argument(
+        "recipes", nargs="+", help="one recipe per task; runs/recipes/finetune/glue/*.yaml are shipped"
+    )
     command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
-    command.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default %(default)s")
-    command.add_argument("--output", type=Path, required=True, help="directory of the runs and of the table")
-    command.add_argument("--num_gpus", type=positive, default=1, help="of each run (default %(default)s)")
-    add_overrides(command, "replaces a value of all", "KEY=VALUE")
+    command.add_argument(
+        "--seeds", type=natural, nargs="+", default=[1, 2, 3, 4, 5], help="seeds of the runs (default %(default)s)"
+    )
+    command.add_argument("--output", type=Path, required=True, help="directory for the runs and the table")
+    command.add_argument("--num_gpus", type=positive, default=1, help="GPUs of each run (default %(default)s)")
+    add_overrides(command, "replace a value in all recipes; repeatable", "KEY=VALUE")
     command.set_defaults(run=_glue)
 
 
@@ -50,7 +78,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.select:
         refuse_choosing_on_test(args.split)
     if args.output is not None and len(args.models) > 1:
-        raise ConfigError("--output: several models would write into one directory; leave it out")
+        raise ConfigError("--output: several models cannot write into one directory; leave it out")
     evaluations = {}
     for model in args.models:
         evaluation = evaluate_model(
@@ -94,29 +122,57 @@ def _glue(args: argparse.Namespace) -> None:
 
 def add_distill(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds distill``."""
-    command.add_argument("teacher", type=Path, help="a run of runs/finetune.py, or an export")
-    command.add_argument("--output", type=Path, required=True, help="JSON-lines file, for data.train of a recipe")
-    command.add_argument("--task", help="default: what the teacher was fine-tuned for")
-    add_overrides(command, "other data than the teacher was fine-tuned on, as in a recipe: data.train=FILE")
-    command.add_argument("--num-beams", type=positive, help="default: as the teacher was fine-tuned with")
-    command.add_argument(
-        "--batch-tokens", type=positive, default=8192, help="source tokens x beams at once (default %(default)s)"
+    describe(
+        command,
+        "Replace the targets of the training split by the outputs of an autoregressive teacher (distillation).",
+        "bnb-ds distill work/runs/multi30k_teacher --output work/multi30k/train.distilled.jsonl",
     )
-    command.add_argument("--window", type=positive, default=2048, help="examples sorted together (default %(default)s)")
-    command.add_argument("--resume", action="store_true", help="go on with an unfinished output")
-    command.add_argument("--task-index", type=int, default=0, help="which share of the examples, from 0")
+    command.add_argument("teacher", type=Path, help="output_dir of runs/finetune.py, or an exported model")
     command.add_argument(
-        "--num-tasks", type=positive, default=1, help="shares; each writes OUTPUT.00000-of-00004 and so on"
+        "--output", type=Path, required=True, help="JSON-lines file to write, for data.train of a recipe"
+    )
+    command.add_argument("--task", help="task of the data (default: the task of the teacher's fine-tuning)")
+    add_overrides(command, "replace a data setting of the teacher's recipe, for example data.train=FILE; repeatable")
+    command.add_argument("--num-beams", type=positive, help="beams of the teacher (default: those of its recipe)")
+    command.add_argument(
+        "--batch-tokens",
+        type=positive,
+        default=8192,
+        help="most source tokens times beams of a batch (default %(default)s)",
+    )
+    command.add_argument(
+        "--window",
+        type=positive,
+        default=2048,
+        help="examples that are sorted by length together (default %(default)s)",
+    )
+    command.add_argument("--resume", action="store_true", help="continue an unfinished output")
+    command.add_argument(
+        "--task-index", type=int, default=0, help="number of the share to do, from 0 (default %(default)s)"
+    )
+    command.add_argument(
+        "--num-tasks",
+        type=positive,
+        default=1,
+        help="number of shares; with several, each writes OUTPUT.00000-of-00004 and so on (default %(default)s)",
     )
     command.set_defaults(run=_distill)
 
 
 def add_reproduce(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds reproduce``."""
-    command.add_argument("--list", action="store_true", required=True, help="print the rows")
-    command.add_argument("--table", type=int, choices=(1, 2, 3, 4), help="only that table")
+    describe(
+        command,
+        "List the rows of the paper's tables: the command of each, the data it needs, and its numbers.",
+        "bnb-ds reproduce --list --table 2",
+    )
+    command.add_argument("--list", action="store_true", required=True, help="print the rows (required)")
+    command.add_argument("--table", type=int, choices=(1, 2, 3, 4), help="print only this table (default: all)")
     command.add_argument(
-        "--runs", type=Path, default=Path("work/runs"), help="where measured results lie (default %(default)s)"
+        "--runs",
+        type=Path,
+        default=Path("work/runs"),
+        help="directory of the runs with measured results (default %(default)s)",
     )
     command.set_defaults(run=_reproduce)
 

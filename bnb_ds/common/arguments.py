@@ -29,6 +29,13 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
+def describe(command: argparse.ArgumentParser, description: str, example: str) -> None:
+    """Set the text that ``--help`` shows above the arguments, and one example to show below them."""
+    command.description = description
+    command.epilog = f"example:\n  {example}"
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
 def add_overrides(command: argparse.ArgumentParser, help_text: str, metavar: str = "data.KEY=VALUE") -> None:
     """Add ``--set``, which may be repeated. ``overrides`` is the list of its values."""
     command.add_argument("--set", dest="overrides", action="append", default=[], metavar=metavar, help=help_text)

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Train on the hosts of a hostfile, or on this host alone, through the deepspeed launcher.
+# Train on the hosts of a hostfile, or on this host only, through the deepspeed launcher.
 #
 #   bash runs/launch/hostfile.sh [--hostfile FILE --num_nodes N] --num_gpus G [--interface NAME] [--master_port P] \
 #       [--logs DIR] [runs/finetune.py] RECIPE --deepspeed_config JSON [--resume auto] [key.path=value ...]
 #
-#   runs/finetune.py   fine-tune; without it, pre-train (runs/pretrain.py)
-#   --hostfile     one line `hostname slots=8` for each host, which pdsh reaches by ssh without a password
-#   --interface    network interface that joins the hosts (default: found from the route to the first host)
-#   --logs         directory for one log per rank; the first rank's is shown here (default work/logs/TIME)
+#   runs/finetune.py   fine-tune (default: pre-train with runs/pretrain.py)
+#   --hostfile     file with one line `hostname slots=8` per host; pdsh must reach the hosts by ssh without a password
+#   --interface    network interface that connects the hosts (default: found from the route to the first host)
+#   --logs         directory for one log per rank; the log of rank 0 is also shown here (default work/logs/TIME)
 #
-# What the launcher leaves to be done is done here:
-#   - variables reach the other hosts: PATH, and all that begin with NCCL_, GLOO_, TORCH_, HF_, OMP_, DS_, CUDA_ or BNB_;
-#   - a host that is cut off ends the job: ssh asks for a sign of life every 5 s;
-#   - SIGTERM, SIGUSR1 and Ctrl-C let the ranks save a checkpoint and end with exit code 0. The launcher itself would
-#     end its ranks one after the other, and fail.
-# Checkpoints and shards must be on storage that all hosts see, under the same path; so must this directory.
+# This script adds to the launcher:
+#   - Environment variables are passed to the other hosts: PATH, and those that begin with NCCL_, GLOO_, TORCH_, HF_,
+#     OMP_, DS_, CUDA_ or BNB_.
+#   - The job ends if a host is unreachable: ssh checks the connection every 5 s.
+#   - On SIGTERM, SIGUSR1 or Ctrl-C the ranks save a checkpoint and end with exit code 0. The launcher alone would stop
+#     its ranks one by one, and fail.
+# All hosts must see this directory, the checkpoints and the shards under the same paths.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source runs/launch/common.sh
@@ -40,7 +41,7 @@ export DS_ENV_FILE=$logs/environment
 env | grep -E '^(PATH|(NCCL|GLOO|TORCH|HF|OMP|DS|CUDA|BNB)_[A-Za-z0-9_]*)=' > "$DS_ENV_FILE"
 export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
-# In a session of its own: a Ctrl-C here is for this script, which passes it on in its own way.
+# The launcher gets its own session, so that Ctrl-C reaches only this script, which then asks the ranks to stop.
 setsid deepspeed "${where[@]}" --num_gpus "$num_gpus" --master_port "$master_port" --enable_each_rank_log "$logs" \
     "${program[@]}" > "$logs/launcher.log" 2>&1 &
 launcher=$!
@@ -57,7 +58,7 @@ code=0
 wait_through_signals "$launcher" || code=$?
 [ -z "$shown" ] || wait_through_signals "$shown" || true
 rm -f "$BNB_STOP_FILE"
-# Of a host's launcher that was killed the deepspeed command reports success.
+# The deepspeed command reports success even if the launcher of a host was killed.
 if [ "$code" = 0 ] && [ -n "$first" ] && ! grep -qE '^(done|stopped|memory/GPU) ' "$first"; then
     code=1
 fi

@@ -97,7 +97,7 @@ def test_1000_real_sources(shared_data, tmp_path):
     ("arguments", "missing", "message"),
     [
         (["--format", "onnx"], "onnxscript", 'needs the package onnxscript: pip install ".[onnx]" in the checkout'),
-        (["--format", "onnx", "--encoder"], None, "--encoder: the ONNX graph is the whole model"),
+        (["--format", "onnx", "--encoder"], None, "--encoder: an ONNX graph is always the whole model"),
         (["--dtype", "int8"], None, "--dtype int8 is for --format onnx"),
     ],
 )

@@ -1,1 +1,4 @@
-"""Speed of generation: BnB beside its reference implementation and beside autoregressive models."""
+"""``bnb-ds bench generate``: generation speed of BnB, its reference implementation and autoregressive models.
+
+Face: `command.add_arguments`.
+"""

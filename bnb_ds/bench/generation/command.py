@@ -1,4 +1,4 @@
-"""The command ``bnb-ds bench generate``: flags, tables, JSON and picture."""
+"""The command ``bnb-ds bench generate``: its flags, tables, JSON and chart."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ from typing import Any
 
 import torch
 
-from bnb_ds.bench.flags import refuse_missing_device, refuse_missing_parent, versions, write
+from bnb_ds.bench.flags import (
+    add_device,
+    add_json,
+    add_repeats,
+    add_threads,
+    refuse_missing_device,
+    refuse_missing_parent,
+    versions,
+    write,
+)
 from bnb_ds.bench.generation import reference_style as bench
 from bnb_ds.bench.generation import report
 from bnb_ds.bench.generation.contenders import CONTENDERS
 from bnb_ds.bench.generation.latency import Effort, Systems
 from bnb_ds.bench.generation.sources import read_sources
 from bnb_ds.bench.generation.workloads import Workload, fixed_policy, of_references, random_rows
-from bnb_ds.common.arguments import positive
+from bnb_ds.common.arguments import describe, positive
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import ConfigError
 from bnb_ds.export.onnx import require_packages
@@ -30,26 +39,41 @@ REFERENCE = "reference-style"
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench generate``."""
+    describe(
+        command,
+        "Measure the generation speed of BnB against its reference implementation or against autoregressive models.\n"
+        "All weights are random, because speed depends only on sizes and lengths.",
+        "bnb-ds bench generate --against bert2bert --size tiny --batch-size 1 8 --output-tokens 25",
+    )
     command.add_argument(
         "--against",
         nargs="+",
         choices=(REFERENCE, *CONTENDERS, "all"),
         required=True,
-        help="`all`: every autoregressive model: " + "; ".join(f"{k}: {v}" for k, v in CONTENDERS.items()),
+        help="systems to compare with; all: every autoregressive model; "
+        + "; ".join(f"{k}: {v}" for k, v in CONTENDERS.items()),
     )
-    command.add_argument("--size", choices=tuple(bench.SIZES), default="base", help="default %(default)s")
-    command.add_argument("--engine", choices=bench.ENGINES, default="torch", help="of BnB (default %(default)s)")
     command.add_argument(
-        "--dtype", choices=(*DTYPES, "int8"), default="fp32", help="of all; int8 of BnB alone (%(default)s)"
+        "--size", choices=tuple(bench.SIZES), default="base", help="size of the models (default %(default)s)"
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
-    command.add_argument("--threads", type=positive, default=2, help="on the CPU (default %(default)s)")
-    command.add_argument("--repeats", type=positive, default=3, help="rounds over the batches (default %(default)s)")
+    command.add_argument("--engine", choices=bench.ENGINES, default="torch", help="engine of BnB (default %(default)s)")
     command.add_argument(
-        "--batch-size", type=positive, nargs="+", help="default: 8, beside autoregressive models 1 8 32 128"
+        "--dtype",
+        choices=(*DTYPES, "int8"),
+        default="fp32",
+        help="number format of all systems; int8 applies only to BnB (default %(default)s)",
     )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    command.add_argument("--png", type=Path, metavar="FILE", help="and a picture; needs the extra [plot]")
+    add_device(command)
+    add_threads(command)
+    add_repeats(command, 3)
+    command.add_argument(
+        "--batch-size",
+        type=positive,
+        nargs="+",
+        help=f"sources decoded together (default: 8 with {REFERENCE}, otherwise 1 8 32 128)",
+    )
+    add_json(command)
+    command.add_argument("--png", type=Path, metavar="FILE", help="also draw a chart; needs the extra [plot]")
     _add_sources(command)
     _add_autoregressive(command)
     command.set_defaults(run=_run)
@@ -58,38 +82,63 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def _add_sources(command: argparse.ArgumentParser) -> None:
     sources = command.add_argument_group("real texts")
     sources.add_argument(
-        "--data", type=Path, help="SQuAD JSON, JSON lines (source and target or summary), or lines, also .gz"
+        "--data",
+        type=Path,
+        help="SQuAD JSON, JSON lines (source, and target or summary), or plain lines, also as .gz"
+        " (default: random tokens)",
     )
-    sources.add_argument("--references", type=Path, metavar="FILE", help="lines beside those of --data")
-    sources.add_argument("--tokenizer", type=Path, help="directory or vocab.txt")
-    sources.add_argument("--target-tokenizer", type=Path, help="of the references (default: the same)")
-    sources.add_argument("--num-sources", type=positive, help="spread over the file (default 32 or the largest batch)")
-    sources.add_argument("--decoder-ratio", type=float, default=2.0, help="slots per source token (%(default)s)")
+    sources.add_argument(
+        "--references", type=Path, metavar="FILE", help="file whose lines are the references of --data's lines"
+    )
+    sources.add_argument("--tokenizer", type=Path, help="tokenizer directory or vocab.txt")
+    sources.add_argument("--target-tokenizer", type=Path, help="tokenizer of the references (default: --tokenizer)")
+    sources.add_argument(
+        "--num-sources",
+        type=positive,
+        help="number of texts, spread over the file (default: 32, or the largest batch if that is larger)",
+    )
+    sources.add_argument(
+        "--decoder-ratio", type=float, default=2.0, help="decoder slots per source token (default %(default)s)"
+    )
     sources.add_argument("--decoder-min", type=positive, default=1, help="fewest slots (default %(default)s)")
     sources.add_argument("--decoder-max", type=positive, help="most slots (default: no limit)")
 
 
 def _add_autoregressive(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("beside autoregressive models")
-    group.add_argument("--beams", type=positive, nargs="+", default=[1], help="hypotheses; 1 is greedy (default)")
+    group = command.add_argument_group("against autoregressive models")
+    group.add_argument(
+        "--beams", type=positive, nargs="+", default=[1], help="numbers of beams; 1: greedy (default %(default)s)"
+    )
     group.add_argument(
         "--output-tokens",
         type=positive,
         nargs="+",
-        help="of every output, its end included (default: as the references have; without --data 25 60 128)",
+        help="tokens of every output, including the end token (default: lengths of the references; without --data 25 60"
+        " 128)",
     )
     group.add_argument(
-        "--source-tokens", type=positive, default=512, help="of random sources, without --data (default %(default)s)"
+        "--source-tokens",
+        type=positive,
+        default=512,
+        help="tokens of a random source, without --data (default %(default)s)",
     )
     group.add_argument(
-        "--slots-per-token", type=float, default=1.1, help="decoder slots for each of --output-tokens (%(default)s)"
-    )
-    group.add_argument("--batches", type=positive, default=2, help="of each batch size, at most (default %(default)s)")
-    group.add_argument(
-        "--whole", action="store_true", help="all batches instead, and the time for all: of the file, or --num-sources"
+        "--slots-per-token", type=float, default=1.1, help="decoder slots per output token (default %(default)s)"
     )
     group.add_argument(
-        "--limit", type=float, default=60.0, metavar="SECONDS", help="longer cells are skipped (default %(default)s)"
+        "--batches", type=positive, default=2, help="most batches of each batch size (default %(default)s)"
+    )
+    group.add_argument(
+        "--whole",
+        action="store_true",
+        help="measure all batches of the file (or of --num-sources), and their total time",
+    )
+    group.add_argument(
+        "--limit",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="skip cells of the table that take longer (default %(default)s)",
     )
 
 
@@ -112,7 +161,7 @@ def _run(args: argparse.Namespace) -> None:
     results: list[dict[str, Any]] = []
     for result in (_against_reference if against_reference else _against_autoregressive)(args, device):
         results.append(result)
-        write(args.json, {**head, "results": results})  # all there is so far: a run may be stopped
+        write(args.json, {**head, "results": results})  # written after every result, because a run may be stopped
     print(report.reference_table(results) if against_reference else report.latency_tables(results))
     if args.png is not None:
         bars = (report.reference_bars if against_reference else report.latency_bars)(results)
@@ -128,15 +177,17 @@ def _check(args: argparse.Namespace) -> None:
     if args.engine == "onnx":
         require_packages()
     if (args.dtype == "int8" and args.engine != "onnx") or (args.engine == "onnx" and args.dtype in ("bf16", "fp16")):
-        raise ConfigError(f"--engine {args.engine} --dtype {args.dtype}: int8 needs onnx, which has fp32 and int8")
+        raise ConfigError(
+            f"--engine {args.engine} --dtype {args.dtype}: int8 needs --engine onnx, which supports fp32 and int8"
+        )
     for flag, value in (("--decoder-ratio", args.decoder_ratio), ("--slots-per-token", args.slots_per_token)):
         if not 0 < value < float("inf"):
             raise ConfigError(f"{flag} {value}: give a number above 0")
     if args.decoder_max is not None and args.decoder_max < args.decoder_min:
-        raise ConfigError(f"--decoder-max {args.decoder_max}: is below --decoder-min {args.decoder_min}")
+        raise ConfigError(f"--decoder-max {args.decoder_max}: give at least --decoder-min {args.decoder_min}")
     for flag, slots in (("--decoder-min", args.decoder_min), ("--decoder-max", args.decoder_max or 1)):
         if slots > bench.POSITIONS:
-            raise ConfigError(f"{flag} {slots}: give at most {bench.POSITIONS}, the decoder's positions")
+            raise ConfigError(f"{flag} {slots}: give at most {bench.POSITIONS}, the number of decoder positions")
     if REFERENCE in args.against:
         _check_reference(args)
     else:
@@ -145,9 +196,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _check_reference(args: argparse.Namespace) -> None:
     if len(args.against) > 1:
-        raise ConfigError(f"--against {REFERENCE}: is measured alone; leave the other systems out")
+        raise ConfigError(f"--against {REFERENCE}: cannot be combined with other systems; leave them out")
     if args.data is None or args.tokenizer is None:
-        raise ConfigError(f"--against {REFERENCE} measures real texts: give --data and --tokenizer")
+        raise ConfigError(f"--against {REFERENCE} needs real texts: give --data and --tokenizer")
 
 
 def _check_autoregressive(args: argparse.Namespace) -> None:
@@ -156,15 +207,17 @@ def _check_autoregressive(args: argparse.Namespace) -> None:
     if args.data is None:
         for flag in ("references", "target_tokenizer", "num_sources", "whole"):
             if getattr(args, flag):
-                raise ConfigError(f"--{flag.replace('_', '-')}: is for real texts: give --data and --tokenizer")
+                raise ConfigError(f"--{flag.replace('_', '-')}: needs real texts: give --data and --tokenizer")
     if args.batch_size is None:
         args.batch_size = [size for size in (1, 8, 32, 128) if size <= (args.num_sources or 128)]
     if args.num_sources is not None and max(args.batch_size) > args.num_sources:
-        raise ConfigError(f"--batch-size {max(args.batch_size)}: is more than --num-sources {args.num_sources}")
+        raise ConfigError(f"--batch-size {max(args.batch_size)}: give at most --num-sources {args.num_sources}")
     if args.whole and args.output_tokens:
-        raise ConfigError("--whole: takes lengths from the references: leave --output-tokens out")
+        raise ConfigError("--whole: the references give the lengths of outputs; leave --output-tokens out")
     if args.output_tokens and args.references:
-        raise ConfigError("--references: give the lengths of outputs; leave --output-tokens or --references out")
+        raise ConfigError(
+            "--references: the references give the lengths of outputs; leave --output-tokens or --references out"
+        )
     if args.data is None and args.source_tokens > bench.POSITIONS:
         raise ConfigError(f"--source-tokens {args.source_tokens}: give at most {bench.POSITIONS}")
     if args.output_tokens and args.slots_per_token * max(args.output_tokens) > bench.POSITIONS:
@@ -189,7 +242,7 @@ def _against_autoregressive(args: argparse.Namespace, device: torch.device) -> I
     systems = Systems(replace(setting, target_vocab_size=len(codec.target)), codec, names)
     millions = (f"{name} {count / 1e6:.1f} M" for name, count in systems.parameters().items())
     print("parameters: " + ", ".join(millions), flush=True)
-    # Random sources are all of one length: one batch says as much as several.
+    # Random sources all have one length, so one batch is enough.
     batches = None if args.whole else args.batches if args.data is not None else 1
     effort = Effort(args.batch_size, args.beams, batches, args.limit)
     for workload in workloads:

@@ -1,7 +1,7 @@
-"""What BnB is measured beside: autoregressive models of random weights, with a key-value cache.
+"""The autoregressive models that BnB is measured against, with random weights and a key-value cache.
 
-What is measured depends on sizes and lengths alone, so no weights are read. `bnb_ds.baselines.build` makes the models,
-as for training.
+Speed depends only on sizes and lengths, so no weights are read. `bnb_ds.baselines.build` makes the models, as for
+training.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from bnb_ds.data.tokenization import vocabulary_size
 from bnb_ds.generate.engines import DTYPES
 from bnb_ds.tasks.codec import Codec
 
-#: name -> what it is at base size
+#: name -> description at base size
 CONTENDERS = {
-    "bert2bert": "BERT encoder and decoder, as large as BnB",
-    "deep-shallow": "the same with one decoder layer (Kasai et al., 2021)",
-    "transformer": "the paper's, 6 and 6 layers of 512",
-    "bart": "BART-base, 6 and 6 layers of 768",
+    "bert2bert": "BERT encoder and decoder of BnB's size",
+    "deep-shallow": "bert2bert with one decoder layer (Kasai et al., 2021)",
+    "transformer": "the paper's Transformer, 6 + 6 layers, hidden size 512",
+    "bart": "BART base, 6 + 6 layers, hidden size 768",
 }
-# Lewis et al., 2020: base has half of a BERT's layers in each half, and 1,024 positions.
+# Lewis et al., 2020: each half of BART base has half of a BERT's layers; it has 1,024 positions.
 _BART_POSITIONS = 1024
 
 
 def contender(name: str, setting: Setting, codec: Codec) -> AutoregressiveModel:
-    """A model of random weights on the device, in the precision; where that is int8, in fp32."""
+    """Make a model with random weights, on the device and in the dtype of the setting (fp32 if that is int8)."""
     torch.manual_seed(0)
     model = build.model_of(contender_config(name, setting.size, codec)).eval()
     return AutoregressiveModel(model, begins_with_start=True).to(
@@ -40,12 +40,12 @@ def contender(name: str, setting: Setting, codec: Codec) -> AutoregressiveModel:
 
 
 def write_exactly(model: AutoregressiveModel, rows: Rows, lengths: list[int], num_beams: int = 1) -> list[list[int]]:
-    """Outputs of one batch, each of its length in tokens, the one that ends it included (and not returned)."""
+    """Write one batch. Each output has the given length, which includes the end token; that token is not returned."""
     return model.generate_rows(rows, BeamOptions(max(lengths), num_beams=num_beams), lengths=lengths)
 
 
 def cache_bytes(model: AutoregressiveModel, rows: Rows, lengths: list[int], num_beams: int) -> int:
-    """Bytes of keys and values when the last token of a batch is written; each hypothesis has its own of the source."""
+    """Bytes of the key-value cache at the last token of a batch. Each hypothesis has its own copy for the source."""
     config = getattr(model.config, "decoder", model.config)
     layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
     columns = max(map(len, rows)) + max(lengths)
@@ -54,7 +54,7 @@ def cache_bytes(model: AutoregressiveModel, rows: Rows, lengths: list[int], num_
 
 
 def contender_config(name: str, size: str, codec: Codec) -> Any:
-    """Its configuration; at other sizes than base, the proportions of base."""
+    """The configuration of a model; other sizes keep the proportions of base."""
     hidden, layers, heads = SIZES[size]
     half = max(layers // 2, 1)
     if name in ("bert2bert", "deep-shallow"):
@@ -68,7 +68,7 @@ def contender_config(name: str, size: str, codec: Codec) -> Any:
         )
         return build.bert2bert_config(Bert2bertSection(kind="bert2bert", size=shape), codec.source, codec.target)
     if name == "transformer":
-        shape = Seq2SeqSize()  # the paper's, at base size
+        shape = Seq2SeqSize()  # the paper's Transformer is the base size
         if size != "base":
             shape = Seq2SeqSize(
                 hidden_size=hidden,
@@ -79,7 +79,7 @@ def contender_config(name: str, size: str, codec: Codec) -> Any:
             )
         return build.transformer_config(TransformerSection(kind="transformer", size=shape), codec.source, codec.target)
     return BartConfig(
-        vocab_size=max(vocabulary_size(codec.source), vocabulary_size(codec.target)),  # it has but one
+        vocab_size=max(vocabulary_size(codec.source), vocabulary_size(codec.target)),  # BART has one vocabulary
         d_model=hidden,
         encoder_layers=half,
         decoder_layers=half,

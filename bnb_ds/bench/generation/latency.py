@@ -1,8 +1,8 @@
-"""``bnb-ds bench generate --against`` autoregressive models: BnB beside them on the same sources and batches.
+"""``bnb-ds bench generate --against MODEL``: measure BnB and autoregressive models on the same batches.
 
-A system with a number of beams is a *way*; a way at one batch size is a *cell*. The ways of a batch size take turns
-batch by batch, so that a slow spell of the machine meets every one. A cell that would take longer than a limit, or more
-memory than there is, is left out, and says so.
+A system with a number of beams is a *way*. A way at one batch size is a *cell*. The ways of a batch size take turns
+after each batch, so that slow phases of the machine affect all of them. A cell that would take too long, or too much
+memory, is skipped, and the table says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bnb_ds.generate.engines import Engine
 from bnb_ds.tasks.codec import Codec
 
 OURS = "bnb"
-# Of the memory that is free; reordering the caches of beams takes one more layer of them, and logits come on top.
+# Fraction of the free memory that a cache may take. Reordering beams copies one layer of it; logits need memory too.
 _MEMORY_SHARE = 0.6
 
 Batch = tuple[Rows, list[int]]
@@ -33,13 +33,13 @@ Batch = tuple[Rows, list[int]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
-        batch_sizes: sources that are decoded together.
-        beams: hypotheses; 1 is greedy.
-        batches: of each cell, spread evenly over the sources; None: all of them, the whole set.
-        limit_seconds: a cell that is expected to take longer is left out.
+        batch_sizes: numbers of sources decoded together.
+        beams: numbers of hypotheses; 1 is greedy.
+        batches: batches of each cell, spread evenly over the sources; None: all batches.
+        limit_seconds: cells that are expected to take longer are skipped.
     """
 
     batch_sizes: Sequence[int]
@@ -53,10 +53,11 @@ class Way:
     """One system with a number of beams.
 
     Attributes:
-        name: for the table.
+        name: name in the table.
         run: writes the outputs of a batch.
-        cache_bytes: of a batch, that must fit into memory.
-        seconds_per_source: in the last batch size that was measured or tried.
+        cache_bytes: gives the bytes of the cache for a batch.
+        seconds_per_source: measured at the last batch size that was measured or tried.
+        taken: wall-clock and CPU seconds of each batch of the current cell.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Way:
 
 
 class Systems:
-    """BnB and the models that it is measured beside, made once."""
+    """BnB and the models that it is measured against, which are made once."""
 
     def __init__(self, setting: Setting, codec: Codec, names: Sequence[str]) -> None:
         logging.set_verbosity_error()
@@ -76,12 +77,12 @@ class Systems:
         self.others = {name: contender(name, setting, codec) for name in names}
 
     def parameters(self) -> dict[str, int]:
-        """How large each is."""
+        """The number of parameters of each model."""
         models = {OURS: self.bnb, **self.others}
         return {name: sum(weight.numel() for weight in model.parameters()) for name, model in models.items()}
 
     def measure(self, workload: Workload, effort: Effort) -> Iterator[dict[str, Any]]:
-        """One result for each batch size, from small to large."""
+        """Yield one result for each batch size, from small to large."""
         setting = self.setting
         with (
             policy_of(self.bnb, workload.policy),
@@ -98,7 +99,7 @@ class Systems:
         ways = []
         for num_beams in sorted(set(beams)):
             suffix = "" if num_beams == 1 else f", beam {num_beams}"
-            if num_beams == 1 or self.setting.engine == "torch":  # the others decode greedily
+            if num_beams == 1 or self.setting.engine == "torch":  # the other engines decode greedily
                 options = DecodeOptions(token_budget=1 << 30, beam_size=num_beams)
                 ways.append(Way(OURS + suffix, partial(_decode, engine, options), lambda rows, lengths: 0))
             for name, model in self.others.items():
@@ -147,12 +148,12 @@ def _too_large(way: Way, batches: list[Batch], device: torch.device) -> str | No
 
 
 def _too_slow(way: Way, batches: list[Batch], setting: Setting, limit: float) -> str | None:
-    """Why a cell is left out, if it is; a batch that is not counted is part of finding that out."""
+    """The reason to skip a cell that would take too long, or None. One batch, which does not count, is timed."""
     num_sources = setting.repeats * sum(len(rows) for rows, _ in batches)
-    # A source takes about as long as in the batch size before this one, or less.
+    # A source takes about as long as at the previous, smaller batch size, or less.
     expected = way.seconds_per_source * num_sources
     if expected <= limit:
-        rows, lengths = batches[len(batches) // 2]  # of middling length
+        rows, lengths = batches[len(batches) // 2]  # a batch of medium length
         wall, _ = stopwatch(partial(way.run, rows, lengths), setting.device)
         way.seconds_per_source = wall / len(rows)
         expected = way.seconds_per_source * num_sources
@@ -160,7 +161,7 @@ def _too_slow(way: Way, batches: list[Batch], setting: Setting, limit: float) ->
 
 
 def _figures(taken: list[tuple[float, float]], batches: list[Batch], repeats: int, *, whole: bool) -> dict[str, Any]:
-    """Of one cell; ``taken`` has the batches of one round after those of the other."""
+    """The figures of one cell; ``taken`` lists the batches of the first round, then those of the second, and so on."""
     num_sentences = repeats * sum(len(rows) for rows, _ in batches)
     wall, cpu = (sum(values) for values in zip(*taken, strict=True))
     figures = {

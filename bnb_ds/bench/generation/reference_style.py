@@ -1,8 +1,9 @@
-"""``bnb-ds bench generate --against reference-style``: the same weights as the reference implementation runs them.
+"""``bnb-ds bench generate --against reference-style``: measure BnB against the way of the reference implementation.
 
-That is: every source padded to 512 tokens, 512 decoder slots, the logits of all of them, float32. All weights are
-random: what is measured depends on sizes and lengths alone, and the number of decoder slots, the policy, is stated with
-every figure, for it is what decides. `bnb_ds.bench.generation.latency` measures beside autoregressive models.
+Both run the same weights. The reference pads every source to 512 tokens, has 512 decoder slots, and computes all their
+logits in float32. All weights are random, because speed depends only on sizes and lengths. The number of decoder slots
+matters most, so every figure states the policy that sets it. `bnb_ds.bench.generation.latency` measures against
+autoregressive models.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ Rows = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured.
+    """The setting of a measurement.
 
     Attributes:
-        size: of both models, a key of `SIZES`.
-        vocab_size: of the sources.
-        dtype: of ours; a key of `bnb_ds.generate.engines.DTYPES`, or ``int8`` with the engine ``onnx``.
-        engine: of ours, one of `ENGINES`.
-        device: of all.
-        repeats: of each median; one more round before them is not counted.
-        target_vocab_size: of the outputs; None: as the sources'.
+        size: size of both models, a key of `SIZES`.
+        vocab_size: vocabulary size of the sources.
+        dtype: number format of our engine: a key of `bnb_ds.generate.engines.DTYPES`, or ``int8`` with ``onnx``.
+        engine: our engine, one of `ENGINES`.
+        device: device of both models.
+        repeats: rounds of which the median is taken, after one warm-up round.
+        target_vocab_size: vocabulary size of the outputs; None: ``vocab_size``.
     """
 
     size: str
@@ -59,7 +60,7 @@ class Setting:
 
 
 def bnb_model(setting: Setting, **policy: Any) -> BnbForConditionalGeneration:
-    """Random weights, in fp32, on the device; biases are random too, so that outputs vary."""
+    """Make a BnB with random weights in fp32, on the device. Biases are random too, so that outputs vary."""
     encoder = bert_config(setting, setting.vocab_size)
     decoder = bert_config(setting, setting.target_vocab_size or setting.vocab_size)
     torch.manual_seed(0)
@@ -70,7 +71,7 @@ def bnb_model(setting: Setting, **policy: Any) -> BnbForConditionalGeneration:
 
 
 def bert_config(setting: Setting, vocab_size: int) -> BertConfig:
-    """Of one half."""
+    """The configuration of one half."""
     hidden, layers, heads = SIZES[setting.size]
     return BertConfig(
         vocab_size=vocab_size,
@@ -84,7 +85,7 @@ def bert_config(setting: Setting, vocab_size: int) -> BertConfig:
 
 @torch.inference_mode()
 def reference_style(model: BnbForConditionalGeneration, rows: Rows) -> list[list[int]]:
-    """One batch as the reference implementation does it."""
+    """Decode one batch as the reference implementation does."""
     ids = torch.zeros(len(rows), POSITIONS, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for place, row in enumerate(rows):
@@ -99,12 +100,12 @@ def reference_style(model: BnbForConditionalGeneration, rows: Rows) -> list[list
 
 
 def ours(model: BnbForConditionalGeneration, rows: Rows) -> list[list[int]]:
-    """The same through `bnb_ds.decoding.decode`."""
+    """Decode one batch with `bnb_ds.decoding.decode`."""
     return [tokens for tokens, _ in generate_rows(model, rows, DecodeOptions())]
 
 
 class policy_of:
-    """Another policy of decoder slots for a while."""
+    """A context in which a model has another policy of decoder slots."""
 
     def __init__(self, model: BnbForConditionalGeneration, policy: dict[str, Any]):
         self._config, self._policy = model.config, policy
@@ -119,7 +120,7 @@ class policy_of:
 
 @contextmanager
 def engine_of(model: BnbForConditionalGeneration, engine: str, dtype: str) -> Iterator[Engine]:
-    """What runs ours: ``torch`` (packed), ``compile``, or ``onnx``, whose graph is written and read here."""
+    """Make our engine: ``torch`` (packed), ``compile`` or ``onnx``. The ONNX graph is a temporary file."""
     if engine == "torch":
         yield TorchEngine(model, dtype)
     elif engine == "compile":
@@ -131,10 +132,10 @@ def engine_of(model: BnbForConditionalGeneration, engine: str, dtype: str) -> It
 
 
 def against_reference(setting: Setting, rows: Rows, batch_size: int, policy: dict[str, Any]) -> dict[str, Any]:
-    """Sentences per second of both on the same sources, and whether outputs are the same at equal slots."""
+    """Measure both ways on the same sources, and count the outputs that are identical at equal slots."""
     baseline = bnb_model(setting, **policy)
     model = baseline if setting.dtype == "fp32" else bnb_model(setting, **policy)
-    # Both may choose their batches: sorted sources, of which the reference pads all to 512 anyway.
+    # Both ways get sorted sources; this does not slow the reference, which pads all of them to 512 tokens anyway.
     order = sorted(rows, key=len)
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     expected = [tokens for batch in batches for tokens in reference_style(baseline, batch)]

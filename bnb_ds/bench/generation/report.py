@@ -1,4 +1,4 @@
-"""Tables and pictures of ``bnb-ds bench generate``."""
+"""The tables and charts of ``bnb-ds bench generate``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = dict[str, Any]
 
 
 def reference_table(results: list[Result]) -> str:
-    """Markdown, of `bnb_ds.bench.generation.reference_style.against_reference`."""
+    """A Markdown table of results of `bnb_ds.bench.generation.reference_style.against_reference`."""
     names = (
         "data",
         "source tokens, mean",
@@ -47,7 +47,7 @@ def _reference_row(result: Result) -> tuple[str, ...]:
 
 
 def latency_tables(results: list[Result]) -> str:
-    """Markdown, of `bnb_ds.bench.generation.latency`: what was generated, then every cell."""
+    """Two Markdown tables of results of `bnb_ds.bench.generation.latency`: the workloads, and all cells."""
     workloads = {result["workload"]: result for result in results}
     what = (
         "workload",
@@ -105,10 +105,10 @@ def _optional(cell: dict[str, Any], name: str, form: str) -> str:
 
 
 def require_matplotlib() -> Any:
-    """Its module ``pyplot``, without a window.
+    """Return ``matplotlib.pyplot``, set up to draw without a window.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: matplotlib is not installed.
     """
     try:
         matplotlib = importlib.import_module("matplotlib")
@@ -119,7 +119,7 @@ def require_matplotlib() -> Any:
 
 
 def reference_bars(results: list[Result]) -> dict[str, dict[str, float]]:
-    """Sentences a second of each way, for `draw`."""
+    """Sentences per second of each way, for `draw`."""
     return {
         f"{result['data']}\nbatch {result['batch_size']}": {
             way: result["num_sources"] / timing["p50_seconds"] for way, timing in result["timings"].items()
@@ -129,7 +129,7 @@ def reference_bars(results: list[Result]) -> dict[str, dict[str, float]]:
 
 
 def latency_bars(results: list[Result]) -> dict[str, dict[str, float]]:
-    """The same; cells that were skipped have no bar."""
+    """The same for latencies; skipped cells have no bar."""
     return {
         f"{result['workload']}\nbatch {result['batch_size']}": {
             way: cell["sentences_per_second"] for way, cell in result["cells"].items() if "skipped" not in cell
@@ -139,7 +139,7 @@ def latency_bars(results: list[Result]) -> dict[str, dict[str, float]]:
 
 
 def draw(path: Path, bars: dict[str, dict[str, float]], title: str) -> None:
-    """A group of bars for each measurement, a colour for each way; sentences a second, logarithmic."""
+    """Draw sentences per second on a logarithmic scale: a group of bars per measurement, a colour per way."""
     plot = require_matplotlib()
     ways = list(dict.fromkeys(way for group in bars.values() for way in group))
     figure, axes = plot.subplots(figsize=(max(8, 0.25 * len(ways) * len(bars)), 5), layout="constrained")
@@ -150,7 +150,7 @@ def draw(path: Path, bars: dict[str, dict[str, float]], title: str) -> None:
     axes.set_xticks([place + 0.4 for place in range(len(bars))], list(bars))
     axes.set_ylabel("sentences per second")
     axes.set_title(title)
-    if ways:  # of nothing there is no logarithm
+    if ways:  # a logarithmic axis needs at least one bar
         axes.set_yscale("log")
         figure.legend(fontsize="small", ncols=5, loc="outside lower center")
     figure.savefig(path, dpi=120)

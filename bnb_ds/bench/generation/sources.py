@@ -1,4 +1,4 @@
-"""Real texts of which generation is measured: their lengths are what matters."""
+"""Read real texts for measurements of generation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from bnb_ds.errors import DataError
 def read_sources(
     path: Path, tokenizer: PreTrainedTokenizerBase, num_sources: int, max_tokens: int = 512
 ) -> list[list[int]]:
-    """Token ids of texts spread evenly over a file, with [CLS] and [SEP], cut to ``max_tokens``.
+    """Tokenise texts spread evenly over a file; add [CLS] and [SEP], and cut them to ``max_tokens``.
 
     Args:
-        path: SQuAD JSON (its passages), JSON lines (field ``source``, ``text`` or ``document``), or one text a line;
-            each of them also as ``.gz``.
-        tokenizer: of the model.
-        num_sources: how many.
+        path: SQuAD JSON (its passages), JSON lines (field ``source``, ``text`` or ``document``), or one text per
+            line; each also as ``.gz``.
+        tokenizer: tokenizer of the model.
+        num_sources: number of texts.
+        max_tokens: most tokens of a text, including [CLS] and [SEP].
 
     Raises:
-        DataError: the file cannot be read, or holds no text.
+        DataError: the file cannot be read, or has no text.
     """
     chosen = read_texts(path, num_sources)
     encoded = tokenizer(chosen, add_special_tokens=False)["input_ids"]
@@ -34,7 +35,7 @@ def read_sources(
 
 
 def read_texts(path: Path, count: int) -> list[str]:
-    """Texts spread evenly over a file; see `read_sources`."""
+    """Read texts spread evenly over a file; see `read_sources`."""
     try:
         texts = [text for text in _texts(path) if text.strip()]
     except (*READING_ERRORS, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What is generated in a measurement: sources, and how many tokens an autoregressive model writes for each."""
+"""Workloads of a measurement: the sources, and the length of each output."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from bnb_ds.tasks.text_tasks import SQUAD_QG, SUMMARIZATION, TRANSLATION
 
 _SOURCE_FIELDS = ("source", "document", "text")
 _TARGET_FIELDS = ("target", "summary")
-#: of files that hold both; anything else is lines
+#: suffixes of files with sources and references; other files are plain lines
 _PAIRED_FORMS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Sources of one measurement, the longest first, as `bnb_ds.decoding.decode` sorts them.
+    """The sources of one measurement, sorted from long to short, as in `bnb_ds.decoding.decode`.
 
     Attributes:
-        name: for the table.
+        name: name in the table.
         rows: token ids of each source, with its special tokens.
-        output_tokens: of each output, the token that ends it included.
-        policy: fields of `BnbConfig` that decide the decoder's slots.
-        slots_needed: that each reference needs to be written by CTC; None where lengths are not those of references.
+        output_tokens: tokens of each output, including its end token.
+        policy: fields of `BnbConfig` that set the number of decoder slots.
+        slots_needed: number of slots that CTC needs for each reference; None if there are no references.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Workload:
                 object.__setattr__(self, name, [values[index] for index in order])
 
     def batches(self, batch_size: int, most: int | None) -> list[tuple[Rows, list[int]]]:
-        """Rows and output lengths of ``most`` full batches, spread evenly; with None all of them, the last one too."""
+        """Rows and output lengths of up to ``most`` full batches, spread evenly; None: all batches."""
         begins = list(range(0, len(self.rows), batch_size))
         if most is not None:
             full = [begin for begin in begins if begin + batch_size <= len(self.rows)]
@@ -62,7 +62,7 @@ class Workload:
         return [(self.rows[b : b + batch_size], list(self.output_tokens[b : b + batch_size])) for b in begins]
 
     def summary(self, config: BnbConfig) -> dict[str, Any]:
-        """What the figures depend on; ``config`` has the policy."""
+        """The facts that the figures depend on; ``config`` has the policy."""
         lengths = np.array([len(row) for row in self.rows])
         slots = decoder_lengths(lengths, config)
         needed = self.slots_needed
@@ -78,13 +78,13 @@ class Workload:
 
 
 def fixed_policy(num_tokens: int, slots_per_token: float) -> dict[str, Any]:
-    """As many slots as outputs of that length need, whatever the source."""
+    """A policy with the same number of slots for every source, enough for outputs of this length."""
     num_slots = math.ceil(slots_per_token * num_tokens)
     return {"decoder_length_min": num_slots, "decoder_length_max": num_slots}
 
 
 def random_rows(num_sources: int, source_tokens: int, vocab_size: int) -> Rows:
-    """Sources of one length."""
+    """Random sources that all have one length."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(5, vocab_size, (num_sources, source_tokens), generator=generator).tolist()
 
@@ -92,21 +92,21 @@ def random_rows(num_sources: int, source_tokens: int, vocab_size: int) -> Rows:
 def of_references(
     data: Path, references: Path | None, codec: Codec, num_sources: int | None, policy: dict[str, Any]
 ) -> Workload:
-    """Pairs spread evenly over a file (None: all of them), tokenised as the tasks tokenise them.
+    """Make a workload of pairs spread evenly over a file, tokenised as for fine-tuning.
 
     Args:
         data: SQuAD JSON (answer and passage -> question), json, jsonl, csv, tsv or parquet with the fields ``source``
-            (or ``document``, ``text``) and ``target`` (``summary``; of a list, the first), or plain text.
-        references: lines beside those of plain text.
-        codec: tokenizers.
-        num_sources: how many.
+            (or ``document``, ``text``) and ``target`` (or ``summary``; the first of a list), or plain text.
+        references: file with the reference of each line, if ``data`` is plain text.
+        codec: the tokenizers.
+        num_sources: number of pairs; None: all.
         policy: see `Workload`.
 
     Raises:
-        DataError: the files cannot be read, hold no pairs, or fewer than ``num_sources``.
+        DataError: the files cannot be read, or have fewer pairs than ``num_sources``.
     """
     if references is None and Path(data.name.removesuffix(".gz")).suffix not in _PAIRED_FORMS:
-        raise DataError(f"--data {data}: lines have no references beside them; give --references or --output-tokens")
+        raise DataError(f"--data {data}: plain lines have no references; give --references or --output-tokens")
     task = _task_of(data, references)
     pairs = [(source, target) for source, target in _pairs(task, data, references) if all(source) and target]
     if len(pairs) < (num_sources or 1):
@@ -118,7 +118,7 @@ def of_references(
     targets, _ = codec.encode_targets([target for _, target in chosen], task.max_target_length)
     offsets = np.cumsum([0, *map(len, targets)])
     needed = np.diff(offsets) + count_repeats(np.concatenate(targets), offsets)
-    # The first token of a target is the decoder's start token, which is given.
+    # The first token of a target is the start token, which the decoder is given.
     lengths = [len(target) - 1 for target in targets]
     return Workload(data.name, [row.tolist() for row in sources], lengths, policy, needed.tolist())
 
@@ -142,7 +142,7 @@ def _pairs(task: Task, data: Path, references: Path | None) -> Iterator[tuple[tu
 
 
 def _field(place: str, row: dict[str, Any], names: tuple[str, ...], joined_by: str | None) -> str:
-    """Text of the first field that is there; of a list, all of it joined, or its first."""
+    """The text of the first field in ``names`` that the row has. A list is joined, or gives its first element."""
     for name in names:
         if name in row:
             value = row[name]

@@ -1,4 +1,4 @@
-"""``bnb-ds bench ctc``: the four ways do the same work, and the command shows it."""
+"""``bnb-ds bench ctc``: the four ways do the same work, and the command shows the figures."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["1,2", "2,4,5,9,3", "1,2,1,1,3", "a,b,c,d,e", "0,2,1,9,3", "1,2,1,9,3,dense"])
 def test_a_wrong_shape_is_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no shape: give B,T,S,V,H or B,T,S,V,H,ragged"):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match=f"'{text}' is not a shape: give B,T,S,V,H or B,T,S,V,H,ragged"
+    ):
         Shape.parse(text)
 
 

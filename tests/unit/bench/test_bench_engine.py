@@ -10,7 +10,7 @@ from bnb_ds.cli import main
 
 @pytest.mark.slow
 def test_both_ways_are_measured(fork_server, tmp_path):
-    """In a process of its own, of which DeepSpeed makes the only rank."""
+    """The command runs in its own process, because DeepSpeed initialises a process group."""
     command = ["bench", "engine", "--size", "tiny", "--repeats", "1", "--stage", "0", "--stage", "2", "--tokens", "16"]
     code, text = fork_server.run("bnb-ds", command, tmp_path / "log")
     assert code == 0, text

@@ -1,4 +1,4 @@
-"""What a translation model must beat."""
+"""``bnb-ds bench floors``: BLEU of trivial translations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_scores_are_printed_and_bad_files_told(tmp_path, capsys):
     assert copied.startswith("copied source   BLEU")
     assert float(word_for_word.split()[-1]) > 20 > float(copied.split()[-1])
     source.write_text("")
-    with pytest.raises(DataError, match=r"has only 0 lines, fewer than .*restore the missing"):
+    with pytest.raises(DataError, match="has only 0 lines"):
         measure((source, target), (source, target), 1)
 
 
@@ -40,8 +40,8 @@ def test_scores_are_printed_and_bad_files_told(tmp_path, capsys):
     ("source", "target", "message"),
     [
         ("", "", "source: holds no lines; give parallel files"),
-        ("a\n \n", "b\nc\n", "source and .*target: line 2: is empty; remove it from both files"),
-        ("a\n", "\n", "source and .*target: line 1: is empty; remove it from both files"),
+        ("a\n \n", "b\nc\n", "source and .*target: line 2: is empty; remove the line from both files"),
+        ("a\n", "\n", "source and .*target: line 1: is empty; remove the line from both files"),
     ],
 )
 def test_what_gives_no_dictionary(tmp_path, source, target, message):

@@ -1,4 +1,4 @@
-"""``bnb-ds bench generate``: the systems do the same work, and the command shows it."""
+"""``bnb-ds bench generate``: the systems do the same work, and the command shows the figures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_reference_style_is_the_model_on_512_positions_and_full_logits():
 
 @pytest.fixture
 def squad(tmp_path):
-    """Answers and passages of growing length, and questions."""
+    """SQuAD rows with answers and passages of growing length."""
     paragraphs = [
         {
             "context": f"the text {i} " + "says more of it " * i,
@@ -149,7 +149,7 @@ def test_sources_are_spread_over_a_file(tmp_path, small_tokenizer, name, text):
 
 
 def damaged(data: bytes) -> bytes:
-    """Deflated data that end in zlib's own error."""
+    """Compressed data that raise zlib.error."""
     return data[:10] + b"\xff" * 30 + data[40:]
 
 
@@ -248,30 +248,42 @@ def test_what_takes_too_long_is_said_and_left_out(tmp_path, capsys, threads, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "bert2bert", "--dtype", "int8"], "--engine torch --dtype int8: int8 needs onnx, which has"),
+        (["--against", "bert2bert", "--dtype", "int8"], "--engine torch --dtype int8: int8 needs --engine onnx, which"),
         (["--against", "bert2bert", "--engine", "onnx", "--dtype", "bf16"], "--engine onnx --dtype bf16: int8 needs"),
-        (["--against", "reference-style"], "measures real texts: give --data and --tokenizer"),
+        (["--against", "reference-style"], "needs real texts: give --data and --tokenizer"),
         (["--against", "bert2bert", "--json", "/nowhere/x"], "--json /nowhere/x: there is no directory /nowhere"),
         (["--against", "bert2bert", "--source-tokens", "513"], "--source-tokens 513: give at most 512"),
         (["--against", "bert2bert", "--output-tokens", "500"], "--output-tokens 500: give at most 512 decoder slots"),
         (["--against", "bert2bert", "--output-tokens", "9", "--slots-per-token", "0"], "--slots-per-token 0.0: give"),
         (["--against", "bert2bert", "--limit", "nan"], "--limit nan: give a number of seconds above 0"),
         (["--against", "bert2bert", "--png", "/nowhere/x"], "--png /nowhere/x: there is no directory /nowhere"),
-        (["--against", "all", "--whole"], "--whole: is for real texts: give --data and --tokenizer"),
+        (["--against", "all", "--whole"], "--whole: needs real texts: give --data and --tokenizer"),
         (["--against", "all", "--tokenizer", "x"], "--data and --tokenizer go together: give both, or neither"),
-        (["--against", "all", "reference-style"], "--against reference-style: is measured alone; leave the other"),
-        (["--against", "all", "--decoder-min", "9", "--decoder-max", "8"], "--decoder-max 8: is below --decoder-min 9"),
-        (["--against", "all", "--decoder-min", "513"], "--decoder-min 513: give at most 512, the decoder's positions"),
+        (["--against", "all", "reference-style"], "--against reference-style: cannot be combined with other systems"),
+        (
+            ["--against", "all", "--decoder-min", "9", "--decoder-max", "8"],
+            "--decoder-max 8: give at least --decoder-min 9",
+        ),
+        (
+            ["--against", "all", "--decoder-min", "513"],
+            "--decoder-min 513: give at most 512, the number of decoder positions",
+        ),
         (
             ["--against", "all", "--data", "x", "--num-sources", "9", "--batch-size", "128"],
-            "--batch-size 128: is more than --num-sources 9",
+            "--batch-size 128: give at most --num-sources 9",
         ),
-        (["--against", "all", "--data", "x", "--whole", "--output-tokens", "9"], "--whole: takes lengths from the"),
-        (["--against", "all", "--data", "x", "--references", "y", "--output-tokens", "9"], "--references: give the"),
+        (
+            ["--against", "all", "--data", "x", "--whole", "--output-tokens", "9"],
+            "--whole: the references give the lengths",
+        ),
+        (
+            ["--against", "all", "--data", "x", "--references", "y", "--output-tokens", "9"],
+            "--references: the references give the",
+        ),
         (["--against", "all", "--data", "/nowhere.jsonl"], "/nowhere.jsonl: cannot be read (No such file"),
         (["--against", "all", "--data", "{tmp}/a.jsonl"], "a.jsonl: line 1: has none of the fields source, document"),
         (["--against", "all", "--data", "{tmp}/b.jsonl"], "b.jsonl: holds 1 pairs of source and reference; lower"),
-        (["--against", "all", "--data", "{tmp}/a.en"], "a.en: lines have no references beside them; give --references"),
+        (["--against", "all", "--data", "{tmp}/a.en"], "a.en: plain lines have no references; give --references"),
         (["--against", "bert2bert", "--device", "cuda"], "--device cuda: torch sees no GPU here: use --device cpu"),
         (["--against", "reference-style", "--data", "/nowhere"], "--data /nowhere: cannot be read (No such file"),
         (["--against", "reference-style", "--data", "{tmp}/empty"], "empty: holds no text; give SQuAD JSON"),

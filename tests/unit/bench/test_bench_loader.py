@@ -1,4 +1,4 @@
-"""``bnb-ds bench loader``: what is measured is the real thing, and the command shows it."""
+"""``bnb-ds bench loader`` measures the real loader, and shows the figures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_collator_masks_the_same_rows(few, tmp_path):
 
 @pytest.mark.slow
 def test_the_index_is_measured_in_a_process_of_its_own(few, tmp_path, monkeypatch):
-    """The largest one; for the others the start of a process is spared."""
+    """Only the largest corpus is measured in its own process, because each start takes long."""
     in_new_process = bench._in_new_process
 
     def in_process(function, shards, building):

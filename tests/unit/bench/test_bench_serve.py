@@ -1,4 +1,4 @@
-"""`bnb-ds bench serve`: a real service, and clients that notice what is wrong."""
+"""`bnb-ds bench serve` runs a real service, and its clients notice wrong answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bnb-ds bench train: both ways train the same model on the same samples, and the command says what it measured."""
+"""``bnb-ds bench train``: both ways train the same model on the same samples, and the command shows the figures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_samples_are_documents_cut_and_none_comes_twice(small_shards):
 
 
 def test_both_ways_have_the_same_loss_where_there_is_no_padding(small_shards):
-    """Sources of full length, one slot each: the two ways then compute the same model."""
+    """With sources of full length and one slot per token, both ways compute the same model."""
     long = setting(small_shards, max_length=20, target_tokens=4)
     contest = Contest(long, TokenShards(small_shards, "train").vocab_size)
     batch = batches(long)[0]

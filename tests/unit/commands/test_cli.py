@@ -1,5 +1,8 @@
+"""The command line: its help, and how errors reach the user."""
+
 from __future__ import annotations
 
+import argparse
 import shlex
 import subprocess
 import sys
@@ -7,7 +10,8 @@ import sys
 import pytest
 
 from bnb_ds import errors
-from bnb_ds.cli import main
+from bnb_ds.bench.subjects import _SUBJECTS
+from bnb_ds.cli import _COMMANDS, _parser, main
 from bnb_ds.errors import ConfigError, run_reporting_errors
 from bnb_ds.version import __version__
 
@@ -24,6 +28,38 @@ def test_help_lists_the_commands_of_both_packages(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert all(command in shown for command in ("prep", "bench", "export", "generate", "reconstruct", "curves"))
+
+
+OURS = [[name] for name, _, _ in _COMMANDS] + [["bench", name] for name, _, _ in _SUBJECTS]
+
+
+@pytest.mark.parametrize("command", OURS, ids=" ".join)
+def test_help_describes_a_command_and_shows_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    description = shown.split("\n\n")[1]
+    assert description[0].isupper()
+    assert description[-1] in ".)"
+    program, *arguments = shlex.split(shown.split("example:\n")[1])
+    assert program == "bnb-ds"
+    assert arguments[: len(command)] == command
+    assert callable(_parser().parse_args(arguments).run)
+
+
+@pytest.mark.parametrize("command", OURS, ids=" ".join)
+def test_help_explains_every_argument(command):
+    parser = _parser()
+    for name in command:
+        (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = subparsers.choices[name]
+    with pytest.raises(SystemExit):
+        parser.parse_known_args(["--help"])
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.default not in (None, False, [], argparse.SUPPRESS):
+            assert "%(default)s" in action.help, f"{action.dest}: the help does not show the default"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +104,7 @@ def test_our_own_faults_keep_their_traceback():
 
 
 def test_a_closed_pipe_is_no_traceback():
-    # Of the package only this module, which needs nothing else of it.
+    # Only this module is loaded, which is quick: it imports nothing else of the package.
     report = f"__import__('runpy').run_path({errors.__file__!r})['run_reporting_errors']"
     code = f"raise SystemExit({report}('tool', lambda: print('line\\n' * 100_000)))"
     command = f"{sys.executable} -c {shlex.quote(code)} | head -n 1; exit ${{PIPESTATUS[0]}}"

@@ -18,7 +18,7 @@ SIZE = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermed
 
 
 def command(folder, recipe: str, ds) -> list[str]:
-    """Write both files; the arguments of the command on two ranks."""
+    """Write both files; return the arguments of the command for two ranks."""
     recipe_path, ds_path = folder / "recipe.yaml", folder / "ds.json"
     recipe_path.write_text(recipe)
     ds_path.write_text(json.dumps(ds))
@@ -41,7 +41,7 @@ def settings(tmp_path, small_shards):
 def test_a_launch_without_faults(settings, tmp_path, capsys):
     assert main(settings()) == 0
     shown = capsys.readouterr().out
-    assert "check: nothing stands in the way of this launch" in shown
+    assert "check: no errors, this can be launched" in shown
     assert "a new run: there is no checkpoint in output_dir" in shown
     assert "8 samples = 2 x 2 micro steps x 2 ranks" in shown
     assert "memory/GPU   about" in shown
@@ -59,7 +59,7 @@ def test_all_faults_at_once(settings, tmp_path, capsys):
     assert len(errors) == 3
     assert "train_batch_size 9 cannot be divided among 2 ranks" in errors[0]
     assert "nowhere" in errors[1]
-    assert f"{tmp_path / 'file'} is not a directory that can be written; choose another" in errors[2]
+    assert f"{tmp_path / 'file'} is not a writable directory; choose another" in errors[2]
     assert shown.splitlines()[-1] == "check: 3 errors"
 
 
@@ -77,7 +77,7 @@ def test_too_little_disk(settings, capsys, monkeypatch):
 
 @pytest.fixture
 def finetuning(tmp_path, small_tokenizer):
-    """The same of a launch of fine-tuning."""
+    """The same for fine-tuning."""
 
     def write(validation="rows.jsonl", output=tmp_path / "out"):
         small_tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -96,7 +96,7 @@ def finetuning(tmp_path, small_tokenizer):
 def test_fine_tuning_is_checked_too(finetuning, tmp_path, capsys):
     assert main(finetuning()) == 0
     shown = capsys.readouterr().out
-    assert "check: nothing stands in the way of this launch" in shown
+    assert "check: no errors, this can be launched" in shown
     lines = shown.splitlines()
     assert lines[lines.index("ok     resume") + 1] == "       a new run: there is no checkpoint in output_dir"
     assert "task         Summarization (summarization), model kind bnb" in shown
@@ -109,7 +109,7 @@ def test_all_faults_of_fine_tuning_at_once(finetuning, tmp_path, capsys):
     assert main(finetuning(validation="nowhere.jsonl", output=tmp_path / "file" / "run")) == 2
     errors = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error ")]
     assert len(errors) == 2
-    assert f"{tmp_path / 'file'} is not a directory that can be written; choose another" in errors[0]
+    assert f"{tmp_path / 'file'} is not a writable directory; choose another" in errors[0]
     assert "nowhere.jsonl: no such file; data.validation names it" in errors[1]
 
 

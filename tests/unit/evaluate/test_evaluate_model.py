@@ -42,7 +42,7 @@ SET = ["{models}/texts", "--set"]
             ["a", "--select", "--split", "test"],
             "--split test with --select: a model must not be chosen on a test split",
         ),
-        (["a", "b", "--output", "o"], "--output: several models would write into one directory; leave it out"),
+        (["a", "b", "--output", "o"], "--output: several models cannot write into one directory; leave it out"),
         (["{models}/absent"], "absent: not a fine-tuned model (task.json: "),
         (["{models}/half"], "half: not a fine-tuned model (task.json: 'task'); give the `best` directory of a run"),
         (["{models}/absent", "--task", "sst2"], "absent: not a model directory ("),
