@@ -119,7 +119,7 @@ def test_several_tasks_without_ranks_are_refused(monkeypatch):
 
 def test_offloaded_lamb_is_refused(make_loop):
     zero = {"stage": 0, "offload_optimizer": {"device": "cpu"}}
-    with pytest.raises(ConfigError, match="Lamb cannot be offloaded; choose AdamW"):
+    with pytest.raises(ConfigError, match="Lamb cannot be offloaded; use AdamW"):
         make_loop(zero_optimization=zero, optimizer={"type": "Lamb", "params": {"lr": 1e-3}})
 
 
