@@ -110,6 +110,6 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path, small_sha
     )
     launch = job.fork(fork_server)
     assert launch.wait() == [2, 2], launch.text()
-    assert "pretrain.py: error: step 2: the loss is nan in the batch of samples [" in launch.text()
+    assert "pretrain.py: error: step 2: the loss is nan in the micro batch of samples [" in launch.text()
     (record,) = job.output.glob("nonfinite_step_*.json")
     assert json.loads(record.read_text())["step"] == 2

@@ -72,7 +72,7 @@ def test_an_infinite_gradient_stops_the_run_with_the_weights_unchanged(make_loop
             return {name: weight.detach().clone() for name, weight in loop.engine.module.named_parameters()}
 
     before = weights()
-    with pytest.raises(NonFiniteLossError, match="step 1: the gradient is not finite although the loss is"):
+    with pytest.raises(NonFiniteLossError, match="step 1: the gradient is not finite, but the loss is"):
         loop.run(0, 0)
     after = weights()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
