@@ -7,12 +7,21 @@ import sys
 
 from bnb_ds.train.launch import Prepared, run_program
 
+_DESCRIPTION = """\
+Fine-tune a model on a downstream task with DeepSpeed.
+
+The recipe names the task, the model and the number of epochs or steps. The
+DeepSpeed JSON sets batch sizes, precision, ZeRO stage and optimizer.
+Checkpoints, logs and settings are written to output_dir, the best model to
+output_dir/best."""
+_EXAMPLE = """\
+runs/recipes/finetune/glue/sst2.yaml \\
+      --deepspeed_config ds_configs/finetune_glue.json --resume auto"""
+
 
 def main() -> int:
     """Parse the command line and fine-tune; returns the exit code."""
-    return run_program(
-        "finetune.py", "Fine-tune on a downstream task under DeepSpeed.", "runs/recipes/finetune/", _prepare
-    )
+    return run_program("finetune.py", _DESCRIPTION, _EXAMPLE, _prepare)
 
 
 def _prepare(args: argparse.Namespace, world_size: int) -> Prepared:

@@ -89,9 +89,10 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--world-size", "2"], "--world-size goes with --dry-run; a real run takes it from its launcher"),
-        (["--stop-at", "0"], "--stop-at and --world-size take positive whole numbers"),
-        (["--resume-weights-only"], "--resume-weights-only goes with --resume auto or --resume PATH"),
+        (["--world-size", "2"], "--world-size needs --dry-run; a real run takes the number of ranks from its launcher"),
+        (["--stop-at", "0"], "argument --stop-at: a positive whole number is required, not 0"),
+        (["--dry-run", "--world-size", "-1"], "argument --world-size: a positive whole number is required, not -1"),
+        (["--resume-weights-only"], "--resume-weights-only needs --resume auto or --resume PATH"),
         (["--profile-steps", "5"], "--profile-steps 5: write it as FIRST:LAST, for example 100:104"),
     ],
 )
