@@ -25,11 +25,11 @@ def main() -> int:
 
 
 def _prepare(args: argparse.Namespace, world_size: int) -> Prepared:
-    from bnb_ds.finetune.plan import describe_finetune_dry_run, make_finetune_plan
+    from bnb_ds.finetune.plan import describe_dry_run, make_plan
     from bnb_ds.finetune.run import finetune
 
-    plan = make_finetune_plan(args.recipe, args.overrides, args.deepspeed_config, world_size)
-    return Prepared(lambda: describe_finetune_dry_run(plan), lambda launch: finetune(plan, launch))
+    plan = make_plan(args.recipe, args.overrides, args.deepspeed_config, world_size)
+    return Prepared(lambda: describe_dry_run(plan), lambda launch: finetune(plan, launch))
 
 
 if __name__ == "__main__":
