@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from bnb_ds.checkpoint.resume import plan_resume
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.checkpoint.store import BYTES_PER_PARAMETER
@@ -18,18 +16,10 @@ from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe, recipe_values
 from bnb_ds.config.sections import PretrainRecipe, TrainingRecipe
 from bnb_ds.errors import BnbError, ConfigError, DataError
-from bnb_ds.finetune.plan import (
-    FinetunePlan,
-    count_parameters,
-    describe_plan,
-    make_system,
-    run_directory,
-    tokenise_splits,
-)
+from bnb_ds.finetune import plan as finetune
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.model_factory import model_config
-from bnb_ds.pretrain.plan import Plan, derived, model_class, open_shards
-from bnb_ds.train import estimates
+from bnb_ds.pretrain import plan as pretrain
 
 T = TypeVar("T")
 _GIB = 2**30
@@ -81,44 +71,37 @@ def _schema(recipe_path: str, overrides: list[str]) -> type[TrainingRecipe]:
 
 
 def _check_finetuning(findings: Findings, recipe: FinetuneRecipe, ds_config: DsConfig | None) -> None:
-    system = findings.attempt(f"model kind {recipe.model.kind}", lambda: make_system(recipe))
+    system = findings.attempt(f"model kind {recipe.model.kind}", lambda: finetune.make_system(recipe))
     findings.attempt(f"output_dir {recipe.output_dir}", lambda: _check_output(Path(recipe.output_dir)))
     if ds_config is None or system is None:
         return
-    plan = FinetunePlan(recipe, ds_config, system)
-    splits = findings.attempt(f"data of task {recipe.task}", lambda: tokenise_splits(plan))
+    num_parameters = finetune.count_parameters(system)
+    plan = finetune.FinetunePlan(recipe, ds_config, system)
+    splits = findings.attempt(f"data of task {recipe.task}", lambda: finetune.tokenise_splits(plan))
     if splits is not None:
-        run = run_directory(plan, splits)
+        run = finetune.run_directory(plan, splits)
         _check_resume(findings, run, ds_config)
-        findings.lines += _indented(describe_plan(plan, splits))
-    findings.attempt("disk space", lambda: _check_space(recipe, count_parameters(system)))
+        findings.lines += _indented(finetune.describe_plan(plan, splits, num_parameters))
+    findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
 
 
 def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: DsConfig | None) -> None:
-    shards = findings.attempt(f"shards {recipe.data.shards}", lambda: open_shards(recipe))
-    config = num_parameters = None
+    shards = findings.attempt(f"shards {recipe.data.shards}", lambda: pretrain.open_shards(recipe))
+    config = None
     if shards is not None:
         name = recipe.model.checkpoint or recipe.model.encoder or "random weights"
         config = findings.attempt(
             f"model from {name}", lambda: model_config(recipe.model, shards[0], recipe.data.max_length)
         )
-    if config is not None:
-        with torch.device("meta"):
-            num_parameters = estimates.count_parameters(model_class(recipe.objective)(config))
     findings.attempt(f"output_dir {recipe.output_dir}", lambda: _check_output(Path(recipe.output_dir)))
     if ds_config is None or shards is None:
         return
     run = RunDir(recipe, ds_config, shards[0].fingerprint)
     _check_resume(findings, run, ds_config)
     if config is not None:
-        plan = Plan(recipe, ds_config, *shards)
-        num_samples = len(plan.samples(plan.train_shards, config))
-        findings.lines += _indented(derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)))
-        findings.lines += _indented(
-            estimates.memory(
-                config, num_parameters, ds_config, recipe.data.max_length, recipe.loader.micro_batch_tokens
-            )
-        )
+        plan = pretrain.PretrainPlan(recipe, ds_config, *shards)
+        findings.lines += _indented(pretrain.describe_dry_run(plan))
+        num_parameters = pretrain.count_parameters(recipe.objective, config)
         findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
 
 

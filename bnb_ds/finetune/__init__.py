@@ -1,4 +1,4 @@
 """The fine-tuning run: recipe, plan, run, GLUE sweep, distillation.
 
-Face: `main.main`, `plan.make_finetune_plan`, `run.finetune`.
+Face: `main.main`, `plan.make_plan`, `run.finetune`.
 """

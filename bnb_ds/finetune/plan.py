@@ -40,8 +40,12 @@ class FinetunePlan:
             return self.task.validation_splits
         return (chosen, *(split for split in self.task.validation_splits[1:] if split != chosen))
 
+    def total_steps(self, samples_per_epoch: int) -> int:
+        """Steps of the whole run."""
+        return self.recipe.total_steps(samples_per_epoch, self.ds_config.global_batch)
 
-def make_finetune_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> FinetunePlan:
+
+def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> FinetunePlan:
     """Load and check all settings but the data itself.
 
     Raises:
@@ -55,7 +59,7 @@ def make_system(recipe: FinetuneRecipe) -> System:
     """What a recipe trains; no weights are read yet.
 
     Raises:
-        ConfigError, DataError, CheckpointError: as `make_finetune_plan`.
+        ConfigError, DataError, CheckpointError: as `make_plan`.
     """
     task = recipe.declared_task
     chosen = system_class(recipe.model.kind, task)
@@ -65,15 +69,9 @@ def make_system(recipe: FinetuneRecipe) -> System:
     return system
 
 
-def describe_finetune_dry_run(plan: FinetunePlan) -> list[str]:
+def describe_dry_run(plan: FinetunePlan) -> list[str]:
     """What a run would do, without touching a GPU; the data is tokenised, which a run then finds done."""
-    return describe_plan(plan, tokenise_splits(plan))
-
-
-def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:
-    """What a run would do with these splits."""
-    total_steps = plan.recipe.total_steps(len(splits["train"]), plan.ds_config.global_batch)
-    return _derived(plan, splits, count_parameters(plan.system), total_steps)
+    return describe_plan(plan, tokenise_splits(plan), count_parameters(plan.system))
 
 
 def count_parameters(system: System) -> int:
@@ -96,7 +94,7 @@ def tokenise_splits(plan: FinetunePlan) -> dict[str, Tokenised]:
     return {name: Tokenised(Path(path)) for name, path in zip(names, directories, strict=True)}
 
 
-def _derived(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: int, total_steps: int) -> list[str]:
+def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: int) -> list[str]:
     """Lines that say what a run will do."""
     ds_config, recipe = plan.ds_config, plan.recipe
     samples = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
@@ -114,7 +112,7 @@ def _derived(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: i
     return [
         *lines,
         estimates.batch_line(ds_config, recipe.loader),
-        estimates.steps_line(ds_config, len(splits["train"]), total_steps),
+        estimates.steps_line(ds_config, len(splits["train"]), plan.total_steps(len(splits["train"]))),
         f"selection    {selection}",
     ]
 

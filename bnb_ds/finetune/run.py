@@ -12,7 +12,7 @@ from bnb_ds.common.files import disk_errors
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import evaluate_split, outputs_table
 from bnb_ds.export.finetuned import export_best
-from bnb_ds.finetune.plan import FinetunePlan, _derived, run_directory, tokenise_splits
+from bnb_ds.finetune.plan import FinetunePlan, describe_plan, run_directory, tokenise_splits
 from bnb_ds.model.flops import TRAINING_FACTOR
 from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
@@ -38,7 +38,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
     model = system.build()
-    total_steps = recipe.total_steps(len(splits["train"]), plan.ds_config.global_batch)
+    total_steps = plan.total_steps(len(splits["train"]))
     config, num_parameters = model.config, estimates.count_parameters(model)
     patience = recipe.selection.patience
     job = Job(
@@ -53,7 +53,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
         batch_flops=lambda batch: TRAINING_FACTOR * system.flops(config, batch),
         evaluation=lambda engine, tracker: _evaluation(plan, engine, splits, process.device, tracker),
         save_model_files=lambda: _save_files(plan, run, config, splits),
-        lines=_derived(plan, splits, num_parameters, total_steps),
+        lines=describe_plan(plan, splits, num_parameters),
         selection_loss=_selection_loss(plan),
         early_stopping=EarlyStopping(patience) if patience else None,
     )

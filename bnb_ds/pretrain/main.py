@@ -7,10 +7,20 @@ import sys
 
 from bnb_ds.train.launch import Prepared, run_program
 
+_DESCRIPTION = """\
+Pre-train BERT-NAR-BERT with DeepSpeed.
+
+The recipe names the model, the prepared training data, the objective and the
+number of steps. The DeepSpeed JSON sets batch sizes, precision, ZeRO stage and
+optimizer. Checkpoints, logs and settings are written to output_dir."""
+_EXAMPLE = """\
+runs/recipes/pretrain/wikipedia_base.yaml \\
+      --deepspeed_config ds_configs/a100_bf16_zero2.json --resume auto"""
+
 
 def main() -> int:
     """Parse the command line and pre-train; returns the exit code."""
-    return run_program("pretrain.py", "Pre-train BERT-NAR-BERT under DeepSpeed.", "runs/recipes/pretrain/", _prepare)
+    return run_program("pretrain.py", _DESCRIPTION, _EXAMPLE, _prepare)
 
 
 def _prepare(args: argparse.Namespace, world_size: int) -> Prepared:

@@ -24,7 +24,7 @@ from bnb_ds.train import estimates
 
 
 @dataclass(frozen=True)
-class Plan:
+class PretrainPlan:
     """Everything that follows from the settings before a model exists."""
 
     recipe: PretrainRecipe
@@ -64,7 +64,7 @@ class Plan:
         return self.recipe.total_steps(samples_per_epoch, self.ds_config.global_batch)
 
 
-def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> Plan:
+def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> PretrainPlan:
     """Load and check all settings and open the data.
 
     Raises:
@@ -72,7 +72,7 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
     """
     recipe = load_recipe(recipe_path, overrides)
     ds_config = load_ds_config(ds_config_path, world_size)
-    return Plan(recipe, ds_config, *open_shards(recipe))
+    return PretrainPlan(recipe, ds_config, *open_shards(recipe))
 
 
 def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertTokenizerFast]:
@@ -97,14 +97,13 @@ def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertT
     return train_shards, heldout_shards, tokenizer
 
 
-def describe_dry_run(plan: Plan) -> list[str]:
+def describe_dry_run(plan: PretrainPlan) -> list[str]:
     """What a run would do and need, without touching a GPU: the model is built on the meta device."""
     config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
-    with torch.device("meta"):
-        num_parameters = estimates.count_parameters(model_class(plan.recipe.objective)(config))
+    num_parameters = count_parameters(plan.recipe.objective, config)
     num_samples = len(plan.samples(plan.train_shards, config))
     return [
-        *derived(plan, config, num_parameters, num_samples, plan.total_steps(num_samples)),
+        *describe_plan(plan, config, num_parameters, num_samples),
         *estimates.memory(
             config,
             num_parameters,
@@ -120,7 +119,13 @@ def model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:
     return BnbForPretraining if section.encoder_mlm_weight else BnbForConditionalGeneration
 
 
-def derived(plan: Plan, config: BnbConfig, num_parameters: int, num_samples: int, total_steps: int) -> Iterator[str]:
+def count_parameters(section: ObjectiveSection, config: BnbConfig) -> int:
+    """Trainable parameters of the model, without making any weights."""
+    with torch.device("meta"):
+        return estimates.count_parameters(model_class(section)(config))
+
+
+def describe_plan(plan: PretrainPlan, config: BnbConfig, num_parameters: int, num_samples: int) -> Iterator[str]:
     """Lines that say what a run will do."""
     ds_config, data = plan.ds_config, plan.recipe.data
     mean_length = plan.train_shards.num_tokens / num_samples + 2
@@ -131,7 +136,7 @@ def derived(plan: Plan, config: BnbConfig, num_parameters: int, num_samples: int
     )
     tokens = ds_config.global_batch * min(mean_length, data.max_length)
     yield f"{estimates.batch_line(ds_config, plan.recipe.loader)}; about {tokens:,.0f} tokens a step"
-    yield estimates.steps_line(ds_config, num_samples, total_steps)
+    yield estimates.steps_line(ds_config, num_samples, plan.total_steps(num_samples))
     objective = plan.recipe.objective
     mixture = ", ".join(
         name if len(objective.mixture) == 1 else f"{weight:g} {name}" for name, weight in objective.mixture.items()

@@ -17,7 +17,7 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model_factory import build_model
 from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
-from bnb_ds.pretrain.plan import Plan, derived, model_class
+from bnb_ds.pretrain.plan import PretrainPlan, describe_plan, model_class
 from bnb_ds.train import estimates
 from bnb_ds.train.job import Job, Process, open_run, run_job, run_process
 from bnb_ds.train.launch import Launch
@@ -26,12 +26,12 @@ from bnb_ds.train.objectives import Objective, Reconstruction, ReconstructionAnd
 from bnb_ds.train.tracking import Tracker
 
 
-def pretrain(plan: Plan, launch: Launch) -> None:
+def pretrain(plan: PretrainPlan, launch: Launch) -> None:
     """Run pre-training in this process, one of ``plan.ds_config.world_size`` ranks."""
     run_process(plan.recipe.faults, lambda process: _pretrain(plan, launch, process))
 
 
-def _pretrain(plan: Plan, launch: Launch, process: Process) -> None:
+def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
     recipe = plan.recipe
     process.watchdog.mark("start")
     run = RunDir(recipe, plan.ds_config, plan.train_shards.fingerprint)
@@ -55,7 +55,7 @@ def _pretrain(plan: Plan, launch: Launch, process: Process) -> None:
         batch_flops=_training_flops(config),
         evaluation=lambda engine, tracker: _evaluation(engine, heldout, plan, process.device, tracker),
         save_model_files=lambda: _save_model_files(run, config, plan.tokenizer),
-        lines=derived(plan, config, num_parameters, len(train), total_steps),
+        lines=describe_plan(plan, config, num_parameters, len(train)),
     )
     run_job(job, launch, process, resume, notes)
 
@@ -67,7 +67,7 @@ def _objective(section: ObjectiveSection) -> Objective:
 
 
 def _evaluation(
-    engine: Any, heldout: PretrainSamples, plan: Plan, device: torch.device, tracker: Tracker
+    engine: Any, heldout: PretrainSamples, plan: PretrainPlan, device: torch.device, tracker: Tracker
 ) -> Evaluation:
     intervals = plan.recipe.intervals
 

@@ -1,4 +1,4 @@
-"""Ending a run whose score no longer improves."""
+"""Early stopping: end a run if its score no longer improves."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class EarlyStopping:
     """Counts evaluations since the best one.
 
     Args:
-        patience: evaluations without improvement after which the run ends; at least 1.
-        min_change: what counts as improvement, in units of the score.
+        patience: the run ends after this many evaluations without improvement; at least 1.
+        min_change: smallest improvement that counts, in units of the score.
     """
 
     def __init__(self, patience: int, min_change: float = 0.0) -> None:
@@ -22,13 +22,13 @@ class EarlyStopping:
 
     @property
     def ended(self) -> bool:
-        """Whether the run is over."""
+        """True if the run must end."""
         return self._since_best >= self._patience
 
     def observe(self, selection_loss: float) -> bool:
-        """Take in the score of an evaluation, lower being better; return whether the run is over.
+        """Record the score of an evaluation; return True if the run must end.
 
-        A score that is not finite is no improvement.
+        A lower score is better. A score that is not finite never counts as an improvement.
         """
         if math.isfinite(selection_loss) and selection_loss < self._best - self._min_change:
             self._best, self._since_best = selection_loss, 0
@@ -37,11 +37,11 @@ class EarlyStopping:
         return self.ended
 
     def state(self) -> dict[str, Any]:
-        """JSON values for a checkpoint."""
+        """The state that a checkpoint saves, as JSON values."""
         return {"best": self._best if math.isfinite(self._best) else None, "since_best": self._since_best}
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Go on from what a checkpoint holds."""
+        """Continue from the state in a checkpoint."""
         if state is not None:
             self._best = math.inf if state["best"] is None else state["best"]
             self._since_best = state["since_best"]

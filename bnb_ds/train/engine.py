@@ -1,4 +1,7 @@
-"""The one call of ``deepspeed.initialize`` and what we add to it."""
+"""Create the DeepSpeed engine and take its optimizer steps.
+
+``deepspeed.initialize`` is called only here.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,15 @@ def build_engine(
     Args:
         model: on any device; the engine moves it.
         ds_config: checked settings of this launch.
-        device: of this rank.
+        device: device of this rank.
         multiplier: learning-rate multiplier of the 0-based step (:mod:`bnb_ds.train.schedule`).
-        load_universal: the checkpoint that will be loaded is a universal one (:mod:`bnb_ds.checkpoint.resume`).
+        load_universal: True if a universal checkpoint will be loaded (:mod:`bnb_ds.checkpoint.resume`).
 
     Returns:
-        The ``DeepSpeedEngine`` and one line that says which kernels are in use.
+        The ``DeepSpeedEngine``, and one line that names the kernels in use.
 
     Raises:
-        ConfigError: DeepSpeed refuses the settings.
+        ConfigError: DeepSpeed rejects the settings.
     """
     import deepspeed
     from deepspeed.runtime.config import DeepSpeedConfigError
@@ -47,12 +50,12 @@ def build_engine(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     params = dict(ds_config.optimizer.get("params", {}))
     if ds_config.offloads_optimizer:
-        # DeepSpeed's CPU Adam updates the offloaded state; it is built from the JSON's own block.
+        # DeepSpeed builds its CPU Adam from the optimizer block of the JSON; it updates the offloaded state.
         optimizer, optimizer_name = None, "DeepSpeed CPUAdam (offloaded)"
         kind = ds_config.optimizer["type"]
         if kind == "Lamb":
-            raise ConfigError(f"{ds_config.path}: Lamb cannot be offloaded; choose AdamW, or remove offload_optimizer")
-        # DeepSpeed decouples the weight decay of "Adam" too, unless it is told not to.
+            raise ConfigError(f"{ds_config.path}: Lamb cannot be offloaded; use AdamW, or remove offload_optimizer")
+        # By default, DeepSpeed decouples the weight decay of "Adam" too.
         block = {"type": kind, "params": {**params, "adam_w_mode": kind == "AdamW"}}
         values = {**ds_config.values, "optimizer": block}
     else:
@@ -70,14 +73,14 @@ def build_engine(
             dist_init_required=False,
         )
     except (ValueError, AssertionError, DeepSpeedConfigError, ZeRORuntimeException) as error:
-        # Combinations of settings that only DeepSpeed knows to exclude each other.
-        raise ConfigError(f"{ds_config.path}: DeepSpeed refuses it: {error}") from error
+        # Only DeepSpeed knows all combinations of settings that exclude each other.
+        raise ConfigError(f"{ds_config.path}: DeepSpeed rejects these settings; change them: {error}") from error
     ctc = ctc_kernels.description(device)
     return engine, f"{optimizer_name}; {layer_norm}; {ctc}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices only: biases and LayerNorm weights are exempt, as in BERT."""
+    """Two parameter groups. Weight decay applies only to matrices, not to biases and LayerNorm weights, as in BERT."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -88,27 +91,27 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def take_step(engine: Any) -> float | None:
     """Finish an optimizer step after its last ``backward``; return the global gradient norm before clipping.
 
-    The norm is None where the DeepSpeed configuration asks for none (``compute_grad_norm: false``). A step whose norm
-    is not finite has not been taken: DeepSpeed skips it, and what it does not look at itself is looked at here.
+    The norm is None with ``compute_grad_norm: false`` in the DeepSpeed JSON. If the norm is not finite, the weights
+    were not updated. DeepSpeed skips such a step, except at ZeRO stage 0 without fp16 or bf16, where it never checks
+    the gradient; there this function skips it.
     """
     if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled():
-        # The one case in which DeepSpeed neither keeps the norm nor refuses a bad one.
         norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
         if math.isfinite(norm):
             engine.step()
         return norm
     engine.step()
     if getattr(engine.optimizer, "overflow", False):
-        # Of a step that it has skipped ZeRO 3 reports the norm of the step before.
+        # After a skipped step, ZeRO 3 still reports the norm of the previous step.
         return math.inf
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
 
 
 def abandon_step(engine: Any) -> None:
-    """After :func:`take_step` has met a gradient that is not a number, leave the engine ready for the next step.
+    """Leave the engine ready for the next step after :func:`take_step` found a gradient that is not a number.
 
-    DeepSpeed has done so itself, but where it does not look at the gradient.
+    DeepSpeed already does this, except at ZeRO stage 0 without fp16 or bf16, where it never checks the gradient.
     """
     if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled():
         engine.zero_grad()

@@ -1,4 +1,4 @@
-"""The numbers that follow from the settings, printed before the first step and by ``--dry-run``."""
+"""Numbers computed from the settings: batch, steps and memory. A run and ``--dry-run`` print them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 
 _GIB = 2**30
-_CTC_CHUNK_BYTES = 2**28  # of bnb_ds.ctc.head on a GPU
+_CTC_CHUNK_BYTES = 2**28  # logits that bnb_ds.ctc.head holds at a time on a GPU
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters (those of a model on the meta device too)."""
+    """Number of trainable parameters. The model may be on the meta device."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def batch_line(ds_config: DsConfig, loader: LoaderSection) -> str:
-    """How a step's samples are cut up."""
+    """A line that says how the samples of a step are divided into micro batches and ranks."""
     cut = f"{ds_config.micro_batch} x {ds_config.accumulation_steps} micro steps x {ds_config.world_size} ranks"
     if loader.micro_batch_tokens is not None:
         cut = f"micro batches of at most {loader.micro_batch_tokens:,} tokens on {ds_config.world_size} ranks"
@@ -29,7 +29,7 @@ def batch_line(ds_config: DsConfig, loader: LoaderSection) -> str:
 
 
 def steps_line(ds_config: DsConfig, num_samples: int, total_steps: int) -> str:
-    """How long the run is, in steps and in passes over ``num_samples``."""
+    """A line with the length of the run in steps and in epochs of ``num_samples``."""
     steps_per_epoch = num_samples / ds_config.global_batch
     return f"steps        {total_steps:,} = {total_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,.1f} steps"
 
@@ -41,7 +41,15 @@ def memory(
     max_length: int,
     micro_batch_tokens: int | None = None,
 ) -> Iterator[str]:
-    """Lines that estimate the memory of one GPU: model states exactly, activations by formula."""
+    """Lines that estimate the memory of one GPU. Model states are exact; activations follow a formula.
+
+    Args:
+        config: of the model.
+        num_parameters: trainable parameters.
+        ds_config: checked settings of the launch.
+        max_length: tokens of the longest sequence.
+        micro_batch_tokens: most tokens of a micro batch, or None if micro batches are counted in samples.
+    """
     states = state_bytes(num_parameters, ds_config)
     micro_batch, name = ds_config.micro_batch, f"{ds_config.micro_batch} x {max_length} tokens"
     if micro_batch_tokens is not None:
@@ -55,8 +63,9 @@ def memory(
 def state_bytes(num_parameters: int, ds_config: DsConfig) -> float:
     """Bytes of weights, gradients and Adam states on one rank (Rajbhandari et al., SC 2020, section 3).
 
-    Half precision keeps 2 + 2 bytes per parameter for weights and gradients and 12 for the fp32 copy and two moments;
-    fp32 keeps 4 + 4 and 8. Stage 1 divides the optimizer part over ranks, stage 2 also gradients, stage 3 also weights.
+    Half precision needs 2 bytes per parameter for weights, 2 for gradients, and 12 for the fp32 copy and two moments.
+    fp32 needs 4, 4 and 8. ZeRO stage 1 divides the optimizer states by the number of ranks, stage 2 also the
+    gradients, stage 3 also the weights.
     """
     half = ds_config.precision != "fp32" and not ds_config.values.get("torch_autocast", {}).get("enabled")
     weights, gradients, optimizer = (2.0, 2.0, 12.0) if half else (4.0, 4.0, 8.0)
@@ -73,12 +82,18 @@ def state_bytes(num_parameters: int, ds_config: DsConfig) -> float:
 
 
 def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int, micro_batch: float) -> float:
-    """Bytes that a micro batch of that many sequences of ``max_length`` keeps for backward, and its logits.
+    """Bytes of activations and logits that a micro batch keeps for its backward pass.
 
-    34 bytes per token, layer and hidden unit in half precision (Korthikanti et al., MLSys 2023, equation 1, without
-    the attention matrix, which SDPA does not keep), twice that in fp32 and half as much again for cross-attention; with
-    activation checkpointing only each layer's input. The fused CTC head holds one chunk of logits and the gradient of
-    its matrix in fp32, whatever the batch.
+    In half precision, a layer keeps 34 bytes per token and hidden unit (Korthikanti et al., MLSys 2023, equation 1,
+    without the attention matrix, which SDPA does not keep). fp32 doubles this, and cross-attention adds half. With
+    activation checkpointing, a layer keeps only its input. The fused CTC head holds one chunk of logits and the fp32
+    gradient of its matrix; their size does not depend on the batch.
+
+    Args:
+        config: of the model.
+        ds_config: checked settings of the launch.
+        max_length: tokens of each sequence.
+        micro_batch: sequences of a micro batch; may be a fraction.
     """
     slots = int(decoder_lengths(max_length, config))
     element = 4 if ds_config.precision == "fp32" else 2

@@ -1,7 +1,8 @@
-"""The only module that knows NVIDIA apex: which fused kernels exist here, and the plain ones otherwise.
+"""Fused LayerNorm and optimizer kernels: NVIDIA apex if it works, otherwise torch and DeepSpeed.
 
-PyPI's package ``apex`` is another program (the Pyramid toolkit), and NVIDIA's imports without its compiled extensions
-but fails when its classes are used; so the real one is recognised by what it contains and by constructing it.
+Only this module imports apex. A successful import proves little: the package ``apex`` on PyPI is a different program
+(the Pyramid toolkit), and NVIDIA apex without its compiled extensions fails only when its classes are used. So this
+module checks the package's metadata and creates an object of each class.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ _NEVER_CLIP = 1e30
 
 @dataclass(frozen=True)
 class Apex:
-    """What was found under the name ``apex``."""
+    """The result of the search for NVIDIA apex."""
 
+    #: True if its kernels work
     usable: bool
+    #: for the user
     description: str
 
 
 def find_apex() -> Apex:
-    """Tell NVIDIA apex from the package of the same name on PyPI, and a working build from one without extensions.
+    """Check whether NVIDIA apex is installed and works.
 
     Raises:
-        ConfigError: the other package is installed; its presence misleads libraries that look for apex by name.
+        ConfigError: the package ``apex`` of PyPI is installed. Libraries would mistake it for NVIDIA apex.
     """
     _refuse_other_apex()
     try:
@@ -57,15 +60,15 @@ def _refuse_other_apex() -> None:
         return
     if "NVIDIA" not in summary:
         raise ConfigError(
-            f"the installed package 'apex' ({summary.strip()}) is not NVIDIA apex; run `pip uninstall apex`, and build"
-            " NVIDIA's as setup.py says if you want its kernels"
+            f"the installed package 'apex' ({summary.strip()}) is not NVIDIA apex; run `pip uninstall apex`; for fused"
+            " kernels, build NVIDIA apex as setup.py describes"
         )
 
 
 def fuse_layer_norms(model: nn.Module, device: torch.device) -> str:
-    """Replace every ``nn.LayerNorm`` by apex's where apex works and the model will run on CUDA.
+    """Replace every ``nn.LayerNorm`` by apex's ``FusedLayerNorm`` if apex works and the device is a GPU.
 
-    Parameters and their names stay the same. Returns which LayerNorm is in use, in words.
+    Parameters and their names stay the same. Returns a description of the LayerNorm in use.
     """
     apex = find_apex()
     if device.type != "cuda":
@@ -85,18 +88,18 @@ def fuse_layer_norms(model: nn.Module, device: torch.device) -> str:
 def choose_optimizer(
     kind: str, params: dict[str, Any], device: torch.device
 ) -> tuple[Callable[[Iterable[Any]], torch.optim.Optimizer], str]:
-    """Pick the fastest implementation of an optimizer that works here.
+    """Choose the fastest implementation of an optimizer that works on this device.
 
     Args:
         kind: ``AdamW``, ``Adam`` or ``Lamb``, as in the DeepSpeed JSON.
         params: ``lr``, ``betas``, ``eps``, ``weight_decay``.
-        device: where the parameters live.
+        device: device of the parameters.
 
     Returns:
-        A function from parameter groups to the optimizer, and its name in words.
+        A function that creates the optimizer from parameter groups, and a description of the optimizer.
 
     Raises:
-        ConfigError: Lamb without a fused kernel, which nothing else provides.
+        ConfigError: Lamb on a CPU. Only CUDA kernels exist for it.
     """
     apex = find_apex() if device.type == "cuda" else Apex(False, "no CUDA device")
     if kind == "Lamb":
@@ -114,10 +117,10 @@ def _choose_lamb(
 ) -> tuple[Callable[[Iterable[Any]], torch.optim.Optimizer], str]:
     if apex.usable:
         fused_lamb = importlib.import_module("apex.optimizers").FusedLAMB
-        # Clipping is the engine's; apex would clip at norm 1 once more.
+        # The engine clips gradients. By default, apex would clip them again, at norm 1.
         return lambda groups: fused_lamb(groups, max_grad_norm=_NEVER_CLIP, **params), "apex FusedLAMB"
     if device.type == "cuda":
         from deepspeed.ops.lamb import FusedLamb
 
         return lambda groups: FusedLamb(groups, **params), "DeepSpeed FusedLamb"
-    raise ConfigError("optimizer.type Lamb: its kernels need a CUDA device; choose AdamW on a CPU")
+    raise ConfigError("optimizer.type Lamb needs a CUDA device; use AdamW on a CPU")

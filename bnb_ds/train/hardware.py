@@ -1,4 +1,4 @@
-"""Peak speed of this rank's device, the denominator of model FLOPs utilisation (MFU)."""
+"""Peak speed of this rank's device, for the model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 
 import torch
 
-# Dense matrix products without sparsity, from the vendor's data sheets: (start of the device's name, precision) ->
-# FLOP/s. Variants with other clocks (PCIe, NVL) are measured.
+# (start of the device's name, precision) -> FLOP/s of dense matrix products, from the vendor's data sheets.
+# Variants with other clocks (PCIe, NVL) are not listed; they are measured.
 _PEAK_FLOPS = {
     ("Tesla V100-SXM2", "fp16"): 125e12,
     ("Tesla V100-SXM2", "fp32"): 15.7e12,
@@ -26,10 +26,10 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
-    """FLOP/s that matrix products can reach, and where the figure comes from.
+    """The highest speed of matrix products in FLOP/s, and the source of this number.
 
-    A known GPU has its data-sheet value; any other device is measured with one large product, which gives the MFU of
-    a CPU run its meaning: the share of the speed that this machine's own matrix product reaches.
+    For a known GPU this is the data-sheet value. Any other device is measured with large matrix products. So on a CPU,
+    the MFU is relative to the speed of this machine's own matrix product.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -40,13 +40,13 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
 
 
 def _measure_matmul(device: torch.device, dtype: torch.dtype) -> float:
-    # A GPU needs large products, many between two synchronisations, or the launches are what is measured.
+    # On a GPU, small or few products between two synchronisations would measure the kernel launches instead.
     size, products, repeats = (8192, 20, 3) if device.type == "cuda" else (1024, 1, 5)
     if device.type == "cpu" and dtype != torch.float32:
-        size = 256  # many CPUs have no instructions for 16 bits: a large product would take seconds
+        size = 256  # many CPUs have no 16-bit instructions; a large product would take seconds
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
-    left @ right  # the first product also pays for choosing a kernel
+    left @ right  # the first product is slower, because it also selects a kernel
     best_seconds = float("inf")
     for _ in range(repeats):
         _synchronize(device)

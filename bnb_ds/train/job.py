@@ -1,6 +1,6 @@
-"""A training job, whatever is trained: process group, engine, loop, tracking, checkpoints.
+"""Run a training job: process group, engine, loop, tracking, checkpoints.
 
-:mod:`bnb_ds.pretrain.run` and :mod:`bnb_ds.finetune.run` say what a job consists of; this module runs it.
+:mod:`bnb_ds.pretrain.run` and :mod:`bnb_ds.finetune.run` put a job together. This module runs it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from bnb_ds.train.spikes import SpikeDetector
 from bnb_ds.train.step import TrainStep
 from bnb_ds.train.tracking import Tracker, log_histograms
 
-#: of one collective operation: a backstop behind the guardians
+#: time-out of a collective operation. It is a backstop only: the watchdog normally ends a job that hangs.
 _COLLECTIVE_TIMEOUT = timedelta(days=7)
 
 
@@ -52,13 +52,13 @@ class Process:
     device: torch.device
     watchdog: Watchdog
     stop: StopRequest
-    #: what is held until the job is over
+    #: closed when the job is over; keeps the lock of the output directory until then
     held: ExitStack
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, and how it is watched."""
+    """The parts of a training job: model, data, objective, evaluation."""
 
     recipe: TrainingRecipe
     ds_config: DsConfig
@@ -70,23 +70,23 @@ class Job:
     intervals: Intervals
     #: matrix FLOPs of training on a micro batch
     batch_flops: Callable[[PackedBatch], int]
-    #: given the engine and the tracker, what scores the model
+    #: engine, tracker -> the function that scores the model
     evaluation: Callable[[Any, Tracker], Evaluation]
-    #: on rank 0, writes what an export needs besides the weights
+    #: writes the files that an export needs besides the weights; called on rank 0
     save_model_files: Callable[[], None]
-    #: lines that say what the run will do
+    #: lines that describe the run, for the user
     lines: Iterable[str] = ()
-    #: scores -> what the best checkpoint is chosen by, lower is better
+    #: scores -> the loss that selects the best checkpoint, lower is better; None without scores
     selection_loss: Callable[[dict[str, float]], float | None] = lambda scores: scores.get("eval/loss")
     early_stopping: EarlyStopping | None = None
 
 
 def run_process(faults: FaultSection, body: Callable[[Process], None]) -> None:
-    """Join the process group, watch the other ranks, call ``body``, leave."""
-    # Before anything slow: a request to end that comes early is honoured at the first step.
+    """Join the process group, start the watchdog, call ``body``, and leave the group."""
+    # This comes before any slow work, so that an early request to stop takes effect at the first step.
     with StopRequest() as stop:
-        # The guardians end a job that makes no progress, and can tell which rank is the cause. A rank may wait much
-        # longer than `hang_seconds` for another that does make progress: rank 0 that tokenises, for example.
+        # The watchdog ends a job that makes no progress, and names the rank that causes this. A rank may wait much
+        # longer than `hang_seconds` for a rank that makes progress, for example while rank 0 tokenises.
         device = ranks.init(timedelta(seconds=faults.hang_seconds), _COLLECTIVE_TIMEOUT)
         try:
             with Watchdog(faults.silence_seconds, faults.hang_seconds) as watchdog, ExitStack() as held:
@@ -98,14 +98,14 @@ def run_process(faults: FaultSection, body: Callable[[Process], None]) -> None:
 
 
 def open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | None, list[str]]:
-    """Lock the output directory until the job is over, and choose what to start from; the same on every rank.
+    """Lock the output directory until the job is over, and find the checkpoint to start from.
 
     Returns:
-        The checkpoint, if any, and lines for the user.
+        The checkpoint, or None for a new run; and lines for the user. They are the same on every rank.
 
     Raises:
-        ConfigError: another launch is writing there, or the settings are not those of the run.
-        CheckpointError: as :meth:`bnb_ds.checkpoint.run_dir.RunDir.find_resume` says.
+        ConfigError: another launch is writing there, or the settings differ from those of the run.
+        CheckpointError: as in :meth:`bnb_ds.checkpoint.run_dir.RunDir.find_resume`.
     """
     return ranks.on_main(lambda: _open_run(run, launch, process))
 
@@ -119,7 +119,7 @@ def _open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | N
 
 
 def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, notes: list[str]) -> int:
-    """Train; returns the step reached. ``resume`` and ``notes`` are what :func:`open_run` gave."""
+    """Train, and return the step reached. :func:`open_run` returns ``resume`` and ``notes``."""
     run, total_steps = job.run, job.total_steps
     engine, kernels, state = _build_and_load(job, process.device, resume)
     if job.early_stopping is not None:
@@ -146,19 +146,19 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     evaluation_due = state.get("evaluation_due", False)
     reached = loop.run(state["step"], state["samples_consumed"], evaluation_due=evaluation_due)
     profiler.close()
-    tracker.say(f"done         step {reached} of {total_steps}; watch with: tensorboard --logdir {run.tensorboard}")
+    tracker.say(f"done         step {reached} of {total_steps}; see the curves: tensorboard --logdir {run.tensorboard}")
     tracker.close()
     return reached
 
 
 def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tuple[Any, str, dict[str, Any]]:
-    """The engine, its kernels in words, and the loop's state: that of the checkpoint, or of a new run."""
+    """The engine, a description of its kernels, and the state of the loop (from the checkpoint, or of a new run)."""
     state = {"step": 0, "samples_consumed": 0}
     if resume is not None:
         state = store.read_state(resume.checkpoint)
     if resume is not None and resume.way == "weights only":
         job.model.load_state_dict(read_weights(resume.checkpoint))
-        # The optimizer's count of updates begins anew; the schedule goes on.
+        # The fresh optimizer counts its updates from 0, but the schedule continues.
         state["rate_offset"] = state["step"]
     multiplier = learning_rate_multiplier(job.total_steps, **job.recipe.schedule.model_dump())
     offset = state.get("rate_offset", 0)

@@ -1,4 +1,4 @@
-"""What ``runs/pretrain.py`` and ``runs/finetune.py`` share: their command line, and what one launch is asked to do."""
+"""The command line that ``runs/pretrain.py`` and ``runs/finetune.py`` share."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bnb_ds.checkpoint.lasting import EXTEND_FLAG
+from bnb_ds.common.arguments import positive
 from bnb_ds.errors import run_reporting_errors
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What one launch is asked to do, beyond the settings of the run."""
+    """The flags of one launch. Unlike the recipe, they are no settings of the run."""
 
     #: ``never``, ``auto`` or a path; see :meth:`bnb_ds.checkpoint.run_dir.RunDir.find_resume`
     resume: str = "never"
-    #: start from the weights of the checkpoint with a fresh optimizer
+    #: start from the weights of the checkpoint, with a fresh optimizer
     weights_only: bool = False
     #: ``steps``, ``epochs`` and ``schedule`` may differ from those that the run was started with
     extend: bool = False
-    #: end after that step, with a checkpoint; the schedule stays that of the whole run
+    #: end after this step, with a checkpoint; the schedule stays that of the whole run
     stop_at: int | None = None
     #: first and last step to trace
     profile_steps: tuple[int, int] | None = None
@@ -30,21 +31,27 @@ class Launch:
 class Prepared:
     """A launch whose settings have been read and checked."""
 
-    #: lines for ``--dry-run``
+    #: returns the lines that ``--dry-run`` prints
     describe: Callable[[], list[str]]
-    #: the training itself, in this process
+    #: trains, in this process
     run: Callable[[Launch], None]
 
 
 def run_program(
-    program: str, description: str, recipes: str, prepare: Callable[[argparse.Namespace, int], Prepared]
+    program: str, description: str, example: str, prepare: Callable[[argparse.Namespace, int], Prepared]
 ) -> int:
-    """Read the command line, prepare the launch for its number of ranks, then describe or run it.
+    """Parse the command line, prepare the launch, then train or (with ``--dry-run``) describe the run.
+
+    Args:
+        program: name of the script.
+        description: shown by ``--help``.
+        example: a recipe and a DeepSpeed JSON that ship with the project, for ``--help``.
+        prepare: parsed command line, number of ranks -> the prepared launch.
 
     Returns:
         The exit code: 2 for an error that the user can fix.
     """
-    parser = launch_parser(program, description, recipes)
+    parser = launch_parser(program, description, example)
     args = parser.parse_intermixed_args()
 
     def body() -> None:
@@ -54,7 +61,7 @@ def run_program(
 
         from bnb_ds.distributed import ranks
 
-        disable_progress_bar()  # of loading and saving weights
+        disable_progress_bar()  # transformers shows one while it loads and saves weights
         prepared = prepare(args, world_size)
         if not args.dry_run:
             prepared.run(launch)
@@ -64,48 +71,90 @@ def run_program(
     return run_reporting_errors(program, body)
 
 
-def launch_parser(program: str, description: str, recipes: str) -> argparse.ArgumentParser:
-    """Parser of a script that the deepspeed launcher starts; ``recipes`` is where shipped ones are."""
-    parser = argparse.ArgumentParser(prog=program, description=description)
-    parser.add_argument("recipe", help=f"YAML file; shipped ones are under {recipes}")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace single values of the recipe")
-    parser.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
+def launch_parser(program: str, description: str, example: str) -> argparse.ArgumentParser:
+    """The parser of a script that the deepspeed launcher starts; arguments as in :func:`run_program`."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=f"example:\n  deepspeed --num_gpus 8 runs/{program} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    folder = f"runs/recipes/{program.removesuffix('.py')}/"
+    parser.add_argument("recipe", help=f"YAML file with the settings of the run; {folder} has ready ones")
     parser.add_argument(
-        "--resume", default="never", metavar="never|auto|PATH", help="start afresh, go on, or go on from a checkpoint"
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="replace a value of the recipe, for example steps=2000 (default: none)",
     )
     parser.add_argument(
-        "--resume-weights-only", action="store_true", help="go on with the checkpoint's weights and a fresh optimizer"
+        "--deepspeed_config",
+        required=True,
+        metavar="JSON",
+        help="DeepSpeed JSON with batch sizes, precision, ZeRO stage and optimizer (required); ds_configs/ has ready"
+        " ones",
     )
     parser.add_argument(
-        EXTEND_FLAG, action="store_true", help="continue a run with other steps, epochs or schedule than it began with"
+        "--resume",
+        default="never",
+        metavar="never|auto|PATH",
+        help="never: start a new run; auto: continue from the newest intact checkpoint in output_dir, or start a new"
+        " run if there is none; PATH: continue from this checkpoint, or from the newest one of this run (default"
+        " %(default)s)",
     )
     parser.add_argument(
-        "--profile-steps", metavar="FIRST:LAST", help="trace these steps of rank 0 into output_dir/profile"
+        "--resume-weights-only",
+        action="store_true",
+        help="with --resume: load only the weights of the checkpoint and start with a fresh optimizer (default: load"
+        " its optimizer too)",
     )
-    parser.add_argument("--stop-at", type=int, metavar="STEP", help="end this launch after a step, with a checkpoint")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print what follows, touch no GPU")
-    parser.add_argument("--world-size", type=int, help="with --dry-run: the number of ranks to plan for")
+    parser.add_argument(
+        EXTEND_FLAG,
+        action="store_true",
+        help="with --resume: the recipe may give other steps, epochs or schedule than the run began with (default: they"
+        " must be the same)",
+    )
+    parser.add_argument(
+        "--profile-steps",
+        metavar="FIRST:LAST",
+        help="write a trace of these steps of rank 0 into output_dir/profile, for example 100:104 (default: no trace)",
+    )
+    parser.add_argument(
+        "--stop-at",
+        type=positive,
+        metavar="STEP",
+        help="save a checkpoint and end this launch after this step (default: the last step of the run)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the settings, print what the run would do, and exit; no GPU is used (default: train)",
+    )
+    parser.add_argument(
+        "--world-size",
+        type=positive,
+        metavar="RANKS",
+        help="with --dry-run: number of ranks to plan for (default: the launcher's, or 1 without a launcher)",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser
 
 
 def read_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Launch, int]:
-    """What the launch is asked to do, and for how many ranks; faults of the flags end the program as argparse does.
+    """The flags of the launch, and its number of ranks. Wrong combinations of flags end the program as in argparse.
 
     Raises:
-        ConfigError: ``--profile-steps`` is no range.
+        ConfigError: ``--profile-steps`` is not a range.
     """
     from bnb_ds.distributed import ranks
     from bnb_ds.train.profiling import parse_range
 
     if args.world_size is not None and not args.dry_run:
-        parser.error("--world-size goes with --dry-run; a real run takes it from its launcher")
-    if (args.stop_at is not None and args.stop_at <= 0) or (args.world_size is not None and args.world_size <= 0):
-        parser.error("--stop-at and --world-size take positive whole numbers")
+        parser.error("--world-size needs --dry-run; a real run takes the number of ranks from its launcher")
     if args.resume_weights_only and args.resume == "never":
-        parser.error("--resume-weights-only goes with --resume auto or --resume PATH")
+        parser.error("--resume-weights-only needs --resume auto or --resume PATH")
     if args.extend and args.resume == "never":
-        parser.error(f"{EXTEND_FLAG} goes with --resume auto or --resume PATH")
+        parser.error(f"{EXTEND_FLAG} needs --resume auto or --resume PATH")
     profile_steps = parse_range(args.profile_steps) if args.profile_steps else None
     world_size = args.world_size or ranks.world_size()
     launch = Launch(args.resume, args.resume_weights_only, args.extend, args.stop_at, profile_steps)

@@ -1,4 +1,4 @@
-"""One loop for pre-training and fine-tuning: when to step, log, evaluate, save and end."""
+"""The training loop of pre-training and fine-tuning. It decides when to log, evaluate, save and stop."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from bnb_ds.train.spikes import SpikeDetector
 from bnb_ds.train.step import StepStats, TrainStep
 from bnb_ds.train.tracking import Tracker
 
-#: an evaluation at a step: calls its second argument between batches, on all ranks alike; returns tag -> value
+#: (step, function to call between batches, on all ranks together) -> scores, tag -> value
 Evaluation = Callable[[int, Callable[[], None]], dict[str, float]]
 
 
 class _AskedToEnd(Exception):
-    pass
+    """A rank was asked to stop while all ranks evaluate."""
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often the loop does what, in steps."""
+    """How often the loop logs, evaluates and saves, in steps."""
 
     log_steps: int
     eval_steps: int
-    #: besides the checkpoints of evaluations
+    #: every evaluation also saves a checkpoint
     checkpoint_steps: int
     #: 0 for never
     histogram_steps: int = 0
 
     @classmethod
     def of(cls, section: Section) -> Intervals:
-        """From a recipe's ``intervals``, which has fields of the same names."""
+        """The intervals of a recipe's section, which has fields of the same names."""
         return cls(**{field.name: getattr(section, field.name) for field in fields(cls)})
 
 
 @dataclass(kw_only=True)
 class TrainLoop:
-    """Runs a training step over a loader's batches."""
+    """Trains on the batches of a loader, step by step."""
 
     #: DeepSpeed engine
     engine: Any
@@ -61,49 +61,51 @@ class TrainLoop:
     train_step: TrainStep
     #: scores the model; every rank calls it
     evaluate: Evaluation
-    #: where numbers go
+    #: logs the numbers
     tracker: Tracker
     #: writes checkpoints
     writer: CheckpointWriter
-    #: told what is going on
+    #: measures the phases of the loop
     phases: Phases
     #: FLOP/s of one rank's device
     peak_flops: float
     intervals: Intervals
     #: steps of the whole run
     total_steps: int
-    #: this launch ends here, with a checkpoint; ``total_steps`` unless the launch is time-limited
+    #: this launch ends after this step, with a checkpoint; equals ``total_steps`` without ``--stop-at``
     stop_step: int
-    #: why this rank is asked to end, or None; asked once a step
+    #: why this rank was asked to stop, or None; called once a step
     stop_reason: Callable[[], str | None] = lambda: None
     #: the detector that ``train_step`` uses; its state goes into checkpoints
     spikes: SpikeDetector | None = None
-    #: around each step; traces some of them
+    #: wraps each step, and traces some of them
     profiler: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
-    #: called where histograms are due; every rank calls it
+    #: logs histograms; every rank calls it
     histograms: Callable[[int], None] = lambda step: None
-    #: goes into every checkpoint
+    #: saved in every checkpoint
     extra_state: dict[str, Any] = field(default_factory=dict)
-    #: scores of an evaluation -> what the best checkpoint is chosen by, lower being better; None without scores
+    #: scores of an evaluation -> the loss that selects the best checkpoint, lower is better; None without scores
     selection_loss: Callable[[dict[str, float]], float | None] = lambda scores: scores.get("eval/loss")
-    #: ends the run where the selection loss no longer improves; its state goes into checkpoints
+    #: ends the run if the selection loss no longer improves; its state goes into checkpoints
     early_stopping: EarlyStopping | None = None
 
     def run(self, start_step: int, samples_consumed: int, *, evaluation_due: bool = False) -> int:
-        """Train from ``start_step`` to the stop step, or until a rank is asked to end; return the step reached.
+        """Train from ``start_step`` to ``stop_step``, or until a rank is asked to stop; return the step reached.
 
-        Either way a checkpoint has been written. Within a step the order is: update, checkpoint, evaluation; the score
-        is added to the checkpoint. Whatever an evaluation meets, the steps before it are safe.
+        The loop ends with a checkpoint of the step reached. A step first updates the weights, then saves a checkpoint,
+        then evaluates; the score is added to that checkpoint. So if an evaluation fails, no step is lost.
 
         Args:
-            start_step: steps done.
-            samples_consumed: samples that those steps have read.
-            evaluation_due: the checkpoint of ``start_step`` was to be evaluated, and a stop came first.
+            start_step: number of steps already done.
+            samples_consumed: number of samples that those steps have read.
+            evaluation_due: True if a launch was stopped before it evaluated the checkpoint of ``start_step``.
 
         Raises:
-            NonFiniteLossError: naming step and samples; the weights are those before the step.
+            NonFiniteLossError: the loss or gradient of a step is not finite. The message names the step and its
+                samples; the weights are unchanged.
+            LossSpikeError: too many steps in a row are loss spikes, and the run cannot go back again.
         """
-        self.engine.train()  # a model made from a checkpoint comes in evaluation mode
+        self.engine.train()  # a model loaded from a checkpoint is in evaluation mode
         step = start_step
         interval = StepStats()
         stopping = evaluation_due and not self._evaluate(step, samples_consumed)
@@ -127,7 +129,7 @@ class TrainLoop:
             if evaluation_due or last or step % self.intervals.checkpoint_steps == 0:
                 self._save(step, samples_consumed, evaluation_due=evaluation_due)
             if stopping:
-                # The time of grace before a pre-emption is for the checkpoint; the next launch evaluates it.
+                # Before a pre-emption, time may suffice only for the checkpoint. The next launch evaluates it.
                 self._announce_stop(step, reason)
             elif evaluation_due:
                 stopping = not self._evaluate(step, samples_consumed)
@@ -136,15 +138,15 @@ class TrainLoop:
         return step
 
     def _go_back(self, step: int) -> int:
-        """Load the newest checkpoint before a row of spikes; the samples since then are passed over.
+        """Load the newest checkpoint from before a row of spikes. Training continues with the samples after them.
 
-        A second return goes back further: the checkpoint that the first one took was spoiled as well.
+        If the run must go back again, it takes an older checkpoint, because the first one did not help.
 
         Returns:
-            The step of that checkpoint.
+            The step of the checkpoint.
 
         Raises:
-            LossSpikeError: there is no such checkpoint, or the run has gone back too often.
+            LossSpikeError: there is no such checkpoint, or the run has already gone back ``max_returns`` times.
         """
         spikes = self.spikes
         with self.phases("checkpoint", step):
@@ -155,9 +157,9 @@ class TrainLoop:
             if found is None or len(spikes.returned_to) >= spikes.max_returns:
                 raise ranks.reported_by_rank_0(
                     LossSpikeError(
-                        f"step {step}: {spikes.in_row} steps in a row are loss spikes, after going back"
-                        f" {len(spikes.returned_to)} times; lower the learning rate, raise spikes.factor, or keep more"
-                        " checkpoints (intervals.keep_checkpoints), then --resume PATH of an older one"
+                        f"step {step}: the last {spikes.in_row} steps are loss spikes, and the run has gone back"
+                        f" {len(spikes.returned_to)} times; lower the learning rate or raise spikes.factor, then resume"
+                        " from an older checkpoint with --resume PATH (intervals.keep_checkpoints keeps more of them)"
                     )
                 )
             store.load(self.engine, found)
@@ -167,8 +169,8 @@ class TrainLoop:
             self.early_stopping.restore(state.get("early_stopping"))
         self.tracker.go_back(state["step"])
         self.tracker.say(
-            f"spikes       up to step {step} in a row; back to {found} and past the samples read since"
-            f" (return {len(spikes.returned_to)} of {spikes.max_returns})"
+            f"spikes       too many in a row at step {step}; the run goes back to {found} and skips the samples read"
+            f" since then (return {len(spikes.returned_to)} of {spikes.max_returns})"
         )
         self.engine.train()
         return state["step"]
@@ -180,19 +182,19 @@ class TrainLoop:
     def _take_step(
         self, step: int, batches_of_steps: Iterator[list[PackedBatch]]
     ) -> tuple[StepStats, dict[str, float], str | None]:
-        """One step; its counts, its measures, and why this rank is asked to end."""
+        """Take one step. Returns its counts, its measures, and why this rank was asked to stop (or None)."""
         clock = time.perf_counter()
         with self.phases("data", step):
             batches = next(batches_of_steps)
         with self.profiler(step):
             reason = self.stop_reason()
             stats, measures = self.train_step.take(step, batches, stop=reason is not None)
-        # Waiting for data counts, evaluation and checkpoints do not.
+        # The time of a step includes waiting for data, but not evaluations and checkpoints.
         stats.seconds = time.perf_counter() - clock
         return stats, measures, reason
 
     def _evaluate(self, step: int, samples_consumed: int) -> bool:
-        """Score the checkpoint of a step; False when a request to end came first, and the evaluation stays due."""
+        """Score the checkpoint of a step. Returns False if a rank was asked to stop first; it is then still due."""
         try:
             with self.phases("evaluation", step):
                 scores = self.evaluate(step, lambda: self._check_in(step))
@@ -206,15 +208,18 @@ class TrainLoop:
         if selection_loss is not None and self.early_stopping is not None:
             self.early_stopping.observe(selection_loss)
         if selection_loss is not None and not math.isfinite(selection_loss):
-            selection_loss = None  # such a score wins nowhere, and JSON has no word for it
+            selection_loss = None  # such a checkpoint is never the best, and JSON cannot hold the number
         with self.phases("checkpoint", step):
             self.writer.score(step, self._state(samples_consumed, evaluation_due=False, selection_loss=selection_loss))
         if self._ended:
-            self.tracker.say(f"stopped      at step {step}: no better score in the last evaluations")
+            self.tracker.say(f"stopped      at step {step}: the last evaluations brought no better score")
         return True
 
     def _check_in(self, step: int) -> None:
-        """Between two batches of an evaluation, on all ranks together: note progress, and end it when asked to."""
+        """Note progress between two batches of an evaluation, and end it if a rank was asked to stop.
+
+        All ranks call this together.
+        """
         self.phases.note("evaluation", step)
         asked = torch.tensor([float(self.stop_reason() is not None)], device=self.phases.device)
         if float(ranks.all_sum(asked)) > 0:
@@ -244,7 +249,7 @@ class TrainLoop:
         self.tracker.scalars(step, values, line, record={"sample_fingerprint": int(last.fingerprint)})
 
     def _state(self, samples_consumed: int, *, evaluation_due: bool, selection_loss: float | None) -> dict[str, Any]:
-        """What a checkpoint must hold so that the next launch goes on from it."""
+        """The state of the loop that a checkpoint saves for the next launch."""
         state = {
             "samples_consumed": samples_consumed,
             "evaluation_due": evaluation_due,

@@ -1,5 +1,5 @@
-"""What a batch is trained on. An objective gives a sum and a count, never a mean: the loop divides the sum over the
-global batch by the global count, so that the result does not depend on how the batch is cut into micro batches."""
+"""Training objectives. An objective returns a sum of losses and a count, never a mean. The training step divides the
+sum over the global batch by the global count, so the result does not depend on the division into micro batches."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bnb_ds.data.batch import PackedBatch
 
 
 class Objective(Protocol):
-    """The loss of a micro batch, in two parts."""
+    """The loss of a micro batch, as a sum and a count."""
 
     def count(self, batch: PackedBatch) -> int:
-        """What the sum is divided by once both are global; known before the model runs."""
+        """The micro batch's part of the global count. It is known before the model runs."""
 
     def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
-        """Scalar with gradient, in nats; the model may be a DeepSpeed engine."""
+        """Sum of losses, a scalar in nats with gradient. The model may be a DeepSpeed engine."""
 
 
 class Reconstruction:
@@ -32,13 +32,13 @@ class Reconstruction:
 
 
 class ReconstructionAndEncoderMlm(Reconstruction):
-    """The same, and the nats of masked tokens predicted from the encoder (:mod:`bnb_ds.modeling`), times a weight.
+    """The model's own loss plus a weighted auxiliary loss: the encoder predicts the masked tokens.
 
-    Both sums are divided by the global number of target tokens: at weight 1 a nat of a masked token counts as much as
-    a nat of a target token.
+    Both sums are divided by the same global count. With weight 1, a nat of a masked token weighs as much as a nat of
+    a target token. The auxiliary loss needs :class:`bnb_ds.modeling.BnbForPretraining`.
 
     Args:
-        weight: above 0.
+        weight: weight of the auxiliary loss; above 0.
     """
 
     def __init__(self, weight: float) -> None:

@@ -1,4 +1,4 @@
-"""What the loop is doing: seconds and peak memory of each phase, and news for the watchdog."""
+"""Measure the phases of the training loop: seconds and peak memory. The watchdog is told when a phase starts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _MIB = 2**20
 
 
 class Phases:
-    """Clocks the phases of the loop between two readings.
+    """Measures the phases of the loop between two calls of :meth:`read`.
 
-    On a GPU, work is only queued when a phase of a step ends: the time then appears in the phase that next waits for
-    the device, which is the last of a step. ``bnb-ds bench engine`` takes a step apart with synchronised clocks.
+    On a GPU, a phase of a step only queues its work. The time appears in the next phase that waits for the device, the
+    last one of the step. ``bnb-ds bench engine`` measures the parts of a step with synchronised clocks.
 
     Args:
-        device: of this rank; its peak memory is recorded.
-        on_enter: told the name of each phase that begins, and the step where that is known.
+        device: device of this rank; its peak memory is recorded.
+        on_enter: called at the start of each phase with its name and its step (None if unknown).
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class Phases:
         self._peak_bytes: dict[str, int] = {}
 
     def note(self, name: str, step: int | None = None) -> None:
-        """Tell the watchdog that a long phase makes progress."""
+        """Report that a long phase makes progress."""
         self._on_enter(name, step)
 
     @contextmanager
     def __call__(self, name: str, step: int | None = None) -> Iterator[None]:
-        """Clock a block; ``step`` is the one it belongs to, where the caller knows it."""
+        """Measure a block of code as a phase of a step (None if unknown)."""
         self._on_enter(name, step)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -49,7 +49,7 @@ class Phases:
             self._peak_bytes[name] = max(self._peak_bytes.get(name, 0), peak_memory_bytes(self.device))
 
     def read(self) -> dict[str, float]:
-        """``time/PHASE`` in seconds since the last reading and ``memory/PHASE`` in MiB at its peak."""
+        """``time/PHASE_seconds`` and peak memory ``memory/PHASE_mib`` of each phase since the last call."""
         values = {f"time/{name}_seconds": seconds for name, seconds in self._seconds.items()}
         values |= {f"memory/{name}_mib": peak / _MIB for name, peak in self._peak_bytes.items()}
         self._seconds, self._peak_bytes = {}, {}
@@ -57,7 +57,7 @@ class Phases:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory in use: of the GPU's tensors since it was last reset, or of this process (resident) so far."""
+    """Peak memory in bytes: on a GPU of tensors since the last reset, otherwise of this process (resident) so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What runs logged, as a table of first and last values and as a picture of several runs side by side."""
+"""Show logged curves: a table of first and last values, and a plot of several runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Curves = dict[str, list[tuple[int, float]]]  # tag -> (step, value)
 
 
 def table(runs: dict[str, Curves]) -> Iterator[str]:
-    """Lines with the first and the last value of everything that was logged; run name -> its curves."""
+    """Lines with the first and the last value of every curve. ``runs`` maps the name of a run to its curves."""
     for name, curves in runs.items():
         if len(runs) > 1:
             yield f"{name}:"
@@ -22,20 +22,20 @@ def table(runs: dict[str, Curves]) -> Iterator[str]:
 
 
 def plot(runs: dict[str, Curves], tags: Sequence[str], path: Path) -> None:
-    """Draw a panel for each tag with a line for each run.
+    """Write a PNG file with one panel for each tag and one line for each run.
 
     Raises:
         ConfigError: matplotlib is not installed.
-        DataError: a run has no such tag; the file exists, or the disk refuses.
+        DataError: a run has no such tag, or the file exists or cannot be written.
     """
     for name, curves in runs.items():
         for tag in tags:
             if tag not in curves:
-                raise DataError(f"--tags: {name} logged no {tag!r}: {nearest(tag, curves)}")
+                raise DataError(f"--tags: run {name} has no {tag!r}: {nearest(tag, curves)}")
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError(f"--png needs matplotlib: {how_to_install('plot')}, or leave it out") from None
+        raise ConfigError(f"--png needs matplotlib: {how_to_install('plot')}, or omit --png") from None
     figure = Figure(figsize=(5 * len(tags), 4), dpi=120, layout="constrained")
     for axes, tag in zip(figure.subplots(1, len(tags), squeeze=False)[0], tags, strict=True):
         for name, curves in runs.items():

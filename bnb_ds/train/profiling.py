@@ -1,4 +1,4 @@
-"""``--profile-steps A:B``: a trace of some steps, to be opened in chrome://tracing or Perfetto."""
+"""``--profile-steps FIRST:LAST``: write a trace of some steps, to be opened in Perfetto or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bnb_ds.errors import ConfigError
 
 
 class StepProfiler:
-    """Records rank 0 from the first step of a range to its last, and writes one trace.
+    """Records a range of steps of rank 0, and writes one trace.
 
     Args:
-        first: first step recorded; 0 with ``last`` -1 for none.
-        last: last step recorded.
-        directory: where the trace goes.
-        say: told where the trace is.
+        first: first step of the range.
+        last: last step of the range; with ``first`` 0 and ``last`` -1 nothing is recorded.
+        directory: directory for the trace.
+        say: prints a line with the path of the trace.
     """
 
     def __init__(self, first: int, last: int, directory: Path, say: Callable[[str], None]) -> None:
@@ -32,10 +32,10 @@ class StepProfiler:
 
     @contextmanager
     def __call__(self, step: int) -> Iterator[None]:
-        """Around one step."""
+        """Record a step if it is in the range."""
         inside = self._first <= step <= self._last and ranks.is_main()
         if inside and self._profile is None:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports its own start and stop
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler from logging its start and stop
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
@@ -46,7 +46,7 @@ class StepProfiler:
             self.close()
 
     def close(self) -> None:
-        """Write what has been recorded; a run that ends early has fewer steps to show."""
+        """Write the trace, if a recording is open. If the run ends early, the trace has fewer steps."""
         if self._profile is None:
             return
         self._profile.stop()
@@ -58,10 +58,10 @@ class StepProfiler:
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """``A:B`` -> the first and the last step to record.
+    """Parse ``FIRST:LAST``, the first and the last step to record.
 
     Raises:
-        ConfigError: it is not two whole numbers in order.
+        ConfigError: the text is not two positive whole numbers in ascending order.
     """
     first, colon, last = text.partition(":")
     if not (colon and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):

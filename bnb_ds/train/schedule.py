@@ -1,4 +1,4 @@
-"""Learning-rate multiplier: a pure function of the step, so a resumed run needs no scheduler state."""
+"""Learning-rate schedule. The multiplier is a pure function of the step, so a resumed run needs no saved state."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def learning_rate_multiplier(
     decay: Literal["linear", "cosine", "constant"] = "linear",
     final_ratio: float = 0.0,
 ) -> Callable[[int], float]:
-    """Return ``f(step)``: linear warm-up to 1, then decay to ``final_ratio`` at ``total_steps``.
+    """Return the multiplier as a function of the step: linear warm-up to 1, then decay to ``final_ratio``.
 
     Args:
         total_steps: optimizer steps of the whole run.
-        warmup_ratio: share of ``total_steps`` spent warming up (the reference trains with 0.05).
-        decay: shape after the warm-up.
-        final_ratio: multiplier at ``total_steps``; it has no effect with ``constant``.
+        warmup_ratio: fraction of ``total_steps`` spent on warm-up (0.05 in the reference).
+        decay: shape of the decay.
+        final_ratio: multiplier at ``total_steps``; ignored with ``constant``.
 
     Returns:
-        A function of the 0-based step, which counts the updates made: a step that an fp16 overflow skips does
-        not advance it. Step 0 of a warm-up already has a positive rate, so no step is wasted.
+        A function from the 0-based step to the multiplier. The step counts weight updates: a step that is skipped
+        after an fp16 overflow does not count. The multiplier of step 0 is already above 0.
     """
     warmup_steps = round(total_steps * warmup_ratio)
 

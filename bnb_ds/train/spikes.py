@@ -1,4 +1,4 @@
-"""Steps whose loss jumps: found by comparison with recent losses, not taken, and counted."""
+"""Detect loss spikes: steps whose loss is much higher than recent losses. Such steps are skipped and counted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class SpikeDetector:
 
     Args:
         factor: a loss above ``factor`` x the median is a spike.
-        window_steps: number of accepted losses in the median; before there are as many, nothing is a spike.
-        max_in_row: spikes in a row after which the weights themselves are suspect.
+        window_steps: number of accepted losses in the median. Until there are that many, no loss is a spike.
+        max_in_row: after this many spikes in a row, the weights are assumed to be spoiled.
         max_returns: how often a run may go back to an older checkpoint.
-        recent: accepted losses of the run so far, for a resumed run.
+        recent: recent accepted losses of a resumed run.
         skipped: spikes of the run so far.
         in_row: spikes since the last accepted step.
         returned_to: steps of the checkpoints that the run has gone back to.
@@ -44,11 +44,11 @@ class SpikeDetector:
 
     @property
     def livelocked(self) -> bool:
-        """Whether so many steps in a row were spikes that an accepted step must have spoiled the weights."""
+        """True after ``max_in_row`` spikes in a row: an accepted step must have spoiled the weights."""
         return self.in_row >= self._max_in_row
 
     def is_spike(self, loss: float) -> bool:
-        """Judge the loss of a step (nats per target token), and count it if it is a spike."""
+        """Return True if the loss of a step (nats per target token) is a spike, and count it."""
         full = len(self._recent) == self._recent.maxlen
         spike = full and loss > self._factor * statistics.median(self._recent)
         self.skipped += spike
@@ -56,18 +56,18 @@ class SpikeDetector:
         return spike
 
     def accept(self, loss: float) -> None:
-        """A step with this loss has been taken."""
+        """Record the loss of a step that was taken."""
         self._recent.append(loss)
         self.in_row = 0
 
     def go_back(self, step: int, recent: Sequence[float]) -> None:
-        """The run has gone back to the checkpoint of ``step``, when ``recent`` were the accepted losses."""
+        """Record that the run went back to the checkpoint of ``step``, which holds the accepted losses ``recent``."""
         self._recent = deque(recent, maxlen=self._recent.maxlen)
         self.in_row = 0
         self.returned_to.append(step)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: keyword arguments for a successor."""
+        """The state that a checkpoint saves: keyword arguments for the detector of a resumed run."""
         return {
             "recent": list(self._recent),
             "skipped": self.skipped,

@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward of this rank's micro batches, the checks, the update."""
+"""One optimizer step: forward and backward over this rank's micro batches, checks, update."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FINGERPRINT_BITS = np.uint64(0xFFFFFF)
 
 @dataclass
 class StepStats:
-    """Global counts of one step or of several added up."""
+    """Global counts of one step, or sums over several steps."""
 
     loss_sum: float = 0.0
     count: float = 0.0
@@ -37,9 +37,9 @@ class StepStats:
     infeasible: float = 0.0
     samples: float = 0.0
     flops: float = 0.0
-    #: tells which samples the step consists of, whatever their order and rank
+    #: identifies the set of samples of the step, independent of their order and ranks
     fingerprint: float = 0.0
-    #: ranks that have been asked to end
+    #: number of ranks that were asked to stop
     stop_requests: float = 0.0
     seconds: float = 0.0
 
@@ -59,11 +59,11 @@ class TrainStep:
         engine: DeepSpeed engine.
         objective: loss of a micro batch.
         batch_flops: matrix FLOPs of training on a micro batch.
-        device: of this rank.
-        seed: of the run, for dropout.
-        phases: told what is going on.
-        spikes: finds steps not to take, or None to take them all.
-        records: directory for the sample ids of a bad step.
+        device: device of this rank.
+        seed: seed of the run, for dropout.
+        phases: measures the parts of a step.
+        spikes: detects steps to skip, or None to skip none.
+        records: directory for the files that list the sample ids of a bad step.
     """
 
     def __init__(
@@ -88,25 +88,34 @@ class TrainStep:
         self._records = records
 
     def take(self, step: int, batches: list[PackedBatch], *, stop: bool) -> tuple[StepStats, dict[str, float]]:
-        """One step over this rank's micro batches; ``stop`` tells the other ranks that this one is asked to end.
+        """Take one step over this rank's micro batches.
+
+        Args:
+            step: number of the step, from 1.
+            batches: micro batches of this rank.
+            stop: True if this rank was asked to stop; the other ranks see it in ``stop_requests``.
+
+        Returns:
+            Global counts of the step, and its measures (tag -> value).
 
         Raises:
-            NonFiniteLossError: naming step and samples; the weights are those before the step.
+            NonFiniteLossError: the loss or gradient is not finite. The message names the step and its samples; the
+                weights are unchanged.
         """
         engine = self._engine
         with self._phases("counts"):
             counts = self._global_counts(batches, stop)
-        # DeepSpeed divides by the accumulation steps and averages over ranks; undo both, and divide by the global
-        # count, so that what is optimised is the global sum over the global count.
+        # DeepSpeed divides by the accumulation steps and averages over ranks. The scale undoes both and divides by the
+        # global count: the loss that is optimised is the global sum divided by the global count.
         scale = engine.gradient_accumulation_steps() * ranks.world_size() / counts[0].clamp(min=1)
         local_sums: list[torch.Tensor] = []
         spike = False
         for micro_step, batch in enumerate(batches):
             last = micro_step == len(batches) - 1
-            # Dropout is a pure function of (seed, step, micro step, rank): nothing of it needs to be saved.
+            # Dropout is a pure function of (seed, step, micro step, rank), so checkpoints hold no random state.
             key = hash64(self._seed, _STREAM_DROPOUT, step, micro_step, ranks.rank())
             torch.manual_seed(int(key[0]) >> 1)
-            # DeepSpeed would count to its own number of micro steps; with token budgets a step has its own.
+            # DeepSpeed expects a fixed number of micro steps. With a token budget, each step has its own number.
             engine.set_gradient_accumulation_boundary(last)
             with self._phases("forward"):
                 loss_sum = self._objective.loss_sum(engine, batch, self._device)
@@ -115,11 +124,11 @@ class TrainStep:
                 total = self._finite_global_sum(step, batches, torch.stack(local_sums))
                 spike = self._spikes.is_spike(total / max(float(counts[0]), 1))
             with self._phases("backward"):
-                # DeepSpeed does not take a step whose gradient is not a number: that is how a spike is passed over.
+                # DeepSpeed skips a step whose gradient is not a number. A spike gets such a gradient.
                 factor = scale.to(loss_sum.dtype) * (math.nan if spike else 1.0)
                 engine.backward(loss_sum * factor)
             if not last:
-                engine.step()  # counts the micro step; nothing is updated yet
+                engine.step()  # only counts the micro step; the weights are updated after the last one
         global_sum = self._finite_global_sum(step, batches, torch.stack(local_sums))
         learning_rate = engine.get_lr()[0]
         with self._phases("optimizer"):
@@ -137,20 +146,20 @@ class TrainStep:
         }
 
     def _skipped(self) -> dict[str, float]:
-        """Steps not taken so far, and the loss scale, where there can be any."""
+        """Numbers of skipped steps so far, and the loss scale; only those that the settings make possible."""
         values = {}
         spikes = 0
         if self._spikes is not None:
             spikes = values["train/skipped_spikes"] = self._spikes.skipped
             values["train/spike_returns"] = len(self._spikes.returned_to)
         if self._engine.fp16_enabled():
-            # A spike makes DeepSpeed skip a step too. (After --resume-weights-only its count begins anew.)
+            # DeepSpeed's count includes the spikes. (After --resume-weights-only it starts again at 0.)
             values["train/skipped_overflows"] = max(self._engine.skipped_steps - spikes, 0)
             values["train/loss_scale"] = float(self._engine.optimizer.loss_scale)
         return values
 
     def _global_counts(self, batches: list[PackedBatch], stop: bool) -> torch.Tensor:
-        """float64 [9], the numbers of `StepStats` from ``count`` to ``stop_requests``, over micro steps and ranks."""
+        """float64 [9]: the fields of `StepStats` from ``count`` to ``stop_requests``, over micro steps and ranks."""
         local = [
             (
                 self._objective.count(b),
@@ -177,26 +186,31 @@ class TrainStep:
         rank, samples = next(iter(by_rank.items()))
         raise ranks.reported_by_rank_0(
             NonFiniteLossError(
-                f"step {step}: the loss is {total} in the batch of samples {samples[0]} on rank {rank}; all are in"
-                f" {record}; the weights were not changed: lower the learning rate or clip gradients, then"
-                " --resume auto"
+                f"step {step}: the loss is {total} in the micro batch of samples {samples[0]} on rank {rank}; {record}"
+                " lists all such micro batches; the weights are unchanged; lower the learning rate or clip gradients,"
+                " then continue with --resume auto"
             )
         )
 
     def _refuse_infinite_gradient(self, step: int, batches: list[PackedBatch], norm: float | None) -> None:
-        # In fp16 an overflow is ordinary: the loss scaler halves its scale and the step is skipped.
+        # In fp16 an overflow is normal: the loss scaler halves its scale, and the step is skipped.
         if norm is None or math.isfinite(norm) or self._engine.fp16_enabled():
             return
         record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
         raise ranks.reported_by_rank_0(
             NonFiniteLossError(
-                f"step {step}: the gradient is not finite although the loss is; the step's samples are in {record};"
-                " the weights were not changed: lower the learning rate, then --resume auto"
+                f"step {step}: the gradient is not finite, but the loss is; {record} lists the samples of the step; the"
+                " weights are unchanged; lower the learning rate or clip gradients, then continue with --resume auto"
             )
         )
 
     def _record_bad_step(self, step: int, micro_batches: list[list[int]]) -> tuple[Path, dict[int, list[list[int]]]]:
-        """Write down which samples of which rank were in a bad step."""
+        """Write a file with the samples of a bad step by rank; return its path and the samples.
+
+        Args:
+            step: number of the step.
+            micro_batches: sample ids of this rank's bad micro batches.
+        """
         by_rank = {rank: samples for rank, samples in enumerate(ranks.gather(micro_batches)) if samples}
         record = self._records / f"nonfinite_step_{step:08d}.json"
         if ranks.is_main():

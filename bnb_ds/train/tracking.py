@@ -1,6 +1,6 @@
-"""Where numbers go: TensorBoard, ``metrics.jsonl``, a progress bar on a terminal, plain lines off it.
+"""Log the numbers of a run to TensorBoard, ``metrics.jsonl`` and the console.
 
-Rank 0 only; silent elsewhere.
+Only rank 0 logs. It shows a progress bar on a terminal, and plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Tracker:
-    """Writes scalars of one run.
+    """Logs one run.
 
     Args:
-        log_dir: TensorBoard directory (``output_dir/runs``); ``metrics.jsonl`` is written beside it.
-        start_step: steps already done; what an interrupted run logged beyond it is superseded.
+        log_dir: TensorBoard directory (``output_dir/runs``); ``metrics.jsonl`` is in its parent directory.
+        start_step: number of steps already done. Later entries of an interrupted run are removed.
         total_steps: length of the progress bar.
     """
 
@@ -37,7 +37,7 @@ class Tracker:
             return
         self._log_dir = log_dir
         self._open(start_step)
-        # disable=None: no bar where stderr is not a terminal; log lines say the same there.
+        # With disable=None there is no bar if stderr is not a terminal. The log lines show the progress there.
         self._bar = tqdm(total=total_steps, initial=start_step, disable=None, unit="step", dynamic_ncols=True)
 
     def _open(self, start_step: int) -> None:
@@ -49,18 +49,20 @@ class Tracker:
     def scalars(
         self, step: int, values: dict[str, float], line: str | None = None, record: dict[str, Any] | None = None
     ) -> None:
-        """Log one value for each tag, and show a line.
+        """Log one value for each tag, and print a line.
 
         Args:
-            line: what is shown; by default all the values.
-            record: goes into ``metrics.jsonl`` besides, being no curve.
+            step: number of the step.
+            values: tag -> value.
+            line: the printed line, without the step; default: all values.
+            record: further entries for ``metrics.jsonl`` only.
         """
         if self._writer is None:
             return
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()
-        # JSON has no NaN: a norm that was not asked for is null.
+        # JSON has no NaN. A gradient norm that was not computed becomes null.
         finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
         self._metrics.write(json.dumps({"step": step, **finite, **(record or {})}) + "\n")
         self._metrics.flush()
@@ -69,22 +71,22 @@ class Tracker:
         self.say(f"step {step}  {line}")
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """Log text."""
+        """Log a text to TensorBoard."""
         if self._writer is not None:
             self._writer.add_text(tag, markdown, step)
 
     def histogram(self, step: int, tag: str, values: torch.Tensor) -> None:
-        """Log the distribution of a tensor's values."""
+        """Log the distribution of a tensor's values to TensorBoard."""
         if self._writer is not None:
             self._writer.add_histogram(tag, values.float().cpu(), step)
 
     def advance(self) -> None:
-        """One more step done."""
+        """Advance the progress bar by one step."""
         if self._bar is not None:
             self._bar.update()
 
     def say(self, text: str) -> None:
-        """Print a line above the bar, or plainly where there is none."""
+        """Print a line, above the progress bar if there is one."""
         if self._bar is None:
             return
         if self._bar.disable:
@@ -93,7 +95,7 @@ class Tracker:
             self._bar.write(text, file=sys.stderr)
 
     def go_back(self, step: int) -> None:
-        """Forget what was logged beyond a step: the run continues from there."""
+        """Remove the entries after a step, because the run continues from there."""
         if self._writer is None:
             return
         self._writer.close()
@@ -109,14 +111,14 @@ class Tracker:
 
 
 def _forget_beyond(metrics: Path, step: int) -> None:
-    """Drop what an interrupted run logged beyond the step it resumes from, and a line that a kill has cut."""
+    """Remove the rows after the step that a run resumes from, and a last line that is incomplete after a kill."""
     if metrics.exists():
         kept = [json.dumps(row) for row in read_metrics(metrics) if row["step"] <= step]
         write_atomic(metrics, "".join(f"{line}\n" for line in kept))
 
 
 def read_metrics(metrics: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a last line that is not complete is left out."""
+    """The rows of a ``metrics.jsonl``, without an incomplete last line."""
     rows = []
     for line in metrics.read_text(encoding="utf-8").splitlines():
         try:
@@ -127,10 +129,10 @@ def read_metrics(metrics: Path) -> list[dict[str, Any]]:
 
 
 def read_scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar of a run, tag -> (step, value) in order, through TensorBoard's own reader.
+    """All scalars of a run, read with TensorBoard: tag -> list of (step, value), ordered by step.
 
     Raises:
-        DataError: nothing was logged there.
+        DataError: the directory holds no logs.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -143,7 +145,7 @@ def read_scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def log_histograms(engine: Any, tracker: Tracker, step: int) -> None:
-    """Log the weights, one histogram for each parameter; ZeRO's pieces are gathered, so every rank calls it."""
+    """Log a histogram of each parameter. Every rank must call this, because it gathers ZeRO's partitions."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     for name, parameter in engine.module.named_parameters():

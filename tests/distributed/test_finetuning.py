@@ -204,7 +204,7 @@ def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_ser
     assert run.fork(fork_server, "--stop-at", "2")[0] == [0, 0]
     codes, text = run.fork(fork_server, "--resume", "auto")
     assert codes == [0, 0], text
-    assert "stopped      at step 3: no better score in the last evaluations" in text
+    assert "stopped      at step 3: the last evaluations brought no better score" in text
     assert read_state(whole_checkpoints(run.output / "checkpoints")[-1])["early_stopping"]["since_best"] == 2
     assert (run.output / "best" / "task.json").is_file()
     codes, text = run.fork(fork_server, "--resume", "auto")

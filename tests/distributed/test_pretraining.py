@@ -89,9 +89,10 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--world-size", "2"], "--world-size goes with --dry-run; a real run takes it from its launcher"),
-        (["--stop-at", "0"], "--stop-at and --world-size take positive whole numbers"),
-        (["--resume-weights-only"], "--resume-weights-only goes with --resume auto or --resume PATH"),
+        (["--world-size", "2"], "--world-size needs --dry-run; a real run takes the number of ranks from its launcher"),
+        (["--stop-at", "0"], "argument --stop-at: a positive whole number is required, not 0"),
+        (["--dry-run", "--world-size", "-1"], "argument --world-size: a positive whole number is required, not -1"),
+        (["--resume-weights-only"], "--resume-weights-only needs --resume auto or --resume PATH"),
         (["--profile-steps", "5"], "--profile-steps 5: write it as FIRST:LAST, for example 100:104"),
     ],
 )
@@ -110,6 +111,6 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path, small_sha
     )
     launch = job.fork(fork_server)
     assert launch.wait() == [2, 2], launch.text()
-    assert "pretrain.py: error: step 2: the loss is nan in the batch of samples [" in launch.text()
+    assert "pretrain.py: error: step 2: the loss is nan in the micro batch of samples [" in launch.text()
     (record,) = job.output.glob("nonfinite_step_*.json")
     assert json.loads(record.read_text())["step"] == 2

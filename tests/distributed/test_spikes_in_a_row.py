@@ -37,8 +37,8 @@ def test_the_run_goes_back_and_passes_over_the_samples(make_loop, tmp_path, stag
     loop.intervals = Intervals(log_steps=1, eval_steps=100, checkpoint_steps=2)
     assert loop.run(0, 0) == 8
     shown = capsys.readouterr().out
-    assert "back to" in shown
-    assert "step_00000004 and past the samples read since (return 1 of 3)" in shown
+    assert "too many in a row at step 7; the run goes back to" in shown
+    assert "step_00000004 and skips the samples read since then (return 1 of 3)" in shown
     state = store.read_state(tmp_path / "checkpoints" / "step_00000008")
     assert state["samples_consumed"] == 8 * (8 + 3), "the samples of the three spikes are passed over"
     assert (state["spikes"]["skipped"], state["spikes"]["returned_to"], state["spikes"]["in_row"]) == (3, [4], 0)
@@ -53,7 +53,7 @@ def test_a_second_return_goes_back_further_and_then_the_run_ends(make_loop, tmp_
     loop = make_loop(Spoiled(lambda call: call > 8), steps=20, spikes=spikes)
     loop.writer._keep = 4
     loop.intervals = Intervals(log_steps=1, eval_steps=100, checkpoint_steps=1)
-    expected = r"step 5: 2 steps in a row are loss spikes, after going back 2 times; lower the learning rate"
+    expected = "step 5: the last 2 steps are loss spikes, and the run has gone back 2 times; lower the learning rate"
     with pytest.raises(LossSpikeError, match=expected):
         loop.run(0, 0)
     assert spikes.returned_to == [4, 3]
@@ -63,7 +63,9 @@ def test_with_no_older_checkpoint_the_run_ends(make_loop):
     spikes = SpikeDetector(factor=3, window_steps=2, max_in_row=2)
     loop = make_loop(Spoiled(lambda call: call > 4), steps=20, spikes=spikes)
     loop.intervals = Intervals(log_steps=1, eval_steps=100, checkpoint_steps=100)
-    with pytest.raises(LossSpikeError, match=r"step 4: 2 steps in a row are loss spikes, after going back 0 times"):
+    with pytest.raises(
+        LossSpikeError, match="step 4: the last 2 steps are loss spikes, and the run has gone back 0 times"
+    ):
         loop.run(0, 0)
 
 

@@ -12,7 +12,7 @@ from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.sections import ModelSize
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.finetune.glue import Row, run_glue, table_of
-from bnb_ds.finetune.plan import describe_finetune_dry_run, make_finetune_plan
+from bnb_ds.finetune.plan import describe_dry_run, make_plan
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.train.early_stopping import EarlyStopping
@@ -82,8 +82,8 @@ def test_every_shipped_recipe_is_planned(path, stand_ins, tmp_path):
     for field in ("tokenizer", "target_tokenizer"):
         if getattr(recipe.data, field) is not None:
             overrides.append(f"data.{field}={stand_ins / 'bert'}")
-    plan = make_finetune_plan(str(path), overrides, str(REPOSITORY / "ds_configs" / "finetune_glue.json"), 8)
-    lines = "\n".join(describe_finetune_dry_run(plan))
+    plan = make_plan(str(path), overrides, str(REPOSITORY / "ds_configs" / "finetune_glue.json"), 8)
+    lines = "\n".join(describe_dry_run(plan))
     assert f"task         {task.title} ({task.name}), model kind {recipe.model.kind}" in lines
     assert "batch        32 samples" in lines
     assert not (tmp_path / "out").exists()

@@ -39,7 +39,7 @@ def test_a_picture_of_both(runs, tmp_path):
 def test_what_is_refused(runs, tmp_path, capsys):
     png = str(tmp_path / "x.png")
     for arguments, message in (
-        ([*runs, "--png", png, "--tags", "train/los"], "ours logged no 'train/los': did you mean 'train/loss'"),
+        ([*runs, "--png", png, "--tags", "train/los"], "run ours has no 'train/los': did you mean 'train/loss'"),
         ([runs[0], runs[0]], "two of the runs have the same name"),
         ([str(tmp_path)], "nothing was logged here"),
     ):
@@ -52,5 +52,5 @@ def test_a_picture_needs_matplotlib(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["curves", *runs, "--png", str(tmp_path / "x.png")]) == 2
     said = capsys.readouterr().err
-    assert 'error: --png needs matplotlib: pip install ".[plot]" in the checkout of bnb_ds, or leave it out' in said
+    assert 'error: --png needs matplotlib: pip install ".[plot]" in the checkout of bnb_ds, or omit --png' in said
     assert not (tmp_path / "x.png").exists()

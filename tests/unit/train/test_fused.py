@@ -74,5 +74,5 @@ def test_optimizer_on_a_cpu_is_torchs(kind, expected):
 
 
 def test_lamb_needs_a_gpu():
-    with pytest.raises(ConfigError, match="Lamb: its kernels need a CUDA device; choose AdamW"):
+    with pytest.raises(ConfigError, match="Lamb needs a CUDA device; use AdamW on a CPU"):
         choose_optimizer("Lamb", {"lr": 0.1}, CPU)

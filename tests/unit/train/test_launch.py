@@ -1,0 +1,28 @@
+"""The help of the two training programs: every flag states its default, and the example names files that exist."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bnb_ds.finetune import main as finetune
+from bnb_ds.pretrain import main as pretrain
+from tests.launching import REPOSITORY
+
+
+@pytest.mark.parametrize("module", [pretrain, finetune], ids=["pretrain", "finetune"])
+def test_help(module, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["program", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        module.main()
+    shown = capsys.readouterr().out
+    options, example = shown.partition("show this help message and exit\n")[2].split("\n\nexample:\n")
+    flags = {text.split()[0]: " ".join(text.split()) for text in re.split(r"^  (?=--)", options, flags=re.M)[1:]}
+    assert len(flags) == 7
+    assert [flag for flag, text in flags.items() if "(default" not in text] == ["--deepspeed_config"]
+    assert "(required)" in flags["--deepspeed_config"]
+    for file in re.findall(r"\S+/\S+", example):
+        assert (REPOSITORY / file).is_file(), file
+    assert max(map(len, shown.partition("\nexample:\n")[0].splitlines())) <= 80
