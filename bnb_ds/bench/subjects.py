@@ -7,6 +7,7 @@ import importlib.metadata
 
 _SUBJECTS = (
     ("ctc", "the fused CTC head: speed and peak memory of forward and backward", "bnb_ds.bench.ctc"),
+    ("dag", "the fused head of a graph of slots: speed and peak memory of its loss", "bnb_ds.bench.dag"),
     ("train", "one optimisation step: unpadded with the fused loss beside padded", "bnb_ds.bench.train"),
     ("engine", "DeepSpeed's share of a training step, against a bare loop", "bnb_ds.bench.deepspeed_share"),
     ("loader", "samples, noise and batches: speed, memory and the first batch", "bnb_ds.bench.data_loader"),

@@ -104,7 +104,7 @@ class LinearCtcLoss(torch.autograd.Function):
             raise RuntimeError(_NO_SECOND_DERIVATIVE)
         # Scaled before the cast: a loss scale keeps fp16 gradients from underflowing. In place where nobody will ask
         # again, for the gradient of the weight is as large as the weight.
-        scale = torch.mul if _graph_is_kept() else Tensor.mul_
+        scale = torch.mul if graph_is_kept() else Tensor.mul_
         return (
             *(
                 None if gradient is None else scale(gradient, grad_loss).to(dtype)
@@ -163,7 +163,7 @@ class LogProbsCtcNll(torch.autograd.Function):
         return gradient.view(num_rows, vocab_size).to(ctx.dtype), None
 
 
-def _graph_is_kept() -> bool:
+def graph_is_kept() -> bool:
     """Whether the backward pass now running keeps the graph for another one; True where torch cannot tell."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if ask is None else ask()

@@ -27,6 +27,7 @@ LAYERS = [
     "shards",
     "data",
     "ctc",
+    "dag",
     "model",
     "decoding",
     "modeling",
