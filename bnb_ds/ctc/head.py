@@ -111,15 +111,20 @@ class FusedHead:
             if with_gradients and self._is_low_precision and uses_triton(logits_CV.device):
                 normalizer_N[rows] = self._fused_softmax(logits_CV, columns_CK, log_probs_NK[rows], rows, dense_N[rows])
                 continue
-            best_C = logits_CV.amax(1)
-            odds_CV = logits_CV.sub_(best_C[:, None]).exp_()
-            total_C = odds_CV.sum(1)
-            torch.add(total_C.log(), best_C, out=normalizer_N[rows])
+            odds_CV, total_C = self._odds(logits_CV, normalizer_N[rows])
             if with_gradients:
                 odds_CV.scatter_(1, columns_CK, 0.0)
                 self._contract(odds_CV, rows, dense_N[rows], total_C)
         log_probs_NK -= normalizer_N[:, None]
         return log_probs_NK, normalizer_N
+
+    def _odds(self, logits_CV: Tensor, normalizer_C: Tensor) -> tuple[Tensor, Tensor]:
+        """The softmax times the second tensor returned, [C], in place of the logits; fills in their logsumexp."""
+        best_C = logits_CV.amax(1)
+        odds_CV = logits_CV.sub_(best_C[:, None]).exp_()
+        total_C = odds_CV.sum(1)
+        torch.add(total_C.log(), best_C, out=normalizer_C)
+        return odds_CV, total_C
 
     def _project(self, hidden_CH: Tensor, out_CV: Tensor) -> Tensor:
         if hidden_CH.dtype != self._exact_dtype:

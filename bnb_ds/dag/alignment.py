@@ -91,9 +91,7 @@ class Problem(NamedTuple):
     infeasible: Tensor
 
     @classmethod
-    def of(
-        cls, log_probs_BLS: Tensor, log_links_BLL: Tensor, lengths_B: Tensor, target_lengths_B: Tensor
-    ) -> Problem:
+    def of(cls, log_probs_BLS: Tensor, log_links_BLL: Tensor, lengths_B: Tensor, target_lengths_B: Tensor) -> Problem:
         """Mask what lies beyond lengths."""
         _, num_slots, num_steps = log_probs_BLS.shape
         device = log_probs_BLS.device
@@ -106,9 +104,7 @@ class Problem(NamedTuple):
 
     def of_sequences(self, index: Tensor) -> Problem:
         """Some of the sequences."""
-        return Problem(
-            self.emissions.index_select(1, index), *(values.index_select(0, index) for values in self[1:])
-        )
+        return Problem(self.emissions.index_select(1, index), *(values.index_select(0, index) for values in self[1:]))
 
     def at_end(self, values_SBL: Tensor) -> Tensor:
         """[B], of each sequence's last step at its last slot; of an empty one, of anything."""
@@ -125,7 +121,7 @@ class Problem(NamedTuple):
 def _scaled(problem: Problem, with_posteriors: bool) -> tuple[Tensor, Posteriors | None, Tensor]:
     """In probabilities, float64: nll, posteriors, and bool [B] where they can be relied upon."""
     dtype = problem.emissions.dtype
-    num_steps, batch_size, num_slots = problem.emissions.shape
+    num_steps = problem.emissions.shape[0]
     highest_SB1 = problem.emissions.amax(2, keepdim=True).double()
     highest_SB1 = torch.where(highest_SB1 == -torch.inf, 0.0, highest_SB1)
     emissions_SBL = (problem.emissions - highest_SB1).exp_()

@@ -34,9 +34,7 @@ class LossOptions:
 
     def head(self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> LinearDagHead:
         dtype, chunk_tokens = self.compute_dtype, self.chunk_tokens
-        return LinearDagHead(
-            hidden_NH, weight_VH, bias_V, self.targets, compute_dtype=dtype, chunk_tokens=chunk_tokens
-        )
+        return LinearDagHead(hidden_NH, weight_VH, bias_V, self.targets, compute_dtype=dtype, chunk_tokens=chunk_tokens)
 
     def weights(self, impossible_B: Tensor) -> Tensor:
         """float64 [B], the derivative of the reduced loss by each sequence's."""
@@ -120,9 +118,7 @@ class LinearDagLoss(torch.autograd.Function):
         passed = _Passed(options, leaves[:3], log_links_BLL, any(wanted))
         if any(wanted):
             weight_B = options.weights(passed.infeasible_B)
-            finished = _gradients(
-                options, passed.head, passed.log_probs_NK, passed.posteriors, weight_B, wanted
-            )
+            finished = _gradients(options, passed.head, passed.log_probs_NK, passed.posteriors, weight_B, wanted)
             ctx.save_for_backward(*finished)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in leaves]
         nll_B = options.masked(passed.nll_B)

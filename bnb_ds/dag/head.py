@@ -59,9 +59,7 @@ class LinearDagHead(FusedHead):
         chunk_tokens: int | None,
     ):
         chunk_tokens = chunk_tokens or default_chunk_tokens(weight_VH, hidden_NH.shape[0])
-        super().__init__(
-            hidden_NH, weight_VH, bias_V, targets, compute_dtype=compute_dtype, chunk_tokens=chunk_tokens
-        )
+        super().__init__(hidden_NH, weight_VH, bias_V, targets, compute_dtype=compute_dtype, chunk_tokens=chunk_tokens)
         self._targets = targets
 
     def log_probs(self) -> tuple[Tensor, Tensor]:
@@ -70,7 +68,18 @@ class LinearDagHead(FusedHead):
         Returns:
             [N, K] log-probabilities of each sequence's own columns, and [N] logsumexp of all logits.
         """
-        return self._pass_over_vocabulary(self._empty(0), with_gradients=False)
+        num_rows, sequence_ids = self._hidden_NH.shape[0], self._targets.layout.sequence_ids
+        log_probs_NK = self._empty(num_rows, self._targets.table.shape[1])
+        normalizer_N = self._empty(num_rows)
+        buffer_CV = self._empty(min(self._chunk_tokens, num_rows), self._weight_VH.shape[0])
+        for begin in range(0, num_rows, self._chunk_tokens):
+            rows = slice(begin, min(begin + self._chunk_tokens, num_rows))
+            logits_CV = self._project(self._hidden_NH[rows], buffer_CV[: rows.stop - begin])
+            columns_CK = self._targets.table.index_select(0, sequence_ids[rows])
+            log_probs_NK[rows] = logits_CV.gather(1, columns_CK)
+            normalizer_N[rows] = _logsumexp(logits_CV)
+        log_probs_NK -= normalizer_N[:, None]
+        return log_probs_NK, normalizer_N
 
     def contract(self, log_probs_NK: Tensor, derivative_NK: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
         """The second phase; a GPU must wait here for the number of live rows.
@@ -90,39 +99,57 @@ class LinearDagHead(FusedHead):
         is_live_N = ~(size_N <= negligible_B.index_select(0, layout.sequence_ids))  # a NaN lives
         live_M = is_live_N.nonzero()[:, 0]
         if len(live_M) == layout.num_tokens:
-            return self._contract_rows(self, log_probs_NK, derivative_NK, wanted)
-        rows = self._rows(live_M)
-        gradients = self._contract_rows(
-            rows, log_probs_NK.index_select(0, live_M), derivative_NK.index_select(0, live_M), wanted
-        )
+            columns = _Columns(layout, self._targets.table, self._targets.is_first)
+            return self._at_rows(self._hidden_NH, columns).contract(log_probs_NK, derivative_NK, wanted)
+        rows = self._at_rows(self._hidden_NH.index_select(0, live_M), self._columns_of(live_M))
+        log_probs_MK, derivative_MK = log_probs_NK.index_select(0, live_M), derivative_NK.index_select(0, live_M)
+        gradients = rows.contract(log_probs_MK, derivative_MK, wanted)
         hidden_NH = None
         if wanted[0]:
             hidden_NH = self._zeros(*self._hidden_NH.shape).index_copy_(0, live_M, gradients.hidden)
         return Gradients(hidden_NH, gradients.weight, gradients.bias)
 
-    @staticmethod
-    def _contract_rows(
-        head: FusedHead, log_probs_MK: Tensor, derivative_MK: Tensor, wanted: tuple[bool, bool, bool]
-    ) -> Gradients:
-        dense_M = -derivative_MK.sum(1)
-        head._begin_gradients(wanted)
-        head._pass_over_vocabulary(dense_M, with_gradients=True)
-        own_MK = log_probs_MK.exp_().mul_(dense_M[:, None])
-        own_MK.mul_(head._alignment.is_first.index_select(0, head._alignment.layout.sequence_ids))
-        head._contract_own_columns(own_MK.add_(derivative_MK))
-        return head.gradients
+    def _at_rows(self, hidden_MH: Tensor, columns: _Columns) -> _LiveRows:
+        options = {"compute_dtype": self._compute_dtype, "chunk_tokens": self._chunk_tokens}
+        return _LiveRows(hidden_MH, self._weight_VH, self._bias_V, columns, **options)
 
-    def _rows(self, index_M: Tensor) -> FusedHead:
-        """The same head for some of the rows."""
+    def _columns_of(self, index_M: Tensor) -> _Columns:
+        """Own columns, where some of the rows are all there are."""
         layout = self._targets.layout
         counts_B = torch.zeros_like(layout.lengths).index_add_(
             0, layout.sequence_ids.index_select(0, index_M), torch.ones_like(index_M)
         )
         layout = PackedLayout.from_lengths(counts_B, num_tokens=len(index_M), max_seqlen=layout.max_seqlen)
-        columns = _Columns(layout, self._targets.table, self._targets.is_first)
-        hidden_MH = self._hidden_NH.index_select(0, index_M)
-        options = {"compute_dtype": self._compute_dtype, "chunk_tokens": self._chunk_tokens}
-        return FusedHead(hidden_MH, self._weight_VH, self._bias_V, columns, **options)
+        return _Columns(layout, self._targets.table, self._targets.is_first)
+
+
+class _LiveRows(FusedHead):
+    """The second phase, for rows whose gradients matter."""
+
+    def contract(self, log_probs_MK: Tensor, derivative_MK: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
+        """As `LinearDagHead.contract`."""
+        dense_M = -derivative_MK.sum(1)
+        self._begin_gradients(wanted)
+        self._pass_over_vocabulary(dense_M, with_gradients=True)
+        own_MK = log_probs_MK.exp_().mul_(dense_M[:, None])
+        own_MK.mul_(self._alignment.is_first.index_select(0, self._alignment.layout.sequence_ids))
+        self._contract_own_columns(own_MK.add_(derivative_MK))
+        return self.gradients
+
+    def _odds(self, logits_CV: Tensor, normalizer_C: Tensor) -> tuple[Tensor, Tensor]:
+        """On a CPU by one kernel that keeps a row in the cache; the logsumexp is known already, and left out."""
+        if logits_CV.device.type != "cpu":
+            return super()._odds(logits_CV, normalizer_C)
+        return torch.softmax(logits_CV, 1, out=logits_CV), torch.ones_like(normalizer_C)
+
+
+def _logsumexp(logits_CV: Tensor) -> Tensor:
+    """[C], of logits that are overwritten."""
+    if logits_CV.device.type != "cpu":
+        return logits_CV.logsumexp(1)
+    # One kernel that keeps a row in the cache. Where it put the best class, it took the logsumexp off.
+    best_C1, place_C1 = logits_CV.max(1, keepdim=True)
+    return (best_C1 - torch.log_softmax(logits_CV, 1, out=logits_CV).gather(1, place_C1))[:, 0]
 
 
 def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:

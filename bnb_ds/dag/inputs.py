@@ -110,6 +110,8 @@ def read_links(log_links: Tensor, lengths_B: Tensor, longest: int, *, num_column
     if look:
         is_pair_BLL = is_real_BL[:, :, None] & is_real_BL[:, None]
         _check_values(links_BLL, is_pair_BLL, is_forward_LL)
+        if bool(is_real_BL.all()):
+            return links_BLL  # as they were given: all others have just been seen to be -inf
     # A link's target being real, its source before it is real too.
     return torch.where(is_forward_LL & is_real_BL[:, None], links_BLL, -torch.inf)
 

@@ -104,9 +104,7 @@ def linear_dag_loss(
         if reduction == "none":
             loss, infeasible_B = LinearDagNll.apply(rows_NH, weight, bias, links_BLL, options)
             return DagOutput(loss, loss.detach(), infeasible_B)
-        return DagOutput(
-            *LinearDagLoss.apply(rows_NH, weight, bias, links_BLL, options, torch.is_grad_enabled())
-        )
+        return DagOutput(*LinearDagLoss.apply(rows_NH, weight, bias, links_BLL, options, torch.is_grad_enabled()))
 
 
 def read_all(
