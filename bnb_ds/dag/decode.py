@@ -124,6 +124,7 @@ def dag_decode(
     return decode_best(best_BL.indices, best_BL.values, log_links, lengths, options, pad=pad)
 
 
+@torch.no_grad()
 def decode_best(
     token_BL: Tensor,
     log_prob_BL: Tensor,
@@ -153,6 +154,7 @@ def decode_best(
     return emitted(token_BL.gather(1, path_BL), length_B, options.merge_duplicates, pad)
 
 
+@torch.no_grad()
 def decode_candidates(
     token_BLC: Tensor, log_prob_BLC: Tensor, log_links: Tensor, lengths: Tensor, options: DagOptions, *, pad: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -248,6 +250,7 @@ def emitted(token_BL: Tensor, length_B: Tensor, merge_duplicates: bool, pad: int
     return ids_BL[:, :num_slots], is_kept_BL.sum(1)
 
 
+@torch.no_grad()
 def viterbi(
     emission_BL: Tensor,
     links_BLL: Tensor,
