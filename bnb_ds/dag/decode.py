@@ -141,7 +141,8 @@ def decode_best(
     ``most_slots`` says how many there can be.
     """
     links_BLL, last_B = _checked(token_BL, log_links, lengths)
-    log_prob_BL = log_prob_BL.to(links_BLL.dtype)
+    is_slot_BL = torch.arange(token_BL.shape[1], device=token_BL.device) <= last_B[:, None]
+    log_prob_BL = torch.where(is_slot_BL, log_prob_BL.to(links_BLL.dtype), 0.0)
     if options.strategy in ("greedy", "lookahead"):
         beta = options.lookahead_beta if options.strategy == "lookahead" else 0.0
         bonus_BL = beta * log_prob_BL if beta else None
@@ -239,10 +240,12 @@ def _walk(next_BL: Tensor, last_B: Tensor, most_slots: int | None = None) -> tup
 def emitted(token_BL: Tensor, length_B: Tensor, merge_duplicates: bool, pad: int = 0) -> tuple[Tensor, Tensor]:
     """Tokens along a path, int64 [B, L], as an output: ids and lengths as `dag_decode` returns them."""
     num_slots = token_BL.shape[1]
-    is_kept_BL = torch.arange(num_slots, device=token_BL.device) < length_B[:, None]
+    step_L = torch.arange(num_slots, device=token_BL.device)
+    is_kept_BL = step_L < length_B[:, None]
     if merge_duplicates:
-        is_new_BL = torch.cat((torch.ones_like(is_kept_BL[:, :1]), token_BL[:, 1:] != token_BL[:, :-1]), 1)
-        is_kept_BL = is_kept_BL & is_new_BL
+        # By index, not by slices of L - 1 steps, which an export takes for a case of their own where L is 2.
+        before_BL = token_BL.index_select(1, (step_L - 1).clamp(min=0))
+        is_kept_BL = is_kept_BL & ((step_L == 0) | (token_BL != before_BL))
     # A boolean index would wait for the device; so everything dropped goes to one spare column behind the row.
     place_BL = torch.where(is_kept_BL, is_kept_BL.cumsum(1) - 1, num_slots)
     spare = token_BL.new_full((token_BL.shape[0], num_slots + 1), pad)
