@@ -154,9 +154,10 @@ class LinearDagNll(torch.autograd.Function):
         bias_V: Tensor | None,
         log_links_BLL: Tensor,
         options: LossOptions,
+        with_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         leaves = (hidden_NH, weight_VH, bias_V)
-        passed = _Passed(options, leaves, log_links_BLL, any(ctx.needs_input_grad[:4]))
+        passed = _Passed(options, leaves, log_links_BLL, with_grad and any(ctx.needs_input_grad[:4]))
         if passed.posteriors is not None:
             ctx.save_for_backward(*leaves, passed.log_probs_NK, *passed.posteriors, passed.infeasible_B)
         ctx.options, ctx.links_dtype = options, log_links_BLL.dtype
@@ -179,7 +180,11 @@ class LinearDagNll(torch.autograd.Function):
             ctx.needs_input_grad[:4],
         )
         dtypes = [None if leaf is None else leaf.dtype for leaf in leaves]
-        return *(
-            None if gradient is None else gradient.to(dtype)
-            for gradient, dtype in zip(gradients, (*dtypes, ctx.links_dtype), strict=True)
-        ), None
+        return (
+            *(
+                None if gradient is None else gradient.to(dtype)
+                for gradient, dtype in zip(gradients, (*dtypes, ctx.links_dtype), strict=True)
+            ),
+            None,
+            None,
+        )

@@ -25,6 +25,9 @@ from torch.nn import functional as F
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.head import exact_dtype
 
+_NO_SECOND_DERIVATIVE = (
+    "links have no second derivative: their gradient is written by hand. Call backward without create_graph=True"
+)
 _BLOCK_BYTES = 16 << 20  # of scores of all heads
 
 
@@ -109,8 +112,9 @@ class _MixedLinks(torch.autograd.Function):
         return links_BLL
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BLL: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(_NO_SECOND_DERIVATIVE)
         query_BALD, key_BALD, gate_BAL, furthest_BL, links_BLL = ctx.saved_tensors
         grad_query, grad_key, grad_gate = (torch.zeros_like(t) for t in (query_BALD, key_BALD, gate_BAL))
         scale = query_BALD.shape[-1] ** -0.5

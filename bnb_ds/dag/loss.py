@@ -100,11 +100,12 @@ def linear_dag_loss(
         max_target_length=max_target_length,
     )
     options = LossOptions(read, reduction, zero_infinity, compute_dtype(rows_NH, weight), chunk_tokens)
+    with_grad = torch.is_grad_enabled()
     with torch.autocast(hidden.device.type, enabled=False):
         if reduction == "none":
-            loss, infeasible_B = LinearDagNll.apply(rows_NH, weight, bias, links_BLL, options)
+            loss, infeasible_B = LinearDagNll.apply(rows_NH, weight, bias, links_BLL, options, with_grad)
             return DagOutput(loss, loss.detach(), infeasible_B)
-        return DagOutput(*LinearDagLoss.apply(rows_NH, weight, bias, links_BLL, options, torch.is_grad_enabled()))
+        return DagOutput(*LinearDagLoss.apply(rows_NH, weight, bias, links_BLL, options, with_grad))
 
 
 def read_all(

@@ -159,7 +159,9 @@ def linear_dag_ngram_loss(
     )
     options = LossOptions(read, reduction, True, compute_dtype(rows_NH, weight), chunk_tokens)
     with torch.autocast(hidden.device.type, enabled=False):
-        return NgramOutput(*_LinearNgramLoss.apply(rows_NH, weight, bias, links_BLL, options, size))
+        return NgramOutput(
+            *_LinearNgramLoss.apply(rows_NH, weight, bias, links_BLL, options, size, torch.is_grad_enabled())
+        )
 
 
 class _LinearNgramLoss(torch.autograd.Function):
@@ -174,8 +176,10 @@ class _LinearNgramLoss(torch.autograd.Function):
         log_links_BLL: Tensor,
         options: LossOptions,
         size: int,
+        with_grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        wanted, layout = ctx.needs_input_grad[:4], options.targets.layout
+        wanted = tuple(with_grad and needed for needed in ctx.needs_input_grad[:4])
+        layout = options.targets.layout
         head = options.head(hidden_NH, weight_VH, bias_V)
         log_probs_NK, _ = head.log_probs()
         own_BLK = layout.pad(log_probs_NK).double().requires_grad_(any(wanted))

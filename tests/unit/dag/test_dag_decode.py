@@ -256,6 +256,23 @@ def test_walks_can_be_exported_for_any_number_of_slots(strategy):
         assert torch.equal(out_lengths, expected[1])
 
 
+@pytest.mark.parametrize("strategy", ["greedy", "lookahead"])
+def test_walks_run_in_onnxruntime(strategy, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    axes = ({0: "size", 1: "slots"}, {0: "size", 1: "slots", 2: "slots"}, {0: "size"})
+    case = [tensor.float() if tensor.is_floating_point() else tensor for tensor in batch(LENGTHS, fill=0.0)]
+    program = torch.onnx.export(Reader(strategy, 64).eval(), tuple(case), dynamo=True, dynamic_shapes=axes)
+    program.save(tmp_path / "walk.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "walk.onnx", providers=["CPUExecutionProvider"])
+    for other in (LENGTHS, [33, 2, 64]):
+        case = [tensor.float() if tensor.is_floating_point() else tensor for tensor in batch(other, fill=0.0)]
+        names = [given.name for given in session.get_inputs()]
+        got = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, case, strict=True)})
+        for ours, expected in zip(got, dag_decode(*case, strategy), strict=True):
+            assert ours.tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
