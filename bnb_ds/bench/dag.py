@@ -181,7 +181,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="B,L,S,V,H[,sure]",
         help="sequences, slots, target tokens, vocabulary, hidden size; may be repeated (default: three shapes)",
     )
-    add_common(command, dtypes=DTYPES, repeats=5)
+    add_common(command, dtypes=DTYPES, repeats=5, smooths=False)
     command.set_defaults(run=_run)
 
 

@@ -16,13 +16,14 @@ from bnb_ds.common.files import write_atomic
 from bnb_ds.errors import ConfigError
 
 
-def add_common(command: argparse.ArgumentParser, *, dtypes: Iterable[str], repeats: int) -> None:
-    """Flags of the subjects that compare ways of computing on one device."""
+def add_common(command: argparse.ArgumentParser, *, dtypes: Iterable[str], repeats: int, smooths: bool = True) -> None:
+    """Flags of the subjects that compare ways of computing on one device; ``smooths``: the loss has a KL term."""
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
     command.add_argument("--dtype", choices=dtypes, default="fp32", help="of matrix products (default %(default)s)")
     command.add_argument("--repeats", type=positive, default=repeats, help="rounds (default %(default)s)")
     command.add_argument("--threads", type=positive, default=2, help="on the CPU (default %(default)s)")
-    command.add_argument("--kl-weight", type=float, default=0.1, help="of the smoothing term (default %(default)s)")
+    if smooths:
+        command.add_argument("--kl-weight", type=float, default=0.1, help="of the smoothing term (default %(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
 
 
@@ -34,7 +35,7 @@ def announce(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     setting = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads",
         "dtype": args.dtype,
-        "kl_weight": args.kl_weight,
+        **({"kl_weight": args.kl_weight} if "kl_weight" in args else {}),
         "repeats": args.repeats,
         **versions(),
         **more,

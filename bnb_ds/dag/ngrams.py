@@ -210,6 +210,7 @@ class _LinearNgramLoss(torch.autograd.Function):
             ),
             None,
             None,
+            None,
         )
 
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnb_ds.dag.decode import dag_decode
 from bnb_ds.dag.loss import linear_dag_loss
 from bnb_ds.dag.paths import dag_best_path
+from bnb_ds.dag.strategies import dag_decode
 from tests.plain_dag import links_of, path_log_prob, plain_linear_dag
 
 HIDDEN = 5

@@ -119,7 +119,9 @@ def test_peaked_scores_are_finite():
 def test_a_second_derivative_is_refused():
     hidden, layout = packed([4])
     link = network()(hidden, layout)[0, 0, 1]
-    with pytest.raises(RuntimeError, match="links have no second derivative.* Call backward without create_graph=True"):
+    with pytest.raises(
+        RuntimeError, match=r"links have no second derivative.* Call backward without create_graph=True"
+    ):
         torch.autograd.grad(link, hidden, create_graph=True)
 
 

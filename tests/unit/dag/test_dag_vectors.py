@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from bnb_ds.dag import alignment
-from bnb_ds.dag.beam import BeamOptions, search
-from bnb_ds.dag.decode import dag_decode, viterbi
+from bnb_ds.dag.beam_search import BeamOptions, search
 from bnb_ds.dag.loss import linear_dag_loss
 from bnb_ds.dag.ngrams import linear_dag_ngram_loss, ngram_matches
 from bnb_ds.dag.paths import dag_best_path
+from bnb_ds.dag.strategies import dag_decode, viterbi
 from tests.plain_dag import links_of
 
 DTYPES = [(torch.float64, 1e-9), (torch.float32, 1e-5)]

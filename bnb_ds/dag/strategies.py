@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bnb_ds.dag.beam import BeamOptions, search
+from bnb_ds.dag.beam_search import BeamOptions, search
 from bnb_ds.errors import nearest
 
 STRATEGIES = ("greedy", "lookahead", "viterbi", "joint_viterbi", "beam")
@@ -94,7 +94,7 @@ def dag_decode(
         log_links: float [B, L, L], log-probability of going from slot i to slot j > i; others are not read.
         lengths: integers [B], slots of each graph, at least 1; what stands beyond them is not read.
         strategy, lookahead_beta, length_penalty, merge_duplicates, min_length, max_length: see `DagOptions`.
-        beam_size, candidates, lm, lm_weight: see `bnb_ds.dag.beam.BeamOptions`.
+        beam_size, candidates, lm, lm_weight: see `bnb_ds.dag.beam_search.BeamOptions`.
         pad: what ids hold behind an output.
 
     Returns:

@@ -77,7 +77,7 @@ def search(
         tokens_LC: int64 [L, C], likely tokens of each slot; ``log_probs_LC``: float64, their log-probabilities.
         links_LL: float64 [L, L], log-probability of each link; -inf where there is none.
         options: the beam.
-        length_penalty, merge_duplicates, min_length, max_length: see `bnb_ds.dag.decode.DagOptions`.
+        length_penalty, merge_duplicates, min_length, max_length: see `bnb_ds.dag.strategies.DagOptions`.
     """
     num_slots = len(tokens_LC)
     slots: list[dict[tuple[int, ...], float]] = [{} for _ in range(num_slots)]

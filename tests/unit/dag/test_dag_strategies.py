@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnb_ds.dag import decode
-from bnb_ds.dag.beam import BeamOptions, search
-from bnb_ds.dag.decode import STRATEGIES, DagOptions, dag_decode, decode_best
+from bnb_ds.dag import strategies
+from bnb_ds.dag.beam_search import BeamOptions, search
+from bnb_ds.dag.strategies import STRATEGIES, DagOptions, dag_decode, decode_best
 from tests.plain_dag import output_probabilities, path_log_prob, paths, random_links
 
 VOCAB = 3
@@ -175,7 +175,7 @@ def test_strategies_in_order_of_probability():
             return path_log_prob(links, tuple(path)).item() + best[path].sum().item()
 
         walk = joint(plain_walk(log_probs, links, 1.0))
-        _, _, score = decode.viterbi(best[None], links[None], torch.tensor([8]), 0.0)
+        _, _, score = strategies.viterbi(best[None], links[None], torch.tensor([8]), 0.0)
         beam = ranked(log_probs, links, BeamOptions(50, 20), length_penalty=0.0, merge_duplicates=False)
         assert beam[0].log_prob >= score[0] - 1e-12
         assert score[0] >= walk - 1e-12
