@@ -16,17 +16,18 @@ from bnb_ds.common.files import write_atomic
 from bnb_ds.errors import ConfigError
 
 
-def add_common(command: argparse.ArgumentParser, *, dtypes: Iterable[str], repeats: int) -> None:
-    """Add the flags of subjects that compare ways of computing on one device."""
+def add_common(command: argparse.ArgumentParser, *, dtypes: Iterable[str], repeats: int, smooths: bool = True) -> None:
+    """Add the flags of subjects that compare ways of computing on one device; ``smooths``: the loss has a KL term."""
     add_device(command)
     command.add_argument(
         "--dtype", choices=dtypes, default="fp32", help="number format of matrix products (default %(default)s)"
     )
     add_repeats(command, repeats)
     add_threads(command)
-    command.add_argument(
-        "--kl-weight", type=float, default=0.1, help="weight of the smoothing term (default %(default)s)"
-    )
+    if smooths:
+        command.add_argument(
+            "--kl-weight", type=float, default=0.1, help="weight of the smoothing term (default %(default)s)"
+        )
     add_json(command)
 
 
@@ -62,7 +63,7 @@ def announce(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     setting = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads",
         "dtype": args.dtype,
-        "kl_weight": args.kl_weight,
+        **({"kl_weight": args.kl_weight} if "kl_weight" in args else {}),
         "repeats": args.repeats,
         **versions(),
         **more,

@@ -116,7 +116,7 @@ class LinearCtcLoss(torch.autograd.Function):
             raise RuntimeError(_NO_SECOND_DERIVATIVE)
         # Gradients are scaled before the cast, because a loss scale keeps fp16 gradients from underflowing. They are
         # scaled in place if there is no second backward pass, because the weight's gradient is as large as the weight.
-        scale = torch.mul if _graph_is_kept() else Tensor.mul_
+        scale = torch.mul if graph_is_kept() else Tensor.mul_
         return (
             *(
                 None if gradient is None else scale(gradient, grad_loss).to(dtype)
@@ -175,7 +175,7 @@ class LogProbsCtcNll(torch.autograd.Function):
         return gradient.view(num_rows, vocab_size).to(ctx.dtype), None
 
 
-def _graph_is_kept() -> bool:
+def graph_is_kept() -> bool:
     """Whether the running backward pass keeps the graph for another one; True if torch cannot tell."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if ask is None else ask()

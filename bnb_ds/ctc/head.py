@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.alignment import nll_and_occupancy
 from bnb_ds.ctc.inputs import Alignment
 from bnb_ds.ctc.kernels import uses_triton
@@ -41,21 +43,28 @@ class Gradients:
     bias: Tensor | None
 
 
-class LinearCtcHead:
-    """The fused head for one batch.
+class OwnColumns(Protocol):
+    """Which columns of the vocabulary each sequence calls its own.
+
+    Attributes:
+        layout: where each sequence lies among the N rows.
+        table: int64 [B, K], the vocabulary id of each column.
+        is_first: bool [B, K], the first column of its sequence that holds this id.
+    """
+
+    layout: PackedLayout
+    table: Tensor
+    is_first: Tensor
+
+
+class FusedHead:
+    """Rows at a projection to the vocabulary, and the chunked passes over it that several losses share.
 
     Args:
         hidden_NH, weight_VH, bias_V: of any floating dtypes.
-        alignment: targets and lengths.
-        compute_dtype: dtype of the operands of the matrix products, which are added up in float32 (float64 for
-            float64).
+        alignment: the columns that sequences call their own.
+        compute_dtype: of the operands of the matrix products, which are summed up in float32 (float64 for float64).
         chunk_tokens: rows C of a chunk; None: `default_chunk_tokens`.
-
-    Attributes, after `run`:
-        nll: [B], in nats; +inf if a sequence has no path.
-        kl: [], mean over positions of KL(uniform || P); 0 without weights of KL.
-        weighted_kl: [], sum over positions of k_b KL(uniform || P); 0 without weights of KL.
-        gradients: see `Gradients`.
     """
 
     def __init__(
@@ -63,7 +72,7 @@ class LinearCtcHead:
         hidden_NH: Tensor,
         weight_VH: Tensor,
         bias_V: Tensor | None,
-        alignment: Alignment,
+        alignment: OwnColumns,
         *,
         compute_dtype: torch.dtype,
         chunk_tokens: int | None,
@@ -76,42 +85,15 @@ class LinearCtcHead:
         self._weight_VH = operand(weight_VH.detach(), compute_dtype)
         self._bias_V = None if bias_V is None else bias_V.detach().to(self._exact_dtype)
         self._chunk_tokens = chunk_tokens or default_chunk_tokens(weight_VH, hidden_NH.shape[0])
-        self.nll, self.kl, self.weighted_kl = self._zeros(), self._zeros(), self._zeros()
         self.gradients = Gradients(None, None, None)
 
-    def run(
-        self,
-        weight_of_nll_B: Tensor,
-        weight_of_kl_B: Tensor | None = None,
-        wanted: tuple[bool, bool, bool] = (False, False, False),
-    ) -> LinearCtcHead:
-        """Compute losses and gradients in one pass over the vocabulary.
-
-        Args:
-            weight_of_nll_B: g_b of the gradient, [B]; 0 for a sequence without a path.
-            weight_of_kl_B: k_b of the gradient, [B]; None: no KL.
-            wanted: whether the gradients of hidden, weight and bias are wanted.
-        """
-        layout = self._alignment.layout
+    def _begin_gradients(self, wanted: tuple[bool, bool, bool]) -> None:
+        """Memory for those of hidden, weight and bias that are wanted; those of hidden are not filled yet."""
         self.gradients = Gradients(
             hidden=self._empty(*self._hidden_NH.shape) if wanted[0] else None,
             weight=self._zeros(*self._weight_VH.shape) if wanted[1] else None,
             bias=self._zeros(self._weight_VH.shape[0]) if wanted[2] else None,
         )
-        weight_of_nll_N = self._per_position(weight_of_nll_B)
-        weight_of_kl_N = None if weight_of_kl_B is None else self._per_position(weight_of_kl_B)
-        dense_N = weight_of_nll_N if weight_of_kl_N is None else weight_of_nll_N + weight_of_kl_N
-        log_probs_NK, normalizer_N = self._pass_over_vocabulary(dense_N, any(wanted))
-        self.nll, occupancy_NK = nll_and_occupancy(log_probs_NK, self._alignment, any(wanted))
-        # This adds 0, or NaN if the projection was not finite. That must show even if the loss itself is left out.
-        self.nll += layout.pad(normalizer_N * 0).sum(1)
-        if weight_of_kl_N is not None:
-            self._uniform_kl(normalizer_N, weight_of_kl_N)
-        if any(wanted):
-            own_NK = log_probs_NK.exp_().mul_(dense_N[:, None])
-            own_NK.mul_(self._alignment.is_first.index_select(0, layout.sequence_ids))
-            self._contract_own_columns(own_NK.addcmul_(occupancy_NK, weight_of_nll_N[:, None], value=-1))
-        return self
 
     def _pass_over_vocabulary(self, dense_N: Tensor, with_gradients: bool) -> tuple[Tensor, Tensor]:
         """Log-probabilities [N, K] of each sequence's own columns, and logsumexp [N]. Adds up the dense gradients."""
@@ -127,15 +109,20 @@ class LinearCtcHead:
             if with_gradients and self._is_low_precision and uses_triton(logits_CV.device):
                 normalizer_N[rows] = self._fused_softmax(logits_CV, columns_CK, log_probs_NK[rows], rows, dense_N[rows])
                 continue
-            best_C = logits_CV.amax(1)
-            odds_CV = logits_CV.sub_(best_C[:, None]).exp_()
-            total_C = odds_CV.sum(1)
-            torch.add(total_C.log(), best_C, out=normalizer_N[rows])
+            odds_CV, total_C = self._odds(logits_CV, normalizer_N[rows])
             if with_gradients:
                 odds_CV.scatter_(1, columns_CK, 0.0)
                 self._contract(odds_CV, rows, dense_N[rows], total_C)
         log_probs_NK -= normalizer_N[:, None]
         return log_probs_NK, normalizer_N
+
+    def _odds(self, logits_CV: Tensor, normalizer_C: Tensor) -> tuple[Tensor, Tensor]:
+        """The softmax times the second tensor returned, [C], in place of the logits; fills in their logsumexp."""
+        best_C = logits_CV.amax(1)
+        odds_CV = logits_CV.sub_(best_C[:, None]).exp_()
+        total_C = odds_CV.sum(1)
+        torch.add(total_C.log(), best_C, out=normalizer_C)
+        return odds_CV, total_C
 
     def _project(self, hidden_CH: Tensor, out_CV: Tensor) -> Tensor:
         if hidden_CH.dtype != self._exact_dtype:
@@ -221,6 +208,53 @@ class LinearCtcHead:
         if gradients.bias is not None:
             add_rows(gradients.bias, table_BK.flatten(), own_BTK.sum(1).flatten())
 
+    def _zeros(self, *shape: int) -> Tensor:
+        return self._weight_VH.new_zeros(shape, dtype=self._exact_dtype)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return self._weight_VH.new_empty(shape, dtype=self._exact_dtype)
+
+
+class LinearCtcHead(FusedHead):
+    """One batch of the CTC loss at the fused head.
+
+    After `run`: ``nll`` [B], in nats, +inf where there is no path; ``kl`` [], mean over positions, and ``weighted_kl``
+    [], the sum over positions of k times it (both 0 without weights of KL); ``gradients``.
+    """
+
+    _alignment: Alignment
+
+    def run(
+        self,
+        weight_of_nll_B: Tensor,
+        weight_of_kl_B: Tensor | None = None,
+        wanted: tuple[bool, bool, bool] = (False, False, False),
+    ) -> LinearCtcHead:
+        """The one pass over the vocabulary.
+
+        Args:
+            weight_of_nll_B: g of the gradient, [B]; 0 where there is no path.
+            weight_of_kl_B: k of the gradient, [B], for each position of a sequence; None: no KL.
+            wanted: which gradients: of hidden, weight, bias.
+        """
+        layout = self._alignment.layout
+        self._begin_gradients(wanted)
+        self.kl, self.weighted_kl = self._zeros(), self._zeros()
+        weight_of_nll_N = self._per_position(weight_of_nll_B)
+        weight_of_kl_N = None if weight_of_kl_B is None else self._per_position(weight_of_kl_B)
+        dense_N = weight_of_nll_N if weight_of_kl_N is None else weight_of_nll_N + weight_of_kl_N
+        log_probs_NK, normalizer_N = self._pass_over_vocabulary(dense_N, any(wanted))
+        self.nll, occupancy_NK = nll_and_occupancy(log_probs_NK, self._alignment, any(wanted))
+        # 0, or NaN where the projection was not finite: that must show even where the loss itself is left out.
+        self.nll += layout.pad(normalizer_N * 0).sum(1)
+        if weight_of_kl_N is not None:
+            self._uniform_kl(normalizer_N, weight_of_kl_N)
+        if any(wanted):
+            own_NK = log_probs_NK.exp_().mul_(dense_N[:, None])
+            own_NK.mul_(self._alignment.is_first.index_select(0, layout.sequence_ids))
+            self._contract_own_columns(own_NK.addcmul_(occupancy_NK, weight_of_nll_N[:, None], value=-1))
+        return self
+
     def _uniform_kl(self, normalizer_N: Tensor, weight_N: Tensor) -> None:
         """KL(uniform || P_t) = logsumexp_t - mean logit - log V, and the ``-k / V`` part of the gradients."""
         num_rows, vocab_size = normalizer_N.shape[0], self._weight_VH.shape[0]
@@ -242,12 +276,6 @@ class LinearCtcHead:
     def _per_position(self, values_B: Tensor) -> Tensor:
         """[N], the value of each position's sequence."""
         return values_B.to(self._exact_dtype).index_select(0, self._alignment.layout.sequence_ids)
-
-    def _zeros(self, *shape: int) -> Tensor:
-        return self._weight_VH.new_zeros(shape, dtype=self._exact_dtype)
-
-    def _empty(self, *shape: int) -> Tensor:
-        return self._weight_VH.new_empty(shape, dtype=self._exact_dtype)
 
 
 def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:

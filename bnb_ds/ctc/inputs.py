@@ -73,12 +73,12 @@ def align(
     batch_size, device = layout.batch_size, layout.cu_seqlens.device
     may_look = device.type == "cpu" or max_target_length is None
     lengths_B = target_lengths.to(device)
-    longest = _check_targets(targets, lengths_B, batch_size, max_target_length if not may_look else None)
+    longest = check_targets(targets, lengths_B, batch_size, max_target_length if not may_look else None)
     lengths_B, targets = lengths_B.long(), targets.to(device).long()
     is_token_BS = torch.arange(longest, device=device) < lengths_B[:, None]
-    labels_BS = _pad_targets(targets, lengths_B, is_token_BS, blank)
+    labels_BS = pad_targets(targets, lengths_B, is_token_BS, blank)
     if may_look:
-        _check_labels(labels_BS[is_token_BS], blank, vocab_size)
+        check_labels(labels_BS[is_token_BS], blank, vocab_size)
     skips_BS = torch.ones_like(is_token_BS)
     skips_BS[:, 1:] = labels_BS[:, 1:] != labels_BS[:, :-1]
     table_BK = torch.cat((labels_BS.new_full((batch_size, 1), blank), labels_BS), 1)
@@ -88,7 +88,7 @@ def align(
         target_lengths=lengths_B,
         table=table_BK,
         is_token=is_token_BS,
-        is_first=_first_of_its_kind(table_BK),
+        is_first=first_of_its_kind(table_BK),
         skips=skips_BS,
         infeasible=layout.lengths < needed_B,
     )
@@ -110,7 +110,7 @@ def real_rows(
         raise ValueError(f"hidden has {values.dim()} dimensions: give [B, T, H], or [N, H] with cu_seqlens")
     name = "input_lengths" if cu_seqlens is None else "cu_seqlens"
     given = input_lengths if cu_seqlens is None else cu_seqlens
-    _check_integers(name, given)
+    check_integers(name, given)
     if given.numel() < (1 if cu_seqlens is None else 2):
         raise ValueError("the batch is empty: give at least one sequence")
     given = given.to(values.device)
@@ -118,13 +118,13 @@ def real_rows(
         return _rows_of_padded(values, given.long())
     num_rows = values.shape[0]
     if max_input_length is None or given.device.type == "cpu":
-        _, max_input_length = _check_lengths(name, given.diff(), num_rows)
+        _, max_input_length = check_lengths(name, given.diff(), num_rows)
         if int(given[0]) != 0 or int(given[-1]) != num_rows:
             raise ValueError(f"cu_seqlens spans {int(given[-1] - given[0])} positions, but hidden has {num_rows} rows")
     return values, PackedLayout.from_cu_seqlens(given, num_tokens=num_rows, max_seqlen=max_input_length)
 
 
-def check_reduction(reduction: str, kl_weight: float) -> None:
+def check_reduction(reduction: str, kl_weight: float = 0.0) -> None:
     """Raise ValueError for an unknown reduction, or for the KL term with reduction ``"none"``."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}: use one of: {', '.join(REDUCTIONS)}")
@@ -136,7 +136,7 @@ def _rows_of_padded(values_BTH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Pack
     batch_size, num_columns = values_BTH.shape[:2]
     if lengths_B.numel() != batch_size:
         raise ValueError(f"input_lengths has {lengths_B.numel()} entries for a batch of {batch_size}")
-    total, longest = _check_lengths("input_lengths", lengths_B, num_columns)
+    total, longest = check_lengths("input_lengths", lengths_B, num_columns)
     layout = PackedLayout.from_lengths(lengths_B, num_tokens=total, max_seqlen=longest)
     flat = values_BTH.flatten(0, 1)
     if total == batch_size * num_columns:
@@ -144,11 +144,11 @@ def _rows_of_padded(values_BTH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Pack
     return flat.index_select(0, layout.sequence_ids * num_columns + layout.position_ids), layout
 
 
-def _check_targets(targets: Tensor, lengths_B: Tensor, batch_size: int, trusted_longest: int | None) -> int:
+def check_targets(targets: Tensor, lengths_B: Tensor, batch_size: int, trusted_longest: int | None) -> int:
     """Check shapes, and lengths unless the caller gives ``trusted_longest``; return the longest target's length."""
     if targets.is_floating_point():
         raise TypeError("targets are floating point: give integer token ids")
-    _check_integers("target_lengths", lengths_B)
+    check_integers("target_lengths", lengths_B)
     if lengths_B.numel() != batch_size:
         raise ValueError(f"target_lengths has {lengths_B.numel()} entries for a batch of {batch_size}")
     if targets.dim() != 1 and (targets.dim() != 2 or targets.shape[0] != batch_size):
@@ -156,22 +156,22 @@ def _check_targets(targets: Tensor, lengths_B: Tensor, batch_size: int, trusted_
     if trusted_longest is not None:
         return trusted_longest
     limit = targets.shape[-1]
-    total, longest = _check_lengths("target_lengths", lengths_B, limit)
+    total, longest = check_lengths("target_lengths", lengths_B, limit)
     if targets.dim() == 1 and total != limit:
         raise ValueError(f"targets hold {limit} tokens, but target_lengths add up to {total}")
     return longest
 
 
-def _pad_targets(targets: Tensor, lengths_B: Tensor, is_token_BS: Tensor, blank: int) -> Tensor:
-    """The targets as int64 [B, S], with blanks behind each."""
+def pad_targets(targets: Tensor, lengths_B: Tensor, is_token_BS: Tensor, filler: int) -> Tensor:
+    """The targets as int64 [B, S], with ``filler`` behind each."""
     longest = is_token_BS.shape[1]
     if targets.dim() == 2:
-        return torch.where(is_token_BS, targets[:, :longest], blank)
+        return torch.where(is_token_BS, targets[:, :longest], filler)
     layout = PackedLayout.from_lengths(lengths_B, num_tokens=targets.numel(), max_seqlen=longest)
-    return layout.pad(targets, blank)
+    return layout.pad(targets, filler)
 
 
-def _first_of_its_kind(table_BK: Tensor) -> Tensor:
+def first_of_its_kind(table_BK: Tensor) -> Tensor:
     """bool [B, K], True if no earlier column of the row holds the same id."""
     ids_BK, order_BK = table_BK.sort(dim=1, stable=True)
     is_new_BK = torch.ones_like(table_BK, dtype=torch.bool)
@@ -179,12 +179,13 @@ def _first_of_its_kind(table_BK: Tensor) -> Tensor:
     return torch.empty_like(is_new_BK).scatter_(1, order_BK, is_new_BK)
 
 
-def _check_integers(name: str, lengths: Tensor) -> None:
+def check_integers(name: str, lengths: Tensor) -> None:
+    """Raises TypeError for lengths that are not integers."""
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {lengths.dtype}: give integers")
 
 
-def _check_lengths(name: str, lengths_B: Tensor, limit: int) -> tuple[int, int]:
+def check_lengths(name: str, lengths_B: Tensor, limit: int) -> tuple[int, int]:
     """Check that lengths lie in [0, limit]; return their sum and maximum."""
     total, shortest, longest = torch.stack((lengths_B.sum(), *lengths_B.long().aminmax())).tolist()
     if shortest < 0 or longest > limit:
@@ -193,12 +194,15 @@ def _check_lengths(name: str, lengths_B: Tensor, limit: int) -> tuple[int, int]:
     return total, longest
 
 
-def _check_labels(labels: Tensor, blank: int, vocab_size: int) -> None:
+def check_labels(labels: Tensor, blank: int | None, vocab_size: int) -> None:
+    """Raises ValueError for a label outside [0, vocab_size), or equal to ``blank`` where there is one."""
     if labels.numel() == 0:
         return
-    lowest, highest, has_blank = torch.stack((*labels.aminmax(), (labels == blank).any())).tolist()
+    lowest, highest, has_blank = torch.stack(
+        (*labels.aminmax(), (labels == (-1 if blank is None else blank)).any())
+    ).tolist()
     if lowest < 0 or highest >= vocab_size:
         wrong = lowest if lowest < 0 else highest
         raise ValueError(f"a target holds the label {wrong}: labels must lie in [0, {vocab_size})")
-    if has_blank:
+    if has_blank:  # a label of -1 was refused above
         raise ValueError(f"a target holds the blank {blank}: mark padding of labels with -100, or change the blank")

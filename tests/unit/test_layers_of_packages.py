@@ -27,6 +27,7 @@ LAYERS = [
     "shards",
     "data",
     "ctc",
+    "dag",
     "model",
     "decoding",
     "modeling",
@@ -53,6 +54,11 @@ OF_DATA_PREP = ("bnb_ds.errors", "bnb_ds.common", "bnb_ds.shards", "bnb_ds.data.
 
 #: module names that stand in several folders, and why
 NAMED_TWICE = {
+    "alignment": "ctc/ and dag/ have the same shape",
+    "autograd": "ctc/ and dag/ have the same shape",
+    "head": "ctc/ and dag/ have the same shape",
+    "inputs": "ctc/ and dag/ have the same shape",
+    "loss": "ctc/ and dag/ have the same shape",
     "main": "pretrain/ and finetune/ have the same shape",
     "plan": "pretrain/ and finetune/ have the same shape",
     "run": "pretrain/ and finetune/ have the same shape",

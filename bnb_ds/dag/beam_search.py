@@ -1,0 +1,137 @@
+"""Beam search in a graph of slots: prefixes of outputs, and at which slot they end.
+
+Slots are visited from the first to the last. A state is a slot and the text written on the way to it; ways that write
+the same text are one state, whose probability is their sum. Each state of a slot goes on to later slots with one of
+their likely tokens. With a beam that drops nothing, the search finds the most probable outputs exactly.
+
+Source: Huang et al., Directed Acyclic Transformer Pre-training for High-quality Non-autoregressive Text Generation,
+TACL 2023, for the search; states are merged as in Hannun et al., 2014.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+#: nats of a token behind a text
+LanguageModel = Callable[[tuple[int, ...], int], float]
+
+
+@dataclass(frozen=True)
+class BeamOptions:
+    """What a beam keeps.
+
+    Attributes:
+        beam_size: texts that each slot keeps.
+        candidates: ways that are followed from each slot: the most probable pairs of a later slot and its token.
+        lm: gives the nats of a token behind a text (a tuple of ids, empty for the first); None: no language model.
+        lm_weight: what these nats are multiplied by.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    beam_size: int = 20
+    candidates: int = 5
+    lm: LanguageModel | None = None
+    lm_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("beam_size", "candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        if not math.isfinite(self.lm_weight):
+            raise ValueError(f"lm_weight is {self.lm_weight}: give a finite number")
+
+
+class Found(NamedTuple):
+    """An output: its tokens, its log-probability summed over paths, and the score it is ranked by."""
+
+    tokens: tuple[int, ...]
+    log_prob: float
+    score: float
+
+
+def search(
+    tokens_LC: np.ndarray,
+    log_probs_LC: np.ndarray,
+    links_LL: np.ndarray,
+    options: BeamOptions,
+    *,
+    length_penalty: float = 1.0,
+    merge_duplicates: bool = True,
+    min_length: int = 0,
+    max_length: int | None = None,
+) -> list[Found]:
+    """The outputs of one graph that the beam found, best first; none if the limits or the beam shut all of them out.
+
+    The score is (log-probability + lm_weight * nats of the language model) / length ** length_penalty. Where no output
+    has ``min_length`` tokens, the longest ones are returned.
+
+    Args:
+        tokens_LC: int64 [L, C], likely tokens of each slot; ``log_probs_LC``: float64, their log-probabilities.
+        links_LL: float64 [L, L], log-probability of each link; -inf where there is none.
+        options: the beam.
+        length_penalty, merge_duplicates, min_length, max_length: see `bnb_ds.dag.strategies.DagOptions`.
+    """
+    num_slots = len(tokens_LC)
+    slots: list[dict[tuple[int, ...], float]] = [{} for _ in range(num_slots)]
+    nats = _RememberedNats(options)
+    longest = math.inf if max_length is None else max(max_length, min(num_slots, 2))
+
+    def score(text: tuple[int, ...], log_prob: float) -> float:
+        return (log_prob + nats(text)) / max(len(text), 1) ** length_penalty
+
+    for token, log_prob in zip(tokens_LC[0].tolist(), log_probs_LC[0].tolist(), strict=True):
+        _add(slots[0], (token,), log_prob)
+    for slot in range(num_slots - 1):
+        # Ranked by score, which is what the end is ranked by, so that texts of several lengths live side by side.
+        kept = heapq.nlargest(options.beam_size, slots[slot].items(), key=lambda item: score(*item))
+        slots[slot] = {}
+        ways = _ways_on(tokens_LC[slot + 1 :], log_probs_LC[slot + 1 :], links_LL[slot, slot + 1 :], options.candidates)
+        for text, log_prob in kept:
+            for place, token, gained in ways:
+                is_same = merge_duplicates and token == text[-1]
+                if is_same or len(text) < longest:
+                    _add(slots[slot + 1 + place], text if is_same else (*text, token), log_prob + gained)
+    found = [Found(text, log_prob, score(text, log_prob)) for text, log_prob in slots[-1].items()]
+    enough = min(min_length, max((len(one.tokens) for one in found), default=0))
+    return sorted((one for one in found if len(one.tokens) >= enough), key=lambda one: -one.score)
+
+
+class _RememberedNats:
+    """Weighted nats of the language model of whole texts; a text is asked about once."""
+
+    def __init__(self, options: BeamOptions):
+        self._options = options
+        self._of: dict[tuple[int, ...], float] = {(): 0.0}
+
+    def __call__(self, text: tuple[int, ...]) -> float:
+        lm = self._options.lm
+        if lm is None:
+            return 0.0
+        if text not in self._of:
+            self._of[text] = self(text[:-1]) + self._options.lm_weight * lm(text[:-1], text[-1])
+        return self._of[text]
+
+
+def _ways_on(
+    tokens_JC: np.ndarray, log_probs_JC: np.ndarray, links_J: np.ndarray, count: int
+) -> list[tuple[int, int, float]]:
+    """The most probable ways on from a slot: which of the J later slots, its token, and the nats of both."""
+    gained = (links_J[:, None] + log_probs_JC).ravel()
+    order = np.argsort(-gained, kind="stable")[:count]
+    order = order[gained[order] > -math.inf]
+    places = order // tokens_JC.shape[1]
+    return list(zip(places.tolist(), tokens_JC.ravel()[order].tolist(), gained[order].tolist(), strict=True))
+
+
+def _add(texts: dict[tuple[int, ...], float], text: tuple[int, ...], log_prob: float) -> None:
+    known = texts.get(text, -math.inf)
+    high, low = max(known, log_prob), min(known, log_prob)
+    texts[text] = high if low == -math.inf else high + math.log1p(math.exp(low - high))

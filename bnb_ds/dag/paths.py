@@ -1,0 +1,92 @@
+"""The one path through a graph of slots that emits a target most probably.
+
+Shapes: B sequences, L slots and S target tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc.loss import compute_dtype
+from bnb_ds.dag.alignment import Problem
+from bnb_ds.dag.head import LinearDagHead
+from bnb_ds.dag.loss import read_all
+
+
+@torch.no_grad()
+@torch.compiler.disable
+def dag_best_path(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    log_links: Tensor,
+    targets: Tensor,
+    input_lengths: Tensor | None,
+    target_lengths: Tensor,
+    *,
+    chunk_tokens: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_input_length: int | None = None,
+    max_target_length: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The most probable path that emits each target; arguments as in `bnb_ds.dag.loss.linear_dag_loss`.
+
+    Returns:
+        path: int64 [B, L], L as in ``log_links``: the index of the target token that a slot emits; -1 for none, for
+            slots beyond a length, and everywhere where the target is infeasible.
+        log_prob: float32 (float64 for float64) [B], of the path and all it emits; -inf where the target is infeasible.
+
+    Raises:
+        ValueError, TypeError: as `bnb_ds.dag.loss.linear_dag_loss` says.
+    """
+    rows_NH, read, links_BLL = read_all(
+        hidden,
+        weight,
+        log_links,
+        targets,
+        input_lengths,
+        target_lengths,
+        chunk_tokens=chunk_tokens,
+        cu_seqlens=cu_seqlens,
+        max_input_length=max_input_length,
+        max_target_length=max_target_length,
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        dtype = compute_dtype(rows_NH, weight)
+        head = LinearDagHead(rows_NH, weight, bias, read, compute_dtype=dtype, chunk_tokens=chunk_tokens)
+        log_probs_NK, _ = head.log_probs()
+        log_probs_BLK = read.layout.pad(log_probs_NK)
+        links_BLL = links_BLL.to(log_probs_BLK.dtype)
+        problem = Problem.of(log_probs_BLK, links_BLL, read.layout.lengths, read.target_lengths)
+        path_BL, log_prob_B = best_path(problem)
+    beyond = log_links.shape[1] - path_BL.shape[1]
+    return torch.nn.functional.pad(path_BL, (0, beyond), value=-1), log_prob_B
+
+
+def best_path(problem: Problem) -> tuple[Tensor, Tensor]:
+    """int64 [B, L] and [B], as `dag_best_path` returns them; of equally good paths, that of earlier slots on a CPU."""
+    num_steps, batch_size, num_slots = problem.emissions.shape
+    best_BL = torch.full_like(problem.emissions[0], -torch.inf)
+    best_BL[:, 0] = problem.emissions[0, :, 0]
+    best_SBL = torch.empty_like(problem.emissions)
+    best_SBL[0] = best_BL
+    before_SBL = torch.zeros(problem.emissions.shape, dtype=torch.int32, device=best_BL.device)
+    buffer_BLL = torch.empty_like(problem.links)
+    for step in range(1, num_steps):
+        torch.add(best_BL[:, :, None], problem.links, out=buffer_BLL)
+        arriving_BL, source_BL = buffer_BLL.max(1)
+        best_BL = arriving_BL + problem.emissions[step]
+        best_SBL[step], before_SBL[step] = best_BL, source_BL
+    log_prob_B = torch.where(problem.infeasible, -torch.inf, problem.at_end(best_SBL))
+    is_possible_B = log_prob_B > -torch.inf
+    # One column more, for what is on no path.
+    path = before_SBL.new_full((batch_size, num_slots + 1), -1, dtype=torch.int64)
+    slot_B = problem.last_slot.clamp(min=0)
+    for step in range(num_steps - 1, -1, -1):
+        is_on_B = (step <= problem.last_step) & is_possible_B
+        place_B1 = torch.where(is_on_B, slot_B, num_slots)[:, None]
+        path.scatter_(1, place_B1, torch.where(is_on_B, step, -1)[:, None])
+        source_B = before_SBL[step].gather(1, slot_B[:, None])[:, 0].long()
+        slot_B = torch.where(is_on_B, source_B, slot_B)
+    return path[:, :num_slots], log_prob_B
