@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ class TextFormat:
     text_column: str = "text"  # of .jsonl and .parquet
     id_column: str | None = None  # likewise; None takes `id` where there is one, else a hash of the text
     txt_documents: str = "blank-line"  # what separates documents of a .txt file: one of TXT_DOCUMENTS
+    ignore_ids: bool = False  # always take a hash of the text
+
+    def id_of(self, row: Mapping[str, Any]) -> Any:
+        """The id that a row gives its document; None: a hash of the text serves."""
+        return None if self.ignore_ids else row.get(self.id_column or DEFAULT_ID_COLUMN)
 
 
 class TextSource:
@@ -157,7 +162,7 @@ def _jsonl_document(file: SourceFile, place: str, line: str, text_format: TextFo
         return BadRecord(place, f"a JSON {type(row).__name__}, not an object; write one object per line")
     if (missing := _missing_column(row, text_format)) is not None:
         return BadRecord(place, missing)
-    return _checked(file, place, row[text_format.text_column], row.get(text_format.id_column or DEFAULT_ID_COLUMN))
+    return _checked(file, place, row[text_format.text_column], text_format.id_of(row))
 
 
 def _read_parquet(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:

@@ -47,7 +47,7 @@ LAYERS = [
     "commands",
     "cli",
 ]
-LAYERS_OF_DATA_PREP = ["sources", "tokenise", "jobs", "tools", "cli cli_bench cli_tools commands"]
+LAYERS_OF_DATA_PREP = ["sources", "tokenise", "jobs", "tools", "commands", "cli"]
 #: all that data_prep may know of bnb_ds
 OF_DATA_PREP = ("bnb_ds.errors", "bnb_ds.common", "bnb_ds.shards", "bnb_ds.data.tokenization")
 

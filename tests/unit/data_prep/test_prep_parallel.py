@@ -326,6 +326,7 @@ def test_disk_that_fills_up(arguments, expected, tmp_path: Path, workers: int) -
         (["--workers", 0], "--workers must be at least 1, got 0"),
         (["--num-tasks", 0], "--num-tasks must be at least 1, got 0"),
         (["--holdout", 1], r"--holdout must be at least 0 and below 1, got 1\.0"),
+        (["--holdout", "nan"], "--holdout must be at least 0 and below 1, got nan"),
         (["--holdout", -0.1], r"--holdout must be at least 0 and below 1, got -0\.1"),
         (["--tokens-per-shard", 0], "--tokens-per-shard must be at least 1, got 0"),
         (["--part-bytes", 0], "--part-bytes must be at least 1, got 0"),

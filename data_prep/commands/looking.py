@@ -13,30 +13,14 @@ from bnb_ds.shards.reader import TokenShards, read_manifest
 DAMAGED = 1  # exit code
 
 
-def add_tools(commands: argparse._SubParsersAction) -> None:
-    """Add the commands; each sets ``run``."""
-    verify = commands.add_parser("verify", help="check every byte of a shard directory against its manifest")
-    verify.add_argument("directory", type=Path)
-    verify.set_defaults(run=run_verify)
-
-    show = commands.add_parser("show", help="print documents of a shard directory as text")
-    show.add_argument("directory", type=Path)
-    show.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="default: %(default)s")
-    show.add_argument("--first", type=int, default=0, metavar="I", help="number of the first (default: %(default)s)")
-    show.add_argument("--num", type=int, default=3, metavar="N", help="how many (default: %(default)s)")
-    show.add_argument("--max-tokens", type=int, default=200, metavar="N", help="of each (default: %(default)s)")
-    show.set_defaults(run=run_show)
-
-    stats = commands.add_parser("stats", help="lengths of the documents, and what padding them would waste")
-    stats.add_argument("directory", type=Path)
-    stats.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="default: %(default)s")
-    stats.add_argument("--max-length", type=int, default=512, metavar="N", help="of a sequence (default: %(default)s)")
-    stats.add_argument("--png", type=Path, metavar="FILE", help="also draw it")
-    stats.set_defaults(run=run_stats)
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``prep verify``."""
+    parser.add_argument("directory", type=Path, help="shard directory")
+    parser.set_defaults(run=run_verify)
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """``prep verify``: exit code 1 and one line for each damage."""
+    """Print one line for each damage; exit code 1 if there is any."""
     from data_prep.tools.verify import find_damage
 
     damage = find_damage(args.directory)
@@ -50,8 +34,20 @@ def run_verify(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_show(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``prep show``."""
+    parser.add_argument("directory", type=Path, help="shard directory")
+    parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="which documents (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, metavar="I", help="first document (default: %(default)s)")
+    parser.add_argument("--num", type=int, default=3, metavar="N", help="number of documents (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=200, metavar="N", help="tokens shown of each (default: %(default)s)"
+    )
+    parser.set_defaults(run=run_show)
+
+
 def run_show(args: argparse.Namespace) -> None:
-    """``prep show``: documents back as text."""
+    """Print documents as text."""
     from bnb_ds.data.tokenization import load_tokenizer
 
     shards = TokenShards(args.directory, args.split)
@@ -66,8 +62,19 @@ def run_show(args: argparse.Namespace) -> None:
         print(tokenizer.decode(token_ids[:shown]))
 
 
+def add_stats(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``prep stats``."""
+    parser.add_argument("directory", type=Path, help="shard directory")
+    parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="which documents (default: %(default)s)")
+    parser.add_argument(
+        "--max-length", type=int, default=512, metavar="N", help="tokens of a sequence (default: %(default)s)"
+    )
+    parser.add_argument("--png", type=Path, metavar="FILE", help="also draw the lengths into this file")
+    parser.set_defaults(run=run_stats)
+
+
 def run_stats(args: argparse.Namespace) -> None:
-    """``prep stats``: text, and a picture if asked for."""
+    """Print the measures of a split, and draw them if asked to."""
     from data_prep.tools.stats import corpus_stats, plot
 
     found = corpus_stats(args.directory, args.split, args.max_length)
