@@ -37,10 +37,9 @@ EXTRAS_REQUIRE = {
     #   git clone https://github.com/NVIDIA/apex && cd apex
     #   APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .
     "apex": ["ninja", "packaging", "wheel"],
-    # Optional for `bnb-ds prep`; young tokenisation engines are proven on the input before they are used.
+    # Optional for `bnb-ds prep`; a tokenisation engine is proven over all code points before it is used.
     "fast": [
         "nanotoken>=0.1,<0.2",  # WordPiece at several times the speed of the word dictionary
-        "tokie>=0.1,<0.2",  # likewise, another implementation
         "isal>=1.6",  # inflates .gz at twice the speed
         "zstandard>=0.22",  # reading .zst
     ],

@@ -21,16 +21,19 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Print one line for each damage; exit code 1 if there is any."""
-    from data_prep.tools.verify import find_damage
+    from data_prep.tools.verify import find_damage, unchecked
 
     damage = find_damage(args.directory)
     for line in damage:
         print(f"prep verify: {line}", file=sys.stderr)
     if damage:
         return DAMAGED
-    totals = read_manifest(args.directory).totals
-    counts = [f"{split} {totals.documents[split]:,} documents {totals.tokens[split]:,} tokens" for split in SPLITS]
+    manifest = read_manifest(args.directory)
+    documents, tokens = manifest.totals.documents, manifest.totals.tokens
+    counts = [f"{split} {documents[split]:,} documents {tokens[split]:,} tokens" for split in SPLITS]
     print(f"prep verify: {', '.join(counts)}: every hash, offset, id and the tokenizer are right in {args.directory}")
+    if (gap := unchecked(manifest)) is not None:
+        print(f"prep verify: {gap}")
     return 0
 
 

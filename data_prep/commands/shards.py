@@ -88,9 +88,13 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
 
 def run_merge(args: argparse.Namespace) -> None:
     """Join the parts that tasks have made."""
+    from data_prep.jobs.finished import finished
     from data_prep.jobs.merge import merge
     from data_prep.jobs.workspace import Workspace
 
+    if (found := finished(args.output)) is not None:
+        print(f"prep merge: already finished: {summary(found)} in {args.output}")
+        return
     with Workspace(args.output) as workspace:
         found = merge(workspace)
     print(f"prep merge: {summary(found)} in {args.output}")

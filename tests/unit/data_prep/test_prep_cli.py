@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,7 +62,10 @@ def test_text(tmp_path: Path, corpus: Path, tokenizer: Path, small_texts, capsys
         "txt_documents": "blank-line",
         "drop_duplicates": False,
         "skip_bad": False,
+        "part_bytes": None,
     }
+    assert [engine.name for engine in manifest.engines] in (["nanotoken"], ["words"])
+    assert set(manifest.engines[0].packages.values()) & {version("tokenizers"), "0.1.0"}
 
 
 def test_text_options(tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture) -> None:
