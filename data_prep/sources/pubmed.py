@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ ID_KEYS = ("pmid", "pmcid", "id")  # of .jsonl; the first that a row has
 _NO_ID = ("", "nan", "none", "null")
 _NO_TITLE = ("not available", "no title available", "no title")
 _ENDS_OF_LABELS = " :.\uff1a\u2014\u2013-"  # some publishers end labels themselves
+_LABEL_ENDED_TWICE = re.compile(r"^([A-Z][A-Z .,&/-]*)\s*::+\s*")  # in a text that a label was joined to before
 _RECORDS = ("PubmedArticle", "PubmedBookArticle", "MedlineCitation", "DeleteCitation", "DeleteDocument")
 _ROOTS = ("PubmedArticleSet", "MedlineCitationSet", "PubmedBookArticleSet")
 
@@ -157,6 +159,7 @@ def _section(label: str | None, text: str) -> str:
     """A section as PubMed prints it, with its label before it."""
     label = " ".join((label or "").split()).rstrip(_ENDS_OF_LABELS)
     # UNLABELLED is what the DTD puts where the publisher left the label out.
+    text = _LABEL_ENDED_TWICE.sub(r"\1: ", text)
     if not label or not text or label == "UNLABELLED" or text.startswith(f"{label}:"):
         return text
     return f"{label} {text}" if label.endswith("?") else f"{label}: {text}"
@@ -164,6 +167,7 @@ def _section(label: str | None, text: str) -> str:
 
 def _document(file: SourceFile, identifier: str, version: int, title: str, sections: Sequence[str]) -> Record:
     lines = [line for line in sections if line]
+    title = _LABEL_ENDED_TWICE.sub(r"\1: ", title)
     title = "" if title.strip("[]. ").lower() in _NO_TITLE else title
     if not lines:
         return Omitted(NO_ABSTRACT, identifier, version)
