@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from data_prep.jobs.job import Options
+from data_prep.sources.filters import CONTAMINATION_WORDS, NGRAM_WORDS, Filters
 from data_prep.sources.text import DEFAULT_ID_COLUMN, EXTENSIONS, TXT_DOCUMENTS, TextFormat
 from data_prep.tokenise.engines import ENGINE_NAMES
 
@@ -85,9 +87,40 @@ def add_output_options(parser: argparse.ArgumentParser, *, drop_duplicates: bool
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out records that cannot be read, and list them in the output"
     )
-    parser.add_argument(
+    _add_filters(parser.add_argument_group("filters", "all off by default; what they leave out is counted"))
+
+
+def filters_of(args: argparse.Namespace) -> Filters:
+    """The filters that the arguments describe."""
+    values = {field.name: getattr(args, field.name) for field in fields(Filters)}
+    return Filters(**{**values, "decontaminate": tuple(values["decontaminate"])})
+
+
+def _add_filters(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--clean", action="store_true", help="remove control characters and runs of spaces and blank lines"
     )
-    parser.add_argument(
-        "--min-characters", type=int, default=0, metavar="N", help="leave out shorter documents (default: %(default)s)"
+    group.add_argument(
+        "--mask-pii", action="store_true", help="replace e-mail addresses and telephone numbers by [EMAIL] and [PHONE]"
+    )
+    for flag, text in (
+        ("--min-characters", "leave out documents with fewer characters"),
+        ("--max-characters", "leave out documents with more characters"),
+    ):
+        group.add_argument(flag, type=int, metavar="N", help=text)
+    for flag, text in (
+        ("--max-symbols", "characters other than letters, digits and white space"),
+        ("--max-digits", "digits"),
+        ("--max-repeated-lines", "lines that repeat an earlier one"),
+        ("--max-repeated-ngrams", f"runs of {NGRAM_WORDS} words that repeat an earlier one"),
+    ):
+        group.add_argument(flag, type=float, metavar="SHARE", help=f"leave out documents with a larger share of {text}")
+    group.add_argument(
+        "--decontaminate",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=f"leave out documents that share {CONTAMINATION_WORDS} words in a row with a document of these "
+        f"{', '.join(EXTENSIONS)} files (column 'text')",
     )

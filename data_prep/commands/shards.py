@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.shards.manifest import SPLITS, Manifest
-from data_prep.commands.arguments import add_columns, add_output_options, add_text_input, text_format_of
+from data_prep.commands.arguments import add_columns, add_output_options, add_text_input, filters_of, text_format_of
 from data_prep.jobs.job import Options
 from data_prep.sources.filters import FilteredSource
 from data_prep.sources.text import TextFormat, TextSource, find_files
@@ -117,8 +117,8 @@ def _run_source(args: argparse.Namespace, source: Source) -> None:
     names = [field.name for field in fields(Options)]
     options = Options(**{name: getattr(args, name) for name in names})
     command = source.settings["command"]
-    if args.clean or args.min_characters:
-        source = FilteredSource(source, clean=args.clean, min_characters=args.min_characters)
+    if (filters := filters_of(args)).are_used:
+        source = FilteredSource(source, filters)
     tokenizer = load_tokenizer(args.tokenizer)
     found = prepare(source, args.output, tokenizer, options, Progress())
     if isinstance(found, str):
