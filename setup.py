@@ -37,11 +37,10 @@ EXTRAS_REQUIRE = {
     #   git clone https://github.com/NVIDIA/apex && cd apex
     #   APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .
     "apex": ["ninja", "packaging", "wheel"],
-    # Optional for `bnb-ds prep`, which checks these young tokenisation engines on the input before it uses them.
+    # Optional for `bnb-ds prep`; a tokenisation engine is proven over all code points before it is used.
     "fast": [
         "nanotoken>=0.1,<0.2",  # WordPiece at several times the speed of the word dictionary
-        "tokie>=0.1,<0.2",  # another fast implementation of WordPiece
-        "isal>=1.6",  # decompresses .gz at twice the speed
+        "isal>=1.6",  # inflates .gz at twice the speed
         "zstandard>=0.22",  # reading .zst
     ],
     "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png` and `bnb-ds bench generate --png`

@@ -1,4 +1,4 @@
-"""Where ``bnb-ds`` finds the commands of this package. It imports nothing heavy: `bnb-ds --help` comes through here."""
+"""Where ``bnb-ds`` finds the commands of this package. Imports nothing heavy, because every `bnb-ds` call loads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import argparse
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add ``prep``."""
     commands.add_parser(
-        "prep", help="make corpora, vocabularies and token shards", arguments="data_prep.commands:add_commands"
+        "prep",
+        help="make corpora, vocabularies and token shards",
+        description="Make corpora, vocabularies and token shards, and look at shards.",
+        epilog="`bnb-ds prep COMMAND --help` describes a command and shows an example.",
+        arguments="data_prep.commands.prep:add_commands",
     )
 
 
@@ -17,5 +21,5 @@ def add_subject(subjects: argparse._SubParsersAction) -> None:
     subjects.add_parser(
         "prep",
         help="time the whole job beside datasets.map, or parsing beside pubmed_parser",
-        arguments="data_prep.cli_bench:add_arguments",
+        arguments="data_prep.commands.bench:add_arguments",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -25,11 +26,16 @@ sys.exit(run_reporting_errors("bnb-ds", lambda: args.run(args)))
 """
 
 
-def prep(*arguments: str | Path) -> int | None:
-    """Run `bnb-ds prep ARGUMENTS` in this process."""
+def parse(*arguments: str | Path) -> argparse.Namespace:
+    """The arguments of `bnb-ds prep ARGUMENTS`."""
     parser = CommandParser(prog="bnb-ds")
     add_commands(parser.add_subparsers(required=True))
-    args = parser.parse_args(["prep", *map(str, arguments)])
+    return parser.parse_args(["prep", *map(str, arguments)])
+
+
+def prep(*arguments: str | Path) -> int | None:
+    """Run `bnb-ds prep ARGUMENTS` in this process."""
+    args = parse(*arguments)
     return args.run(args)
 
 

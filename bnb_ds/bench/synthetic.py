@@ -12,7 +12,6 @@ from transformers import BertTokenizerFast
 from bnb_ds.data.tokenization import describe_tokenizer, tokenizer_from_vocabulary
 from bnb_ds.shards.manifest import (
     FORMAT_VERSION,
-    MANIFEST_NAME,
     OFFSET_DTYPE,
     Manifest,
     ManifestHoldout,
@@ -20,6 +19,7 @@ from bnb_ds.shards.manifest import (
     ManifestTokenizer,
     ManifestTotals,
     token_dtype,
+    write_manifest,
 )
 from bnb_ds.shards.npy_files import numbered, write_npy
 
@@ -87,7 +87,7 @@ def write_shards(directory: Path, lengths: np.ndarray, *, with_tokens: bool) -> 
             skipped={},
         ),
     )
-    (directory / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    write_manifest(directory, manifest)
     return directory
 
 

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -14,11 +15,15 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from bnb_ds.common.files import sha256_file, write_synced
 from bnb_ds.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, FORMAT_VERSION)  # version 1 has no seal, and no hashes but those of the shards
 SPLITS = ("train", "heldout")
 MANIFEST_NAME = "manifest.json"
+SEAL_NAME = "manifest.json.sha256"
+BAD_RECORDS_NAME = "bad_records.jsonl"
 TOKENIZER_DIRECTORY = "tokenizer"
 SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")
 OFFSET_DTYPE = np.dtype("<u8")
@@ -56,6 +61,30 @@ class ManifestSource(_Record):
     sha256: str
 
 
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError("must be a path inside the shard directory")
+    return name
+
+
+class ManifestFile(_Record):
+    """A file of the directory that belongs to no shard."""
+
+    name: str
+    bytes: int = Field(ge=0)
+    sha256: str
+
+    _stays_inside = field_validator("name")(_inside)
+
+
+class ManifestEngine(_Record):
+    """A program that made token ids, with the releases of the packages that it consists of."""
+
+    name: str
+    packages: dict[str, str]
+
+
 class ManifestShard(_Record):
     """One pair of ``NAME.tokens.npy`` and ``NAME.offsets.npy``. The hashes are those of the whole files."""
 
@@ -66,13 +95,7 @@ class ManifestShard(_Record):
     tokens_sha256: str
     offsets_sha256: str
 
-    @field_validator("name")
-    @classmethod
-    def _stays_inside(cls, name: str) -> str:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise ValueError("must be a path inside the shard directory")
-        return name
+    _stays_inside = field_validator("name")(_inside)
 
     @property
     def tokens_file(self) -> str:
@@ -103,7 +126,7 @@ class ManifestTotals(_Record):
 class Manifest(_Record):
     """The content of ``manifest.json``. It holds no time, host or absolute path, so equal input gives equal bytes."""
 
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     dtype: Literal["uint16", "uint32"]
     tokenizer: ManifestTokenizer
     special_ids: dict[Literal["pad", "unk", "cls", "sep", "mask"], int]
@@ -112,10 +135,48 @@ class Manifest(_Record):
     holdout: ManifestHoldout
     settings: dict[str, Any]
     totals: ManifestTotals
+    engines: list[ManifestEngine] = []
+    files: list[ManifestFile] = []
 
     def to_bytes(self) -> bytes:
         """The file's content: JSON in field order, indented, ASCII."""
         return (json.dumps(self.model_dump(), indent=2) + "\n").encode("ascii")
+
+
+def describe_files(directory: Path, names: Iterable[str]) -> list[ManifestFile]:
+    """The entries of files of a shard directory, in sorted order.
+
+    Args:
+        directory: where they lie.
+        names: files, and directories of which every file is meant.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    found: set[Path] = set()
+    for name in names:
+        path = directory / name
+        found.update(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else found.add(path)
+    entries = ((path.relative_to(directory).as_posix(), path) for path in found)
+    return [
+        ManifestFile(name=name, bytes=path.stat().st_size, sha256=sha256_file(path)) for name, path in sorted(entries)
+    ]
+
+
+def seal(manifest: bytes) -> bytes:
+    """The content of the seal file: what ``sha256sum manifest.json`` prints."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST_NAME}\n".encode("ascii")
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write a manifest and its seal, and make their content durable.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    data = manifest.to_bytes()
+    write_synced(directory / SEAL_NAME, seal(data))
+    write_synced(directory / MANIFEST_NAME, data)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -134,11 +195,15 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); {REBUILD}") from None
     version = fields.get("format_version") if isinstance(fields, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{path}: format_version is {version!r}, but this version of bnb_ds reads {FORMAT_VERSION}; "
-            f"use the version of bnb_ds that wrote the shards or {REBUILD}"
+            f"{path}: format_version is {version!r}, this version of bnb_ds reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; use the version of bnb_ds that wrote the shards or {REBUILD}"
         )
+    for name in ("engines", "files"):
+        if (name in fields) != (version == FORMAT_VERSION):
+            reason = "Field required" if version == FORMAT_VERSION else "there is none in format version 1"
+            raise DataError(f"{path}: field {name}: {reason}; {REBUILD}")
     try:
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
@@ -147,5 +212,11 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         raise DataError(f"{path}: field {field}: {first['msg']}; {REBUILD}") from None
     missing = [name for name in SPECIAL_TOKENS if name not in manifest.special_ids]
     if missing:
-        raise DataError(f"{path}: field special_ids lacks {', '.join(missing)}; {REBUILD}")
+        raise DataError(f"{path}: field special_ids: {', '.join(missing)} missing; {REBUILD}")
+    for name, index in manifest.special_ids.items():
+        if not 0 <= index < manifest.tokenizer.vocab_size:
+            raise DataError(f"{path}: field special_ids.{name}: {index} is no id of the tokenizer; {REBUILD}")
+    for name in ("documents", "tokens"):
+        if set(getattr(manifest.totals, name)) != set(SPLITS):
+            raise DataError(f"{path}: field totals.{name}: must have {' and '.join(SPLITS)}; {REBUILD}")
     return manifest

@@ -25,11 +25,13 @@ from bnb_ds.shards.manifest import (
     MANIFEST_NAME,
     OFFSET_DTYPE,
     REBUILD,
+    SEAL_NAME,
     SPLITS,
     TOKENIZER_DIRECTORY,
     Manifest,
     ManifestShard,
     parse_manifest,
+    seal,
 )
 from bnb_ds.shards.pread import ShardReader
 
@@ -40,13 +42,14 @@ _LENGTH_BLOCK = 1 << 18
 class TokenShards:
     """One split of a shard directory, memory-mapped: reading a document touches only its own pages.
 
-    Opening checks that every file exists, with the type and size that the manifest states, and that the offsets fit.
-    It does not read the tokens unless ``verify_hashes`` is set.
+    Opening checks the manifest's seal, that every file is there with the type and size that the manifest states, and
+    that the offsets fit; it does not read the tokens unless ``verify_hashes`` is set.
 
     Args:
         directory: a finished shard directory.
         split: ``"train"`` or ``"heldout"``; a split without documents has length 0.
-        verify_hashes: also read every file of the split and compare its SHA-256.
+        verify_hashes: also read everything and compare the SHA-256 of every file, but for the other split's shards.
+            A directory of format version 1 has hashes of its shards alone.
 
     Attributes:
         directory: as given.
@@ -63,8 +66,9 @@ class TokenShards:
             raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         self.directory = Path(directory)
         self.split = split
-        data = _read_manifest_bytes(self.directory)
+        data = read_manifest_bytes(self.directory)
         self.manifest = parse_manifest(data, self.directory / MANIFEST_NAME)
+        _refuse_broken_seal(self.directory, self.manifest, data)
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self._tokens: list[np.ndarray] = []
         self._offsets: list[np.ndarray] = []
@@ -82,6 +86,11 @@ class TokenShards:
             first_document.append(first_document[-1] + shard.num_documents)
             token_files.append(self.directory / shard.tokens_file)
             data_offsets.append(token_files[-1].stat().st_size - tokens.nbytes)
+        if verify_hashes and self.manifest.format_version > 1:
+            for file in self.manifest.files:
+                _verify_hash(self.directory / file.name, file.sha256)
+            for line in unlisted_files(self.directory, self.manifest):
+                raise DataError(line)
         self._first_document = first_document
         self._reader = ShardReader(token_files, data_offsets, dtype)
 
@@ -196,10 +205,43 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         DataError: the manifest is missing, damaged or of another format version.
     """
     directory = Path(directory)
-    return parse_manifest(_read_manifest_bytes(directory), directory / MANIFEST_NAME)
+    data = read_manifest_bytes(directory)
+    manifest = parse_manifest(data, directory / MANIFEST_NAME)
+    _refuse_broken_seal(directory, manifest, data)
+    return manifest
 
 
-def _read_manifest_bytes(directory: Path) -> bytes:
+def seal_damage(directory: Path, data: bytes) -> str | None:
+    """What is wrong with the seal of a manifest whose content is ``data``; None if nothing is."""
+    path = directory / SEAL_NAME
+    try:
+        found = path.read_bytes()
+    except OSError as error:
+        return f"{path}: cannot read: {error.strerror}; restore it or {REBUILD}"
+    if found != seal(data):
+        return f"{path}: is not the SHA-256 of {MANIFEST_NAME}: one of the two is damaged; restore both or {REBUILD}"
+    return None
+
+
+def unlisted_files(directory: Path, manifest: Manifest) -> list[str]:
+    """Files in the tokenizer's directory that the manifest does not list; they could change how it encodes."""
+    listed = {file.name for file in manifest.files}
+    inside = (path for path in (directory / TOKENIZER_DIRECTORY).rglob("*") if not path.is_dir())
+    found = sorted(path.relative_to(directory).as_posix() for path in inside)
+    return [f"{directory / name}: not in the manifest; remove it" for name in found if name not in listed]
+
+
+def _refuse_broken_seal(directory: Path, manifest: Manifest, data: bytes) -> None:
+    if manifest.format_version > 1 and (damage := seal_damage(directory, data)) is not None:
+        raise DataError(damage)
+
+
+def read_manifest_bytes(directory: Path) -> bytes:
+    """The content of ``manifest.json``, not checked.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
     try:
         return (directory / MANIFEST_NAME).read_bytes()
     except FileNotFoundError:
@@ -235,8 +277,9 @@ def _open_npy(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
         raise DataError(f"{path}: missing; restore it or {REBUILD}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not a readable .npy file ({error}); restore it or {REBUILD}") from None
+    except Exception as error:  # NumPy evaluates the header, and a damaged one fails in any way
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not a readable .npy file ({reason}); restore it or {REBUILD}") from None
     if found_dtype != dtype or shape != (length,):
         raise DataError(
             f"{path}: holds {found_dtype} of shape {shape}, but the manifest says {dtype} of shape ({length},);"
@@ -250,5 +293,9 @@ def _open_npy(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
 
 
 def _verify_hash(path: Path, expected: str) -> None:
-    if sha256_file(path) != expected:
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}; restore it or {REBUILD}") from error
+    if found != expected:
         raise DataError(f"{path}: content does not match the manifest's SHA-256; restore it or {REBUILD}")

@@ -15,22 +15,27 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bnb_ds.common.files import disk_errors, sync, sync_tree, write_synced
+from bnb_ds.common.files import disk_errors, sync, sync_tree
 from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import (
+    BAD_RECORDS_NAME,
     FORMAT_VERSION,
     MANIFEST_NAME,
+    SEAL_NAME,
     SPECIAL_TOKENS,
     SPLITS,
     TOKENIZER_DIRECTORY,
     Manifest,
+    ManifestFile,
     ManifestHoldout,
     ManifestShard,
     ManifestSource,
     ManifestTokenizer,
     ManifestTotals,
     TokenizerInfo,
+    describe_files,
     token_dtype,
+    write_manifest,
 )
 from bnb_ds.shards.npy_files import ShardFiles
 
@@ -38,6 +43,7 @@ DEFAULT_TOKENS_PER_SHARD = 1 << 26  # 128 MiB of uint16; the writer keeps as muc
 
 PARTIAL_DIRECTORY = ".partial"
 LOCK_NAME = "lock"
+_LEFT_BY_A_WRITER = (PARTIAL_DIRECTORY, TOKENIZER_DIRECTORY, BAD_RECORDS_NAME, SEAL_NAME)  # besides the shards
 _SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}(-\d{{3,}})?\.(tokens|offsets)\.npy")
 
 
@@ -144,8 +150,7 @@ class ShardWriter:
             raise ValueError("the shard writer is closed")
         try:
             with disk_errors(self.directory):
-                manifest = self._manifest(self._files.finish())
-                self._publish(manifest)
+                manifest = self._publish(self._files.finish())
         except BaseException:
             self.abort()
             raise
@@ -167,7 +172,7 @@ class ShardWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
         self._lock.close()
 
-    def _manifest(self, shards: list[ManifestShard]) -> Manifest:
+    def _manifest(self, shards: list[ManifestShard], files: list[ManifestFile]) -> Manifest:
         tokenizer = self._tokenizer
         return Manifest(
             format_version=FORMAT_VERSION,
@@ -179,19 +184,23 @@ class ShardWriter:
             holdout=self._holdout,
             settings=self._settings,
             totals=ManifestTotals(documents=self.num_documents, tokens=self.num_tokens, skipped=self.skipped),
+            engines=[],
+            files=files,
         )
 
-    def _publish(self, manifest: Manifest) -> None:
+    def _publish(self, shards: list[ManifestShard]) -> Manifest:
         (self._partial / TOKENIZER_DIRECTORY).mkdir()
         self._tokenizer.save(self._partial / TOKENIZER_DIRECTORY)
         sync_tree(self._partial / TOKENIZER_DIRECTORY)
-        write_synced(self._partial / MANIFEST_NAME, manifest.to_bytes())
-        names = [name for shard in manifest.shards for name in (shard.tokens_file, shard.offsets_file)]
-        for name in [*names, TOKENIZER_DIRECTORY]:
+        manifest = self._manifest(shards, describe_files(self._partial, [TOKENIZER_DIRECTORY]))
+        write_manifest(self._partial, manifest)
+        names = [name for shard in shards for name in (shard.tokens_file, shard.offsets_file)]
+        for name in [*names, TOKENIZER_DIRECTORY, SEAL_NAME]:
             os.replace(self._partial / name, self.directory / name)
         sync(self.directory)
         os.replace(self._partial / MANIFEST_NAME, self.directory / MANIFEST_NAME)
         sync(self.directory)
+        return manifest
 
 
 def _claim(directory: Path) -> BinaryIO:
@@ -225,8 +234,7 @@ def refuse_foreign(directory: Path, *, had_writer: bool) -> None:
     if MANIFEST_NAME in names:
         raise DataError(f"{directory}: already holds finished shards; remove them or choose another output")
     if had_writer:
-        names = {name for name in names if name not in (PARTIAL_DIRECTORY, TOKENIZER_DIRECTORY)}
-        names = {name for name in names if not _SHARD_FILE.fullmatch(name)}
+        names = {name for name in names if name not in _LEFT_BY_A_WRITER and not _SHARD_FILE.fullmatch(name)}
     if names:
         raise DataError(f"{directory}: not empty (it holds {min(names)}); choose a new or empty directory as output")
 
@@ -235,7 +243,7 @@ def _remove_output(directory: Path, keep: str | None = None) -> None:
     """Remove all files of a writer. The manifest goes first, so that the directory never looks finished."""
     (directory / MANIFEST_NAME).unlink(missing_ok=True)
     for name in os.listdir(directory):
-        if _SHARD_FILE.fullmatch(name):
+        if _SHARD_FILE.fullmatch(name) or name in (BAD_RECORDS_NAME, SEAL_NAME):
             (directory / name).unlink()
     shutil.rmtree(directory / TOKENIZER_DIRECTORY, ignore_errors=True)
     for entry in (directory / PARTIAL_DIRECTORY).glob("*"):

@@ -14,8 +14,9 @@ from typing import Any
 from transformers import BertTokenizerFast
 
 from bnb_ds.data.tokenization import describe_tokenizer
-from bnb_ds.shards.manifest import Manifest
+from bnb_ds.shards.manifest import FORMAT_VERSION, Manifest
 from data_prep.jobs import worker
+from data_prep.jobs.finished import finished, refuse_other_work
 from data_prep.jobs.index import write_drops
 from data_prep.jobs.job import Job, Options
 from data_prep.jobs.merge import NoDocumentsError, merge
@@ -44,11 +45,13 @@ def prepare(
         progress: is told what happens; silent by default.
 
     Returns:
-        The manifest when everything is finished, or one line that says what remains for other tasks to do.
+        The manifest when everything is finished, now or before; otherwise one line that says what remains for other
+        tasks to do.
 
     Raises:
         ConfigError: an option is out of range.
-        DataError: reading or writing fails, or nothing is left to train on. Parts that were finished are kept and a
+        DataError: reading or writing fails, an input changed since a part was made of it, the output was made by
+            other work, or nothing is left to train on. Parts that were finished are kept and a
             rerun continues; without any, nothing is left.
     """
     options.check()
@@ -60,9 +63,15 @@ def prepare(
     mine = range(options.task_index, len(cut), options.num_tasks)
     task = f"{options.task_index}-of-{options.num_tasks}" if options.num_tasks > 1 else None
     info = describe_tokenizer(tokenizer)
+    plan = _plan(source, options, info, cut)
+    if (manifest := finished(output)) is not None:
+        refuse_other_work(output, manifest, plan, source.files[options.task_index :: options.num_tasks])
+        progress.say(f"{output}: already finished, nothing to do")
+        return manifest
     with Workspace(output, task) as workspace:
-        workspace.begin(_plan(source, options, info, cut), info)
+        workspace.begin(plan, info)
         job = Job(source, cut, workspace, info, options, progress.counters)
+        _check_inputs(job, mine, progress)
         try:
             if job.needs_index and (waiting := _index(job, mine, progress)):
                 return waiting
@@ -85,18 +94,29 @@ def prepare(
 
 def _plan(source: Source, options: Options, info: Any, cut: Sequence[Sequence[Any]]) -> dict[str, Any]:
     return {
+        "format_version": FORMAT_VERSION,
         "inputs": [{"name": file.name, "bytes": file.num_bytes()} for file in source.files],
         "settings": {
             "tokens_per_shard": options.tokens_per_shard,
             **source.settings,
             "drop_duplicates": options.drop_duplicates,
             "skip_bad": options.skip_bad,
+            "part_bytes": options.part_bytes,
         },
         "parts": [[[unit.file, unit.begin, unit.end] for unit in part] for part in cut],
         "holdout": {"rule": HOLDOUT_RULE, "fraction": float(options.holdout)},
         "tokenizer": {"name": info.name, "hash": info.hash, "vocab_size": info.vocab_size},
         "special_ids": {name: int(index) for name, index in info.special_ids.items()},
     }
+
+
+def _check_inputs(job: Job, mine: range, progress: Progress) -> None:
+    """Raise DataError unless the inputs of the finished parts of this task are still what they were made of."""
+    done = [number for number in mine if job.workspace.marker(number) is not None]
+    if done:
+        progress.say(f"{len(done)} of {len(mine)} parts are finished already")
+        with progress.phase("check inputs", _bytes(job, done)):
+            run_parts(worker.check_part, job, done, progress)
 
 
 def _index(job: Job, mine: range, progress: Progress) -> str | None:
@@ -115,8 +135,6 @@ def _index(job: Job, mine: range, progress: Progress) -> str | None:
 
 def _build(job: Job, mine: range, tokenizer: BertTokenizerFast, progress: Progress) -> None:
     todo = [number for number in mine if job.workspace.marker(number) is None]
-    if len(todo) < len(mine):
-        progress.say(f"{len(mine) - len(todo)} of {len(mine)} parts are finished already")
     if not todo:
         return
     # Parts from everywhere first: an engine that is wrong on this input should be found out early.

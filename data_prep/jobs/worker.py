@@ -25,16 +25,34 @@ _BATCH_CHARACTERS = 1 << 21
 
 
 def index_part(job: Job, number: int) -> None:
-    """Note the ids, versions and content hashes of a part's records."""
-    builder = IndexBuilder()
+    """Note the ids, versions and content hashes of a part's records.
+
+    Raises:
+        DataError: reading or writing fails, or an input changed meanwhile.
+    """
+    builder, digests = IndexBuilder(), []
     for unit in job.parts[number]:
-        for record in records(job.source, unit, job.options.skip_bad):
+        for record in _read(job, unit, digests):
             _refuse_bad(record, job)
             builder.add(record)
             job.counters.add(documents=1)
         job.counters.add(num_bytes=unit.num_bytes)
     with disk_errors(job.workspace.directory):
+        job.workspace.write(_inputs_of_index(number), {"units": digests})
         job.workspace.write_bytes(job.index_path(number).name, builder.to_bytes())
+
+
+def check_part(job: Job, number: int) -> None:
+    """Compare the inputs of a finished part with what it was made of.
+
+    Raises:
+        DataError: they changed, or cannot be read.
+    """
+    for unit, digest in zip(job.parts[number], job.workspace.marker(number)["units"], strict=True):
+        file = job.source.files[unit.file]
+        if file.stamp() is not None and file.digest(unit) != digest:
+            raise _changed(job, file, f"part {number} was made of it")
+        job.counters.add(num_bytes=unit.num_bytes)
 
 
 def build_part(job: Job, number: int) -> None:
@@ -42,7 +60,7 @@ def build_part(job: Job, number: int) -> None:
 
     Raises:
         EngineFault: the engine does not prove itself on the beginning of the part, or was wrong on another part.
-        DataError: reading or writing fails.
+        DataError: reading or writing fails, or an input changed meanwhile or since it was indexed.
     """
     if job.workspace.is_refused(job.engine.name):
         raise EngineFault("was wrong on another part of this corpus")
@@ -56,7 +74,8 @@ def build_part(job: Job, number: int) -> None:
         )
     skipped: Counter[str] = Counter()
     bad: list[BadRecord] = []
-    for ordinal, batch in enumerate(batched(_documents(job, number, skipped, bad), _BATCH_CHARACTERS)):
+    digests: list[str] = []
+    for ordinal, batch in enumerate(batched(_documents(job, number, skipped, bad, digests), _BATCH_CHARACTERS)):
         if ordinal == 0:
             job.engine.prove(_beginning(batch), f"part {number}")
         encoded = job.engine([document.text for document in batch])
@@ -69,6 +88,8 @@ def build_part(job: Job, number: int) -> None:
                     files.add(token_ids, "heldout" if is_held_out(document.id, job.options.holdout) else "train")
         job.counters.add(documents=len(batch), tokens=len(encoded.ids), skipped=sum(skipped.values()) - job.counted)
         job.counted = sum(skipped.values())
+    if job.needs_index:
+        _refuse_other_than_indexed(job, number, digests)
     with disk_errors(job.workspace.directory):
         marker = {
             "shards": [shard.model_dump() for shard in files.finish()],
@@ -76,8 +97,9 @@ def build_part(job: Job, number: int) -> None:
             "tokens": {split: files.num_tokens[split] for split in SPLITS},
             "skipped": dict(sorted(skipped.items())),
             "bad": [str(record) for record in bad],
-            "sources": _source_entries(job, number),
-            "engine": job.engine.name,
+            "units": digests,
+            "sources": _source_entries(job, number, digests),
+            "engine": {"name": job.engine.name, "packages": job.engine.packages},
         }
         job.workspace.finish_part(number, marker)
 
@@ -93,13 +115,29 @@ def records(source: Source, unit: Unit, skip_bad: bool) -> Iterator[Record]:
         yield BadRecord(place, f"{reason} (the rest of the file is skipped)")
 
 
-def _documents(job: Job, number: int, skipped: Counter[str], bad: list[BadRecord]) -> Iterator[Document]:
+def _read(job: Job, unit: Unit, digests: list[str]) -> Iterator[Record]:
+    """The records of a unit; then the SHA-256 of what they were read from is appended.
+
+    Raises:
+        DataError: reading fails, or the file changed meanwhile.
+    """
+    file = job.source.files[unit.file]
+    stamp = file.stamp()
+    yield from records(job.source, unit, job.options.skip_bad)
+    digests.append(file.digest(unit))
+    if file.stamp() != stamp:
+        raise DataError(f"{file.path}: changed while it was read; run the same command again when it is complete")
+
+
+def _documents(
+    job: Job, number: int, skipped: Counter[str], bad: list[BadRecord], digests: list[str]
+) -> Iterator[Document]:
     """The documents of a part that become shards; everything else is counted."""
     job.counted = 0
     drops = np.load(job.drops_path(number)) if job.needs_index else None
     ordinal = -1
     for unit in job.parts[number]:
-        for record in records(job.source, unit, job.options.skip_bad):
+        for record in _read(job, unit, digests):
             ordinal += 1
             _refuse_bad(record, job)
             if isinstance(record, BadRecord):
@@ -132,12 +170,38 @@ def _refuse_bad(record: Record, job: Job) -> None:
         raise DataError(f"{record} (or leave such records out with --skip-bad)")
 
 
-def _source_entries(job: Job, number: int) -> dict[str, Any]:
-    """The manifest entry of every file that begins in this part, by its place among the source's files."""
-    files = {unit.file for unit in job.parts[number]}
+def _source_entries(job: Job, number: int, digests: list[str]) -> dict[str, Any]:
+    """The manifest entry of every file that begins in this part, with the SHA-256 of each of its units."""
+    own = dict(zip(job.parts[number], digests, strict=True))
+    files = {unit.file for unit in own}
     if number:
         files.discard(job.parts[number - 1][-1].file)
-    return {str(index): job.source.files[index].manifest_entry() for index in sorted(files)}
+    entries = {}
+    for index in sorted(files):
+        file = job.source.files[index]
+        units = [unit for part in job.parts[number:] for unit in part if unit.file == index]
+        # All units are hashed here, whoever reads them: `merge` compares, so that they are of one file.
+        hashes = [file.digest(unit) for unit in units] if len(units) > 1 else [own[units[0]]]
+        entry = file.manifest_entry(hashes[0] if len(units) == 1 else None)
+        entries[str(index)] = {"entry": entry, "units": hashes}
+    return entries
+
+
+def _refuse_other_than_indexed(job: Job, number: int, digests: list[str]) -> None:
+    indexed = job.workspace.read(_inputs_of_index(number))["units"]
+    for unit, digest, before in zip(job.parts[number], digests, indexed, strict=True):
+        if digest != before:
+            raise _changed(job, job.source.files[unit.file], "it was indexed")
+
+
+def _changed(job: Job, file: Any, since: str) -> DataError:
+    return DataError(
+        f"{file.name}: changed since {since}; restore it, or remove {job.workspace.partial} and run the command again"
+    )
+
+
+def _inputs_of_index(number: int) -> str:
+    return f"index-{number:05d}.json"
 
 
 def _shard_name(part: int, split: str, index: int) -> str:

@@ -8,6 +8,7 @@
     part-00012/              the shards of a part
     part-00012.json          its marker: counts, hashes, engine; written last, so a part with a marker is whole
     index-00012.npy          ids and content hashes of its records, where duplicates or old versions are dropped
+    index-00012.json         hashes of what the index was made of
     drop-00012.npy           which of its records are dropped, and why
     refused-words            this engine was found to give wrong ids: whole parts that it made are to be made again
 """
@@ -160,7 +161,7 @@ class Workspace:
     def marker(self, part: int) -> dict[str, Any] | None:
         """The marker of a finished part, or None."""
         found = self.read(f"{part_name(part)}.json")
-        return None if found is None or self.is_refused(found["engine"]) else found
+        return None if found is None or self.is_refused(found["engine"]["name"]) else found
 
     def has_progress(self) -> bool:
         """Whether a part or an index is finished."""

@@ -11,6 +11,8 @@ HOLDOUT_RULE = (
     "held out if the first 8 bytes of SHA-256(document id in UTF-8), read big-endian, are below fraction * 2**64"
 )
 
+SURROGATE = "holds half of a surrogate pair (\\ud800 to \\udfff); mend or remove it"  # reason of a bad record
+
 _BATCH_DOCUMENTS = 1024
 
 
@@ -68,6 +70,16 @@ def is_held_out(document_id: str, fraction: float) -> bool:
 def content_id(text: str) -> str:
     """The id of a document whose source gives it none; equal texts share it, so a split never separates them."""
     return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def is_encodable(*texts: str) -> bool:
+    """Whether strings have a UTF-8 form; half of a surrogate pair, which JSON can spell, has none."""
+    try:
+        for text in texts:
+            text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def batched(documents: Iterable[Document], max_characters: int) -> Iterator[list[Document]]:

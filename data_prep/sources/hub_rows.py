@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bnb_ds.errors import DataError
-from data_prep.sources.documents import BadRecord, Document, Record
-from data_prep.sources.text import DEFAULT_ID_COLUMN, TextFormat
+from data_prep.sources.documents import Document, Record
+from data_prep.sources.text import TextFormat, row_document
 from data_prep.sources.units import Unit
 
 _UNIT_BYTES = 1 << 26  # of unknown size: each file of the data set is a part
@@ -26,6 +26,13 @@ class HubFile:
         """Zero: the plan of a corpus does not wait for the network."""
         return 0
 
+    def stamp(self) -> None:
+        """None: rows on the network cannot be looked at again without being read."""
+
+    def digest(self, unit: Unit) -> str:
+        """SHA-256 (hex) of the rows that were read last."""
+        return self._digest.hexdigest()
+
     def begin(self) -> None:
         """Forget what was read before."""
         self._num_bytes, self._digest = 0, hashlib.sha256()
@@ -36,7 +43,7 @@ class HubFile:
         self._num_bytes += len(data)
         self._digest.update(len(data).to_bytes(8, "little") + data)
 
-    def manifest_entry(self) -> dict[str, Any]:
+    def manifest_entry(self, sha256: str | None = None) -> dict[str, Any]:
         """Name, bytes of text, and SHA-256 of every text after its length (8 bytes, little-endian)."""
         return {"name": self.name, "bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
 
@@ -70,6 +77,7 @@ class HubSource:
             "revision": revision,
             "text_column": text_format.text_column,
             "id_column": text_format.id_column,
+            "ignore_ids": text_format.ignore_ids,
         }
 
     def units(self) -> list[Unit]:
@@ -83,12 +91,10 @@ class HubSource:
         try:
             rows = self._rows.shard(num_shards=len(self.files), index=unit.file)
             for number, row in enumerate(rows, start=1):
-                text, identifier = row[self._format.text_column], row.get(self._format.id_column or DEFAULT_ID_COLUMN)
-                if not isinstance(text, str) or identifier is None:
-                    yield BadRecord(f"{file.name}: row {number}", "no text or no id; choose --text-column, --id-column")
-                    continue
-                file.saw(text)
-                yield Document(str(identifier), text, file.name, str(row.get("title") or ""))
+                record = row_document(file.name, f"{file.name}: row {number}", row, self._format)
+                if isinstance(record, Document):
+                    file.saw(record.text)
+                yield record
         except DataError:
             raise
         except Exception as error:  # as above

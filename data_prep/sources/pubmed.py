@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_prep.sources import units
-from data_prep.sources.documents import BadRecord, Deletion, Document, Omitted, Record
+from data_prep.sources.documents import SURROGATE, BadRecord, Deletion, Document, Omitted, Record, is_encodable
+from data_prep.sources.inline_text import EntityReferenceError, lines_of, text_of
 from data_prep.sources.opening import kind, open_input, reading_errors
 from data_prep.sources.pubmed_skim import SkimmedPubmed
 from data_prep.sources.units import SourceFile, Unit
-from data_prep.sources.xml_input import EntityReferenceError, entity_record, stream_elements, text_of
+from data_prep.sources.xml_input import stream_elements
 
 EXTENSIONS = (".xml", ".jsonl")
 NO_ABSTRACT = "no abstract"
 
+ID_KEYS = ("pmid", "pmcid", "id")  # of .jsonl; the first that a row has
+
+_NO_ID = ("", "nan", "none", "null")
+_NO_TITLE = ("not available", "no title available", "no title")
+_ENDS_OF_LABELS = " :.\uff1a\u2014\u2013-"  # some publishers end labels themselves
+_LABEL_ENDED_TWICE = re.compile(r"^([A-Z][A-Z .,&/-]*)\s*::+\s*")  # in a text that a label was joined to before
 _RECORDS = ("PubmedArticle", "PubmedBookArticle", "MedlineCitation", "DeleteCitation", "DeleteDocument")
 _ROOTS = ("PubmedArticleSet", "MedlineCitationSet", "PubmedBookArticleSet")
 
@@ -67,7 +75,7 @@ def read_xml(file: SourceFile) -> Iterator[Record]:
             try:
                 yield _record(element, name, file, place)
             except EntityReferenceError as error:
-                yield entity_record(place, error)
+                yield BadRecord(place, f"{error}, and entities are not expanded; remove it from the file")
 
 
 def read_jsonl(file: SourceFile) -> Iterator[Record]:
@@ -82,21 +90,43 @@ def read_jsonl(file: SourceFile) -> Iterator[Record]:
                 continue
             place = f"{file.path}: line {number}"
             try:
-                row = json.loads(line)
-                identifier = str(next(row[key] for key in ("pmid", "pmcid", "id") if row.get(key)))
-                sections = row.get("abstract") or []
-                if isinstance(sections, str):
-                    sections = [{"text": sections}]
-                lines = [_section(part.get("label"), " ".join((part.get("text") or "").split())) for part in sections]
-                title = " ".join((row.get("title") or "").split())
-                document = _document(file, identifier, 0, title, lines)
-                if isinstance(document, Document):
-                    document.text.encode("utf-8")  # half of a surrogate pair, which is no character: a ValueError
-            except (ValueError, RecursionError, StopIteration, TypeError, AttributeError) as error:
-                reason = str(error) or "no pmid, pmcid or id"
-                yield BadRecord(place, f"not a PubMed record ({reason}); mend or remove the line")
+                record = _jsonl_record(json.loads(line), file)
+            except (ValueError, RecursionError, TypeError, AttributeError) as error:
+                yield BadRecord(place, f"not a PubMed record ({error}); mend or remove the line")
             else:
-                yield document
+                yield record if is_encodable(*_texts_of(record)) else BadRecord(place, SURROGATE)
+
+
+def _jsonl_record(row: Any, file: SourceFile) -> Document | Omitted:
+    identifier = next((found for key in ID_KEYS if (found := _identifier(row, key)) is not None), None)
+    if identifier is None:
+        raise ValueError(f"no {', '.join(ID_KEYS[:-1])} or {ID_KEYS[-1]}")
+    sections = row.get("abstract") or []
+    if isinstance(sections, str):
+        sections = [{"text": sections}]
+    lines = [_section(part.get("label"), " ".join((part.get("text") or "").split())) for part in sections]
+    return _document(file, identifier, 0, " ".join((row.get("title") or "").split()), lines)
+
+
+def _identifier(row: Any, key: str) -> str | None:
+    """What a row has under a key; None if nothing, as which NaN and the words for it count.
+
+    Raises:
+        ValueError: it has something that is no id.
+    """
+    value = row.get(key)
+    if isinstance(value, str):
+        value = value.strip()
+        return None if value.lower() in _NO_ID else value
+    if value is None or value != value or value == 0:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"the {key} is of type {type(value).__name__}, not a string or an integer")
+    return str(value)
+
+
+def _texts_of(record: Document | Omitted) -> tuple[str, ...]:
+    return (record.id, record.text) if isinstance(record, Document) else (record.id,)
 
 
 def _elements(file: SourceFile) -> Iterator[Any]:
@@ -121,17 +151,24 @@ def _record(element: Any, name: str, file: SourceFile, place: str) -> Record:
         return BadRecord(place, f"PMID {identifier} has version {version!r}; mend or remove the record")
     title = next((text_of(found) for path in titles if (found := article.find(path)) is not None), "")
     parts = (part for abstract in article.iterchildren("Abstract") for part in abstract.iterchildren("AbstractText"))
-    sections = [_section(part.get("Label"), text_of(part)) for part in parts]
+    sections = [line for part in parts for line in lines_of(part, _section)]
     return _document(file, identifier, int(version), title, sections)
 
 
 def _section(label: str | None, text: str) -> str:
+    """A section as PubMed prints it, with its label before it."""
+    label = " ".join((label or "").split()).rstrip(_ENDS_OF_LABELS)
     # UNLABELLED is what the DTD puts where the publisher left the label out.
-    return f"{label}: {text}" if text and label and label != "UNLABELLED" else text
+    text = _LABEL_ENDED_TWICE.sub(r"\1: ", text)
+    if not label or not text or label == "UNLABELLED" or text.startswith(f"{label}:"):
+        return text
+    return f"{label} {text}" if label.endswith("?") else f"{label}: {text}"
 
 
 def _document(file: SourceFile, identifier: str, version: int, title: str, sections: Sequence[str]) -> Record:
     lines = [line for line in sections if line]
+    title = _LABEL_ENDED_TWICE.sub(r"\1: ", title)
+    title = "" if title.strip("[]. ").lower() in _NO_TITLE else title
     if not lines:
         return Omitted(NO_ABSTRACT, identifier, version)
     text = "\n".join([title, *lines] if title else lines)

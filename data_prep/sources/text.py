@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bnb_ds.errors import DataError
 from data_prep.sources import units
-from data_prep.sources.documents import BadRecord, Document, Record, content_id
+from data_prep.sources.documents import SURROGATE, BadRecord, Document, Record, content_id, is_encodable
 from data_prep.sources.opening import kind, open_input, reading_errors, unreadable
 from data_prep.sources.units import SourceFile, Unit
 
@@ -19,8 +19,10 @@ EXTENSIONS = (".txt", ".jsonl", ".parquet")
 TXT_DOCUMENTS = ("blank-line", "line", "file")
 DEFAULT_ID_COLUMN = "id"
 
+_BLOCK_BYTES = 1 << 20
 _PARQUET_BATCH_ROWS = 64  # bounds memory within a row group, and what sampling its beginning costs
 _PARQUET_UNIT_BYTES = 1 << 27  # before compression
+_PARQUET_TRAILER_BYTES = 8  # length of the metadata, and a signature
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class TextFormat:
     text_column: str = "text"  # of .jsonl and .parquet
     id_column: str | None = None  # likewise; None takes `id` where there is one, else a hash of the text
     txt_documents: str = "blank-line"  # what separates documents of a .txt file: one of TXT_DOCUMENTS
+    ignore_ids: bool = False  # always take a hash of the text
+
+    def id_of(self, row: Mapping[str, Any]) -> Any:
+        """The id that a row gives its document; None: a hash of the text serves."""
+        return None if self.ignore_ids else row.get(self.id_column or DEFAULT_ID_COLUMN)
 
 
 class TextSource:
@@ -97,20 +104,28 @@ def parquet_units(file: SourceFile, index: int) -> list[Unit]:
     except (pa.ArrowException, OSError):
         return [Unit(index, num_bytes)]
     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    footer = (file.num_bytes() - metadata.serialized_size - _PARQUET_TRAILER_BYTES, file.num_bytes())
+    starts = [0, *(_first_byte(metadata.row_group(i)) for i in range(1, len(sizes))), footer[0]]
     found: list[Unit] = []
     begin = filled = 0
     for i, size in enumerate(sizes):
         filled += size
         if filled >= _PARQUET_UNIT_BYTES or i == len(sizes) - 1:
-            found.append(Unit(index, num_bytes * filled // max(sum(sizes), 1), begin, i + 1))
+            share, span = num_bytes * filled // max(sum(sizes), 1), (starts[begin], starts[i + 1])
+            found.append(Unit(index, share, begin, i + 1, (span, footer)))
             begin, filled = i + 1, 0
-    return found or [Unit(index, num_bytes)]
+    return found if len(found) > 1 else [Unit(index, num_bytes)]
+
+
+def _first_byte(row_group: Any) -> int:
+    columns = (row_group.column(i) for i in range(row_group.num_columns))
+    return min(column.dictionary_page_offset or column.data_page_offset for column in columns)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | BadRecord]]:
     """Line number from 1 and line without its end; a byte order mark is dropped."""
     with open_input(path) as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(_raw_lines(file), start=1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -118,6 +133,21 @@ def _lines(path: Path) -> Iterator[tuple[int, str | BadRecord]]:
                 yield number, BadRecord(f"{path}: line {number}", reason)
             else:
                 yield number, line.rstrip("\r\n")
+
+
+def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines with their ends: LF or CR LF, and CR alone in a file that begins with such lines."""
+    data = file.readline(_BLOCK_BYTES)
+    if data.endswith(b"\n") or b"\r" not in data:
+        if data:
+            yield data if data.endswith(b"\n") else data + file.readline()
+        yield from file
+        return
+    while block := file.read(_BLOCK_BYTES):
+        *lines, last = data.splitlines(keepends=True)
+        yield from lines
+        data = last + block  # the last line may go on, or its CR may be half of an end
+    yield from data.splitlines(keepends=True)
 
 
 def _read_txt(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:
@@ -134,10 +164,10 @@ def _read_txt(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> I
             paragraph.append(line)
         if separator == "line" or (separator == "blank-line" and is_blank):
             if paragraph and not spoilt:
-                yield _document(file, "\n".join(paragraph))
+                yield _document(file.name, "\n".join(paragraph))
             paragraph, spoilt = [], False
     if (paragraph or separator == "file") and not spoilt:
-        yield _document(file, "\n".join(paragraph))
+        yield _document(file.name, "\n".join(paragraph))
 
 
 def _read_jsonl(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:
@@ -155,9 +185,7 @@ def _jsonl_document(file: SourceFile, place: str, line: str, text_format: TextFo
         return BadRecord(place, f"not valid JSON ({error}); mend or remove the line")
     if not isinstance(row, dict):
         return BadRecord(place, f"a JSON {type(row).__name__}, not an object; write one object per line")
-    if (missing := _missing_column(row, text_format)) is not None:
-        return BadRecord(place, missing)
-    return _checked(file, place, row[text_format.text_column], row.get(text_format.id_column or DEFAULT_ID_COLUMN))
+    return row_document(file.name, place, row, text_format)
 
 
 def _read_parquet(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:
@@ -206,24 +234,33 @@ def _unreadable_rows(file: SourceFile, name: str, error: Exception) -> Exception
 def _columns(file: SourceFile, names: list[str], text_format: TextFormat) -> list[str]:
     if (missing := _missing_column(names, text_format)) is not None:
         raise DataError(f"{file.path}: {missing}")
-    # Not in one call with both names: a column may serve as text and id.
-    return sorted({text_format.text_column, text_format.id_column or DEFAULT_ID_COLUMN} & set(names))
+    # A set, because one column may serve as text and id.
+    wanted = {text_format.text_column}
+    if not text_format.ignore_ids:
+        wanted.add(text_format.id_column or DEFAULT_ID_COLUMN)
+    for name in wanted:
+        if names.count(name) > 1:
+            raise DataError(f"{file.path}: {names.count(name)} columns are named {name!r}; rename all but one")
+    return sorted(wanted & set(names))
 
 
 def _rows(file: SourceFile, batches: Any, row_number: int, text_format: TextFormat) -> Iterator[Document | BadRecord]:
-    id_column = text_format.id_column or DEFAULT_ID_COLUMN
     for batch in batches:
         for start in range(0, len(batch), _PARQUET_BATCH_ROWS):
             rows = batch.slice(start, _PARQUET_BATCH_ROWS)
-            columns = {name: rows.column(name) for name in rows.schema.names}
-            try:
-                values = {name: column.to_pylist() for name, column in columns.items()}
-            except UnicodeDecodeError:
-                values = {name: [_value(scalar) for scalar in column] for name, column in columns.items()}
-            texts = values[text_format.text_column]
-            for text, document_id in zip(texts, values.get(id_column, [None] * len(texts)), strict=True):
+            values = {name: _values(rows.column(name)) for name in rows.schema.names}
+            ids = text_format.id_of(values) or [None] * len(rows)
+            for text, document_id in zip(values[text_format.text_column], ids, strict=True):
                 row_number += 1
-                yield _checked(file, f"{file.path}: row {row_number}", text, document_id)
+                yield _checked(file.name, f"{file.path}: row {row_number}", text, document_id)
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of a column as Python objects; one that has no such object is the error that says so."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError, ImportError):  # bad UTF-8, times out of range, times that only pandas can hold
+        return [_value(scalar) for scalar in column]
 
 
 def _value(scalar: Any) -> Any:
@@ -231,6 +268,15 @@ def _value(scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError as error:
         return error
+    except (ValueError, OverflowError, ImportError):
+        return _Unreadable(str(scalar.type))
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """A value of an Arrow type that Python cannot hold."""
+
+    type_name: str
 
 
 def _missing_column(names: Any, text_format: TextFormat) -> str | None:
@@ -241,25 +287,32 @@ def _missing_column(names: Any, text_format: TextFormat) -> str | None:
     return None
 
 
-def _checked(file: SourceFile, place: str, text: Any, document_id: Any) -> Document | BadRecord:
+def row_document(source: str, place: str, row: Mapping[str, Any], text_format: TextFormat) -> Document | BadRecord:
+    """The document of a row, or the fault that names ``place``; ``source`` is the input's name in the manifest."""
+    if (missing := _missing_column(row, text_format)) is not None:
+        return BadRecord(place, missing)
+    return _checked(source, place, row[text_format.text_column], text_format.id_of(row))
+
+
+def _checked(source: str, place: str, text: Any, document_id: Any) -> Document | BadRecord:
     if text is None:
         text = ""
     if isinstance(text, UnicodeDecodeError) or isinstance(document_id, UnicodeDecodeError):
         return BadRecord(place, "not valid UTF-8; write the file again from valid text")
     if not isinstance(text, str):
-        return BadRecord(place, f"the text is of type {type(text).__name__}; choose a --text-column of strings")
+        return BadRecord(place, f"the text is of type {_type_name(text)}; choose a --text-column of strings")
     if document_id is not None and (isinstance(document_id, bool) or not isinstance(document_id, (str, int))):
-        kind_of_id = type(document_id).__name__
-        return BadRecord(place, f"the id is of type {kind_of_id}; choose an --id-column of strings or integers")
+        reason = f"the id is of type {_type_name(document_id)}"
+        return BadRecord(place, f"{reason}; choose an --id-column of strings or integers, or --ignore-ids")
     document_id = None if document_id is None else str(document_id)
-    try:
-        for value in (text, document_id or ""):
-            value.encode("utf-8")
-    except UnicodeEncodeError:
-        # JSON can spell half of a surrogate pair, which is no character.
-        return BadRecord(place, "holds half of a surrogate pair (\\ud800 to \\udfff); mend or remove it")
-    return _document(file, text, document_id)
+    if not is_encodable(text, document_id or ""):
+        return BadRecord(place, SURROGATE)
+    return _document(source, text, document_id)
 
 
-def _document(file: SourceFile, text: str, document_id: str | None = None) -> Document:
-    return Document(content_id(text) if document_id is None else document_id, text, file.name)
+def _type_name(value: Any) -> str:
+    return value.type_name if isinstance(value, _Unreadable) else type(value).__name__
+
+
+def _document(source: str, text: str, document_id: str | None = None) -> Document:
+    return Document(content_id(text) if document_id is None else document_id, text, source)

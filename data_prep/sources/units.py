@@ -6,18 +6,21 @@ of its own. Because workers and tasks only choose among parts, any number of the
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bnb_ds.common.files import sha256_file
 from bnb_ds.errors import DataError
 from data_prep.sources.documents import Record
 from data_prep.sources.opening import COMPRESSIONS, kind, unreadable
 
 _LARGEST_PART_BYTES = 1 << 26
 _SMALLEST_PART_BYTES = 1 << 21
+_BLOCK_BYTES = 1 << 20
+_OVERLAP_BYTES = 1 << 22  # more than any compressed record
 _PARTS_OF_A_CORPUS = 256  # enough for any node to keep its cores busy to the end
 
 
@@ -39,17 +42,44 @@ class SourceFile:
         except OSError as error:
             raise unreadable(self.path, error) from error
 
-    def manifest_entry(self) -> dict[str, Any]:
-        """Name, size and SHA-256; reads the file once.
+    def stamp(self) -> tuple[int, ...]:
+        """What differs once somebody writes to the file or puts another in its place.
 
         Raises:
             DataError: it cannot be read.
         """
-        num_bytes = self.num_bytes()
         try:
-            return {"name": self.name, "bytes": num_bytes, "sha256": sha256_file(self.path)}
+            found = self.path.stat()
         except OSError as error:
             raise unreadable(self.path, error) from error
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def digest(self, unit: Unit | None = None) -> str:
+        """SHA-256 (hex) of the bytes on the disk that a unit is read from, by default the whole file.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        spans = ((0, self.num_bytes()),) if unit is None else unit.spans_of(self.num_bytes())
+        digest = hashlib.sha256()
+        try:
+            with open(self.path, "rb") as file:
+                for begin, end in spans:
+                    file.seek(begin)
+                    while block := file.read(min(_BLOCK_BYTES, end - begin)):
+                        digest.update(block)
+                        begin += len(block)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        return digest.hexdigest()
+
+    def manifest_entry(self, sha256: str | None = None) -> dict[str, Any]:
+        """Name, size and SHA-256; reads the file unless its SHA-256 is known.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return {"name": self.name, "bytes": self.num_bytes(), "sha256": sha256 or self.digest()}
 
 
 @dataclass(frozen=True)
@@ -60,12 +90,22 @@ class Unit:
     num_bytes: int  # its share of the file on disk, for sizing parts and for progress
     begin: int = 0
     end: int | None = None
+    spans: tuple[tuple[int, int], ...] = ()  # the bytes it is read from, where `begin` and `end` do not count bytes
+
+    def spans_of(self, file_bytes: int) -> tuple[tuple[int, int], ...]:
+        """The ranges of bytes that decide its records, in a file of that size."""
+        if self.spans:
+            return self.spans
+        if self.end is None:
+            return ((0, file_bytes),)
+        # The record that begins last may end in the next range.
+        return ((self.begin, min(self.end + _OVERLAP_BYTES, file_bytes)),)
 
 
 class Source(Protocol):
     """Where documents come from. Instances are sent to worker processes."""
 
-    files: Sequence[Any]  # each with name, num_bytes() and manifest_entry()
+    files: Sequence[Any]  # each with name, num_bytes(), stamp(), digest(unit) and manifest_entry()
     settings: dict[str, Any]  # all that decides the documents, for the manifest
     latest_wins: bool  # ids repeat: keep the latest version, honour deletions
 
@@ -99,15 +139,17 @@ def parts(units: Sequence[Unit], part_bytes: int | None = None) -> list[list[Uni
 def find_files(inputs: Sequence[Any], kinds: Sequence[str]) -> list[SourceFile]:
     """The files that ``inputs`` name: files as given, directories searched to the bottom in sorted order.
 
-    Hidden files and files of other types inside directories are passed over; every kind may be compressed.
+    Hidden files and files of other types inside directories are passed over; every kind may be compressed. Links to
+    directories are followed, and a directory that is reached twice is searched once.
 
     Raises:
-        DataError: an input is missing, of another type, without such files, or named twice.
+        DataError: an input is missing, of another type, without such files, or named twice, or a directory cannot be
+            read.
     """
     files: list[SourceFile] = []
     for given in map(Path, inputs):
         if given.is_dir():
-            found = sorted(path for path in given.rglob("*") if _is_input(path.relative_to(given), path, kinds))
+            found = sorted(path for path in _files_below(given) if _has_kind(path, kinds))
             if not found:
                 raise DataError(f"{given}: no {', '.join(kinds)} file in this directory; name one that has some")
             files.extend(SourceFile(path, path.relative_to(given).as_posix()) for path in found)
@@ -125,8 +167,25 @@ def find_files(inputs: Sequence[Any], kinds: Sequence[str]) -> list[SourceFile]:
     return files
 
 
-def _is_input(relative: Path, path: Path, kinds: Sequence[str]) -> bool:
-    return _has_kind(path, kinds) and path.is_file() and not any(part.startswith(".") for part in relative.parts)
+def _files_below(directory: Path) -> Iterator[Path]:
+    """Every file below a directory that is not hidden, in no order; broken links too, whose reading will fail."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(error.filename, error) from error
+
+    seen: set[str] = set()
+    starts = [directory]
+    for start in starts:  # links come last, so that a file keeps its own name where it has one
+        for parent, directories, names in os.walk(start, onerror=refuse):
+            real = os.path.realpath(parent)
+            if real in seen:
+                directories.clear()
+                continue
+            seen.add(real)
+            directories[:] = sorted(name for name in directories if not name.startswith("."))
+            paths = (Path(parent, name) for name in directories)
+            starts.extend(path for path in paths if path.is_symlink())
+            yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def _has_kind(path: Path, kinds: Sequence[str]) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import bz2
-import io
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from data_prep.sources.bz2_ranges import open_range, stream_ranges
 from data_prep.sources.documents import BadRecord, Document, Omitted, Record
 from data_prep.sources.opening import kind, reading_errors
 from data_prep.sources.text import EXTENSIONS, TextFormat, TextSource
@@ -23,9 +21,7 @@ KINDS = (".xml", *ROW_KINDS)
 _ROOTS = ("mediawiki",)
 _TAGS = ("{*}siteinfo", "{*}page")
 _REDIRECT = re.compile(r"\s*#REDIRECT", re.IGNORECASE)
-_STREAM_START = re.compile(rb"BZh[1-9]1AY&SY")  # 80 bits: no accident in a dump of any size
 _RANGE_BYTES = 1 << 25
-_BLOCK_BYTES = 1 << 18
 
 
 class WikipediaSource:
@@ -44,7 +40,7 @@ class WikipediaSource:
         for unit in self._rows.units():
             file = self.files[unit.file]
             is_splittable = file.path.suffix == ".bz2" and kind(file.path) == ".xml"
-            found.extend(_stream_ranges(file, unit.file) if is_splittable else [unit])
+            found.extend(stream_ranges(file, unit.file, _RANGE_BYTES) if is_splittable else [unit])
         return found
 
     def read(self, unit: Unit) -> Iterator[Record]:
@@ -96,78 +92,6 @@ def _hidden_namespaces(file: SourceFile) -> frozenset[str]:
     return frozenset(names)
 
 
-def _stream_ranges(file: SourceFile, index: int) -> list[Unit]:
-    """A multistream dump in ranges of whole streams; any other .bz2 is one stream and stays whole."""
-    num_bytes = file.num_bytes()
-    with reading_errors(file.path):
-        starts = [0]
-        for wanted in range(_RANGE_BYTES, num_bytes, _RANGE_BYTES):
-            found = _next_stream(file.path, max(wanted, starts[-1] + 1))
-            if found is None:
-                break
-            if found > starts[-1]:
-                starts.append(found)
-    if len(starts) == 1:
-        return [Unit(index, num_bytes)]
-    return [Unit(index, end - begin, begin, end) for begin, end in zip(starts, [*starts[1:], num_bytes], strict=True)]
-
-
-def _next_stream(path: Path, position: int) -> int | None:
-    """Where the first stream at or after a position begins."""
-    overlap = 9
-    with open(path, "rb") as file:
-        file.seek(position)
-        window = b""
-        while block := file.read(_BLOCK_BYTES):
-            window = window[-overlap:] + block
-            if match := _STREAM_START.search(window):
-                return file.tell() - len(window) + match.start()
-    return None
-
-
 def _range_elements(file: SourceFile, unit: Unit) -> Iterator[Any]:
-    # Only the first stream holds the root's beginning, and only the last its end.
-    prefix = b"<mediawiki>" if unit.begin else b""
-    suffix = b"</mediawiki>" if unit.end < file.num_bytes() else b""
-    with reading_errors(file.path), io.BufferedReader(_Streams(file.path, unit, prefix, suffix)) as stream:
+    with reading_errors(file.path), open_range(file, unit) as stream:
         yield from stream_elements(stream, file, _TAGS, _ROOTS)
-
-
-class _Streams(io.RawIOBase):
-    """The content of the bz2 streams in a range of a file, between a prefix and a suffix."""
-
-    def __init__(self, path: Path, unit: Unit, prefix: bytes, suffix: bytes) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 -- closed by close()
-        self._file.seek(unit.begin)
-        self._left = unit.end - unit.begin
-        self._decompressor = bz2.BZ2Decompressor()
-        self._input = b""
-        self._output = prefix
-        self._suffix = suffix
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self._output:
-            if self._decompressor.eof:
-                self._input = self._decompressor.unused_data
-                if not self._input and not self._left:
-                    self._output, self._suffix = self._suffix, b""
-                    break
-                self._decompressor = bz2.BZ2Decompressor()
-            if not self._input:
-                self._input = self._file.read(min(_BLOCK_BYTES, self._left))
-                self._left -= len(self._input)
-                if not self._input:
-                    raise EOFError
-            self._output = self._decompressor.decompress(self._input)
-            self._input = b""
-        count = min(len(buffer), len(self._output))
-        buffer[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

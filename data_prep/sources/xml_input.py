@@ -8,13 +8,8 @@ from typing import Any, BinaryIO
 from lxml import etree
 
 from bnb_ds.errors import DataError
-from data_prep.sources.documents import BadRecord
 from data_prep.sources.opening import open_input, reading_errors
 from data_prep.sources.units import SourceFile
-
-
-class EntityReferenceError(ValueError):
-    """A text holds a reference to an entity, which only the document's own DTD could explain."""
 
 
 def elements(file: SourceFile, tags: Sequence[str], roots: Sequence[str]) -> Iterator[Any]:
@@ -64,25 +59,6 @@ def stream_elements(stream: BinaryIO, file: SourceFile, tags: Sequence[str], roo
         raise DataError(f"{file.path}: line {line}: not well-formed XML ({reason}); fetch the file again") from None
     if not checked and events.root is not None:
         _check_root(events.root, file, roots)
-
-
-def text_of(element: Any) -> str:
-    """The text of an element and everything below it, white space made single spaces.
-
-    Raises:
-        EntityReferenceError: an entity would have to be expanded.
-    """
-    if len(element) == 0:
-        return " ".join((element.text or "").split())
-    for node in element.iter(etree.Entity):
-        raise EntityReferenceError(f"holds the entity reference {node.text}")
-    # In one call; itertext() makes a Python object of every piece.
-    return " ".join(etree.tostring(element, method="text", encoding="unicode", with_tail=False).split())
-
-
-def entity_record(place: str, error: EntityReferenceError) -> BadRecord:
-    """The bad record that such an error makes."""
-    return BadRecord(place, f"{error}, and entities are not expanded; remove it from the file")
 
 
 def local_name(element: Any) -> str:

@@ -1,16 +1,18 @@
 """Ways to tokenise, all with the ids of the tokenizer itself.
 
 WordPiece works word by word, so an engine may tokenise each distinct word once, or be another program altogether.
-Whatever it is, it must prove itself on the beginning of every part of the actual input (:meth:`Candidate.prove`):
-every id is compared with the tokenizer's. One that differs, or cannot be loaded, is passed over, and the user is told.
+A program of others must first give the tokenizer's ids for every code point of Unicode (:func:`first_fault`). Every
+engine must also do so for the beginning of every part of the actual input (:meth:`Candidate.prove`). An engine that
+differs, or that cannot be loaded, is passed over, and the user is told.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 import numpy as np
@@ -18,9 +20,14 @@ from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
 from bnb_ds.errors import ConfigError, how_to_install
+from bnb_ds.version import __version__ as VERSION
 from data_prep.tokenise.words import WordEngine
 
 _PIECE_CHARACTERS = 1 << 20
+
+_CODE_POINTS = 0x110000
+_PROVEN_AT_ONCE = 1 << 14
+_PROVEN_IN_A_ROW = 64
 
 PROOF_CHARACTERS = 3 << 14  # of each part, what an engine is proven on: some 15 ms of the tokenizer's own work
 
@@ -43,6 +50,8 @@ class Engine(Protocol):
     """Encodes documents whole and without special tokens; a text that spells ``[MASK]`` is encoded as text."""
 
     name: str
+    packages: Sequence[str]  # whose releases decide the ids
+    is_foreign: bool  # a program of others: it has to give the right ids for every code point before it is used
 
     def __call__(self, texts: Sequence[str]) -> Ragged:
         """Token ids of each text; of length 0 for a text without tokens."""
@@ -52,6 +61,8 @@ class TokenizersEngine:
     """The tokenizer's own Rust code: the reference that the others are held to."""
 
     name = "tokenizers"
+    packages = ("tokenizers",)
+    is_foreign = False
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
@@ -67,6 +78,8 @@ class WordsEngine:
     """A dictionary of words kept in pyarrow and NumPy; see :mod:`data_prep.tokenise.words`."""
 
     name = "words"
+    packages = ("bnb_ds", "tokenizers")
+    is_foreign = False  # every word that is not plain ASCII gets its ids from the tokenizer itself
 
     def __init__(self, backend: Tokenizer) -> None:
         self._words = WordEngine(backend)
@@ -80,6 +93,8 @@ class NanotokenEngine:
     """The optional package ``nanotoken``."""
 
     name = "nanotoken"
+    packages = ("nanotoken",)
+    is_foreign = True
 
     def __init__(self, backend: Tokenizer) -> None:
         import nanotoken
@@ -90,26 +105,6 @@ class NanotokenEngine:
         """See :class:`Engine`."""
         found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False, parallel=False)
         return Ragged(found.ids, found.offsets)
-
-
-class TokieEngine:
-    """The optional package ``tokie``."""
-
-    name = "tokie"
-
-    def __init__(self, backend: Tokenizer) -> None:
-        import tokie
-
-        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-            file.write(_without_special_tokens(backend))
-            file.flush()
-            self._tokenizer = tokie.Tokenizer.from_json(file.name)
-
-    def __call__(self, texts: Sequence[str]) -> Ragged:
-        """See :class:`Engine`."""
-        # One text at a time: its batch call would use every core of the node from every worker.
-        rows = [np.asarray(self._tokenizer.encode(text, False).ids, dtype=np.uint32) for text in texts]
-        return _ragged(rows)
 
 
 class InPieces:
@@ -150,6 +145,9 @@ class Candidate:
         engine: the engine.
         reference: the tokenizer itself; as ``engine``, it needs no proof.
         whole: give it whole documents; otherwise long ones go to it :class:`in pieces <InPieces>`.
+
+    Attributes:
+        packages: the releases of the packages whose code decides the ids, by name.
     """
 
     def __init__(self, name: str, engine: Engine, reference: TokenizersEngine, whole: bool) -> None:
@@ -157,6 +155,7 @@ class Candidate:
         self._engine = engine
         self._reference = reference
         self._encode = engine if whole else InPieces(engine)
+        self.packages = {package: _release(package) for package in engine.packages}
 
     def __call__(self, texts: Sequence[str]) -> Ragged:
         """See :class:`Engine`."""
@@ -182,9 +181,32 @@ class Candidate:
 
 
 ENGINES: dict[str, Callable[[Tokenizer], Engine]] = {
-    kind.name: kind for kind in (NanotokenEngine, TokieEngine, WordsEngine, TokenizersEngine)
+    kind.name: kind for kind in (NanotokenEngine, WordsEngine, TokenizersEngine)
 }
 ENGINE_NAMES = ("auto", *ENGINES)  # "auto" tries them in this order, the fastest first
+
+
+def first_fault(engine: Engine, reference: TokenizersEngine) -> str | None:
+    """What is wrong with an engine's ids over all of Unicode; None if nothing is. Takes some ten seconds.
+
+    Every code point is encoded between spaces, between letters and before a combining mark, and every assigned one
+    also as a whole text.
+    """
+    for begin in range(0, _CODE_POINTS, _PROVEN_AT_ONCE):
+        codes = range(begin, begin + _PROVEN_AT_ONCE)
+        characters = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]  # halves of pairs are no text
+        rows = [characters[i : i + _PROVEN_IN_A_ROW] for i in range(0, len(characters), _PROVEN_IN_A_ROW)]
+        texts = [" ".join(f"{c} a{c}b {c}\u0301" for c in row) for row in rows]
+        texts += [c for c in characters if unicodedata.category(c) != "Cn"]
+        try:
+            found = engine(texts)
+        except Exception as error:  # a young package may fail in any way it likes
+            return f"fails on code points from U+{begin:04X} on ({_one_line(error)})"
+        expected = reference(texts)
+        for index, text in enumerate(texts):
+            if not np.array_equal(found[index], expected[index]):
+                return f"other ids than the tokenizer's for code points from U+{ord(text[0]):04X} on"
+    return None
 
 
 def candidates(
@@ -218,6 +240,9 @@ def candidates(
             raise ConfigError(f"--engine {name}: not installed; {how_to_install('fast')}, or choose another") from None
         except Exception as error:  # a young package may refuse a tokenizer in any way it likes
             say(f"engine {asked}: refuses this tokenizer ({_one_line(error)}); not used")
+            continue
+        if engine.is_foreign and (fault := first_fault(engine, reference)) is not None:
+            say(f"engine {asked}: {fault}; not used")
             continue
         yield Candidate(asked, engine, reference, whole)
     say(f"engine {reference.name}: used instead")
@@ -261,6 +286,13 @@ def _without_special_tokens(backend: Tokenizer) -> str:
     state["added_tokens"] = [token for token in state["added_tokens"] if not token["special"]]
     state["post_processor"] = None
     return json.dumps(state)
+
+
+def _release(package: str) -> str:
+    try:
+        return VERSION if package == "bnb_ds" else version(package)
+    except PackageNotFoundError:  # on the path, but not installed
+        return "unknown"
 
 
 def _one_line(error: Exception) -> str:

@@ -195,7 +195,7 @@ def _prep(name: str, arguments: dict):
     engine = name.removeprefix("prep ")
     import pyarrow.parquet  # noqa: F401 -- imported before the clock starts, as for the others
 
-    if engine in ("nanotoken", "tokie"):
+    if engine == "nanotoken":
         __import__(engine)
     tokenizer = load_tokenizer(arguments["tokenizer"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,17 @@ import numpy as np
 from bnb_ds.common.files import sha256_file
 from bnb_ds.data.tokenization import load_tokenizer, tokenizer_hash
 from bnb_ds.errors import DataError
-from bnb_ds.shards.manifest import MANIFEST_NAME, OFFSET_DTYPE, SPECIAL_TOKENS, SPLITS, Manifest, ManifestShard
-from bnb_ds.shards.reader import read_manifest
+from bnb_ds.shards.manifest import (
+    MANIFEST_NAME,
+    OFFSET_DTYPE,
+    SPECIAL_TOKENS,
+    SPLITS,
+    TOKENIZER_DIRECTORY,
+    Manifest,
+    ManifestShard,
+    parse_manifest,
+)
+from bnb_ds.shards.reader import read_manifest_bytes, seal_damage, unlisted_files
 
 _BLOCK_TOKENS = 1 << 22
 
@@ -21,14 +31,30 @@ def find_damage(directory: str | os.PathLike[str]) -> list[str]:
     """Everything that is wrong with a shard directory, one line each, naming shard and document where they are known.
 
     Raises:
-        DataError: there is no readable manifest, so nothing to check against.
+        DataError: there is no manifest, so nothing to check against.
     """
     directory = Path(directory)
-    manifest = read_manifest(directory)
-    damage = [line for shard in manifest.shards for line in _shard_damage(directory, manifest, shard)]
-    damage += _tokenizer_damage(directory, manifest)
+    data = read_manifest_bytes(directory)
+    try:
+        manifest = parse_manifest(data, directory / MANIFEST_NAME)
+    except DataError as error:
+        broken = seal_damage(directory, data)
+        return [str(error)] if broken is None else [str(error), broken]
+    damage = [] if manifest.format_version == 1 else [seal_damage(directory, data)]
+    damage += [line for shard in manifest.shards for line in _shard_damage(directory, manifest, shard)]
+    damage += _file_damage(directory, manifest)
     damage += _totals_damage(directory, manifest)
-    return damage
+    return [line for line in damage if line is not None]
+
+
+def unchecked(manifest: Manifest) -> str | None:
+    """What cannot be checked of a directory of an old format version, in one line; None if everything can."""
+    if manifest.format_version > 1:
+        return None
+    return (
+        "format version 1 has no hash of the manifest itself, of bad_records.jsonl and of tokenizer settings that do "
+        "not decide the ids: these are not checked"
+    )
 
 
 def _shard_damage(directory: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[str]:
@@ -39,18 +65,20 @@ def _shard_damage(directory: Path, manifest: Manifest, shard: ManifestShard) -> 
     )
     arrays = []
     for path, dtype, length, sha256 in files:
+        yield from _hash_damage(path, sha256)
         try:
             array = np.load(path, mmap_mode="r")
-            digest = sha256_file(path)
-        except (OSError, ValueError) as error:
+        except OSError:
+            continue  # the hash could not be read either, which is reported
+        except Exception as error:  # NumPy evaluates the header, and a damaged one fails in any way
             yield f"{path}: cannot read: {' '.join(str(error).split())}"
-            return
+            continue
         if array.dtype != dtype or array.shape != (length,):
             yield f"{path}: holds {array.dtype} of shape {array.shape}, the manifest says {dtype} of shape ({length},)"
-            return
-        if digest != sha256:
-            yield f"{path}: content does not match the manifest's SHA-256"
+            continue
         arrays.append(np.asarray(array))
+    if len(arrays) < len(files):
+        return
     tokens, offsets = arrays
     bad = np.flatnonzero(offsets[1:] <= offsets[:-1])
     if offsets[0] != 0 or offsets[-1] != shard.num_tokens or bad.size:
@@ -58,6 +86,14 @@ def _shard_damage(directory: Path, manifest: Manifest, shard: ManifestShard) -> 
         yield f"{directory / shard.offsets_file}: offsets do not rise from 0 to {shard.num_tokens}: {where}"
         return
     yield from _id_damage(directory / shard.tokens_file, manifest, tokens, offsets)
+
+
+def _hash_damage(path: Path, sha256: str) -> Iterator[str]:
+    try:
+        if sha256_file(path) != sha256:
+            yield f"{path}: content does not match the manifest's SHA-256"
+    except OSError as error:
+        yield f"{path}: cannot read: {error.strerror or error}"
 
 
 def _id_damage(path: Path, manifest: Manifest, tokens: np.ndarray, offsets: np.ndarray) -> Iterator[str]:
@@ -79,14 +115,40 @@ def _id_damage(path: Path, manifest: Manifest, tokens: np.ndarray, offsets: np.n
             return
 
 
+def _file_damage(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Files that belong to no shard: the tokenizer and the list of bad records."""
+    is_tokenizer_whole = True
+    for file in manifest.files:
+        for line in _hash_damage(directory / file.name, file.sha256):
+            is_tokenizer_whole &= not file.name.startswith(f"{TOKENIZER_DIRECTORY}/")
+            yield line
+    if manifest.format_version > 1:
+        for line in unlisted_files(directory, manifest):
+            is_tokenizer_whole = False
+            yield line
+    if is_tokenizer_whole:  # else it is not worth loading
+        yield from _tokenizer_damage(directory, manifest)
+
+
 def _tokenizer_damage(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Whether the tokenizer as it lies there is the one that the manifest names."""
+    path = directory / TOKENIZER_DIRECTORY
     try:
-        found = tokenizer_hash(load_tokenizer(directory / "tokenizer"))
+        content = tuple((file.name, sha256_file(file)) for file in sorted(path.rglob("*")) if file.is_file())
+        found = _loaded_hash(path, content)
+    except OSError as error:
+        yield f"{path}: cannot read: {error.strerror or error}"
     except DataError as error:
         yield str(error)
-        return
-    if found != manifest.tokenizer.hash:
-        yield f"{directory / 'tokenizer'}: not the tokenizer that made the shards (its hash is {found})"
+    else:
+        if found != manifest.tokenizer.hash:
+            yield f"{path}: not the tokenizer that made the shards (its hash is {found})"
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded_hash(path: Path, content: tuple[tuple[str, str], ...]) -> str:
+    """The hash of a tokenizer; one of equal content is loaded once."""
+    return tokenizer_hash(load_tokenizer(path))
 
 
 def _totals_damage(directory: Path, manifest: Manifest) -> Iterator[str]:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnb_ds.data.tokenization import load_tokenizer, tokenizer_from_vocabulary
-from data_prep.tokenise.engines import ENGINES, document_backend
+from data_prep.tokenise.engines import ENGINES, document_backend, first_fault
 from data_prep.tokenise.words import WordEngine
 
 OPTIONAL = [
     pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"no {name}"))
-    for name in ("nanotoken", "tokie")
+    for name in ("nanotoken",)
 ]
 VOCABULARIES = ["bert-base-cased", "bert-base-uncased", "bert-base-multilingual-cased"]
 
@@ -79,6 +79,15 @@ def test_every_character(name: str, shared_data: Path) -> None:
     characters = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
     texts = [" ".join(f"a{c}b" for c in characters[i : i + 2048]) for i in range(0, 0x32000, 2048)]
     assert_equal(ENGINES["words"](backend), reference, texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [*OPTIONAL, "words"])
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_every_code_point(engine: str, name: str, shared_data: Path) -> None:
+    """In every place that the proof of foreign engines looks at."""
+    backend, reference = vocabulary(shared_data / "tokenizers" / name)
+    assert first_fault(ENGINES[engine](backend), reference) is None
 
 
 @pytest.mark.parametrize("engine", [*OPTIONAL, "words"])

@@ -48,9 +48,9 @@ LAYERS = [
     "commands",
     "cli",
 ]
-LAYERS_OF_DATA_PREP = ["sources", "tokenise", "jobs", "tools", "cli cli_bench cli_tools commands"]
+LAYERS_OF_DATA_PREP = ["sources", "tokenise", "jobs", "tools", "commands", "cli"]
 #: all that data_prep may know of bnb_ds
-OF_DATA_PREP = ("bnb_ds.errors", "bnb_ds.common", "bnb_ds.shards", "bnb_ds.data.tokenization")
+OF_DATA_PREP = ("bnb_ds.errors", "bnb_ds.version", "bnb_ds.common", "bnb_ds.shards", "bnb_ds.data.tokenization")
 
 #: module names that stand in several folders, and why
 NAMED_TWICE = {

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bnb_ds.common.arguments import CommandParser
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, tokenizer_hash
 from bnb_ds.errors import DataError
 from bnb_ds.shards.reader import TokenShards
-from data_prep.cli import add_commands
+from data_prep.commands.prep import _COMMANDS
 from data_prep.sources import docs
-
-
-def prep(*arguments: str | Path) -> int | None:
-    parser = CommandParser(prog="bnb-ds")
-    add_commands(parser.add_subparsers(required=True))
-    args = parser.parse_args(["prep", *map(str, arguments)])
-    return args.run(args)
+from tests.prep_helpers import parse, prep
 
 
 @pytest.fixture
@@ -64,10 +58,14 @@ def test_text(tmp_path: Path, corpus: Path, tokenizer: Path, small_texts, capsys
         "tokens_per_shard": 1 << 26,
         "text_column": "text",
         "id_column": None,
+        "ignore_ids": False,
         "txt_documents": "blank-line",
         "drop_duplicates": False,
         "skip_bad": False,
+        "part_bytes": None,
     }
+    assert [engine.name for engine in manifest.engines] in (["nanotoken"], ["words"])
+    assert set(manifest.engines[0].packages.values()) & {version("tokenizers"), "0.1.0"}
 
 
 def test_text_options(tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture) -> None:
@@ -164,3 +162,16 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture) -> No
         prep(*arguments)
     assert caught.value.code == 2
     assert "usage: bnb-ds prep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", _COMMANDS, ids=lambda command: command.name)
+def test_help_describes_a_command_and_shows_an_example_that_parses(command, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prep(command.name, "--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert command.description in " ".join(shown.split())
+    assert f"example:\n  {command.example}\n" in shown
+    program, subject, *arguments = command.example.split()
+    assert (program, subject) == ("bnb-ds", "prep")
+    assert callable(parse(*arguments).run)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -53,17 +56,85 @@ def test_one_wrong_id_and_the_tokenizer_is_used_aloud(small_tokenizer, small_tex
     ]
 
 
-def test_auto_takes_the_next_engine(small_tokenizer, small_texts, said, monkeypatch) -> None:
-    def missing(backend):
-        raise ImportError
+class Foreign(TokenizersEngine):
+    """Another package's engine, wrong where the given texts are among those that it encodes."""
 
-    monkeypatch.setitem(ENGINES, "nanotoken", WrongOnce)
-    monkeypatch.setitem(ENGINES, "tokie", missing)
+    name = "nanotoken"
+    packages = ("no such package",)
+    is_foreign = True
+    wrong: tuple[str, ...] = ()
+
+    def __call__(self, texts):
+        found = super().__call__(texts)
+        ids = found.ids.copy()
+        for index, text in enumerate(texts):
+            if any(part in text for part in self.wrong):
+                ids[found.offsets[index]] ^= 1
+        return Ragged(ids, found.offsets)
+
+
+@pytest.fixture
+def few_code_points(monkeypatch) -> None:
+    monkeypatch.setattr(engines, "_CODE_POINTS", 0x400)
+    monkeypatch.setattr(engines, "_PROVEN_AT_ONCE", 0x100)
+
+
+@pytest.mark.parametrize("wrong", ["\x7f", "a\u0378b", "\u00e9\u0301", "\u03ff a"])
+def test_auto_takes_no_engine_that_is_wrong_for_a_code_point(
+    small_tokenizer, small_texts, said, monkeypatch, few_code_points, wrong: str
+) -> None:
+    """The input itself would not show it."""
+    monkeypatch.setitem(ENGINES, "nanotoken", type("Wrong", (Foreign,), {"wrong": (wrong,)}))
     engine = proven(small_tokenizer, "auto", small_texts, said.append)
     assert engine.name == "words"
-    assert [line.split(":")[0] for line in said] == ["engine nanotoken"]
+    assert len(said) == 1
+    assert re.fullmatch(
+        r"engine nanotoken: other ids than the tokenizer's for code points from U\+0[0-3].. on; not used", said[0]
+    )
     expected = small_tokenizer(small_texts, add_special_tokens=False)["input_ids"]
     assert [row.tolist() for row in engine(small_texts)] == expected
+
+
+def test_auto_takes_a_proven_engine(small_tokenizer, small_texts, said, monkeypatch, few_code_points) -> None:
+    monkeypatch.setitem(ENGINES, "nanotoken", Foreign)
+    engine = proven(small_tokenizer, "auto", small_texts, said.append)
+    assert (engine.name, engine.packages, said) == ("nanotoken", {"no such package": "unknown"}, [])
+
+
+def test_engine_that_fails_on_a_code_point(small_tokenizer, said, monkeypatch, few_code_points) -> None:
+    class Fails(Foreign):
+        def __call__(self, texts):
+            if any("\u0200" in text for text in texts):
+                raise RuntimeError("no such letter")
+            return super().__call__(texts)
+
+    monkeypatch.setitem(ENGINES, "nanotoken", Fails)
+    assert proven(small_tokenizer, "nanotoken", ["a"], said.append).name == "tokenizers"
+    assert said[0] == "engine nanotoken: fails on code points from U+0200 on (no such letter); not used"
+
+
+def test_every_code_point_is_proven(small_tokenizer, monkeypatch) -> None:
+    """Alone if it is assigned, between spaces, between letters, and before a combining mark."""
+    assert sys.maxunicode + 1 == engines._CODE_POINTS
+    monkeypatch.setattr(engines, "_CODE_POINTS", 0x12000)  # all would fill this process's memory
+    seen: set[str] = set()
+
+    class Sees(Foreign):
+        def __call__(self, texts):
+            for text in texts:
+                seen.update(text.split(" ") if len(text) > 1 else [f"alone {text}"])
+            rows = np.zeros(len(texts) + 1, dtype=np.int64)
+            return Ragged(np.zeros(0, dtype=np.uint32), rows)
+
+    class Empty(TokenizersEngine):
+        def __call__(self, texts):
+            return Ragged(np.zeros(0, dtype=np.uint32), np.zeros(len(texts) + 1, dtype=np.int64))
+
+    backend = engines.document_backend(small_tokenizer)
+    assert engines.first_fault(Sees(backend), Empty(backend)) is None
+    characters = [chr(code) for code in range(0x12000) if not 0xD800 <= code < 0xE000 and code != 0x20]
+    assert all({c, f"a{c}b", f"{c}\u0301"} <= seen for c in characters)
+    assert all((f"alone {c}" in seen) == (unicodedata.category(c) != "Cn") for c in characters)
 
 
 def test_engine_that_fails_on_the_input(small_tokenizer, said, monkeypatch) -> None:
@@ -85,17 +156,14 @@ def test_tokenizer_with_added_tokens(small_tokenizer, said) -> None:
 
 
 def test_unknown_engine(small_tokenizer) -> None:
-    with pytest.raises(ConfigError, match="--engine must be one of auto, nanotoken, tokie, words, tokenizers, got 'x'"):
+    with pytest.raises(ConfigError, match="--engine must be one of auto, nanotoken, words, tokenizers, got 'x'"):
         proven(small_tokenizer, "x", [])
 
 
 def test_engine_that_is_not_installed(small_tokenizer, monkeypatch) -> None:
-    monkeypatch.setitem(engines.__dict__["ENGINES"], "tokie", lambda backend: __import__("no_such_package"))
-    with pytest.raises(
-        ConfigError,
-        match=r'--engine tokie: not installed; pip install "\.\[fast\]" in the checkout of bnb_ds, or choose',
-    ):
-        proven(small_tokenizer, "tokie", ["a"])
+    monkeypatch.setitem(ENGINES, "nanotoken", lambda backend: __import__("no_such_package"))
+    with pytest.raises(ConfigError, match=r"--engine nanotoken: not installed; `pip install bnb_ds\[fast\]` or choose"):
+        proven(small_tokenizer, "nanotoken", ["a"])
 
 
 def test_special_tokens_in_a_text_are_text(small_tokenizer) -> None:

@@ -193,8 +193,11 @@ def test_another_process_is_writing(arguments, tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr(worker, "build_part", build_and_try)
     prep(*arguments, "--output", tmp_path / "s")
     assert len(refused) == 1
-    with pytest.raises(DataError, match="/s: already holds finished shards; remove them or choose another output"):
-        prep(*arguments, "--output", tmp_path / "s")
+
+
+def shards_of(found: dict[str, bytes]) -> dict[str, bytes]:
+    """All but the manifest, which names the engines."""
+    return {name: data for name, data in found.items() if not name.startswith("manifest.json")}
 
 
 @pytest.fixture
@@ -229,7 +232,7 @@ def test_engine_that_is_found_out_late(
             prep(*arguments, "--output", tmp_path / "s")
         monkeypatch.setattr(worker, "build_part", build_part)
     prep(*arguments, "--output", tmp_path / "s", "--workers", workers)
-    assert content(tmp_path / "s") == expected
+    assert shards_of(content(tmp_path / "s")) == shards_of(expected)
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("engine ")]
     assert said == [
         "engine words: other ids than the tokenizer's for document 1 of part 5; not used",
@@ -248,7 +251,7 @@ def test_engine_that_another_task_finds_out(arguments, expected, late_fault, tmp
     said = capfd.readouterr().err.splitlines()
     assert "engine words: was wrong on another part of this corpus; not used" in said
     prep("merge", tmp_path / "s")
-    assert content(tmp_path / "s") == expected
+    assert shards_of(content(tmp_path / "s")) == shards_of(expected)
 
 
 def test_engine_that_fails_keeps_what_it_proved(arguments, expected, small_texts, tmp_path: Path, monkeypatch, capfd):
@@ -270,7 +273,7 @@ def test_engine_that_fails_keeps_what_it_proved(arguments, expected, small_texts
         "engine tokenizers: used instead",
     ]
     prep("merge", tmp_path / "s")
-    assert content(tmp_path / "s") == expected
+    assert shards_of(content(tmp_path / "s")) == shards_of(expected)
 
 
 def test_refusal_that_the_disk_refuses(arguments, late_fault, tmp_path: Path, monkeypatch) -> None:
@@ -326,6 +329,7 @@ def test_disk_that_fills_up(arguments, expected, tmp_path: Path, workers: int) -
         (["--workers", 0], "--workers must be at least 1, got 0"),
         (["--num-tasks", 0], "--num-tasks must be at least 1, got 0"),
         (["--holdout", 1], r"--holdout must be at least 0 and below 1, got 1\.0"),
+        (["--holdout", "nan"], "--holdout must be at least 0 and below 1, got nan"),
         (["--holdout", -0.1], r"--holdout must be at least 0 and below 1, got -0\.1"),
         (["--tokens-per-shard", 0], "--tokens-per-shard must be at least 1, got 0"),
         (["--part-bytes", 0], "--part-bytes must be at least 1, got 0"),

@@ -7,8 +7,6 @@ import json
 import os
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from bnb_ds.errors import DataError
@@ -71,6 +69,41 @@ def test_inputs_that_are_refused(tmp_path: Path, name: str, message: str) -> Non
         find_files([tmp_path / name])
 
 
+def test_links_to_directories_are_followed(tmp_path: Path) -> None:
+    """Each directory once, under its own name if it has one there; a circle ends."""
+    write(tmp_path / "elsewhere" / "b.txt", "b")
+    write(tmp_path / "corpus" / "sub" / "a.txt", "a")
+    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus" / "again").symlink_to(tmp_path / "corpus" / "sub")
+    (tmp_path / "corpus" / "sub" / "circle").symlink_to(tmp_path / "corpus")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    assert [file.name for file in find_files([tmp_path / "corpus"])] == ["linked/b.txt", "sub/a.txt"]
+    (tmp_path / "all").symlink_to(tmp_path / "corpus")
+    assert [file.name for file in find_files([tmp_path / "all"])] == ["linked/b.txt", "sub/a.txt"]
+
+
+def test_link_to_nothing_is_not_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "corpus" / "a.txt", "a")
+    (tmp_path / "corpus" / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(DataError, match=r"b.txt: cannot read: No such file or directory; check the file"):
+        list(read_documents(find_files([tmp_path / "corpus"])))
+
+
+def test_directory_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "corpus" / "a.txt", "a")
+    write(tmp_path / "corpus" / "closed" / "b.txt", "b")
+    scandir = os.scandir
+
+    def refuse(path):  # root, who may run this, is let in everywhere
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"corpus/closed: cannot read: Permission denied; check the file and its perm"):
+        find_files([tmp_path / "corpus"])
+
+
 def test_input_named_twice(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus" / "a.txt", "x")
     with pytest.raises(DataError, match=r"a.txt: named twice by --input; name it once"):
@@ -107,6 +140,29 @@ TWO_PARAGRAPHS = "one\ntwo\n\n \n\nthree  \r\n\tfour"
 def test_txt_documents(tmp_path: Path, separator: str, expected: list[str]) -> None:
     path = write(tmp_path / "a.txt", TWO_PARAGRAPHS)
     assert texts(path, TextFormat(txt_documents=separator)) == expected
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("one\rtwo\r\rthree", ["one", "two", "three"]),
+        ("one\r\r\ntwo\nthree\r", ["one", "two", "three"]),
+        ("one", ["one"]),
+        ("one\r", ["one"]),
+        ("one\n\r\n\rtwo\n", ["one", "\rtwo"]),  # lines end in LF here
+    ],
+)
+def test_lines_that_end_in_cr_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, lines: list[str], block_bytes: int
+) -> None:
+    monkeypatch.setattr("data_prep.sources.text._BLOCK_BYTES", max(block_bytes, content.find("\r") + 1))
+    assert texts(write(tmp_path / "a.txt", content), TextFormat(txt_documents="line")) == lines
+
+
+def test_paragraphs_and_rows_whose_lines_end_in_cr_alone(tmp_path: Path) -> None:
+    assert texts(write(tmp_path / "a.txt", "\ufeffone\rtwo\r\rthree\r")) == ["one\ntwo", "three"]
+    assert texts(write(tmp_path / "a.jsonl", '{"text": "a"}\r{"text": "b\\r"}\r')) == ["a", "b\r"]
 
 
 def test_txt_ids_follow_the_text_alone(tmp_path: Path) -> None:
@@ -176,92 +232,6 @@ def test_jsonl_bad_line(tmp_path: Path, line: str, message: str) -> None:
 def test_jsonl_without_the_id_column_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "x"}')
     expect(path, "a.jsonl: line 1: no column 'pmid'; choose --id-column from text", TextFormat(id_column="pmid"))
-
-
-# .parquet
-
-
-def write_parquet(path: Path, row_group_size: int = 3, **columns: list) -> Path:
-    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
-    return path
-
-
-def test_parquet(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", id=[3, 1, None, 4], title=list("abcd"), text=["w", None, "y", "z"])
-    assert read(path) == [
-        Document("3", "w", "a.parquet"),
-        Document("1", "", "a.parquet"),
-        Document(content_id("y"), "y", "a.parquet"),
-        Document("4", "z", "a.parquet"),
-    ]
-
-
-def test_parquet_keeps_order_over_batches_and_row_groups(tmp_path: Path) -> None:
-    expected = [f"document {i}" for i in range(1000)]
-    path = write_parquet(tmp_path / "a.parquet", row_group_size=300, text=expected)
-    documents = read(path)
-    assert [document.text for document in documents] == expected
-    assert documents[0].id == content_id("document 0")
-
-
-def test_parquet_one_column_for_text_and_id(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", name=["x"])
-    assert read(path, TextFormat("name", "name")) == [Document("x", "x", "a.parquet")]
-
-
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()])
-def test_parquet_string_types(tmp_path: Path, kind: pa.DataType) -> None:
-    pq.write_table(pa.table({"text": pa.array(["a", "b"]).cast(kind)}), tmp_path / "a.parquet")
-    assert texts(tmp_path / "a.parquet") == ["a", "b"]
-
-
-def test_parquet_without_rows(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
-    assert texts(tmp_path / "a.parquet") == []
-
-
-def test_parquet_without_the_column(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", id=[1], body=["x"])
-    expect(path, "a.parquet: no column 'text'; choose --text-column from id, body")
-
-
-def test_parquet_with_text_of_another_type(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", text=[b"x"])
-    expect(path, "a.parquet: row 1: the text is of type bytes; choose a --text-column of strings")
-
-
-def test_parquet_with_an_id_of_another_type(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", text=["x", "y"], id=[None, 0.5])
-    expect(path, "a.parquet: row 2: the id is of type float; choose an --id-column of strings or integers")
-
-
-def test_parquet_with_invalid_utf8(tmp_path: Path) -> None:
-    broken = pa.array([b"ok", b"caf\xe9"]).view(pa.string())
-    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
-    expect(tmp_path / "a.parquet", "a.parquet: row 2: not valid UTF-8; write the file again")
-
-
-def test_parquet_truncated(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", text=["x" * 100] * 50)
-    os.truncate(path, path.stat().st_size - 20)
-    expect(path, r"a.parquet: not a readable parquet file \(.*\); restore or convert it")
-
-
-def test_parquet_damaged_inside(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", row_group_size=1000, text=[os.urandom(40).hex() for _ in range(500)])
-    data = bytearray(path.read_bytes())
-    data[4:4004] = b"\xff" * 4000
-    path.write_bytes(data)
-    expect(path, r"a.parquet: (cannot read: |not a readable parquet file)")
-
-
-def test_wikipedia_rows(shared_data: Path) -> None:
-    files = find_files([shared_data / "wikipedia" / "articles-2015"])
-    assert [file.name for file in files] == [f"train-0000{i}-of-00004.parquet" for i in range(4)]
-    documents = read_documents(files)
-    table = pq.read_table(files[0].path, columns=["id", "text"]).slice(0, 300)
-    for row_id, row_text, document in zip(*(column.to_pylist() for column in table), documents, strict=False):
-        assert document == Document(str(row_id), row_text, files[0].name)
 
 
 # Holding out

@@ -75,8 +75,8 @@ def damage(shards: Path, name: str) -> None:
         ("last offset", "heldout-00000.offsets.npy: offsets do not rise from 0 to "),
         ("missing", "train-00000.tokens.npy: cannot read: "),
         ("dtype", "train-00000.tokens.npy: holds int64 of shape"),
-        ("tokenizer", "tokenizer: "),
-        ("no tokenizer", "/s/tokenizer: no such tokenizer"),
+        ("tokenizer", "/s/tokenizer/tokenizer.json: content does not match the manifest's SHA-256"),
+        ("no tokenizer", "/s/tokenizer/tokenizer.json: cannot read: No such file or directory"),
         ("totals", "manifest.json: train totals are "),
     ],
 )

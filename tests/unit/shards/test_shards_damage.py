@@ -124,6 +124,7 @@ def test_killed_writer(tmp_path: Path) -> None:
     assert TokenShards(directory, verify_hashes=True).document(0).tolist() == [9]
     assert sorted(os.listdir(directory)) == [
         "manifest.json",
+        "manifest.json.sha256",
         "tokenizer",
         "train-00000.offsets.npy",
         "train-00000.tokens.npy",
@@ -187,14 +188,13 @@ def test_manifest_not_json(shards: Path) -> None:
     expect(shards, r"manifest.json: not valid JSON \(.*\); make the shards again")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 2}'])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 3}'])
 def test_other_version(shards: Path, content: str) -> None:
     (shards / "manifest.json").write_text(content)
     expect(
-        shards,
-        r"manifest.json: format_version is (None|2), but this version of bnb_ds reads 1; use the version of bnb_ds",
+        shards, r"manifest.json: format_version is (None|3), this version of bnb_ds reads 1 and 2; use the version of "
     )
-    assert FORMAT_VERSION == 1
+    assert FORMAT_VERSION == 2
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,11 @@ def test_other_version(shards: Path, content: str) -> None:
         (lambda m: m.update(dtype="float32"), "field dtype: Input should be 'uint16' or 'uint32'"),
         (lambda m: m.update(colour="red"), "field colour: Extra inputs are not permitted"),
         (lambda m: m["shards"][0].update(name="../../etc/x"), "field shards.0.name: .*inside the shard directory"),
-        (lambda m: m["special_ids"].pop("mask"), "field special_ids lacks mask"),
+        (lambda m: m["special_ids"].pop("mask"), "field special_ids: mask missing"),
+        (lambda m: m["special_ids"].update(mask=100), "field special_ids.mask: 100 is no id of the tokenizer"),
+        (lambda m: m["totals"]["tokens"].pop("train"), "field totals.tokens: must have train and heldout"),
+        (lambda m: m.pop("files"), "field files: Field required"),
+        (lambda m: m.update(format_version=1), "field engines: there is none in format version 1"),
     ],
 )
 def test_manifest_with_a_wrong_field(shards: Path, change, message: str) -> None:

@@ -30,7 +30,7 @@ def add_arguments(bench: argparse.ArgumentParser) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> None:
-    """A table in Markdown: of the whole job, or of parsing alone."""
+    """Print a table in Markdown, of the whole job or of parsing alone."""
     if (args.parse is None) == (args.input is None):
         raise ConfigError("the benchmark of prep needs either --input PATH or --parse FILE")
     if args.parse is not None:
@@ -42,9 +42,7 @@ def run_bench(args: argparse.Namespace) -> None:
 
         if args.tokenizer is None:
             raise ConfigError("--input needs --tokenizer DIRECTORY")
-        installed = [
-            name for name in CONTENDERS if name not in ("prep nanotoken", "prep tokie") or find_spec(name.split()[1])
-        ]
+        installed = [name for name in CONTENDERS if name != "prep nanotoken" or find_spec("nanotoken") is not None]
         contenders = args.contenders or installed
         lines = bench(args.input, args.tokenizer, workers=args.workers, rounds=args.rounds, contenders=contenders)
     for line in lines:

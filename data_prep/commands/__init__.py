@@ -1,0 +1,1 @@
+"""The commands of ``bnb-ds prep``. Each module adds arguments when its command is chosen."""
