@@ -105,7 +105,7 @@ class _Walk:
 
         Args:
             position: where the stretch begins; ``end`` is where it ends.
-            index: of the first pair in it; ``last`` is that of the first behind it.
+            index: of the first pair in it; ``last`` is that of one behind it.
             depth: number of templates around it.
         """
         text, pairs = self._text, self._pairs
@@ -116,6 +116,8 @@ class _Walk:
             if pair is None or pair.start < position:
                 index += 1
                 continue
+            if pair.start >= end:
+                break
             position = _close(text, out, closing, position, pair.start)
             out.append(text[position : pair.start])
             begin = self._content(pair, index)
