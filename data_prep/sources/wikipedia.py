@@ -7,6 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -60,19 +61,35 @@ class WikipediaSource:
 
 
 def read_dump(file: SourceFile, unit: Unit | None = None) -> Iterator[Record]:
-    """The articles of a dump as plain text: main namespace, no redirects.
+    """The articles of a dump as plain text: main namespace, no redirects, the newest revision of each.
 
     Raises:
         DataError: the file is truncated, not well-formed or no MediaWiki export.
     """
+    site = _site(file)
+    for place, record in _sources(file, unit):
+        yield _in_plain_text(record, place, site) if isinstance(record, Document) else record
+
+
+def articles(file: SourceFile) -> Iterator[Document]:
+    """The articles of a dump as they are written, in wikitext.
+
+    Raises:
+        DataError: as for :func:`read_dump`.
+    """
+    return (record for _, record in _sources(file) if isinstance(record, Document))
+
+
+def _sources(file: SourceFile, unit: Unit | None = None) -> Iterator[tuple[str, Record]]:
+    """Place and record of every page; the text of a document is wikitext."""
     is_range = unit is not None and unit.end is not None
     pages = _range_elements(file, unit) if is_range else elements(file, _TAGS, _ROOTS)
-    site = _site(file)
     for number, page in enumerate(page for page in pages if page.tag.endswith("page")):
-        yield _record(page, file, f"{file.path}: page {number + 1}", site)
+        place = f"{file.path}: page {number + 1}"
+        yield place, _source(page, file, place)
 
 
-def _record(page: Any, file: SourceFile, place: str, site: Site) -> Record:
+def _source(page: Any, file: SourceFile, place: str) -> Record:
     title = page.findtext("{*}title") or ""
     identifier = page.findtext("{*}id")
     if not identifier:
@@ -85,11 +102,15 @@ def _record(page: Any, file: SourceFile, place: str, site: Site) -> Record:
         return Omitted("redirect")
     if revision is not None and (revision.findtext("{*}model") or "wikitext") != "wikitext":
         return Omitted("not wikitext")
+    return Document(identifier, text, file.name, title)
+
+
+def _in_plain_text(article: Document, place: str, site: Site) -> Record:
     try:
-        with cpu_seconds(_SECONDS_PER_PAGE + _SECONDS_PER_MB * len(text) / 1e6):
-            return Document(identifier, plain_text(text, site), file.name, title)
+        with cpu_seconds(_SECONDS_PER_PAGE + _SECONDS_PER_MB * len(article.text) / 1e6):
+            return replace(article, text=plain_text(article.text, site))
     except TooSlowError:
-        print(f"{place}: the markup of {title!r} takes too long to read; the page is left out", file=sys.stderr)
+        print(f"{place}: {article.title!r} takes too long to read; the page is left out", file=sys.stderr)
         return Omitted("over the time limit")
 
 
