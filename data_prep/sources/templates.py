@@ -49,6 +49,7 @@ _FIXED = {
     "pi": "\u03c0",
     "phi": "\u03c6",
     "ell": "\u2113",
+    "eqm": " \u21cc ",
     "euro": "\u20ac",
 }
 

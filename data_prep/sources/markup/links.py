@@ -50,4 +50,4 @@ def without_external_links(text: str) -> str:
 
 def _external(match: re.Match[str]) -> str:
     # Without a `]` the rest of the line holds no link either, so the match may take it all.
-    return (match[1].rstrip() or DROPPED) if match[2] else match[0]
+    return (f"{EDGE}{shown}{EDGE}" if (shown := match[1].rstrip()) else DROPPED) if match[2] else match[0]

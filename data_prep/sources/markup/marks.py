@@ -10,7 +10,7 @@ BREAK = "\x04"  # the end of a line that readers see and markup does not
 
 _CONTROLS = "\x00\x01\x02\x03\x04\x05\x06\x07\x08"
 _ANY_CONTROL = re.compile(f"[{_CONTROLS}]")
-_SPECIAL = {ord(character): f"&#{ord(character)};" for character in "'[]{}|<>*#:;=!_-"}
+_SPECIAL = {ord(character): f"&#{ord(character)};" for character in "'[]{}|<>_-"}
 
 
 def without_controls(text: str) -> str:
@@ -22,5 +22,5 @@ def without_controls(text: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Text that no later pass takes for markup; entities in it stay entities."""
-    return text.translate(_SPECIAL)
+    """Text that no later pass takes for markup. Entities in it stay entities, and nothing in it begins a line."""
+    return EDGE + text.translate(_SPECIAL).replace("\n", BREAK) + EDGE

@@ -19,7 +19,7 @@ from data_prep.sources.templates import expander
 DEEPEST = 40
 
 _MARK = re.compile(r"\[\[|\]\]|\{\{+|\}\}+")
-_STRAY = re.compile(r"\{\{+(?:[^\n{}|\[\]]*\|)?|\}\}+|\[\[[^\[\]\n|]*\||\[\[|\]\]")
+_STRAY = re.compile(r"\{\{+(?:[^\n{}|\[\]]*(?:\||\n(?=[ \t]{0,9}\|)))?|\}\}+|\[\[[^\[\]\n|]*\||\[\[|\]\]")
 
 
 @dataclass(slots=True)
@@ -70,6 +70,7 @@ def _pairs(text: str) -> list[_Pair | None]:
         elif mark == "]]":
             if stack and stack[-1].is_link:
                 opened = stack.pop()
+                end += text[end : end + 1] == "]" and _has_open_bracket(text, max(opened.end, start - 300), start)
                 pairs[opened.slot] = _Pair(opened.end - 2, end, 2, True, len(pairs))
         elif mark[0] == "{":
             pairs.extend([None] * ((end - start) // 2))
@@ -90,6 +91,11 @@ def _pairs(text: str) -> list[_Pair | None]:
                     stack.pop()
                     num_braces -= 1
     return pairs
+
+
+def _has_open_bracket(text: str, start: int, end: int) -> bool:
+    """Whether the first of three closing brackets ends an external link inside the internal one."""
+    return text.rfind("[", start, end) > text.rfind("]", start, end)
 
 
 class _Walk:

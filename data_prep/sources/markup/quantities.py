@@ -16,6 +16,8 @@ _BETWEEN = {
     **{word: f" {word} " for word in ("to", "and", "or", "by")},
 }
 _UNITS = {"sqmi": "sq mi", "sqft": "sq ft", "sqkm": "km2", "sqm": "m2", "cuft": "cu ft", "C": "\u00b0C", "F": "\u00b0F"}
+_POWERS = {"e3": "thousand", "e6": "million", "e9": "billion", "e12": "trillion"}
+_POWER = re.compile(r"(e3|e6|e9|e12)(?=\D)")
 _COMPOUND = frozenset((("ft", "in"), ("mi", "yd"), ("yd", "ft"), ("lb", "oz"), ("st", "lb")))
 _WHOLE_NUMBER = re.compile(r"(?<![\d.,])\d{4,}")
 
@@ -30,7 +32,10 @@ def convert(arguments: Sequence[str], options: Mapping[str, str], site: Site) ->
         return values
     if len(rest) > 2 and (rest[0], rest[2]) in _COMPOUND:
         return f"{values} {rest[0]} {rest[1]} {rest[2]}"
-    return f"{values} {_UNITS.get(rest[0], rest[0])}"
+    unit = rest[0]
+    if power := _POWER.match(unit):
+        values, unit = f"{values} {_POWERS[power[1]]}", unit[power.end() :]
+    return f"{values} {_UNITS.get(unit, unit)}"
 
 
 def _date(arguments: Sequence[str], day_first: bool) -> str:

@@ -30,7 +30,8 @@ def site_of(namespaces: Mapping[str, str], language: str = "en") -> Site:
         language: code of the wiki's language.
     """
     own = [folded(namespaces.get(key, "")) for key in ("6", "14", "-2")]
-    rows = [row for row in NAMESPACE_ROWS if not namespaces or any(own[i] in row[i] for i in range(2))]
+    local = [i for i in range(2) if own[i] and own[i] not in ENGLISH_NAMESPACES[i]]
+    rows = [row for row in NAMESPACE_ROWS if not namespaces or (local and all(own[i] in row[i] for i in local))]
     files, categories, media = (
         frozenset().union(ENGLISH_NAMESPACES[i], [own[i]], *(row[i] for row in rows)) - {""} for i in range(3)
     )

@@ -45,9 +45,9 @@ def left_by_element(name: str, content: str) -> str:
         content: what stands between its tags.
     """
     if name == "nowiki":
-        return f"{EDGE}{literal(content)}{EDGE}"
+        return literal(content)
     if name == "pre":
-        return f"{BREAK}{literal(_NOWIKI.sub('', content)).replace(chr(10), BREAK)}{BREAK}"
+        return f"{BREAK}{literal(_NOWIKI.sub('', content))}{BREAK}"
     return "" if name == "includeonly" else DROPPED
 
 
