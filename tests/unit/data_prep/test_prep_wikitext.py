@@ -37,7 +37,7 @@ TEXT = {
     "[[x|* y]] and\n[[x|#1]], [[x|= z =]]\n{{nowrap|: w}}": "* y and\n#1, = z =\n: w",
     ";Term: text\n:: more\n*# entry\n: \n----\nnext": "Term: text\nmore\nentry\n\nnext",
     # what looks like tags, entities, switches and code
-    "std::vector&lt;int&gt;, x<y and z>w, <stdio.h>, <int>, a < b": "std::vector<int>, x<y and z>w, <stdio.h>, <int>, a < b",
+    "std::vector&lt;int&gt;, x<y and z>w, <stdio.h>, <int>": "std::vector<int>, x<y and z>w, <stdio.h>, <int>",
     "&amp;lt; &amp;nbsp; &bogus; &copy &#0; &#150; AT&T": "&lt; &nbsp; &bogus; &copy &#0; \u2013 AT&T",
     "__FILE__ __init__ __index__ a__NOTOC__b": "__FILE__ __init__ __index__ ab",
     "f() g( ) a[] a[i[0]] (...) [ ] {} :) ;) (: x": "f() g( ) a[] a[i[0]] (...) [ ] {} :) ;) (: x",
