@@ -20,6 +20,6 @@ def add_subject(subjects: argparse._SubParsersAction) -> None:
     """Add ``prep`` to the subjects of ``bnb-ds bench``."""
     subjects.add_parser(
         "prep",
-        help="time the whole job beside datasets.map, or parsing beside pubmed_parser",
+        help="time the whole job, or parsing or extraction alone, beside other tools",
         arguments="data_prep.commands.bench:add_arguments",
     )

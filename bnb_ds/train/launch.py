@@ -94,26 +94,7 @@ def launch_parser(program: str, description: str, example: str) -> argparse.Argu
         help="DeepSpeed JSON with batch sizes, precision, ZeRO stage and optimizer (required); ds_configs/ has ready"
         " ones",
     )
-    parser.add_argument(
-        "--resume",
-        default="never",
-        metavar="never|auto|PATH",
-        help="never: start a new run; auto: continue from the newest intact checkpoint in output_dir, or start a new"
-        " run if there is none; PATH: continue from this checkpoint, or from the newest one of this run (default"
-        " %(default)s)",
-    )
-    parser.add_argument(
-        "--resume-weights-only",
-        action="store_true",
-        help="with --resume: load only the weights of the checkpoint and start with a fresh optimizer (default: load"
-        " its optimizer too)",
-    )
-    parser.add_argument(
-        EXTEND_FLAG,
-        action="store_true",
-        help="with --resume: the recipe may give other steps, epochs or schedule than the run began with (default: they"
-        " must be the same)",
-    )
+    _add_resume_flags(parser)
     parser.add_argument(
         "--profile-steps",
         metavar="FIRST:LAST",
@@ -138,6 +119,29 @@ def launch_parser(program: str, description: str, example: str) -> argparse.Argu
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser
+
+
+def _add_resume_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        default="never",
+        metavar="never|auto|PATH",
+        help="never: start a new run; auto: continue from the newest intact checkpoint in output_dir, or start a new"
+        " run if there is none; PATH: continue from this checkpoint, or from the newest one of this run (default"
+        " %(default)s)",
+    )
+    parser.add_argument(
+        "--resume-weights-only",
+        action="store_true",
+        help="with --resume: load only the weights of the checkpoint and start with a fresh optimizer (default: load"
+        " its optimizer too)",
+    )
+    parser.add_argument(
+        EXTEND_FLAG,
+        action="store_true",
+        help="with --resume: the recipe may give other steps, epochs or schedule than the run began with (default: they"
+        " must be the same)",
+    )
 
 
 def read_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Launch, int]:

@@ -13,6 +13,17 @@ def add_arguments(bench: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds bench prep``."""
     bench.add_argument("--input", type=Path, nargs="+", metavar="PATH", help=".parquet files of text: the whole job")
     bench.add_argument("--parse", type=Path, nargs="+", metavar="FILE", help="PubMed XML: parsing alone")
+    bench.add_argument("--extract", type=Path, nargs="+", metavar="FILE", help="MediaWiki dumps: extraction alone")
+    bench.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="parquet with columns title and text: what --extract should find (default: measure speed alone)",
+    )
+    bench.add_argument(
+        "--without-lists", action="store_true", help="--extract: take lines of lists out of the source first"
+    )
     bench.add_argument("--tokenizer", type=Path, help="BertTokenizerFast directory")
     bench.add_argument(
         "--workers",
@@ -30,10 +41,22 @@ def add_arguments(bench: argparse.ArgumentParser) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> None:
-    """Print a table in Markdown, of the whole job or of parsing alone."""
-    if (args.parse is None) == (args.input is None):
-        raise ConfigError("the benchmark of prep needs either --input PATH or --parse FILE")
-    if args.parse is not None:
+    """Print a table in Markdown: of the whole job, of parsing alone, or of wikitext to text alone."""
+    if [args.parse, args.input, args.extract].count(None) != 2:
+        raise ConfigError("the benchmark of prep needs one of --input PATH, --parse FILE and --extract FILE")
+    if args.reference is not None and args.extract is None:
+        raise ConfigError("--reference needs --extract FILE")
+    if args.extract is not None:
+        from data_prep.tools.bench_extract import bench_extract
+
+        lines = bench_extract(
+            args.extract,
+            args.reference,
+            rounds=args.rounds,
+            contenders=args.contenders,
+            without_lists=args.without_lists,
+        )
+    elif args.parse is not None:
         from data_prep.tools.bench_parse import bench_parse
 
         lines = bench_parse(args.parse, args.rounds)

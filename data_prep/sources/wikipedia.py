@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from data_prep.sources.bz2_ranges import open_range, stream_ranges
 from data_prep.sources.documents import BadRecord, Document, Omitted, Record
+from data_prep.sources.markup.limits import TooSlowError, cpu_seconds
+from data_prep.sources.markup.names import REDIRECTS
+from data_prep.sources.markup.site import Site, site_of
 from data_prep.sources.opening import kind, reading_errors
 from data_prep.sources.text import EXTENSIONS, TextFormat, TextSource
 from data_prep.sources.units import SourceFile, Unit
-from data_prep.sources.wikitext import HIDDEN_NAMESPACES, plain_text
+from data_prep.sources.wikitext import plain_text
 from data_prep.sources.xml_input import elements, stream_elements
 
 ROW_KINDS = (*(suffix for suffix in EXTENSIONS if suffix != ".txt"), ".arrow")
@@ -20,7 +25,9 @@ KINDS = (".xml", *ROW_KINDS)
 
 _ROOTS = ("mediawiki",)
 _TAGS = ("{*}siteinfo", "{*}page")
-_REDIRECT = re.compile(r"\s*#REDIRECT", re.IGNORECASE)
+_REDIRECT = re.compile(r"\s*[#\uff03](\w{1,40}(?:-\w{1,40})?)\s{0,9}:?\s{0,9}\[\[")
+_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
+_SECONDS_PER_PAGE, _SECONDS_PER_MB = 20, 10  # of CPU time; a page takes about 0.1 s/MB
 _RANGE_BYTES = 1 << 25
 
 
@@ -50,46 +57,88 @@ class WikipediaSource:
 
 
 def read_dump(file: SourceFile, unit: Unit | None = None) -> Iterator[Record]:
-    """The articles of a dump as plain text: main namespace, no redirects.
+    """The articles of a dump as plain text: main namespace, no redirects, the newest revision of each.
 
     Raises:
         DataError: the file is truncated, not well-formed or no MediaWiki export.
     """
+    site = _site(file)
+    for place, record in _sources(file, unit):
+        yield _in_plain_text(record, place, site) if isinstance(record, Document) else record
+
+
+def articles(file: SourceFile) -> Iterator[Document]:
+    """The articles of a dump as they are written, in wikitext.
+
+    Raises:
+        DataError: as for :func:`read_dump`.
+    """
+    return (record for _, record in _sources(file) if isinstance(record, Document))
+
+
+def _sources(file: SourceFile, unit: Unit | None = None) -> Iterator[tuple[str, Record]]:
+    """Place and record of every page; the text of a document is wikitext."""
     is_range = unit is not None and unit.end is not None
     pages = _range_elements(file, unit) if is_range else elements(file, _TAGS, _ROOTS)
-    hidden = _hidden_namespaces(file)
     for number, page in enumerate(page for page in pages if page.tag.endswith("page")):
-        yield _record(page, file, f"{file.path}: page {number + 1}", hidden)
+        place = f"{file.path}: page {number + 1}"
+        yield place, _source(page, file, place)
 
 
-def _record(page: Any, file: SourceFile, place: str, hidden: frozenset[str]) -> Record:
+def _source(page: Any, file: SourceFile, place: str) -> Record:
     title = page.findtext("{*}title") or ""
     identifier = page.findtext("{*}id")
     if not identifier:
         return BadRecord(place, f"{title!r} has no id; remove the page")
     if (page.findtext("{*}ns") or "0") != "0":
         return Omitted("of another namespace")
-    text = page.findtext("{*}revision/{*}text") or ""
-    if page.find("{*}redirect") is not None or _REDIRECT.match(text):
+    revision = _newest_revision(page)
+    text = "" if revision is None else revision.findtext("{*}text") or ""
+    if page.find("{*}redirect") is not None or _is_redirect(text):
         return Omitted("redirect")
-    if (page.findtext("{*}revision/{*}model") or "wikitext") != "wikitext":
+    if revision is not None and (revision.findtext("{*}model") or "wikitext") != "wikitext":
         return Omitted("not wikitext")
+    return Document(identifier, text, file.name, title)
+
+
+def _in_plain_text(article: Document, place: str, site: Site) -> Record:
     try:
-        return Document(identifier, plain_text(text, hidden), file.name, title)
-    except RecursionError:
-        return BadRecord(place, f"the markup of {title!r} is nested too deeply; remove the page")
+        with cpu_seconds(_SECONDS_PER_PAGE + _SECONDS_PER_MB * len(article.text) / 1e6):
+            return replace(article, text=plain_text(article.text, site))
+    except TooSlowError:
+        print(f"{place}: {article.title!r} takes too long to read; the page is left out", file=sys.stderr)
+        return Omitted("over the time limit")
+
+
+def _newest_revision(page: Any) -> Any:
+    """The revision with the latest time, of equals the last; one whose text was withdrawn only if there is no other."""
+    best, rank = None, (False, "")
+    for revision in page.iterfind("{*}revision"):
+        text = revision.find("{*}text")
+        found = (text is not None and text.get("deleted") is None, revision.findtext("{*}timestamp") or "")
+        if best is None or found >= rank:
+            best, rank = revision, found
+    return best
+
+
+def _is_redirect(text: str) -> bool:
+    """Whether a page without ``<redirect>``, as old dumps have them, begins like one in any language."""
+    match = _REDIRECT.match(text)
+    return match is not None and match[1].lower() in REDIRECTS
 
 
 @lru_cache(maxsize=8)
-def _hidden_namespaces(file: SourceFile) -> frozenset[str]:
-    """Prefixes of links to files and categories, with this wiki's own names for them."""
-    names = set(HIDDEN_NAMESPACES)
+def _site(file: SourceFile) -> Site:
+    """The wiki as the dump's header names it; where there is no header, the names of all wikis hold."""
     for element in elements(file, _TAGS, _ROOTS):  # the header, if there is one, is the first
-        for namespace in element.iterfind("{*}namespaces/{*}namespace"):
-            if namespace.get("key") in ("6", "14") and namespace.text:
-                names.add(namespace.text.strip().lower())
-        break
-    return frozenset(names)
+        root = element.getparent()
+        language = root.get(_LANGUAGE) or (element.findtext("{*}dbname") or "en").partition("wik")[0]
+        found = {
+            namespace.get("key", ""): namespace.text or ""
+            for namespace in element.iterfind("{*}namespaces/{*}namespace")
+        }
+        return site_of(found, language.lower())
+    return site_of({})
 
 
 def _range_elements(file: SourceFile, unit: Unit) -> Iterator[Any]:

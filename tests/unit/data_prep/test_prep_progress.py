@@ -93,7 +93,7 @@ def test_bench_refuses(rows, tmp_path: Path) -> None:
         prep(*rows, "--workers", "2", "0")
     with pytest.raises(DataError, match=r"tokenizer alone failed: .*no such file or directory"):
         prep(*rows, "--contenders", "tokenizer alone", "--input", tmp_path / "nowhere.parquet")
-    with pytest.raises(ConfigError, match="the benchmark of prep needs either --input PATH or --parse FILE"):
+    with pytest.raises(ConfigError, match="needs one of --input PATH, --parse FILE and --extract FILE"):
         prep("bench")
     with pytest.raises(ConfigError, match="--input needs --tokenizer DIRECTORY"):
         prep(*rows[:3])
@@ -130,4 +130,4 @@ def test_bench_prep_is_prep_bench(capsys: pytest.CaptureFixture) -> None:
     assert stop.value.code == 0
     assert "--parse FILE" in capsys.readouterr().out
     assert main(["bench", "prep"]) == 2
-    assert "needs either --input PATH or --parse FILE" in capsys.readouterr().err
+    assert "needs one of --input PATH, --parse FILE and --extract FILE" in capsys.readouterr().err

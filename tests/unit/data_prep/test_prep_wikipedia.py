@@ -41,7 +41,7 @@ CASES = {
     "A [[File:x.jpg|thumb|100px|A [[nested]] caption {{t}}]]B [[Category:C|key]][[fr:Lien]]": "A B",
     "One\n{| class=x\n! a\n|-\n| b || {{c|\n{| \n| inner\n|}\n}}\n|}\nTwo": "One\n\nTwo",
     "== Head ==\n* one\n# two\n: three\n": "Head\n\none\ntwo\nthree",
-    "x<!-- hidden\n --> y<br/>z &amp; &eacute;&nbsp;w": "x y\n\nz & é w",
+    "x<!-- hidden\n --> y<br/>z &amp; &eacute;&nbsp;w": "x y\nz & é w",
     "{{unclosed [[File:a.jpg|thumb|b and ]] text <div class='x'>in</div>": "unclosed text\nin",
     "Born (; {{lang-ru|Иван}}), {{convert|5|km|mi}} {{nowrap|a b}} {{as of|2014}} 1{{ndash}}2": (
         "Born (Russian: Иван), 5 km a b As of 2014 1\u20132"

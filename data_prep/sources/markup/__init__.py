@@ -1,0 +1,1 @@
+"""MediaWiki markup: what each construct leaves of itself in running prose."""
