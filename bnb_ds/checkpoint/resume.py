@@ -113,7 +113,7 @@ def convert(found: Path) -> Path:
             if stale.exists():
                 shutil.rmtree(stale)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    # The converter also writes a `latest` file next to its output, so both get a directory of their own.
+    # The converter also writes a file ``latest`` next to its output, so both get a directory of their own.
     command += ["--input_folder", str(found), "--output_folder", str(partial / found.name)]
     if stage in (1, 2):
         command.append("--inject_missing_state")  # our parameter groups are not Megatron's
