@@ -86,7 +86,7 @@ class CheckpointWriter:
         self._refuse_spoiled_weights(step)
         ranks.on_main(self._prepare)
         with disk_errors(self._directory), _write_failures(self._directory):
-            # DeepSpeed would update `latest` before the other ranks have finished, hence save_latest=False.
+            # DeepSpeed would update ``latest`` before the other ranks have finished, hence save_latest=False.
             self._engine.save_checkpoint(str(self._directory), tag=partial.name, client_state={}, save_latest=False)
         ranks.barrier()
         if self._pool is None:
@@ -147,7 +147,7 @@ class CheckpointWriter:
     def _prepare(self) -> None:
         with disk_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
-            # Left over by a killed run: a checkpoint (or `latest`) that was being written, removed or converted.
+            # Left over by a killed run: a checkpoint (or ``latest``) that was being written, removed or converted.
             for stale in (*self._directory.glob("*.partial"), *self._directory.glob("*.universal")):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             free = shutil.disk_usage(self._directory).free

@@ -58,7 +58,7 @@ def test_the_collator_masks_the_same_rows(few, tmp_path):
 
 @pytest.mark.slow
 def test_the_index_is_measured_in_a_process_of_its_own(few, tmp_path, monkeypatch):
-    """Only the largest corpus is measured in its own process, because each start takes long."""
+    """Only ``pack`` gets its own process in this test, because each start of a process takes long."""
     in_new_process = bench._in_new_process
 
     def in_process(function, shards, building):
