@@ -37,7 +37,7 @@ def refuse_other_work(
         directory: named in the error.
         manifest: of the finished directory.
         plan: what the run was asked to do.
-        files: its inputs, of which this process answers for; they are read.
+        files: the inputs to compare; they are read.
     """
     stated = manifest.model_dump()
     differing = [key for key in ("settings", "holdout", "tokenizer", "special_ids") if stated[key] != plan[key]]

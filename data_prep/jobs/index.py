@@ -1,6 +1,7 @@
-"""Which records are dropped because of other records: old versions, withdrawn ones, exact duplicates.
+"""Dropping records because of other records: old versions, withdrawn ones, exact duplicates.
 
-Every part notes 33 bytes for each of its records; the decision is then a matter of sorting, the same whoever makes it.
+Every part notes a few dozen bytes for each of its records. Sorting them gives the decision, which is therefore the same
+in every process.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _RECORD = np.dtype([("kind", "u1"), ("version", "<u4"), ("id", "<u8", 2), ("text
 
 
 class IndexBuilder:
-    """Collects what decides about the records of one part."""
+    """The notes about the records of one part."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, bytes, bytes]] = []
 
     def add(self, record: Record) -> None:
-        """Note the next record; bad ones too, so that places agree."""
+        """Note the next record. Bad ones are noted too, so that positions agree."""
         if isinstance(record, Document):
             self._rows.append((_DOCUMENT, record.version, _digest(record.id), _digest(record.text)))
         elif isinstance(record, Omitted):

@@ -1,4 +1,4 @@
-"""What one run of `bnb-ds prep` is asked to do, and all that its workers need."""
+"""The options of a run of `bnb-ds prep`, and what its workers need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_prep.tokenise.engines import Candidate
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose for any source; the first group decides the output, the second does not."""
+    """The choices that every source has. The first group decides the output, the second does not."""
 
     holdout: float = DEFAULT_HOLDOUT
     tokens_per_shard: int = DEFAULT_TOKENS_PER_SHARD
@@ -50,7 +50,7 @@ class Options:
 
 @dataclass
 class Job:
-    """All that a worker needs; it inherits this by fork."""
+    """Everything that a worker needs. Workers inherit it by fork."""
 
     source: Source
     parts: list[list[Unit]]
@@ -59,7 +59,7 @@ class Job:
     options: Options
     counters: Counters
     engine: Candidate | None = None
-    counted: int = 0  # skipped records of the part in progress that the counters know
+    counted: int = 0  # skipped records of this part that the counters include already
 
     @property
     def needs_index(self) -> bool:
@@ -71,5 +71,5 @@ class Job:
         return self.workspace.partial / f"index-{part:05d}.npy"
 
     def drops_path(self, part: int) -> Path:
-        """Where it lies which of a part's records are dropped."""
+        """Where the decisions about a part's records lie."""
         return self.workspace.partial / f"drop-{part:05d}.npy"

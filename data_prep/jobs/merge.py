@@ -1,4 +1,4 @@
-"""Finished parts into one shard directory: names and a manifest, no copying."""
+"""Joining finished parts into one shard directory. Files are renamed, not copied."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from data_prep.jobs.workspace import Workspace
 
 
 class NoDocumentsError(DataError):
-    """A corpus that leaves nothing to train on."""
+    """The corpus has no documents to train on."""
 
 
 def merge(workspace: Workspace) -> Manifest:

@@ -1,8 +1,8 @@
-"""A source into a shard directory: in parallel, over several runs or machines, always the same bytes.
+"""Making a shard directory of a source, in parallel, over several runs or machines. The bytes are always the same.
 
-The input is cut into parts (:mod:`data_prep.sources.units`); each becomes shards of its own, finished when its marker
-is written (:mod:`data_prep.jobs.workspace`). Where duplicates or old versions are dropped, every part is first indexed,
-and no part is built before all indexes are there. :func:`merge` renames the shards and writes the manifest.
+The input is cut into parts (:mod:`data_prep.sources.units`). Each part becomes shards of its own, and is finished when
+its marker is written (:mod:`data_prep.jobs.workspace`). If duplicates or old versions are dropped, no part is built
+before all parts are indexed. :func:`merge` renames the shards and writes the manifest.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _check_inputs(job: Job, mine: range, progress: Progress) -> None:
 
 
 def _index(job: Job, mine: range, progress: Progress) -> str | None:
-    """Index the parts of this task; a line that says who is missing unless every part is indexed by now."""
+    """Index the parts of this task; returns a line about missing parts unless all are indexed by now."""
     workspace = job.workspace
     todo = [number for number in mine if not job.index_path(number).exists()]
     with progress.phase("index", _bytes(job, todo)):

@@ -1,4 +1,4 @@
-"""What is shown while a corpus is made: one line on a terminal, a plain line now and then elsewhere."""
+"""Progress of a run: a line that is redrawn on a terminal, a new line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str, num_bytes: int) -> Iterator[None]:
-        """Count from here on for work of that many input bytes."""
+        """Begin a phase of the work, over that many input bytes."""
         self._phase, self._total_bytes = name, num_bytes
         self._start, self._before = time.monotonic(), self.counters.read()
         self._last_shown = self._start
@@ -61,7 +61,7 @@ class Progress:
                 print("\r\x1b[K", end="", file=self._stream, flush=True)
 
     def refresh(self) -> None:
-        """Show where things stand, if it is time."""
+        """Show the counters if they were last shown some time ago."""
         now = time.monotonic()
         if self._silent or now - self._last_shown < (_TERMINAL_SECONDS if self._is_terminal else _PLAIN_SECONDS):
             return

@@ -1,4 +1,4 @@
-"""What is done with one part, in whatever process."""
+"""The work on one part: indexing it, building its shards, checking its inputs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def build_part(job: Job, number: int) -> None:
 
 
 def records(source: Source, unit: Unit, skip_bad: bool) -> Iterator[Record]:
-    """The records of a unit; where bad ones are skipped, a failure in the middle is the last record."""
+    """The records of a unit. With ``skip_bad``, a failure in the middle becomes the last record."""
     try:
         yield from source.read(unit)
     except DataError as error:
@@ -132,7 +132,7 @@ def _read(job: Job, unit: Unit, digests: list[str]) -> Iterator[Record]:
 def _documents(
     job: Job, number: int, skipped: Counter[str], bad: list[BadRecord], digests: list[str]
 ) -> Iterator[Document]:
-    """The documents of a part that become shards; everything else is counted."""
+    """The documents of a part that become shards. All other records are counted."""
     job.counted = 0
     drops = np.load(job.drops_path(number)) if job.needs_index else None
     ordinal = -1

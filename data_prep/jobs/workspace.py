@@ -1,4 +1,4 @@
-"""The directory of an unfinished corpus: its plan, its finished parts, and who may write.
+"""The directory of an unfinished corpus: its plan, its finished parts, and its locks.
 
 ``OUTPUT/.partial`` holds, until the manifest is written::
 
@@ -10,7 +10,7 @@
     index-00012.npy          ids and content hashes of its records, where duplicates or old versions are dropped
     index-00012.json         hashes of what the index was made of
     drop-00012.npy           which of its records are dropped, and why
-    refused-words            this engine was found to give wrong ids: whole parts that it made are to be made again
+    refused-words            this engine gave wrong ids: the parts that it made are made again
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Workspace:
         return any(self.marker(part) is not None for part in parts) or any(self.partial.glob("index-*.npy"))
 
     def discard(self) -> None:
-        """Remove everything this output has so far; the directory too, if this process made it."""
+        """Remove everything that this output has so far."""
         for entry in self.partial.iterdir():
             if entry.name != LOCK_NAME:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -1,4 +1,4 @@
-"""What every source yields, and which documents are held out for evaluation."""
+"""The records that every source yields, and the rule that holds documents out for evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BATCH_DOCUMENTS = 1024
 class Document:
     """One source text."""
 
-    id: str  # stable name of the document in its corpus
+    id: str  # stable name of the document within its corpus
     text: str
     source: str  # the input it came from, as the manifest names it
     title: str = ""  # where the source has one; part of the text only if the source says so
@@ -29,7 +29,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Omitted:
-    """A record of the source that makes no document, by its nature: it is counted, and its id may supersede another."""
+    """A record that makes no document, such as one without abstract. It is counted; its id may supersede another."""
 
     reason: str  # as the manifest counts it, for example "no abstract"
     id: str = ""
@@ -45,7 +45,7 @@ class Deletion:
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that cannot be read: an error of the user's, or counted and listed where bad records are skipped."""
+    """A record that cannot be read. It ends the run, or is counted and listed if bad records are skipped."""
 
     place: str  # file and line, row or record
     reason: str  # with the way out

@@ -1,4 +1,4 @@
-"""Rows of a Hugging Face data set, streamed: nothing is stored but the shards."""
+"""Rows of a Hugging Face data set, streamed. Only the shards are stored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HubFile:
         self._digest = hashlib.sha256()
 
     def num_bytes(self) -> int:
-        """Zero: the plan of a corpus does not wait for the network."""
+        """Zero, because the plan of a corpus does not wait for the network."""
         return 0
 
     def stamp(self) -> None:

@@ -1,4 +1,4 @@
-"""Opening inputs: plain or compressed, and never shorter than they were meant to be without an error."""
+"""Opening inputs, plain or compressed. A truncated file is always an error."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _open_gzip(path: Path) -> BinaryIO:
 
 @cache
 def _gzip() -> ModuleType:
-    # Once: looking for a package that is not there takes longer than reading a small file.
+    # Cached, because looking for a missing package takes longer than reading a small file.
     try:
         from isal import igzip  # optional: inflates at twice the speed
     except ImportError:

@@ -4,8 +4,8 @@ Parsing is what reading PubMed costs, and tags are searched in bytes ten times f
 that has the usual form this leaves what comes before the journal, the title and the abstract; of dates, authors,
 headings, substances and references only the line ends stay, so that errors name the right line. A record of any other
 form is left to the parser as it is: with comments or CDATA, which may hold what looks like a tag, or with elements in
-what would be left out that are not closed there. The price: other faults in what is left out are not noticed, and in
-``PubmedData`` none.
+what would be left out that are not closed there. The price is
+that other faults in the parts left out go unnoticed, and in ``PubmedData`` all faults.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How the inputs are cut into pieces of work: by the inputs alone, never by who does the work.
+"""Cutting the inputs into pieces of work. The cuts depend on the inputs alone.
 
-A *unit* is what a reader reads in one go: a file, or a range of one. A *part* is a run of units that becomes shards
-of its own. Because workers and tasks only choose among parts, any number of them gives the same shards.
+A *unit* is a file, or a range of one, that a reader reads in one go. A *part* is a run of units that becomes shards of
+its own. Workers and tasks only choose among parts, so any number of them gives the same shards.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SourceFile:
             raise unreadable(self.path, error) from error
 
     def stamp(self) -> tuple[int, ...]:
-        """What differs once somebody writes to the file or puts another in its place.
+        """A value that changes when the file is written to or replaced.
 
         Raises:
             DataError: it cannot be read.
@@ -106,7 +106,7 @@ class Source(Protocol):
     """Where documents come from. Instances are sent to worker processes."""
 
     files: Sequence[Any]  # each with name, num_bytes(), stamp(), digest(unit) and manifest_entry()
-    settings: dict[str, Any]  # all that decides the documents, for the manifest
+    settings: dict[str, Any]  # everything that decides the documents, for the manifest
     latest_wins: bool  # ids repeat: keep the latest version, honour deletions
 
     def units(self) -> list[Unit]:

@@ -1,4 +1,4 @@
-"""Streaming XML: constant memory, no entity is expanded, no DTD is loaded, nothing is fetched."""
+"""Streaming XML in constant memory. Entities are not expanded, and no DTD or other file is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.sources.units import SourceFile
 
 
 def elements(file: SourceFile, tags: Sequence[str], roots: Sequence[str]) -> Iterator[Any]:
-    """Every element of these tags right below the root, when it is complete; it is freed when the next is asked for.
+    """Yield every element of these tags right below the root. It is freed when the next is asked for.
 
     Args:
         file: plain or compressed.

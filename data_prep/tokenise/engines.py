@@ -1,4 +1,4 @@
-"""Ways to tokenise, all with the ids of the tokenizer itself.
+"""Programs that tokenise. All give the ids of the tokenizer itself.
 
 WordPiece works word by word, so an engine may tokenise each distinct word once, or be another program altogether.
 A program of others must first give the tokenizer's ids for every code point of Unicode (:func:`first_fault`). Every
@@ -29,7 +29,7 @@ _CODE_POINTS = 0x110000
 _PROVEN_AT_ONCE = 1 << 14
 _PROVEN_IN_A_ROW = 64
 
-PROOF_CHARACTERS = 3 << 14  # of each part, what an engine is proven on: some 15 ms of the tokenizer's own work
+PROOF_CHARACTERS = 3 << 14  # from the beginning of each part, to prove an engine on; takes the tokenizer some 15 ms
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from data_prep.sources.documents import Document
 
 _CONTINUATION = "##"
 _MAX_WORD_CHARACTERS = 100  # BERT makes longer words [UNK] unread
-_MIN_COUNT = 2  # of a character or a pair: what is seen once teaches nothing
+_MIN_COUNT = 2  # of a character or a pair; one occurrence is too few to learn from
 _FED_AT_ONCE = 1000  # repetitions of a word in one string for the trainer
 
 
@@ -37,7 +37,7 @@ def train_vocabulary(
 ) -> BertTokenizerFast:
     """Train a WordPiece vocabulary and save it as a BertTokenizerFast directory.
 
-    Memory holds every distinct word of the corpus; of a very large corpus, give a sample.
+    Memory holds every distinct word, so give a sample of a very large corpus.
 
     Args:
         documents: the corpus.
@@ -63,7 +63,7 @@ def train_vocabulary(
 
 
 def count_words(texts: Iterable[str], *, lowercase: bool) -> Counter[str]:
-    """How often each word occurs, words being what BERT's normalizer and pre-tokenizer make of the texts."""
+    """Count the words that BERT's normalizer and pre-tokenizer make of the texts."""
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     spaced = _SpacedPunctuation()
     counts: Counter[str] = Counter()

@@ -1,8 +1,8 @@
 """``bnb-ds prep bench``: the whole job, parquet to finished output, beside ``datasets.map`` with ``save_to_disk``.
 
-Every contender runs in a process of its own, in turn and several times over, so that a busy machine hurts all alike.
-What is timed begins when the libraries are imported (that costs every contender seconds) and ends when the output is
-finished: for us synced, hashed and with its manifest.
+Every contender runs in a process of its own. They take turns several times, so that a busy machine slows all alike.
+The clock starts after the imports, which cost every contender seconds, and stops when the output is finished. For
+`prep` that means synced, hashed and with its manifest.
 """
 
 from __future__ import annotations

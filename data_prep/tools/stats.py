@@ -1,4 +1,4 @@
-"""What a corpus is like, and what cutting and padding it would waste."""
+"""Lengths of the documents of a corpus, and what cutting and padding them would waste."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BAR_CHARACTERS = 40
 
 @dataclass(frozen=True)
 class Stats:
-    """Of one split; lengths are in tokens, shares are of 1."""
+    """Measures of one split. Lengths are in tokens; shares lie between 0 and 1."""
 
     lengths: np.ndarray  # int64 [num_documents], without special tokens
     max_length: int  # of a sequence, special tokens included
