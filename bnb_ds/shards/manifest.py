@@ -16,11 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bnb_ds.errors import DataError
 
-FORMAT_VERSION = 1
-SPLITS = ("train", "heldout")
+Split = Literal["train", "heldout"]
+SpecialToken = Literal["pad", "unk", "cls", "sep", "mask"]
+
+FORMAT_VERSION: Literal[1] = 1
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_DIRECTORY = "tokenizer"
-SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")
+SPECIAL_TOKENS: tuple[SpecialToken, ...] = ("pad", "unk", "cls", "sep", "mask")
 OFFSET_DTYPE = np.dtype("<u8")
 REBUILD = "make the shards again with `bnb-ds prep`"
 
@@ -59,7 +62,7 @@ class ManifestSource(_Record):
 class ManifestShard(_Record):
     """One pair of ``NAME.tokens.npy`` and ``NAME.offsets.npy``. The hashes are those of the whole files."""
 
-    split: Literal["train", "heldout"]
+    split: Split
     name: str
     num_documents: int = Field(gt=0)
     num_tokens: int = Field(gt=0)
@@ -95,8 +98,8 @@ class ManifestHoldout(_Record):
 class ManifestTotals(_Record):
     """Sums over all shards, and how many documents were left out, by reason."""
 
-    documents: dict[Literal["train", "heldout"], int]
-    tokens: dict[Literal["train", "heldout"], int]
+    documents: dict[Split, int]
+    tokens: dict[Split, int]
     skipped: dict[str, int]
 
 
@@ -106,7 +109,7 @@ class Manifest(_Record):
     format_version: Literal[1]
     dtype: Literal["uint16", "uint32"]
     tokenizer: ManifestTokenizer
-    special_ids: dict[Literal["pad", "unk", "cls", "sep", "mask"], int]
+    special_ids: dict[SpecialToken, int]
     sources: list[ManifestSource]
     shards: list[ManifestShard]
     holdout: ManifestHoldout
