@@ -79,6 +79,7 @@ EXTRAS_REQUIRE = {
         "httpx>=0.27",  # clients for tests of the service
         "schemathesis>=4",  # makes malformed requests from the OpenAPI description
         "ruff>=0.17,<0.18",  # linter, run as a test; other releases have other rules
+        "mypy>=2.4,<2.5",  # checks the types of the public API, run as a test; pinned for the same reason
     ],
 }
 
@@ -88,6 +89,7 @@ setup(
     description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model, on DeepSpeed",
     license="Apache-2.0",
     packages=find_packages(include=["bnb_ds*", "data_prep*"]),
+    package_data={"bnb_ds": ["py.typed"]},  # type checkers read the annotations of a package that has this file
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin
@@ -95,6 +95,28 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
         """
         return load_reference(cls, directory, overrides)
 
+    @overload
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        return_scores: Literal[True],
+        **options: Any,
+    ) -> GenerateOutput: ...
+
+    @overload
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        return_scores: Literal[False] = False,
+        **options: Any,
+    ) -> Tensor: ...
+
     def generate(
         self,
         input_ids: Tensor,
@@ -154,6 +176,8 @@ class BnbForPretraining(BnbForConditionalGeneration):
         output = super().forward(*args, **kwargs)
         if masked_index is None:
             return output
+        assert output.encoder_last_hidden_state is not None
+        assert masked_labels is not None
         chosen_CH = output.encoder_last_hidden_state.index_select(0, masked_index)
         return PretrainingOutput(**output, encoder_mlm_sum=self._nats(self.encoder_mlm_head(chosen_CH), masked_labels))
 

@@ -99,9 +99,9 @@ class LinearCtcLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, options: LossOptions, with_grad: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = tuple(with_grad and needed for needed in ctx.needs_input_grad[:3])
+        needed = ctx.needs_input_grad if with_grad else (False, False, False)
         head = options.head(hidden_NH, weight_VH, bias_V)
-        head.run(options.weight_of_nll(), options.weight_of_kl(), wanted)
+        head.run(options.weight_of_nll(), options.weight_of_kl(), (needed[0], needed[1], needed[2]))
         gradients = head.gradients
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden_NH, weight_VH, bias_V)]

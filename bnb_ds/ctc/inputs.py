@@ -110,6 +110,7 @@ def real_rows(
         raise ValueError(f"hidden has {values.dim()} dimensions: give [B, T, H], or [N, H] with cu_seqlens")
     name = "input_lengths" if cu_seqlens is None else "cu_seqlens"
     given = input_lengths if cu_seqlens is None else cu_seqlens
+    assert given is not None
     check_integers(name, given)
     if given.numel() < (1 if cu_seqlens is None else 2):
         raise ValueError("the batch is empty: give at least one sequence")

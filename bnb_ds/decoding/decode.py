@@ -25,6 +25,7 @@ from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import Slots, ctc_score, refine
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.network import BnbLMHeadModel, Encoded
+from bnb_ds.model.outputs import FILLED
 from bnb_ds.model.slots import open_slots
 
 
@@ -39,9 +40,9 @@ class GenerateOutput(ModelOutput):
         lengths: int64 [B], tokens of each output.
     """
 
-    sequences: Tensor | None = None
-    scores: Tensor | None = None
-    lengths: Tensor | None = None
+    sequences: Tensor = FILLED
+    scores: Tensor = FILLED
+    lengths: Tensor = FILLED
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ def generate(
     batches = _cut(input_ids, attention_mask, config, options)
     parts = []
     for rows in batches:
-        given = (input_ids, attention_mask, token_type_ids)
+        given: tuple[Any, ...] = (input_ids, attention_mask, token_type_ids)
         if len(batches) > 1:
             index = torch.tensor(rows, device=input_ids.device)
             given = tuple(None if tensor is None else tensor.index_select(0, index) for tensor in given)
@@ -191,9 +192,10 @@ def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: Decode
     if model.config.decoder_positions == "absolute":  # a predicted length must not exceed the number of positions
         positions = model.config.decoder.max_position_embeddings
         longest = min(longest or positions, positions)
-    lengths_BK = model.model.length_predictor.best(
-        encoded.length_logits, encoded.layout.lengths, options.length_beam, options.min_length, longest
-    )
+    predictor, logits_BC = model.model.length_predictor, encoded.length_logits
+    assert predictor is not None
+    assert logits_BC is not None
+    lengths_BK = predictor.best(logits_BC, encoded.layout.lengths, options.length_beam, options.min_length, longest)
     num_candidates = lengths_BK.shape[1]
     repeated = _repeat(encoded, num_candidates) if num_candidates > 1 else encoded
     slots = open_slots(repeated.layout, model.config, lengths_BK.flatten())

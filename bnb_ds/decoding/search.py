@@ -55,7 +55,7 @@ def refine(
 
     If the greedy outputs are given, the search replaces only those that break a limit.
     """
-    if ids_BT is None:
+    if ids_BT is None or lengths_B is None:
         return _best_of_beam(slots, options, options.beam_size)
     if not (options.min_length or options.max_length or options.no_repeat_ngram_size or options.banned_sequences):
         return ids_BT, lengths_B

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -29,7 +29,8 @@ def agreed(steps: Iterable[T], device: torch.device) -> Iterator[T]:
     """
     iterator = iter(steps)
     while True:
-        step, error = None, None
+        step: T | None = None
+        error: Exception | None = None
         try:
             step = next(iterator)
         except StopIteration:
@@ -41,7 +42,7 @@ def agreed(steps: Iterable[T], device: torch.device) -> Iterator[T]:
                 raise error
         elif float(ranks.all_sum(torch.tensor([float(error is not None)], device=device))) > 0:
             _raise_together(error)
-        yield step
+        yield cast("T", step)
 
 
 def _raise_together(error: Exception | None) -> None:

@@ -14,6 +14,7 @@ process and ends. A guardian that loses contact with rank 0 also kills its rank.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import resource
@@ -160,7 +161,9 @@ class Guardian:
         self._watch(self._hub, "hub")
 
     def run(self) -> None:
-        self._watch(sys.stdin.buffer.raw, "rank")
+        stdin = sys.stdin.buffer
+        assert isinstance(stdin, io.BufferedReader)
+        self._watch(stdin.raw, "rank")
         last_send, last_event = 0.0, "beat"
         last_loop = time.monotonic()
         while not self._over:

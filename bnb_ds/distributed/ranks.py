@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -127,7 +127,8 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 def on_main(function: Callable[[], T]) -> T:
     """Call a function on rank 0 and give its result to every rank. If it raises, every rank raises the same error."""
-    result, error = None, None
+    result: T | None = None
+    error: Exception | None = None
     if is_main():
         try:
             result = function()
@@ -136,12 +137,13 @@ def on_main(function: Callable[[], T]) -> T:
     if dist.is_initialized() and world_size() > 1:
         # Other exceptions travel as text, because not every exception can be pickled.
         portable = error if error is None or isinstance(error, BnbError) else RuntimeError(f"on rank 0: {error!r}")
-        box = [result, portable]
+        box: list[Any] = [result, portable]
         dist.broadcast_object_list(box, src=0)
-        result, error = (result, error) if is_main() else box
+        if not is_main():
+            result, error = box
     if error is not None:
         raise reported_by_rank_0(error) if isinstance(error, BnbError) else error
-    return result
+    return cast("T", result)
 
 
 def reported_by_rank_0(error: E) -> E:
@@ -178,7 +180,7 @@ def gather(value: T) -> list[T]:
     """Every rank's ``value``, on every rank, in rank order."""
     if not dist.is_initialized() or world_size() == 1:
         return [value]
-    values: list[T | None] = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 

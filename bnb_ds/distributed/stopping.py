@@ -11,6 +11,7 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 from bnb_ds.distributed import ranks
 
@@ -25,7 +26,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._reason: str | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         # Only rank 0 looks for the file, so that not every rank asks the file server at every step.
         self._stop_file = os.environ.get(STOP_FILE_VARIABLE) if ranks.is_main() else None
         self._launchers = _deepspeed_launchers()

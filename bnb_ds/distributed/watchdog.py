@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Any
 
 from bnb_ds.distributed import ranks
 
@@ -35,7 +36,7 @@ class Watchdog:
 
     def __init__(self, silence_seconds: float, hang_seconds: float) -> None:
         self._limits = (silence_seconds, hang_seconds)
-        self._state = {"event": "beat", "step": 0, "phase": "start", "progress": 0, "message": ""}
+        self._state: dict[str, Any] = {"event": "beat", "step": 0, "phase": "start", "progress": 0, "message": ""}
         self._lock = threading.Lock()
         self._guardian: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
@@ -58,14 +59,16 @@ class Watchdog:
         limits = map(str, self._limits)
         program = str(Path(__file__).with_name("guardian.py"))
         # The program needs only the standard library; -S and -E make it start faster.
-        self._guardian = subprocess.Popen(
+        guardian = subprocess.Popen(
             [sys.executable, "-S", "-E", program, str(ranks.rank()), str(ranks.world_size()), *limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
         )
+        self._guardian = guardian
         self._write(meeting)
-        return int(self._guardian.stdout.readline() or 0)
+        assert guardian.stdout is not None
+        return int(guardian.stdout.readline() or 0)
 
     def mark(self, phase: str, step: int | None = None) -> None:
         """Note what the rank does next. Every rank must pass the same marks in the same order.
@@ -90,10 +93,10 @@ class Watchdog:
         self._report("bye" if error is None else "failed", "")
         self._closed.set()
         with contextlib.suppress(OSError):
-            self._guardian.stdin.close()
+            self._stdin.close()
         if error is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guardian.wait(timeout=5)
+                self._started.wait(timeout=5)
 
     def _report(self, event: str, message: str) -> None:
         self._state.update(event=event, message=" ".join(message.split())[:300])
@@ -105,8 +108,18 @@ class Watchdog:
 
     def _write(self, message: dict[str, object]) -> None:
         with self._lock, contextlib.suppress(OSError, ValueError):
-            self._guardian.stdin.write(json.dumps(message).encode() + b"\n")
-            self._guardian.stdin.flush()
+            self._stdin.write(json.dumps(message).encode() + b"\n")
+            self._stdin.flush()
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        assert self._guardian is not None
+        return self._guardian
+
+    @property
+    def _stdin(self) -> IO[bytes]:
+        assert self._started.stdin is not None
+        return self._started.stdin
 
 
 def _is_connection_error(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import bisect
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ class CompiledEngine(_GraphEngine):
         while longest > 1 and not _fits(longest, model.config):
             longest -= 1
         self._buckets = sorted({*(bucket for bucket in COLUMN_BUCKETS if bucket < longest), longest})
-        settings = importlib.import_module("torch._dynamo.config")
+        settings: Any = importlib.import_module("torch._dynamo.config")
         settings.recompile_limit = max(settings.recompile_limit, 8 * len(self._buckets))
         mode = "reduce-overhead" if model.device.type == "cuda" else None
         self._graph: Callable[[Tensor, Tensor], Tensor] = torch.compile(RectangularBnb(model), dynamic=False, mode=mode)

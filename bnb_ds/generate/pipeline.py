@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
@@ -101,6 +101,7 @@ class BnbPipeline:
         """
         directory = Path(directory)
         changes = dict(options)
+        engine: Engine
         if (directory / ONNX_FILE).is_file():
             if compile or dtype != "fp32" or device not in (None, "cpu"):
                 raise ConfigError(
@@ -124,6 +125,12 @@ class BnbPipeline:
             pieces = [piece if piece is not None else "" for piece in pieces]
             changes["lm"] = NgramLm(lm_path, pieces, set(tokenizer.all_special_ids))
         return cls(engine, tokenizer, DecodeOptions.of(None, changes))
+
+    @overload  # a string is an iterable of strings too; the first signature that fits counts
+    def __call__(self, texts: str, *, progress: bool = False) -> str: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, texts: Iterable[str], *, progress: bool = False) -> list[str]: ...
 
     def __call__(self, texts: str | Iterable[str], *, progress: bool = False) -> str | list[str]:
         """Return the output of one text, or the list of outputs of several."""

@@ -70,9 +70,10 @@ def packed_attention(
     """
     assert attention_mask is None, "packed rows hold no padding to mask"
     key_layout = memory_layout if isinstance(module, BertCrossAttention) else layout
-    rows_NAD = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    assert key_layout is not None, "cross-attention needs the layout of its keys"
+    query_NAD, key_NAD, value_NAD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     way = _WAYS[attention_way(query, key_layout, dropout)]
-    return way(*rows_NAD, layout, key_layout, dropout, scaling)[None], None
+    return way(query_NAD, key_NAD, value_NAD, layout, key_layout, dropout, scaling)[None], None
 
 
 def attention_way(query: Tensor, key_layout: PackedLayout, dropout: float) -> str:
@@ -107,8 +108,8 @@ def _attend_each(
 ) -> Tensor:
     lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
     attended = [
-        scaled_dot_product_attention(*(part_AnD[None] for part_AnD in parts), dropout_p=dropout, scale=scaling)
-        for parts in sequences(lengths, (query_NAD,), (key_NAD, value_NAD))
+        scaled_dot_product_attention(query_AnD[None], key_AnD[None], value_AnD[None], dropout_p=dropout, scale=scaling)
+        for query_AnD, key_AnD, value_AnD in sequences(lengths, (query_NAD,), (key_NAD, value_NAD))
     ]
     return torch.cat([out_1AnD[0].transpose(0, 1) for out_1AnD in attended])
 

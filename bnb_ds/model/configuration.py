@@ -140,7 +140,7 @@ class BnbConfig(PreTrainedConfig):
         # transformers turns configurations into dataclasses whose generated __eq__ would not see our fields.
         return isinstance(other, BnbConfig) and self.to_dict() == other.to_dict()
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # how Python marks a class that is not hashable
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range, or for values that do not fit together."""

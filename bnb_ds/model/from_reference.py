@@ -85,7 +85,9 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
         raise ConfigError("from_reference has no setting 'latent_size': the checkpoint decides it")
     check_overrides("from_reference", overrides)
     known = BnbConfig().encoder.to_dict()
-    fields = {half: {name: value for name, value in bert.items() if name in known} for half, bert in halves.items()}
+    fields: dict[str, Any] = {
+        half: {name: value for name, value in bert.items() if name in known} for half, bert in halves.items()
+    }
     pad = values.get("pad_token_id")
     defaults = {
         "decoder_length": "padded",

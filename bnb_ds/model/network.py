@@ -142,13 +142,15 @@ class BnbModel(BnbPreTrainedModel):
         """Hidden states [sum T, H] of all slots."""
         latent = self.latent_dropout(encoded.latent)
         is_stretched = self.length_predictor is not None
-        if is_stretched:
+        if self.length_predictor is not None:
             latent = stretch_latents(latent, encoded.layout, slots.layout, self.length_predictor.log_width.exp())
         memory_NH = encoded.hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded.hidden)
         return self.decoder(latent, self.latent_dropout(memory_NH), slots, encoded.layout, is_stretched=is_stretched)
 
     def predicted_lengths(self, encoded: Encoded, num_candidates: int = 1) -> Tensor:
         """int64 [B, K], the most probable target lengths, best first."""
+        assert self.length_predictor is not None
+        assert encoded.length_logits is not None
         return self.length_predictor.best(encoded.length_logits, encoded.layout.lengths, num_candidates)
 
     def forward(

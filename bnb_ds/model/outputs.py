@@ -7,11 +7,15 @@ sum T slots of all sequences together; H hidden size, V vocabulary, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from bnb_ds.common.packing import PackedLayout
+
+#: transformers wants a default for every field of an output. Fields with this default are always given.
+FILLED: Any = None
 
 
 @dataclass
@@ -29,12 +33,12 @@ class BnbModelOutput(ModelOutput):
         decoder_layout: layout of the slots in a packed row.
     """
 
-    last_hidden_state: Tensor | None = None
-    latent: Tensor | None = None
+    last_hidden_state: Tensor = FILLED
+    latent: Tensor = FILLED
     length_logits: Tensor | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    decoder_lengths: Tensor | None = None
-    decoder_layout: PackedLayout | None = None
+    encoder_last_hidden_state: Tensor = FILLED
+    decoder_lengths: Tensor = FILLED
+    decoder_layout: PackedLayout = FILLED
 
 
 @dataclass

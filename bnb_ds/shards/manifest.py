@@ -18,14 +18,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bnb_ds.common.files import sha256_file, write_synced
 from bnb_ds.errors import DataError
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, FORMAT_VERSION)  # version 1 has no seal, and no hashes but those of the shards
-SPLITS = ("train", "heldout")
+Split = Literal["train", "heldout"]
+SpecialToken = Literal["pad", "unk", "cls", "sep", "mask"]
+
+FORMAT_VERSION: Literal[2] = 2
+#: version 1 has no seal, and hashes of the shards alone
+READABLE_VERSIONS = (1, FORMAT_VERSION)
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 MANIFEST_NAME = "manifest.json"
 SEAL_NAME = "manifest.json.sha256"
 BAD_RECORDS_NAME = "bad_records.jsonl"
 TOKENIZER_DIRECTORY = "tokenizer"
-SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")
+SPECIAL_TOKENS: tuple[SpecialToken, ...] = ("pad", "unk", "cls", "sep", "mask")
 OFFSET_DTYPE = np.dtype("<u8")
 REBUILD = "make the shards again with `bnb-ds prep`"
 
@@ -88,7 +92,7 @@ class ManifestEngine(_Record):
 class ManifestShard(_Record):
     """One pair of ``NAME.tokens.npy`` and ``NAME.offsets.npy``. The hashes are those of the whole files."""
 
-    split: Literal["train", "heldout"]
+    split: Split
     name: str
     num_documents: int = Field(gt=0)
     num_tokens: int = Field(gt=0)
@@ -118,8 +122,8 @@ class ManifestHoldout(_Record):
 class ManifestTotals(_Record):
     """Sums over all shards, and how many documents were left out, by reason."""
 
-    documents: dict[Literal["train", "heldout"], int]
-    tokens: dict[Literal["train", "heldout"], int]
+    documents: dict[Split, int]
+    tokens: dict[Split, int]
     skipped: dict[str, int]
 
 
@@ -129,7 +133,7 @@ class Manifest(_Record):
     format_version: Literal[1, 2]
     dtype: Literal["uint16", "uint32"]
     tokenizer: ManifestTokenizer
-    special_ids: dict[Literal["pad", "unk", "cls", "sep", "mask"], int]
+    special_ids: dict[SpecialToken, int]
     sources: list[ManifestSource]
     shards: list[ManifestShard]
     holdout: ManifestHoldout

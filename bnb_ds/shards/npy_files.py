@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from bnb_ds.common.files import sync_file
-from bnb_ds.shards.manifest import OFFSET_DTYPE, SPECIAL_TOKENS, SPLITS, ManifestShard, token_dtype
+from bnb_ds.shards.manifest import OFFSET_DTYPE, SPECIAL_TOKENS, SPLITS, ManifestShard, Split, token_dtype
 
 
 def numbered(split: str, index: int) -> str:
@@ -45,18 +46,18 @@ class ShardFiles:
         # With this table, one look-up per document finds special tokens.
         self._is_refused = np.zeros(vocab_size, dtype=bool)
         self._is_refused[[special_ids[token] for token in SPECIAL_TOKENS if token != "unk"]] = True
-        self._pending: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        self._pending: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}
         self._pending_tokens = dict.fromkeys(SPLITS, 0)
-        self._shards: dict[str, list[ManifestShard]] = {split: [] for split in SPLITS}
+        self._shards: dict[Split, list[ManifestShard]] = {split: [] for split in SPLITS}
 
     @property
-    def num_documents(self) -> dict[str, int]:
+    def num_documents(self) -> dict[Split, int]:
         """Documents added so far, by split."""
         finished = {split: sum(shard.num_documents for shard in self._shards[split]) for split in SPLITS}
         return {split: finished[split] + len(self._pending[split]) for split in SPLITS}
 
     @property
-    def num_tokens(self) -> dict[str, int]:
+    def num_tokens(self) -> dict[Split, int]:
         """Tokens added so far, by split."""
         finished = {split: sum(shard.num_tokens for shard in self._shards[split]) for split in SPLITS}
         return {split: finished[split] + self._pending_tokens[split] for split in SPLITS}
@@ -91,7 +92,7 @@ class ShardFiles:
                 self._finish_shard(split)
         return [shard for split in SPLITS for shard in self._shards[split]]
 
-    def _finish_shard(self, split: str) -> None:
+    def _finish_shard(self, split: Split) -> None:
         documents = self._pending[split]
         offsets = np.zeros(len(documents) + 1, dtype=OFFSET_DTYPE)
         np.cumsum([document.size for document in documents], out=offsets[1:])
@@ -127,8 +128,9 @@ def write_npy(path: Path, dtype: np.dtype, length: int, arrays: Iterable[np.ndar
     np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": (length,)})
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for data in (header.getvalue(), *(array.data for array in arrays)):
-            file.write(data)
-            digest.update(data)
+        parts: Iterator[bytes | memoryview] = chain([header.getvalue()], (array.data for array in arrays))
+        for part in parts:
+            file.write(part)
+            digest.update(part)
         sync_file(file)
     return digest.hexdigest()

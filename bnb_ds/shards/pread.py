@@ -57,10 +57,10 @@ class ShardReader:
         Raises:
             DataError: the file is missing, has become shorter, or is on a disk that fails; the message names it.
         """
-        buffer, itemsize, thread = memoryview(out).cast("B"), self.dtype.itemsize, threading.get_ident()
+        buffer, itemsize, thread = out.data.cast("B"), self.dtype.itemsize, threading.get_ident()
         preadv, descriptors, offsets = os.preadv, self._open, self._data_offsets
         columns = (shards, first_tokens * itemsize, *(spans * itemsize).T)
-        shard = None
+        shard = -1
         try:
             for next_shard, first_byte, begin, end in zip(*(column.tolist() for column in columns), strict=True):
                 if next_shard != shard:

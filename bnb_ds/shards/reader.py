@@ -181,7 +181,7 @@ class TokenShards:
     @property
     def special_ids(self) -> dict[str, int]:
         """Ids of ``pad``, ``unk``, ``cls``, ``sep`` and ``mask``; only ``unk`` occurs in documents."""
-        return dict(self.manifest.special_ids)
+        return {str(name): number for name, number in self.manifest.special_ids.items()}
 
     @property
     def tokenizer_hash(self) -> str:

@@ -32,6 +32,7 @@ from bnb_ds.shards.manifest import (
     ManifestSource,
     ManifestTokenizer,
     ManifestTotals,
+    Split,
     TokenizerInfo,
     describe_files,
     token_dtype,
@@ -106,12 +107,12 @@ class ShardWriter:
             self.close()
 
     @property
-    def num_documents(self) -> dict[str, int]:
+    def num_documents(self) -> dict[Split, int]:
         """Documents added so far, by split."""
         return self._files.num_documents
 
     @property
-    def num_tokens(self) -> dict[str, int]:
+    def num_tokens(self) -> dict[Split, int]:
         """Tokens added so far, by split."""
         return self._files.num_tokens
 
@@ -176,7 +177,7 @@ class ShardWriter:
         tokenizer = self._tokenizer
         return Manifest(
             format_version=FORMAT_VERSION,
-            dtype=token_dtype(self._tokenizer.vocab_size).name,
+            dtype="uint16" if token_dtype(tokenizer.vocab_size).itemsize == 2 else "uint32",
             tokenizer=ManifestTokenizer(name=tokenizer.name, hash=tokenizer.hash, vocab_size=tokenizer.vocab_size),
             special_ids={name: int(tokenizer.special_ids[name]) for name in SPECIAL_TOKENS},
             sources=self._sources,

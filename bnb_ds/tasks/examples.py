@@ -128,7 +128,7 @@ def _rows(task: Task, data: TaskDataSection, split: str) -> Iterator[PlacedRow]:
     return read_file(Path(named), form=task.form, header=header)
 
 
-def _as_columns(task: Task, rows: Iterator[PlacedRow]) -> Iterator[PlacedRow]:
+def _as_columns(task: Task, rows: Iterator[tuple[str, Row]]) -> Iterator[PlacedRow]:
     """Rename the two columns of parallel files to the column names of the task."""
     if len(task.sources) != 1:
         raise ConfigError(
@@ -202,7 +202,7 @@ class _RowReader:
                 raise ConfigError(f"data.columns: task {task.name} has no column {column!r}; {nearest(column, known)}")
         for column in known:
             names = data.columns.get(column, column)
-            self._names[column] = names if isinstance(names, list) else [names]
+            self._names[column] = [*names] if isinstance(names, list) else [names]
         self._class_of = {name: number for number, name in enumerate(task.labels)}
 
     def __call__(self, place: str, row: Row) -> Example:
@@ -279,6 +279,7 @@ def _as_text(value: Any) -> str:
 def _part(example_id: str, data: TaskDataSection) -> str:
     """The part of ``data.split`` that a row belongs to, from a hash of seed and id as a number in [0, 1)."""
     split = data.split
+    assert split is not None
     digest = hashlib.sha256(f"{split.seed}:{example_id}".encode()).digest()
     number = int.from_bytes(digest[:8], "big") / 2**64
     if number < split.validation:

@@ -56,7 +56,7 @@ def read_file(path: Path, *, form: str = "rows", header: bool = True) -> Iterato
             raise DataError(f"{path}: cannot be read ({error}); restore the file") from None
 
 
-def read_parallel(source: Path, target: Path) -> Iterator[PlacedRow]:
+def read_parallel(source: Path, target: Path) -> Iterator[tuple[str, Row]]:
     """Read two files line by line, as rows with ``source`` and ``target``.
 
     Raises:
@@ -168,9 +168,8 @@ def _load_json(path: Path, file: TextIO) -> Any:
 
 def _table(path: Path, file: TextIO, delimiter: str, header: bool) -> Iterator[PlacedRow]:
     # A quotation mark in tab-separated corpora is text. In csv it quotes a field, which may span lines.
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     csv.field_size_limit(2**30)
-    reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+    reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE)
     names: list[Any] | None = None
     try:
         for fields in reader:

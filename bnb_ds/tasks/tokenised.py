@@ -192,7 +192,7 @@ def _write(task: Task, data: TaskDataSection, split: str, codec: Codec, director
                 labels += [example.target for example in chunk]
                 targets.add([np.zeros(0)] * len(chunk))
                 continue
-            tokens, num_cut = codec.encode_targets([example.target for example in chunk], lengths.target)
+            tokens, num_cut = codec.encode_targets([str(example.target) for example in chunk], lengths.target)
             targets.add(tokens)
             targets_cut += num_cut
             if not split.startswith("train"):

@@ -48,6 +48,7 @@ def test_every_module_is_in_the_wheel(tmp_path):
     (wheel,) = tmp_path.glob("bnb_ds-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / "bnb_ds" / "py.typed").is_file()
     modules = modules_of_the_checkout()
     result = subprocess.run(
         [sys.executable, "-c", _IMPORT_ALL, str(tmp_path / "unpacked"), *modules],

@@ -1,0 +1,122 @@
+"""The public names carry types that a type checker accepts, in the package and in a user's own code."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_public_names import PUBLIC
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mypy") is None, reason='needs mypy (`pip install ".[test]"` in the checkout)'
+)
+
+# What a user writes, with the types that must come out; torch's and transformers' own are Any here.
+USER = """
+from pathlib import Path
+from typing import assert_type
+
+import numpy as np
+import torch
+
+from bnb_ds import BnbConfig, BnbForConditionalGeneration, BnbPipeline, __version__, distributed
+from bnb_ds.ctc import CtcOutput, linear_ctc_loss
+from bnb_ds.decoding import DecodeOptions, GenerateOutput
+from bnb_ds.errors import BnbError
+from bnb_ds.generate.pipeline import Generated
+from bnb_ds.shards import Manifest, TokenShards, read_manifest
+from bnb_ds.tasks import Task, get_task
+
+
+def train(encoder: Path) -> float:
+    model = BnbForConditionalGeneration.from_bert(encoder, latent_size=8, decoder_length="predicted")
+    assert_type(model, BnbForConditionalGeneration)
+    output = model(torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 2, dtype=torch.long))
+    output.loss.backward()
+    return float(output.loss)
+
+
+def write(directory: Path) -> list[str]:
+    model = BnbForConditionalGeneration.from_pretrained(directory)
+    ids = torch.ones(1, 4, dtype=torch.long)
+    model.generate(ids).tolist()
+    assert_type(BnbForConditionalGeneration(BnbConfig()).generate(ids, return_scores=True), GenerateOutput)
+    pipeline = BnbPipeline.from_pretrained(directory, device="cpu", beam_size=4)
+    assert_type(pipeline("one text"), str)
+    for found in pipeline.stream(["a text"], with_scores=True):
+        assert_type(found, Generated)
+        assert_type(found.score, float | None)
+    options = DecodeOptions(beam_size=4, max_length=20)
+    return pipeline(["two", "texts"]) + [found.text for found in pipeline.generate(["text"], options=options)]
+
+
+def loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    output: CtcOutput = linear_ctc_loss(hidden, weight, None, targets, lengths, lengths, reduction="mean")
+    return output.loss
+
+
+def shards(directory: str) -> int:
+    corpus = TokenShards(directory, split="train")
+    assert_type(read_manifest(directory), Manifest)
+    assert_type(corpus.num_tokens, int)
+    document: np.ndarray = corpus.document(0)
+    return int(document.sum()) + len(corpus) + corpus.special_ids["cls"]
+
+
+def task() -> tuple[str, ...]:
+    try:
+        assert_type(get_task("xsum"), Task)
+    except BnbError as error:
+        print(error)
+    return (*get_task("xsum").metrics, __version__) if distributed.rank() == 0 else ()
+"""
+
+
+def check(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    # The checkout stands where an installed copy would: on the path of the interpreter.
+    environment = {name: value for name, value in os.environ.items() if name != "MYPYPATH"}
+    return subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-incremental", "--cache-dir", os.devnull, *arguments],
+        cwd=cwd,
+        env={**environment, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_modules_of_the_public_names_have_sound_types():
+    result = check(cwd=REPOSITORY)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_a_users_code_is_checked_strictly(tmp_path):
+    """Typical code passes, with each public name imported; a file with faults gets exactly its own errors."""
+    imports = "".join(
+        f"from {module} import {name} as public_{number}_{name}\n"
+        for number, module in enumerate(PUBLIC)
+        for name in PUBLIC[module].split()
+    )
+    (tmp_path / "user.py").write_text(imports + USER)
+    (tmp_path / "faulty.py").write_text(
+        "from bnb_ds.tasks import get_task\nget_task(3)\nget_task('xsum').metric\n"  # the field is called `metrics`
+    )
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = true\nfollow_imports = silent\n"
+        "[mypy-torch.*,transformers.*,tokenizers.*,tqdm.*,safetensors.*,deepspeed.*,datasets.*,pyarrow.*]\n"
+        "follow_imports = skip\nignore_missing_imports = true\n"
+    )
+    result = check("--config-file", "mypy.ini", "user.py", "faulty.py", cwd=tmp_path)
+    errors = [line for line in result.stdout.splitlines() if ": error: " in line]
+    assert len(errors) == 2, result.stdout + result.stderr
+    assert errors[0].startswith('faulty.py:2: error: Argument 1 to "get_task" has incompatible type "int"')
+    assert errors[1].startswith('faulty.py:3: error: "Task" has no attribute "metric"')
