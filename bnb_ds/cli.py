@@ -36,6 +36,7 @@ _COMMANDS = (
         "bnb_ds.commands.generate:add_reconstruct",
     ),
     ("evaluate", "outputs and scores of a model on one split of a task", "bnb_ds.commands.tasks:add_evaluate"),
+    ("predict", "labels or texts for rows that have none", "bnb_ds.commands.tasks:add_predict"),
     ("compare", "paired bootstrap between two evaluations of one split", "bnb_ds.commands.tasks:add_compare"),
     ("glue", "fine-tune on several tasks with several seeds, and write the table", "bnb_ds.commands.tasks:add_glue"),
     ("distill", "a training set whose targets an autoregressive teacher writes", "bnb_ds.commands.tasks:add_distill"),

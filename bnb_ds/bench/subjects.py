@@ -13,6 +13,7 @@ _SUBJECTS = (
     ("generate", "generation beside the reference's way and autoregressive models", "bnb_ds.bench.generation.command"),
     ("serve", "the service under many clients beside one client alone", "bnb_ds.bench.serve"),
     ("floors", "BLEU of copying the source and of word-for-word translation", "bnb_ds.bench.floors"),
+    ("ceilings", "BLEU and ROUGE of references that were tokenised and decoded again", "bnb_ds.bench.ceilings"),
 )
 
 

@@ -12,12 +12,16 @@ from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.distributed import ranks
+from bnb_ds.evaluate.split import ceilings
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems.base import System
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
+
+#: samples of a split whose ceiling a launch works out; an evaluation takes all
+_CEILING_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ def _derived(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: i
     ]
     for name, split in splits.items():
         lines += [f"             {name}: {line}" for line in rows_lines(split.info)]
+    if ranks.is_main():
+        lines += _ceiling_lines(plan, splits)
     selection = f"best {recipe.selection.score or plan.task.main_score} on {plan.scored_splits[0]}"
     if recipe.selection.patience:
         selection += f"; ends after {recipe.selection.patience} evaluations without a better one"
@@ -121,3 +127,14 @@ def _derived(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: i
         estimates.steps_line(ds_config, len(splits["train"]), total_steps),
         f"selection    {selection}",
     ]
+
+
+def _ceiling_lines(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:
+    """The best scores that the tokenizers allow."""
+    lines = []
+    for name in plan.scored_splits:
+        found = ceilings(plan.system, splits[name], _CEILING_SAMPLES)
+        if found:
+            scores = ", ".join(f"{score} {value:.2f}" for score, value in found.items())
+            lines.append(f"ceiling      {name}: {scores} (its references, tokenised and decoded again)")
+    return lines

@@ -32,7 +32,7 @@ def test_scores_are_printed_and_bad_files_told(tmp_path, capsys):
     assert copied.startswith("copied source   BLEU")
     assert float(word_for_word.split()[-1]) > 20 > float(copied.split()[-1])
     source.write_text("")
-    with pytest.raises(DataError, match="ends after 0 lines"):
+    with pytest.raises(DataError, match="has only 0 lines"):
         measure((source, target), (source, target), 1)
 
 
