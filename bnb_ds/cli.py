@@ -36,6 +36,7 @@ _COMMANDS = (
         "bnb_ds.commands.generate:add_reconstruct",
     ),
     ("evaluate", "run models on one split of a task, and score the outputs", "bnb_ds.commands.tasks:add_evaluate"),
+    ("predict", "write labels or texts for rows that have none", "bnb_ds.commands.tasks:add_predict"),
     ("compare", "compare two evaluations of one split by paired bootstrap", "bnb_ds.commands.tasks:add_compare"),
     ("glue", "fine-tune on several tasks with several seeds, and write the table", "bnb_ds.commands.tasks:add_glue"),
     (

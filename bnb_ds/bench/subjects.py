@@ -18,6 +18,7 @@ _SUBJECTS = (
     ),
     ("serve", "measure the service under many clients and under one", "bnb_ds.bench.serve"),
     ("floors", "compute BLEU of copying the source and of word-for-word translation", "bnb_ds.bench.floors"),
+    ("ceilings", "score references that were tokenised and decoded again", "bnb_ds.bench.ceilings"),
 )
 
 

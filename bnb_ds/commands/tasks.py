@@ -1,4 +1,4 @@
-"""The commands of downstream tasks: ``bnb-ds evaluate``, ``compare``, ``glue``, ``distill`` and ``reproduce``."""
+"""The commands ``bnb-ds evaluate``, ``predict``, ``compare``, ``glue``, ``distill`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         "--select", action="store_true", help="name the best of several models; refused on a test split"
     )
     command.set_defaults(run=_evaluate)
+
+
+def add_predict(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds predict``."""
+    command.add_argument("model", type=Path, help="a run of runs/finetune.py, or an export")
+    command.add_argument("--input", type=Path, required=True, help="rows without labels, in any format of a recipe")
+    command.add_argument("--output", type=Path, required=True, help="JSON-lines file, which must not exist yet")
+    command.add_argument("--task", help="default: what the model was fine-tuned for")
+    command.add_argument("--batch-size", type=positive, default=32, help="makes no difference (%(default)s)")
+    add_overrides(command, "how to read the rows, as in a recipe: data.columns={sentence: text}")
+    command.set_defaults(run=_predict)
 
 
 def add_compare(command: argparse.ArgumentParser) -> None:
@@ -92,12 +103,30 @@ def _evaluate(args: argparse.Namespace) -> None:
         evaluations[model] = evaluation
         results = evaluation.results
         print(f"evaluate: {model}, {results['task']} {results['split']}, {results['num_samples']:,} samples")
+        for line in results["rows"]:
+            print(f"  {line}")
         for name, value in evaluation.scores.items():
             settings = results["settings"].get(name, results["settings"].get("rouge") if "rouge" in name else None)
-            print(f"  {name:22} {value:10.4f}{f'  ({settings})' if settings else ''}")
+            ceiling = results["ceilings"].get(name)
+            beside = [f"ceiling {ceiling:.2f}"] * (ceiling is not None) + [settings] * (settings is not None)
+            print(f"  {name:22} {value:10.4f}{'  (' * bool(beside)}{'; '.join(beside)}{')' * bool(beside)}")
         print(f"  written to {evaluation.directory}")
     if args.select:
         print(f"best: {best_of_evaluations(evaluations)}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from bnb_ds.evaluate.predict import predict
+
+    lines = predict(
+        args.model,
+        args.input,
+        args.output,
+        task_name=args.task,
+        batch_size=args.batch_size,
+        overrides=args.overrides,
+    )
+    print("\n".join(lines))
 
 
 def _compare(args: argparse.Namespace) -> None:

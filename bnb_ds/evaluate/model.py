@@ -9,6 +9,7 @@ MODEL/evaluation/TASK-SPLIT/
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,14 @@ import numpy as np
 import torch
 
 from bnb_ds.common.files import disk_errors, write_atomic
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.scoring import DECIMALS
-from bnb_ds.evaluate.split import Results, evaluate_split, one_line
+from bnb_ds.evaluate.split import Results, ceilings, evaluate_split, one_line
 from bnb_ds.systems.base import System
 from bnb_ds.systems.model_dir import best_model, system_and_data
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
-from bnb_ds.tasks.tokenised import Tokenised, tokenise
+from bnb_ds.tasks.tokenised import Tokenised, rows_lines, tokenise
 from bnb_ds.version import __version__
 
 PREDICTIONS_FILE = "generated_predictions.txt"
@@ -99,7 +100,11 @@ def best_of_evaluations(evaluations: dict[Path, Evaluation]) -> Path:
             f"--select: the models are for different tasks ({', '.join(sorted(tasks))}); give models of one task"
         )
     name = get_task(tasks.pop()).main_score
-    return max(evaluations, key=lambda model: evaluations[model].scores[name])
+    scores = {model: evaluation.scores[name] for model, evaluation in evaluations.items()}
+    finite = {model: score for model, score in scores.items() if math.isfinite(score)}
+    if not finite:
+        raise DataError(f"--select: {name} of every model is not a number; none can be chosen")
+    return max(finite, key=lambda model: finite[model])
 
 
 def _write(system: System, rows: Tokenised, split: str, results: Results, directory: Path) -> Evaluation:
@@ -114,6 +119,9 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
         "num_samples": len(rows),
         "scores": {"loss": results.loss, **results.scores.values},
         "settings": results.scores.settings,
+        "ceilings": {name: round(value, DECIMALS) for name, value in ceilings(system, rows).items()},
+        "lowercase": system.codec.lowercases,
+        "rows": rows_lines(rows.info),
         "main_score": task.main_score,
         "bnb_ds": __version__,
         "data_fingerprint": rows.fingerprint,

@@ -14,9 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.tasks.task import Task
 
-#: decimals of reported numbers; differences beyond them come from rounding in the arithmetic
+#: score of some rows: int [N] rows -> value
+Score = Callable[[np.ndarray], float]
+
+ROUGE_SCORES = ("rouge1", "rouge2", "rougeL")
+#: metrics of texts that have a ceiling: the score of the references after the way through the tokenizer and back
+CEILING_METRICS = ("rouge", "sacrebleu", "bleu4")
+#: decimals of what is reported; differences beyond them are the arithmetic's, not the model's
 DECIMALS = 4
 
 
@@ -81,11 +88,72 @@ def scores_of(task: Task, outputs: Any, references: Any, *, lowercase: bool = Fa
     return score_labels(task.metrics, outputs, references)
 
 
-def rouge_scorer() -> Any:
-    """ROUGE-1, -2 and -L with Porter's stemmer."""
+def label_scorer(task: Task, name: str, outputs: np.ndarray, references: np.ndarray) -> Score:
+    """A score of labels, of any rows.
+
+    Raises:
+        ConfigError: it is not a score of the task.
+    """
+    metric = {"matthews_correlation": "mcc"}.get(name, name)
+    if metric not in task.metrics:
+        raise ConfigError(f"--score {name}: not a score of {task.name}; {nearest(name, task.metrics)}")
+    return lambda rows: next(iter(score_labels((metric,), outputs[rows], references[rows]).values.values()))
+
+
+def text_scorer(name: str, outputs: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> Score:
+    """A score of texts, of any rows. `score_texts` takes all of them; a bootstrap draws some.
+
+    Args:
+        name: ``rouge1``, ``rouge2``, ``rougeL``, ``bleu`` or ``bleu4``.
+        outputs: one text for each reference.
+        references: as the data has them.
+        lowercase: BLEU without regard to case.
+
+    Raises:
+        ConfigError: there is no such score.
+    """
+    if name.startswith("rouge"):
+        if name not in ROUGE_SCORES:
+            raise ConfigError(f"--score {name}: {nearest(name, ROUGE_SCORES)}")
+        f1 = _rouge_f1(outputs, references)[name]
+        return lambda rows: float(f1[rows].mean())
+    if name in ("bleu", "bleu4"):
+        return _bleu_scorer(_bleu_metric_of(name, lowercase), outputs, references)
+    raise ConfigError(f"--score {name}: give one of rouge1, rouge2, rougeL, bleu, bleu4, or a score of labels")
+
+
+def _rouge_f1(outputs: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    """Score -> float64 [N], F1 of each text in percent; Porter's stemmer."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    scorer = RougeScorer(list(ROUGE_SCORES), use_stemmer=True)
+    each = [scorer.score(reference, output) for output, reference in zip(outputs, references, strict=True)]
+    return {name: np.array([100 * result[name].fmeasure for result in each]) for name in ROUGE_SCORES}
+
+
+def _bleu_metric_of(name: str, lowercase: bool) -> Any:
+    # Questions (bleu4) are compared without regard to case, as in Du et al., 2017.
+    return bleu_metric(lowercase=lowercase or name == "bleu4")
+
+
+def _bleu_scorer(metric: Any, outputs: Sequence[str], references: Sequence[str]) -> Score:
+    """BLEU of rows from each row's counts, which add up: what sacreBLEU says of those rows as a corpus."""
+    counts = np.array(
+        [
+            [score.sys_len, score.ref_len, *score.counts, *score.totals]
+            for score in (
+                metric.corpus_score([output], [[reference]])
+                for output, reference in zip(outputs, references, strict=True)
+            )
+        ]
+    )
+
+    def bleu(rows: np.ndarray) -> float:
+        system, reference, *rest = counts[rows].sum(0).tolist()
+        correct, total = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        return metric.compute_bleu(correct, total, system, reference, smooth_method="exp").score
+
+    return bleu
 
 
 def bleu_metric(*, lowercase: bool) -> Any:
@@ -96,10 +164,8 @@ def bleu_metric(*, lowercase: bool) -> Any:
 
 
 def _rouge(scores: Scores, outputs: list[str], references: list[str], lowercase: bool) -> None:
-    scorer = rouge_scorer()
-    results = [scorer.score(reference, output) for output, reference in zip(outputs, references, strict=True)]
-    for name in ("rouge1", "rouge2", "rougeL"):
-        scores.values[name] = 100 * float(np.mean([result[name].fmeasure for result in results]))
+    for name, f1 in _rouge_f1(outputs, references).items():
+        scores.values[name] = float(f1.mean())
     version = importlib.metadata.version("rouge-score")
     scores.settings["rouge"] = f"rouge-score {version}, mean F1, Porter stemmer, rougeL over the whole text"
 
@@ -109,13 +175,12 @@ def _sacrebleu(scores: Scores, outputs: list[str], references: list[str], lowerc
 
 
 def _bleu4(scores: Scores, outputs: list[str], references: list[str], lowercase: bool) -> None:
-    # Case is ignored for questions, as in Du et al., 2017.
-    _bleu("bleu4", scores, outputs, references, True)
+    _bleu("bleu4", scores, outputs, references, lowercase)
 
 
 def _bleu(name: str, scores: Scores, outputs: list[str], references: list[str], lowercase: bool) -> None:
-    metric = bleu_metric(lowercase=lowercase)
-    scores.values[name] = metric.corpus_score(outputs, [references]).score
+    metric = _bleu_metric_of(name, lowercase)
+    scores.values[name] = _bleu_scorer(metric, outputs, references)(np.arange(len(references)))
     scores.settings[name] = f"sacreBLEU {metric.get_signature()}"
 
 
@@ -171,7 +236,9 @@ def _spearman(scores: Scores, outputs: np.ndarray, references: np.ndarray) -> No
 
 
 def _correlation(function: Callable[..., Any], outputs: np.ndarray, references: np.ndarray) -> float:
-    # The libraries return NaN if all outputs are equal; such a model correlates with nothing, so its score is 0.
+    if not np.isfinite(outputs).all():
+        return math.nan
+    # A model that gives the same score to everything correlates with nothing; the libraries say NaN.
     if outputs.size < 2 or np.ptp(outputs) == 0 or np.ptp(references) == 0:
         return 0.0
     value = float(function(outputs, references).statistic)

@@ -7,23 +7,18 @@ with replacement, and both systems are scored on each sample.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bnb_ds.errors import ConfigError, DataError, nearest
+from bnb_ds.errors import DataError
 from bnb_ds.evaluate.model import PREDICTIONS_FILE, REFERENCES_FILE, RESULTS_FILE
-from bnb_ds.evaluate.scoring import bleu_metric, rouge_scorer, score_labels
+from bnb_ds.evaluate.scoring import Score, label_scorer, text_scorer
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
-
-#: the score of a drawn sample: int [N] rows -> value
-Score = Callable[[np.ndarray], float]
-
-#: name of a score -> name of its metric, where they differ
-_METRIC_OF = {"matthews_correlation": "mcc"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,8 @@ class Comparison:
         score: name of the score.
         first, second: scores on the whole test set.
         low, high: 95% interval of ``second - first``.
-        p_value: fraction of drawn samples on which the better system is not better, counted as in Koehn (2004).
+        p_value: share of drawn corpora, counted as in Koehn (2004), on which the better system is not better.
+        note: how both were scored, where that is not plain.
     """
 
     score: str
@@ -43,11 +39,12 @@ class Comparison:
     low: float
     high: float
     p_value: float
+    note: str = ""
 
     def __str__(self) -> str:
         return (
             f"{self.score}: {self.first:.2f} -> {self.second:.2f}, difference {self.second - self.first:+.2f}"
-            f" (95% interval {self.low:+.2f} to {self.high:+.2f}), p = {self.p_value:.4f}"
+            f" (95% interval {self.low:+.2f} to {self.high:+.2f}), p = {self.p_value:.4f}{self.note}"
         )
 
 
@@ -77,8 +74,17 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
             )
     task = get_task(results[0]["task"])
     name = score or task.main_score
-    scorers = [_scorer(task, name, lines, references[0]) for lines in outputs]
-    return paired_bootstrap(name, *scorers, num_samples=len(references[0]), resamples=resamples, seed=seed)
+    cases = [result["lowercase"] for result in results]
+    scorers = [_scorer(task, name, lines, references[0], lowercase=any(cases)) for lines in outputs]
+    everything = np.arange(len(references[0]))
+    for directory, scorer in zip((first, second), scorers, strict=True):
+        if not math.isfinite(scorer(everything)):
+            raise DataError(f"{directory}: its {name} is not a number, so it cannot be compared; give another model")
+    found = paired_bootstrap(name, *scorers, num_samples=everything.size, resamples=resamples, seed=seed)
+    if not (task.is_generation and name == "bleu" and any(cases)):
+        return found
+    who = "both models write" if all(cases) else f"{(first, second)[cases.index(True)]} writes"
+    return replace(found, note=f"; without regard to case, because {who} lowercase only")
 
 
 def paired_bootstrap(
@@ -98,56 +104,24 @@ def paired_bootstrap(
     return Comparison(name, whole[0], whole[1], float(low), float(high), p_value)
 
 
-def _scorer(task: Task, name: str, outputs: list[str], references: list[str]) -> Score:
-    if not task.is_generation:
-        metric = _METRIC_OF.get(name, name)
-        if metric not in task.metrics:
-            raise ConfigError(f"--score {name}: is not a score of {task.name}; {nearest(name, task.metrics)}")
-        known = {label: number for number, label in enumerate(task.labels)}
-        values, wanted = (
-            np.array([known[line] if known else float(line) for line in lines]) for lines in (outputs, references)
-        )
-        return lambda rows: next(iter(score_labels((metric,), values[rows], wanted[rows]).values.values()))
-    if name.startswith("rouge"):
-        scorer = rouge_scorer()
-        each = [scorer.score(reference, output) for output, reference in zip(outputs, references, strict=True)]
-        if name not in each[0]:
-            raise ConfigError(f"--score {name}: {nearest(name, each[0])}")
-        f1 = np.array([100 * result[name].fmeasure for result in each])
-        return lambda rows: float(f1[rows].mean())
-    if name in ("bleu", "bleu4"):
-        return _bleu_scorer(outputs, references, lowercase=name == "bleu4")
-    raise ConfigError(f"--score {name}: give one of rouge1, rouge2, rougeL, bleu, bleu4, or a score of labels")
-
-
-def _bleu_scorer(outputs: list[str], references: list[str], *, lowercase: bool) -> Score:
-    """BLEU of any rows from the sum of their counts; it equals sacreBLEU's score of these rows as a corpus."""
-    from sacrebleu.metrics import BLEU
-
-    metric = bleu_metric(lowercase=lowercase)
-    counts = np.array(
-        [
-            [score.sys_len, score.ref_len, *score.counts, *score.totals]
-            for score in (
-                metric.corpus_score([output], [[reference]])
-                for output, reference in zip(outputs, references, strict=True)
-            )
-        ]
+def _scorer(task: Task, name: str, outputs: list[str], references: list[str], *, lowercase: bool) -> Score:
+    if task.is_generation:
+        return text_scorer(name, outputs, references, lowercase=lowercase)
+    known = {label: number for number, label in enumerate(task.labels)}
+    values, wanted = (
+        np.array([known[line] if known else float(line) for line in lines]) for lines in (outputs, references)
     )
-
-    def bleu(rows: np.ndarray) -> float:
-        system, reference, *rest = counts[rows].sum(0).tolist()
-        correct, total = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        return BLEU.compute_bleu(correct, total, system, reference, smooth_method="exp").score
-
-    return bleu
+    return label_scorer(task, name, values, wanted)
 
 
-def _read_results(directory: Path) -> dict[str, str]:
+def _read_results(directory: Path) -> dict[str, Any]:
     try:
         results = json.loads((directory / RESULTS_FILE).read_text(encoding="utf-8"))
-        return {key: results[key] for key in ("task", "split")}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        found = {key: results[key] for key in ("task", "split")}
+        # Older results say it in BLEU's signature only.
+        lowercase = "case:lc" in results.get("settings", {}).get("bleu", "")
+        return {**found, "lowercase": bool(results.get("lowercase", lowercase))}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _no_evaluation(directory, error) from None
 
 

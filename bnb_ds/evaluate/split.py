@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.distributed import ranks
 from bnb_ds.distributed.shares import rounds
-from bnb_ds.evaluate.scoring import Scores, predicted, scores_of
+from bnb_ds.evaluate.scoring import CEILING_METRICS, Scores, predicted, score_texts, scores_of
 from bnb_ds.systems.base import System
 from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
@@ -86,7 +87,30 @@ def _results(system: System, split: Tokenised, loss: float, ordered: list[np.nda
         outputs, references = system.codec.decode(ordered), [one_line(text) for text in split.references()]
     else:
         outputs, references = predicted(task, np.stack(ordered)), split.labels
-    return Results(loss, outputs, scores_of(task, outputs, references, lowercase=system.codec.lowercases))
+    scores = scores_of(task, outputs, references, lowercase=system.codec.lowercases)
+    if not task.is_generation and not np.isfinite(np.stack(ordered)).all():
+        # The class of logits that are not numbers is an accident; a score of it could look like a good one.
+        scores.values = dict.fromkeys(scores.values, math.nan)
+    return Results(loss, outputs, scores)
+
+
+def ceilings(system: System, split: Tokenised, most_samples: int | None = None) -> dict[str, float]:
+    """BLEU and ROUGE of a model that makes no mistake: references, tokenised (and cut) and decoded again.
+
+    Args:
+        system: gives the tokenizers.
+        split: with references; for a task with labels the result is empty.
+        most_samples: only so many; None: all.
+    """
+    task = system.task
+    metrics = [metric for metric in task.metrics if metric in CEILING_METRICS]
+    if not task.is_generation or not metrics:
+        return {}
+    ids = np.arange(min(len(split), most_samples or len(split)))
+    values, cu_seqlens = split.targets(ids)
+    outputs = system.codec.decode(np.split(values, cu_seqlens[1:-1]))
+    references = [" ".join(text.splitlines()) for text in split.references()[: ids.size]]
+    return score_texts(metrics, outputs, references, lowercase=system.codec.lowercases).values
 
 
 def one_line(text: str) -> str:

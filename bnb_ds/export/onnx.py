@@ -23,6 +23,8 @@ from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.generate.open_model import ONNX_FILE, load_exported
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.modeling import BnbForConditionalGeneration
+from bnb_ds.tasks.codec import spacing_of
+from bnb_ds.tasks.spacing import SPACING_FILE
 
 ONNX_DTYPES = ("fp32", "int8")
 _CARD = """# A BERT-NAR-BERT model for ONNX Runtime ({dtype})
@@ -55,6 +57,8 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
     with new_directory(output) as directory:
         write_graph(model, directory, dtype)
         save_tokenizer(tokenizer, directory)
+        if (spacing := spacing_of(source)) is not None:
+            spacing.save(directory / SPACING_FILE)
         usage = (__doc__ or "").split("\n\n", 2)[2].rstrip()
         card = _CARD.format(dtype=dtype, source=source.name, usage=usage)
         (directory / "README.md").write_text(card, encoding="utf-8")

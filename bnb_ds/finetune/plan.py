@@ -12,12 +12,16 @@ from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.distributed import ranks
+from bnb_ds.evaluate.split import ceilings
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems.base import System
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.task import Task
-from bnb_ds.tasks.tokenised import Lengths, Tokenised, tokenise
+from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
+
+#: samples of a split whose ceiling a launch works out; an evaluation takes all
+_CEILING_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ def make_system(recipe: FinetuneRecipe) -> System:
     task = recipe.declared_task
     chosen = system_class(recipe.model.kind, task)
     codec = chosen.make_codec(task, recipe.model, recipe.data)
+    if task.is_generation and recipe.data.target_spacing == "pieces":
+        codec.use_exact_targets()
     system = chosen(task, Lengths.of(task, recipe.data), codec, recipe.model)
     system.config()  # for its checks
     return system
@@ -91,7 +97,10 @@ def tokenise_splits(plan: FinetunePlan) -> dict[str, Tokenised]:
     data, task, codec = plan.recipe.data, plan.task, plan.system.codec
     names = ("train", *plan.scored_splits)
     directories = ranks.on_main(lambda: [str(tokenise(task, data, name, codec).directory) for name in names])
-    return {name: Tokenised(Path(path)) for name, path in zip(names, directories, strict=True)}
+    splits = {name: Tokenised(Path(path)) for name, path in zip(names, directories, strict=True)}
+    # What the targets of this run look like decides how its outputs are written.
+    codec.spacing = splits["train"].spacing()
+    return splits
 
 
 def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: int) -> list[str]:
@@ -104,8 +113,9 @@ def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_paramete
         f"data         {samples} samples",
     ]
     for name, split in splits.items():
-        left_out = {key: number for key, number in split.info.items() if key in _LEFT_OUT and number}
-        lines += [f"             {name}: {number:,} {_LEFT_OUT[key]}" for key, number in left_out.items()]
+        lines += [f"             {name}: {line}" for line in rows_lines(split.info)]
+    if ranks.is_main():
+        lines += _ceiling_lines(plan, splits)
     selection = f"best {recipe.selection.score or plan.task.main_score} on {plan.scored_splits[0]}"
     if recipe.selection.patience:
         selection += f"; ends after {recipe.selection.patience} evaluations without a better one"
@@ -117,8 +127,12 @@ def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_paramete
     ]
 
 
-_LEFT_OUT = {
-    "num_sources_cut": "sources cut to the longest length",
-    "num_targets_cut": "targets cut to the longest length",
-    "num_rows_skipped": "rows left out",
-}
+def _ceiling_lines(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:
+    """The best scores that the tokenizers allow."""
+    lines = []
+    for name in plan.scored_splits:
+        found = ceilings(plan.system, splits[name], _CEILING_SAMPLES)
+        if found:
+            scores = ", ".join(f"{score} {value:.2f}" for score, value in found.items())
+            lines.append(f"ceiling      {name}: {scores} (its references, tokenised and decoded again)")
+    return lines

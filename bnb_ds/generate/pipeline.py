@@ -25,6 +25,8 @@ from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
 from bnb_ds.generate.open_model import ONNX_FILE, choose_device, load_exported, longest_source
+from bnb_ds.tasks.codec import spacing_of
+from bnb_ds.tasks.spacing import Spacing, WordJoiner
 
 WINDOW_TEXTS = 4096
 WINDOW_CHARACTERS = 1 << 23
@@ -59,9 +61,17 @@ class BnbPipeline:
         engine: runs the model.
         tokenizer: tokenizer of sources and outputs.
         options: decoding options.
+        spacing: where spaces stand between the words of outputs; None: as the tokenizer joins them.
     """
 
-    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, options: DecodeOptions | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        options: DecodeOptions | None = None,
+        spacing: Spacing | None = None,
+    ):
+        self._join = WordJoiner(tokenizer, spacing) if spacing is not None else None
         self.engine = engine
         self.tokenizer = tokenizer
         self.options = options or DecodeOptions()
@@ -124,7 +134,7 @@ class BnbPipeline:
             pieces = tokenizer.convert_ids_to_tokens(list(range(engine.config.vocab_size)))
             pieces = [piece if piece is not None else "" for piece in pieces]
             changes["lm"] = NgramLm(lm_path, pieces, set(tokenizer.all_special_ids))
-        return cls(engine, tokenizer, DecodeOptions.of(None, changes))
+        return cls(engine, tokenizer, DecodeOptions.of(None, changes), spacing_of(directory))
 
     @overload  # a string is an iterable of strings too; the first signature that fits counts
     def __call__(self, texts: str, *, progress: bool = False) -> str: ...  # type: ignore[overload-overlap]
@@ -178,10 +188,15 @@ class BnbPipeline:
         if not filled:
             return outputs
         decoded = self.engine.decode([sources[index] for index in filled], options, with_scores=with_scores)
-        written = self.tokenizer.batch_decode([tokens for tokens, _ in decoded], skip_special_tokens=True)
+        written = self._texts([tokens for tokens, _ in decoded])
         for index, (tokens, score), text in zip(filled, decoded, written, strict=True):
-            outputs[index] = Generated(" ".join(text.split()), tokens, score, len(sources[index]), cuts[index])
+            outputs[index] = Generated(text, tokens, score, len(sources[index]), cuts[index])
         return outputs
+
+    def _texts(self, rows: list[list[int]]) -> list[str]:
+        if self._join is not None:
+            return [self._join(row) for row in rows]
+        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text with [CLS] and [SEP] (empty for a text without tokens), and whether it was cut."""

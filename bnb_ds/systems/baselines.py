@@ -36,7 +36,7 @@ class _TokenizersOfCheckpoints(System):
     @classmethod
     def load_codec(cls, directory: Path) -> Codec:
         source, own = read_tokenizer(str(directory)), directory / TARGET_TOKENIZER
-        return Codec(source, read_tokenizer(str(own)) if own.is_dir() else source)
+        return Codec.of_model(source, read_tokenizer(str(own)) if own.is_dir() else source, directory)
 
     @staticmethod
     def _codec(sources: str | None, targets: str | None) -> Codec:

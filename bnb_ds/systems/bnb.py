@@ -59,7 +59,7 @@ class BnbSystem(System):
     def load_codec(cls, directory: Path) -> Codec:
         source = load_tokenizer(directory)
         own = directory / TARGET_TOKENIZER
-        return Codec(source, load_tokenizer(own) if own.is_dir() else source)
+        return Codec.of_model(source, load_tokenizer(own) if own.is_dir() else source, directory)
 
 
 class BnbGenerator(BnbSystem):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError
+from bnb_ds.tasks.spacing import SPACING_FILE, Spacing, WordJoiner, learns_spacing, target_backend
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,40 @@ class Codec:
     Args:
         source: tokenizer of the sources.
         target: tokenizer of the targets; the same object if one serves for both.
+        spacing: where spaces stand between the words of outputs; None: as the tokenizer joins them.
     """
 
-    def __init__(self, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, spacing: Spacing | None = None
+    ) -> None:
         self.source = source
         self.target = target
+        self.spacing = spacing
+        self._exact = spacing is not None and spacing.exact
+        self._joiner: tuple[Spacing, WordJoiner] | None = None
+
+    @property
+    def exact_targets(self) -> bool:
+        """Whether ids of targets keep spaces, see `bnb_ds.tasks.spacing.target_backend`."""
+        return self._exact
+
+    def use_exact_targets(self) -> None:
+        """Let ids of targets keep spaces.
+
+        Raises:
+            ConfigError: the target tokenizer is not a BERT WordPiece tokenizer.
+        """
+        if not learns_spacing(self.target):
+            raise ConfigError(
+                "data.target_spacing pieces: needs a BERT WordPiece tokenizer for the targets; remove this setting, or"
+                " give another data.target_tokenizer"
+            )
+        self._exact = True
+
+    @classmethod
+    def of_model(cls, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, directory: Path) -> Codec:
+        """A codec with the spacing that :meth:`save` wrote into a model directory, if any."""
+        return cls(source, target, spacing_of(directory))
 
     @property
     def fingerprint(self) -> str:
@@ -80,6 +112,8 @@ class Codec:
             state = json.loads(tokenizer.backend_tokenizer.to_str())
             states.append({key: value for key, value in state.items() if key not in ("padding", "truncation")})
             states.append({name: str(token) for name, token in tokenizer.special_tokens_map.items()})
+        if self._exact:
+            states.append({"exact_targets": True})
         return hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -120,20 +154,35 @@ class Codec:
         """
         frame = Frame.of(self.target, pair=False)
         room = _room(frame, max_length, "max_target_length")
-        ids = self._ids(self.target, texts)
+        if self._exact:
+            encodings = self._exact_backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            ids = [encoding.ids for encoding in encodings]
+        else:
+            ids = self._ids(self.target, texts)
         tokens = [np.array([*frame.before, *text[:room], *frame.after], np.int64) for text in ids]
         return tokens, sum(len(text) > room for text in ids)
 
     def decode(self, outputs: Sequence[np.ndarray]) -> list[str]:
         """Decode outputs without special tokens, each to one line."""
+        if self.spacing is not None:
+            if self._joiner is None or self._joiner[0] is not self.spacing:
+                self._joiner = (self.spacing, WordJoiner(self.target, self.spacing))
+            join = self._joiner[1]
+            return [join(output.tolist()) for output in outputs]
         texts = self.target.batch_decode([output.tolist() for output in outputs], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
+
+    @functools.cached_property
+    def _exact_backend(self) -> Tokenizer:
+        return target_backend(self.target, exact=True)
 
     def save(self, directory: Path) -> None:
         """Write the tokenizers into a model directory."""
         save_tokenizer(self.source, directory)
         if self.target is not self.source:
             save_tokenizer(self.target, directory / TARGET_TOKENIZER)
+        if self.spacing is not None:
+            self.spacing.save(directory / SPACING_FILE)
 
     @staticmethod
     def _ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
@@ -142,6 +191,16 @@ class Codec:
         # verbose=False: no warning about texts that are too long for the model, because they are cut later.
         encoded: Any = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
         return encoded["input_ids"]
+
+
+def spacing_of(directory: Path) -> Spacing | None:
+    """The spacing of a model directory; None for models that were saved without.
+
+    Raises:
+        CheckpointError: its file cannot be read.
+    """
+    path = directory / SPACING_FILE
+    return Spacing.load(path) if path.is_file() else None
 
 
 def _room(frame: Frame, max_length: int, field: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,7 +50,8 @@ class TaskDataSection(Section):
     documents: Annotated[dict[Split, str], Field(default_factory=dict)]
     #: fractions of ``train`` to set aside for splits without their own files
     split: SplitSection | None = None
-    #: skip rows with missing fields or an empty source or target; otherwise such a row is an error
+    #: leave out rows that cannot be read: missing fields or columns, an empty source or target, no label or an unknown
+    #: one; they are counted by reason. Otherwise such a row is an error
     skip_bad_rows: bool = False
     #: most tokens, special tokens included; default: the task's
     max_source_length: Annotated[int, Field(ge=3)] | None = None
@@ -62,8 +63,22 @@ class TaskDataSection(Section):
     #: tokenizer directories; default: the tokenizers of the model's checkpoint
     tokenizer: str | None = None
     target_tokenizer: str | None = None
+    #: how spaces of text targets are kept with a BERT tokenizer. ``learnt``: the ids are the tokenizer's own, and the
+    #: run learns from its training targets where spaces stand. ``pieces``: the ids say it themselves, because a mark
+    #: inside a word becomes a continuing piece (``Brazil ##' ##s``)
+    target_spacing: Literal["learnt", "pieces"] = "learnt"
     #: directory for tokenised rows; their names are hashes of their content
     cache_dir: str = "work/cache/tasks"
+
+    @model_validator(mode="after")
+    def _one_origin_for_each_split(self) -> TaskDataSection:
+        for name in ("validation", "test"):
+            if self.split is not None and getattr(self.split, name) > 0 and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} names a file, and split.{name} {getattr(self.split, name)} sets training rows aside for"
+                    f" the same split, which nothing would read; remove one of them (split.{name}=0)"
+                )
+        return self
 
     def max_samples(self, split: Split) -> int | None:
         """Most rows to read of a split; None: all."""

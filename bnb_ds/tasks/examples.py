@@ -5,38 +5,40 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from bnb_ds.errors import ConfigError, DataError, nearest
 from bnb_ds.tasks.data_section import ParallelFiles, TaskDataSection
-from bnb_ds.tasks.rows import PlacedRow, Row, open_hub, read_file, read_hub, read_parallel
+from bnb_ds.tasks.row_reader import Example, RowReader
+from bnb_ds.tasks.rows import SUFFIXES, open_hub, read_file, read_hub, read_parallel, read_text_lines, suffix_of
+from bnb_ds.tasks.tables import FileNotes, PlacedRow, RowFault
 from bnb_ds.tasks.task import HubData, Task
-
-
-@dataclass(frozen=True)
-class Example:
-    """One example of a task.
-
-    Attributes:
-        id: the row's own id, or a hash of its text.
-        sources: the text of each source column.
-        target: a text, the number of a class, or the score of a regression.
-    """
-
-    id: str
-    sources: tuple[str, ...]
-    target: str | int | float
 
 
 @dataclass
 class ReadingCounts:
-    """The number of rows that :func:`read_examples` has skipped."""
+    """What became of the rows that :func:`read_examples` has read.
 
-    skipped: int = 0
+    Attributes:
+        read: number of rows read from the data.
+        left_out: reason -> number of rows that are not examples of the split.
+        notes: what the reader of a file noticed besides.
+        limit: the setting that ended the reading, or None.
+    """
+
+    read: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: FileNotes = field(default_factory=FileNotes)
+    limit: str | None = None
+
+    @property
+    def skipped(self) -> int:
+        """Number of rows left out, for whatever reason."""
+        return self.left_out.total()
 
 
 def read_examples(
@@ -48,21 +50,46 @@ def read_examples(
         task: names the columns to read.
         data: the source of the rows.
         split: ``train``, ``validation``, ``test``, or another split that the task names.
-        counts: counts the rows that ``data.skip_bad_rows`` skips.
+        counts: counts the rows read and left out.
 
     Raises:
         ConfigError: the recipe names no data for the split.
         DataError: a file or column is missing, a source or target is empty, or a label is unknown. The message names
             the file and the row.
     """
-    counts = counts or ReadingCounts()
-    reader = _RowReader(task, data)
+    counts = counts if counts is not None else ReadingCounts()
+    reader = RowReader(task, data)
     origin = _origin(data, split)
-    rows = _belonging(task, data, split, _rows(task, data, origin))
-    examples = _examples(reader, rows, data.skip_bad_rows, counts)
+    rows = _counted(_rows(task, data, origin, counts.notes), counts)
+    examples = _examples(reader, _belonging(task, data, split, rows, counts), data.skip_bad_rows, counts)
     if data.split is not None and origin == "train":
-        examples = (example for example in examples if _part(example.id, data) == split)
-    yield from islice(examples, data.max_samples(split))
+        examples = _of_part(examples, data, split, counts)
+    limit = data.max_samples(split)
+    yield from islice(examples, limit)
+    # Rows behind the limit are not read, not even to count them.
+    counts.limit = f"data.max_{split.partition('_')[0]}_samples {limit:,}" if limit is not None else None
+
+
+def read_sources(task: Task, data: TaskDataSection, path: Path, counts: ReadingCounts) -> Iterator[Example]:
+    """Read the sources of a file, whose rows need neither label nor target. ``target`` of each example is empty.
+
+    Args:
+        task: names the source columns.
+        data: ``columns`` and ``skip_bad_rows``.
+        path: a file of any format that a recipe may name. For a task with one source column, a file with another
+            suffix is plain text, one source a line.
+        counts: counts the rows read and left out.
+
+    Raises:
+        DataError: as in `read_examples`.
+    """
+    if suffix_of(path) in SUFFIXES or len(task.sources) > 1:
+        header = not any(isinstance(name, int) for name in data.columns.values())
+        rows = read_file(path, form=task.form, header=header, notes=counts.notes)
+    else:
+        data = data.model_copy(update={"columns": {}})
+        rows = ((place, {task.sources[0]: line}) for place, line in read_text_lines(path))
+    yield from _examples(RowReader(task, data, with_targets=False), _counted(rows, counts), data.skip_bad_rows, counts)
 
 
 def files_of(data: TaskDataSection, split: str) -> list[Path]:
@@ -116,7 +143,7 @@ def _origin(data: TaskDataSection, split: str) -> str:
     return "train" if set_aside else split
 
 
-def _rows(task: Task, data: TaskDataSection, split: str) -> Iterator[PlacedRow]:
+def _rows(task: Task, data: TaskDataSection, split: str, notes: FileNotes) -> Iterator[PlacedRow]:
     named = _file_of(data, split)
     if named is None:
         if uses_files(data):
@@ -125,7 +152,7 @@ def _rows(task: Task, data: TaskDataSection, split: str) -> Iterator[PlacedRow]:
     if isinstance(named, ParallelFiles):
         return _as_columns(task, read_parallel(Path(named.source), Path(named.target)))
     header = not any(isinstance(name, int) for name in data.columns.values())
-    return read_file(Path(named), form=task.form, header=header)
+    return read_file(Path(named), form=task.form, header=header, notes=notes)
 
 
 def _as_columns(task: Task, rows: Iterator[tuple[str, Row]]) -> Iterator[PlacedRow]:
@@ -138,7 +165,9 @@ def _as_columns(task: Task, rows: Iterator[tuple[str, Row]]) -> Iterator[PlacedR
         yield place, {task.sources[0]: row["source"], task.target: row["target"]}
 
 
-def _belonging(task: Task, data: TaskDataSection, split: str, rows: Iterator[PlacedRow]) -> Iterator[PlacedRow]:
+def _belonging(
+    task: Task, data: TaskDataSection, split: str, rows: Iterator[PlacedRow], counts: ReadingCounts
+) -> Iterator[PlacedRow]:
     """The rows of the documents that are listed for the split; all rows if there are no lists."""
     if not data.documents:
         # In some data sets train and test share one hub split, and only document lists separate them.
@@ -158,12 +187,21 @@ def _belonging(task: Task, data: TaskDataSection, split: str, rows: Iterator[Pla
         listed = {_title(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); name a list of documents") from None
-    column = task.document_column
-    return (
-        (place, row)
-        for place, row in rows
-        if not isinstance(row, dict) or (column in row and _title(row[column]) in listed)
-    )
+    return _of_documents(task.document_column, listed, rows, counts)
+
+
+def _of_documents(
+    column: str, listed: set[str], rows: Iterator[PlacedRow], counts: ReadingCounts
+) -> Iterator[PlacedRow]:
+    for place, row in rows:
+        if not isinstance(row, dict):
+            yield place, row
+        elif not isinstance(row.get(column), str):
+            yield place, RowFault("no document named", f"{place}: names no document ({column}); correct it")
+        elif _title(row[column]) in listed:
+            yield place, row
+        else:
+            counts.left_out["of documents that are not listed"] += 1
 
 
 def _title(text: str) -> str:
@@ -171,109 +209,37 @@ def _title(text: str) -> str:
     return unicodedata.normalize("NFC", urllib.parse.unquote(text.strip())).replace(" ", "_")
 
 
+def _counted(rows: Iterator[PlacedRow], counts: ReadingCounts) -> Iterator[PlacedRow]:
+    for placed in rows:
+        counts.read += 1
+        yield placed
+
+
 def _examples(
-    reader: _RowReader, rows: Iterator[PlacedRow], skip_bad_rows: bool, counts: ReadingCounts
+    reader: RowReader, rows: Iterator[PlacedRow], skip_bad_rows: bool, counts: ReadingCounts
 ) -> Iterator[Example]:
     for place, row in rows:
-        if not isinstance(row, dict):
+        try:
+            if isinstance(row, RowFault):
+                raise row
+            example = reader(place, row)
+        except RowFault as fault:
             if not skip_bad_rows:
-                raise DataError(f"{row}, or set data.skip_bad_rows")
-            counts.skipped += 1
-            continue
-        example = reader(place, row)
-        empty = reader.empty_column(example)
-        if empty is None:
+                raise DataError(f"{fault}, or set data.skip_bad_rows") from None
+            counts.left_out[fault.reason] += 1
+        else:
             yield example
-        elif skip_bad_rows:
-            counts.skipped += 1
+
+
+def _of_part(
+    examples: Iterator[Example], data: TaskDataSection, split: str, counts: ReadingCounts
+) -> Iterator[Example]:
+    for example in examples:
+        part = _part(example.id, data)
+        if part == split:
+            yield example
         else:
-            raise DataError(f"{place}: {empty} is empty; remove the row, or set data.skip_bad_rows")
-
-
-class _RowReader:
-    """Makes an example of a row."""
-
-    def __init__(self, task: Task, data: TaskDataSection) -> None:
-        self._task = task
-        self._names: dict[str, list[str | int]] = {}
-        known = [*task.sources, task.target, *filter(None, (task.id_column, task.document_column))]
-        for column in data.columns:
-            if column not in known:
-                raise ConfigError(f"data.columns: task {task.name} has no column {column!r}; {nearest(column, known)}")
-        for column in known:
-            names = data.columns.get(column, column)
-            self._names[column] = [*names] if isinstance(names, list) else [names]
-        self._class_of = {name: number for number, name in enumerate(task.labels)}
-
-    def __call__(self, place: str, row: Row) -> Example:
-        sources = tuple(_as_text(self._value(place, row, column)) for column in self._task.sources)
-        target = self._target(place, self._value(place, row, self._task.target))
-        return Example(self._id(row, sources, target), sources, target)
-
-    def empty_column(self, example: Example) -> str | None:
-        """The first column without text."""
-        for column, text in zip(self._task.sources, example.sources, strict=True):
-            if not text.strip():
-                return f"the source ({column})"
-        if isinstance(example.target, str) and not example.target.strip():
-            return f"the target ({self._task.target})"
-        return None
-
-    def _value(self, place: str, row: Row, column: str) -> Any:
-        for name in self._names[column]:
-            found, value = _look_up(row, name)
-            if found:
-                return value
-        names = " or ".join(repr(name) for name in self._names[column])
-        raise DataError(
-            f"{place}: has no column {names}, only {', '.join(map(str, row))}; give its name with"
-            f" data.columns.{column}=NAME"
-        )
-
-    def _target(self, place: str, value: Any) -> str | int | float:
-        task = self._task
-        if task.is_generation:
-            return _as_text(value)
-        if task.kind == "regression":
-            try:
-                return float(value)
-            except (TypeError, ValueError):
-                raise DataError(f"{place}: the score {value!r} is not a number; correct it") from None
-        if isinstance(value, str):
-            value = self._class_of.get(value.strip(), int(value) if value.strip().isdecimal() else value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(task.labels):
-            numbered = ", ".join(f"{number} {name}" for name, number in self._class_of.items())
-            raise DataError(f"{place}: the label {value!r} is not one of {task.name}'s ({numbered}); correct it")
-        return value
-
-    def _id(self, row: Row, sources: tuple[str, ...], target: object) -> str:
-        if self._task.id_column is not None:
-            for name in self._names[self._task.id_column]:
-                found, value = _look_up(row, name)
-                if found:
-                    return str(value)
-        text = "\x1f".join((*sources, str(target)))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _look_up(row: Row, name: str | int) -> tuple[bool, Any]:
-    if name in row:
-        return True, row[name]
-    value: Any = row
-    for part in str(name).split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return False, None
-    return True, value
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)
+            counts.left_out[f"set aside for {part} by data.split"] += 1
 
 
 def _part(example_id: str, data: TaskDataSection) -> str:

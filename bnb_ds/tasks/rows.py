@@ -5,7 +5,6 @@ A row is a dictionary. It comes with the place where it was read, for error mess
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
@@ -16,44 +15,64 @@ from typing import Any, TextIO
 
 from bnb_ds.common.files import READING_ERRORS
 from bnb_ds.errors import DataError
+from bnb_ds.tasks.tables import FileNotes, PlacedRow, RowFault, read_table
 from bnb_ds.tasks.task import HubData
 
-Row = dict[str, Any]
-#: the place of a row, and the row or its fault
-PlacedRow = tuple[str, Row | DataError]
-
 _FORMS = ".json, .jsonl, .csv, .tsv, .txt (tabs) or .parquet, text also as .gz"
+#: suffixes that `read_file` knows
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 
 
-def read_file(path: Path, *, form: str = "rows", header: bool = True) -> Iterator[PlacedRow]:
+def read_file(
+    path: Path, *, form: str = "rows", header: bool = True, notes: FileNotes | None = None
+) -> Iterator[PlacedRow]:
     """Read the rows of a file.
 
     Args:
         path: the file; its suffix gives the format.
         form: form of a ``.json`` file: ``rows`` (a list of objects, or ``{"data": [...]}``) or ``squad``.
         header: whether the first line of csv or tsv names the columns; otherwise they are numbered 0, 1, ...
+        notes: filled in while reading.
 
     Raises:
         DataError: the file cannot be read in the format of its suffix. The message names the file and the line.
     """
-    name = path.name.removesuffix(".gz")
-    suffix = Path(name).suffix
+    notes = notes if notes is not None else FileNotes()
+    suffix = suffix_of(path)
     if suffix == ".parquet":
         yield from _parquet_rows(path)
         return
-    readers = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".txt": _table, ".json": _json}
-    if suffix not in readers:
+    if suffix not in SUFFIXES:
         raise DataError(f"{path}: the suffix is not of a known format; give {_FORMS}")
     with _text(path) as file:
         try:
             if suffix == ".json":
                 yield from _squad(path, file) if form == "squad" else _json(path, file)
             elif suffix == ".jsonl":
-                yield from _json_lines(path, file)
+                yield from _json_lines(path, file, notes)
             else:
-                yield from _table(path, file, "," if suffix == ".csv" else "\t", header)
+                yield from read_table(path, file, "," if suffix == ".csv" else "\t", header, notes)
         except READING_ERRORS as error:
-            raise DataError(f"{path}: cannot be read ({error}); restore the file") from None
+            raise DataError(f"{path}: cannot be read ({error}{_line_of(error, path)}); restore the file") from None
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that gives the format, without ``.gz``."""
+    return Path(path.name.removesuffix(".gz")).suffix
+
+
+def read_text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Read a text file line by line: the place of each line, and its text.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    with _text(path) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                yield f"{path}: line {number}", line.rstrip("\r\n")
+        except READING_ERRORS as error:
+            raise DataError(f"{path}: cannot be read ({error}{_line_of(error, path)}); restore the file") from None
 
 
 def read_parallel(source: Path, target: Path) -> Iterator[tuple[str, Row]]:
@@ -79,7 +98,8 @@ def read_parallel(source: Path, target: Path) -> Iterator[tuple[str, Row]]:
                 place = f"{source} and {target}: line {number}"
                 yield place, {"source": left.rstrip("\r\n"), "target": right.rstrip("\r\n")}
         except READING_ERRORS as error:
-            raise DataError(f"{source} or {target}: cannot be read ({error}); restore the file") from None
+            where = _line_of(error, source) or _line_of(error, target)
+            raise DataError(f"{source} or {target}: cannot be read ({error}{where}); restore the file") from None
 
 
 def read_hub(hub: HubData, split: str) -> Iterator[PlacedRow]:
@@ -120,26 +140,50 @@ def _text(path: Path) -> TextIO:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name a file that exists") from None
 
 
-def _json_lines(path: Path, file: TextIO) -> Iterator[PlacedRow]:
+def _line_of(error: BaseException, path: Path) -> str:
+    """``, line 7 of NAME`` for text that is not UTF-8; empty for other errors."""
+    if not isinstance(error, UnicodeDecodeError):
+        return ""
+    with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError:
+                    return f", line {number} of {path.name}"
+        except READING_ERRORS:
+            pass
+    return ""
+
+
+def _json_lines(path: Path, file: TextIO, notes: FileNotes) -> Iterator[PlacedRow]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
+            notes.blank_lines += 1
             continue
+        place = f"{path}: line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}: line {number} is not valid JSON ({error}); correct it") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: line {number} is not a JSON object; write one object per line")
-        yield f"{path}: line {number}", row
+        except (ValueError, RecursionError) as error:
+            yield place, RowFault("not valid JSON", f"{place} is not valid JSON ({error}); correct it")
+            continue
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            yield place, RowFault("not JSON objects", f"{place} is not a JSON object; write one object per line")
 
 
 def _json(path: Path, file: TextIO) -> Iterator[PlacedRow]:
     rows = _load_json(path, file)
     rows = rows.get("data") if isinstance(rows, dict) else rows
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list):
         raise DataError(f"{path}: not a list of JSON objects, nor one under 'data'; give .jsonl or such a list")
     for number, row in enumerate(rows):
-        yield f"{path}: row {number}", row
+        place = f"{path}: row {number}"
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            yield place, RowFault("not JSON objects", f"{place} is not a JSON object; write a list of objects")
 
 
 def _squad(path: Path, file: TextIO) -> Iterator[PlacedRow]:
@@ -160,33 +204,10 @@ def _squad(path: Path, file: TextIO) -> Iterator[PlacedRow]:
 def _load_json(path: Path, file: TextIO) -> Any:
     try:
         return json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: not valid JSON ({error}); correct it, or name it .jsonl if it has one object per line"
         ) from None
-
-
-def _table(path: Path, file: TextIO, delimiter: str, header: bool) -> Iterator[PlacedRow]:
-    # A quotation mark in tab-separated corpora is text. In csv it quotes a field, which may span lines.
-    csv.field_size_limit(2**30)
-    reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE)
-    names: list[Any] | None = None
-    try:
-        for fields in reader:
-            if not fields:
-                continue
-            if names is None:
-                names = [field.strip() for field in fields] if header else list(range(len(fields)))
-                if header:
-                    continue
-            place = f"{path}: line {reader.line_num}"
-            if len(fields) != len(names):
-                fault = DataError(f"{place} has {len(fields)} fields instead of {len(names)}; correct it")
-                yield place, fault
-                continue
-            yield place, dict(zip(names, fields, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} cannot be read ({error}); correct it") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:

@@ -9,6 +9,7 @@ A directory of the cache holds these files:
   labels.npy             int64 classes or float64 scores, for tasks with labels
   ids.txt                the id of each row
   references.jsonl       target texts; empty for train and for labels
+  spacing.json           of train, for text targets of a WordPiece tokenizer: where spaces stand between words
   info.json              counts
 """
 
@@ -28,10 +29,12 @@ from bnb_ds.common.files import new_directory, sha256_file
 from bnb_ds.errors import DataError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.examples import Example, ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples
+from bnb_ds.tasks.examples import ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples
+from bnb_ds.tasks.row_reader import Example
+from bnb_ds.tasks.spacing import SPACING_FILE, Sample, Spacing, learns_spacing
 from bnb_ds.tasks.task import Task
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 2000
 
 
@@ -52,7 +55,7 @@ class Tokenised:
     """One tokenised split, memory-mapped.
 
     Attributes:
-        info: numbers of samples, of cut sources and targets, and of skipped rows.
+        info: numbers of samples, of cut sources and targets, and of rows read and left out.
         fingerprint: hex hash of everything that determines the content.
         labels: int64 classes or float64 scores [num_samples]; None if the targets are texts.
     """
@@ -100,6 +103,11 @@ class Tokenised:
         with open(self.directory / "references.jsonl", encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
+    def spacing(self) -> Spacing | None:
+        """Where spaces stand in the targets; None except for train with text targets of a WordPiece tokenizer."""
+        path = self.directory / SPACING_FILE
+        return Spacing.load(path) if path.is_file() else None
+
     def row_ids(self) -> list[str]:
         """The id of each row."""
         return (self.directory / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
@@ -124,6 +132,19 @@ def tokenise(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Tok
             if not _is_made(directory):
                 raise
     return Tokenised(directory)
+
+
+def rows_lines(info: dict[str, Any]) -> list[str]:
+    """What became of the rows of a split, for the user: rows read, kept, left out by reason, and cut."""
+    left_out = info["rows_left_out"]
+    lines = [f"{info['num_rows_read']:,} rows read, {info['num_samples']:,} kept, {sum(left_out.values()):,} left out"]
+    if info["limit"]:
+        lines[0] += f" (ends at {info['limit']})"
+    lines += [f"{number:,} left out: {reason}" for reason, number in left_out.items()]
+    for part in ("sources", "targets"):
+        if number := info[f"num_{part}_cut"]:
+            lines.append(f"{number:,} {part} cut to the longest length")
+    return lines + info["notes"]
 
 
 def _is_made(directory: Path) -> bool:
@@ -175,14 +196,54 @@ class _Rows:
 
 
 def _write(task: Task, data: TaskDataSection, split: str, codec: Codec, directory: Path) -> None:
-    lengths, counts = Lengths.of(task, data), ReadingCounts()
+    counts = ReadingCounts()
+    examples = read_examples(task, data, split, counts)
+    is_train = split.startswith("train")
+    info = write_examples(task, Lengths.of(task, data), codec, examples, directory, with_references=not is_train)
+    if not info["num_samples"]:
+        raise DataError(
+            f"task {task.name}: the {split} split is empty{_reasons(counts)}; check the files named in data"
+        )
+    if is_train and task.is_generation and learns_spacing(codec.target):
+        # A second reading of the rows: to draw from all of them is cheap beside tokenising them.
+        sample = Sample()
+        sample.add(example.target for example in read_examples(task, data, split))
+        Spacing.learn(codec.target, sample.texts, exact=codec.exact_targets).save(directory / SPACING_FILE)
+    info |= {
+        "split": split,
+        "num_rows_read": counts.read,
+        "rows_left_out": dict(sorted(counts.left_out.items())),
+        "limit": counts.limit,
+        "notes": counts.notes.lines(),
+    }
+    (directory / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
+
+
+def _reasons(counts: ReadingCounts) -> str:
+    left_out = ", ".join(f"{number:,} {reason}" for reason, number in sorted(counts.left_out.items()))
+    return f": {counts.read:,} rows read, left out: {left_out}" if left_out else ""
+
+
+def write_examples(
+    task: Task, lengths: Lengths, codec: Codec, examples: Iterator[Example], directory: Path, *, with_references: bool
+) -> dict[str, Any]:
+    """Tokenise examples and write all files but ``info.json``; returns the counts for that file.
+
+    Args:
+        task: of the examples.
+        lengths: longest source and target.
+        codec: the tokenizers.
+        examples: any number of them.
+        directory: exists and is empty.
+        with_references: whether to write the target texts.
+    """
     sources, targets, first_lengths, labels = _Rows(), _Rows(), [], []
     sources_cut = targets_cut = 0
     with (
         open(directory / "ids.txt", "w", encoding="utf-8") as ids,
         open(directory / "references.jsonl", "w", encoding="utf-8") as references,
     ):
-        for chunk in _chunks(read_examples(task, data, split, counts)):
+        for chunk in _chunks(examples):
             encoded = codec.encode_sources([example.sources for example in chunk], lengths.source, cut=task.cut)
             sources.add(encoded.tokens)
             first_lengths += encoded.first_lengths
@@ -195,25 +256,20 @@ def _write(task: Task, data: TaskDataSection, split: str, codec: Codec, director
             tokens, num_cut = codec.encode_targets([str(example.target) for example in chunk], lengths.target)
             targets.add(tokens)
             targets_cut += num_cut
-            if not split.startswith("train"):
+            if with_references:
                 references.writelines(json.dumps(example.target) + "\n" for example in chunk)
-    if not first_lengths:
-        raise DataError(f"task {task.name}: the {split} split is empty; check the files named in data")
     sources.save(directory, "source")
     targets.save(directory, "target")
     np.save(directory / "first_lengths.npy", np.array(first_lengths, np.int32))
     if not task.is_generation:
         np.save(directory / "labels.npy", np.array(labels, np.int64 if task.kind == "classification" else np.float64))
-    info = {
+    return {
         "task": task.name,
-        "split": split,
         "num_samples": len(first_lengths),
         "texts_per_source": len(task.sources),
         "num_sources_cut": sources_cut,
         "num_targets_cut": targets_cut,
-        "num_rows_skipped": counts.skipped,
     }
-    (directory / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
 def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:

@@ -12,8 +12,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
 from sklearn import metrics
 
-from bnb_ds.evaluate.scoring import predicted, score_labels, score_texts
-from bnb_ds.evaluate.significance import _bleu_scorer, paired_bootstrap
+from bnb_ds.evaluate.scoring import predicted, score_labels, score_texts, text_scorer
+from bnb_ds.evaluate.significance import paired_bootstrap
 from bnb_ds.tasks.registry import get_task
 
 OUTPUTS = [
@@ -87,7 +87,7 @@ def test_predictions_of_logits():
 
 def test_bleu_of_drawn_rows_is_that_of_those_rows_as_a_corpus():
     outputs, references = OUTPUTS[:3] * 2, REFERENCES[:3] * 2
-    bleu = _bleu_scorer(outputs, references, lowercase=False)
+    bleu = text_scorer("bleu", outputs, references)
     for rows in ([0, 1, 2], [2, 2, 1], [5, 0, 0, 4]):
         whole = score_texts(["sacrebleu"], [outputs[i] for i in rows], [references[i] for i in rows])
         assert bleu(np.array(rows)) == pytest.approx(whole.values["bleu"])
