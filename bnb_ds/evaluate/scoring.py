@@ -96,7 +96,7 @@ def label_scorer(task: Task, name: str, outputs: np.ndarray, references: np.ndar
     """
     metric = {"matthews_correlation": "mcc"}.get(name, name)
     if metric not in task.metrics:
-        raise ConfigError(f"--score {name}: not a score of {task.name}; {nearest(name, task.metrics)}")
+        raise ConfigError(f"--score {name}: is not a score of {task.name}; {nearest(name, task.metrics)}")
     return lambda rows: next(iter(score_labels((metric,), outputs[rows], references[rows]).values.values()))
 
 

@@ -15,7 +15,7 @@ from bnb_ds.errors import ConfigError, DataError, nearest
 from bnb_ds.tasks.data_section import ParallelFiles, TaskDataSection
 from bnb_ds.tasks.row_reader import Example, RowReader
 from bnb_ds.tasks.rows import SUFFIXES, open_hub, read_file, read_hub, read_parallel, read_text_lines, suffix_of
-from bnb_ds.tasks.tables import FileNotes, PlacedRow, RowFault
+from bnb_ds.tasks.tables import FileNotes, PlacedRow, Row, RowFault
 from bnb_ds.tasks.task import HubData, Task
 
 
