@@ -49,7 +49,7 @@ def test_dry_run_derives_steps_and_writes_nothing(settings, tmp_path, small_shar
     lines = "\n".join(describe_dry_run(make_plan(recipe, [], ds_config, 8)))
     num_samples = len(TokenShards(small_shards, "train"))
     steps = -(-2 * num_samples // 64)
-    assert f"{num_samples} samples an epoch" in lines
+    assert f"{num_samples} samples per epoch" in lines
     assert "64 samples = 4 x 2 micro steps x 8 ranks" in lines
     assert f"steps        {steps} = " in lines
     assert "memory/GPU   about" in lines
@@ -143,7 +143,7 @@ def test_shards_whose_tokenizer_was_changed(settings, tmp_path, small_shards, sm
     documents = (Document(str(i), text, "") for i, text in enumerate(small_texts))
     train_vocabulary(documents, changed / "tokenizer", vocab_size=500)
     recipe, ds_config = settings()
-    with pytest.raises(DataError, match="not the tokenizer that the manifest names; restore it, or prepare"):
+    with pytest.raises(DataError, match="this is not the tokenizer that the shards were made with; restore it, or"):
         make_plan(recipe, [f"data.shards={changed}"], ds_config, 1)
 
 
