@@ -1,4 +1,4 @@
-"""Fine-tuning of every task family from a pre-trained model, on real data, and what follows: evaluation, resuming."""
+"""Fine-tune a pre-trained model on every family of tasks with real data; then evaluate and resume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIZE = {
 
 
 class Run:
-    """One fine-tuning run: its recipe, and how to launch it."""
+    """A fine-tuning run: its recipe, and methods to launch it."""
 
     def __init__(self, folder, name: str, recipe: dict, **ds_changes):
         folder.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def pretrained(whole_run, tmp_path_factory):
-    """An exported model that has been pre-trained for eight steps."""
+    """An exported model after eight steps of pre-training."""
     directory = tmp_path_factory.mktemp("pretrained") / "model"
     export(whole_run.output, directory)
     return str(directory)
@@ -191,7 +191,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, films, pretrained, fork_se
 
 
 def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_server):
-    """A score that cannot rise: with patience 2, the third evaluation is the last, across launches too."""
+    """The score cannot improve, so with patience 2 the third evaluation is the last, even across launches."""
     settings = {
         "steps": 20,
         "intervals": {"log_steps": 1, "eval_steps": 1},
