@@ -1,4 +1,4 @@
-"""A distilled training set: what the teacher writes, whoever writes it and however often it was killed."""
+"""A distilled training set holds the teacher's outputs. Shares, interruptions and kills do not change it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def texts(small_texts, tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def teacher(small_tokenizer, tmp_path_factory) -> Path:
-    """An untrained one with weights large enough for different sources to have different outputs."""
+    """An untrained teacher. Its weights are so large that different sources have different outputs."""
     size = {
         "hidden_size": 16,
         "encoder_layers": 1,

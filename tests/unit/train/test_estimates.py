@@ -1,4 +1,4 @@
-"""The dry run: everything derived, nothing touched."""
+"""The dry run computes all numbers, writes nothing and refuses settings that do not fit."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_shards_whose_tokenizer_was_changed(settings, tmp_path, small_shards, sm
 
 
 def test_a_hub_checkpoint_with_another_tokenizer_is_refused(settings, tmp_path, small_texts, small_shards, monkeypatch):
-    """A hub name is resolved through the hub's cache, which lies here as a download leaves it."""
+    """A hub name is resolved through the hub's cache. The test writes this cache like a download does."""
     from transformers import BertConfig, BertModel
 
     from data_prep.sources.documents import Document
