@@ -123,6 +123,12 @@ def test_offloaded_lamb_is_refused(make_loop):
         make_loop(zero_optimization=zero, optimizer={"type": "Lamb", "params": {"lr": 1e-3}})
 
 
+def test_settings_that_only_deepspeed_refuses(make_loop, tmp_path):
+    """DeepSpeed's CPU accelerator has no fp16."""
+    with pytest.raises(ConfigError, match=r"ds\.json: DeepSpeed rejects these settings; change them: .*fp16"):
+        make_loop(zero_optimization={"stage": 1}, fp16={"enabled": True})
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_spike_is_not_taken_and_counted(make_loop, tmp_path, stage):
     """The loss of the third step is a thousand times too high. Weights and optimizer moments do not change."""
