@@ -112,19 +112,7 @@ class LinearCtcLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(_NO_SECOND_DERIVATIVE)
-        # Gradients are scaled before the cast, because a loss scale keeps fp16 gradients from underflowing. They are
-        # scaled in place if there is no second backward pass, because the weight's gradient is as large as the weight.
-        scale = torch.mul if graph_is_kept() else Tensor.mul_
-        return (
-            *(
-                None if gradient is None else scale(gradient, grad_loss).to(dtype)
-                for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-            ),
-            None,
-            None,
-        )
+        return (*scaled_gradients(ctx, grad_loss, _NO_SECOND_DERIVATIVE), None, None)
 
 
 class LinearCtcNll(torch.autograd.Function):
@@ -173,6 +161,28 @@ class LogProbsCtcNll(torch.autograd.Function):
         gradient = own_NK.new_zeros(num_rows * vocab_size)
         add_rows(gradient, places_NK.flatten(), own_NK.flatten())
         return gradient.view(num_rows, vocab_size).to(ctx.dtype), None
+
+
+def scaled_gradients(ctx: Any, grad_loss: Tensor, refusal: str) -> tuple[Tensor | None, ...]:
+    """The gradients that the forward pass has finished, times the gradient of the loss.
+
+    Args:
+        ctx: holds the gradients as saved tensors, and as ``dtypes`` the dtype of each input (None: no input).
+        grad_loss: [].
+        refusal: what is said of second derivatives.
+
+    Raises:
+        RuntimeError: a second derivative is asked for.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(refusal)
+    # Gradients are scaled before the cast, because a loss scale keeps fp16 gradients from underflowing. They are scaled
+    # in place if there is no second backward pass, because the weight's gradient is as large as the weight.
+    scale = torch.mul if graph_is_kept() else Tensor.mul_
+    return tuple(
+        None if gradient is None else scale(gradient, grad_loss).to(dtype)
+        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    )
 
 
 def graph_is_kept() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc.autograd import graph_is_kept
+from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.dag.alignment import Posteriors, nll_and_posteriors
 from bnb_ds.dag.head import LinearDagHead
 from bnb_ds.dag.inputs import Targets
@@ -128,19 +128,7 @@ class LinearDagLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(_NO_SECOND_DERIVATIVE)
-        # Scaled before the cast: a loss scale keeps fp16 gradients from underflowing. In place where nobody will ask
-        # again, for the gradient of the weight is as large as the weight.
-        scale = torch.mul if graph_is_kept() else Tensor.mul_
-        return (
-            *(
-                None if gradient is None else scale(gradient, grad_loss).to(dtype)
-                for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-            ),
-            None,
-            None,
-        )
+        return (*scaled_gradients(ctx, grad_loss, _NO_SECOND_DERIVATIVE), None, None)
 
 
 class LinearDagNll(torch.autograd.Function):

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc.autograd import graph_is_kept
+from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.ctc.inputs import check_reduction
 from bnb_ds.ctc.loss import compute_dtype
 from bnb_ds.dag.autograd import LossOptions
@@ -200,18 +200,7 @@ class _LinearNgramLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(_NO_SECOND_DERIVATIVE)
-        scale = torch.mul if graph_is_kept() else Tensor.mul_
-        return (
-            *(
-                None if gradient is None else scale(gradient, grad_loss).to(dtype)
-                for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-            ),
-            None,
-            None,
-            None,
-        )
+        return (*scaled_gradients(ctx, grad_loss, _NO_SECOND_DERIVATIVE), None, None, None)
 
 
 def _scores(own_BLK: Tensor, links_BLL: Tensor, targets: Targets, size: int) -> Tensor:

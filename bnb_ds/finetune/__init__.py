@@ -1,4 +1,4 @@
-"""The fine-tuning run: recipe, plan, run, GLUE sweep, distillation.
+"""Fine-tuning: recipe, plan, run, GLUE sweep, distillation.
 
 Face: `main.main`, `plan.make_plan`, `run.finetune`.
 """

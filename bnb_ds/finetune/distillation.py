@@ -1,8 +1,8 @@
 """``bnb-ds distill``: sequence-level knowledge distillation (Kim and Rush, EMNLP 2016).
 
-The targets of a training set are replaced by what an autoregressive teacher writes with beam search. The result is a
-JSON-lines file in the form of the task's own rows, which a recipe names as ``data.train``. Parts made by several tasks
-are files of their own; joined by ``cat`` they are the file that one task writes.
+An autoregressive teacher rewrites the targets of a training set with beam search. The result is a JSON-lines file with
+the columns of the task; a recipe names it as ``data.train``. Several tasks write one file each. Joined with ``cat``,
+these files equal the file of a single task.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _SPLIT = "train"
 
 @dataclass(frozen=True)
 class DistillJob:
-    """What is distilled, and how.
+    """The settings of a distillation.
 
     Attributes:
-        teacher: a run of ``runs/finetune.py``, its best model, or an export.
-        output: JSON-lines file; of several tasks ``OUTPUT.00000-of-00004`` and so on.
-        task_name: default: what the teacher was fine-tuned for.
-        overrides: ``data.KEY=VALUE``, in place of the data that the teacher was fine-tuned on.
-        num_beams: default: as the teacher was fine-tuned with.
-        batch_tokens: source tokens decoded together, times the beams, padding included.
-        task_index: which share of the examples this is, from 0.
-        num_tasks: shares.
-        window: examples that are sorted by length together and written at once.
-        resume: go on with an unfinished output.
+        teacher: directory of a run of ``runs/finetune.py``, of its best model, or of an export.
+        output: JSON-lines file. With several tasks, each adds its share: ``OUTPUT.00000-of-00004`` and so on.
+        task_name: default: the task that the teacher was fine-tuned for.
+        overrides: ``data.KEY=VALUE``, replaces settings of the data that the teacher was fine-tuned on.
+        num_beams: default: the number of beams in the teacher's configuration.
+        batch_tokens: most source tokens in a batch, counted with padding and once for each beam.
+        task_index: this task's share of the examples, from 0.
+        num_tasks: number of shares.
+        window: number of examples that are sorted by length together and written at once.
+        resume: continue an unfinished output.
     """
 
     teacher: Path
@@ -57,14 +57,18 @@ class DistillJob:
     resume: bool = False
 
     def check(self) -> None:
-        """Raise ConfigError for what cannot work."""
+        """Check the share and the output directory.
+
+        Raises:
+            ConfigError: there is no such share, or no such directory.
+        """
         refuse_no_such_share(self.task_index, self.num_tasks)
         if not self.output.parent.is_dir():
             raise ConfigError(f"--output {self.output}: there is no directory {self.output.parent}: make it first")
 
     @property
     def output_path(self) -> Path:
-        """Of this task."""
+        """The output file of this task."""
         return share_path(self.output, self.task_index, self.num_tasks)
 
 
@@ -72,22 +76,23 @@ def distill(job: DistillJob) -> str:
     """Write this task's share of the distilled training set; returns one line for the user.
 
     Raises:
-        ConfigError, DataError, CheckpointError: naming flag, file or field.
+        ConfigError, DataError, CheckpointError: a setting is wrong, or data or teacher cannot be used. The message
+            names flag, file or field.
     """
     job.check()
     teacher = best_model(job.teacher)
     system, data = system_and_data(teacher, job.task_name, job.overrides)
     if not isinstance(system, AutoregressiveSystem):
         raise ConfigError(
-            f"{job.teacher}: a model of kind {system.kind} cannot teach; give an autoregressive one (bert2bert,"
-            " transformer, seq2seq)"
+            f"{job.teacher}: a model of kind {system.kind} cannot be the teacher; give an autoregressive one"
+            " (bert2bert, transformer, seq2seq)"
         )
     total = sum(1 for _ in read_examples(system.task, data, _SPLIT))
     begin, end = (total * number // job.num_tasks for number in (job.task_index, job.task_index + 1))
     output = ResumableOutput(job.output_path, _settings(job, teacher, system, data), resume=job.resume)
     try:
         if not output.is_complete:
-            # What is done is counted in examples, not in bytes of an input.
+            # Here the progress counts examples, not bytes of an input file.
             first = max(begin, output.progress.input_offset)
             if first < end:
                 _write(job, teacher, system, data, output, first, end)
@@ -98,7 +103,7 @@ def distill(job: DistillJob) -> str:
 
 
 def _settings(job: DistillJob, teacher: Path, system: AutoregressiveSystem, data: TaskDataSection) -> dict[str, object]:
-    """All that decides the output."""
+    """All settings that determine the output."""
     files = sorted(path for path in teacher.iterdir() if path.suffix in (".json", ".safetensors"))
     return {
         "teacher": {path.name: sha256_file(path) for path in files},
@@ -141,7 +146,7 @@ def _write(
 
 
 def _batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Places of rows of like length; a batch with its padding has at most ``max_tokens``, or is one row."""
+    """Batches of row numbers, sorted by length. A batch has at most ``max_tokens`` with padding, or is one row."""
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
         if batch and lengths[place] * (len(batch) + 1) > max_tokens:
@@ -153,18 +158,18 @@ def _batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
 
 
 def _line(system: AutoregressiveSystem, example: Example, text: str) -> str:
-    """A row of the task; a target for which the teacher found no word stays what it was."""
+    """The JSON of one row of the task. If the teacher wrote nothing, the row keeps its original target."""
     task = system.task
     row = dict(zip(task.sources, example.sources, strict=True))
-    # Under the name that rows are told by, where the task has one; columns are looked up literally first.
+    # If the task has a column of ids, the id keeps its name. A reader looks for a column of this exact name first.
     return json.dumps({task.id_column or "id": example.id, **row, task.target: text or example.target})
 
 
 def _summary(job: DistillJob, output: ResumableOutput) -> str:
     counts, seconds = output.progress.counts, output.progress.seconds
     notes = {
-        "empty": "left as they were, the teacher wrote nothing",
-        "truncated": "sources cut to the teacher's length",
+        "empty": "targets unchanged because the teacher wrote nothing",
+        "truncated": "sources cut to the teacher's longest length",
     }
     said = "".join(f"; {counts[name]:,} {note}" for name, note in notes.items() if counts[name])
     rate = f", {counts['lines'] / seconds:.1f} sentences/s" if seconds > 0 else ""

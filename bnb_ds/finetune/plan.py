@@ -1,4 +1,4 @@
-"""What a fine-tuning run will be, worked out from its recipe and its DeepSpeed JSON before any GPU is touched."""
+"""The plan of a fine-tuning run, made from its recipe and DeepSpeed JSON before any GPU is used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CEILING_SAMPLES = 1000
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """Everything that follows from the settings before a model exists."""
+    """Checked settings. The data has not been read, and no model exists yet."""
 
     recipe: FinetuneRecipe
     ds_config: DsConfig
@@ -38,32 +38,33 @@ class FinetunePlan:
 
     @property
     def scored_splits(self) -> tuple[str, ...]:
-        """Splits that are scored while training; the one that chooses comes first."""
+        """Splits that are scored during training. The scores of the first one select the best checkpoint."""
         chosen = self.recipe.selection.split
         if chosen == "validation" and chosen not in self.task.validation_splits:
             return self.task.validation_splits
         return (chosen, *(split for split in self.task.validation_splits[1:] if split != chosen))
 
     def total_steps(self, samples_per_epoch: int) -> int:
-        """Steps of the whole run."""
+        """Optimizer steps of the whole run."""
         return self.recipe.total_steps(samples_per_epoch, self.ds_config.global_batch)
 
 
 def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> FinetunePlan:
-    """Load and check all settings but the data itself.
+    """Load and check all settings. The data is not read.
 
     Raises:
-        ConfigError, DataError, CheckpointError: naming file and field, before any GPU is touched.
+        ConfigError, DataError, CheckpointError: a setting is wrong, or a file that it names cannot be used. The message
+            names file and field.
     """
     recipe = load_recipe(recipe_path, overrides, FinetuneRecipe)
     return FinetunePlan(recipe, load_ds_config(ds_config_path, world_size), make_system(recipe))
 
 
 def make_system(recipe: FinetuneRecipe) -> System:
-    """What a recipe trains; no weights are read yet.
+    """The system that a recipe trains. No weights are read.
 
     Raises:
-        ConfigError, DataError, CheckpointError: as `make_plan`.
+        ConfigError, DataError, CheckpointError: as in `make_plan`.
     """
     task = recipe.declared_task
     chosen = system_class(recipe.model.kind, task)
@@ -71,29 +72,29 @@ def make_system(recipe: FinetuneRecipe) -> System:
     if task.is_generation and recipe.data.target_spacing == "pieces":
         codec.use_exact_targets()
     system = chosen(task, Lengths.of(task, recipe.data), codec, recipe.model)
-    system.config()  # for its checks
+    system.config()  # checks the settings of the model
     return system
 
 
 def describe_dry_run(plan: FinetunePlan) -> list[str]:
-    """What a run would do, without touching a GPU; the data is tokenised, which a run then finds done."""
+    """Lines that describe a run. No GPU is used. The data is tokenised, and a later run uses the result."""
     return describe_plan(plan, tokenise_splits(plan), count_parameters(plan.system))
 
 
 def count_parameters(system: System) -> int:
-    """Of its model, without making any weights."""
+    """Number of trainable parameters of the system's model. No weights are allocated."""
     with torch.device("meta"):
         return estimates.count_parameters(system.empty(system.config()))
 
 
 def run_directory(plan: FinetunePlan, splits: dict[str, Tokenised]) -> RunDir:
-    """The run's own, which its recipe names."""
+    """The directory of the run, ``output_dir`` of its recipe."""
     fingerprint = hashlib.sha256(" ".join(split.fingerprint for split in splits.values()).encode()).hexdigest()
     return RunDir(plan.recipe, plan.ds_config, fingerprint)
 
 
 def tokenise_splits(plan: FinetunePlan) -> dict[str, Tokenised]:
-    """The splits of the run: rank 0 makes them, all open them."""
+    """Tokenise the splits of the run on rank 0, and open them on every rank. Returns split name -> data."""
     data, task, codec = plan.recipe.data, plan.task, plan.system.codec
     names = ("train", *plan.scored_splits)
     directories = ranks.on_main(lambda: [str(tokenise(task, data, name, codec).directory) for name in names])
@@ -104,7 +105,13 @@ def tokenise_splits(plan: FinetunePlan) -> dict[str, Tokenised]:
 
 
 def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: int) -> list[str]:
-    """Lines that say what a run will do."""
+    """Lines that describe a run.
+
+    Args:
+        plan: the plan of the run.
+        splits: split name -> tokenised data.
+        num_parameters: trainable parameters of the model.
+    """
     ds_config, recipe = plan.ds_config, plan.recipe
     samples = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
     lines = [
@@ -118,7 +125,7 @@ def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_paramete
         lines += _ceiling_lines(plan, splits)
     selection = f"best {recipe.selection.score or plan.task.main_score} on {plan.scored_splits[0]}"
     if recipe.selection.patience:
-        selection += f"; ends after {recipe.selection.patience} evaluations without a better one"
+        selection += f"; the run ends after {recipe.selection.patience} evaluations without a better score"
     return [
         *lines,
         estimates.batch_line(ds_config, recipe.loader),

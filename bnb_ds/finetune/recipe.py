@@ -1,4 +1,4 @@
-"""The recipe of fine-tuning; sections shared with pre-training are in :mod:`bnb_ds.config.sections`."""
+"""The recipe of a fine-tuning run. The sections shared with pre-training are in :mod:`bnb_ds.config.sections`."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from bnb_ds.tasks.task import Task
 
 
 class FinetuneIntervals(Section):
-    """How often."""
+    """How often a run logs, evaluates and saves, in steps."""
 
     log_steps: Annotated[int, Field(gt=0)] = 10
-    #: steps between evaluations; default: an epoch
+    #: steps between evaluations, each with a checkpoint; default: one epoch
     eval_steps: Annotated[int, Field(gt=0)] | None = None
-    #: steps between checkpoints besides those at evaluations
+    #: steps between further checkpoints; default: only evaluations save one
     checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
-    #: newest checkpoints kept on disk; the best is kept besides
+    #: newest checkpoints kept on disk; the best one is kept as well
     keep_checkpoints: Annotated[int, Field(gt=0)] = 1
-    #: samples of a rank's batch at evaluations
+    #: samples per batch and rank at evaluations
     eval_batch_size: Annotated[int, Field(gt=0)] = 32
     #: outputs shown as text at each evaluation
     outputs: Annotated[int, Field(ge=0)] = 4
-    #: hash and publish checkpoints while training goes on
+    #: hash and publish checkpoints in the background, while training continues
     background_checkpoints: bool = True
 
 
 class SelectionSection(Section):
-    """Which checkpoint is the best, and when it is good enough."""
+    """How the best checkpoint is selected, and when the run ends early."""
 
-    #: scores that choose; never a test split, on which nothing may be chosen
+    #: split whose score selects the checkpoint; a test split is refused
     split: str = "validation"
     #: a score of the task, or ``loss``; default: the task's main score
     score: str | None = None
-    #: end after that many evaluations without a better one; default: train to the end
+    #: end the run after this many evaluations without a better score; default: train to the last step
     patience: Annotated[int, Field(gt=0)] | None = None
 
     @field_validator("split")
@@ -51,9 +51,9 @@ class SelectionSection(Section):
 
 
 class FinetuneRecipe(TrainingRecipe):
-    """A whole fine-tuning run."""
+    """The recipe of a fine-tuning run."""
 
-    #: name of a task, see :mod:`bnb_ds.tasks`
+    #: name of a task; :mod:`bnb_ds.tasks` lists them
     task: str
     model: ModelChoice
     data: Annotated[TaskDataSection, Field(default_factory=TaskDataSection)]
@@ -68,14 +68,16 @@ class FinetuneRecipe(TrainingRecipe):
     @classmethod
     def _known_task(cls, name: str) -> str:
         if name not in TASKS:
-            raise ValueError(f"no task {name!r}; {nearest(name, TASKS)}")
+            raise ValueError(f"unknown task {name!r}: {nearest(name, TASKS)}")
         return name
 
     @model_validator(mode="after")
     def _nothing_is_chosen_on_test(self) -> FinetuneRecipe:
         data = self.data
         if data.test is not None and data.test in (data.validation, data.train):
-            raise ValueError(f"data.test is the same file as data.validation or data.train: {data.test}; name another")
+            raise ValueError(
+                f"data.test {data.test}: is also data.validation or data.train; name a file that holds only test data"
+            )
         return self
 
     @model_validator(mode="after")
@@ -84,6 +86,6 @@ class FinetuneRecipe(TrainingRecipe):
         budget = self.loader.micro_batch_tokens
         if budget is not None and budget < longest:
             raise ValueError(
-                f"loader.micro_batch_tokens {budget}: one source can have {longest} tokens; set it to that or more"
+                f"loader.micro_batch_tokens {budget}: a source can have {longest} tokens; give at least {longest}"
             )
         return self

@@ -1,4 +1,4 @@
-"""A fine-tuning run, put together from its recipe and its DeepSpeed JSON."""
+"""A fine-tuning run: put the job together from its plan, run it, and export the best model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bnb_ds.train.tracking import Tracker
 
 
 def finetune(plan: FinetunePlan, launch: Launch) -> None:
-    """Run fine-tuning in this process, one of ``plan.ds_config.world_size`` ranks; write the best model."""
+    """Fine-tune, and export the best model. This process is one of ``plan.ds_config.world_size`` ranks."""
     run_process(plan.recipe.faults, lambda process: _finetune(plan, launch, process))
 
 
@@ -69,7 +69,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
 def _intervals(plan: FinetunePlan, num_samples: int, total_steps: int) -> Intervals:
     intervals = plan.recipe.intervals
     eval_steps = intervals.eval_steps or max(round(num_samples / plan.ds_config.global_batch), 1)
-    # A model can only be chosen where it was saved: each evaluation has its checkpoint.
+    # Only a saved model can be selected, so each evaluation has a checkpoint.
     return Intervals(intervals.log_steps, eval_steps, intervals.checkpoint_steps or eval_steps)
 
 
@@ -114,7 +114,7 @@ def _save_files(plan: FinetunePlan, run: RunDir, config: Any, splits: dict[str, 
     plan.system.save_files(config, run.model)
     if plan.recipe.data.split is None:
         return
-    # Nobody else can know a split by hash: its ids are part of the result.
+    # A split by hash is made by this run only. Its ids are written, so that others can use the same split.
     directory = run.path / "splits"
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)

@@ -20,14 +20,14 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import read_bert, read_bert_config
 from bnb_ds.model.layers import BnbEncoder
-from bnb_ds.model.network import BnbLMHeadModel, BnbPreTrainedModel
+from bnb_ds.model.network import BnbLMHeadModel, BnbModelWithEncoder, BnbPreTrainedModel
 from bnb_ds.model.outputs import BnbClassifierOutput
 
 #: weights of a saved sequence-to-sequence model that do not belong to the encoder
 _OTHER_PARTS = [r"^lm_head\.", r"^(model\.)?(latent|decoder|length_predictor|enc_to_dec_proj)\."]
 
 
-class BnbEncoderModel(BnbPreTrainedModel):
+class BnbEncoderModel(BnbModelWithEncoder):
     """The encoder of a BERT-NAR-BERT, which is a BERT. It can also be loaded from the directory of a whole model."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _OTHER_PARTS
@@ -36,14 +36,6 @@ class BnbEncoderModel(BnbPreTrainedModel):
         super().__init__(config)
         self.encoder = BnbEncoder(config.encoder)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The word embeddings."""
-        return self.encoder.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word embeddings."""
-        self.encoder.embeddings.word_embeddings = value
 
     def forward(
         self,

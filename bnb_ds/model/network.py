@@ -61,6 +61,20 @@ class BnbPreTrainedModel(PreTrainedModel):
             module.log_width.zero_()
 
 
+class BnbModelWithEncoder(BnbPreTrainedModel):
+    """A model whose inputs are embedded by ``self.encoder``."""
+
+    encoder: BnbEncoder
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The encoder's word embeddings."""
+        return self.encoder.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the encoder's word embeddings."""
+        self.encoder.embeddings.word_embeddings = value
+
+
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """A batch of encoded sources: everything that the decoder needs.
@@ -78,7 +92,7 @@ class Encoded:
     length_logits: Tensor | None
 
 
-class BnbModel(BnbPreTrainedModel):
+class BnbModel(BnbModelWithEncoder):
     """Encoder, latent and decoder, without the LM head."""
 
     # A model saved by `BnbLMHeadModel` has a head, which is ignored here.
@@ -97,14 +111,6 @@ class BnbModel(BnbPreTrainedModel):
         if config.tie_encoder_decoder:
             self._tied_weights_keys = tie_halves(self.decoder, self.encoder)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The encoder's word embeddings."""
-        return self.encoder.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the encoder's word embeddings."""
-        self.encoder.embeddings.word_embeddings = value
 
     def pack(
         self,

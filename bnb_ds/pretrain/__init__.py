@@ -1,4 +1,4 @@
-"""The pre-training run: plan, objective, evaluation, entry point.
+"""Pre-training: plan, run, evaluation, entry point.
 
 Face: `main.main`, `plan.make_plan`, `run.pretrain`.
 """

@@ -1,4 +1,4 @@
-"""Loss and token accuracy on held-out samples, the same noise every time."""
+"""Loss and token accuracy on held-out samples. Every evaluation corrupts the samples in the same way."""
 
 from __future__ import annotations
 
@@ -31,17 +31,22 @@ def evaluate(
     show: Callable[[PackedBatch, list[list[int]]], None] | None = None,
     check_in: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Score a model on the first ``num_samples`` samples of a source; every rank takes its share.
+    """Score a model on the first ``num_samples`` samples of a source. The ranks share the samples.
 
     Args:
+        engine: DeepSpeed engine.
+        source: held-out samples.
+        num_samples: most samples to read.
+        micro_batch: samples of a batch.
+        device: device of this rank.
         show: called on rank 0 with its first batch and the greedy outputs, lists of token ids.
-        check_in: called before each batch, on all ranks alike; an exception of it ends the evaluation.
+        check_in: called before each batch, on all ranks together. If it raises, the evaluation ends.
 
     Returns:
-        ``eval/loss``: the model's loss of the samples together, as in training.
-        ``eval/token_accuracy``: 1 - edit distance / target tokens (both summed over the samples), not below 0, of the
-        greedy outputs; the complement of the token error rate. With length classification, of outputs of the targets'
-        lengths.
+        ``eval/loss``: the model's loss over all samples, normalised as in training.
+        ``eval/token_accuracy``: 1 - edit distance / target tokens, at least 0; both are summed over the samples. This
+        is the complement of the token error rate of the greedy outputs. With length classification, the outputs have
+        the lengths of the targets.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     engine.eval()
@@ -64,15 +69,15 @@ def evaluate(
 
 
 def _edit_errors(outputs: list[list[int]], batch: PackedBatch) -> tuple[int, int]:
-    """Edit distance of outputs from targets, and target tokens, summed over a packed batch."""
+    """Edit distance between outputs and targets, and number of target tokens, both summed over a packed batch."""
     targets = batch.labels.split(batch.label_lengths.tolist())
     errors = sum(Levenshtein.distance(output, target.tolist()) for output, target in zip(outputs, targets, strict=True))
     return errors, batch.labels.numel()
 
 
 def reconstruction_table(batch: PackedBatch, outputs: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Source, output and target of the first samples of a batch, as a Markdown table."""
+    """A Markdown table with source, output and target of the first ``len(outputs)`` samples of a batch."""
     sources = batch.input_ids.split(batch.source_lengths.tolist())
     targets = batch.labels.split(batch.label_lengths.tolist())
-    rows = zip(sources, outputs, targets, strict=False)  # fewer outputs are shown
+    rows = zip(sources, outputs, targets, strict=False)  # there may be fewer outputs than samples
     return markdown_table(("source", "output", "target"), (map(tokenizer.decode, row) for row in rows))

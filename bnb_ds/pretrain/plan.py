@@ -1,4 +1,4 @@
-"""What a pre-training run will be, worked out from its recipe and its DeepSpeed JSON before any GPU is touched."""
+"""The plan of a pre-training run, made from its recipe and DeepSpeed JSON before any GPU is used."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from bnb_ds.train import estimates
 
 @dataclass(frozen=True)
 class PretrainPlan:
-    """Everything that follows from the settings before a model exists."""
+    """Checked settings and opened data. No model exists yet."""
 
     recipe: PretrainRecipe
     ds_config: DsConfig
     train_shards: TokenShards
     heldout_shards: TokenShards
-    #: the one that the shards were made with
+    #: the tokenizer of the shards
     tokenizer: BertTokenizerFast
 
     def samples(self, shards: TokenShards, config: BnbConfig) -> PretrainSamples:
-        """The samples of one split, with the recipe's noise."""
+        """The samples of one split, corrupted as the recipe says."""
         objective = self.recipe.objective
         continues_word = None
         if objective.whole_word:
@@ -46,7 +46,7 @@ class PretrainPlan:
             mask_id=shards.special_ids["mask"],
             vocab_size=shards.vocab_size,
             mixture=objective.mixture,
-            special_ids=(shards.special_ids["unk"],),  # the only one that documents hold
+            special_ids=(shards.special_ids["unk"],),  # the only special token that occurs in documents
             continues_word=continues_word,
         )
         data = self.recipe.data
@@ -60,15 +60,15 @@ class PretrainPlan:
         )
 
     def total_steps(self, samples_per_epoch: int) -> int:
-        """Steps of the whole run."""
+        """Optimizer steps of the whole run."""
         return self.recipe.total_steps(samples_per_epoch, self.ds_config.global_batch)
 
 
 def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world_size: int) -> PretrainPlan:
-    """Load and check all settings and open the data.
+    """Load and check all settings, and open the data.
 
     Raises:
-        ConfigError, DataError: naming file and field, before any GPU is touched.
+        ConfigError, DataError: a setting is wrong or the data cannot be used. The message names file and field.
     """
     recipe = load_recipe(recipe_path, overrides)
     ds_config = load_ds_config(ds_config_path, world_size)
@@ -76,10 +76,10 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
 
 
 def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertTokenizerFast]:
-    """Training documents, held-out documents, and their tokenizer.
+    """Open the training documents, the held-out documents and their tokenizer.
 
     Raises:
-        DataError: they are missing or damaged, or one part is empty.
+        DataError: one of them is missing, damaged or empty.
     """
     train_shards = TokenShards(recipe.data.shards, "train")
     heldout_shards = TokenShards(recipe.data.shards, "heldout")
@@ -91,14 +91,14 @@ def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertT
     tokenizer = load_tokenizer(train_shards.tokenizer_dir)
     if tokenizer_hash(tokenizer) != train_shards.tokenizer_hash:
         raise DataError(
-            f"{train_shards.tokenizer_dir}: not the tokenizer that the manifest names; restore it, or prepare the"
-            " shards again"
+            f"{train_shards.tokenizer_dir}: this is not the tokenizer that the shards were made with; restore it, or"
+            " prepare the data again"
         )
     return train_shards, heldout_shards, tokenizer
 
 
 def describe_dry_run(plan: PretrainPlan) -> list[str]:
-    """What a run would do and need, without touching a GPU: the model is built on the meta device."""
+    """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device."""
     config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
     num_parameters = count_parameters(plan.recipe.objective, config)
     num_samples = len(plan.samples(plan.train_shards, config))
@@ -115,27 +115,34 @@ def describe_dry_run(plan: PretrainPlan) -> list[str]:
 
 
 def model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:
-    """The class that has the heads an objective needs."""
+    """The model class that an objective needs."""
     return BnbForPretraining if section.encoder_mlm_weight else BnbForConditionalGeneration
 
 
 def count_parameters(section: ObjectiveSection, config: BnbConfig) -> int:
-    """Trainable parameters of the model, without making any weights."""
+    """Number of trainable parameters of the model. No weights are allocated."""
     with torch.device("meta"):
         return estimates.count_parameters(model_class(section)(config))
 
 
 def describe_plan(plan: PretrainPlan, config: BnbConfig, num_parameters: int, num_samples: int) -> Iterator[str]:
-    """Lines that say what a run will do."""
+    """Lines that describe a run.
+
+    Args:
+        plan: the plan of the run.
+        config: of the model.
+        num_parameters: trainable parameters of the model.
+        num_samples: training samples of an epoch.
+    """
     ds_config, data = plan.ds_config, plan.recipe.data
     mean_length = plan.train_shards.num_tokens / num_samples + 2
     yield f"model        {num_parameters / 1e6:.2f}M parameters, latent {config.latent_size}"
     yield (
         f"data         {len(plan.train_shards):,} training documents, {plan.train_shards.num_tokens:,} tokens,"
-        f" {num_samples:,} samples an epoch; {len(plan.heldout_shards):,} documents held out"
+        f" {num_samples:,} samples per epoch; {len(plan.heldout_shards):,} held-out documents"
     )
     tokens = ds_config.global_batch * min(mean_length, data.max_length)
-    yield f"{estimates.batch_line(ds_config, plan.recipe.loader)}; about {tokens:,.0f} tokens a step"
+    yield f"{estimates.batch_line(ds_config, plan.recipe.loader)}; about {tokens:,.0f} tokens per step"
     yield estimates.steps_line(ds_config, num_samples, plan.total_steps(num_samples))
     objective = plan.recipe.objective
     mixture = ", ".join(

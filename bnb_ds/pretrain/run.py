@@ -1,4 +1,4 @@
-"""A pre-training run, put together from its recipe and its DeepSpeed JSON."""
+"""A pre-training run: put the job together from its plan, and run it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bnb_ds.train.tracking import Tracker
 
 
 def pretrain(plan: PretrainPlan, launch: Launch) -> None:
-    """Run pre-training in this process, one of ``plan.ds_config.world_size`` ranks."""
+    """Pre-train. This process is one of ``plan.ds_config.world_size`` ranks."""
     run_process(plan.recipe.faults, lambda process: _pretrain(plan, launch, process))
 
 
@@ -41,7 +41,7 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
     model = build_model(recipe.model, plan.train_shards, recipe.data.max_length, model_class(recipe.objective))
     train, heldout = (plan.samples(shards, model.config) for shards in (plan.train_shards, plan.heldout_shards))
     total_steps = plan.total_steps(len(train))
-    num_parameters = estimates.count_parameters(model)  # before ZeRO stage 3 takes them apart
+    num_parameters = estimates.count_parameters(model)  # before ZeRO stage 3 partitions the parameters
     config = model.config
     job = Job(
         recipe=recipe,
@@ -97,6 +97,6 @@ def _training_flops(config: BnbConfig) -> Callable[[PackedBatch], int]:
 
 
 def _save_model_files(run: RunDir, config: BnbConfig, tokenizer: BertTokenizerFast) -> None:
-    """What an export needs besides the weights, so that it needs no shards."""
+    """Save the configuration and the tokenizer, so that an export needs no shards."""
     config.save_pretrained(run.model)
     save_tokenizer(tokenizer, run.model)

@@ -1,4 +1,4 @@
-"""An engine and its loop in this process, as its only rank."""
+"""An engine and its training loop in this process, which is the only rank."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ OPTIMIZER = {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1}}
 
 @pytest.fixture(scope="module")
 def device():
-    """This process as the only rank; DeepSpeed keeps its group to the end of the process."""
+    """This process as the only rank. DeepSpeed keeps its process group until the process ends."""
     with pytest.MonkeyPatch.context() as patch:
         for name in launching.LAUNCHER_VARIABLES:
-            patch.setenv(name, "")  # so that the patch knows it, and removes it in the end
+            patch.setenv(name, "")  # the patch now knows the variable, and removes it at the end
             patch.delenv(name)
         patch.setenv("DS_ACCELERATOR", "cpu")
         yield ranks.init()

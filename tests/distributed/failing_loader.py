@@ -1,6 +1,6 @@
-"""One rank of `test_loader_errors`: rank 1's samples cannot be read at the third step.
+"""One rank of `test_loader_errors`: at the third step, rank 1 cannot read its samples.
 
-Argument: ``missing`` (its file is gone) or ``slow`` (its file does not answer).
+Argument: ``missing`` (the file is gone) or ``slow`` (reading the file never ends).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     )
     try:
         for step, _ in enumerate(loader.steps(0, 10), start=1):
-            # With its end in one write: the ranks share a pipe.
+            # The text and its newline are one write, because the ranks share a pipe.
             print(f"rank {ranks.rank()} has step {step}\n", end="", flush=True)
     finally:
         ranks.shutdown(after_error=True)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or ignored."""
+"""Resuming from checkpoints: damaged and incomplete ones are ignored, wrong settings are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def copy_of_run(whole_run, tmp_path):
-    """The directory of a finished run, to be damaged."""
+    """A copy of a finished run's directory, to be damaged."""
     return shutil.copytree(whole_run.output, tmp_path / "run")
 
 
@@ -96,7 +96,7 @@ def test_a_checkpoint_outside_its_run_is_refused(copy_of_run, tmp_path):
 
 
 def test_resume_refusals_name_the_way_out(whole_run, copy_of_run, fork_server):
-    """One launch each: without --resume, with other settings (all named at once), into another run, on other ranks."""
+    """One launch for each case: without --resume, with other settings (all are listed), and into another run."""
     other = copy_of_run / "checkpoints" / "step_00000004"
     cases = [
         ([], f"output_dir {whole_run.output}: already holds a run; add --resume auto"),
@@ -112,7 +112,7 @@ def test_resume_refusals_name_the_way_out(whole_run, copy_of_run, fork_server):
         launch = whole_run.fork(fork_server, *arguments)
         assert launch.wait() == [2, 2], launch.text()
         errors = [line for line in launch.text().splitlines() if "pretrain.py: error" in line]
-        # Without a launcher to end it at once, rank 1 comes to say the same.
+        # No launcher ends rank 1 at once, so it may report the same error.
         assert len([line for line in errors if " on rank 1: " not in line]) == 1, launch.text()
         assert all(message in line for line in errors), launch.text()
         assert "Traceback" not in launch.text()
@@ -120,7 +120,7 @@ def test_resume_refusals_name_the_way_out(whole_run, copy_of_run, fork_server):
 
 
 def test_a_run_of_an_older_release_is_continued(copy_of_run, whole_run, tmp_path):
-    """It recorded neither the settings nor the facts that have come since."""
+    """Its files lack the settings and the state that were added later."""
     from bnb_ds.checkpoint.resume import plan_resume
     from bnb_ds.checkpoint.run_dir import RunDir
     from bnb_ds.pretrain.plan import make_plan
@@ -150,7 +150,7 @@ def test_a_finished_run_resumed_does_nothing(copy_of_run, whole_run, tmp_path, f
 
 
 def test_a_run_is_resumed_from_a_named_checkpoint(copy_of_run, whole_run, tmp_path, fork_server):
-    """The named checkpoint of another directory starts a new run, which trains as the first one went on."""
+    """A checkpoint of another directory starts a new run, which trains exactly as the first one continued."""
     from bnb_ds.train.tracking import read_scalars
 
     fork = tmp_path / "fork"

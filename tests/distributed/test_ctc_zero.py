@@ -1,4 +1,4 @@
-"""The fused head under DeepSpeed: two ranks of any ZeRO stage train as one process with the plain loss does."""
+"""The fused CTC head with DeepSpeed: at every ZeRO stage, two ranks train like one process with the plain loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def plain_training(freeze: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Both ranks' batches in one process, by logits, ``log_softmax`` and torch's ``ctc_loss``."""
+    """Train on the batches of both ranks in one process, with ``log_softmax`` and torch's ``ctc_loss``."""
     model = zero_ctc.tied_model(freeze)
     optimizer = torch.optim.SGD(model.parameters(), lr=zero_ctc.LEARNING_RATE)
     losses = []

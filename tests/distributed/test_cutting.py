@@ -1,4 +1,4 @@
-"""Options of loader and objective on real ranks: how a step is cut changes nothing; a lost file is told."""
+"""Loader and objective settings on real ranks. The division of a step changes nothing; a lost file is reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def values(job: Job, tag: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, small_shards, fork_server):
-    """Two ranks, fixed micro batches, all objectives, packed samples and the auxiliary loss."""
+    """A run on two ranks with fixed micro batches, all objectives, packed samples and the auxiliary loss."""
     job = Job(tmp_path_factory.mktemp("reference"), small_shards, "reference")
     job.train_forked(fork_server, *NO_DROPOUT, *ALL_OBJECTIVES)
     return job

@@ -1,4 +1,4 @@
-"""One `--resume auto` for another number of ranks and another ZeRO stage, as far as DeepSpeed converts."""
+"""`--resume auto` with another number of ranks or another ZeRO stage, if DeepSpeed can convert the checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.jobs import Job
 
 pytestmark = pytest.mark.slow
 
-#: without dropout, whose draws belong to a rank
+#: no dropout, because its random draws depend on the rank
 QUIET = ["model.hidden_dropout=0", "model.attention_dropout=0", "intervals.eval_steps=100", "intervals.log_steps=1"]
 
 
@@ -29,7 +29,7 @@ def curve(job: Job) -> list[tuple[int, float, int]]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(small_shards, fork_server, tmp_path_factory):
-    """Losses and samples of a run on two ranks that nothing happens to; every stage has the same."""
+    """Losses and samples of an uninterrupted run on two ranks. They are the same at every stage."""
     job = make_job(tmp_path_factory.mktemp("uninterrupted"), small_shards, 1)
     job.train_forked(fork_server, *QUIET)
     return curve(job)
@@ -72,7 +72,7 @@ def test_what_cannot_be_converted_is_refused_and_the_weights_go_on(tmp_path, sma
     assert "set zero_optimization.stage to 3, or add --resume-weights-only" in errors[0]
     assert "Traceback" not in refused.text()
 
-    # A fresh optimizer may have other settings, which are the run's from then on.
+    # A fresh optimizer may have other settings. The run keeps them from then on.
     changed = json.loads(job.ds_config.read_text())
     changed["optimizer"]["params"]["weight_decay"] = 0.02
     job.ds_config.write_text(json.dumps(changed))
@@ -81,7 +81,7 @@ def test_what_cannot_be_converted_is_refused_and_the_weights_go_on(tmp_path, sma
     job.train_forked(fork_server, *QUIET, "--resume", "auto")
     ours = curve(job)
     assert [(step, samples) for step, _, samples in ours] == [(step, samples) for step, _, samples in uninterrupted]
-    # The weights of step 4 are those of the other run; what the fresh optimizer makes of them is its own.
+    # The weights of step 4 are those of the other run. After that, the fresh optimizer leads to other weights.
     assert ours[4][1] == pytest.approx(uninterrupted[4][1], abs=1e-4)
     rates = [row["train/lr"] for row in steps(job)]
     assert rates == sorted(rates, reverse=True), "the schedule begins anew"

@@ -1,4 +1,4 @@
-"""Evaluations in the loop: what they may cost, what a stop leaves due, and which checkpoint is the best."""
+"""Evaluations in the training loop: errors, requests to stop, and the selection of the best checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def scored(loop: TrainLoop, losses: list[float]) -> list[int]:
-    """Let the loop's evaluations find these losses, one after the other; the list grows by each step evaluated."""
+    """Replace the loop's evaluation by one that returns these losses in turn; returns the list of evaluated steps."""
     steps: list[int] = []
 
     def evaluate(step, check_in):
@@ -97,7 +97,7 @@ def test_a_request_during_a_step_leaves_the_evaluation_due(make_loop, tmp_path):
 
 
 def test_the_best_evaluation_has_its_checkpoint(make_loop, tmp_path):
-    """Losses fall and rise again between two checkpoints that are due: the best one is on disk all the same."""
+    """The best evaluation lies between two checkpoints that are due. Its checkpoint is on disk as well."""
     loop = make_loop(steps=4)
     loop.intervals = Intervals(log_steps=1, eval_steps=1, checkpoint_steps=100)
     scored(loop, [2.22, 6.86, 6.54, 2.86])

@@ -1,4 +1,4 @@
-"""Fine-tuning of every task family from a pre-trained model, on real data, and what follows: evaluation, resuming."""
+"""Fine-tune a pre-trained model on every family of tasks with real data; then evaluate and resume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIZE = {
 
 
 class Run:
-    """One fine-tuning run: its recipe, and how to launch it."""
+    """A fine-tuning run: its recipe, and methods to launch it."""
 
     def __init__(self, folder, name: str, recipe: dict, **ds_changes):
         folder.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def pretrained(whole_run, tmp_path_factory):
-    """An exported model that has been pre-trained for eight steps."""
+    """An exported model after eight steps of pre-training."""
     directory = tmp_path_factory.mktemp("pretrained") / "model"
     export(whole_run.output, directory)
     return str(directory)
@@ -191,7 +191,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, films, pretrained, fork_se
 
 
 def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_server):
-    """A score that cannot rise: with patience 2, the third evaluation is the last, across launches too."""
+    """The score cannot improve, so with patience 2 the third evaluation is the last, even across launches."""
     settings = {
         "steps": 20,
         "intervals": {"log_steps": 1, "eval_steps": 1},
@@ -215,13 +215,16 @@ def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_ser
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task=sst3", "task: no task 'sst3'; did you mean 'sst2'?"),
+        ("task=sst3", "task: unknown task 'sst3': did you mean 'sst2'?"),
         ("selection.split=test", "selection.split: 'test': choosing a model on a test split is refused"),
-        ("data.test={validation}", "data.test is the same file as data.validation or data.train"),
+        (
+            "data.test={validation}",
+            "data.test {validation}: is also data.validation or data.train; name a file that holds",
+        ),
         ("model.kind=nothing", "model.kind: give one of bnb, bert2bert, transformer, seq2seq, classifier"),
         ("model.depth=3", "unknown key 'model.depth'"),
         ("data.max_source_length=100", "data.max_source_length 100: the encoder has 64 positions; set it to 64"),
-        ("loader.micro_batch_tokens=16", "one source can have 32 tokens; set it to that or more"),
+        ("loader.micro_batch_tokens=16", "a source can have 32 tokens; give at least 32"),
         ("data.columns={{sentence: text}}", "has no column 'text', only sentence, label; give its name with"),
     ],
 )
@@ -229,7 +232,7 @@ def test_faults_are_one_line_and_nothing_is_written(tmp_path, films, pretrained,
     run = labels_run(tmp_path, "run", films, pretrained)
     codes, text = run.fork(fork_server, override.format(**films), ranks=1)
     assert codes == [2], text
-    assert message in text
+    assert message.format(**films) in text
     assert "Traceback" not in text
     assert not run.output.exists()
     assert not list(tmp_path.glob("cache/*"))

@@ -1,5 +1,5 @@
-"""Ranks that are killed, stopped or asked to end: the job ends within its time, says which rank it was, and resumes
-exactly where its last checkpoint is."""
+"""Ranks that are killed, paused or asked to stop. The job ends in time, names the rank, and resumes exactly from its
+last checkpoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_same(job: Job, reference: Job) -> None:
 
 
 def test_random_ranks_killed_at_random_steps(tmp_path, small_shards, fork_server, uninterrupted):
-    """Five kills in one run, each of one rank alone; dropout is on."""
+    """One run is killed five times, each time only one rank. Dropout is on."""
     job = Job(tmp_path, small_shards)
     dice = random.Random(6)
     victims = []
@@ -66,7 +66,7 @@ def test_random_ranks_killed_at_random_steps(tmp_path, small_shards, fork_server
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_rank_ends_the_job(tmp_path, small_shards, fork_server, victim):
-    """SIGSTOP: neither the process group nor a launcher notices."""
+    """After SIGSTOP, neither the process group nor a launcher notices anything."""
     job = Job(tmp_path, small_shards)
     launch = job.fork(fork_server, "steps=100000", *SETTINGS[1:])
     launch.wait_for(lambda: job.last_step() >= 3)
@@ -81,7 +81,7 @@ def test_a_stopped_rank_ends_the_job(tmp_path, small_shards, fork_server, victim
 
 
 def test_a_rank_that_hangs_ends_the_job(tmp_path, small_shards, fork_server):
-    """Its process runs and beats; its main thread does nothing."""
+    """Its process runs and sends heartbeats, but its main thread does nothing."""
     job = Job(tmp_path, small_shards)
     launch = job.fork(fork_server, "steps=100000", *SETTINGS[1:], "faults.hang_seconds=10")
     launch.wait_for(lambda: job.last_step() >= 3)
@@ -96,7 +96,7 @@ def test_a_rank_that_hangs_ends_the_job(tmp_path, small_shards, fork_server):
 @pytest.mark.parametrize("asked", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "both"])
 def test_sigterm_saves_and_exits_0(tmp_path, small_shards, fork_server, uninterrupted, asked):
     job = Job(tmp_path, small_shards)
-    # The only checkpoint is the one that the signal asks for.
+    # The signal causes the only checkpoint.
     settings = [SETTINGS[0], "intervals.checkpoint_steps=1000", *SETTINGS[2:]]
     launch = job.fork(fork_server, *settings)
     launch.wait_for(lambda: job.last_step() >= 3)
@@ -119,7 +119,7 @@ def test_a_stop_file_saves_and_exits_0(tmp_path, small_shards, fork_server):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_outlives_no_launcher(tmp_path, small_shards, number):
-    """The deepspeed launcher, killed alone, leaves its ranks behind: they save and end by themselves."""
+    """Only the deepspeed launcher is killed. Its ranks remain, save a checkpoint and end by themselves."""
     job = Job(tmp_path, small_shards)
     process = launching.start(job.command("steps=100000", "intervals.checkpoint_steps=100000"))
     try:
@@ -134,7 +134,7 @@ def test_a_run_outlives_no_launcher(tmp_path, small_shards, number):
 
 
 def test_an_error_of_one_rank_is_reported_by_rank_0_and_ends_the_job(tmp_path, small_shards, fork_server):
-    """Rank 1 finds its share of the disk full; rank 0, waiting for it, ends too and says nothing."""
+    """Rank 1 cannot write. Rank 0 waits for it, so it ends as well, without a message of its own."""
     job = Job(tmp_path, small_shards)
     launch = job.fork(fork_server, *SETTINGS, TEST_FILE_LIMIT_OF_RANK="1")
     assert launch.wait() == [-signal.SIGKILL, 2], launch.text()

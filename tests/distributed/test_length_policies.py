@@ -1,4 +1,4 @@
-"""Pre-training with other losses and decoder lengths, on two ranks; then use of the model."""
+"""Pre-train with other losses and decoder lengths on two ranks, then export and generate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank that cannot read its samples ends all ranks with the same error, instead of leaving them to wait."""
+"""If one rank cannot read its samples, all ranks end with the same error instead of waiting."""
 
 from __future__ import annotations
 

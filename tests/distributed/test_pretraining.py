@@ -1,4 +1,4 @@
-"""Pre-training on CPU ranks, with and without the deepspeed launcher: real shards, real engine, real kills."""
+"""Pre-train on CPU ranks, with and without the deepspeed launcher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TAGS = {
 
 
 def assert_same_training(job: Job, reference: Job) -> None:
-    """Bit-equal losses, learning rates and weights."""
+    """Losses, learning rates and weights are bit-equal."""
     for tag in ("train/loss", "train/lr", "train/grad_norm", "eval/loss", "eval/token_accuracy"):
         assert job.scalars()[tag] == reference.scalars()[tag], tag
     theirs = reference.weights()
@@ -58,7 +58,7 @@ def test_the_run_documents_itself(whole_run):
 
 
 def test_a_killed_run_resumes_bit_equal(tmp_path, small_shards, fork_server, whole_run):
-    """Through the launcher, then without it: a launch is a launch."""
+    """The first launch goes through the launcher, the second one does not."""
     job = Job(tmp_path, small_shards)
     process = launching.start(job.command())
     third = job.output / "checkpoints" / "step_00000003"

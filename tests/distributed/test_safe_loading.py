@@ -1,4 +1,4 @@
-"""A checkpoint in which somebody has planted code: nothing that reads checkpoints runs it."""
+"""No function that reads checkpoints runs code that was planted in one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 class Plant:
-    """What runs when it is unpickled."""
+    """Creates a directory when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -31,7 +31,7 @@ class Plant:
 
 @pytest.fixture
 def planted(whole_run, tmp_path):
-    """The run with code in every file of every checkpoint, sealed again as if the writer had done it."""
+    """A run with planted code in every file of every checkpoint. The checksums match the changed files."""
     mark = tmp_path / "planted"
     copy_of_run = shutil.copytree(whole_run.output, tmp_path / "run")
     for checkpoint in store.whole_checkpoints(copy_of_run / "checkpoints"):

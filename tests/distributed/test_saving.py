@@ -1,4 +1,4 @@
-"""A crash or a full disk in the middle of saving always leaves a whole checkpoint to go on from."""
+"""A crash or a full disk during saving always leaves a whole checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -21,26 +21,33 @@ from bnb_ds.errors import DataError
 
 pytestmark = pytest.mark.slow
 
-#: what a child process does at the event it is told to die at
+#: audit events that count as changes to files, in `die_in`
 _TRACED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 
 @pytest.fixture
 def saved(make_loop, tmp_path):
-    """An engine after its first step, and the directory with the checkpoint of that step."""
+    """An engine after its first step, and the directory that holds the checkpoint of this step."""
     loop = make_loop(steps=1, zero_optimization={"stage": 1})
     loop.run(0, 0)
     return loop.engine, tmp_path / "checkpoints"
 
 
 def die_in(action, *, at_event: int | None = None, file_limit: int | None = None, directory: Path) -> int:
-    """Run an action in a child that is killed at the n-th change below a directory, or in the middle of a file.
+    """Run an action in a child process that is killed on the way.
 
-    Returns the child's exit code: 0 if it came to the end, else the signal, negative.
+    Args:
+        action: the function to run.
+        at_event: kill the child at this change below ``directory``, counted from 0.
+        file_limit: kill the child when a file grows beyond this number of bytes.
+        directory: the directory that the child changes.
+
+    Returns:
+        The exit code of the child: 0 if it finished, otherwise the negative number of the signal.
     """
     pid = os.fork()
     if pid == 0:
-        for name in ("barrier", "all_reduce"):  # gloo's threads do not survive a fork; one rank has nobody to wait for
+        for name in ("barrier", "all_reduce"):  # gloo's threads do not survive a fork, and a single rank needs neither
             setattr(deepspeed.comm, name, lambda *arguments, **options: None)
         events = iter(range(sys.maxsize))
 
@@ -52,7 +59,7 @@ def die_in(action, *, at_event: int | None = None, file_limit: int | None = None
         if at_event is not None:
             sys.addaudithook(count)
         if file_limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel kills whoever writes beyond the limit
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel kills a process that writes beyond the limit
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         code = 1
@@ -81,7 +88,7 @@ def save_second(engine, directory: Path, *, keep: int = 1, background: bool = Fa
 
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(saved, tmp_path, background):
-    """Every opening, renaming and removing in turn is the last thing the process does."""
+    """The process is killed once before each opening, renaming and removing of a file."""
     engine, directory = saved
     pristine = shutil.copytree(directory, tmp_path / "pristine")
     found_steps, event = [], 0
@@ -100,7 +107,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(saved, tmp_pat
     assert event > 12, "too few moments to prove anything"
     assert found_steps == sorted(found_steps), "an older checkpoint after a newer one was whole"
     assert set(found_steps) == {1, 2}
-    # What the last kill left is cleared by the next save.
+    # The next save removes the remains of the last kill.
     save_second(engine, directory)
     assert not list(directory.glob("*.partial"))
 
@@ -123,7 +130,7 @@ def test_a_kill_in_the_middle_of_each_file_leaves_the_previous_checkpoint(saved)
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that mounts a tmpfs of a number of bytes."""
+    """A function that mounts a tmpfs with the given size in bytes."""
     mounted = []
 
     def mount(size: int) -> Path:
@@ -142,7 +149,7 @@ def small_disk(tmp_path):
 
 
 class HopefulWriter(CheckpointWriter):
-    """Does not look at the space that is left."""
+    """A writer that does not check the free space before it writes."""
 
     def _bytes_needed(self) -> int:
         return 0
@@ -171,7 +178,7 @@ def test_the_best_checkpoint_is_kept(saved):
     for step, loss in enumerate((0.7, 0.3, None, 0.5, 0.4), start=2):
         writer.save(step, {"samples_consumed": 8 * step, "selection_loss": loss})
     names = [path.name for path in store.whole_checkpoints(directory)]
-    # The first, of the fixture, was evaluated with 0.0; without it the one of step 3 is the best.
+    # The checkpoint of step 1 comes from the fixture, with score 0.0. It is the best one.
     assert names == ["step_00000001", "step_00000005", "step_00000006"]
     shutil.rmtree(directory / "step_00000001")
     for step, loss in ((7, 0.2), (8, 0.9), (9, 0.8), (10, None)):
@@ -181,7 +188,7 @@ def test_the_best_checkpoint_is_kept(saved):
 
 
 def test_training_goes_on_while_a_checkpoint_is_published(saved, monkeypatch):
-    """The background waits for a signal here; meanwhile `save` has returned and the checkpoint is not there yet."""
+    """The background thread waits here. Meanwhile `save` has returned, and the checkpoint does not exist yet."""
     engine, directory = saved
     release, seal = threading.Event(), store._seal
     monkeypatch.setattr(store, "_seal", lambda *arguments: (release.wait(60), seal(*arguments)))

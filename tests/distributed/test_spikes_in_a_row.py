@@ -1,4 +1,4 @@
-"""Spikes without end: the run goes back to weights that were good, and ends when that does not help."""
+"""Many loss spikes in a row: the run goes back to an older checkpoint, and ends if that does not help."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 class Spoiled(Reconstruction):
-    """Losses that are a thousand times too high while ``is_spoiled`` of the batch's sample ids says so."""
+    """Multiplies the loss by 1000 if ``is_spoiled`` is true for the number of the call, from 1."""
 
     def __init__(self, is_spoiled):
         self.is_spoiled = is_spoiled

@@ -1,4 +1,4 @@
-"""The loop over a real engine in this process: one rank, every ZeRO stage and precision that a CPU has."""
+"""The training loop with a real engine and one rank in this process: all ZeRO stages and precisions of a CPU."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_matrices_decay_and_vectors_do_not():
 
 
 def test_going_back_abandons_what_came_after(make_loop, tmp_path):
-    """A run resumed from an old checkpoint must not be continued from one it has abandoned, nor lose its newest."""
+    """A run that went back to an old checkpoint never resumes from an abandoned one, and keeps its newest one."""
     loop = make_loop(steps=1, zero_optimization={"stage": 1})
     loop.run(0, 0)
     directory = tmp_path / "checkpoints"
@@ -123,9 +123,15 @@ def test_offloaded_lamb_is_refused(make_loop):
         make_loop(zero_optimization=zero, optimizer={"type": "Lamb", "params": {"lr": 1e-3}})
 
 
+def test_settings_that_only_deepspeed_refuses(make_loop, tmp_path):
+    """DeepSpeed's CPU accelerator has no fp16."""
+    with pytest.raises(ConfigError, match=r"ds\.json: DeepSpeed rejects these settings; change them: .*fp16"):
+        make_loop(zero_optimization={"stage": 1}, fp16={"enabled": True})
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_spike_is_not_taken_and_counted(make_loop, tmp_path, stage):
-    """The third step's loss is a thousand times what it should be: the weights stay, the moments stay."""
+    """The loss of the third step is a thousand times too high. Weights and optimizer moments do not change."""
 
     class Spike(Reconstruction):
         calls = 0

@@ -1,4 +1,4 @@
-"""What a run shows besides curves: text, histograms, a trace; and fp16's skipped steps."""
+"""Other output of a run: texts, histograms, a trace, and the skipped steps of fp16."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_texts_histograms_and_a_trace(tmp_path, small_shards, fork_server):
 
 
 def test_fp16_overflows_are_counted_and_shown(tmp_path, small_shards, fork_server):
-    """A first loss scale that no gradient survives: it is halved until one does."""
+    """With the first loss scale, every gradient overflows. The scale is halved until one does not."""
     fp16 = {"enabled": True, "initial_scale_power": 32, "hysteresis": 1}
     job = Job(tmp_path, small_shards, zero_optimization={"stage": 2}, fp16=fp16)
     text = job.train_forked(fork_server, "steps=6", "intervals.eval_steps=100", TEST_FP16_ON_CPU="1")

@@ -1,4 +1,4 @@
-"""Every ZeRO stage, number of ranks and accumulation trains alike; half precision trains."""
+"""All ZeRO stages, numbers of ranks and accumulation steps give the same losses; half precision trains as well."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ pytestmark = pytest.mark.slow
 STEPS = 20
 QUIET = [
     f"steps={STEPS}",
-    "model.hidden_dropout=0",  # its draws belong to a rank
+    "model.hidden_dropout=0",  # its random draws depend on the rank
     "model.attention_dropout=0",
     "intervals.eval_steps=100",
     "intervals.checkpoint_steps=100",
 ]
-ZERO = {"stage3_param_persistence_threshold": 0}  # or ZeRO-3 would leave parameters this small whole
+ZERO = {"stage3_param_persistence_threshold": 0}  # without it, ZeRO 3 does not partition such small parameters
 OPTIMIZER = {"type": "AdamW", "params": {"lr": 3e-3, "weight_decay": 0.01}}
 
 
@@ -40,7 +40,7 @@ def losses(folder, shards, server, *, ranks: int, accumulation: int, stage: int,
 
 @pytest.fixture(scope="module")
 def reference(small_shards, fork_server, tmp_path_factory):
-    """One rank, no accumulation, no ZeRO."""
+    """The losses of one rank without accumulation and ZeRO."""
     return losses(tmp_path_factory.mktemp("reference"), small_shards, fork_server, ranks=1, accumulation=1, stage=0)
 
 

@@ -1,4 +1,4 @@
-"""One rank of `test_ctc_zero`: a few steps of a tied model under DeepSpeed, its weights and losses written down.
+"""One rank of `test_ctc_zero`: train a tied model with DeepSpeed for a few steps, and save its weights and losses.
 
 Arguments: ZeRO stage, frozen or trained embeddings, output file.
 """
@@ -14,7 +14,7 @@ from bnb_ds.distributed import ranks
 from tests.tiny import bnb_model, packed_form, source_ids
 
 STEPS, LEARNING_RATE = 3, 0.5
-# What each of two ranks reads; the targets are the sources, the third has too few slots and adds nothing.
+# Source lengths of both ranks. The targets equal the sources. A target without enough slots adds nothing to the loss.
 LENGTHS = ([7, 3, 9], [5, 11, 2])
 
 
@@ -25,7 +25,7 @@ def tied_model(freeze: bool) -> torch.nn.Module:
 
 
 def batch(rank: int) -> dict:
-    """Packed inputs of one rank, equal neighbours among the targets."""
+    """Packed inputs of one rank. Some targets hold equal neighbours."""
     sources = source_ids(LENGTHS[rank], seed=rank)
     sources[0][1] = sources[0][2]
     return packed_form(sources, sources)

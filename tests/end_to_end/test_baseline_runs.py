@@ -1,4 +1,4 @@
-"""A baseline: trained on two ranks, stopped and resumed, scored, and teaching."""
+"""A baseline model is trained on two ranks, stopped, resumed, evaluated, and used as a teacher."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ intervals: {{log_steps: 1}}
 
 
 def finetune(server, folder, name, recipe: dict[str, str], *more: str, stage: int = 1):
-    """Run two ranks; returns the output directory."""
+    """Train on two ranks; returns the output directory."""
     output = folder / name
     (folder / f"{name}.yaml").write_text(RECIPE.format(output=output, **recipe))
     zero = {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})}
@@ -49,7 +49,7 @@ def finetune(server, folder, name, recipe: dict[str, str], *more: str, stage: in
 
 @pytest.fixture(scope="module")
 def parallel(small_texts, small_tokenizer, tmp_path_factory):
-    """Recipe of a small Transformer that learns to copy."""
+    """The recipe of a small Transformer that learns to copy."""
     folder = tmp_path_factory.mktemp("parallel")
     save_tokenizer(small_tokenizer, folder / "tokenizer")
     lines = [" ".join(text.split()[:6]) + "\n" for text in small_texts]

@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/ is executed: as it stands where possible, else planned for its machines."""
+"""Execute every command in README.md and docs/. Commands for larger machines are only planned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.tiny import bnb_model
 pytestmark = pytest.mark.slow
 
 BLOCKS = documents.named_blocks()
-#: scripts that other tests start: test_quickstart.py, and whoever runs the suite
+#: scripts that are executed elsewhere: by test_quickstart.py, or by the person who runs the tests
 SCRIPTS = ["bash runs/quickstart.sh\n", "bash runs/test.sh\n"]
 TINY_BERT = {
     "hidden_size": 32,
@@ -41,22 +41,22 @@ SETTINGS = ["data.max_length=32", "intervals.eval_samples=8", "intervals.checkpo
 
 
 def commands(name: str) -> list[str]:
-    """The command lines of the block that `<!-- test: name -->` announces, continuation lines joined."""
+    """The command lines of the block below `<!-- test: name -->`, with continuation lines joined."""
     return [line for line in BLOCKS[name].replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def python(name: str, folder: Path) -> None:
-    """Execute the block of Python that `<!-- test: name -->` announces, with `work/` moved."""
+    """Execute the Python block below `<!-- test: name -->`, with `work/` replaced by another folder."""
     exec(compile(moved(BLOCKS[name], folder), name, "exec"), {})
 
 
 def moved(text: str, folder) -> str:
-    """The documents' relative `work/` replaced; a longer path with a folder of that name (the checkout's own) stays."""
+    """Replace the documents' relative `work/`. Longer paths that contain a folder of this name stay as they are."""
     return re.sub(r"(?<![\w./-])work/", f"{folder}/", text)
 
 
 def run(command: str, folder) -> str:
-    """Run one command with `work/` moved into a folder of the test's own; return what it printed."""
+    """Run one command with `work/` replaced by a folder of the test; return its output."""
     result = launching.run(["bash", "-c", moved(command, folder)])
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
@@ -64,7 +64,7 @@ def run(command: str, folder) -> str:
 
 @pytest.fixture
 def forked(fork_server, tmp_path):
-    """As ``run``, for one command of Python: its arguments as they stand, without the seconds that imports take."""
+    """Like ``run``, for a Python program. It runs from a fork server, which saves the seconds for the imports."""
     numbers = itertools.count()
 
     def run_forked(command: str, folder) -> str:
@@ -82,7 +82,7 @@ def forked(fork_server, tmp_path):
 
 
 def test_no_block_is_left_out():
-    """Each is announced and used by a test of this file, or is a script with a test of its own."""
+    """Each block has a name that a test in this file uses, or starts a script that has its own test."""
     scripts = []
     for page in documents.PAGES:
         for name, language, content in documents.blocks(page):
@@ -101,9 +101,9 @@ def save_bert(directory: Path, tokenizer) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, small_texts, small_tokenizer):
-    """The folder that takes the place of `work/`, after the block `prepare`; with a BERT checkpoint to start from."""
+    """The folder that replaces `work/`, after the block `prepare`; it also holds a BERT checkpoint to start from."""
     folder = tmp_path_factory.mktemp("documents")
-    # Enough documents for the default hold-out of one in a hundred to choose some.
+    # By default one document in a hundred is held out. There are enough documents to get at least one.
     (folder / "corpus.txt").write_text("\n\n".join(text[i:] for text in small_texts for i in (0, 50, 100)))
     save_bert(folder / "bert", small_tokenizer)
     (command,) = commands("prepare")
@@ -119,7 +119,7 @@ def write_rows(directory: Path, texts: list[str]) -> None:
 
 
 def test_corpora(prepared, small_texts, forked):
-    """The commands on small inputs of the same form; the data set of the hub is a local one here."""
+    """Run the commands on small inputs of the same form. A local data set replaces the one on the hub."""
     write_rows(prepared / "rows", small_texts)
     page = "<page><title>T</title><ns>0</ns><id>{}</id><revision><text>{}</text></revision></page>"
     pages = "".join(page.format(i, html.escape(text)) for i, text in enumerate(small_texts))
@@ -160,7 +160,7 @@ def test_launch(prepared, command, forked):
 
 
 def planned_launch(command: str, folder: Path, forked) -> str:
-    """DeepSpeed's own parser takes the launcher's options; the script plans for that many GPUs. Returns the plan."""
+    """Parse the launcher's options with DeepSpeed's parser, and plan for that many GPUs; returns the plan."""
     program, *arguments = shlex.split(command)
     launch = parse_args(arguments)
     assert program == "deepspeed"
@@ -174,7 +174,7 @@ def planned_launch(command: str, folder: Path, forked) -> str:
 
 @pytest.mark.parametrize("command", commands("clusters"), ids=["hostfile", "torchrun", "slurm"])
 def test_clusters(prepared, command):
-    """On this host alone, with one rank; `test_launchers.py` has two, and executes the Slurm script."""
+    """Launch one rank on this host. `test_launchers.py` launches two, and executes the Slurm script."""
     if command.startswith("sbatch"):
         script = shlex.split(command)[3]
         assert (launching.REPOSITORY / script).is_file()
@@ -194,7 +194,7 @@ def test_clusters(prepared, command):
 
 
 def train(folder: Path, forked) -> None:
-    """Three steps of the recipe on one rank, in the place of a launch on eight GPUs."""
+    """Train three steps of the recipe on one rank, instead of on eight GPUs."""
     ds_config = folder / "ds.json"
     optimizer = {"type": "AdamW", "params": {"lr": 1e-3}}
     ds_config.write_text(
@@ -205,7 +205,7 @@ def train(folder: Path, forked) -> None:
 
 
 def test_real_run(tmp_path, small_texts, small_tokenizer, forked):
-    """README's run, on small inputs of the same form."""
+    """A run like the one in README.md, on small inputs of the same form."""
     prepare, check, pretrain, export, generate = commands("real_run")
     write_rows(tmp_path / "rows", small_texts)
     save_bert(tmp_path / "bert", small_tokenizer)
@@ -247,7 +247,7 @@ def test_shards_in_python(prepared, capsys):
 
 @pytest.fixture
 def exported(prepared):
-    """The model that the block `use` exports; a random one if only this test runs."""
+    """The model that the block `use` exports, or a random one if only this test runs."""
     directory = prepared / "models" / "wikipedia_base"
     if not directory.exists():
         save_model(directory, load_tokenizer(prepared / "bert"))
@@ -277,7 +277,7 @@ def test_generate(prepared, exported, small_texts, forked):
 
 
 def test_finetune(prepared, forked):
-    """On two labels, 64 rows, two steps; the launch with eight GPUs is planned."""
+    """Train two steps on 64 rows with two labels, and plan the launch on eight GPUs."""
     rows = [{"sentence": f"a {'good' if i % 2 else 'bad'} film {i}", "label": i % 2, "idx": i} for i in range(64)]
     data = prepared / "films.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -300,7 +300,7 @@ def test_finetune(prepared, forked):
 
 
 def test_baselines(prepared, forked):
-    """A small Transformer on a few pairs, two steps; the launch with eight GPUs is planned."""
+    """Train a small Transformer for two steps on a few pairs, and plan the launch on eight GPUs."""
     for name in ("source", "target"):
         lines = "".join(f"the {name} of the value {i}\n" for i in range(64))
         (prepared / f"{name}.txt").write_text(lines)

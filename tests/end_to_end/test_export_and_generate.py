@@ -1,4 +1,4 @@
-"""A trained run exported, loaded by transformers alone, and used from the command line."""
+"""A trained run is exported, loaded with transformers, and used on the command line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_export_is_a_hugging_face_directory(exported, whole_run, small_shards):
 
 
 def test_auto_classes_load_the_training_models_logits(exported, whole_run):
-    """The training model: its config and the weights that DeepSpeed saved."""
+    """The trained model: its configuration with the weights that DeepSpeed saved."""
     trained = bnb_ds.BnbForConditionalGeneration(bnb_ds.BnbConfig.from_pretrained(whole_run.output / "model")).eval()
     trained.load_state_dict(read_weights(whole_checkpoints(whole_run.output / "checkpoints")[-1]))
     loaded = AutoModelForSeq2SeqLM.from_pretrained(exported)

@@ -1,4 +1,4 @@
-"""``bnb-ds generate`` killed at any moment, as a process of its own, and gone on with."""
+"""``bnb-ds generate`` can be killed at any moment and resumed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def source(small_texts, tmp_path_factory):
 
 @pytest.fixture
 def start(exported, source, fork_server, tmp_path):
-    """Start the command in a process of its own; its shares, if any, are started as a user's are."""
+    """Start the command in a separate process. It starts its shares, if any, as it does for a user."""
     numbers = itertools.count()
 
     def start(target, *arguments: str, source=source) -> Launch:

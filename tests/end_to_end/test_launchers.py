@@ -1,4 +1,4 @@
-"""The launch scripts: what they refuse, and how a job that is asked to end ends through each of them."""
+"""The launch scripts refuse wrong arguments, and end a job in an orderly way when asked to stop."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from tests import launching
 from tests.jobs import Job
 
-#: no checkpoint but the one that the request to end asks for
+#: only the request to stop causes a checkpoint
 ENDLESS = ["steps=100000", "intervals.checkpoint_steps=100000"]
 
-# Slurm's three commands as far as the script uses them: one node, two tasks, signals to the tasks alone.
+# The parts of Slurm's three commands that the script uses: one node, two tasks, signals only to the tasks.
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do case $1 in --output=*) output=${1#--output=} ;; esac; shift; done
 pids=()
@@ -63,7 +63,7 @@ def test_misuse(script, arguments, message):
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "gpus"), [("hostfile.sh", "--num_gpus"), ("torchrun.sh", "--gpus")])
 def test_fine_tuning_is_launched_too(script, gpus, tmp_path):
-    """The program before the recipe; what it says of that comes out."""
+    """A program is named before the recipe, and the script shows the output of this program."""
     port = str(launching.free_port())
     where = ["--master_port", port] if gpus == "--num_gpus" else ["--master", f"127.0.0.1:{port}", "--restarts", "0"]
     command = ["bash", f"runs/launch/{script}", gpus, "1", *where, "--logs", str(tmp_path)]
@@ -83,7 +83,7 @@ def test_pdsh_is_asked_for_by_name(tmp_path):
 
 
 def end(process: subprocess.Popen[str], job: Job, number: int) -> tuple[str, str]:
-    """Ask a running job to end once it has trained; return what its launcher printed."""
+    """Ask a running job to stop after its first steps; return the launcher's output."""
     try:
         launching.wait_for(lambda: job.last_step() >= 2, process)
         process.send_signal(number)
@@ -127,7 +127,7 @@ def test_slurm_saves_before_the_time_limit_and_requeues(tmp_path, small_shards):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     (tmp_path / "cluster").mkdir()
-    for name in ("runs", "bnb_ds"):  # so that the logs do not fall into the repository
+    for name in ("runs", "bnb_ds"):  # the logs are then written here and not into the repository
         (tmp_path / "cluster" / name).symlink_to(launching.REPOSITORY / name)
     environment = launching.environment(
         STATE=str(tmp_path),

@@ -1,4 +1,4 @@
-"""The ONNX graph in ONNX Runtime writes what torch writes."""
+"""The ONNX graph gives the same outputs in ONNX Runtime as the model in torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POLICIES = {
 
 @pytest.fixture(scope="module", params=POLICIES)
 def pair(request, small_tokenizer, tmp_path_factory):
-    """An exported model, and the same as ONNX."""
+    """An exported model, and its ONNX form."""
     folder = tmp_path_factory.mktemp("onnx")
     save_model(folder / "model", small_tokenizer, **POLICIES[request.param])
     assert main(["export", str(folder / "model"), str(folder / "onnx"), "--format", "onnx"]) == 0
@@ -68,7 +68,7 @@ def test_the_command_line_takes_it(pair, tmp_path, capsys):
 def test_int8_differs_in_few_tokens_of_a_confident_model(small_tokenizer, tmp_path):
     from rapidfuzz.distance import Levenshtein
 
-    # Logits far apart, as a trained model's are: what is left are roundings of 8 bits.
+    # As in a trained model, the logits are far apart. Only the rounding to 8 bits remains as a difference.
     save_model(tmp_path / "model", small_tokenizer)
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "int8"), "--format", "onnx", "--dtype", "int8"]) == 0
     texts = [" ".join(str(i * j % 97) for j in range(8)) for i in range(40)]

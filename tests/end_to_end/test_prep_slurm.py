@@ -1,4 +1,4 @@
-"""The job array script, with the variables that Slurm sets."""
+"""The Slurm script for job arrays, run with the variables that Slurm sets."""
 
 from __future__ import annotations
 

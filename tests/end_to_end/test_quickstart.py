@@ -1,4 +1,4 @@
-"""The scripts a newcomer runs."""
+"""The scripts for new users."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUICKSTART = ["bash", "runs/quickstart.sh"]
 
 
 def run(*arguments: str, timeout: float = 600, core: Sequence[str] = ()):
-    # The virtual environment of the tests has all that the script would install.
+    # The virtual environment of the tests already has everything that the script would install.
     command = [*core, *QUICKSTART, *arguments]
     return launching.run(command, timeout=timeout, env=launching.environment(BNB_VENV=sys.prefix))
 
@@ -43,7 +43,7 @@ def test_quickstart_from_nothing_and_again(tmp_path):
 def test_quickstart_takes_a_corpus(tmp_path, small_texts):
     corpus = tmp_path / "mine.txt"
     corpus.write_text("\n\n".join(small_texts * 3))
-    # On one core it takes one rank.
+    # On a machine with one core, it uses one rank.
     core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if shutil.which("taskset") else []
     result = run("--corpus", str(corpus), "--steps", "4", "--work", str(tmp_path / "work"), core=core)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""The site of docs/ is built without a warning, and asks nothing of other servers."""
+"""The site of docs/ builds without a warning, and its pages load nothing from other servers."""
 
 from __future__ import annotations
 

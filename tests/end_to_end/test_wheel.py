@@ -1,4 +1,4 @@
-"""An installed copy is whole: every module of the checkout is in the wheel and can be imported from it."""
+"""The wheel is complete: it holds every module of the checkout, and each can be imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.launching import REPOSITORY
 
 PACKAGES = ("bnb_ds", "data_prep")
 
-# Run outside the checkout, with the unpacked wheel first on the path.
+# This runs outside the checkout. The unpacked wheel is first on the path.
 _IMPORT_ALL = """
 import importlib, sys
 wheel, *modules = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""The main job on real Wikipedia: parquet -> shards -> two CPU ranks, killed and resumed, watched by TensorBoard."""
+"""The main job on real Wikipedia: make shards from parquet, train on two CPU ranks, kill, resume, read TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Two hosts on one machine: network, process, mount and host-name namespaces joined by a veth link, an sshd in each.
+"""Two hosts on one machine. Each has its own namespaces (network, processes, mounts, host name) and an sshd. A veth
+link joins them.
 
-Process namespaces are not optional: asked to end, the deepspeed launcher runs `pkill -f` of its own command line on
-every host, which would hit other jobs of the machine.
+The process namespaces are necessary: when the deepspeed launcher is asked to stop, it runs `pkill -f` with its own
+command line on every host. Without them, this would kill other jobs of the machine.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ UsePAM no
 StrictModes no
 PrintMotd no
 """
-# The first process of the host: it prepares the mounts, says that it is ready, and reaps what is orphaned.
+# The first process of a host. It prepares the mounts, reports that it is ready, and reaps orphaned processes.
 _INIT = """set -e
 mount --make-rprivate /
 mkdir -p /run/sshd
@@ -48,7 +49,7 @@ while :; do sleep 3600 & wait $!; done
 
 
 def why_not() -> str | None:
-    """What this machine lacks for two hosts, or None."""
+    """Why this machine cannot have two hosts, or None."""
     if os.geteuid() != 0:
         return "two hosts need root"
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -61,7 +62,7 @@ def why_not() -> str | None:
 
 
 class TwoHosts:
-    """The hosts; leaving the block ends everything that runs on them.
+    """A context manager with the two hosts. At its end, all their processes are killed.
 
     Args:
         lab: a folder for keys and logs.
@@ -92,18 +93,18 @@ class TwoHosts:
     def __exit__(self, *error: object) -> None:
         for pid in self._inits:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # ends all that runs in its namespace
+                os.kill(pid, signal.SIGKILL)  # this ends all processes of its namespace
         for process in self._unshares:
             process.kill()
             process.wait()
         for name in self.names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)  # its link goes with it
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)  # also removes its link
         if self._made_mount_point:
             with contextlib.suppress(OSError):
                 _MOUNT_POINT.rmdir()
 
     def command(self, host: int, command: list[str]) -> list[str]:
-        """The command line that runs a command on a host, in this directory."""
+        """The command line that runs a command on a host in the current directory."""
         return ["nsenter", "-t", str(self._inits[host]), "-n", "-m", "-u", "-p", f"--wd={os.getcwd()}", "--", *command]
 
     def run(self, host: int, *command: str) -> str:
@@ -116,7 +117,7 @@ class TwoHosts:
     def _prepare_ssh(self) -> None:
         ssh = self._lab / "ssh"
         ssh.mkdir(mode=0o700)
-        # The mount point; what is in it, if anything, is not touched.
+        # This is only the mount point. Existing files in it are not changed.
         self._made_mount_point = not _MOUNT_POINT.exists()
         _MOUNT_POINT.mkdir(mode=0o700, exist_ok=True)
         _make_key(ssh / "id_ed25519")

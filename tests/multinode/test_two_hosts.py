@@ -1,4 +1,4 @@
-"""Training over a network between two hosts, through the launch script that a cluster's user starts."""
+"""Train on two hosts over a network, with the launch script for clusters."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_host_that_is_cut_off_ends_the_job_and_the_other_goes_on_alone(two_hos
     finally:
         launching.kill(process)
     assert process.returncode not in (0, None)
-    # The watch, the launcher's look at its ranks, and three unanswered signs of life of ssh.
+    # The time adds up from the watchdog, the launcher's check of its ranks, and three missed keep-alives of ssh.
     assert time.monotonic() - cut < SILENCE_SECONDS + 40
     assert f"rank 1 (host {two_hosts.names[1]}, process " in errors, output + errors
     assert f"cannot be reached for {SILENCE_SECONDS} s; it was in step " in errors

@@ -1,4 +1,4 @@
-"""A distilled training set: what the teacher writes, whoever writes it and however often it was killed."""
+"""A distilled training set holds the teacher's outputs. Shares, interruptions and kills do not change it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def texts(small_texts, tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def teacher(small_tokenizer, tmp_path_factory) -> Path:
-    """An untrained one with weights large enough for different sources to have different outputs."""
+    """An untrained teacher. Its weights are so large that different sources have different outputs."""
     size = {
         "hidden_size": 16,
         "encoder_layers": 1,
@@ -152,4 +152,4 @@ def test_what_cannot_teach_is_told(teacher, texts, tmp_path, small_tokenizer, ca
     made_for = {"kind": "bnb", "task": "translation", "lengths": {"source": 20, "target": 20}}
     (tmp_path / "bnb" / "task.json").write_text(json.dumps(made_for))
     assert main(["distill", str(tmp_path / "bnb"), "--output", str(tmp_path / "a")]) == 2
-    assert "a model of kind bnb cannot teach; give an autoregressive one" in capsys.readouterr().err
+    assert "a model of kind bnb cannot be the teacher; give an autoregressive one" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every shipped recipe of fine-tuning is read, and planned on small stand-ins for what it names."""
+"""Every shipped fine-tuning recipe is read and planned, with small stand-ins for its models and data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = ModelSize(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, int
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory, small_tokenizer):
-    """A BERT, a BnB and a BART with a tokenizer, and small files of the forms that recipes name."""
+    """A small BERT, BnB and BART, each with a tokenizer."""
     folder = tmp_path_factory.mktemp("recipes")
     bert = {**SIZE.model_dump(), "vocab_size": len(small_tokenizer)}
     BertModel(BertConfig(**bert)).save_pretrained(folder / "bert")
@@ -51,7 +51,7 @@ def stand_ins(tmp_path_factory, small_tokenizer):
 
 
 def rows_of(task) -> list[dict]:
-    """Rows under the task's own names."""
+    """Rows with the column names of a task."""
     rows = []
     for i in range(30):
         row: dict = {"id": str(i), "idx": i, "title": "T"}

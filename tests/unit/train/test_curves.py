@@ -1,4 +1,4 @@
-"""Curves of runs: table, picture, and what is refused."""
+"""`bnb-ds curves`: table, plot, and wrong arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bnb_ds.train.tracking import Tracker
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs with losses of their own."""
+    """Two runs with different losses."""
     for name, slope in (("ours", 1.0), ("theirs", 0.5)):
         tracker = Tracker(tmp_path / name / "runs", start_step=0, total_steps=3)
         for step in range(1, 4):

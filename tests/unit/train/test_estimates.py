@@ -1,4 +1,4 @@
-"""The dry run: everything derived, nothing touched."""
+"""The dry run computes all numbers, writes nothing and refuses settings that do not fit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_dry_run_derives_steps_and_writes_nothing(settings, tmp_path, small_shar
     lines = "\n".join(describe_dry_run(make_plan(recipe, [], ds_config, 8)))
     num_samples = len(TokenShards(small_shards, "train"))
     steps = -(-2 * num_samples // 64)
-    assert f"{num_samples} samples an epoch" in lines
+    assert f"{num_samples} samples per epoch" in lines
     assert "64 samples = 4 x 2 micro steps x 8 ranks" in lines
     assert f"steps        {steps} = " in lines
     assert "memory/GPU   about" in lines
@@ -143,12 +143,12 @@ def test_shards_whose_tokenizer_was_changed(settings, tmp_path, small_shards, sm
     documents = (Document(str(i), text, "") for i, text in enumerate(small_texts))
     train_vocabulary(documents, changed / "tokenizer", vocab_size=500)
     recipe, ds_config = settings()
-    with pytest.raises(DataError, match="not the tokenizer that the manifest names; restore it, or prepare"):
+    with pytest.raises(DataError, match="this is not the tokenizer that the shards were made with; restore it, or"):
         make_plan(recipe, [f"data.shards={changed}"], ds_config, 1)
 
 
 def test_a_hub_checkpoint_with_another_tokenizer_is_refused(settings, tmp_path, small_texts, small_shards, monkeypatch):
-    """A hub name is resolved through the hub's cache, which lies here as a download leaves it."""
+    """A hub name is resolved through the hub's cache. The test writes this cache like a download does."""
     from transformers import BertConfig, BertModel
 
     from data_prep.sources.documents import Document

@@ -1,4 +1,4 @@
-"""What is found under the name apex; the packages are made here, since NVIDIA's needs a GPU to be built."""
+"""The search for NVIDIA apex. The packages are made here, because building NVIDIA apex needs a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Put a package called apex, with metadata as pip writes it, on the path."""
+    """A function that puts a package named apex, with metadata like pip's, on the path."""
 
     def install_apex(files: dict[str, str], summary: str) -> None:
         for name, text in files.items():
