@@ -95,17 +95,41 @@ def test_every_task_of_glue_has_a_recipe():
 
 
 def test_the_table_of_glue():
+    nan = float("nan")
     rows = [
         Row("cola", "validation", "matthews_correlation", {1: 50.0, 2: 54.0}),
+        Row("qqp", "validation", "f1", {1: 70.0, 2: nan}, {"accuracy": {1: 89.0, 2: 88.0}}),
+        Row("mnli", "validation_matched", "accuracy", {1: 84.0, 2: 84.0}),
         Row("mnli", "validation_mismatched", "accuracy", {1: 80.0, 2: 82.0}),
+        Row("wnli", "validation", "accuracy", {1: 56.3, 2: 56.3}),
     ]
     assert table_of(rows).splitlines() == [
-        "| task | score | best of 2 | mean ± sd |",
-        "|---|---|---|---|",
-        "| CoLA | matthews_correlation | 54.0 | 52.0 ± 2.8 |",
-        "| MNLI-mm | accuracy | 82.0 | 81.0 ± 1.4 |",
-        "| average |  | 68.0 | 66.5 |",
+        "| task | score | best of 2 | mean ± sd | other scores: best, mean | in the average |",
+        "|---|---|---|---|---|---|",
+        "| CoLA | matthews_correlation | 54.0 | 52.0 ± 2.8 |  | yes |",
+        "| QQP | f1 | 70.0 | 70.0 ± 0.0 (1 of 2 seeds; the others gave no number) | accuracy 89.0, 88.5 | yes |",
+        "| MNLI-m | accuracy | 84.0 | 84.0 ± 0.0 |  | yes |",
+        "| MNLI-mm | accuracy | 82.0 | 81.0 ± 1.4 |  | no |",
+        "| WNLI | accuracy | 56.3 | 56.3 ± 0.0 |  | no |",
+        "| average of 3 |  | 69.3 | 68.7 |  |  |",
+        "The average is over the paper's eight rows: CoLA, SST-2, MRPC, STS-B, QQP, MNLI-m, QNLI, RTE."
+        " Not there yet: SST-2, MRPC, STS-B, QNLI, RTE.",
     ]
+
+
+def test_a_task_without_any_number_has_none_in_the_table():
+    row = Row("rte", "validation", "accuracy", {1: float("nan")})
+    assert "| RTE | accuracy | nan | nan ± 0.0 (0 of 1 seeds; the others gave no number) |" in table_of([row])
+
+
+def test_the_average_is_that_of_all_eight_rows():
+    names = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+    splits = {"mnli": "validation_matched"}
+    rows = [Row(name, splits.get(name, "validation"), "x", {1: float(i)}) for i, name in enumerate(names)]
+    others = [Row("wnli", "validation", "x", {1: 99.0}), Row("mnli", "validation_mismatched", "x", {1: 99.0})]
+    table = table_of([*rows, *others])
+    assert "| average of 8 |  | 3.5 | 3.5 |" in table
+    assert table.endswith("MNLI-m, QNLI, RTE.\n")
 
 
 def test_recipes_that_glue_does_not_take(tmp_path):

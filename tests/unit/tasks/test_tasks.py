@@ -242,3 +242,36 @@ def test_a_split_by_hash_is_whole_and_the_same_whatever_the_order(tmp_path):
 def test_limits(tmp_path):
     path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
     assert len(read("sst2", train=path, max_train_samples=1)) == 1
+
+
+def test_a_split_by_hash_beside_a_file_for_the_same_split(tmp_path):
+    """Nothing would read the rows that the hash sets aside."""
+    for name in ("validation", "test"):
+        message = f"{name} names a file, and split.{name} 0.5 sets training rows aside .*; remove one of them"
+        with pytest.raises(ValueError, match=message):
+            TaskDataSection(**{"train": "a.jsonl", name: "b.jsonl", "split": {name: 0.5}})
+    assert TaskDataSection(train="a.jsonl", validation="b.jsonl", split={"test": 0.5}).split.test == 0.5
+
+
+def test_every_row_read_is_kept_or_counted(tmp_path):
+    rows = [
+        json.dumps({"document": f"question {i}", "summary": f"short {i}" * (i % 10 > 0)}) + "\n" for i in range(300)
+    ]
+    path = write(tmp_path / "a.jsonl", "\n".join(rows))
+    counts = ReadingCounts()
+    kept = read("icliniq", "train", counts, train=path, data_split={"test": 0.5}, skip_bad_rows=True)
+    assert counts.read == 300 == len(kept) + counts.left_out.total()
+    assert counts.left_out["empty target"] == 30
+    assert 50 < counts.left_out["set aside for test by data.split"] < 220
+    assert counts.notes.blank_lines == 299
+
+
+def test_rows_of_unlisted_documents_are_counted(tmp_path):
+    squad = write(tmp_path / "train-v1.1.json", json.dumps(SQUAD))
+    listed = write(tmp_path / "doclist.txt", "Warsaw\n")
+    counts = ReadingCounts()
+    assert len(read("squad_qg", "train", counts, train=squad, documents={"train": listed})) == 1
+    assert (counts.read, dict(counts.left_out)) == (2, {"of documents that are not listed": 1})
+    nameless = write(tmp_path / "b.jsonl", json.dumps({"context": "c", "question": "q", "answers": {"text": ["a"]}}))
+    with pytest.raises(DataError, match=r"line 1: names no document \(title\); correct it, or set data\.skip_bad_rows"):
+        read("squad_qg", train=nameless, documents={"train": listed})

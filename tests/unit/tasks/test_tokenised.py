@@ -14,7 +14,7 @@ from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.registry import get_task
-from bnb_ds.tasks.tokenised import Lengths, tokenise
+from bnb_ds.tasks.tokenised import Lengths, rows_lines, tokenise
 from data_prep.sources.documents import Document
 from data_prep.tokenise.vocab import train_vocabulary
 
@@ -185,3 +185,28 @@ def test_tokenizers_of_another_model(codec, small_texts, tmp_path):
     message = r"other: its tokenizer is not the one that data\.tokenizer or data\.target_tokenizer names; remove that"
     with pytest.raises(DataError, match=message):
         BnbGenerator(get_task("summarization"), Lengths(20, 8), codec, other).config()
+
+
+def test_what_became_of_the_rows(tmp_path, codec):
+    lines = [
+        {"document": "the value " * 30, "summary": "the value"},
+        {"document": "", "summary": "x"},
+        {"document": "the value"},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines[:2]) + "\n\n" + json.dumps(lines[2]) + "\n")
+    data = TaskDataSection(train=str(path), cache_dir=str(tmp_path), max_source_length=16, skip_bad_rows=True)
+    task = get_task("summarization")
+    assert rows_lines(tokenise(task, data, "train", codec).info) == [
+        "3 rows read, 1 kept, 2 left out",
+        "1 left out: empty source",
+        "1 left out: no column 'summary'",
+        "1 sources cut to the longest length",
+        "1 blank lines passed over",
+    ]
+    few = tokenise(task, data.model_copy(update={"max_train_samples": 1}), "train", codec)
+    assert rows_lines(few.info)[0] == "1 rows read, 1 kept, 0 left out (ends at data.max_train_samples 1)"
+    path.write_text(json.dumps({"text": "x"}))
+    message = r"the train split is empty: 1 rows read, left out: 1 no column 'document'; check the files named in data"
+    with pytest.raises(DataError, match=message):
+        tokenise(task, data, "train", codec)
