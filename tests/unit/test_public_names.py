@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 PUBLIC = {
     "bnb_ds": "BnbConfig BnbForConditionalGeneration BnbForSequenceClassification BnbEncoderModel BnbModel BnbPipeline"
@@ -26,6 +30,16 @@ def test_every_public_name_is_there(module):
     for name in PUBLIC[module].split():
         if not hasattr(importlib.import_module(module), name):
             importlib.import_module(f"{module}.{name}")  # a folder
+
+
+def test_the_page_of_the_api_lists_exactly_the_public_names():
+    page = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    listed: dict[str, list[str]] = {}
+    for module, names in re.findall(r"`from ([\w.]+) import ([\w, ]+)`", page):
+        listed.setdefault(module, []).extend(names.split(", "))
+    assert {module: sorted(names) for module, names in listed.items()} == {
+        module: sorted(names.split()) for module, names in PUBLIC.items()
+    }
 
 
 def test_an_unknown_name_of_the_root_is_an_attribute_error():
