@@ -37,6 +37,11 @@ class Shares:
     precision: float
     recall: float
 
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both."""
+        return 2 * self.precision * self.recall / max(self.precision + self.recall, 1e-9)
+
 
 def bench_extract(
     inputs: Sequence[Path],
@@ -82,8 +87,9 @@ def bench_extract(
         f"{len(there):,} of the articles are in the reference" if there else "no reference"
     )
     rows = [_row(name, num_bytes, seconds, texts[name], there) for name in extractors]
-    columns = ["", "MB/CPU s", "times the first", "words", "spread of speed"]
-    columns += ["words precision", "words recall", "sentences precision", "sentences recall"] if there else []
+    columns = ["", "MB/CPU s", "spread of speed", "times the first", "words"]
+    if there:
+        columns += [f"{what} {share}" for what in ("words", "sentences") for share in ("precision", "recall", "F1")]
     yield from markdown_table(columns, rows).splitlines()
 
 
@@ -129,13 +135,14 @@ def _row(
     first = next(iter(seconds.values()))
     ratio = statistics.median(other / own for other, own in zip(first, seconds[name], strict=True))
     speeds = sorted(num_bytes / 1e6 / value for value in seconds[name])
-    row = [name, f"{statistics.median(speeds):.2f}", f"{ratio:.2f}", f"{sum(len(_words(t)) for t in texts.values()):,}"]
-    row.append(f"{speeds[0]:.2f} to {speeds[-1]:.2f}")
+    row = [name, f"{statistics.median(speeds):.2f}", f"{speeds[0]:.2f} to {speeds[-1]:.2f}", f"{ratio:.2f}"]
+    row.append(f"{sum(len(_words(text)) for text in texts.values()):,}")
     if there:
         for measure in (word_shares, sentence_shares):
             found = [measure(texts[title], text) for title, text in there.items()]
             row.append(f"{statistics.mean(shares.precision for shares in found):.1%}")
             row.append(f"{statistics.mean(shares.recall for shares in found):.1%}")
+            row.append(f"{statistics.mean(shares.f1 for shares in found):.1%}")
     return tuple(row)
 
 

@@ -43,15 +43,18 @@ def test_a_table_of_speed_and_accuracy(dump: Path, tmp_path: Path, capsys) -> No
     bench("--extract", dump, "--reference", reference(tmp_path / "r.parquet"), "--rounds", 2, "--contenders", OURS)
     title, head, _, row = capsys.readouterr().out.splitlines()
     assert title == "2 articles, 0.0 MB of wikitext, median of 2 rounds in turn; 1 of the articles are in the reference"
-    assert [cell.strip() for cell in head.split("|")[6:-1]] == [
-        "words precision",
-        "words recall",
-        "sentences precision",
-        "sentences recall",
-    ]
+    expected = [f"{what} {share}" for what in ("words", "sentences") for share in ("precision", "recall", "F1")]
+    assert [cell.strip() for cell in head.split("|")[6:-1]] == expected
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    assert (cells[0], cells[2], cells[3]) == (OURS, "1.00", "32")
-    assert cells[5:] == ["68.8%", "91.7%", "33.3%", "50.0%"]  # 11 of 16 and of 12 words, 1 of 3 and of 2 sentences
+    assert (cells[0], cells[3], cells[4]) == (OURS, "1.00", "32")
+    assert cells[5:] == [
+        "68.8%",
+        "91.7%",
+        "78.6%",
+        "33.3%",
+        "50.0%",
+        "40.0%",
+    ]  # 11 of 16 and of 12 words, 1 of 3 and of 2 sentences
 
 
 def test_without_lists_and_without_a_reference(dump: Path, tmp_path: Path, capsys) -> None:
@@ -59,7 +62,7 @@ def test_without_lists_and_without_a_reference(dump: Path, tmp_path: Path, capsy
     title, head, _, row = capsys.readouterr().out.splitlines()
     assert title.endswith("; no reference")
     assert "precision" not in head
-    assert row.split("|")[4].strip() == "22"
+    assert row.split("|")[5].strip() == "22"
 
 
 def test_every_contender_that_is_installed(dump: Path, capsys) -> None:
