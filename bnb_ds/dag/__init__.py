@@ -1,8 +1,22 @@
 """A directed acyclic graph of slots as a target: its loss, its links, and reading outputs off it.
 
-Face: `DagOutput`, `linear_dag_loss`.
+Face: `DagOptions`, `DagOutput`, `LinkNetwork`, `NgramOutput`, `dag_best_path`, `dag_decode`, `linear_dag_loss`,
+`linear_dag_ngram_loss`.
 """
 
+from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.dag.loss import DagOutput, linear_dag_loss
+from bnb_ds.dag.ngrams import NgramOutput, linear_dag_ngram_loss
+from bnb_ds.dag.paths import dag_best_path
+from bnb_ds.dag.strategies import DagOptions, dag_decode
 
-__all__ = ["DagOutput", "linear_dag_loss"]
+__all__ = [
+    "DagOptions",
+    "DagOutput",
+    "LinkNetwork",
+    "NgramOutput",
+    "dag_best_path",
+    "dag_decode",
+    "linear_dag_loss",
+    "linear_dag_ngram_loss",
+]

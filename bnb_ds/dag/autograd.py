@@ -71,7 +71,7 @@ class _Passed:
     ):
         layout = options.targets.layout
         self.head = options.head(*leaves)
-        self.log_probs_NK, normalizer_N = self.head.log_probs()
+        self.log_probs_NK = self.head.log_probs()
         self.nll_B, self.posteriors = nll_and_posteriors(
             layout.pad(self.log_probs_NK),
             log_links_BLL.detach().to(self.log_probs_NK.dtype),
@@ -80,8 +80,9 @@ class _Passed:
             with_posteriors,
         )
         self.infeasible_B = self.nll_B == torch.inf
-        # 0, or NaN where the projection was not finite: that must show even where the loss itself is left out.
-        self.nll_B = self.nll_B + layout.pad(normalizer_N * 0).sum(1)
+        # A projection that is not finite must show even where the loss itself is left out.
+        is_nan_B = layout.pad(self.log_probs_NK.isnan().any(1), False).any(1)
+        self.nll_B = self.nll_B.masked_fill(is_nan_B, torch.nan)
 
 
 def _gradients(

@@ -62,24 +62,25 @@ class LinearDagHead(FusedHead):
         super().__init__(hidden_NH, weight_VH, bias_V, targets, compute_dtype=compute_dtype, chunk_tokens=chunk_tokens)
         self._targets = targets
 
-    def log_probs(self) -> tuple[Tensor, Tensor]:
-        """The first phase.
+    def log_probs(self) -> Tensor:
+        """The first phase: [N, K] log-probabilities of each sequence's own columns.
 
-        Returns:
-            [N, K] log-probabilities of each sequence's own columns, and [N] logsumexp of all logits.
+        A slot whose projection is not finite has NaN in all of them.
         """
         num_rows, sequence_ids = self._hidden_NH.shape[0], self._targets.layout.sequence_ids
         log_probs_NK = self._empty(num_rows, self._targets.table.shape[1])
-        normalizer_N = self._empty(num_rows)
         buffer_CV = self._empty(min(self._chunk_tokens, num_rows), self._weight_VH.shape[0])
         for begin in range(0, num_rows, self._chunk_tokens):
             rows = slice(begin, min(begin + self._chunk_tokens, num_rows))
             logits_CV = self._project(self._hidden_NH[rows], buffer_CV[: rows.stop - begin])
             columns_CK = self._targets.table.index_select(0, sequence_ids[rows])
-            log_probs_NK[rows] = logits_CV.gather(1, columns_CK)
-            normalizer_N[rows] = _logsumexp(logits_CV)
-        log_probs_NK -= normalizer_N[:, None]
-        return log_probs_NK, normalizer_N
+            if logits_CV.device.type == "cpu":
+                # One kernel that keeps a row in the cache.
+                torch.log_softmax(logits_CV, 1, out=logits_CV)
+                log_probs_NK[rows] = logits_CV.gather(1, columns_CK)
+            else:
+                log_probs_NK[rows] = logits_CV.gather(1, columns_CK) - logits_CV.logsumexp(1, keepdim=True)
+        return log_probs_NK
 
     def contract(self, log_probs_NK: Tensor, derivative_NK: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
         """The second phase; a GPU must wait here for the number of live rows.
@@ -141,15 +142,6 @@ class _LiveRows(FusedHead):
         if logits_CV.device.type != "cpu":
             return super()._odds(logits_CV, normalizer_C)
         return torch.softmax(logits_CV, 1, out=logits_CV), torch.ones_like(normalizer_C)
-
-
-def _logsumexp(logits_CV: Tensor) -> Tensor:
-    """[C], of logits that are overwritten."""
-    if logits_CV.device.type != "cpu":
-        return logits_CV.logsumexp(1)
-    # One kernel that keeps a row in the cache. Where it put the best class, it took the logsumexp off.
-    best_C1, place_C1 = logits_CV.max(1, keepdim=True)
-    return (best_C1 - torch.log_softmax(logits_CV, 1, out=logits_CV).gather(1, place_C1))[:, 0]
 
 
 def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:

@@ -181,7 +181,7 @@ class _LinearNgramLoss(torch.autograd.Function):
         wanted = tuple(with_grad and needed for needed in ctx.needs_input_grad[:4])
         layout = options.targets.layout
         head = options.head(hidden_NH, weight_VH, bias_V)
-        log_probs_NK, _ = head.log_probs()
+        log_probs_NK = head.log_probs()
         own_BLK = layout.pad(log_probs_NK).double().requires_grad_(any(wanted))
         links_BLL = log_links_BLL.detach().double().requires_grad_(any(wanted))
         with torch.set_grad_enabled(any(wanted)):
