@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bnb_ds.cli import main
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import Evaluation, best_of_evaluations
 from tests.exports import save_model
 
@@ -83,3 +83,19 @@ def test_the_best_of_different_tasks():
         ConfigError, match=r"--select: the models are for different tasks \(cola, sst2\); give models of one"
     ):
         best_of_evaluations(evaluations)
+
+
+def test_a_score_that_is_no_number_is_never_the_best():
+    nan = float("nan")
+
+    def evaluations(*scores):
+        return {
+            Path(str(i)): Evaluation(Path(str(i)), {"task": "sst2", "scores": {"accuracy": score}})
+            for i, score in enumerate(scores)
+        }
+
+    for order in ((nan, 80.0, 90.0), (80.0, nan, 90.0), (80.0, 90.0, nan)):
+        best = best_of_evaluations(evaluations(*order))
+        assert order[int(str(best))] == 90.0
+    with pytest.raises(DataError, match="--select: accuracy of every model is not a number; none can be chosen"):
+        best_of_evaluations(evaluations(nan, nan))

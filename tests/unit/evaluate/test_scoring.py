@@ -79,6 +79,12 @@ def test_labels_are_scored_as_scikit_learn_and_scipy_do():
     assert score_labels(["pearson"], np.ones(4), wanted).values["pearson"] == 0.0
 
 
+def test_a_correlation_with_outputs_that_are_no_numbers_is_none():
+    outputs = np.array([1.0, np.nan, 3.0])
+    values = score_labels(["pearson", "spearman"], outputs, np.array([1.0, 2.0, 3.0])).values
+    assert np.isnan(list(values.values())).all()
+
+
 def test_predictions_of_logits():
     logits = np.array([[0.1, 0.2], [3.0, -1.0]], np.float32)
     assert predicted(get_task("sst2"), logits).tolist() == [1, 0]

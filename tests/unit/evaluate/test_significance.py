@@ -1,4 +1,4 @@
-"""Comparing two evaluations: the refused cases, and every score of a task."""
+"""Two evaluations compared: what cannot be, and that every score of a task can."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from bnb_ds.cli import main
-from bnb_ds.evaluate.scoring import score_labels
+from bnb_ds.evaluate.scoring import score_labels, score_texts
 from bnb_ds.evaluate.significance import compare
 
 TEXTS = ["a b", "c d"]
 LABELS = ["unacceptable", "acceptable"]
 
 
-def evaluation(folder, task="summarization", split="test", references=TEXTS, predictions=None):
-    """Write files like those of `bnb-ds evaluate`; without ``predictions``, outputs equal the references."""
+def evaluation(folder, task="summarization", split="test", references=TEXTS, predictions=None, **more):
+    """What `bnb-ds evaluate` writes; without ``predictions`` they are the references."""
     folder.mkdir()
-    (folder / "eval_results.json").write_text(json.dumps({"task": task, "split": split}))
+    (folder / "eval_results.json").write_text(json.dumps({"task": task, "split": split, **more}))
     for name, lines in (("references", references), ("generated_predictions", predictions or references)):
         (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
     return folder
@@ -38,13 +38,13 @@ def evaluations(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "split"], "split: its split is validation, that of a is test; give evaluations of the same split"),
-        (["a", "labels"], "labels: its task is sst2, that of a is summarization; give evaluations of the same task"),
-        (["a", "rows"], "rows: its references differ from those of a; evaluate both on the same rows"),
+        (["a", "split"], "split: its split is validation, that of a test; give two evaluations of one"),
+        (["a", "labels"], "labels: its task is sst2, that of a summarization; give two evaluations of one"),
+        (["a", "rows"], "rows: its references are not those of a; evaluate both on the same rows"),
         (["a", "few"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["few", "a"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["a", "absent"], "absent: holds no evaluation ("),
-        (["labels", "labels", "--score", "f2"], "--score f2: is not a score of sst2; known: accuracy"),
+        (["labels", "labels", "--score", "f2"], "--score f2: not a score of sst2; known: accuracy"),
         (["a", "a", "--score", "rouge3"], "--score rouge3: did you mean 'rougeL'?"),
         (["a", "a", "--score", "meteor"], "--score meteor: give one of rouge1, rouge2, rougeL, bleu, bleu4"),
     ],
@@ -62,7 +62,7 @@ def test_results_that_are_none(evaluations, capsys, content):
     assert main(["compare", "a", "rows"]) == 2
     said = capsys.readouterr().err
     assert "rows: holds no evaluation (" in said
-    assert said.endswith("; give a directory that `bnb-ds evaluate` wrote\n")
+    assert said.endswith("; give a directory of `bnb-ds evaluate`\n")
     assert said.count("\n") == 1
 
 
@@ -87,3 +87,39 @@ def test_the_score_of_cola_goes_by_both_its_names(tmp_path, name):
     found = compare(*folders, score=name, resamples=5)
     expected = [score_labels(["mcc"], labels, references).values["matthews_correlation"] for labels in outputs]
     assert [found.first, found.second] == pytest.approx(expected)
+
+
+CASED = ["The Cat sat on the Mat in Rome", "A Dog ran to the House of Anna"]
+OLD = {"settings": {"bleu": "sacreBLEU nrefs:1|case:lc|eff:no|tok:13a"}}
+
+
+@pytest.mark.parametrize("recorded", [{"lowercase": True}, OLD], ids=["recorded", "older results"])
+def test_a_model_that_writes_lowercase_is_scored_as_it_was_evaluated(tmp_path, capsys, recorded):
+    lower = [text.lower() for text in CASED]
+    folders = [evaluation(tmp_path / name, "translation", "test", CASED, lower, **recorded) for name in ("a", "b")]
+    found = compare(*folders, resamples=5)
+    expected = score_texts(["sacrebleu"], lower, CASED, lowercase=True).values["bleu"]
+    assert found.first == found.second == expected == pytest.approx(100)
+    assert str(found).endswith("; without regard to case, because both models write lowercase only")
+    cased = evaluation(tmp_path / "cased", "translation", "test", CASED, CASED, lowercase=False)
+    mixed = compare(folders[0], cased, resamples=5)
+    assert mixed.first == mixed.second == pytest.approx(100)
+    assert str(mixed).endswith(f"; without regard to case, because {folders[0]} writes lowercase only")
+
+
+@pytest.mark.parametrize("name", ["bleu", "bleu4", "rouge2", "rougeL"])
+def test_a_comparison_gives_the_scores_of_the_evaluations(tmp_path, name):
+    predictions = [["The Cat sat on a Mat in Rome", CASED[1]], ["the cat", "A Dog ran to the House of Anna"]]
+    folders = [evaluation(tmp_path / str(i), "squad_qg", "test", CASED, predictions[i]) for i in (0, 1)]
+    found = compare(*folders, score=name, resamples=5)
+    metrics = ["sacrebleu", "bleu4", "rouge"]
+    expected = [score_texts(metrics, outputs, CASED).values[name] for outputs in predictions]
+    assert [found.first, found.second] == expected
+    assert found.note == ""
+
+
+def test_scores_that_are_no_numbers_are_not_compared(tmp_path, capsys):
+    good = evaluation(tmp_path / "good", "stsb", "validation", ["1.0", "2.0", "4.0"], ["1.0", "2.0", "3.0"])
+    bad = evaluation(tmp_path / "bad", "stsb", "validation", ["1.0", "2.0", "4.0"], ["nan", "nan", "nan"])
+    assert main(["compare", str(good), str(bad)]) == 2
+    assert "bad: its pearson is not a number, so it cannot be compared" in capsys.readouterr().err
