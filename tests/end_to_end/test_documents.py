@@ -242,7 +242,7 @@ def test_use(prepared, capsys, forked):
 
 def test_shards_in_python(prepared, capsys):
     python("shards", prepared)
-    assert re.match(r"\d+ documents, \d+ tokens; the first begins with \[", capsys.readouterr().out)
+    assert re.match(r"\d+ documents, \d+ tokens\nthe first begins with \[", capsys.readouterr().out)
 
 
 @pytest.fixture
