@@ -44,7 +44,7 @@ def evaluations(tmp_path, monkeypatch):
         (["a", "few"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["few", "a"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["a", "absent"], "absent: holds no evaluation ("),
-        (["labels", "labels", "--score", "f2"], "--score f2: not a score of sst2; known: accuracy"),
+        (["labels", "labels", "--score", "f2"], "--score f2: is not a score of sst2; known: accuracy"),
         (["a", "a", "--score", "rouge3"], "--score rouge3: did you mean 'rougeL'?"),
         (["a", "a", "--score", "meteor"], "--score meteor: give one of rouge1, rouge2, rougeL, bleu, bleu4"),
     ],
