@@ -98,7 +98,7 @@ def test_1000_real_sources(shared_data, tmp_path):
     [
         (["--format", "onnx"], "onnxscript", 'needs the package onnxscript: pip install ".[onnx]" in the checkout'),
         (["--format", "onnx", "--encoder"], None, "--encoder: an ONNX graph is always the whole model"),
-        (["--dtype", "int8"], None, "--dtype int8 is for --format onnx"),
+        (["--dtype", "int8"], None, "--dtype int8 needs --format onnx"),
     ],
 )
 def test_what_cannot_work_is_one_line(small_tokenizer, tmp_path, capsys, monkeypatch, arguments, missing, message):
