@@ -8,7 +8,7 @@ from data_prep.sources.markup.marks import BREAK, DROPPED, EDGE
 
 _SPACES = re.compile("  +")
 _BLANK_LINES = re.compile("\n\n\n+")
-_AFTER_BRACKET = re.compile(r"\( ?[,;] ")
+_AFTER_BRACKET = re.compile(r"\( ?[,;] (?=[^ )])")
 _SEPARATORS = ",;:"
 _TRIVIAL = " ,;:.\u2013-"
 _CLOSING = {")": "(", "]": "["}
@@ -71,8 +71,13 @@ def _meet(left: str, between: str, right: str) -> tuple[str, str]:
         stripped = start.lstrip(",; ") if first and first in ",;" else start
         return (left.rstrip(" ") if last in ("(", "[") else left), stripped
     gap = between.strip(" ")
-    if first in (",", ";") or (first in (".", "!", "?") and start[1:2] in ("", " ", "\n", '"', "'", BREAK)):
+    if first in (",", ";"):
+        return left.rstrip(" ,;:"), start
+    if first in (".", "!", "?") and start[1:2] in ("", " ", "\n", '"', "'", BREAK):
         return left.rstrip(" ,;"), start
+    if gap and gap[0] in "\u2013-":
+        between = between.lstrip(" ") if left[-1:] == " " else between
+        return left, (between.rstrip(" ") if right[:1] == " " else between) + right
     if gap and last not in _SEPARATORS:
         return left.rstrip(" ") + gap[0], right if right[:1] in (" ", "\n", BREAK, "") else f" {right}"
     if left[-1:] == " " or not left:

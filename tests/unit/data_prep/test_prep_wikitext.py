@@ -55,6 +55,8 @@ TEXT = {
 DROPPED = {
     "A ({{x}}; b), c, {{x}}; d [{{x}}] ({{x}}, {{x}}) e {{x}} , f{{x}}.": "A (b), c; d e, f.",
     "{{x}}, start (a, {{x}}) mot{{x}} : suite": "start (a) mot : suite",
+    "(born 1900) (IPA: {{x}}; y) (; ) (; z) ({{x}}; ) is {{x}}.": "(born 1900) (IPA; y) (; ) (z) is.",
+    "a{{x}}-{{x}}b c {{x}} \u2013 {{x}} d e{{x}}, {{x}}, f": "a-b c \u2013 d e, f",
     "((a {{x}})) ((({{x}}))) z": "((a)) z",
     "1990{{ref}}, {{ref}} 1991 [[Category:A]]": "1990, 1991",
     "a<!-- b -->c\n<!-- d -->\n<!-- e --> \nf <!-- unclosed": "ac\nf",
