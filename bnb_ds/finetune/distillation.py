@@ -22,7 +22,8 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.systems.baselines import AutoregressiveSystem
 from bnb_ds.systems.model_dir import best_model, system_and_data
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.examples import Example, read_examples
+from bnb_ds.tasks.examples import ReadingCounts, read_examples
+from bnb_ds.tasks.row_reader import Example
 from bnb_ds.tasks.tokenised import cached_directory
 
 _SPLIT = "train"
@@ -87,7 +88,8 @@ def distill(job: DistillJob) -> str:
             f"{job.teacher}: a model of kind {system.kind} cannot be the teacher; give an autoregressive one"
             " (bert2bert, transformer, seq2seq)"
         )
-    total = sum(1 for _ in read_examples(system.task, data, _SPLIT))
+    counts = ReadingCounts()
+    total = sum(1 for _ in read_examples(system.task, data, _SPLIT, counts))
     begin, end = (total * number // job.num_tasks for number in (job.task_index, job.task_index + 1))
     output = ResumableOutput(job.output_path, _settings(job, teacher, system, data), resume=job.resume)
     try:
@@ -99,7 +101,8 @@ def distill(job: DistillJob) -> str:
             output.finish()
     finally:
         output.abandon()
-    return _summary(job, output)
+    left_out = "".join(f"; {number:,} rows left out: {reason}" for reason, number in sorted(counts.left_out.items()))
+    return "".join([_summary(job, output), left_out, *(f"; {note}" for note in counts.notes.lines())])
 
 
 def _settings(job: DistillJob, teacher: Path, system: AutoregressiveSystem, data: TaskDataSection) -> dict[str, object]:

@@ -49,7 +49,8 @@ class Spacing:
         weights: for each kind of context, context -> weight in nats; above 0 for a space.
         bias: weight in nats of every place.
         unknown: context of an [UNK] -> the text that it most often stands for.
-        exact: the ids are of the exact `target_backend`, so only a few places must be decided.
+        alone: None for the tokenizer's own ids. For ids of the exact `target_backend`: the characters without a
+            continuing piece. Only beside them and beside [UNK] must be decided whether a space stands.
     """
 
     def __init__(
@@ -58,13 +59,18 @@ class Spacing:
         bias: float,
         unknown: dict[str, str],
         *,
-        exact: bool = False,
+        alone: str | None = None,
     ) -> None:
         self._weights = list(weights)
         self._bias = bias
         self._unknown = unknown
-        self._isolated = frozenset({*unknown.values(), _UNKNOWN})
-        self.exact = exact
+        self._alone = alone
+        self._isolated = frozenset({*unknown.values(), *(alone or ""), _UNKNOWN})
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is for ids of the exact `target_backend`."""
+        return self._alone is not None
 
     @classmethod
     def learn(cls, tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], *, exact: bool = False) -> Spacing:
@@ -85,7 +91,7 @@ class Spacing:
             surface, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
             if 2 * count > counts.total():
                 unknown[context] = surface
-        spacing = cls([], 0.0, unknown, exact=exact)
+        spacing = cls([], 0.0, unknown, alone=_without_continuing_piece(backend) if exact else None)
         for words, gaps in split:
             reading = Contexts(words)
             for i, gap in enumerate(gaps):
@@ -112,7 +118,7 @@ class Spacing:
         """Write a JSON file."""
         values = {
             "format": _FORMAT,
-            "exact": self.exact,
+            "alone": self._alone,
             "bias": round(self._bias, 3),
             "weights": [{" ".join(key): round(value, 3) for key, value in kind.items()} for kind in self._weights],
             "unknown": self._unknown,
@@ -131,7 +137,7 @@ class Spacing:
             if values["format"] != _FORMAT:
                 raise ValueError(f"format {values['format']}, known is {_FORMAT}")
             weights = [{tuple(key.split(" ")): value for key, value in kind.items()} for kind in values["weights"]]
-            return cls(weights, float(values["bias"]), dict(values["unknown"]), exact=bool(values["exact"]))
+            return cls(weights, float(values["bias"]), dict(values["unknown"]), alone=values["alone"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path}: cannot be read as spacing ({error}); restore it, or remove it to join words as the tokenizer"
@@ -240,6 +246,11 @@ def target_backend(tokenizer: PreTrainedTokenizerFast, *, exact: bool) -> Tokeni
     return backend
 
 
+def _without_continuing_piece(backend: Tokenizer) -> str:
+    vocabulary = backend.get_vocab()
+    return "".join(sorted(piece for piece in vocabulary if len(piece) == 1 and f"##{piece}" not in vocabulary))
+
+
 def _split(backend: Tokenizer, text: str, surfaces: dict[str, Counter[str]]) -> tuple[list[str], Gaps]:
     """The words of a text, and for each place between two whether a space stands there.
 
@@ -279,9 +290,11 @@ def _fit(
 ) -> tuple[list[dict[tuple[str, ...], float]], float]:
     """Weights of a logistic regression for each kind of context, and its bias."""
     kinds = Contexts.NUM_KINDS
-    if len(set(spaces)) < 2:  # nothing to tell apart: the typographic rules alone
+    if len(set(spaces)) < 2:  # no two kinds of places to tell apart: what was seen, and elsewhere the rules
         rules = {("space",): _RULE_WEIGHT, ("joined",): -_RULE_WEIGHT}
-        return [rules, *({} for _ in range(kinds - 1))], 0.0
+        sign = 1 if True in spaces else -1
+        seen = {place[1]: 2 * sign * _RULE_WEIGHT for place in places}
+        return [rules, seen, *({} for _ in range(kinds - 2))], 0.0
     import numpy as np
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
