@@ -52,9 +52,12 @@ class OwnColumns(Protocol):
         is_first: bool [B, K], the first column of its sequence that holds this id.
     """
 
-    layout: PackedLayout
-    table: Tensor
-    is_first: Tensor
+    @property
+    def layout(self) -> PackedLayout: ...
+    @property
+    def table(self) -> Tensor: ...
+    @property
+    def is_first(self) -> Tensor: ...
 
 
 class FusedHead:

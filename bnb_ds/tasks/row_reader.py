@@ -53,7 +53,7 @@ class RowReader:
                 raise ConfigError(f"data.columns: task {task.name} has no column {column!r}; {nearest(column, known)}")
         for column in known:
             names = data.columns.get(column, column)
-            self._names[column] = names if isinstance(names, list) else [names]
+            self._names[column] = [*names] if isinstance(names, list) else [names]
         self._class_of = {name: number for number, name in enumerate(task.labels)}
         #: whether the first numbered label had a decimal point; all others must have the same form
         self._decimal_point: bool | None = None

@@ -291,7 +291,7 @@ def _fit(
     """Weights of a logistic regression for each kind of context, and its bias."""
     kinds = Contexts.NUM_KINDS
     if len(set(spaces)) < 2:  # no two kinds of places to tell apart: what was seen, and elsewhere the rules
-        rules = {("space",): _RULE_WEIGHT, ("joined",): -_RULE_WEIGHT}
+        rules: dict[tuple[str, ...], float] = {("space",): _RULE_WEIGHT, ("joined",): -_RULE_WEIGHT}
         sign = 1 if True in spaces else -1
         seen = {place[1]: 2 * sign * _RULE_WEIGHT for place in places}
         return [rules, seen, *({} for _ in range(kinds - 2))], 0.0

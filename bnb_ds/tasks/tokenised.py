@@ -207,7 +207,7 @@ def _write(task: Task, data: TaskDataSection, split: str, codec: Codec, director
     if is_train and task.is_generation and learns_spacing(codec.target):
         # A second reading of the rows: to draw from all of them is cheap beside tokenising them.
         sample = Sample()
-        sample.add(example.target for example in read_examples(task, data, split))
+        sample.add(str(example.target) for example in read_examples(task, data, split))
         Spacing.learn(codec.target, sample.texts, exact=codec.exact_targets).save(directory / SPACING_FILE)
     info |= {
         "split": split,
