@@ -108,7 +108,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         for name, value in evaluation.scores.items():
             settings = results["settings"].get(name, results["settings"].get("rouge") if "rouge" in name else None)
             ceiling = results["ceilings"].get(name)
-            beside = [f"ceiling {ceiling:.2f}"] * (ceiling is not None) + [settings] * (settings is not None)
+            beside = [] if ceiling is None else [f"ceiling {ceiling:.2f}"]
+            beside += [] if settings is None else [settings]
             print(f"  {name:22} {value:10.4f}{'  (' * bool(beside)}{'; '.join(beside)}{')' * bool(beside)}")
         print(f"  written to {evaluation.directory}")
     if args.select:

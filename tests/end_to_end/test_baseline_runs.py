@@ -80,6 +80,12 @@ def test_a_transformer_is_trained_resumed_scored_and_teaches(parallel, fork_serv
         scores.append(json.loads((tmp_path / batch_size / "eval_results.json").read_text())["scores"])
     assert {**scores[0], "loss": 0} == {**scores[1], "loss": 0}
 
+    assert (whole / "best" / "spacing.json").is_file(), "the model keeps where spaces stand in its training targets"
+    results = json.loads((tmp_path / "1" / "eval_results.json").read_text())
+    assert results["ceilings"]["bleu"] > 90
+    assert "ceiling      validation: bleu " in (tmp_path / "whole0.log").read_text()
+    assert "validation: 11 rows read, 11 kept, 0 left out" in (tmp_path / "whole0.log").read_text()
+
     distilled = tmp_path / "train.jsonl"
     assert main(["distill", str(whole), "--output", str(distilled)]) == 0
     assert len(distilled.read_text().splitlines()) == 64
