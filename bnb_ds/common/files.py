@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -18,12 +18,14 @@ from bnb_ds.errors import DataError
 READING_ERRORS = (OSError, EOFError, zlib.error, UnicodeDecodeError)
 
 
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's content, in constant memory."""
+def sha256_file(path: Path, progress: Callable[[], None] = lambda: None) -> str:
+    """Hex digest of a file's content, in constant memory; ``progress`` is called after every 64 MiB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if file.tell() % (1 << 26) == 0:
+                progress()
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +94,14 @@ def run_directory(plan: FinetunePlan, splits: dict[str, Tokenised]) -> RunDir:
     return RunDir(plan.recipe, plan.ds_config, fingerprint)
 
 
-def tokenise_splits(plan: FinetunePlan) -> dict[str, Tokenised]:
-    """Tokenise the splits of the run on rank 0, and open them on every rank. Returns split name -> data."""
+def tokenise_splits(plan: FinetunePlan, progress: Callable[[], None] = lambda: None) -> dict[str, Tokenised]:
+    """Tokenise the splits of the run on rank 0, and open them on every rank. Returns split name -> data.
+
+    ``progress`` is called now and then on rank 0, while the other ranks wait.
+    """
     data, task, codec = plan.recipe.data, plan.task, plan.system.codec
     names = ("train", *plan.scored_splits)
-    directories = ranks.on_main(lambda: [str(tokenise(task, data, name, codec).directory) for name in names])
+    directories = ranks.on_main(lambda: [str(tokenise(task, data, name, codec, progress).directory) for name in names])
     splits = {name: Tokenised(Path(path)) for name, path in zip(names, directories, strict=True)}
     # What the targets of this run look like decides how its outputs are written.
     codec.spacing = splits["train"].spacing()

@@ -32,7 +32,7 @@ def finetune(plan: FinetunePlan, launch: Launch) -> None:
 def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     recipe, system = plan.recipe, plan.system
     process.watchdog.mark("data")
-    splits = tokenise_splits(plan)
+    splits = tokenise_splits(plan, lambda: process.watchdog.mark("data"))
     run = run_directory(plan, splits)
     resume, notes = open_run(run, launch, process)
     # The weights of a new run are a pure function of the seed, the same on every rank.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -116,17 +116,26 @@ class Tokenised:
         return np.load(self.directory / f"{name}.npy", mmap_mode="r")
 
 
-def tokenise(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Tokenised:
+def tokenise(
+    task: Task, data: TaskDataSection, split: str, codec: Codec, progress: Callable[[], None] = lambda: None
+) -> Tokenised:
     """Return a split as token ids, from the cache or made now. Only one process of a job may call it.
+
+    Args:
+        task: the task.
+        data: the recipe's ``data`` section.
+        split: name of the split.
+        codec: the tokenizers.
+        progress: called now and then while files are hashed and rows are tokenised.
 
     Raises:
         ConfigError, DataError: as in `read_examples`; or the split is empty.
     """
-    directory = cached_directory(task, data, split, codec)
+    directory = cached_directory(task, data, split, codec, progress)
     if not _is_made(directory):
         try:
             with new_directory(directory) as made:
-                _write(task, data, split, codec, made)
+                _write(task, data, split, codec, made, progress)
         except DataError:
             # Another run may have made the same directory in the meantime.
             if not _is_made(directory):
@@ -151,14 +160,16 @@ def _is_made(directory: Path) -> bool:
     return (directory / "info.json").is_file()
 
 
-def cached_directory(task: Task, data: TaskDataSection, split: str, codec: Codec) -> Path:
+def cached_directory(
+    task: Task, data: TaskDataSection, split: str, codec: Codec, progress: Callable[[], None] = lambda: None
+) -> Path:
     """The cache directory of a split; its name is a hash of everything that determines the content."""
     lengths = Lengths.of(task, data)
     named = files_of(data, split)
     for path in named:
         if not path.is_file():
             raise DataError(f"{path}: no such file; data.{split} names it")
-    content: list[Any] = [sha256_file(path) for path in named]
+    content: list[Any] = [sha256_file(path, progress) for path in named]
     if not named or set(map(str, named)) <= set(data.documents.values()):
         content.append(hub_fingerprint(*hub_of(task, data, split)))
     key = {
@@ -195,9 +206,11 @@ class _Rows:
         np.save(directory / f"{name}_offsets.npy", offsets)
 
 
-def _write(task: Task, data: TaskDataSection, split: str, codec: Codec, directory: Path) -> None:
+def _write(
+    task: Task, data: TaskDataSection, split: str, codec: Codec, directory: Path, progress: Callable[[], None]
+) -> None:
     counts = ReadingCounts()
-    examples = read_examples(task, data, split, counts)
+    examples = _marked(read_examples(task, data, split, counts), progress)
     is_train = split.startswith("train")
     info = write_examples(task, Lengths.of(task, data), codec, examples, directory, with_references=not is_train)
     if not info["num_samples"]:
@@ -270,6 +283,13 @@ def write_examples(
         "num_sources_cut": sources_cut,
         "num_targets_cut": targets_cut,
     }
+
+
+def _marked(examples: Iterator[Example], progress: Callable[[], None]) -> Iterator[Example]:
+    for number, example in enumerate(examples, 1):
+        if number % _CHUNK == 0:
+            progress()
+        yield example
 
 
 def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:

@@ -75,6 +75,15 @@ def rows(path, number=40):
     return str(path)
 
 
+def test_long_work_shows_progress(tmp_path, codec, monkeypatch):
+    """The other ranks wait meanwhile, and their watchdog must see that the job goes on."""
+    monkeypatch.setattr("bnb_ds.tasks.tokenised._CHUNK", 10)
+    data = TaskDataSection(train=rows(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
+    marks = []
+    tokenise(get_task("summarization"), data, "train", codec, lambda: marks.append(1))
+    assert len(marks) == 4
+
+
 def test_the_cache_is_named_by_content(tmp_path, codec):
     path = rows(tmp_path / "a.jsonl")
     task = get_task("summarization")
