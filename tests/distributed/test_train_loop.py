@@ -113,7 +113,7 @@ def test_several_tasks_without_ranks_are_refused(monkeypatch):
     for name in launching.LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    with pytest.raises(ConfigError, match=r"SLURM_NTASKS is 4 but RANK is not set: .*; start through deepspeed"):
+    with pytest.raises(ConfigError, match=r"SLURM_NTASKS is 4 but RANK is not set: .*; start with deepspeed"):
         ranks.init()
 
 
