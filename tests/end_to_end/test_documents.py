@@ -212,7 +212,7 @@ def test_real_run(tmp_path, small_texts, small_tokenizer, forked):
     (tmp_path / "lines.txt").write_text("\n".join(text[:40] for text in small_texts[:20]) + "\n")
     small = prepare.replace(DATASET, f"--dataset {tmp_path}/rows").replace("TOKENIZER", f"{tmp_path}/bert")
     forked(f"{small.replace('--workers 32', '--workers 2')} --holdout 0.1", tmp_path)
-    assert "nothing stands in the way" in forked(check.replace(RECIPE, f"{RECIPE} {overrides(tmp_path)}"), tmp_path)
+    assert "check: no errors" in forked(check.replace(RECIPE, f"{RECIPE} {overrides(tmp_path)}"), tmp_path)
     planned_launch(pretrain, tmp_path, forked)
     train(tmp_path, forked)
     forked(export, tmp_path)

@@ -139,7 +139,7 @@ def test_slurm_saves_before_the_time_limit_and_requeues(tmp_path, small_shards):
     environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
     process = launching.start(["bash", "runs/slurm/pretrain.sbatch", *job.arguments(*ENDLESS)], env=environment)
     output, errors = end(process, job, signal.SIGUSR1)
-    assert "the time limit is near: the tasks save" in output, errors
+    assert "the time limit is near; the tasks save" in output, errors
     assert (tmp_path / "requeued").read_text() == "4711\n"
     logs = tmp_path / "cluster" / "work" / "logs" / "bnb-pretrain-4711"
     assert "(SIGUSR1 on rank 0, SIGUSR1 on rank 1)" in (logs / "0.log").read_text()
