@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnb_ds.common.arguments import describe
 from bnb_ds.errors import DataError
 
 WAYS = ("plain", "learnt", "pieces")
@@ -100,6 +101,11 @@ def read_texts(path: Path, column: str | None) -> list[str]:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench ceilings``."""
+    describe(
+        command,
+        "Score references that were tokenised and decoded again: no model can score higher with that tokenizer.",
+        "bnb-ds bench ceilings references.txt --tokenizer work/models/bert",
+    )
     command.add_argument("references", type=Path, help="texts, one a line, or rows with --column")
     command.add_argument("--tokenizer", type=Path, required=True, help="BERT directory or vocab.txt")
     command.add_argument("--column", help="of csv, tsv, jsonl, parquet, or of SQuAD's JSON: question")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from bnb_ds.bench.flags import add_common, announce, write
 from bnb_ds.bench.measure import interleaved_seconds, peak_bytes
+from bnb_ds.common.arguments import describe
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.ctc.head import operand, product
 from bnb_ds.dag.head import default_chunk_tokens
@@ -174,6 +175,11 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench dag``."""
+    describe(
+        command,
+        "Measure the loss of a graph of slots beside the plain way and the bare matrix products.",
+        "bnb-ds bench dag --shape 8,256,32,28996,256",
+    )
     command.add_argument(
         "--shape",
         type=Shape.parse,

@@ -38,7 +38,7 @@ def data_only(source: Path) -> Iterator[None]:
         source: the checkpoint, for the message.
 
     Raises:
-        CheckpointError: a file names anything else.
+        CheckpointError: a file names anything else, or cannot be read.
     """
     before = os.environ.get(_FORCE)
     os.environ[_FORCE] = "1"
@@ -46,6 +46,9 @@ def data_only(source: Path) -> Iterator[None]:
         with torch.serialization.safe_globals(_classes_of_deepspeed()):
             yield
     except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error):  # no pickle at all
+            reason = " ".join(str(error).split())[-200:]
+            raise CheckpointError(f"{source}: cannot be read as a DeepSpeed checkpoint: {reason}") from None
         raise CheckpointError(
             f"{source}: holds more than tensors and plain data, which could run code when it is read"
             f" ({_first_reason(error)}); restore it from a copy that you trust"
@@ -58,9 +61,9 @@ def data_only(source: Path) -> Iterator[None]:
 
 
 def _first_reason(error: Exception) -> str:
-    """The line of torch's long explanation that names the class, or its first line."""
+    """The line of torch's long explanation that names the class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "GLOBAL" in line), lines[0] if lines else type(error).__name__)
+    return next(line for line in lines if "GLOBAL" in line)
 
 
 def main() -> None:

@@ -36,6 +36,11 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
 
 def add_predict(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds predict``."""
+    describe(
+        command,
+        "Write labels with probabilities, or texts, for rows that have none.",
+        "bnb-ds predict work/runs/glue/sst2 --input rows.jsonl --output predicted.jsonl",
+    )
     command.add_argument("model", type=Path, help="a run of runs/finetune.py, or an export")
     command.add_argument("--input", type=Path, required=True, help="rows without labels, in any format of a recipe")
     command.add_argument("--output", type=Path, required=True, help="JSON-lines file, which must not exist yet")

@@ -10,7 +10,7 @@ import pytest
 from bnb_ds.checkpoint.lasting import FREE_RECIPE_FIELDS, lasting_recipe
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.errors import ConfigError
-from bnb_ds.pretrain.plan import Plan, make_plan
+from bnb_ds.pretrain.plan import PretrainPlan, make_plan
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def resumed(whole_run, tmp_path):
     return find
 
 
-def directory(plan: Plan) -> RunDir:
+def directory(plan: PretrainPlan) -> RunDir:
     return RunDir(plan.recipe, plan.ds_config, plan.train_shards.fingerprint)
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bnb_ds.errors import ConfigError, DataError
-from data_prep.cli_bench import add_arguments
+from data_prep.commands.bench import add_arguments
 from data_prep.tools import bench_extract
 from data_prep.tools.bench_extract import OURS, sentence_shares, word_shares
 

@@ -38,9 +38,9 @@ def evaluations(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "split"], "split: its split is validation, that of a test; give two evaluations of one"),
-        (["a", "labels"], "labels: its task is sst2, that of a summarization; give two evaluations of one"),
-        (["a", "rows"], "rows: its references are not those of a; evaluate both on the same rows"),
+        (["a", "split"], "split: its split is validation, that of a is test; give evaluations of the same split"),
+        (["a", "labels"], "labels: its task is sst2, that of a is summarization; give evaluations of the same task"),
+        (["a", "rows"], "rows: its references differ from those of a; evaluate both on the same rows"),
         (["a", "few"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["few", "a"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["a", "absent"], "absent: holds no evaluation ("),
@@ -62,7 +62,7 @@ def test_results_that_are_none(evaluations, capsys, content):
     assert main(["compare", "a", "rows"]) == 2
     said = capsys.readouterr().err
     assert "rows: holds no evaluation (" in said
-    assert said.endswith("; give a directory of `bnb-ds evaluate`\n")
+    assert said.endswith("; give a directory that `bnb-ds evaluate` wrote\n")
     assert said.count("\n") == 1
 
 

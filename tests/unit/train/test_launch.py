@@ -20,7 +20,7 @@ def test_help(module, monkeypatch, capsys):
     shown = capsys.readouterr().out
     options, example = shown.partition("show this help message and exit\n")[2].split("\n\nexample:\n")
     flags = {text.split()[0]: " ".join(text.split()) for text in re.split(r"^  (?=--)", options, flags=re.M)[1:]}
-    assert len(flags) == 7
+    assert len(flags) == 8
     assert [flag for flag, text in flags.items() if "(default" not in text] == ["--deepspeed_config"]
     assert "(required)" in flags["--deepspeed_config"]
     for file in re.findall(r"\S+/\S+", example):
