@@ -57,9 +57,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
         selection_loss=_selection_loss(plan),
         early_stopping=EarlyStopping(patience) if patience else None,
     )
-    reached = run_job(job, launch, process, resume, notes)
-    ended = reached >= total_steps or (job.early_stopping is not None and job.early_stopping.ended)
-    if ended:
+    if run_job(job, launch, process, resume, notes):
         process.watchdog.mark("export")
         line = ranks.on_main(lambda: export_best(run.path))
         if ranks.is_main():

@@ -118,8 +118,8 @@ def _open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | N
     return plan_resume(found, run.ds_config, weights_only=launch.weights_only), notes
 
 
-def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, notes: list[str]) -> int:
-    """Train, and return the step reached. :func:`open_run` returns ``resume`` and ``notes``."""
+def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, notes: list[str]) -> bool:
+    """Train, and return whether the run is finished. :func:`open_run` returns ``resume`` and ``notes``."""
     run, total_steps = job.run, job.total_steps
     engine, kernels, state = _build_and_load(job, process.device, resume)
     if job.early_stopping is not None:
@@ -148,7 +148,7 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     profiler.close()
     tracker.say(f"done         step {reached} of {total_steps}; see the curves: tensorboard --logdir {run.tensorboard}")
     tracker.close()
-    return reached
+    return loop.finished
 
 
 def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tuple[Any, str, dict[str, Any]]:

@@ -88,6 +88,8 @@ class TrainLoop:
     selection_loss: Callable[[dict[str, float]], float | None] = lambda scores: scores.get("eval/loss")
     #: ends the run if the selection loss no longer improves; its state goes into checkpoints
     early_stopping: EarlyStopping | None = None
+    #: after `run`: nothing of the whole run is left to do, evaluations included
+    finished: bool = field(default=False, init=False)
 
     def run(self, start_step: int, samples_consumed: int, *, evaluation_due: bool = False) -> int:
         """Train from ``start_step`` to ``stop_step``, or until a rank is asked to stop; return the step reached.
@@ -135,6 +137,7 @@ class TrainLoop:
                 stopping = not self._evaluate(step, samples_consumed)
         with self.phases("checkpoint"):
             self.writer.finish()
+        self.finished = not stopping and (step >= self.total_steps or self._ended)
         return step
 
     def _go_back(self, step: int) -> int:

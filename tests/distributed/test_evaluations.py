@@ -56,6 +56,7 @@ def test_what_is_due_is_made_up_before_the_next_step(make_loop, tmp_path):
         loop.run(0, 0)
     loop.evaluate = evaluate
     assert loop.run(2, 16, evaluation_due=True) == 4
+    assert loop.finished
     assert evaluated == [2, 4]
     state = states(tmp_path)[4]
     assert (state["selection_loss"], state["evaluation_due"]) == (2.0, False)
@@ -81,6 +82,7 @@ def test_a_request_to_end_is_heard_between_the_batches_of_an_evaluation(make_loo
     loop.evaluate = evaluate
     assert loop.run(0, 0) == stop_at
     assert batches[-1] == 3, "no batch after the request"
+    assert not loop.finished, "its evaluation is due"
     assert states(tmp_path)[stop_at]["evaluation_due"] is True
     assert f"stopped      at step {stop_at} (SIGTERM on rank 0); continue with --resume auto" in capsys.readouterr().out
 
@@ -125,6 +127,7 @@ def test_early_stopping_knows_the_evaluation_of_its_checkpoint(make_loop, tmp_pa
     loop.early_stopping = EarlyStopping(patience=2)
     evaluated = scored(loop, [1.0, 2.0, 3.0])
     assert loop.run(0, 0) == 3
+    assert loop.finished
     assert evaluated == [1, 2, 3]
     assert states(tmp_path)[3]["early_stopping"] == {"best": 1.0, "since_best": 2}
 
