@@ -128,7 +128,8 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     ranks.on_main(lambda: _prepare_run_dir(job, state["step"], launch.weights_only))
     ranks.require_shared(run.path)
     peak, peak_source = peak_flops(process.device, job.ds_config.precision)
-    tracker = Tracker(run.tensorboard, start_step=state["step"], total_steps=total_steps)
+    evaluation_due = state.get("evaluation_due", False)
+    tracker = Tracker(run.tensorboard, start_step=state["step"], total_steps=total_steps, evaluation_due=evaluation_due)
     origin = f", {resume.describe(job.ds_config)}" if resume else ""
     for line in (
         *notes,
@@ -143,7 +144,6 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     loop = _build_loop(
         job, engine, state, tracker, phases, stop_step=stop_step, peak=peak, stop=process.stop, profiler=profiler
     )
-    evaluation_due = state.get("evaluation_due", False)
     reached = loop.run(state["step"], state["samples_consumed"], evaluation_due=evaluation_due)
     profiler.close()
     tracker.say(f"done         step {reached} of {total_steps}; see the curves: tensorboard --logdir {run.tensorboard}")

@@ -29,21 +29,22 @@ class Tracker:
         log_dir: TensorBoard directory (``output_dir/runs``); ``metrics.jsonl`` is in its parent directory.
         start_step: number of steps already done. Later entries of an interrupted run are removed.
         total_steps: length of the progress bar.
+        evaluation_due: the evaluation of ``start_step`` will be made again, so what was logged of it is removed too.
     """
 
-    def __init__(self, log_dir: Path, *, start_step: int, total_steps: int) -> None:
+    def __init__(self, log_dir: Path, *, start_step: int, total_steps: int, evaluation_due: bool = False) -> None:
         self._writer = self._bar = None
         if not ranks.is_main():
             return
         self._log_dir = log_dir
-        self._open(start_step)
+        self._open(start_step, evaluation_due)
         # With disable=None there is no bar if stderr is not a terminal. The log lines show the progress there.
         self._bar = tqdm(total=total_steps, initial=start_step, disable=None, unit="step", dynamic_ncols=True)
 
-    def _open(self, start_step: int) -> None:
+    def _open(self, start_step: int, evaluation_due: bool = False) -> None:
         self._writer = SummaryWriter(str(self._log_dir), purge_step=start_step + 1)
         metrics = self._log_dir.parent / METRICS_FILE
-        _forget_beyond(metrics, start_step)
+        _forget_beyond(metrics, start_step, evaluation_due)
         self._metrics = open(metrics, "a", encoding="utf-8")  # noqa: SIM115
 
     def scalars(
@@ -110,10 +111,13 @@ class Tracker:
             self._metrics.close()
 
 
-def _forget_beyond(metrics: Path, step: int) -> None:
+def _forget_beyond(metrics: Path, step: int, evaluation_due: bool) -> None:
     """Remove the rows after the step that a run resumes from, and a last line that is incomplete after a kill."""
     if metrics.exists():
-        kept = [json.dumps(row) for row in read_metrics(metrics) if row["step"] <= step]
+        rows = [row for row in read_metrics(metrics) if row["step"] <= step]
+        if evaluation_due:
+            rows = [row for row in rows if row["step"] < step or "train/loss" in row]
+        kept = [json.dumps(row) for row in rows]
         write_atomic(metrics, "".join(f"{line}\n" for line in kept))
 
 
@@ -141,7 +145,8 @@ def read_scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     events.Reload()
     tags = events.Tags()["scalars"]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+    # An evaluation that was made again after a kill is there twice; the last one counts.
+    return {tag: list({event.step: event.value for event in events.Scalars(tag)}.items()) for tag in tags}
 
 
 def log_histograms(engine: Any, tracker: Tracker, step: int) -> None:

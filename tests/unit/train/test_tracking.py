@@ -12,7 +12,7 @@ import termios
 import pytest
 
 from bnb_ds.errors import DataError
-from bnb_ds.train.tracking import Tracker, read_scalars
+from bnb_ds.train.tracking import Tracker, read_metrics, read_scalars
 from tests import launching
 
 SCRIPT = (
@@ -81,3 +81,17 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
 def test_nothing_logged_names_the_way_out(tmp_path):
     with pytest.raises(DataError, match="nothing was logged here; give the output_dir of a run"):
         read_scalars(tmp_path)
+
+
+def test_an_evaluation_that_is_made_again_is_logged_once(tmp_path):
+    """Killed after the evaluation was logged and before its score was in the checkpoint."""
+    runs = tmp_path / "runs"
+    first = Tracker(runs, start_step=0, total_steps=4)
+    first.scalars(2, {"train/loss": 3.0})
+    first.scalars(2, {"eval/loss": 5.0})
+    first.close()
+    second = Tracker(runs, start_step=2, total_steps=4, evaluation_due=True)
+    second.scalars(2, {"eval/loss": 5.0})
+    second.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 2, "train/loss": 3.0}, {"step": 2, "eval/loss": 5.0}]
+    assert read_scalars(runs) == {"train/loss": [(2, 3.0)], "eval/loss": [(2, 5.0)]}
