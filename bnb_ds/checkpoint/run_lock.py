@@ -11,6 +11,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,8 @@ from bnb_ds.errors import ConfigError
 
 LOCK_FILE = "lock.json"
 _TOUCH_SECONDS = 15.0
+#: a launch that was just killed may still be ending
+_DYING_SECONDS = 3.0
 #: a holder on another host that has not touched its lock for so long is gone
 STALE_SECONDS = 600.0
 
@@ -41,8 +44,14 @@ class RunLock:
         with disk_errors(self._directory):
             self._made = not self._directory.exists()
             self._own = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid())}
+            patience = time.monotonic() + _DYING_SECONDS
             while not self._create():
-                self._remove_stale()
+                try:
+                    self._remove_stale()
+                except ConfigError:
+                    if time.monotonic() > patience:
+                        raise
+                    time.sleep(0.1)
         threading.Thread(target=self._touch, name="run lock", daemon=True).start()
         return self
 
@@ -131,6 +140,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _start_of(process: int) -> str | None:
     """When a process of this host started, as the kernel counts; a number is given to another process in time."""
     try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # a killed process that nobody has waited for is gone
     except (OSError, IndexError):
         return None
