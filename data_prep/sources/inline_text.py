@@ -8,9 +8,17 @@ from typing import Any
 
 from lxml import etree
 
-_EMPHASIS = ("b", "i", "u")
+_EMPHASIS = ("b", "i", "u", "strong", "em", "bold", "italic")
+_BOLD = ("b", "strong", "bold")
 _SCRIPTS = ("sub", "sup")
-_BLOCKS = ("DispFormula", "mtable", "mtr", "mlabeledtr", "mtd")  # stand apart from what is beside them
+# These stand apart from what is beside them. Those of HTML and JATS are not in PubMed's DTD; publishers send them still.
+_BLOCKS = frozenset(
+    (
+        *("DispFormula", "mtable", "mtr", "mlabeledtr", "mtd", "mspace"),
+        *("br", "p", "div", "ul", "ol", "li", "table", "tr", "td", "th"),
+        *("break", "sec", "title", "list", "list-item", "disp-formula"),
+    )
+)
 _LEFT_OUT = ("annotation", "annotation-xml")  # the formula once more, in another notation
 # Neither can occur in XML.
 _EDGE = "\x00"  # of a fraction: a space between letters or digits, and nothing elsewhere
@@ -72,6 +80,8 @@ def _append(element: Any, pieces: list[str], nested: str, labels: list[str | Non
             if name in _EMPHASIS and previous in _EMPHASIS and not _begins_with_script(child):
                 pieces.append(" ")
             _append(child, pieces, nested, labels)
+            if name in _BOLD and child.tail and child.tail[0].isalpha() and pieces and pieces[-1].endswith(":"):
+                pieces.append(" ")  # a label of its own
         if child.tail:
             pieces.append(child.tail)
         previous = "" if child.tail else name
