@@ -11,7 +11,7 @@ from lxml import etree
 _EMPHASIS = ("b", "i", "u", "strong", "em", "bold", "italic")
 _BOLD = ("b", "strong", "bold")
 _SCRIPTS = ("sub", "sup")
-# These stand apart from what is beside them. Those of HTML and JATS are not in PubMed's DTD; publishers send them still.
+# These stand apart from what is beside them. PubMed's DTD has none of HTML and JATS; publishers send them still.
 _BLOCKS = frozenset(
     (
         *("DispFormula", "mtable", "mtr", "mlabeledtr", "mtd", "mspace"),

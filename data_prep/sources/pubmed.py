@@ -78,6 +78,8 @@ def read_xml(file: SourceFile) -> Iterator[Record]:
                 yield _record(element, name, file, place)
             except EntityReferenceError as error:
                 yield BadRecord(place, f"{error}, and entities are not expanded; remove it from the file")
+            except RecursionError:
+                yield BadRecord(place, "elements are nested too deeply; remove the record from the file")
 
 
 def read_jsonl(file: SourceFile) -> Iterator[Record]:
