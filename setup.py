@@ -15,7 +15,6 @@ INSTALL_REQUIRES = [
     "datasets>=4",  # downstream data sets and streamed hub corpora
     "pyarrow>=15",  # reading parquet and arrow corpora in bounded memory; the dictionary of the word engine
     "lxml>=5",  # streaming PubMed XML and MediaWiki dumps
-    "mwparserfromhell>=0.6.6",  # wikitext to text
     "numpy>=1.26",  # token shards, loader and corruption
     "safetensors>=0.5",  # weights of exported models
     "pydantic>=2.7",  # typed recipes with errors that carry the path of the field
@@ -42,6 +41,10 @@ EXTRAS_REQUIRE = {
         "nanotoken>=0.1,<0.2",  # WordPiece at several times the speed of the word dictionary
         "isal>=1.6",  # inflates .gz at twice the speed
         "zstandard>=0.22",  # reading .zst
+    ],
+    "filters": [
+        "datasketch>=2,<3",  # MinHash of `bnb-ds prep --drop-near-duplicates`
+        "py3langid>=0.4,<0.5",  # `bnb-ds prep --language`; its model is in the package
     ],
     "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png` and `bnb-ds bench generate --png`
     "lm": ["kenlm>=0.2"],  # n-gram language models in the CTC beam search; built from source, with a C++ compiler
@@ -70,6 +73,9 @@ EXTRAS_REQUIRE = {
         "mkdocs-material>=9.6,<10",
         "mkdocstrings[python]>=1,<2",
         "zstandard>=0.22",  # .zst input
+        "datasketch>=2,<3",  # the extra `filters`
+        "py3langid>=0.4,<0.5",
+        "mwparserfromhell>=0.6.6",  # a contender of `bnb-ds bench prep --extract`
         "onnx>=1.17",  # the extra `onnx`
         "onnxscript>=0.3",
         "onnxruntime>=1.20",

@@ -85,6 +85,11 @@ def add_output_options(parser: argparse.ArgumentParser, *, drop_duplicates: bool
         help="leave out documents whose text equals that of an earlier one",
     )
     parser.add_argument(
+        "--drop-near-duplicates",
+        action="store_true",
+        help="leave out documents that share most of their runs of five words with an earlier one (MinHash)",
+    )
+    parser.add_argument(
         "--skip-bad", action="store_true", help="leave out records that cannot be read, and list them in the output"
     )
     _add_filters(parser.add_argument_group("filters", "all off by default; what they leave out is counted"))

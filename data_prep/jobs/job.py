@@ -22,6 +22,7 @@ class Options:
     holdout: float = DEFAULT_HOLDOUT
     tokens_per_shard: int = DEFAULT_TOKENS_PER_SHARD
     drop_duplicates: bool = False
+    drop_near_duplicates: bool = False
     skip_bad: bool = False
     part_bytes: int | None = None  # input on disk per part; None follows from the corpus
 
@@ -64,11 +65,15 @@ class Job:
     @property
     def needs_index(self) -> bool:
         """Whether a record's fate depends on other records."""
-        return self.options.drop_duplicates or self.source.latest_wins
+        return self.options.drop_duplicates or self.options.drop_near_duplicates or self.source.latest_wins
 
     def index_path(self, part: int) -> Path:
         """Where the index of a part's records lies."""
         return self.workspace.partial / f"index-{part:05d}.npy"
+
+    def near_path(self, part: int) -> Path:
+        """Where the bands of a part's documents lie, where near-duplicates are dropped."""
+        return self.workspace.partial / f"near-{part:05d}.npy"
 
     def drops_path(self, part: int) -> Path:
         """Where the decisions about a part's records lie."""

@@ -15,7 +15,7 @@ from transformers import BertTokenizerFast
 
 from bnb_ds.data.tokenization import describe_tokenizer
 from bnb_ds.shards.manifest import FORMAT_VERSION, Manifest
-from data_prep.jobs import worker
+from data_prep.jobs import near, worker
 from data_prep.jobs.finished import finished, refuse_other_work
 from data_prep.jobs.index import write_drops
 from data_prep.jobs.job import Job, Options
@@ -100,6 +100,7 @@ def _plan(source: Source, options: Options, info: Any, cut: Sequence[Sequence[An
             "tokens_per_shard": options.tokens_per_shard,
             **source.settings,
             "drop_duplicates": options.drop_duplicates,
+            **({"drop_near_duplicates": near.settings()} if options.drop_near_duplicates else {}),
             "skip_bad": options.skip_bad,
             "part_bytes": options.part_bytes,
         },
