@@ -98,7 +98,7 @@ def add_output_options(parser: argparse.ArgumentParser, *, drop_duplicates: bool
 def filters_of(args: argparse.Namespace) -> Filters:
     """The filters that the arguments describe."""
     values = {field.name: getattr(args, field.name) for field in fields(Filters)}
-    return Filters(**{**values, "decontaminate": tuple(values["decontaminate"])})
+    return Filters(**{**values, **{name: tuple(values[name]) for name in ("language", "decontaminate")}})
 
 
 def _add_filters(group: argparse._ArgumentGroup) -> None:
@@ -120,6 +120,13 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
         ("--max-repeated-ngrams", f"runs of {NGRAM_WORDS} words that repeat an earlier one"),
     ):
         group.add_argument(flag, type=float, metavar="SHARE", help=f"leave out documents with a larger share of {text}")
+    group.add_argument(
+        "--language",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="leave out documents in other languages than these, for example en (ISO 639)",
+    )
     group.add_argument(
         "--decontaminate",
         type=Path,
