@@ -42,6 +42,7 @@ EXTRAS_REQUIRE = {
         "isal>=1.6",  # inflates .gz at twice the speed
         "zstandard>=0.22",  # reading .zst
     ],
+    "cluster": ["distributed>=2025.1"],  # `bnb-ds prep --executor dask`
     "filters": [
         "datasketch>=2,<3",  # MinHash of `bnb-ds prep --drop-near-duplicates`
         "py3langid>=0.4,<0.5",  # `bnb-ds prep --language`; its model is in the package
@@ -73,6 +74,7 @@ EXTRAS_REQUIRE = {
         "mkdocs-material>=9.6,<10",
         "mkdocstrings[python]>=1,<2",
         "zstandard>=0.22",  # .zst input
+        "distributed>=2025.1",  # the extra `cluster`
         "datasketch>=2,<3",  # the extra `filters`
         "py3langid>=0.4,<0.5",
         "mwparserfromhell>=0.6.6",  # a contender of `bnb-ds bench prep --extract`

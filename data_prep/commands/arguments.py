@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from data_prep.jobs.job import Options
+from data_prep.jobs.job import EXECUTORS, Options
 from data_prep.sources.filters import CONTAMINATION_WORDS, NGRAM_WORDS, Filters
 from data_prep.sources.text import DEFAULT_ID_COLUMN, EXTENSIONS, TXT_DOCUMENTS, TextFormat
 from data_prep.tokenise.engines import ENGINE_NAMES
@@ -72,6 +72,16 @@ def add_output_options(parser: argparse.ArgumentParser, *, drop_duplicates: bool
         default = getattr(defaults, flag[2:].replace("-", "_"))
         help_text = text if default is None else f"{text} (default: {default})"
         parser.add_argument(flag, type=kind, default=default, metavar=value, help=help_text)
+    parser.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        default=defaults.executor,
+        help="where the parts are made: in processes of this machine, or on a Dask cluster that shares a file system "
+        "with it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="scheduler of the Dask cluster, for example tcp://host:8786"
+    )
     parser.add_argument(
         "--engine",
         choices=ENGINE_NAMES,

@@ -14,6 +14,8 @@ from data_prep.sources.documents import DEFAULT_HOLDOUT
 from data_prep.sources.units import Source, Unit
 from data_prep.tokenise.engines import Candidate
 
+EXECUTORS = ("local", "dask")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -30,6 +32,8 @@ class Options:
     task_index: int = 0
     num_tasks: int = 1
     engine: str = "auto"
+    executor: str = "local"  # one of EXECUTORS
+    scheduler: str | None = None  # address of the cluster's
 
     def check(self) -> None:
         """Raise ConfigError for the first value that is out of range."""
@@ -43,6 +47,14 @@ class Options:
         ):
             if value < 1:
                 raise ConfigError(f"{flag} must be at least 1, got {value}")
+        if self.executor not in EXECUTORS:
+            raise ConfigError(f"--executor must be one of {', '.join(EXECUTORS)}, got {self.executor!r}")
+        if (self.executor == "dask") != (self.scheduler is not None):
+            raise ConfigError("--executor dask and --scheduler ADDRESS need each other; give both or neither")
+        if self.executor != "local" and (self.num_tasks > 1 or self.workers > 1):
+            raise ConfigError(
+                "--executor dask shares the work itself; leave out --workers, --task-index and --num-tasks"
+            )
         if not 0 <= self.task_index < self.num_tasks:
             raise ConfigError(
                 f"--task-index must be at least 0 and below --num-tasks {self.num_tasks}, got {self.task_index}"
