@@ -118,22 +118,32 @@ def _term(text: str) -> str:
     return text if _ONE_TERM.fullmatch(text) else f"({text})"
 
 
+def _parts(element: Any) -> list[str]:
+    """The parts of a formula; text that stands between them, where MathML has none, is not lost."""
+    parts = [(element.text or "").strip()]
+    for child in element:
+        if child.tag is etree.Entity:
+            raise EntityReferenceError(f"holds the entity reference {child.text}")
+        parts += ([] if _name(child) in _LEFT_OUT else [_formula(child)]) + [(child.tail or "").strip()]
+    return [part for part in parts if part]
+
+
 def _fraction(element: Any) -> str:
-    return f"{_EDGE}{'/'.join(_term(_formula(child)) for child in element)}{_EDGE}"
+    return f"{_EDGE}{'/'.join(map(_term, _parts(element)))}{_EDGE}"
 
 
 def _square_root(element: Any) -> str:
-    return f"\u221a{_term(''.join(_formula(child) for child in element))}"
+    return f"\u221a{_term(''.join(_parts(element)))}"
 
 
 def _root(element: Any) -> str:
-    base, *index = [_term(_formula(child)) for child in element] or [""]
+    base, *index = map(_term, _parts(element) or [""])
     return f"{_EDGE}{''.join(index)}\u221a{base}"
 
 
 def _fenced(element: Any) -> str:
     separator = element.get("separators", ",")[:1]
-    inner = f"{separator} ".join(_formula(child) for child in element)
+    inner = f"{separator} ".join(_parts(element))
     return f"{element.get('open', '(')}{inner}{element.get('close', ')')}"
 
 

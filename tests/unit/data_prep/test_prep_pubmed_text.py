@@ -88,6 +88,7 @@ M = 'xmlns:mml="http://www.w3.org/1998/Math/MathML"'
         ("one<br/>two <ul><li>a</li><li>b</li></ul>", "one two a b"),
         ("<b>AIM:</b>To see <b>a:</b>1", "AIM: To see a:1"),
         ("<b>A</b><b>B</b>", "A B"),
+        ("<mfrac>A<mn>2</mn>b</mfrac>, <msqrt>A<mn>2</mn>b</msqrt>", "A/2/b, \u221aA2b"),
         ("<b>AIM</b><i>To see</i> more", "AIM To see more"),
         ("<i>bla</i><sub>NDM</sub>, <i>bla</i><i><sub>KPC</sub></i>", "blaNDM, blaKPC"),
         ("Na<sup>+</sup><sub>2</sub>, <b>a</b>b, <u>c</u>, 10<sup>-3</sup>", "Na+2, ab, c, 10-3"),
