@@ -107,6 +107,13 @@ def test_inline_markup(tmp_path: Path, markup: str, text: str) -> None:
     assert document.text == f"T\n{text}"
 
 
+@pytest.mark.parametrize("markup", ["<mfrac>&c;<mn>2</mn></mfrac>", "<msqrt><mi>&c;</mi></msqrt>", "<p>&c;</p>"])
+def test_entities_in_formulas(tmp_path: Path, markup: str) -> None:
+    path = write(tmp_path / "a.xml", article(1, f"<AbstractText>a {markup}</AbstractText>"), prolog='<!DOCTYPE x [<!ENTITY c "ha">]>')
+    (bad,) = read(path)
+    assert "record 1: holds the entity reference &c;, and entities are not expanded" in str(bad)
+
+
 def test_nested_sections_have_lines_of_their_own(tmp_path: Path) -> None:
     nested = (
         '<AbstractText Label="AIM">To see.<AbstractText Label="METHODS:">We <b>saw</b>.</AbstractText>'
