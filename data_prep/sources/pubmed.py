@@ -90,7 +90,7 @@ def read_jsonl(file: SourceFile) -> Iterator[Record]:
     """
     with reading_errors(file.path), open_input(file.path) as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
+            if not line.decode("utf-8", "replace").strip():
                 continue
             place = f"{file.path}: line {number}"
             try:
