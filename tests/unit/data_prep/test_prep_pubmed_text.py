@@ -109,7 +109,11 @@ def test_inline_markup(tmp_path: Path, markup: str, text: str) -> None:
 
 @pytest.mark.parametrize("markup", ["<mfrac>&c;<mn>2</mn></mfrac>", "<msqrt><mi>&c;</mi></msqrt>", "<p>&c;</p>"])
 def test_entities_in_formulas(tmp_path: Path, markup: str) -> None:
-    path = write(tmp_path / "a.xml", article(1, f"<AbstractText>a {markup}</AbstractText>"), prolog='<!DOCTYPE x [<!ENTITY c "ha">]>')
+    path = write(
+        tmp_path / "a.xml",
+        article(1, f"<AbstractText>a {markup}</AbstractText>"),
+        prolog='<!DOCTYPE x [<!ENTITY c "ha">]>',
+    )
     (bad,) = read(path)
     assert "record 1: holds the entity reference &c;, and entities are not expanded" in str(bad)
 
