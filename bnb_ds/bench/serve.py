@@ -100,13 +100,15 @@ def running_service(model: Path, *flags: str) -> Iterator[int]:
         said = []
         for line in process.stderr:
             if found := re.search(r"http://[^:]+:(\d+)", line):
+                rest = threading.Thread(target=process.stderr.read)  # a full pipe would stop the service
+                rest.start()
                 yield int(found[1])
                 return
             said.append(line.strip())
         raise BnbError("the service did not start: " + (said[-1] if said else "it printed nothing"))
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=_TIMEOUT_SECONDS)
+        process.wait(timeout=_TIMEOUT_SECONDS)
 
 
 def alone(port: int, texts: Sequence[str], expected: dict[str, str]) -> Tally:

@@ -21,7 +21,7 @@ httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed"
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 
-from bnb_ds.serve.app import ServiceLimits  # noqa: E402
+from bnb_ds.serve.limits import ServiceLimits  # noqa: E402
 from bnb_ds.serve.server import listen, serve  # noqa: E402
 
 
