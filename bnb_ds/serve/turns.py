@@ -8,8 +8,8 @@ not wait for it. A client that was away gets no credit: its time starts at the p
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Hashable, Iterator
+from collections import Counter, deque
+from collections.abc import Container, Hashable, Iterator
 from typing import Any
 
 #: clocks with more entries than this are tidied up
@@ -17,21 +17,36 @@ _MOST_ENTRIES = 1024
 
 
 class _Clock:
-    """The virtual times of clients."""
+    """The virtual times of clients. The present moves on by what each of those who wait would get at equal shares."""
 
     def __init__(self) -> None:
-        self.now = 0.0
-        self._until: dict[Hashable, float] = {}
+        self._now = 0.0
+        self._times: dict[Hashable, float] = {}
 
     def time_of(self, client: Hashable) -> float:
-        return max(self._until.get(client, 0.0), self.now)
+        """The time of a client that waits."""
+        return self._times[client]
 
-    def charge(self, client: Hashable, cost: float) -> None:
-        start = self.time_of(client)
-        self.now = max(self.now, start)
-        self._until[client] = start + cost
-        if len(self._until) > _MOST_ENTRIES:  # clients without debts are like new ones
-            self._until = {other: until for other, until in self._until.items() if until > self.now}
+    def begin(self, client: Hashable) -> None:
+        """Let a client wait from now on."""
+        self._times[client] = max(self._times.get(client, 0.0), self._now)
+
+    def end(self, client: Hashable) -> None:
+        """Let a client wait no more. It keeps its debts."""
+        if self._times[client] <= self._now:
+            del self._times[client]
+
+    def charge(self, client: Hashable, cost: float, num_waiting: int) -> None:
+        """Charge a client for a turn, which it took from ``num_waiting`` clients with itself."""
+        self._times[client] += cost
+        self._now += cost / num_waiting
+
+    def forget(self, waiting: Container[Hashable]) -> None:
+        """Drop the past of clients that do not wait, if there are many. Those without debts are like new ones."""
+        if len(self._times) > _MOST_ENTRIES:
+            self._times = {
+                client: time for client, time in self._times.items() if client in waiting or time > self._now
+            }
 
 
 class Turns:
@@ -45,6 +60,7 @@ class Turns:
         self.cost = 0
         self._items: dict[Any, None] = {}  # in the order of arrival
         self._queues: dict[tuple[str, Hashable], deque[Any]] = {}
+        self._num_queues: Counter[str] = Counter()  # of each address that has one
         self._addresses = _Clock()
         self._connections: dict[str, _Clock] = {}
 
@@ -58,7 +74,10 @@ class Turns:
 
     def add(self, item: Any) -> None:
         """Append an item to the queue of its client."""
-        self._queues.setdefault(item.client, deque()).append(item)
+        if item.client not in self._queues:
+            self._queues[item.client] = deque()
+            self._begin(item.client)
+        self._queues[item.client].append(item)
         self._items[item] = None
         self.cost += item.cost
 
@@ -79,16 +98,18 @@ class Turns:
         for item in self._in_turn():
             if batch and cost + item.cost > budget:
                 break
+            address, _ = item.client
+            self._addresses.charge(address, item.cost, len(self._num_queues))
+            self._connections[address].charge(item.client, item.cost, self._num_queues[address])
             self._queues[item.client].popleft()
             self._removed(item)
-            address, _ = item.client
-            self._addresses.charge(address, item.cost)
-            self._connections[address].charge(item.client, item.cost)
             batch.append(item)
             cost += item.cost
+        self._addresses.forget(self._num_queues)
+        for clock in self._connections.values():
+            clock.forget(self._queues)
         if len(self._connections) > _MOST_ENTRIES:
-            waiting = {address for address, _ in self._queues}
-            self._connections = {name: clock for name, clock in self._connections.items() if name in waiting}
+            self._connections = {name: clock for name, clock in self._connections.items() if name in self._num_queues}
         return batch
 
     def _in_turn(self) -> Iterator[Any]:
@@ -99,23 +120,39 @@ class Turns:
         is_first = True
         while heap:
             *known, number, client = heap[0]
+            if client not in self._queues:
+                heapq.heappop(heap)
+                continue
             times = self._times(client)
             if list(times) != known:  # another connection of this address had a turn; times only grow
                 heapq.heapreplace(heap, (*times, number, client))
                 continue
-            queue = self._queues.get(client)
-            if queue and (is_first or queue[0].work == work):
+            queue = self._queues[client]
+            if is_first or queue[0].work == work:
                 work, is_first = queue[0].work, False
                 yield queue[0]
             else:
                 heapq.heappop(heap)
 
     def _times(self, client: tuple[str, Hashable]) -> tuple[float, float]:
-        clock = self._connections.setdefault(client[0], _Clock())
-        return self._addresses.time_of(client[0]), clock.time_of(client)
+        return self._addresses.time_of(client[0]), self._connections[client[0]].time_of(client)
+
+    def _begin(self, client: tuple[str, Hashable]) -> None:
+        address, _ = client
+        if address not in self._num_queues:
+            self._addresses.begin(address)
+        self._num_queues[address] += 1
+        self._connections.setdefault(address, _Clock()).begin(client)
 
     def _removed(self, item: Any) -> None:
         del self._items[item]
         self.cost -= item.cost
-        if not self._queues[item.client]:
-            del self._queues[item.client]
+        if self._queues[item.client]:
+            return
+        address, _ = item.client
+        del self._queues[item.client]
+        self._connections[address].end(item.client)
+        self._num_queues[address] -= 1
+        if not self._num_queues[address]:
+            del self._num_queues[address]
+            self._addresses.end(address)
