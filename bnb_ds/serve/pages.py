@@ -35,12 +35,16 @@ def add_pages(app: FastAPI, pipeline: BnbPipeline, batcher: Batcher, metrics: Me
     has_slots = isinstance(pipeline.engine, TorchEngine)
     index = _page("index.html", engine=html.escape(pipeline.engine.name), has_slots=json.dumps(has_slots))
 
-    @app.get("/health")
+    @app.get("/health", response_description="the process lives")
     async def health() -> dict[str, str]:
         """Say that the process lives and its model is loaded."""
         return {"status": "ok", "engine": pipeline.engine.name, "version": __version__}
 
-    @app.get("/ready", responses={503: {"model": Problem, "description": "no further requests, for now"}})
+    @app.get(
+        "/ready",
+        response_description="a request would be accepted",
+        responses={503: {"model": Problem, "description": "no further requests, for now"}},
+    )
     async def ready() -> Response:
         """Say whether a new request would be accepted: the service is not ending, and its queue has room."""
         if shutdown.has_begun:
@@ -49,7 +53,9 @@ def add_pages(app: FastAPI, pipeline: BnbPipeline, batcher: Batcher, metrics: Me
             return as_json(503, {"detail": "too many texts are pending"})
         return as_json(200, {"status": "ready"})
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    text = {"content": {"text/plain": {}}, "description": "all metrics"}
+
+    @app.get("/metrics", response_class=Response, responses={200: text})
     async def prometheus() -> Response:
         """Return counters and histograms in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
@@ -121,7 +127,7 @@ def _kind(what: dict[str, Any]) -> str:
         return f"list of {_kind(what['items'])}"
     if "prefixItems" in what:
         return "(" + ", ".join(_kind(item) for item in what["prefixItems"]) + ")"
-    limits = [f"{word} {what[key]}" for key, word in (("minimum", "from"), ("maximum", "to")) if key in what]
+    limits = [f"{word} {what[key]:g}" for key, word in (("minimum", "from"), ("maximum", "to")) if key in what]
     return " ".join([str(what.get("type", "anything")), *limits])
 
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class RequestOptions(BaseModel):
-    """Fields of `bnb_ds.decoding.options.DecodeOptions`. The default of a field is the service's setting."""
+    """How outputs are chosen. A field that is left out has the service's own setting."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -29,7 +29,7 @@ class GenerateRequest(BaseModel):
     )
 
     texts: list[str] = Field(min_length=1, description="one output is generated for each, in this order")
-    options: RequestOptions = Field(default_factory=RequestOptions)
+    options: RequestOptions = Field(default_factory=RequestOptions, description="how outputs are chosen")
     return_scores: bool = Field(False, description="compute log-probabilities")
     return_slots: bool = Field(False, description="say how each decoder slot was read; only with the torch model")
 
@@ -59,7 +59,7 @@ class Slot(BaseModel):
 class OutputItem(BaseModel):
     """The output for one text."""
 
-    text: str
+    text: str = Field(description="the output on one line")
     score: float | None = Field(None, description="log-probability of the output in nats, if requested")
     num_source_tokens: int = Field(description="tokens of the text; 0 for an empty text, whose output is empty")
     is_truncated: bool = Field(description="whether the text was cut because it was too long for the model")
@@ -71,10 +71,10 @@ class OutputItem(BaseModel):
 class GenerateResponse(BaseModel):
     """Outputs in the order of the texts."""
 
-    outputs: list[OutputItem]
+    outputs: list[OutputItem] = Field(description="one for each text")
 
 
 class Problem(BaseModel):
     """Why a request was not answered."""
 
-    detail: str
+    detail: str = Field(description="the fault and the way out, in one line")
