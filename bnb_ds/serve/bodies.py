@@ -14,8 +14,8 @@ _JSON = "application/json"
 class BodyLimit:
     """ASGI middleware: a body must be JSON, small enough and in time, whatever its headers claim.
 
-    A body of another content type gets 415, one that is too large 413, and one that is too slow 408. At the end of the
-    grace after a signal, a body that is still arriving gets 503.
+    A body of another content type gets 415, one that is too large 413, and one that is too slow 408. Some seconds
+    after a signal to end, a body that is still arriving gets 503.
 
     Args:
         app: the application.
@@ -49,7 +49,9 @@ class BodyLimit:
             await refuse(send, 413, too_large)
             return
         try:
-            body, is_whole = await unless(self._read(receive), self._timeout_seconds, [self._shutdown.grace_over()])
+            body, is_whole = await unless(
+                self._read(receive), self._timeout_seconds, [self._shutdown.body_grace_over()]
+            )
         except asyncio.TimeoutError:
             await refuse(send, 408, f"the body did not arrive within {self._timeout_seconds} seconds")
             return

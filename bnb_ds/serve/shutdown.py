@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+BODY_GRACE_SECONDS = 5.0
+
 
 class ClientGone(Exception):
     """The client has closed its connection, so nobody waits for the answer."""
@@ -20,6 +22,9 @@ class Stopping(Exception):
 class Shutdown:
     """The end of one service: it begins with a signal, and some seconds of grace follow.
 
+    Requests whose bodies are whole have the full grace. Bodies that are still arriving have `BODY_GRACE_SECONDS`, so
+    that a slow one does not hold up the end.
+
     Attributes:
         has_begun: whether the signal has come. The service is then no longer ready for new requests.
     """
@@ -27,19 +32,31 @@ class Shutdown:
     def __init__(self) -> None:
         self.has_begun = False
         self._grace_is_over = asyncio.Event()
+        self._bodies_are_over = asyncio.Event()
 
     def begin(self, grace_seconds: float) -> None:
         """Begin the grace. Call it in the event loop."""
         self.has_begun = True
-        asyncio.get_running_loop().call_later(grace_seconds, self._grace_is_over.set)
+        loop = asyncio.get_running_loop()
+        loop.call_later(grace_seconds, self._grace_is_over.set)
+        loop.call_later(min(grace_seconds, BODY_GRACE_SECONDS), self._bodies_are_over.set)
 
     async def grace_over(self) -> None:
-        """Return at the end of the grace.
+        """Wait for the end of the grace.
 
         Raises:
             Stopping: always.
         """
         await self._grace_is_over.wait()
+        raise Stopping
+
+    async def body_grace_over(self) -> None:
+        """Wait for the end of the grace for bodies.
+
+        Raises:
+            Stopping: always.
+        """
+        await self._bodies_are_over.wait()
         raise Stopping
 
 

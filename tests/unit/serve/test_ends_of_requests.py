@@ -16,6 +16,7 @@ httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed"
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 
+from bnb_ds.serve import shutdown  # noqa: E402
 from tests.serving import SlowPipeline, running  # noqa: E402
 
 ONE_BY_ONE = {"token_budget": 1, "max_wait_seconds": 0}
@@ -99,7 +100,7 @@ def test_a_short_request_overtakes_a_long_one(slow):
         long = pool.submit(client.post, "/generate", json={"texts": ["a long text"] * 20})
         slow.wait_for_calls(1)
         short = pool.submit(client.post, "/generate", json={"texts": ["short"]})
-        while metric(client, "bnb_pending") < 21:
+        while metric(client, "bnb_queue_length") < 20:
             time.sleep(0.005)
         slow.may_go.set()
         assert (long.result().status_code, short.result().status_code) == (200, 200)
@@ -146,6 +147,20 @@ def test_at_the_end_accepted_requests_are_answered_within_the_grace(slow, caplog
         slow.may_go.set()
     assert "Traceback" not in capfd.readouterr().err
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_slow_body_does_not_hold_up_the_end(slow, monkeypatch):
+    monkeypatch.setattr(shutdown, "BODY_GRACE_SECONDS", 0.2)
+    with running(slow, shutdown_seconds=60) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as slow_body:
+            slow_body.sendall(
+                b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+            )
+            while metric(client, "bnb_connections") < 2:
+                time.sleep(0.005)
+            client.server.should_exit = True
+            answer = slow_body.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503")
 
 
 def test_readiness_says_when_the_service_ends_or_is_full(slow):
