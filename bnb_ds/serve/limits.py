@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from bnb_ds.errors import ConfigError
 
 DEFAULT_MAX_CONNECTIONS = 4096
-#: connections that asyncio accepts at once, before any of them is counted
-ACCEPT_BURST = 64
-#: files that the process needs for itself: the model, the log, the event loop, threads of torch
-_OWN_FILES = 64
+#: connections that asyncio accepts in one turn of its loop
+ACCEPT_BURST = 16
+#: turns from the accept of a connection until another one that gave way for it is closed
+_TURNS = 5
+#: files that the process needs for itself: the model, the log, the event loop
+_OWN_FILES = 48
+_RESERVED = _OWN_FILES + _TURNS * ACCEPT_BURST
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,9 @@ def connection_caps(in_all: int | None, per_client: int | None) -> tuple[int, in
         ConfigError: more connections than the process may have open files.
     """
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = DEFAULT_MAX_CONNECTIONS if open_files == resource.RLIM_INFINITY else open_files - _OWN_FILES - ACCEPT_BURST
+    most = DEFAULT_MAX_CONNECTIONS if open_files == resource.RLIM_INFINITY else open_files - _RESERVED
     if open_files != resource.RLIM_INFINITY and (most < 1 or (in_all is not None and in_all > most)):
-        needed = (in_all or 1) + _OWN_FILES + ACCEPT_BURST
+        needed = (in_all or 1) + _RESERVED
         raise ConfigError(
             f"--max-connections {in_all or 1} needs {needed} open files, and this process may have {open_files}: "
             f"run `ulimit -n {needed}` first, or give fewer"

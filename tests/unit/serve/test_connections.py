@@ -19,7 +19,7 @@ pytest.importorskip("httpx", reason="the extra [serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 
-from bnb_ds.serve.limits import ACCEPT_BURST, connection_caps
+from bnb_ds.serve.limits import connection_caps
 from tests.serving import SlowPipeline, running
 
 HALF_OF_HEADERS = b"POST /generate HTTP/1.1\r\nhost: x\r\nx-slow: "
@@ -180,7 +180,7 @@ def test_caps_stay_below_the_limit_of_open_files(monkeypatch, small_tokenizer, t
         monkeypatch.setattr(resource, "getrlimit", lambda what: (number, number))
 
     limit(1024)
-    assert connection_caps(None, None) == (1024 - 64 - ACCEPT_BURST, 448)
+    assert connection_caps(None, None) == (1024 - 128, 448)
     assert connection_caps(100, None) == (100, 50)
     assert connection_caps(100, 500) == (100, 100)
     limit(1 << 20)
