@@ -129,6 +129,7 @@ class Generate:
 
     async def _stream(self, request: Request, texts: list[str], work: Work) -> Response:
         """Lines of JSON. What goes wrong before the first line is an error answer, and later the last line."""
+        start = time.monotonic()
         lines = self._lines(request, texts, work)
 
         async def first_line() -> str:
@@ -144,7 +145,7 @@ class Generate:
             return self._refused(status, detail, reason)
 
         async def all_lines() -> AsyncIterator[str]:
-            facts, start = request.state.facts, time.monotonic()
+            facts = request.state.facts
             reason: str | None = "client_gone"
             try:
                 yield first
@@ -157,6 +158,7 @@ class Generate:
             finally:
                 # A client that leaves ends this function where it yields or waits.
                 await lines.aclose()
+                facts["queue"] = self._batcher.num_waiting
                 self._metrics.request_seconds.observe(time.monotonic() - start)
                 if reason is not None:
                     self._metrics.dropped.labels(reason).inc()
@@ -207,6 +209,7 @@ class Generate:
             "model_ms": max(answer.model_seconds for answer in answers),
         }.items():
             facts[name] = f"{max(1e3 * seconds, float(facts.get(name, 0))):.1f}"
+        facts["batch"] = max(facts.get("batch", 0), *(answer.batch_size for answer in answers))
 
     def _reason(self, error: Exception, request: Request) -> tuple[int, str, str]:
         """Status, detail and reason of a request that fails."""

@@ -42,10 +42,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Answer:
-    """The output of one text, how its slots were read (if asked for), and how long it took in seconds."""
+    """The output of one text, how its slots were read (if asked for), the texts of its batch, and times in seconds."""
 
     generated: Generated
     slots: list[SlotReading] | None
+    batch_size: int
     queue_seconds: float
     model_seconds: float
 
@@ -184,7 +185,7 @@ class Batcher:
             self._metrics.source_tokens.inc(output.num_source_tokens)
             self._metrics.output_tokens.inc(len(output.tokens))
             if not item.future.done():
-                item.future.set_result(Answer(output, slots, start - item.arrived, seconds))
+                item.future.set_result(Answer(output, slots, len(items), start - item.arrived, seconds))
 
     def _run(self, items: list[_Item]) -> list[tuple[Generated, list[SlotReading] | None]]:
         work = items[0].work

@@ -40,18 +40,19 @@ class Connections:
         self._max_per_client = max_per_client
         self._open: dict[Any, str] = {}  # connection -> address
         self._waiting: dict[Any, None] = {}  # the one that has waited longest comes first
-        self._of_client: dict[str, dict[Any, None]] = {}
+        self._of_client: dict[str, dict[Any, None]] = {}  # those that wait stand in the same order
 
     def admit(self, connection: Any, client: str) -> bool:
         """Count a new connection, and say whether it may stay. It takes the place of one that waits, if need be."""
-        of_client = self._of_client.setdefault(client, {})
+        of_client = self._of_client.get(client, {})
         has_room = True
         if len(of_client) >= self._max_per_client:
             has_room = self._give_way(next((other for other in of_client if other in self._waiting), None))
         elif len(self._open) >= self._max_open:
             has_room = self._give_way(next(iter(self._waiting), None))
         self._open[connection] = client
-        of_client[connection] = self._waiting[connection] = None
+        # The one that gave way may have been the last of this client, so its entry may be new.
+        self._of_client.setdefault(client, {})[connection] = self._waiting[connection] = None
         self._metrics.connections.set(len(self._open))
         if not has_room:
             self._metrics.closed_connections.labels("refused").inc()
@@ -61,9 +62,11 @@ class Connections:
         """Note whether a connection waits. It counts as waiting from now on, if it did not wait before."""
         if connection not in self._open:
             return
-        if is_waiting:
-            self._waiting.setdefault(connection)
-        else:
+        if is_waiting and connection not in self._waiting:
+            of_client = self._of_client[self._open[connection]]
+            del of_client[connection]
+            self._waiting[connection] = of_client[connection] = None  # behind those that wait already
+        elif not is_waiting:
             self._waiting.pop(connection, None)
 
     def closed(self, connection: Any, reason: str) -> None:

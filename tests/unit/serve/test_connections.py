@@ -146,6 +146,15 @@ def test_at_the_cap_the_longest_waiting_gives_way(pipeline, parser, caps):
         assert rest(others[-1]).startswith(b"HTTP/1.1 200")
 
 
+def test_one_connection_is_enough(pipeline, parser):
+    with running(pipeline, http=parser, max_connections=1) as client, connect(client) as first:
+        assert client.get("/health").status_code == 200
+        assert rest(first) == b""
+        with connect(client) as second:
+            second.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert rest(second).startswith(b"HTTP/1.1 200")
+
+
 def test_requests_in_the_model_never_give_way(pipeline, parser, small_tokenizer, tmp_path):
     slow = SlowPipeline.from_pretrained(save_model(tmp_path / "model", small_tokenizer), device="cpu")
     slow.hold()

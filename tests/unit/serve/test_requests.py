@@ -154,7 +154,7 @@ def test_request_ids_are_returned_and_logged(client, caplog):
     assert re.fullmatch("[0-9a-f]{32}", made.headers["x-request-id"])
     first, second = [record.getMessage() for record in caplog.records if record.name == "bnb_ds.serve.requests"]
     assert first.startswith("request=mine-7 client=127.0.0.1 method=POST path=/generate status=200 total_ms=")
-    for fact in ("texts=1", "source_tokens=", "output_tokens=", "queue_ms=", "model_ms=", "queue=0"):
+    for fact in ("texts=1", "source_tokens=", "output_tokens=", "queue_ms=", "model_ms=", "queue=0", "batch=1"):
         assert fact in first
     assert f"request={made.headers['x-request-id']} " in second
     assert "status=422" in second
