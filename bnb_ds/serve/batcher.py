@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.decoding.options import CONSTRAINT_BEAM, DecodeOptions
 from bnb_ds.generate.pipeline import BnbPipeline, Generated
 from bnb_ds.model.configuration import BnbConfig
@@ -25,6 +26,9 @@ from bnb_ds.serve.limits import ServiceLimits
 from bnb_ds.serve.metrics import Metrics
 from bnb_ds.serve.slot_reading import SlotReading, read_slots
 from bnb_ds.serve.turns import Turns
+
+#: batches of many sizes leave holes in the C heap, which are given back now and then
+_BATCHES_BETWEEN_TRIMS = 100
 
 
 class Overloaded(Exception):
@@ -72,6 +76,7 @@ class Batcher:
         self._metrics = metrics
         self._limits = limits
         self._num_pending = 0
+        self._num_batches = 0  # counted in the model's thread
         self._turns = Turns()
         self._has_changed = asyncio.Event()
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -191,6 +196,9 @@ class Batcher:
         work = items[0].work
         sources, cuts = [item.source for item in items], [item.is_truncated for item in items]
         outputs = self._pipeline.from_sources(sources, cuts, work.options, with_scores=work.with_scores)
+        self._num_batches += 1
+        if self._num_batches % _BATCHES_BETWEEN_TRIMS == 0:
+            return_freed_memory()
         if not work.with_slots:
             return [(output, None) for output in outputs]
         return [
