@@ -85,6 +85,8 @@ EXTRAS_REQUIRE = {
         "uvicorn>=0.30",
         "prometheus-client>=0.20",
         "httpx>=0.27",  # clients for tests of the service
+        "httptools>=0.6",  # the other HTTP parser that uvicorn may use; the service is tested with both
+        "playwright>=1.48",  # drives an installed Chromium for tests of the service's pages
         "schemathesis>=4",  # makes malformed requests from the OpenAPI description
         "ruff>=0.17,<0.18",  # linter, run as a test; other releases have other rules
         "mypy>=2.4,<2.5",  # checks the types of the public API, run as a test; pinned for the same reason
@@ -97,7 +99,10 @@ setup(
     description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model, on DeepSpeed",
     license="Apache-2.0",
     packages=find_packages(include=["bnb_ds*", "data_prep*"]),
-    package_data={"bnb_ds": ["py.typed"]},  # type checkers read the annotations of a package that has this file
+    package_data={
+        "bnb_ds": ["py.typed"],  # type checkers read the annotations of a package that has this file
+        "bnb_ds.serve": ["static/*.html"],  # the pages of the service
+    },
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
