@@ -71,7 +71,8 @@ class ModelSection(Section):
     latent_dropout: Probability = 0.0
     hidden_dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
-    #: source: CTC, with the number of positions set by the source length; predicted: length classification
+    #: source: the number of positions follows the source length; predicted: it follows the target length, which is
+    #: predicted by classification
     decoder_length: Literal["source", "predicted"] = "source"
     #: decoder positions = ceil(ratio x real source tokens + offset), clipped to min and max
     decoder_length_ratio: Annotated[float, Field(gt=0)] = 2.0
@@ -79,6 +80,15 @@ class ModelSection(Section):
     decoder_length_min: Annotated[int, Field(ge=1)] = 1
     decoder_length_max: Annotated[int, Field(ge=1)] | None = None
     decoder_positions: Literal["absolute", "shared"] = "shared"
+    #: what reads the positions: ctc; token (one token each, for predicted); dag (paths through a graph of positions);
+    #: default: token for predicted, else ctc
+    target: Literal["ctc", "token", "dag"] | None = None
+    #: with dag: attention heads of the links between positions; default: as the decoder
+    link_heads: Annotated[int, Field(gt=0)] | None = None
+    #: with dag: most positions of a graph
+    link_positions: Annotated[int, Field(ge=2)] = 1024
+    #: the input of a position holds a token too, [MASK] where nothing is known; ``glancing`` needs it
+    decoder_tokens: bool = False
     #: with predicted lengths: smallest and largest difference (target minus source tokens) that has its own class
     length_difference_min: int = -128
     length_difference_max: int = 128
