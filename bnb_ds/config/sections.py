@@ -188,6 +188,23 @@ class ObjectiveSection(Section):
         return self
 
 
+class GlancingSection(Section):
+    """Glancing: in training, some positions see the target token that they should write (`bnb_ds.targets.glancing`).
+
+    The share of positions is a ratio times the share of wrong ones. The ratio goes from ``start`` to ``end`` in a
+    straight line and stays there.
+    """
+
+    start: Probability = 0.5
+    end: Probability = 0.3
+    #: steps from ``start`` to ``end``; default: all steps of the run
+    steps: Annotated[int, Field(gt=0)] | None = None
+
+    def ratio(self, step: int, total_steps: int) -> float:
+        """The ratio of a step, which is counted from 0, of a run of ``total_steps``."""
+        return self.start + (self.end - self.start) * min(step / (self.steps or total_steps), 1.0)
+
+
 class ScheduleSection(Section):
     """Learning-rate multiplier over the steps. The peak rate is the optimizer's ``lr`` in the DeepSpeed JSON."""
 
@@ -249,6 +266,8 @@ class TrainingRecipe(Section):
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     loader: LoaderSection = LoaderSection()
     schedule: ScheduleSection = ScheduleSection()
+    #: needs a BERT-NAR-BERT with ``decoder_tokens``; default: no glancing
+    glancing: GlancingSection | None = None
     spikes: SpikeSection = SpikeSection()
     faults: FaultSection = FaultSection()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.length import LengthPredictor
 from bnb_ds.targets.ctc_target import CtcTarget
@@ -22,6 +23,14 @@ def target_of(config: BnbConfig) -> Target:
     if config.target_kind == "token":
         return TokenTarget(config.blank_token_id, config.kl_weight)
     return CtcTarget(config.blank_token_id, config.loss_reduction, config.kl_weight)
+
+
+def check_glancing(config: BnbConfig) -> None:
+    """Raise ConfigError if a model cannot be trained with glancing."""
+    if not config.decoder_tokens:
+        raise ConfigError("glancing shows target tokens to the decoder: set model.decoder_tokens to true")
+    if config.target_kind == "token" and config.kl_weight:
+        raise ConfigError("glancing with one token for each slot has no smoothing term: set model.kl_weight to 0")
 
 
 def length_scores(
