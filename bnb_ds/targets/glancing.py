@@ -39,7 +39,7 @@ def glance_at_some(may_T: Tensor, number_B: Tensor, draws_T: Tensor, layout: Pac
     """
     draws_BM = layout.pad(torch.where(may_T, draws_T, torch.inf), torch.inf)
     # Stable, so that equal draws are in the order of slots on every device.
-    order_BM = draws_BM.sort(1, stable=True).indices
+    order_BM = draws_BM.sort(dim=1, stable=True).indices
     ranks_BM = torch.empty_like(order_BM)
     ranks_BM.scatter_(1, order_BM, torch.arange(order_BM.shape[1], device=order_BM.device).expand_as(order_BM))
     return layout.unpad(ranks_BM < number_B[:, None]) & may_T
