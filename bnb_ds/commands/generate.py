@@ -122,6 +122,20 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         ("--min-length", natural, 0, "fewest tokens of an output"),
     ):
         decoding.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
+    decoding.add_argument(
+        "--strategy",
+        help="how a path through a graph of slots is chosen, for models with target dag: greedy, lookahead, viterbi,"
+        " joint_viterbi or beam (default: lookahead)",
+    )
+    decoding.add_argument(
+        "--lookahead-beta", type=float, default=1.0, help="weight of a slot's token in lookahead (default %(default)s)"
+    )
+    decoding.add_argument(
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        help="power of the length that divides the score of a path; more favours longer outputs (default %(default)s)",
+    )
     decoding.add_argument("--max-length", type=positive, help="most tokens of an output (default: no limit)")
     decoding.add_argument(
         "--no-repeat-ngram-size",
@@ -150,6 +164,9 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "compile",
         "token_budget",
         "beam_size",
+        "strategy",
+        "lookahead_beta",
+        "length_penalty",
         "beam_classes",
         "length_beam",
         "min_length",
