@@ -108,8 +108,10 @@ def judge(states: list[RankState], now: float, silence_seconds: float, hang_seco
         return f"{lost[0]} lost its connections in {lost[0].place}: {lost[0].message}"
     if running and all(now - state.moved > hang_seconds for state in running):
         behind = min(running, key=lambda state: state.progress)
-        others = "" if behind.progress < max(s.progress for s in running) else ", like all others"
-        return f"{behind} hangs: no progress for {hang_seconds:g} s in {behind.place}{others}"
+        # If all are in the same phase, one may hang before the collective operation in which the others wait.
+        at_same_place = len(running) > 1 and behind.progress == max(s.progress for s in running)
+        who = "all ranks hang" if at_same_place else f"{behind} hangs"
+        return f"{who}: no progress for {hang_seconds:g} s in {behind.place}"
     return None
 
 

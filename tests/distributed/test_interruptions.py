@@ -89,7 +89,9 @@ def test_a_rank_that_hangs_ends_the_job(tmp_path, small_shards, fork_server):
     assert launch.wait(90) == [-signal.SIGKILL] * 2
     errors = [line for line in launch.text().splitlines() if "error" in line]
     assert len(errors) == 1, launch.text()
-    assert re.search(r"rank 1 \(.*\) hangs: no progress for 10 s in step \d+, \w+; the whole job ends", errors[0])
+    # Where rank 0 waits in a collective of the same phase, nobody can tell which rank it waits for.
+    pattern = r"(rank 1 \(.*\) hangs|all ranks hang): no progress for 10 s in step \d+, \w+; the whole job ends"
+    assert re.search(pattern, errors[0])
     assert "Traceback" not in launch.text()
 
 

@@ -57,7 +57,7 @@ def test_ranks_that_hang_together():
     both = states()
     for state in both:
         state.moved = NOW - 601
-    assert judge(both, NOW, SILENCE, HANG).endswith("in step 5, backward, like all others")
+    assert judge(both, NOW, SILENCE, HANG) == "all ranks hang: no progress for 600 s in step 5, backward"
 
 
 def test_a_rank_that_fails_gets_time_for_its_message_and_the_others_for_theirs():
