@@ -15,7 +15,6 @@ INSTALL_REQUIRES = [
     "datasets>=4",  # downstream data sets and streamed hub corpora
     "pyarrow>=15",  # reading parquet and arrow corpora in bounded memory; the dictionary of the word engine
     "lxml>=5",  # streaming PubMed XML and MediaWiki dumps
-    "mwparserfromhell>=0.6.6",  # wikitext to text
     "numpy>=1.26",  # token shards, loader and corruption
     "safetensors>=0.5",  # weights of exported models
     "pydantic>=2.7",  # typed recipes with errors that carry the path of the field
@@ -42,6 +41,11 @@ EXTRAS_REQUIRE = {
         "nanotoken>=0.1,<0.2",  # WordPiece at several times the speed of the word dictionary
         "isal>=1.6",  # inflates .gz at twice the speed
         "zstandard>=0.22",  # reading .zst
+    ],
+    "cluster": ["distributed>=2025.1"],  # `bnb-ds prep --executor dask`
+    "filters": [
+        "datasketch>=2,<3",  # MinHash of `bnb-ds prep --drop-near-duplicates`
+        "py3langid>=0.4,<0.5",  # `bnb-ds prep --language`; its model is in the package
     ],
     "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png` and `bnb-ds bench generate --png`
     "lm": ["kenlm>=0.2"],  # n-gram language models in the CTC beam search; built from source, with a C++ compiler
@@ -70,6 +74,10 @@ EXTRAS_REQUIRE = {
         "mkdocs-material>=9.6,<10",
         "mkdocstrings[python]>=1,<2",
         "zstandard>=0.22",  # .zst input
+        "distributed>=2025.1",  # the extra `cluster`
+        "datasketch>=2,<3",  # the extra `filters`
+        "py3langid>=0.4,<0.5",
+        "mwparserfromhell>=0.6.6",  # a contender of `bnb-ds bench prep --extract`
         "onnx>=1.17",  # the extra `onnx`
         "onnxscript>=0.3",
         "onnxruntime>=1.20",
@@ -77,6 +85,8 @@ EXTRAS_REQUIRE = {
         "uvicorn>=0.30",
         "prometheus-client>=0.20",
         "httpx>=0.27",  # clients for tests of the service
+        "httptools>=0.6",  # the other HTTP parser that uvicorn may use; the service is tested with both
+        "playwright>=1.48",  # drives an installed Chromium for tests of the service's pages
         "schemathesis>=4",  # makes malformed requests from the OpenAPI description
         "ruff>=0.17,<0.18",  # linter, run as a test; other releases have other rules
         "mypy>=2.4,<2.5",  # checks the types of the public API, run as a test; pinned for the same reason
@@ -89,7 +99,10 @@ setup(
     description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model, on DeepSpeed",
     license="Apache-2.0",
     packages=find_packages(include=["bnb_ds*", "data_prep*"]),
-    package_data={"bnb_ds": ["py.typed"]},  # type checkers read the annotations of a package that has this file
+    package_data={
+        "bnb_ds": ["py.typed"],  # type checkers read the annotations of a package that has this file
+        "bnb_ds.serve": ["static/*.html"],  # the pages of the service
+    },
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -23,6 +23,7 @@ _COMMANDS = (
     ("check", "check a launch without its machines", "bnb_ds.commands.check:add_check"),
     ("curves", "show the first and last values that runs logged, or draw curves", "bnb_ds.commands.curves:add_curves"),
     ("export", "write a checkpoint as a Hugging Face directory", "bnb_ds.commands.export:add_export"),
+    ("average", "average the weights of several checkpoints of one model", "bnb_ds.commands.export:add_average"),
     (
         "import-reference",
         "convert a model saved by the reference implementation of the paper",

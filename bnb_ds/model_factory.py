@@ -32,6 +32,10 @@ _SAME_NAME = (
     "kl_weight",
     "loss_reduction",
     "tie_encoder_decoder",
+    "target",
+    "link_heads",
+    "link_positions",
+    "decoder_tokens",
 )
 #: field of a BERT configuration -> its name in a recipe
 DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}
@@ -123,6 +127,8 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
         config = BnbConfig.from_pretrained(section.checkpoint)
     replaced = {name: value for name, value in _bnb_fields(section, target).items() if name in given}
     config.update(replaced)
+    if config.mask_token_id is None:  # models made before slots could hold tokens do not have it
+        config.mask_token_id = target.special_ids["mask"]
     for half in (config.encoder, config.decoder):
         half.update({name: value for name, value in _dropout_fields(section).items() if DROPOUT_NAMES[name] in given})
     if config.decoder_length == "padded":
@@ -141,6 +147,7 @@ def _bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
         "pad_token_id": target.special_ids["pad"],
         "bos_token_id": target.special_ids["cls"],
         "eos_token_id": target.special_ids["sep"],
+        "mask_token_id": target.special_ids["mask"],
     }
 
 
@@ -176,6 +183,11 @@ def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> N
     if max_length > positions:
         raise ConfigError(f"{field} {max_length}: the encoder has {positions} positions; set it to {positions}")
     slots = int(decoder_lengths(max_length, config))
+    if config.target_kind == "dag" and config.decoder_length == "source" and slots > config.link_positions:
+        raise ConfigError(
+            f"model.link_positions {config.link_positions}: {max_length} source tokens need a graph of {slots} slots;"
+            f" raise it, or lower {field}, model.decoder_length_ratio or model.decoder_length_max"
+        )
     limit = config.decoder.max_position_embeddings
     if config.decoder_positions == "absolute" and slots > limit:
         raise ConfigError(

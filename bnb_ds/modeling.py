@@ -24,7 +24,7 @@ from bnb_ds.model.layers import BnbLMHead
 from bnb_ds.model.network import BnbLMHeadModel, BnbModel
 from bnb_ds.model.outputs import BnbModelOutput, BnbOutput
 from bnb_ds.model.slots import decoder_lengths
-from bnb_ds.model.target_loss import cross_entropy_sum
+from bnb_ds.targets.token_target import cross_entropy_sum
 
 __all__ = [
     "BnbConfig",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import tests.fuzzing  # noqa: F401 - registers the profile that --hypothesis-profile names
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: many small tests, few cores
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail at once

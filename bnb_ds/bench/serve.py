@@ -17,6 +17,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from bnb_ds.bench.bad_neighbours import BEAM_SIZE
 from bnb_ds.bench.flags import add_device, add_json, refuse_missing_device, refuse_missing_parent, versions, write
 from bnb_ds.bench.generation.sources import read_texts
 from bnb_ds.bench.measure import percentile_95
@@ -34,6 +38,7 @@ from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.serve.server import require_packages
 
 _TIMEOUT_SECONDS = 60
+_NUM_BEAM_TEXTS = 50
 
 
 @dataclass
@@ -87,9 +92,46 @@ class Client:
             self._tally.wrong.append(f"{answer.status} for {text!r}: {content!r}")
 
 
+class Service:
+    """A running service.
+
+    Attributes:
+        port: where it listens.
+        memory: its resident bytes, once a second.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.port = port
+        self.memory: list[int] = []
+        self._process = process
+        self._last = ""
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._watch)]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self) -> None:
+        for line in self._process.stderr:  # a full pipe would stop the service
+            self._last = line.strip()
+
+    def _watch(self) -> None:
+        watched = psutil.Process(self._process.pid)
+        with contextlib.suppress(psutil.Error):
+            while self._process.poll() is None:
+                self.memory.append(watched.memory_info().rss)
+                time.sleep(1)
+
+    def stop(self) -> str:
+        """End the service with SIGTERM, and return its last line."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(timeout=2 * _TIMEOUT_SECONDS)
+        for thread in self._threads:
+            thread.join()
+        return self._last
+
+
 @contextlib.contextmanager
-def running_service(model: Path, *flags: str) -> Iterator[int]:
-    """Run a service; yields its port, and stops it at the end.
+def running_service(model: Path, *flags: str) -> Iterator[Service]:
+    """Run a service, and stop it at the end.
 
     Raises:
         BnbError: the service does not start; the message has its last line.
@@ -100,13 +142,31 @@ def running_service(model: Path, *flags: str) -> Iterator[int]:
         said = []
         for line in process.stderr:
             if found := re.search(r"http://[^:]+:(\d+)", line):
-                yield int(found[1])
+                service = Service(process, int(found[1]))
+                yield service
+                service.stop()
                 return
             said.append(line.strip())
         raise BnbError("the service did not start: " + (said[-1] if said else "it printed nothing"))
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=_TIMEOUT_SECONDS)
+        if process.poll() is None:
+            process.kill()
+        process.wait(timeout=_TIMEOUT_SECONDS)
+
+
+@contextlib.contextmanager
+def bad_neighbours(port: int, expected: dict[str, str]) -> Iterator[dict[str, int]]:
+    """Let bad neighbours annoy a service. The yielded dictionary has their counts at the end."""
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        (file := Path(folder) / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
+        command = [sys.executable, "-m", "bnb_ds.bench.bad_neighbours", str(port), str(file)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            yield counts
+        finally:
+            said, _ = process.communicate(timeout=_TIMEOUT_SECONDS)
+    counts.update(json.loads(said))
 
 
 def alone(port: int, texts: Sequence[str], expected: dict[str, str]) -> Tally:
@@ -150,9 +210,12 @@ def table(results: dict[str, dict[str, float]], max_wait_ms: int) -> str:
         for name, row in results.items()
     )
     shown = markdown_table(("", *counts, "requests/s", "p50 ms", "p95 ms"), rows)
-    one, many = results.values()
+    one, many, *beside = results.values()
     ratio = (many["p95_ms"] - max_wait_ms) / one["p50_ms"]
-    return f"{shown}\np95 under load, less the batching wait of {max_wait_ms} ms: {ratio:.2f} times p50 alone"
+    shown += f"\np95 under load, less the batching wait of {max_wait_ms} ms: {ratio:.2f} times p50 alone"
+    for row in beside:
+        shown += f"\np95 beside bad neighbours: {row['p95_ms'] / many['p95_ms']:.2f} times p95 without them"
+    return shown
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -174,6 +237,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         ("--max-wait-ms", natural, 5, "the service's --max-wait-ms"),
     ):
         command.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
+    command.add_argument(
+        "--bad-neighbours",
+        action="store_true",
+        help="repeat the load beside clients that hold idle connections, send slow bodies, leave before the answer, "
+        "and ask for a beam of 32; then end the service under load",
+    )
     add_device(command)
     add_json(command)
     command.set_defaults(run=_run)
@@ -193,12 +262,69 @@ def _run(args: argparse.Namespace) -> None:
         **versions(),
     }
     print(", ".join(f"{name} {value}" for name, value in setting.items()), flush=True)
-    flags = ("--device", args.device, "--max-wait-ms", str(args.max_wait_ms))
-    with running_service(args.model, *flags) as port:
-        one = alone(port, texts, expected)
-        many = together(port, texts, expected, args.clients, args.seconds, args.pause_ms / 1e3)
-    results = {"one client": one.figures(sum(one.seconds)), f"{args.clients} clients": many.figures(args.seconds)}
+    flags = ("--device", args.device, "--max-wait-ms", str(args.max_wait_ms), "--max-connections", "512")
+    flags += ("--max-connections-per-client", "512")
+    load = (texts, expected, args.clients, args.seconds, args.pause_ms / 1e3)
+    facts: dict[str, Any] = {}
+    with running_service(args.model, *flags) as service:
+        one = alone(service.port, texts, expected)
+        many = together(service.port, *load)
+        tallies = {"one client": one, f"{args.clients} clients": many}
+        if args.bad_neighbours:
+            beams = _beam_outputs(args.model, args.device, texts)
+            with bad_neighbours(service.port, beams) as counts:
+                tallies["beside bad neighbours"] = together(service.port, *load)
+                facts["memory"] = service.memory[-args.seconds :]
+                facts["end"] = _end_under_load(service, texts, expected, args.clients)
+            facts["neighbours"] = counts
+    seconds = {"one client": sum(one.seconds)}
+    results = {name: tally.figures(seconds.get(name, args.seconds)) for name, tally in tallies.items()}
     print(table(results, args.max_wait_ms))
-    for fault in (*one.wrong, *one.lost, *many.wrong, *many.lost)[:3]:
+    if facts:
+        print(_about(facts))
+    for fault in [fault for tally in tallies.values() for fault in (*tally.wrong, *tally.lost)][:3]:
         print(f"for example: {fault}")
-    write(args.json, {**setting, "results": results})
+    write(args.json, {**setting, "results": results, **facts})
+
+
+def _beam_outputs(model: Path, device: str, texts: Sequence[str]) -> dict[str, str]:
+    """The outputs of some texts with the beam that bad neighbours ask for."""
+    pipeline = BnbPipeline.from_pretrained(model, device=device, beam_size=BEAM_SIZE)
+    some = list(texts[:_NUM_BEAM_TEXTS])
+    return dict(zip(some, pipeline(some), strict=True))
+
+
+def _end_under_load(service: Service, texts: Sequence[str], expected: dict[str, str], clients: int) -> dict[str, Any]:
+    """End the service while clients send, and compare what it accepted with what it answered."""
+    last: list[str] = []
+    end = threading.Timer(1, lambda: last.append(service.stop()))
+    end.start()
+    # A client whose idle connection is being closed counts a loss, so the service's own counts decide.
+    tally = together(service.port, texts, expected, clients, 2, 0.05)
+    end.join()
+    found = re.search(r"(\d+) requests accepted, (\d+) answered(?:, (\d+) whose clients left)?", last[0])
+    if found is None:
+        raise BnbError(f"the service did not end in order: {last[0]}")
+    accepted, answered, gone = (int(number or 0) for number in found.groups())
+    return {
+        "answers": len(tally.seconds),
+        "wrong": len(tally.wrong),
+        "accepted": accepted,
+        "answered": answered,
+        "clients_left": gone,
+        "lost": accepted - answered - gone,
+    }
+
+
+def _about(facts: dict[str, Any]) -> str:
+    """Memory, the end, and the neighbours, in words."""
+    memory, end = facts["memory"], facts["end"]
+    quarter = memory[len(memory) // 4] if memory else 0
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(facts["neighbours"].items()))
+    return (
+        f"memory of the service: {quarter / 1e6:.0f} MB after a quarter of that time, "
+        f"{(memory or [0])[-1] / 1e6:.0f} MB at its end\n"
+        f"SIGTERM under load: {end['accepted']} requests accepted in all, {end['answered']} answered, "
+        f"{end['clients_left']} clients left, {end['lost']} lost; {end['wrong']} of the last {end['answers']} answers "
+        f"wrong\nneighbours: {counts}"
+    )

@@ -193,18 +193,21 @@ def _remove(checkpoint: Path) -> None:
 
 def best_checkpoint(checkpoints: list[Path]) -> Path | None:
     """The one with the lowest selection loss among those that were evaluated."""
-    scores = {}
-    for path in checkpoints:
-        try:
-            state = read_state(path)
-            # The other two names are those of earlier releases.
-            found = (state[name] for name in ("selection_loss", "badness", "eval_loss") if name in state)
-            scores[path] = next(found, None)
-        except (OSError, ValueError):
-            continue  # damaged; whoever loads it is told
-    # A score that is not a number wins nowhere.
-    scores = {path: score for path, score in scores.items() if score is not None and math.isfinite(score)}
+    scores = {path: selection_loss(path) for path in checkpoints}
+    scores = {path: score for path, score in scores.items() if score is not None}
     return min(scores, key=scores.get) if scores else None
+
+
+def selection_loss(checkpoint: Path) -> float | None:
+    """What the best checkpoint has least of; None if it was not evaluated, or if its state cannot be read."""
+    try:
+        state = read_state(checkpoint)
+    except (OSError, ValueError):
+        return None  # damaged; whoever loads it is told
+    # The other two names are those of earlier releases.
+    found = next((state[name] for name in ("selection_loss", "badness", "eval_loss") if name in state), None)
+    # A score that is not a number wins nowhere.
+    return found if found is not None and math.isfinite(found) else None
 
 
 def newest_intact(directory: Path) -> tuple[Path | None, list[str]]:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bnb_ds.common.arguments import describe
+from bnb_ds.common.arguments import describe, positive
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import DECODER_LENGTH_POLICIES
 
@@ -41,6 +41,29 @@ def add_export(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_export)
 
 
+def add_average(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds average``."""
+    describe(
+        command,
+        "Write the mean of the weights of several checkpoints of one model as a model directory.",
+        "bnb-ds average work/runs/xsum --best 5 --output work/models/xsum_average",
+    )
+    command.add_argument(
+        "source",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="output_dir of a run, or of several runs of one model, or single checkpoints",
+    )
+    number = command.add_mutually_exclusive_group(required=True)
+    number.add_argument("--last", type=positive, metavar="N", help="average the N newest checkpoints of each run")
+    number.add_argument(
+        "--best", type=positive, metavar="N", help="average the N checkpoints of each run with the best evaluations"
+    )
+    command.add_argument("--output", type=Path, help="directory to write; new or empty (default: RUN/average)")
+    command.set_defaults(run=_average)
+
+
 def add_import_reference(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds import-reference``."""
     describe(
@@ -58,6 +81,14 @@ def add_import_reference(command: argparse.ArgumentParser) -> None:
         help="policy of decoder positions; `padded` computes the same as the reference (default %(default)s)",
     )
     command.set_defaults(run=_import_reference)
+
+
+def _average(args: argparse.Namespace) -> None:
+    from bnb_ds.export.from_run import export_average
+
+    output = args.output or args.source[0] / "average"
+    found = export_average(args.source, output, last=args.last, best=args.best)
+    print(f"average: {', '.join(path.name for path in found)} -> {output}")
 
 
 def _export(args: argparse.Namespace) -> None:

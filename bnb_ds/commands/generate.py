@@ -53,7 +53,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds serve``."""
     describe(
         command,
-        "Answer HTTP requests with one model: POST /generate, GET /health, /metrics and /docs.",
+        "Answer HTTP requests with one model: POST /generate; GET / (a page), /docs, /health, /ready, /metrics.",
         "bnb-ds serve work/models/xsum --port 8000",
     )
     _add_model(command)
@@ -65,12 +65,24 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     for flag, kind, default, help_text in (
         ("--max-wait-ms", natural, 5, "milliseconds that a request waits for others to share its batch"),
         ("--max-pending", positive, 1024, "most texts that wait or are being decoded; further requests get 429"),
-        ("--max-items", positive, 64, "most texts of a request"),
+        ("--max-items", positive, 64, "most texts of a request; a stream has at most this many in the queue at a time"),
+        ("--max-stream-items", positive, 10_000, "most texts of a request whose outputs are streamed"),
+        ("--max-beam-size", positive, 32, "largest beam_size and length_beam of a request"),
         ("--max-body-bytes", positive, 1 << 20, "largest body of a request, in bytes"),
-        ("--timeout-seconds", positive, 60, "longest time to receive a body, and to answer it"),
+        ("--timeout-seconds", positive, 60, "longest time to receive a body, and to answer it; then its work ends"),
+        ("--header-seconds", positive, 10, "longest time from the start of a connection to the end of its headers"),
         ("--shutdown-seconds", positive, 60, "longest time for accepted requests after SIGTERM"),
     ):
         limits.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
+    limits.add_argument(
+        "--max-connections", type=positive, help="most open connections (default: 4096, or what `ulimit -n` allows)"
+    )
+    limits.add_argument(
+        "--max-connections-per-client",
+        type=positive,
+        help="most open connections of one address; behind a proxy, give as many as in all (default: half of all)",
+    )
+    command.add_argument("--no-request-log", action="store_true", help="do not log each request")
     add_engine_flags(command)
     add_decode_flags(command)
     command.set_defaults(run=_serve)
@@ -110,6 +122,20 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         ("--min-length", natural, 0, "fewest tokens of an output"),
     ):
         decoding.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
+    decoding.add_argument(
+        "--strategy",
+        help="how a path through a graph of slots is chosen, for models with target dag: greedy, lookahead, viterbi,"
+        " joint_viterbi or beam (default: lookahead)",
+    )
+    decoding.add_argument(
+        "--lookahead-beta", type=float, default=1.0, help="weight of a slot's token in lookahead (default %(default)s)"
+    )
+    decoding.add_argument(
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        help="power of the length that divides the score of a path; more favours longer outputs (default %(default)s)",
+    )
     decoding.add_argument("--max-length", type=positive, help="most tokens of an output (default: no limit)")
     decoding.add_argument(
         "--no-repeat-ngram-size",
@@ -138,6 +164,9 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "compile",
         "token_budget",
         "beam_size",
+        "strategy",
+        "lookahead_beta",
+        "length_penalty",
         "beam_classes",
         "length_beam",
         "min_length",
@@ -173,14 +202,15 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from bnb_ds.serve.server import listen, require_packages, serve
+    from bnb_ds.serve.server import listen, log_requests, require_packages, serve
 
     require_packages()
     from bnb_ds.decoding.batching import default_token_budget
     from bnb_ds.generate.open_model import choose_device
     from bnb_ds.generate.pipeline import BnbPipeline
-    from bnb_ds.serve.app import ServiceLimits
+    from bnb_ds.serve.limits import ServiceLimits, connection_caps
 
+    max_connections, per_client = connection_caps(args.max_connections, args.max_connections_per_client)
     bound = listen(args.host, args.port)
     with bound:
         limits = ServiceLimits(
@@ -188,10 +218,16 @@ def _serve(args: argparse.Namespace) -> None:
             token_budget=args.token_budget or default_token_budget(choose_device(args.device)),
             max_pending=args.max_pending,
             max_items=args.max_items,
+            max_stream_items=args.max_stream_items,
+            max_beam_size=args.max_beam_size,
             max_body_bytes=args.max_body_bytes,
             timeout_seconds=float(args.timeout_seconds),
+            header_seconds=float(args.header_seconds),
+            max_connections=max_connections,
+            max_connections_per_client=per_client,
         )
         pipeline = BnbPipeline.from_pretrained(args.model, **pipeline_settings(args))
+        log_requests(each=not args.no_request_log)
         serve(pipeline, limits, bound, shutdown_seconds=args.shutdown_seconds)
 
 

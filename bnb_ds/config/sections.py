@@ -71,7 +71,8 @@ class ModelSection(Section):
     latent_dropout: Probability = 0.0
     hidden_dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
-    #: source: CTC, with the number of positions set by the source length; predicted: length classification
+    #: source: the number of positions follows the source length; predicted: it follows the target length, which is
+    #: predicted by classification
     decoder_length: Literal["source", "predicted"] = "source"
     #: decoder positions = ceil(ratio x real source tokens + offset), clipped to min and max
     decoder_length_ratio: Annotated[float, Field(gt=0)] = 2.0
@@ -79,6 +80,15 @@ class ModelSection(Section):
     decoder_length_min: Annotated[int, Field(ge=1)] = 1
     decoder_length_max: Annotated[int, Field(ge=1)] | None = None
     decoder_positions: Literal["absolute", "shared"] = "shared"
+    #: what reads the positions: ctc; token (one token each, for predicted); dag (paths through a graph of positions);
+    #: default: token for predicted, else ctc
+    target: Literal["ctc", "token", "dag"] | None = None
+    #: with dag: attention heads of the links between positions; default: as the decoder
+    link_heads: Annotated[int, Field(gt=0)] | None = None
+    #: with dag: most positions of a graph
+    link_positions: Annotated[int, Field(ge=2)] = 1024
+    #: the input of a position holds a token too, [MASK] where nothing is known; ``glancing`` needs it
+    decoder_tokens: bool = False
     #: with predicted lengths: smallest and largest difference (target minus source tokens) that has its own class
     length_difference_min: int = -128
     length_difference_max: int = 128
@@ -178,6 +188,23 @@ class ObjectiveSection(Section):
         return self
 
 
+class GlancingSection(Section):
+    """Glancing: in training, some positions see the target token that they should write (`bnb_ds.targets.glancing`).
+
+    The share of positions is a ratio times the share of wrong ones. The ratio goes from ``start`` to ``end`` in a
+    straight line and stays there.
+    """
+
+    start: Probability = 0.5
+    end: Probability = 0.3
+    #: steps from ``start`` to ``end``; default: all steps of the run
+    steps: Annotated[int, Field(gt=0)] | None = None
+
+    def ratio(self, step: int, total_steps: int) -> float:
+        """The ratio of a step, which is counted from 0, of a run of ``total_steps``."""
+        return self.start + (self.end - self.start) * min(step / (self.steps or total_steps), 1.0)
+
+
 class ScheduleSection(Section):
     """Learning-rate multiplier over the steps. The peak rate is the optimizer's ``lr`` in the DeepSpeed JSON."""
 
@@ -239,6 +266,8 @@ class TrainingRecipe(Section):
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     loader: LoaderSection = LoaderSection()
     schedule: ScheduleSection = ScheduleSection()
+    #: needs a BERT-NAR-BERT with ``decoder_tokens``; default: no glancing
+    glancing: GlancingSection | None = None
     spikes: SpikeSection = SpikeSection()
     faults: FaultSection = FaultSection()
 

@@ -44,7 +44,7 @@ def nll_and_occupancy(
         return nll_B, torch.zeros_like(log_probs_NK)
     best_N = log_probs_NK.amax(1)
     best_N = torch.where(best_N == -torch.inf, 0.0, best_N)
-    emissions_TBK = _time_first(log_probs_NK - best_N[:, None], alignment)
+    emissions_TBK = time_first(log_probs_NK - best_N[:, None], alignment)
     blanks, tokens = _forward_variables(_both_directions(emissions_TBK), alignment)
     first_B = torch.logsumexp(_joint(blanks, tokens, emissions_TBK, slice(0, 1))[0], 1)
     shift_B = layout.pad(best_N).sum(1, dtype=torch.float64)
@@ -61,16 +61,16 @@ def nll_and_occupancy(
         torch.sum(posterior[..., :num_blanks], 2, out=occupancy_TBK[block, :, 0])
         occupancy_TBK[block, :, 1:] = posterior[..., num_blanks:]
     occupancy_TBK.masked_fill_((nll_B == torch.inf)[None, :, None], 0.0)
-    return nll_B, occupancy_TBK.flatten(0, 1).index_select(0, _time_first_index(alignment))
+    return nll_B, occupancy_TBK.flatten(0, 1).index_select(0, time_first_index(alignment))
 
 
-def _time_first_index(alignment: Alignment) -> Tensor:
+def time_first_index(alignment: Alignment) -> Tensor:
     """int64 [N], the place of each real position in [T*B] order."""
     layout = alignment.layout
     return layout.position_ids * layout.batch_size + layout.sequence_ids
 
 
-def _time_first(log_probs_NK: Tensor, alignment: Alignment) -> Tensor:
+def time_first(log_probs_NK: Tensor, alignment: Alignment) -> Tensor:
     """[T, B, K]. Behind the end of a sequence the blank has probability 1 and tokens have 0, so a path stays where it
     is.
     """
@@ -78,7 +78,7 @@ def _time_first(log_probs_NK: Tensor, alignment: Alignment) -> Tensor:
     shape = (layout.max_seqlen, layout.batch_size, log_probs_NK.shape[1])
     padded = log_probs_NK.new_full((shape[0] * shape[1], shape[2]), -torch.inf)
     padded[:, 0] = 0.0
-    return padded.index_copy_(0, _time_first_index(alignment), log_probs_NK).unflatten(0, shape[:2])
+    return padded.index_copy_(0, time_first_index(alignment), log_probs_NK).unflatten(0, shape[:2])
 
 
 def _both_directions(emissions_TBK: Tensor) -> Tensor:

@@ -10,6 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.common.randomness import packed_draws, stream_keys
+
+#: of draws for slots; corruption has the streams below it
+_STREAM_SLOTS = 16
+
 
 class TargetRules(Protocol):
     """Computes the numbers of a batch of B sequences that depend on the model."""
@@ -54,6 +59,8 @@ class PackedBatch:
         masked_index: int64 [num_masked], places in ``input_ids`` that were chosen for masking; None if the task masks
             no tokens.
         masked_labels: int64 [num_masked], the original tokens at these places.
+        noise_keys: uint64 [B] on the host, the key of each sequence's draws in training, a function of seed, epoch and
+            sample; None where no draws are needed.
         token_type_ids: int64 [N], 0 in the first of two texts and 1 in the second; None if all are 0.
     """
 
@@ -74,6 +81,7 @@ class PackedBatch:
     masked_index: Tensor | None = None
     masked_labels: Tensor | None = None
     token_type_ids: Tensor | None = None
+    noise_keys: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -96,6 +104,14 @@ class PackedBatch:
             inputs["label_lengths"] = self.label_lengths.to(device, non_blocking=True)
             inputs["max_label_length"] = self.max_label_length
         return inputs
+
+    def slot_draws(self) -> Tensor:
+        """float32 [sum of decoder_lengths], in [0, 1): a draw for each decoder slot, from ``noise_keys``."""
+        assert self.noise_keys is not None, "the samples give no keys"
+        cu_slots = np.concatenate(([0], np.cumsum(self.decoder_lengths)))
+        draws = packed_draws(stream_keys(self.noise_keys, _STREAM_SLOTS), cu_slots)
+        # 24 bits are exact in float32, and so stay below 1.
+        return torch.from_numpy((draws >> np.uint32(7)).astype(np.float32) / np.float32(2**24))
 
     def source_inputs(self, device: torch.device) -> dict[str, Any]:
         """The arguments of `model_inputs` without labels."""

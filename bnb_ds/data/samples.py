@@ -78,6 +78,7 @@ class PretrainSamples:
             noisy.target_cu_seqlens,
             self._rules,
             sample_ids=sample_ids,
+            noise_keys=keys,
             first_sequences=np.cumsum(pieces.per_sample) - pieces.per_sample,
             num_ordinary=noisy.num_ordinary,
             num_masked=noisy.chosen.size,

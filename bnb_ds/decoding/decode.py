@@ -21,6 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.ctc.greedy import collapse, linear_argmax, linear_best
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
+from bnb_ds.decoding.graph import Decoded, banned_bias, decode_graph
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import Slots, ctc_score, refine
 from bnb_ds.model.configuration import BnbConfig
@@ -45,15 +46,6 @@ class GenerateOutput(ModelOutput):
     lengths: Tensor = FILLED
 
 
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """Outputs of one batch: int64 [B, T], their lengths int64 [B], and their scores float64 [B] if asked for."""
-
-    ids: Tensor
-    lengths: Tensor
-    scores: Tensor | None = None
-
-
 @torch.inference_mode()
 def generate(
     model: BnbLMHeadModel,
@@ -70,7 +62,7 @@ def generate(
     With CTC, greedy decoding takes the best token of each slot, merges repeats and then drops blanks. With
     ``beam_size`` above 1, the prefix beam search is used. With length classification, each slot of the predicted length
     gives its best token. With ``length_beam`` above 1, several lengths are decoded in one batch, and the one with the
-    highest mean log-probability of its tokens is kept.
+    highest mean log-probability of its tokens is kept. With a graph of slots, ``strategy`` says how a path is chosen.
 
     In float32 an output does not depend on the other sources in the batch, unless logits differ by no more than
     rounding. Call ``model.eval()`` first: this function does not change the model's mode, and in training mode dropout
@@ -149,12 +141,16 @@ def decode_batch(
     model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions, *, with_scores: bool = False
 ) -> Decoded:
     """Decode one batch of any size. Call it in inference mode, with options that are checked."""
-    if model.config.decoder_length == "predicted":
+    if model.config.target_kind == "dag":
+        return decode_graph(model, inputs, options, with_scores=with_scores)
+    if model.config.target_kind == "token":
         decoded = _decode_lengths(model, inputs, options)
         return decoded if with_scores else replace(decoded, scores=None)
     outputs = model.model.run(inputs)
     hidden_TH = model.lm_head(outputs.last_hidden_state)
-    slots = Slots(hidden_TH, _head(model), _bias(model, options), outputs.decoder_layout, model.config.blank_token_id)
+    slots = Slots(
+        hidden_TH, _head(model), banned_bias(model, options), outputs.decoder_layout, model.config.blank_token_id
+    )
     if options.beam_size == 1:
         best_T = linear_argmax(slots.hidden, slots.weight, slots.bias)
         ids_BT, lengths_B = read_off(best_T, slots.layout, model.config)
@@ -166,8 +162,11 @@ def decode_batch(
 
 
 def read_off(best_T: Tensor, layout: PackedLayout, config: BnbConfig) -> tuple[Tensor, Tensor]:
-    """Outputs int64 [B, T] and their lengths int64 [B], from the best token of each slot, packed int64 [sum T]."""
-    if config.decoder_length == "predicted":
+    """Outputs int64 [B, T] and their lengths int64 [B], from ``best`` of `bnb_ds.model.outputs.BnbOutput`, packed."""
+    if config.target_kind == "dag":
+        ids_BT = layout.pad(best_T, -1)
+        return ids_BT.masked_fill(ids_BT < 0, config.pad_token_id or 0), (ids_BT >= 0).sum(1)
+    if config.target_kind == "token":
         return layout.pad(best_T, config.blank_token_id), layout.lengths
     return collapse(layout.pad(best_T, config.blank_token_id), layout.lengths, config.blank_token_id)
 
@@ -200,7 +199,7 @@ def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: Decode
     repeated = _repeat(encoded, num_candidates) if num_candidates > 1 else encoded
     slots = open_slots(repeated.layout, model.config, lengths_BK.flatten())
     hidden_TH = model.lm_head(model.model.decode(repeated, slots))
-    best_T, log_probs_T = linear_best(hidden_TH, _head(model), _bias(model, options))
+    best_T, log_probs_T = linear_best(hidden_TH, _head(model), banned_bias(model, options))
     sums_BK = slots.layout.pad(log_probs_T.double()).sum(1).unflatten(0, (-1, num_candidates))
     chosen_B = (sums_BK / lengths_BK).argmax(1) + torch.arange(
         0, sums_BK.numel(), num_candidates, device=sums_BK.device
@@ -230,15 +229,6 @@ def _repeat(encoded: Encoded, times: int) -> Encoded:
 
 def _head(model: BnbLMHeadModel) -> Tensor:
     return model.get_output_embeddings().weight
-
-
-def _bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:
-    """The head's bias, with bad words of one token switched off."""
-    bias_V = model.lm_head.bias
-    if not options.banned_tokens:
-        return bias_V
-    banned = torch.tensor(options.banned_tokens, device=bias_V.device)
-    return bias_V.index_fill(0, banned, -torch.inf)
 
 
 def _cut(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from bnb_ds.dag.beam_search import BeamOptions
+from bnb_ds.dag.strategies import DagOptions
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.model.configuration import BnbConfig
@@ -35,6 +37,13 @@ class DecodeOptions:
         lm: an n-gram language model for the search; it needs ``beam_size`` above 1.
         lm_weight: factor on its natural log-probabilities.
         word_bonus: nats added for every word, because the language model favours short outputs.
+        strategy: how a path through a graph of slots is chosen (`bnb_ds.dag.strategies.DagOptions`); None: ``beam``
+            with ``beam_size`` above 1, else ``lookahead``. Only for models with target ``dag``. Of the limits above,
+            ``viterbi``, ``joint_viterbi`` and ``beam`` keep lengths.
+        lookahead_beta: with ``lookahead``, the weight of the next slot's best token.
+        length_penalty: with ``viterbi``, ``joint_viterbi`` and ``beam``, the power of the length that divides the
+            log-probability of a path; more favours longer outputs.
+        merge_duplicates: with a graph, equal tokens that stand side by side become one.
         token_budget: source tokens and decoder slots of one batch, together; None: 4,096 on a CPU, 65,536 on a GPU.
             The outputs do not depend on it.
     """
@@ -49,6 +58,10 @@ class DecodeOptions:
     lm: NgramLm | None = None
     lm_weight: float = 0.5
     word_bonus: float = 0.0
+    strategy: str | None = None
+    lookahead_beta: float = 1.0
+    length_penalty: float = 1.0
+    merge_duplicates: bool = True
     token_budget: int | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +91,27 @@ class DecodeOptions:
         """Bad words of several tokens."""
         return [tuple(words) for words in self.bad_words_ids if len(words) > 1]
 
+    def dag_options(self) -> DagOptions:
+        """What a graph of slots reads of these settings.
+
+        Raises:
+            ConfigError: a value out of range, or limits that the strategy does not keep.
+        """
+        strategy = self.strategy or ("beam" if self.beam_size > 1 else "lookahead")
+        beam = BeamOptions() if self.beam_size == 1 else BeamOptions(self.beam_size, self.beam_classes)
+        try:
+            return DagOptions(
+                strategy,
+                self.lookahead_beta,
+                self.length_penalty,
+                self.merge_duplicates,
+                self.min_length,
+                self.max_length,
+                beam,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
     def check(self, config: BnbConfig) -> None:
         """Raise ConfigError for a value out of range, or for a value that does not fit the model."""
         for name in ("beam_size", "beam_classes", "length_beam"):
@@ -91,7 +125,8 @@ class DecodeOptions:
         if self.lm is not None and self.beam_size == 1:
             raise ConfigError("lm is used only in the beam search: give beam_size above 1")
         self._check_bad_words(config)
-        if config.decoder_length == "predicted":
+        self._check_graph(config)
+        if config.target_kind == "token":
             self._check_length_classification()
         elif self.length_beam > 1:
             raise ConfigError(
@@ -105,11 +140,29 @@ class DecodeOptions:
                 raise ConfigError(
                     f"bad_words_ids holds {list(words)}: give one or more ids of 0 to {config.vocab_size - 1}"
                 )
-            if config.decoder_length != "predicted" and config.blank_token_id in words:
+            if config.target_kind == "ctc" and config.blank_token_id in words:
                 raise ConfigError(
                     f"bad_words_ids holds {list(words)}, and {config.blank_token_id} is the CTC blank, which is never "
                     "written: leave it out"
                 )
+
+    def _check_graph(self, config: BnbConfig) -> None:
+        if config.target_kind != "dag":
+            if self.strategy is not None:
+                raise ConfigError(
+                    f"strategy is {self.strategy!r}, but the model's target is {config.target_kind!r}: leave it out, or"
+                    " make a graph of this model: fine-tune it with model.checkpoint and model.target dag"
+                )
+            return
+        if self.beam_size > 1 and self.strategy not in (None, "beam"):
+            raise ConfigError(
+                f"beam_size is {self.beam_size}, but strategy is {self.strategy!r}: leave one of them out"
+            )
+        if self.lm is not None or self.no_repeat_ngram_size or self.banned_sequences:
+            raise ConfigError(
+                "lm, no_repeat_ngram_size, and bad words of several tokens, need CTC: leave them out with target 'dag'"
+            )
+        self.dag_options()
 
     def _check_length_classification(self) -> None:
         if self.beam_size > 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from torch import Tensor
+
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import new_directory
@@ -43,8 +45,14 @@ def best_of(run: Path) -> Path:
     return found
 
 
-def export_task_model(run: Path, found: Path, output: Path) -> None:
+def export_task_model(run: Path, found: Path, output: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write one checkpoint of a fine-tuning run as a model directory.
+
+    Args:
+        run: output directory of the run.
+        found: the checkpoint.
+        output: a directory that does not exist yet, or is empty.
+        weights: what to write in the place of the checkpoint's own weights.
 
     Raises:
         CheckpointError: files of the run or of the checkpoint cannot be read.
@@ -53,7 +61,7 @@ def export_task_model(run: Path, found: Path, output: Path) -> None:
     system = load_system(run / "model")
     config = system.load_config(run / "model")
     model = system.empty(config)
-    model.load_state_dict(read_weights(found))
+    model.load_state_dict(weights or read_weights(found))
     with new_directory(output) as directory:
         model.save_pretrained(directory)
         system.save_files(config, directory)

@@ -4,11 +4,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bnb_ds.checkpoint.averaging import average_weights, find_checkpoints
 from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
 from bnb_ds.errors import ConfigError
 from bnb_ds.export.finetuned import best_of, export_task_model
 from bnb_ds.export.pretrained import export_pretrained_model
 from bnb_ds.systems.base import TASK_FILE
+
+
+def export_average(
+    sources: list[Path], output: Path, *, last: int | None = None, best: int | None = None
+) -> list[Path]:
+    """Write the mean of several checkpoints of one model as a model directory.
+
+    Args:
+        sources: output directories of runs, or single checkpoints.
+        output: a directory that does not exist yet, or is empty.
+        last: of each run, number of newest checkpoints; give this or ``best``.
+        best: of each run, number of best checkpoints.
+
+    Returns:
+        The checkpoints.
+
+    Raises:
+        CheckpointError: there are fewer checkpoints, or they are not of one model.
+        DataError: ``output`` exists already.
+    """
+    found = find_checkpoints(sources, last=last, best=best)
+    weights, newest = average_weights(found), found[-1] if best is None else found[0]
+    run = run_of(newest)
+    if (run / "model" / TASK_FILE).is_file():
+        export_task_model(run, newest, output, weights)
+    else:
+        export_pretrained_model(run, newest, output, encoder_only=False, weights=weights)
+    names = "".join(f"\n- `{path}`" for path in found)
+    with (output / "README.md").open("a", encoding="utf-8") as card:
+        card.write(f"\n## Averaged\n\nThe weights are the mean of {len(found)} checkpoints:\n{names}\n")
+    return found
 
 
 def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[Path, list[str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import new_directory
@@ -16,8 +18,17 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.modeling import BnbForConditionalGeneration, without_head
 
 
-def export_pretrained_model(run: Path, found: Path, output: Path, *, encoder_only: bool) -> None:
+def export_pretrained_model(
+    run: Path, found: Path, output: Path, *, encoder_only: bool, weights: dict[str, Tensor] | None = None
+) -> None:
     """Write one checkpoint of a pre-training run as a model directory.
+
+    Args:
+        run: output directory of the run.
+        found: the checkpoint.
+        output: a directory that does not exist yet, or is empty.
+        encoder_only: write only the encoder.
+        weights: what to write in the place of the checkpoint's own weights.
 
     Raises:
         CheckpointError: files of the run or of the checkpoint cannot be read.
@@ -26,7 +37,7 @@ def export_pretrained_model(run: Path, found: Path, output: Path, *, encoder_onl
     if not (run / "model" / "config.json").is_file():
         raise CheckpointError(f"{run}: has no model/config.json; restore it from a copy of the run")
     model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
-    model.load_state_dict(without_head(read_weights(found)))
+    model.load_state_dict(without_head(weights or read_weights(found)))
     tokenizer, card = load_tokenizer(run / "model"), model_card(run, found, encoder_only=encoder_only)
     with new_directory(output) as directory:
         (encoder_of(model).to_bert() if encoder_only else model).save_pretrained(directory)

@@ -20,6 +20,7 @@ from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
+from bnb_ds.train.objectives import Objective
 
 #: samples of a split whose ceiling a launch works out; an evaluation takes all
 _CEILING_SAMPLES = 1000
@@ -74,7 +75,17 @@ def make_system(recipe: FinetuneRecipe) -> System:
         codec.use_exact_targets()
     system = chosen(task, Lengths.of(task, recipe.data), codec, recipe.model)
     system.config()  # checks the settings of the model
+    if recipe.glancing is not None:
+        system.objective(lambda step: 0.0)  # checks that the model can be trained so
     return system
+
+
+def make_objective(plan: FinetunePlan, total_steps: int) -> Objective:
+    """The loss that a run of ``total_steps`` optimises."""
+    glancing = plan.recipe.glancing
+    if glancing is None:
+        return plan.system.objective()
+    return plan.system.objective(lambda step: glancing.ratio(step, total_steps))
 
 
 def describe_dry_run(plan: FinetunePlan) -> list[str]:

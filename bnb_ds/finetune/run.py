@@ -12,7 +12,7 @@ from bnb_ds.common.files import disk_errors
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import evaluate_split, outputs_table
 from bnb_ds.export.finetuned import export_best
-from bnb_ds.finetune.plan import FinetunePlan, describe_plan, run_directory, tokenise_splits
+from bnb_ds.finetune.plan import FinetunePlan, describe_plan, make_objective, run_directory, tokenise_splits
 from bnb_ds.model.flops import TRAINING_FACTOR
 from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
@@ -46,8 +46,8 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
         ds_config=plan.ds_config,
         run=run,
         model=model,
-        objective=system.objective,
-        train=TaskSamples(splits["train"], system),
+        objective=make_objective(plan, total_steps),
+        train=TaskSamples(splits["train"], system, recipe.seed),
         total_steps=total_steps,
         intervals=_intervals(plan, len(splits["train"]), total_steps),
         batch_flops=lambda batch: TRAINING_FACTOR * system.flops(config, batch),

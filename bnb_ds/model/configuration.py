@@ -16,6 +16,7 @@ from bnb_ds.errors import ConfigError
 
 DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
 DECODER_POSITIONS = ("absolute", "shared")
+TARGETS = ("ctc", "token", "dag")
 LOSS_REDUCTIONS = ("token", "sample")
 
 #: fields that must be equal in both halves if they share weights
@@ -43,10 +44,18 @@ class BnbConfig(PreTrainedConfig):
         latent_dropout: dropout probability on the latents and on the memory of cross-attention; 0.1 in the reference
             implementation.
         decoder_length: policy for the number of decoder slots T of a source of n real tokens. ``"source"``: CTC over
-            ``T = clamp(ceil(ratio * n) + offset, min, max)`` slots. ``"predicted"``: length classification without CTC;
-            each slot gives one token, and T is the true target length in training and the predicted one otherwise.
+            ``T = clamp(ceil(ratio * n) + offset, min, max)`` slots. ``"predicted"``: length classification; T follows
+            the number m of target tokens, the true one in training and the predicted one otherwise: T = m for
+            ``target`` ``"token"``, else ``floor(ratio * (m - 2)) + 2``.
             ``"padded"``: CTC over as many slots as the padded input has columns, where [PAD] positions feed the decoder
             too. The reference implementation does this; use it only to reproduce the reference.
+        target: what reads the slots. ``"ctc"``: CTC. ``"token"``: each slot is one token, for ``decoder_length``
+            ``"predicted"``. ``"dag"``: paths through a graph of slots. None: ``"token"`` for ``"predicted"``, else
+            ``"ctc"``.
+        link_heads: attention heads of the links between slots, for ``"dag"``; None: the decoder's number of heads.
+        link_positions: most slots of a graph.
+        decoder_tokens: a slot's input holds a token too: the mask token where nothing is known, and with ``"dag"`` the
+            first and the last token in the first and the last slot. Glancing and refinement need it.
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.
@@ -66,6 +75,7 @@ class BnbConfig(PreTrainedConfig):
             embedding of that token; the token type is 0 for the first of them and 1 for the others. T may then exceed
             the number of position embeddings.
         blank_token_id: the CTC blank, an id of the decoder's vocabulary; 0 (``[PAD]``) in the paper.
+        mask_token_id: ``[MASK]`` for BERT; needed with ``decoder_tokens``.
         pad_token_id: fills generated ids behind their end, and marks padding in ``input_ids``.
         bos_token_id: first token of a target, ``[CLS]`` for BERT.
         eos_token_id: last token of a target, ``[SEP]`` for BERT.
@@ -97,10 +107,15 @@ class BnbConfig(PreTrainedConfig):
         loss_reduction: str = "token",
         tie_encoder_decoder: bool = False,
         decoder_positions: str = "absolute",
+        target: str | None = None,
+        link_heads: int | None = None,
+        link_positions: int = 1024,
+        decoder_tokens: bool = False,
         blank_token_id: int = 0,
         pad_token_id: int | None = 0,
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
+        mask_token_id: int | None = None,
         **kwargs: Any,
     ):
         self.encoder = _bert_config("encoder", encoder)
@@ -125,6 +140,11 @@ class BnbConfig(PreTrainedConfig):
         self.loss_reduction = loss_reduction
         self.tie_encoder_decoder = tie_encoder_decoder
         self.decoder_positions = decoder_positions
+        self.target = target
+        self.link_heads = link_heads
+        self.link_positions = link_positions
+        self.decoder_tokens = decoder_tokens
+        self.mask_token_id = mask_token_id
         self.blank_token_id = blank_token_id
         self.pad_token_id = pad_token_id
         self.bos_token_id = bos_token_id
@@ -135,6 +155,11 @@ class BnbConfig(PreTrainedConfig):
     def vocab_size(self) -> int:
         """Size of the output vocabulary, the decoder's."""
         return self.decoder.vocab_size
+
+    @property
+    def target_kind(self) -> str:
+        """``"ctc"``, ``"token"`` or ``"dag"``; `target` with its default."""
+        return self.target or ("token" if self.decoder_length == "predicted" else "ctc")
 
     def __eq__(self, other: object) -> bool:
         # transformers turns configurations into dataclasses whose generated __eq__ would not see our fields.
@@ -165,13 +190,41 @@ class BnbConfig(PreTrainedConfig):
         _require_choice("decoder_length", self.decoder_length, DECODER_LENGTH_POLICIES)
         _require_choice("decoder_positions", self.decoder_positions, DECODER_POSITIONS)
         _require_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
-        if self.decoder_length == "predicted" and self.loss_reduction != "token":
-            raise ConfigError("loss_reduction 'sample' needs CTC: with decoder_length 'predicted' use 'token'")
+        self._check_target()
         if self.decoder_positions == "shared" and self.decoder.type_vocab_size < 2:
             raise ConfigError(
                 "decoder_positions 'shared' tells slots apart by token type, but decoder.type_vocab_size is "
                 f"{self.decoder.type_vocab_size}: give 2 or more, or use 'absolute'"
             )
+
+    def _check_target(self) -> None:
+        if self.target is not None:
+            _require_choice("target", self.target, TARGETS)
+        if self.target_kind == "token" and self.decoder_length != "predicted":
+            raise ConfigError(
+                f"target 'token' needs as many slots as target tokens, but decoder_length is {self.decoder_length!r}: "
+                "set decoder_length to 'predicted'"
+            )
+        if self.decoder_length == "predicted" and self.loss_reduction != "token":
+            raise ConfigError(
+                "loss_reduction 'sample' needs decoder_length 'source' or 'padded': with 'predicted' use 'token'"
+            )
+        if self.decoder_tokens and self.mask_token_id is None:
+            raise ConfigError("decoder_tokens needs mask_token_id, the id of [MASK]: give it")
+        if self.target_kind == "dag":
+            self._check_graph()
+
+    def _check_graph(self) -> None:
+        _require_range("link_positions", self.link_positions, minimum=2)
+        heads, size = self.link_heads, self.decoder.hidden_size
+        if heads is not None and (heads < 1 or size % heads):
+            raise ConfigError(f"link_heads is {heads}: give a divisor of decoder.hidden_size, {size}")
+        if self.decoder_length == "padded":
+            raise ConfigError("target 'dag' has no padded slots: set decoder_length to 'source' or 'predicted'")
+        if self.kl_weight:
+            raise ConfigError(f"kl_weight is {self.kl_weight}: target 'dag' has no smoothing term; set it to 0")
+        if self.decoder_tokens and None in (self.bos_token_id, self.eos_token_id):
+            raise ConfigError("decoder_tokens with target 'dag' needs bos_token_id and eos_token_id: give them")
 
     def _check_shared_sizes(self) -> None:
         different = [name for name in _SHARED_SIZES if getattr(self.encoder, name) != getattr(self.decoder, name)]

@@ -17,7 +17,7 @@ from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.network import BnbLMHeadModel
-from bnb_ds.model.slots import DecoderSlots, decoder_lengths, unclamped_slots
+from bnb_ds.model.slots import DecoderSlots, decoder_lengths, first_tokens, unclamped_slots
 
 
 class RectangularBnb(nn.Module):
@@ -33,6 +33,10 @@ class RectangularBnb(nn.Module):
             raise ConfigError(
                 "decoder_length is 'predicted': the number of slots depends on the source's values, which a fixed "
                 "graph cannot follow; only models with CTC can be compiled or exported to ONNX"
+            )
+        if model.config.target_kind == "dag":
+            raise ConfigError(
+                "target is 'dag': only models with CTC can be compiled or exported to ONNX; use the torch format"
             )
         self.model = model
         self.config: BnbConfig = model.config
@@ -100,7 +104,9 @@ def _rectangular_slots(
     layout = rectangular_layout(num_rows, slot_T.shape[0], is_slot_BT)
     first_B1 = torch.arange(num_rows, device=lengths_B.device)[:, None] * num_columns
     source_index = (first_B1 + token_BT).flatten()
+    tokens = first_tokens(layout.position_ids, counts_B.index_select(0, layout.sequence_ids), config)
     if config.decoder_positions == "absolute":
-        return DecoderSlots(layout, source_index, layout.position_ids, torch.zeros_like(source_index)), is_slot_BT
+        types = torch.zeros_like(source_index)
+        return DecoderSlots(layout, source_index, layout.position_ids, types, tokens), is_slot_BT
     repeats_BT = F.pad((token_BT[:, 1:] == token_BT[:, :-1]).to(torch.int64), (1, 0))
-    return DecoderSlots(layout, source_index, token_BT.flatten(), repeats_BT.flatten()), is_slot_BT
+    return DecoderSlots(layout, source_index, token_BT.flatten(), repeats_BT.flatten(), tokens), is_slot_BT

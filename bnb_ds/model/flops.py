@@ -40,6 +40,10 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
         total += linear_flops(num_slots, config.latent_size, decoder.hidden_size)
     else:
         total += linear_flops(num_source, config.latent_size, decoder.hidden_size)
+    if config.target_kind == "dag":
+        heads = config.link_heads or decoder.num_attention_heads
+        total += linear_flops(num_slots, 2 * decoder.hidden_size, 2 * decoder.hidden_size + heads)
+        total += attention_flops(int((slots_B * slots_B).sum()), decoder.hidden_size) // 2  # scores, but no values
     if encoder.hidden_size != decoder.hidden_size:
         total += linear_flops(num_source, encoder.hidden_size, decoder.hidden_size)
     return total + linear_flops(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)  # LM head

@@ -149,7 +149,9 @@ def _load_decoder(model: BnbLMHeadModel, bert: BertCheckpoint) -> None:
     body = _with_positions(bert.body, model.config.decoder)
     new, unknown = model.model.decoder.load_state_dict(body, strict=False)
     assert not unknown, f"the decoder has no place for {unknown}"
-    assert all("crossattention" in key or "latent_projection" in key for key in new), f"not initialised: {new}"
+    assert all(key.endswith("token_gate") or "crossattention" in key or "latent_projection" in key for key in new), (
+        f"not initialised: {new}"
+    )
     if bert.head is not None:
         model.lm_head.load_state_dict(bert.head)
 

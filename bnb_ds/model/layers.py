@@ -53,7 +53,8 @@ class BnbEncoder(nn.Module):
 class BnbDecoderEmbeddings(nn.Module):
     """Embeds position, token type and latent of each slot: ``LayerNorm(position + type + gelu(W z))``.
 
-    The word embeddings are not used here. They are the output matrix of the LM head, but have BERT's name for them.
+    With ``decoder_tokens`` the sum also has the word embedding of the slot's token, times a gate. Without it, the word
+    embeddings are not used here. They are the output matrix of the LM head, but have BERT's name for them.
     """
 
     def __init__(self, config: BnbConfig):
@@ -64,6 +65,12 @@ class BnbDecoderEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(decoder.max_position_embeddings, decoder.hidden_size)
         self.token_type_embeddings = nn.Embedding(decoder.type_vocab_size, decoder.hidden_size)
         self.latent_projection = nn.Linear(config.latent_size, decoder.hidden_size)
+        self.token_gate = None
+        if config.decoder_tokens:
+            # A new model begins with an open gate. `from_pretrained` makes models on the meta device; if its checkpoint
+            # has no gate, the gate begins closed, so that the model computes what the checkpoint's model computed.
+            self.starts_closed = self.word_embeddings.weight.is_meta
+            self.token_gate = nn.Parameter(torch.ones(1))
         self.LayerNorm = nn.LayerNorm(decoder.hidden_size, eps=decoder.layer_norm_eps)
         self.dropout = nn.Dropout(decoder.hidden_dropout_prob)
 
@@ -75,6 +82,9 @@ class BnbDecoderEmbeddings(nn.Module):
             hidden_TH = hidden_TH.index_select(0, slots.source_index)
         hidden_TH = hidden_TH + self.position_embeddings(slots.position_ids)
         hidden_TH = hidden_TH + self.token_type_embeddings(slots.token_type_ids)
+        if self.token_gate is not None:
+            assert slots.token_ids is not None
+            hidden_TH = hidden_TH + self.token_gate * self.word_embeddings(slots.token_ids)
         return self.dropout(self.LayerNorm(hidden_TH))
 
 

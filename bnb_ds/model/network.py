@@ -12,7 +12,7 @@ sum T slots of all sequences together; H hidden size, V vocabulary, S target tok
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,14 +23,20 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
 from bnb_ds.ctc.greedy import linear_argmax
+from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.attention import IMPLEMENTATION
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.layers import BnbDecoder, BnbEncoder, BnbLMHead, tie_halves
+from bnb_ds.model.layers import BnbDecoder, BnbDecoderEmbeddings, BnbEncoder, BnbLMHead, tie_halves
 from bnb_ds.model.length import LengthPredictor, stretch_latents
 from bnb_ds.model.outputs import BnbModelOutput, BnbOutput
-from bnb_ds.model.slots import DecoderSlots, open_slots
-from bnb_ds.model.target_loss import Targets, ctc_scores, length_scores, read_targets, token_scores
+from bnb_ds.model.slots import DecoderSlots, longest_targets, open_slots
+from bnb_ds.model.target_loss import length_scores, target_of
+from bnb_ds.targets.glancing import same_dropout
+from bnb_ds.targets.interface import ReadOptions, SlotStates, Targets, read_targets
+
+#: weights of parts that a model of another configuration lacks
+OPTIONAL_PARTS = (r"length_predictor\.", r"token_gate$")
 
 
 class BnbPreTrainedModel(PreTrainedModel):
@@ -59,6 +65,8 @@ class BnbPreTrainedModel(PreTrainedModel):
             module.token_type_ids.zero_()
         if isinstance(module, LengthPredictor):
             module.log_width.zero_()
+        if isinstance(module, BnbDecoderEmbeddings) and module.token_gate is not None:
+            module.token_gate.fill_(0.0 if module.starts_closed else 1.0)
 
 
 class BnbModelWithEncoder(BnbPreTrainedModel):
@@ -96,7 +104,7 @@ class BnbModel(BnbModelWithEncoder):
     """Encoder, latent and decoder, without the LM head."""
 
     # A model saved by `BnbLMHeadModel` has a head, which is ignored here.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\.", r"length_predictor\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\.", r"^links\.", *OPTIONAL_PARTS]
 
     def __init__(self, config: BnbConfig):
         super().__init__(config)
@@ -153,11 +161,19 @@ class BnbModel(BnbModelWithEncoder):
         memory_NH = encoded.hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded.hidden)
         return self.decoder(latent, self.latent_dropout(memory_NH), slots, encoded.layout, is_stretched=is_stretched)
 
+    def open(self, encoded: Encoded, target_lengths: Tensor | None = None) -> DecoderSlots:
+        """The slots of each source; with length classification those of the predicted length, if none is given."""
+        if self.length_predictor is not None and target_lengths is None:
+            target_lengths = self.predicted_lengths(encoded)[:, 0]
+        return open_slots(encoded.layout, self.config, target_lengths)
+
     def predicted_lengths(self, encoded: Encoded, num_candidates: int = 1) -> Tensor:
         """int64 [B, K], the most probable target lengths, best first."""
         assert self.length_predictor is not None
         assert encoded.length_logits is not None
-        return self.length_predictor.best(encoded.length_logits, encoded.layout.lengths, num_candidates)
+        longest = longest_targets(self.config) if self.config.target_kind != "token" else None
+        lengths_B = encoded.layout.lengths
+        return self.length_predictor.best(encoded.length_logits, lengths_B, num_candidates, longest=longest)
 
     def forward(
         self,
@@ -172,7 +188,7 @@ class BnbModel(BnbModelWithEncoder):
         """Encode the sources and decode all slots. The other arguments are those of `BnbLMHeadModel.forward`.
 
         Args:
-            target_lengths: int64 [B], numbers of slots with length classification; None: the most probable lengths.
+            target_lengths: int64 [B], target tokens with length classification; None: the most probable lengths.
         """
         inputs = self.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         output = self.run(inputs, target_lengths)
@@ -185,9 +201,7 @@ class BnbModel(BnbModelWithEncoder):
     def run(self, inputs: PackedInputs, target_lengths: Tensor | None = None) -> BnbModelOutput:
         """`forward` on inputs from `pack`. All outputs stay packed."""
         encoded = self.encode(inputs)
-        if self.length_predictor is not None and target_lengths is None:
-            target_lengths = self.predicted_lengths(encoded)[:, 0]
-        slots = open_slots(inputs.layout, self.config, target_lengths)
+        slots = self.open(encoded, target_lengths)
         return BnbModelOutput(
             last_hidden_state=self.decode(encoded, slots),
             latent=encoded.latent,
@@ -199,17 +213,23 @@ class BnbModel(BnbModelWithEncoder):
 
 
 class BnbLMHeadModel(BnbPreTrainedModel):
-    """BERT-NAR-BERT with its LM head and its loss: CTC, or with length classification the cross-entropy of each slot.
+    """BERT-NAR-BERT with its LM head and its loss, that of the target which reads the slots (`bnb_ds.targets`).
 
     The output matrix is the parameter ``model.decoder.embeddings.word_embeddings.weight`` itself.
     """
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"length_predictor\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^links\.", *OPTIONAL_PARTS]
 
     def __init__(self, config: BnbConfig):
         super().__init__(config)
         self.model = BnbModel(config)
         self.lm_head = BnbLMHead(config.decoder)
+        self.target = target_of(config)
+        self.links = None
+        if config.target_kind == "dag":
+            decoder = config.decoder
+            heads = config.link_heads or decoder.num_attention_heads
+            self.links = LinkNetwork(decoder.hidden_size, heads, config.link_positions, decoder.initializer_range)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Embedding:
@@ -229,6 +249,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         max_label_length: int | None = None,
         return_logits: bool | None = None,
         return_best: bool = False,
+        glance_ratio: float | None = None,
+        glance_draws: Tensor | None = None,
     ) -> BnbOutput:
         """Predict all target positions at once, and compute the loss of ``labels``.
 
@@ -247,7 +269,9 @@ class BnbLMHeadModel(BnbPreTrainedModel):
                 labels and their lengths on a GPU are not checked. On a CPU everything is checked.
             return_logits: True: return logits beside the loss, which costs a second projection. None: return logits
                 only without labels.
-            return_best: return the best token of each slot too. This does not hold the logits of all slots.
+            return_best: return ``best`` of `BnbOutput` too. This does not hold the logits of all slots.
+            glance_ratio: in training, with labels: the ratio of glancing (`bnb_ds.targets.glancing`); None: none.
+            glance_draws: float32 [sum T], in [0, 1), a draw for each slot; with ``glance_ratio``.
 
         Raises:
             ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
@@ -257,38 +281,67 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         """
         targets = None if labels is None else read_targets(labels, label_lengths, max_label_length)
         inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
-        target_lengths = None if targets is None else targets.lengths
-        outputs = self.model.run(inputs, target_lengths)
-        hidden_TH = self.lm_head(outputs.last_hidden_state)
-        layout = outputs.decoder_layout
+        encoded = self.model.encode(inputs)
+        slots = self.model.open(encoded, None if targets is None else targets.lengths)
+        given_T = None
+        if glance_ratio is not None and targets is not None and self.training:
+            assert glance_draws is not None, "glance_ratio comes with draws"
+            slots, given_T = self._glance(encoded, slots, targets, glance_ratio, glance_draws)
+        states = self.states(encoded, slots)
         result = BnbOutput(
-            latent=inputs.restore(outputs.latent),
-            decoder_lengths=outputs.decoder_lengths,
-            encoder_last_hidden_state=inputs.restore(outputs.encoder_last_hidden_state),
+            latent=inputs.restore(encoded.latent),
+            decoder_lengths=slots.layout.lengths,
+            encoder_last_hidden_state=inputs.restore(encoded.hidden),
         )
         if targets is not None:
-            self._score(result, hidden_TH, outputs, inputs.layout, targets)
+            self._score(result, states, encoded, targets, given_T)
         if return_logits or (targets is None and return_logits is None):
-            logits_TV = F.linear(hidden_TH, self.get_output_embeddings().weight, self.lm_head.bias)
-            result["logits"] = logits_TV if inputs.is_packed else layout.pad(logits_TV)
+            logits_TV = F.linear(states.hidden, states.weight, states.bias)
+            result["logits"] = logits_TV if inputs.is_packed else slots.layout.pad(logits_TV)
         if return_best:
-            best_T = linear_argmax(hidden_TH, self.get_output_embeddings().weight, self.lm_head.bias)
-            result["best"] = best_T if inputs.is_packed else layout.pad(best_T)
+            best_T = self._best(states)
+            result["best"] = best_T if inputs.is_packed else slots.layout.pad(best_T)
         return result
 
+    def states(self, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
+        """Decode slots, up to the projection to the vocabulary."""
+        hidden_TH = self.lm_head(self.model.decode(encoded, slots))
+        links_BTT = None if self.links is None else self.links(hidden_TH, slots.layout)
+        weight_VH = self.get_output_embeddings().weight
+        return SlotStates(hidden_TH, weight_VH, self.lm_head.bias, slots.layout, links_BTT)
+
+    def _best(self, states: SlotStates) -> Tensor:
+        if self.links is None:
+            return linear_argmax(states.hidden, states.weight, states.bias)
+        ids_BT, _ = self.target.decode(states, ReadOptions(pad=-1))
+        return states.layout.unpad(ids_BT)
+
+    def _glance(
+        self, encoded: Encoded, slots: DecoderSlots, targets: Targets, ratio: float, draws_T: Tensor
+    ) -> tuple[DecoderSlots, Tensor]:
+        """The slots with the target tokens that they may see, and bool [sum T], True at these slots."""
+        assert slots.token_ids is not None, "glancing needs decoder_tokens"
+        with torch.no_grad(), same_dropout(encoded.hidden.device):
+            states = self.states(encoded, slots)
+            oracle_T = self.target.align(states, targets)
+            given_T = self.target.glanced(states, targets, oracle_T, ratio, draws_T)
+            tokens_T = torch.where(given_T, targets.at(oracle_T, slots.layout), slots.token_ids)
+        return replace(slots, token_ids=tokens_T), given_T
+
     def _score(
-        self, result: BnbOutput, hidden_TH: Tensor, outputs: BnbModelOutput, source: PackedLayout, targets: Targets
+        self, result: BnbOutput, states: SlotStates, encoded: Encoded, targets: Targets, given_T: Tensor | None
     ) -> None:
-        head, bias, config = self.get_output_embeddings(), self.lm_head.bias, self.config
-        if self.model.length_predictor is None:
-            loss_sum, count, ctc = ctc_scores(hidden_TH, head, bias, outputs.decoder_layout, targets, config)
-            result["num_infeasible"] = ctc.infeasible.sum()
-        else:
-            loss_sum, count, ctc = token_scores(hidden_TH, head, bias, targets, config)
+        scores = self.target.scores(states, targets, given_T)
+        loss_sum, count = scores.loss_sum, scores.count
+        if self.model.length_predictor is not None:
             length_sum, result["length_loss"] = length_scores(
-                self.model.length_predictor, outputs.length_logits, source.lengths, targets, config.length_loss_weight
+                self.model.length_predictor,
+                encoded.length_logits,
+                encoded.layout.lengths,
+                targets,
+                self.config.length_loss_weight,
             )
             loss_sum = loss_sum + length_sum
-            result["num_infeasible"] = count.new_zeros(())
-        result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, ctc.kl
+        result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, scores.kl
+        result["num_infeasible"] = scores.num_infeasible
         result["loss"] = loss_sum / count.clamp(min=1)

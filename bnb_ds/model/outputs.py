@@ -57,7 +57,9 @@ class BnbOutput(ModelOutput):
         kl: [], mean KL(uniform || p) over all slots, without gradient; 0 if ``kl_weight`` is 0.
         length_loss: [] with length classification, mean nats of the target lengths, without gradient.
         logits: [B, T, V] with zeros at padding, or packed [sum T, V]; with labels only if asked for.
-        best: int64 [B, T] with zeros at padding, or packed [sum T], the best token of each slot; only if asked for.
+        best: int64 [B, T] with zeros at padding, or packed [sum T]; only if asked for. With CTC and with one token for
+            each slot: the best token of each slot. With a graph: the tokens that the look-ahead path writes, in order,
+            then -1 in the rest of the sequence's slots. `bnb_ds.decoding.decode.greedy_rows` reads outputs off it.
         latent: [B, L, latent_size] or [N, latent_size], of each source token, before dropout.
         decoder_lengths: int64 [B], slots of each sequence.
         encoder_last_hidden_state: [B, L, H] or packed [N, H].

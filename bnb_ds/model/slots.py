@@ -25,7 +25,7 @@ def decoder_lengths(source_lengths: Lengths, config: BnbConfig, target_lengths: 
     """Decoder slots of a batch of sources with these numbers of tokens.
 
     With ``"source"`` they are ``clamp(ceil(ratio * n) + offset, min, max)``. With ``"padded"`` every source has as many
-    slots as the longest source has tokens. With ``"predicted"`` they are ``target_lengths``.
+    slots as the longest source has tokens. With ``"predicted"`` they follow from ``target_lengths``.
 
     Args:
         source_lengths: integers of any shape, a NumPy array or a torch tensor on any device. The arithmetic is exact,
@@ -41,7 +41,7 @@ def decoder_lengths(source_lengths: Lengths, config: BnbConfig, target_lengths: 
     if config.decoder_length == "padded":
         return lengths * 0 + lengths.max()
     if config.decoder_length == "predicted":
-        return lengths if target_lengths is None else _int64(target_lengths)
+        return slots_of_targets(lengths if target_lengths is None else _int64(target_lengths), config)
     return unclamped_slots(lengths, config).clip(config.decoder_length_min, config.decoder_length_max)
 
 
@@ -49,6 +49,35 @@ def unclamped_slots(num_tokens: Number, config: BnbConfig) -> Number:
     """``ceil(ratio * n) + offset`` for int64 arrays or tensors, and for integers that a compiler traces."""
     ratio = Fraction(str(config.decoder_length_ratio))
     return (num_tokens * ratio.numerator + ratio.denominator - 1) // ratio.denominator + config.decoder_length_offset
+
+
+def slots_of_targets(target_lengths: Lengths, config: BnbConfig) -> Lengths:
+    """Slots with ``"predicted"``: m for one token a slot, else ``floor(ratio * (m - 2)) + 2``, and m for m below 2.
+
+    The first and the last token, [CLS] and [SEP], need one slot each.
+
+    Args:
+        target_lengths: int64 of any shape.
+        config: the model's configuration.
+    """
+    if config.target_kind == "token":
+        return target_lengths
+    ratio = Fraction(str(config.decoder_length_ratio))
+    between = (target_lengths - 2).clip(0)
+    return between * ratio.numerator // ratio.denominator + target_lengths.clip(None, 2)
+
+
+def longest_targets(config: BnbConfig) -> int | None:
+    """The longest target whose slots the model can hold with ``"predicted"``; None: there is no limit."""
+    limits = []
+    if config.decoder_positions == "absolute":
+        limits.append(config.decoder.max_position_embeddings)
+    if config.target_kind == "dag":
+        limits.append(config.link_positions)
+    if not limits:
+        return None
+    slots = slots_of_targets(np.arange(1, min(limits) + 1), config)
+    return max(int((slots <= min(limits)).sum()), 1)
 
 
 def _int64(lengths: Lengths) -> Lengths:
@@ -65,12 +94,14 @@ class DecoderSlots:
             ``"predicted"``, where latents are interpolated.
         position_ids: int64 [T], rows of the position embedding.
         token_type_ids: int64 [T], rows of the token type embedding.
+        token_ids: int64 [T], the token that a slot's input holds; None without ``decoder_tokens``.
     """
 
     layout: PackedLayout
     source_index: Tensor
     position_ids: Tensor
     token_type_ids: Tensor
+    token_ids: Tensor | None = None
 
 
 def open_slots(source: PackedLayout, config: BnbConfig, target_lengths_B: Tensor | None = None) -> DecoderSlots:
@@ -79,7 +110,7 @@ def open_slots(source: PackedLayout, config: BnbConfig, target_lengths_B: Tensor
     Args:
         source: layout of the source tokens.
         config: the model's configuration.
-        target_lengths_B: int64 [B], the numbers of slots with ``"predicted"``.
+        target_lengths_B: int64 [B], target tokens with ``"predicted"``.
 
     Raises:
         ConfigError: there are more slots or source tokens than position embeddings.
@@ -96,11 +127,30 @@ def open_slots(source: PackedLayout, config: BnbConfig, target_lengths_B: Tensor
     sequence_T, slot_T = layout.sequence_ids, layout.position_ids
     token_T = slot_T * source_lengths_B.index_select(0, sequence_T) // lengths_B.index_select(0, sequence_T)
     source_index_T = source.cu_seqlens.index_select(0, sequence_T).long() + token_T
+    tokens_T = first_tokens(slot_T, lengths_B.index_select(0, sequence_T), config)
     if config.decoder_positions == "absolute":
-        return DecoderSlots(layout, source_index_T, slot_T, torch.zeros_like(slot_T))
+        return DecoderSlots(layout, source_index_T, slot_T, torch.zeros_like(slot_T), tokens_T)
     repeats_T = torch.zeros_like(source_index_T)
     repeats_T[1:] = source_index_T[1:] == source_index_T[:-1]
-    return DecoderSlots(layout, source_index_T, token_T, repeats_T)
+    return DecoderSlots(layout, source_index_T, token_T, repeats_T, tokens_T)
+
+
+def first_tokens(slot_T: Tensor, num_slots_T: Tensor, config: BnbConfig) -> Tensor | None:
+    """What slots hold before anything is known: int64 [T], or None without ``decoder_tokens``.
+
+    Args:
+        slot_T: int64, the place of a slot in its sequence.
+        num_slots_T: int64, slots of its sequence.
+        config: the model's configuration.
+    """
+    if not config.decoder_tokens:
+        return None
+    tokens_T = torch.full_like(slot_T, config.mask_token_id)
+    if config.target_kind != "dag":
+        return tokens_T
+    # Every path begins in the first slot with [CLS] and ends in the last one with [SEP].
+    tokens_T = tokens_T.masked_fill(slot_T == num_slots_T - 1, config.eos_token_id)
+    return tokens_T.masked_fill(slot_T == 0, config.bos_token_id)
 
 
 def _check_positions(most: int, max_source: int, config: BnbConfig) -> None:
@@ -110,6 +160,11 @@ def _check_positions(most: int, max_source: int, config: BnbConfig) -> None:
             f"a source of {max_source} tokens needs {most} decoder slots, but decoder.max_position_embeddings is "
             f"{available}: set decoder_positions to 'shared', lower decoder_length_ratio, set decoder_length_max, or "
             "cut the source"
+        )
+    if config.target_kind == "dag" and most > config.link_positions:
+        raise ConfigError(
+            f"a source of {max_source} tokens needs a graph of {most} slots, but link_positions is "
+            f"{config.link_positions}: lower decoder_length_ratio, set decoder_length_max, or cut the source"
         )
     if config.decoder_positions == "shared" and max_source > available:
         raise ConfigError(

@@ -1,112 +1,36 @@
-"""Computes the loss of a batch of targets, by CTC or slot by slot, as a sum and a count.
+"""What reads the slots of a configured model, and what the length classification adds to the loss.
 
-Shapes: B sequences, N real source tokens and T decoder slots of all sequences together, S target tokens, H hidden size.
+Shapes: B sequences, C length classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
-
-from bnb_ds.common.packing import PackedLayout
-from bnb_ds.ctc.loss import CtcOutput, linear_ctc_loss
+from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.length import LengthPredictor
-
-IGNORED_LABEL = -100
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """Target tokens of a batch.
-
-    Attributes:
-        tokens: int64 [sum S], concatenated.
-        lengths: int64 [B].
-        longest: the largest length, if the caller knows it; then the host does not wait for a GPU.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-    longest: int | None = None
+from bnb_ds.targets.ctc_target import CtcTarget
+from bnb_ds.targets.dag_target import DagTarget
+from bnb_ds.targets.interface import Target, Targets
+from bnb_ds.targets.token_target import TokenTarget
 
 
-def read_targets(labels: Tensor, label_lengths: Tensor | None, max_label_length: int | None) -> Targets:
-    """Targets from labels [B, S] with -100 at places without a target, or from concatenated labels and their lengths.
-
-    Raises:
-        ValueError: shapes or lengths that do not fit together.
-    """
-    if label_lengths is None:
-        if labels.dim() != 2:
-            raise ValueError("labels must be [B, S] with -100 behind each target, or [sum S] with label_lengths")
-        is_target_BS = labels != IGNORED_LABEL
-        return Targets(labels[is_target_BS], is_target_BS.sum(1), max_label_length)
-    if labels.dim() != 1:
-        raise ValueError("with label_lengths, labels must be the targets concatenated, [sum of label_lengths]")
-    if max_label_length is not None and label_lengths.device.type == "cpu":
-        longest = int(label_lengths.max())
-        if max_label_length != longest:
-            raise ValueError(f"max_label_length is {max_label_length}, but the longest of label_lengths is {longest}")
-    return Targets(labels, label_lengths, max_label_length)
+def target_of(config: BnbConfig) -> Target:
+    """The target of a model, with the settings of its configuration."""
+    if config.target_kind == "dag":
+        return DagTarget(config.loss_reduction)
+    if config.target_kind == "token":
+        return TokenTarget(config.blank_token_id, config.kl_weight)
+    return CtcTarget(config.blank_token_id, config.loss_reduction, config.kl_weight)
 
 
-def ctc_scores(
-    hidden_TH: Tensor, head: nn.Embedding, bias_V: Tensor, layout: PackedLayout, targets: Targets, config: BnbConfig
-) -> tuple[Tensor, Tensor, CtcOutput]:
-    """Sum and count of the CTC loss, and its parts. ``head`` holds the output matrix."""
-    ctc = linear_ctc_loss(
-        hidden_TH,
-        head.weight,
-        bias_V,
-        targets.tokens,
-        None,
-        targets.lengths,
-        blank=config.blank_token_id,
-        reduction=f"{config.loss_reduction}_sum",
-        kl_weight=config.kl_weight,
-        cu_seqlens=layout.cu_seqlens,
-        max_input_length=layout.max_seqlen,
-        max_target_length=targets.longest,
-    )
-    if config.loss_reduction == "sample":
-        return ctc.loss, targets.lengths.new_tensor(targets.lengths.numel()), ctc
-    return ctc.loss, (targets.lengths * ~ctc.infeasible).sum(), ctc
-
-
-def token_scores(
-    hidden_TH: Tensor, head: nn.Embedding, bias_V: Tensor, targets: Targets, config: BnbConfig
-) -> tuple[Tensor, Tensor, CtcOutput]:
-    """Sum, count and parts of the loss in which each slot has one target token, with cross-entropy."""
-    blank, kl_weight = config.blank_token_id, config.kl_weight
-    ctc = cross_entropy_sum(hidden_TH, head.weight, bias_V, targets.tokens, blank=blank, kl_weight=kl_weight)
-    return ctc.loss, targets.lengths.sum(), ctc
-
-
-def cross_entropy_sum(
-    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, tokens_N: Tensor, *, blank: int, kl_weight: float = 0.0
-) -> CtcOutput:
-    """The sum of the cross-entropies of one token for each row, with smoothing terms, without ever holding the logits.
-
-    For a sequence of one position and one token, CTC is the cross-entropy of that token. So this uses the fused CTC
-    head with every row as a sequence. No token may be ``blank``.
-    """
-    return linear_ctc_loss(
-        hidden_NH,
-        weight_VH,
-        bias_V,
-        tokens_N,
-        None,
-        torch.ones_like(tokens_N),
-        blank=blank,
-        reduction="token_sum",
-        kl_weight=kl_weight,
-        cu_seqlens=torch.arange(tokens_N.numel() + 1, dtype=torch.int32, device=tokens_N.device),
-        max_input_length=1,
-        max_target_length=1,
-    )
+def check_glancing(config: BnbConfig) -> None:
+    """Raise ConfigError if a model cannot be trained with glancing."""
+    if not config.decoder_tokens:
+        raise ConfigError("glancing shows target tokens to the decoder: set model.decoder_tokens to true")
+    if config.target_kind == "token" and config.kl_weight:
+        raise ConfigError("glancing with one token for each slot has no smoothing term: set model.kl_weight to 0")
 
 
 def length_scores(

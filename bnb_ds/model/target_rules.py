@@ -10,6 +10,7 @@ import numpy as np
 from bnb_ds.data.batch import count_repeats
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.model.target_loss import target_of
 
 
 class BnbTargetRules:
@@ -21,16 +22,15 @@ class BnbTargetRules:
 
     def __init__(self, config: BnbConfig) -> None:
         self._config = config
+        self._target = target_of(config)
 
     def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
         """int64 [B], decoder slots, by the policy ``decoder_length``."""
         return decoder_lengths(source_lengths, self._config, target_lengths)
 
     def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """bool [B]. CTC needs a slot for each token, and one more for the blank between equal neighbours."""
-        if self._config.decoder_length == "predicted":
-            return np.ones(slots.size, dtype=bool)
-        return slots >= np.diff(cu_seqlens) + count_repeats(targets, cu_seqlens)
+        """bool [B], as the model's target decides."""
+        return self._target.fits(np.diff(cu_seqlens), count_repeats(targets, cu_seqlens), slots)
 
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
         """The number of tokens or of sequences, depending on ``loss_reduction``."""

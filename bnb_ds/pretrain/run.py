@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import BertTokenizerFast
 
 from bnb_ds.checkpoint.run_dir import RunDir
-from bnb_ds.config.sections import ObjectiveSection
+from bnb_ds.config.sections import PretrainRecipe
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
+from bnb_ds.model.target_loss import check_glancing
 from bnb_ds.model_factory import build_model
 from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
 from bnb_ds.pretrain.plan import PretrainPlan, describe_plan, model_class
@@ -48,7 +50,7 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
         ds_config=plan.ds_config,
         run=run,
         model=model,
-        objective=_objective(recipe.objective),
+        objective=_objective(recipe, config, total_steps),
         train=train,
         total_steps=total_steps,
         intervals=Intervals.of(recipe.intervals),
@@ -60,10 +62,15 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
     run_job(job, launch, process, resume, notes)
 
 
-def _objective(section: ObjectiveSection) -> Objective:
-    if section.encoder_mlm_weight:
-        return ReconstructionAndEncoderMlm(section.encoder_mlm_weight)
-    return Reconstruction()
+def _objective(recipe: PretrainRecipe, config: BnbConfig, total_steps: int) -> Objective:
+    glancing = recipe.glancing
+    ratio = None
+    if glancing is not None:
+        check_glancing(config)
+        ratio = partial(glancing.ratio, total_steps=total_steps)
+    if recipe.objective.encoder_mlm_weight:
+        return ReconstructionAndEncoderMlm(recipe.objective.encoder_mlm_weight, ratio)
+    return Reconstruction(ratio)
 
 
 def _evaluation(

@@ -1,4 +1,4 @@
 """``bnb-ds serve``: an HTTP service for one model.
 
-Face: `app.build_app`, `app.ServiceLimits`, `server.listen`, `server.serve`.
+Face: `app.build_app`, `limits.ServiceLimits`, `server.listen`, `server.serve`.
 """

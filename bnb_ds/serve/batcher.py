@@ -1,26 +1,58 @@
 """Decode the requests of many clients in common batches, after a short wait.
 
-One coroutine takes items from a queue until the oldest has waited ``max_wait_seconds`` or the batch has
-``token_budget`` tokens. One thread runs the model. While it runs, the queue fills for the next batch.
+One coroutine takes texts in fair turns until the oldest has waited ``max_wait_seconds`` or a batch is full. One thread
+runs the model. While it runs, the queue fills for the next batch. A text whose request has ended is dropped: the work
+of a request stops at the next batch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from bnb_ds.decoding.options import DecodeOptions
+import numpy as np
+
+from bnb_ds.common.memory import return_freed_memory
+from bnb_ds.decoding.options import CONSTRAINT_BEAM, DecodeOptions
 from bnb_ds.generate.pipeline import BnbPipeline, Generated
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.serve.limits import ServiceLimits
 from bnb_ds.serve.metrics import Metrics
+from bnb_ds.serve.slot_reading import SlotReading, read_slots
+from bnb_ds.serve.turns import Turns
+
+#: batches of many sizes leave holes in the C heap, which are given back now and then
+_BATCHES_BETWEEN_TRIMS = 100
 
 
 class Overloaded(Exception):
     """More texts are pending than the limits allow."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked of a text. Texts with equal work are decoded together."""
+
+    options: DecodeOptions
+    with_scores: bool = False
+    with_slots: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The output of one text, how its slots were read (if asked for), the texts of its batch, and times in seconds."""
+
+    generated: Generated
+    slots: list[SlotReading] | None
+    batch_size: int
+    queue_seconds: float
+    model_seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,134 +61,159 @@ class _Item:
 
     source: list[int]
     is_truncated: bool
-    options: DecodeOptions
-    with_scores: bool
-    future: asyncio.Future[Generated]
+    work: Work
+    client: tuple[str, Hashable]
+    cost: int
+    future: asyncio.Future[Answer]
     arrived: float
 
 
 class Batcher:
-    """The queue and the two workers, for the event loop that calls `start`.
+    """The queue and the two workers, for the event loop that calls `start`."""
 
-    Args:
-        pipeline: runs the model.
-        metrics: counters of the service.
-        max_wait_seconds: how long the first item of a batch waits for others.
-        token_budget: a batch is full when it has this many source tokens.
-        max_pending: most items that wait or are being decoded; further requests are refused.
-    """
-
-    def __init__(
-        self,
-        pipeline: BnbPipeline,
-        metrics: Metrics,
-        *,
-        max_wait_seconds: float,
-        token_budget: int,
-        max_pending: int,
-    ):
+    def __init__(self, pipeline: BnbPipeline, metrics: Metrics, limits: ServiceLimits):
         self._pipeline = pipeline
         self._metrics = metrics
-        self._max_wait_seconds = max_wait_seconds
-        self._token_budget = token_budget
-        self._max_pending = max_pending
+        self._limits = limits
         self._num_pending = 0
-        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._num_batches = 0  # counted in the model's thread
+        self._turns = Turns()
+        self._has_changed = asyncio.Event()
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """Texts that wait for a batch."""
+        return len(self._turns)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a request of one text would be accepted."""
+        return self._num_pending < self._limits.max_pending
 
     def start(self) -> None:
         """Start decoding."""
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Wait until all pending items are done, then stop the workers."""
-        while self._num_pending:
-            await asyncio.sleep(0.01)
+        """Stop the workers. Requests have ended by now; at most one batch is still being decoded for nobody."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self._model_thread.shutdown()
-        self._tokenizer_thread.shutdown()
+        self._model_thread.shutdown(wait=False, cancel_futures=True)
+        self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def submit(self, texts: Sequence[str], options: DecodeOptions, *, with_scores: bool) -> list[Generated]:
-        """Decode these texts, and return the outputs in their order.
+    @contextlib.asynccontextmanager
+    async def accepted(
+        self, texts: Sequence[str], work: Work, client: tuple[str, Hashable]
+    ) -> AsyncIterator[list[asyncio.Future[Answer]]]:
+        """Queue these texts, and yield the futures of their answers. On exit, unfinished ones are dropped.
+
+        Args:
+            texts: at least one.
+            work: what is asked of each.
+            client: an address and one of its connections, between which turns are fair.
 
         Raises:
             Overloaded: too many texts are pending; no text of this request was accepted.
         """
-        if self._num_pending + len(texts) > self._max_pending:
+        if self._num_pending + len(texts) > self._limits.max_pending:
             raise Overloaded
         self._count(len(texts))
+        items: list[_Item] = []
         try:
             loop = asyncio.get_running_loop()
             sources, cuts = await loop.run_in_executor(self._tokenizer_thread, self._pipeline.encode, list(texts))
             now = time.monotonic()
-            items = [
-                _Item(source, cut, options, with_scores, loop.create_future(), now)
-                for source, cut in zip(sources, cuts, strict=True)
-            ]
-            for item in items:
-                self._queue.put_nowait(item)
-            # If a client disconnects or times out, this is cancelled, and so are the futures; their items are skipped.
-            return await asyncio.gather(*(item.future for item in items))
+            costs = text_costs([len(source) for source in sources], work, self._pipeline.engine.config)
+            for source, cut, cost in zip(sources, cuts, costs, strict=True):
+                items.append(_Item(source, cut, work, client, cost, loop.create_future(), now))
+                self._turns.add(items[-1])
+            self._changed()
+            yield [item.future for item in items]
         finally:
+            for item in items:
+                self._turns.discard(item)
+                if item.future.done() and not item.future.cancelled():
+                    item.future.exception()  # mark it as seen
+                item.future.cancel()
             self._count(-len(texts))
+            self._changed()
 
     def _count(self, change: int) -> None:
         self._num_pending += change
         self._metrics.pending.set(self._num_pending)
 
+    def _changed(self) -> None:
+        self._metrics.queue_length.set(len(self._turns))
+        self._has_changed.set()
+
     async def _work(self) -> None:
         while True:
-            batch = await self._gather()
-            groups: dict[tuple[DecodeOptions, bool], list[_Item]] = defaultdict(list)
-            for item in batch:
-                if not item.future.done():
-                    groups[item.options, item.with_scores].append(item)
-            for group in groups.values():
-                await self._decode(group)
-
-    async def _gather(self) -> list[_Item]:
-        batch = [await self._queue.get()]
-        num_tokens = len(batch[0].source)
-        until = batch[0].arrived + self._max_wait_seconds
-        while num_tokens < self._token_budget:
-            try:
-                item = self._queue.get_nowait()
-            except asyncio.QueueEmpty:
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
-                try:
-                    item = await asyncio.wait_for(self._queue.get(), left)
-                except asyncio.TimeoutError:
-                    break
-            batch.append(item)
-            num_tokens += len(item.source)
-        return batch
+            self._has_changed.clear()
+            if not len(self._turns):
+                await self._has_changed.wait()
+                continue
+            left = self._turns.oldest.arrived + self._limits.max_wait_seconds - time.monotonic()
+            if left > 0 and self._turns.cost < self._limits.token_budget:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._has_changed.wait(), left)
+                continue
+            batch = self._turns.take(self._limits.token_budget)
+            self._metrics.queue_length.set(len(self._turns))
+            await self._decode(batch)
 
     async def _decode(self, items: list[_Item]) -> None:
         start = time.monotonic()
         self._metrics.batch_items.observe(len(items))
+        self._metrics.batch_cost.observe(sum(item.cost for item in items))
         for item in items:
             self._metrics.queue_seconds.observe(start - item.arrived)
+        loop = asyncio.get_running_loop()
         try:
-            outputs = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._run, items)
-        except Exception as error:  # each waiting request reports it, and the next batch is tried
-            for item in items:
-                if not item.future.done():
-                    item.future.set_exception(error)
+            outputs = await loop.run_in_executor(self._model_thread, self._run, items)
+        except Exception as error:
+            if len(items) > 1:  # one of them may have caused it, and the others must not suffer
+                logging.getLogger(__name__).warning("a batch of %d failed; each is tried alone", len(items))
+                for item in items:
+                    if not item.future.done():
+                        await self._decode([item])
+            elif not items[0].future.done():
+                items[0].future.set_exception(error)
             return
-        self._metrics.model_seconds.observe(time.monotonic() - start)
-        for item, output in zip(items, outputs, strict=True):
+        seconds = time.monotonic() - start
+        self._metrics.model_seconds.observe(seconds)
+        for item, (output, slots) in zip(items, outputs, strict=True):
             self._metrics.source_tokens.inc(output.num_source_tokens)
             self._metrics.output_tokens.inc(len(output.tokens))
             if not item.future.done():
-                item.future.set_result(output)
+                item.future.set_result(Answer(output, slots, len(items), start - item.arrived, seconds))
 
-    def _run(self, items: list[_Item]) -> list[Generated]:
+    def _run(self, items: list[_Item]) -> list[tuple[Generated, list[SlotReading] | None]]:
+        work = items[0].work
         sources, cuts = [item.source for item in items], [item.is_truncated for item in items]
-        return self._pipeline.from_sources(sources, cuts, items[0].options, with_scores=items[0].with_scores)
+        outputs = self._pipeline.from_sources(sources, cuts, work.options, with_scores=work.with_scores)
+        self._num_batches += 1
+        if self._num_batches % _BATCHES_BETWEEN_TRIMS == 0:
+            return_freed_memory()
+        if not work.with_slots:
+            return [(output, None) for output in outputs]
+        return [
+            (output, read_slots(self._pipeline, source, output.tokens))
+            for source, output in zip(sources, outputs, strict=True)
+        ]
+
+
+def text_costs(num_tokens: Sequence[int], work: Work, config: BnbConfig) -> list[int]:
+    """What each text adds to a batch: its source tokens and its slots, one for each hypothesis, and at least 1."""
+    lengths = np.maximum(np.asarray(num_tokens, np.int64), 1)
+    if config.decoder_length == "padded":
+        lengths[:] = config.encoder.max_position_embeddings
+    options = work.options
+    has_limits = options.min_length or options.max_length or options.no_repeat_ngram_size or options.banned_sequences
+    width = max(options.beam_size, options.length_beam, CONSTRAINT_BEAM if has_limits else 1)
+    costs = lengths + decoder_lengths(lengths, config) * width
+    return (costs * (2 if work.with_slots else 1)).tolist()

@@ -1,74 +1,73 @@
-"""Middleware that reads whole bodies within limits of size and time, before the application sees a request."""
+"""The limits of a service, and how many connections the machine allows."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-from typing import Any
+import resource
+from dataclasses import dataclass
+
+from bnb_ds.errors import ConfigError
+
+DEFAULT_MAX_CONNECTIONS = 4096
+#: connections that asyncio accepts in one turn of its loop
+ACCEPT_BURST = 16
+#: turns from the accept of a connection until another one that gave way for it is closed
+_TURNS = 5
+#: files that the process needs for itself: the model, the log, the event loop
+_OWN_FILES = 48
+_RESERVED = _OWN_FILES + _TURNS * ACCEPT_BURST
 
 
-class BodyLimit:
-    """ASGI middleware: too large a body gets 413 and too slow a body gets 408, whatever its headers claim.
+@dataclass(frozen=True)
+class ServiceLimits:
+    """The limits of a service.
 
-    Args:
-        app: the application.
-        max_bytes: size of the largest body.
-        timeout_seconds: longest time for a whole body to arrive.
+    Attributes:
+        max_wait_seconds: how long a request waits for others, to share a batch with them.
+        token_budget: a batch is full when its texts cost this many source tokens and slots; each slot of a beam search
+            counts once for each prefix.
+        max_pending: most texts that wait or are being decoded; further requests get 429.
+        max_items: most texts of one request, and most texts of a stream that wait at a time.
+        max_stream_items: most texts of a request whose answer is streamed.
+        max_beam_size: largest beam_size and length_beam of a request.
+        max_body_bytes: largest body of one request.
+        timeout_seconds: longest time for the body to arrive, for the answer, and for each part of a stream.
+        header_seconds: longest time from the start of a connection, or of a further request, to the end of its headers.
+        write_seconds: longest time in which a client reads nothing of an answer that waits for it.
+        max_connections: most open connections. At this number, a connection without a whole request gives way.
+        max_connections_per_client: most open connections of one address.
     """
 
-    def __init__(self, app: Any, *, max_bytes: int, timeout_seconds: float):
-        self._app = app
-        self._max_bytes = max_bytes
-        self._timeout_seconds = timeout_seconds
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > self._max_bytes:
-            await _refuse(send, 413, f"the body has more than {self._max_bytes} bytes: send fewer texts")
-            return
-        try:
-            body, is_whole = await asyncio.wait_for(self._read(receive), self._timeout_seconds)
-        except asyncio.TimeoutError:
-            await _refuse(send, 408, f"the body did not arrive within {self._timeout_seconds} seconds")
-            return
-        if body is None:
-            return  # the client has disconnected
-        if not is_whole:
-            await _refuse(send, 413, f"the body has more than {self._max_bytes} bytes: send fewer texts")
-            return
-        await self._app(scope, _replay(body, receive), send)
-
-    async def _read(self, receive: Any) -> tuple[bytes | None, bool]:
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None, False
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._max_bytes:
-                return b"", False
-            if not message.get("more_body", False):
-                return b"".join(parts), True
+    max_wait_seconds: float = 0.005
+    token_budget: int = 4096
+    max_pending: int = 1024
+    max_items: int = 64
+    max_stream_items: int = 10_000
+    max_beam_size: int = 32
+    max_body_bytes: int = 1 << 20
+    timeout_seconds: float = 60.0
+    header_seconds: float = 10.0
+    write_seconds: float = 30.0
+    max_connections: int = 512
+    max_connections_per_client: int = 256
 
 
-def _replay(body: bytes, receive: Any) -> Any:
-    """The ``receive`` function of a request whose body has already been read."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+def connection_caps(in_all: int | None, per_client: int | None) -> tuple[int, int]:
+    """The caps on connections, below the limit of open files.
 
-    async def replayed() -> dict[str, Any]:
-        return messages.pop() if messages else await receive()
+    Args:
+        in_all: what the user asks for; None: 4,096, or fewer if the limit of open files is low.
+        per_client: what the user asks for; None: half of all.
 
-    return replayed
-
-
-async def _refuse(send: Any, status: int, detail: str) -> None:
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    # The rest of the body is not read, so the connection cannot be reused.
-    headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    Raises:
+        ConfigError: more connections than the process may have open files.
+    """
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DEFAULT_MAX_CONNECTIONS if open_files == resource.RLIM_INFINITY else open_files - _RESERVED
+    if open_files != resource.RLIM_INFINITY and (most < 1 or (in_all is not None and in_all > most)):
+        needed = (in_all or 1) + _RESERVED
+        raise ConfigError(
+            f"--max-connections {in_all or 1} needs {needed} open files, and this process may have {open_files}: "
+            f"run `ulimit -n {needed}` first, or give fewer"
+        )
+    allowed = in_all if in_all is not None else min(most, DEFAULT_MAX_CONNECTIONS)
+    return allowed, min(per_client if per_client is not None else max(allowed // 2, 1), allowed)

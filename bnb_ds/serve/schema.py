@@ -1,16 +1,12 @@
-"""Requests and answers of the service, and the page that documents them."""
+"""Requests and answers of the service."""
 
 from __future__ import annotations
-
-import html
-import json
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class RequestOptions(BaseModel):
-    """Fields of `bnb_ds.decoding.options.DecodeOptions`. The default of a field is the service's setting."""
+    """How outputs are chosen. A field that is left out has the service's own setting."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -28,11 +24,14 @@ class RequestOptions(BaseModel):
 class GenerateRequest(BaseModel):
     """Texts to generate from."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"texts": ["A first text.", "A second text."]}]}
+    )
 
     texts: list[str] = Field(min_length=1, description="one output is generated for each, in this order")
-    options: RequestOptions = Field(default_factory=RequestOptions)
+    options: RequestOptions = Field(default_factory=RequestOptions, description="how outputs are chosen")
     return_scores: bool = Field(False, description="compute log-probabilities")
+    return_slots: bool = Field(False, description="say how each decoder slot was read; only with the torch model")
 
     @field_validator("texts")
     @classmethod
@@ -46,42 +45,36 @@ class GenerateRequest(BaseModel):
         return texts
 
 
+class Slot(BaseModel):
+    """One decoder slot, and how it was read."""
+
+    token: str | None = Field(description="the token that the slot stands for; null: the blank")
+    writes: int | None = Field(
+        description="place of the token in the output; null: a blank, or a repeat of the slot before"
+    )
+    probability: float = Field(description="probability of the token, or of the blank")
+    candidates: list[tuple[str | None, float]] = Field(description="most probable tokens; null: the blank")
+
+
 class OutputItem(BaseModel):
     """The output for one text."""
 
-    text: str
+    text: str = Field(description="the output on one line")
     score: float | None = Field(None, description="log-probability of the output in nats, if requested")
     num_source_tokens: int = Field(description="tokens of the text; 0 for an empty text, whose output is empty")
     is_truncated: bool = Field(description="whether the text was cut because it was too long for the model")
+    queue_ms: float = Field(description="milliseconds that the text waited for a batch")
+    model_ms: float = Field(description="milliseconds that the model took for the batch of the text")
+    slots: list[Slot] | None = Field(None, description="the decoder's slots, if requested")
 
 
 class GenerateResponse(BaseModel):
     """Outputs in the order of the texts."""
 
-    outputs: list[OutputItem]
+    outputs: list[OutputItem] = Field(description="one for each text")
 
 
 class Problem(BaseModel):
     """Why a request was not answered."""
 
-    detail: str
-
-
-def page(description: dict[str, Any]) -> str:
-    """Render an OpenAPI description as one HTML page that loads nothing from other hosts."""
-    rows = []
-    for path, methods in description["paths"].items():
-        for method, operation in methods.items():
-            codes = "".join(
-                f"<li><code>{html.escape(code)}</code> {html.escape(answer['description'])}</li>"
-                for code, answer in sorted(operation["responses"].items())
-            )
-            about = html.escape(operation.get("description", operation.get("summary", "")))
-            rows.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{about}</p><ul>{codes}</ul>")
-    schemas = html.escape(json.dumps(description.get("components", {}).get("schemas", {}), indent=2))
-    title = html.escape(description["info"]["title"])
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
-        f'<p>Machine-readable: <a href="openapi.json">openapi.json</a></p>{"".join(rows)}'
-        f"<h2>Schemas</h2><pre>{schemas}</pre></html>"
-    )
+    detail: str = Field(description="the fault and the way out, in one line")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from bnb_ds.common.files import write_atomic
 from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.config.sections import Section
 from bnb_ds.data.batch import PackedBatch, TargetRules
+from bnb_ds.errors import ConfigError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
@@ -148,9 +150,17 @@ class System(ABC):
         with checkpoint_errors(directory, "model"):
             return AutoConfig.from_pretrained(directory)
 
-    @property
-    def objective(self) -> Objective:
-        """The loss of a micro batch. The default is ``loss_sum`` of the model's output for the packed batch."""
+    def objective(self, glancing: Callable[[int], float] | None = None) -> Objective:
+        """The loss of a micro batch. The default is ``loss_sum`` of the model's output for the packed batch.
+
+        Args:
+            glancing: the ratio of glancing of a step, counted from 0; None: no glancing.
+
+        Raises:
+            ConfigError: the model has no glancing.
+        """
+        if glancing is not None:
+            raise ConfigError(f"glancing: model.kind {self.kind} has none for task {self.task.name}; remove glancing")
         return Reconstruction()
 
     def name_classes(self, config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import classification_flops, forward_flops
 from bnb_ds.model.from_bert import read_bert_config
+from bnb_ds.model.slots import longest_targets
+from bnb_ds.model.target_loss import check_glancing
 from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -25,6 +28,7 @@ from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
+from bnb_ds.train.objectives import Objective, Reconstruction
 
 
 class BnbModelSection(ModelSection):
@@ -100,6 +104,11 @@ class BnbGenerator(BnbSystem):
     def target_rules(self) -> BnbTargetRules:
         return BnbTargetRules(self.config())
 
+    def objective(self, glancing: Callable[[int], float] | None = None) -> Objective:
+        if glancing is not None:
+            check_glancing(self.config())
+        return Reconstruction(glancing)
+
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
         config = self.config()
         output = model(**batch.model_inputs(device), return_best=True)
@@ -111,12 +120,13 @@ class BnbGenerator(BnbSystem):
         return Prediction(loss_sum, [row.numpy() for row in rows])
 
     def _refuse_long_targets(self, config: BnbConfig) -> None:
-        limit = config.decoder.max_position_embeddings
-        one_each = config.decoder_length == "predicted" and config.decoder_positions == "absolute"
-        if one_each and self.lengths.target > limit:
-            raise ConfigError(
-                f"data.max_target_length {self.lengths.target}: the decoder has {limit} positions; set it to {limit}"
-            )
+        limit = longest_targets(config) if config.decoder_length == "predicted" else None
+        if limit is not None and self.lengths.target > limit:
+            positions = config.decoder.max_position_embeddings
+            has = f"the decoder has {positions} positions"
+            if config.target_kind == "dag":
+                has = f"the graph has at most {config.link_positions} slots, and the decoder {positions} positions"
+            raise ConfigError(f"data.max_target_length {self.lengths.target}: {has}; set it to {limit}")
 
 
 class BnbClassifier(BnbSystem):

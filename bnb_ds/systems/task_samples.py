@@ -5,21 +5,26 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bnb_ds.common.randomness import hash64
 from bnb_ds.data.batch import PackedBatch, batch_of_labels, batch_of_texts
 from bnb_ds.systems.base import System
 from bnb_ds.tasks.tokenised import Tokenised
 
 
 class TaskSamples:
-    """A `bnb_ds.data.loader.SampleSource` whose sample ids are the rows of a split. All epochs are alike.
+    """A `bnb_ds.data.loader.SampleSource` whose sample ids are the rows of a split.
+
+    All epochs have the same samples; only ``noise_keys`` differ.
 
     Args:
         split: the rows.
         system: gives the number of decoder positions of a sample, and the count of its loss.
+        seed: seed of ``noise_keys``.
     """
 
-    def __init__(self, split: Tokenised, system: System) -> None:
+    def __init__(self, split: Tokenised, system: System, seed: int = 0) -> None:
         self._split = split
+        self._seed = seed
         self._system = system
 
     def __len__(self) -> int:
@@ -30,7 +35,7 @@ class TaskSamples:
         return self._split.source_lengths(sample_ids)
 
     def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
-        """Build one micro batch of int64 [B] rows; ``epochs`` is ignored."""
+        """Build one micro batch of int64 [B] rows, each read in the epoch that int64 [B] ``epochs`` names."""
         split, system = self._split, self._system
         sources, cu_seqlens = split.sources(sample_ids)
         common = {"sample_ids": sample_ids, "num_ordinary": sources.size, "num_masked": 0}
@@ -40,4 +45,5 @@ class TaskSamples:
         if split.labels is not None:
             return batch_of_labels(sources, cu_seqlens, split.labels[sample_ids], **common)
         targets, target_cu_seqlens = split.targets(sample_ids)
+        common["noise_keys"] = hash64(self._seed, epochs, sample_ids)
         return batch_of_texts(sources, cu_seqlens, targets, target_cu_seqlens, system.target_rules, **common)

@@ -3,7 +3,8 @@ sum over the global batch by the global count, so the result does not depend on 
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,40 @@ class Objective(Protocol):
     def count(self, batch: PackedBatch) -> int:
         """The micro batch's part of the global count. It is known before the model runs."""
 
-    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
-        """Sum of losses, a scalar in nats with gradient. The model may be a DeepSpeed engine."""
+    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device, step: int) -> Tensor:
+        """Sum of losses, a scalar in nats with gradient.
+
+        Args:
+            model: the model, or a DeepSpeed engine.
+            batch: a micro batch.
+            device: device of this rank.
+            step: the optimizer step, from 1.
+        """
 
 
 class Reconstruction:
-    """The model's own loss (`bnb_ds.model.outputs.BnbOutput`)."""
+    """The model's own loss (`bnb_ds.model.outputs.BnbOutput`).
+
+    Args:
+        glancing: the ratio of glancing of a step, which is counted from 0; None: no glancing.
+    """
+
+    def __init__(self, glancing: Callable[[int], float] | None = None) -> None:
+        self._glancing = glancing
 
     def count(self, batch: PackedBatch) -> int:
         return batch.loss_count
 
-    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
-        return model(**batch.model_inputs(device)).loss_sum
+    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device, step: int) -> Tensor:
+        return model(**self.inputs(batch, device, step)).loss_sum
+
+    def inputs(self, batch: PackedBatch, device: torch.device, step: int) -> dict[str, Any]:
+        """Keyword arguments of the model. Arguments are those of `loss_sum`."""
+        inputs = batch.model_inputs(device)
+        if self._glancing is not None:
+            inputs["glance_ratio"] = self._glancing(step - 1)
+            inputs["glance_draws"] = batch.slot_draws().to(device, non_blocking=True)
+        return inputs
 
 
 class ReconstructionAndEncoderMlm(Reconstruction):
@@ -39,12 +62,14 @@ class ReconstructionAndEncoderMlm(Reconstruction):
 
     Args:
         weight: weight of the auxiliary loss; above 0.
+        glancing: as in `Reconstruction`.
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, glancing: Callable[[int], float] | None = None) -> None:
+        super().__init__(glancing)
         self._weight = weight
 
-    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
+    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device, step: int) -> Tensor:
         index, labels = (x.to(device, non_blocking=True) for x in (batch.masked_index, batch.masked_labels))
-        output = model(**batch.model_inputs(device), masked_index=index, masked_labels=labels)
+        output = model(**self.inputs(batch, device, step), masked_index=index, masked_labels=labels)
         return output.loss_sum + self._weight * output.encoder_mlm_sum

@@ -118,7 +118,7 @@ class TrainStep:
             # DeepSpeed expects a fixed number of micro steps. With a token budget, each step has its own number.
             engine.set_gradient_accumulation_boundary(last)
             with self._phases("forward"):
-                loss_sum = self._objective.loss_sum(engine, batch, self._device)
+                loss_sum = self._objective.loss_sum(engine, batch, self._device, step)
                 local_sums.append(loss_sum.detach().double())
             if last and self._spikes is not None:
                 total = self._finite_global_sum(step, batches, torch.stack(local_sums))

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from data_prep.jobs.job import Options
+from data_prep.jobs.job import EXECUTORS, Options
 from data_prep.sources.filters import CONTAMINATION_WORDS, NGRAM_WORDS, Filters
 from data_prep.sources.text import DEFAULT_ID_COLUMN, EXTENSIONS, TXT_DOCUMENTS, TextFormat
 from data_prep.tokenise.engines import ENGINE_NAMES
@@ -73,6 +73,16 @@ def add_output_options(parser: argparse.ArgumentParser, *, drop_duplicates: bool
         help_text = text if default is None else f"{text} (default: {default})"
         parser.add_argument(flag, type=kind, default=default, metavar=value, help=help_text)
     parser.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        default=defaults.executor,
+        help="where the parts are made: in processes of this machine, or on a Dask cluster that shares a file system "
+        "with it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="scheduler of the Dask cluster, for example tcp://host:8786"
+    )
+    parser.add_argument(
         "--engine",
         choices=ENGINE_NAMES,
         default=defaults.engine,
@@ -85,6 +95,11 @@ def add_output_options(parser: argparse.ArgumentParser, *, drop_duplicates: bool
         help="leave out documents whose text equals that of an earlier one",
     )
     parser.add_argument(
+        "--drop-near-duplicates",
+        action="store_true",
+        help="leave out documents that share most of their runs of five words with an earlier one (MinHash)",
+    )
+    parser.add_argument(
         "--skip-bad", action="store_true", help="leave out records that cannot be read, and list them in the output"
     )
     _add_filters(parser.add_argument_group("filters", "all off by default; what they leave out is counted"))
@@ -93,7 +108,7 @@ def add_output_options(parser: argparse.ArgumentParser, *, drop_duplicates: bool
 def filters_of(args: argparse.Namespace) -> Filters:
     """The filters that the arguments describe."""
     values = {field.name: getattr(args, field.name) for field in fields(Filters)}
-    return Filters(**{**values, "decontaminate": tuple(values["decontaminate"])})
+    return Filters(**{**values, **{name: tuple(values[name]) for name in ("language", "decontaminate")}})
 
 
 def _add_filters(group: argparse._ArgumentGroup) -> None:
@@ -115,6 +130,13 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
         ("--max-repeated-ngrams", f"runs of {NGRAM_WORDS} words that repeat an earlier one"),
     ):
         group.add_argument(flag, type=float, metavar="SHARE", help=f"leave out documents with a larger share of {text}")
+    group.add_argument(
+        "--language",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="leave out documents in other languages than these, for example en (ISO 639)",
+    )
     group.add_argument(
         "--decontaminate",
         type=Path,

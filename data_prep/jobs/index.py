@@ -1,4 +1,4 @@
-"""Dropping records because of other records: old versions, withdrawn ones, exact duplicates.
+"""Dropping records because of other records: old versions, withdrawn ones, exact duplicates and near-duplicates.
 
 Every part notes a few dozen bytes for each of its records. Sorting them gives the decision, which is therefore the same
 in every process.
@@ -15,21 +15,24 @@ import numpy as np
 
 from bnb_ds.common.files import disk_errors
 from data_prep.jobs.job import Job
+from data_prep.jobs.near import BANDS, Signatures, later_ones
 from data_prep.jobs.workspace import Workspace
 from data_prep.sources.documents import Deletion, Document, Omitted, Record
 
-DROP_REASONS = ("", "superseded", "deleted", "duplicate")  # by the number in the drop files
-SUPERSEDED, DELETED, DUPLICATE = 1, 2, 3
+DROP_REASONS = ("", "superseded", "deleted", "duplicate", "near-duplicate")  # by the number in the drop files
+SUPERSEDED, DELETED, DUPLICATE, NEAR_DUPLICATE = 1, 2, 3, 4
 
 _OTHER, _DOCUMENT, _OMITTED, _DELETION = 0, 1, 2, 3
 _RECORD = np.dtype([("kind", "u1"), ("version", "<u4"), ("id", "<u8", 2), ("text", "<u8", 2)])
 
 
 class IndexBuilder:
-    """The notes about the records of one part."""
+    """The notes about the records of one part; with ``signatures``, also the bands of its documents."""
 
-    def __init__(self) -> None:
+    def __init__(self, signatures: Signatures | None = None) -> None:
         self._rows: list[tuple[int, int, bytes, bytes]] = []
+        self._signatures = signatures
+        self._bands: list[bytes] = []
 
     def add(self, record: Record) -> None:
         """Note the next record. Bad ones are noted too, so that positions agree."""
@@ -42,6 +45,13 @@ class IndexBuilder:
             self._rows.append((_DELETION, 0, _digest(record.id), bytes(16)))
         else:
             self._rows.append((_OTHER, 0, bytes(16), bytes(16)))
+        if self._signatures is not None:
+            is_document = isinstance(record, Document)
+            self._bands.append(self._signatures.bands(record.text) if is_document else bytes(8 * BANDS))
+
+    def bands_to_bytes(self) -> bytes:
+        """The content of a file of bands: an ``.npy`` of uint64 [num_records, BANDS]."""
+        return _npy(np.frombuffer(b"".join(self._bands), dtype="<u8").reshape(-1, BANDS))
 
     def to_bytes(self) -> bytes:
         """The content of an index file: an ``.npy`` of records."""
@@ -57,7 +67,12 @@ class IndexBuilder:
 def write_drops(workspace: Workspace, indexes: Sequence[Path], job: Job) -> None:
     """Decide about all records and write every part's drop file; several tasks may do so at once, with equal bytes."""
     tables = [np.load(path) for path in indexes]
-    drops = decide(np.concatenate(tables), latest_wins=job.source.latest_wins, duplicates=job.options.drop_duplicates)
+    table = np.concatenate(tables)
+    drops = decide(table, latest_wins=job.source.latest_wins, duplicates=job.options.drop_duplicates)
+    if job.options.drop_near_duplicates:
+        bands = np.concatenate([np.load(job.near_path(number)) for number in range(len(tables))])
+        rows = np.flatnonzero((table["kind"] == _DOCUMENT) & (drops == 0))
+        drops[rows[later_ones(bands[rows])]] = NEAR_DUPLICATE
     ends = np.cumsum([len(table) for table in tables])
     with disk_errors(workspace.directory):
         for number, part in enumerate(np.split(drops, ends[:-1])):

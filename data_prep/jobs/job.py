@@ -14,6 +14,8 @@ from data_prep.sources.documents import DEFAULT_HOLDOUT
 from data_prep.sources.units import Source, Unit
 from data_prep.tokenise.engines import Candidate
 
+EXECUTORS = ("local", "dask")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -22,6 +24,7 @@ class Options:
     holdout: float = DEFAULT_HOLDOUT
     tokens_per_shard: int = DEFAULT_TOKENS_PER_SHARD
     drop_duplicates: bool = False
+    drop_near_duplicates: bool = False
     skip_bad: bool = False
     part_bytes: int | None = None  # input on disk per part; None follows from the corpus
 
@@ -29,6 +32,8 @@ class Options:
     task_index: int = 0
     num_tasks: int = 1
     engine: str = "auto"
+    executor: str = "local"  # one of EXECUTORS
+    scheduler: str | None = None  # address of the cluster's
 
     def check(self) -> None:
         """Raise ConfigError for the first value that is out of range."""
@@ -42,6 +47,14 @@ class Options:
         ):
             if value < 1:
                 raise ConfigError(f"{flag} must be at least 1, got {value}")
+        if self.executor not in EXECUTORS:
+            raise ConfigError(f"--executor must be one of {', '.join(EXECUTORS)}, got {self.executor!r}")
+        if (self.executor == "dask") != (self.scheduler is not None):
+            raise ConfigError("--executor dask and --scheduler ADDRESS need each other; give both or neither")
+        if self.executor != "local" and (self.num_tasks > 1 or self.workers > 1):
+            raise ConfigError(
+                "--executor dask shares the work itself; leave out --workers, --task-index and --num-tasks"
+            )
         if not 0 <= self.task_index < self.num_tasks:
             raise ConfigError(
                 f"--task-index must be at least 0 and below --num-tasks {self.num_tasks}, got {self.task_index}"
@@ -64,11 +77,15 @@ class Job:
     @property
     def needs_index(self) -> bool:
         """Whether a record's fate depends on other records."""
-        return self.options.drop_duplicates or self.source.latest_wins
+        return self.options.drop_duplicates or self.options.drop_near_duplicates or self.source.latest_wins
 
     def index_path(self, part: int) -> Path:
         """Where the index of a part's records lies."""
         return self.workspace.partial / f"index-{part:05d}.npy"
+
+    def near_path(self, part: int) -> Path:
+        """Where the bands of a part's documents lie, where near-duplicates are dropped."""
+        return self.workspace.partial / f"near-{part:05d}.npy"
 
     def drops_path(self, part: int) -> Path:
         """Where the decisions about a part's records lie."""

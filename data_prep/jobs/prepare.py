@@ -8,14 +8,14 @@ before all parts are indexed. :func:`merge` renames the shards and writes the ma
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import BertTokenizerFast
 
 from bnb_ds.data.tokenization import describe_tokenizer
 from bnb_ds.shards.manifest import FORMAT_VERSION, Manifest
-from data_prep.jobs import worker
+from data_prep.jobs import near, worker
 from data_prep.jobs.finished import finished, refuse_other_work
 from data_prep.jobs.index import write_drops
 from data_prep.jobs.job import Job, Options
@@ -100,6 +100,7 @@ def _plan(source: Source, options: Options, info: Any, cut: Sequence[Sequence[An
             "tokens_per_shard": options.tokens_per_shard,
             **source.settings,
             "drop_duplicates": options.drop_duplicates,
+            **({"drop_near_duplicates": near.settings()} if options.drop_near_duplicates else {}),
             "skip_bad": options.skip_bad,
             "part_bytes": options.part_bytes,
         },
@@ -116,7 +117,7 @@ def _check_inputs(job: Job, mine: range, progress: Progress) -> None:
     if done:
         progress.say(f"{len(done)} of {len(mine)} parts are finished already")
         with progress.phase("check inputs", _bytes(job, done)):
-            run_parts(worker.check_part, job, done, progress)
+            _run(worker.check_part, job, done, progress)
 
 
 def _index(job: Job, mine: range, progress: Progress) -> str | None:
@@ -124,7 +125,7 @@ def _index(job: Job, mine: range, progress: Progress) -> str | None:
     workspace = job.workspace
     todo = [number for number in mine if not job.index_path(number).exists()]
     with progress.phase("index", _bytes(job, todo)):
-        run_parts(worker.index_part, job, todo, progress)
+        _run(worker.index_part, job, todo, progress)
     missing = [number for number in range(len(job.parts)) if not job.index_path(number).exists()]
     if missing:
         return f"{len(missing)} of {len(job.parts)} parts are not indexed yet; run every task again when all are"
@@ -143,7 +144,7 @@ def _build(job: Job, mine: range, tokenizer: BertTokenizerFast, progress: Progre
         job.engine = engine
         try:
             with progress.phase(f"build ({engine.name})", _bytes(job, order)):
-                run_parts(worker.build_part, job, order, progress)
+                _run(worker.build_part, job, order, progress)
         except EngineFault as fault:
             if isinstance(fault, WrongIds):
                 job.workspace.refuse_engine(engine.name)
@@ -151,6 +152,16 @@ def _build(job: Job, mine: range, tokenizer: BertTokenizerFast, progress: Progre
         order = [number for number in mine if job.workspace.marker(number) is None]
         if not order:
             return
+
+
+def _run(function: Callable[[Job, int], None], job: Job, numbers: Sequence[int], progress: Progress) -> None:
+    """Call a function for every part, on this machine or on a cluster."""
+    if job.options.executor == "local":
+        run_parts(function, job, numbers, progress)
+    else:
+        from data_prep.jobs.cluster import run_on_cluster
+
+        run_on_cluster(function, job, numbers, progress)
 
 
 def _bytes(job: Job, numbers: Sequence[int]) -> int:

@@ -15,6 +15,7 @@ from bnb_ds.shards.manifest import SPLITS
 from bnb_ds.shards.npy_files import ShardFiles
 from data_prep.jobs.index import DROP_REASONS, IndexBuilder
 from data_prep.jobs.job import Job
+from data_prep.jobs.near import Signatures
 from data_prep.sources.documents import BadRecord, Document, Omitted, Record, batched, is_held_out
 from data_prep.sources.units import Source, Unit
 from data_prep.tokenise.engines import PROOF_CHARACTERS, EngineFault
@@ -30,7 +31,7 @@ def index_part(job: Job, number: int) -> None:
     Raises:
         DataError: reading or writing fails, or an input changed meanwhile.
     """
-    builder, digests = IndexBuilder(), []
+    builder, digests = IndexBuilder(Signatures() if job.options.drop_near_duplicates else None), []
     for unit in job.parts[number]:
         for record in _read(job, unit, digests):
             _refuse_bad(record, job)
@@ -39,6 +40,8 @@ def index_part(job: Job, number: int) -> None:
         job.counters.add(num_bytes=unit.num_bytes)
     with disk_errors(job.workspace.directory):
         job.workspace.write(_inputs_of_index(number), {"units": digests})
+        if job.options.drop_near_duplicates:
+            job.workspace.write_bytes(job.near_path(number).name, builder.bands_to_bytes())
         job.workspace.write_bytes(job.index_path(number).name, builder.to_bytes())
 
 

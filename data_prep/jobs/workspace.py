@@ -9,6 +9,7 @@
     part-00012.json          its marker: counts, hashes, engine; written last, so a part with a marker is whole
     index-00012.npy          ids and content hashes of its records, where duplicates or old versions are dropped
     index-00012.json         hashes of what the index was made of
+    near-00012.npy           MinHash bands of its records, where near-duplicates are dropped
     drop-00012.npy           which of its records are dropped, and why
     refused-words            this engine gave wrong ids: the parts that it made are made again
 """

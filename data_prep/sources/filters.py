@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.errors import ConfigError, DataError, how_to_install
 from data_prep.sources.documents import Document, Omitted, Record
 from data_prep.sources.text import find_files, read_documents
 from data_prep.sources.units import Source, Unit
@@ -21,8 +22,10 @@ SHORT, LONG = "short", "long"
 SYMBOLS, DIGITS = "symbols", "digits"
 REPEATED_LINES, REPEATED_NGRAMS = "repeated lines", "repeated n-grams"
 CONTAMINATED = "contaminated"
+LANGUAGE = "other language"
 
 NGRAM_WORDS = 3  # of repetition within a document
+LANGUAGE_CHARACTERS = 10_000  # of a document's beginning, from which its language is told
 CONTAMINATION_WORDS = 13  # in a row that a document shares with an evaluation set
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\ufeff\ufffd]")
@@ -51,6 +54,7 @@ class Filters:
     max_digits: float | None = None  # share of the visible characters that are digits
     max_repeated_lines: float | None = None  # share of the lines that stand in the document before
     max_repeated_ngrams: float | None = None  # share of the runs of three words that stand in the document before
+    language: tuple[str, ...] = ()  # ISO 639 codes: documents in other languages are left out
     decontaminate: tuple[Path, ...] = ()  # evaluation sets: documents that share 13 words in a row are left out
 
     def check(self) -> None:
@@ -83,6 +87,7 @@ class FilteredSource:
 
     Raises:
         ConfigError: a value is out of range.
+        ConfigError: a language is not known, or the library that tells languages is not installed.
         DataError: an evaluation set cannot be read, or holds no run of words that is long enough.
     """
 
@@ -97,6 +102,9 @@ class FilteredSource:
         if filters.decontaminate:
             forbidden, self.settings["decontaminate"] = _evaluation_runs(filters.decontaminate)
         self._reasons = _reasons(filters, forbidden)
+        if filters.language:
+            self.settings["language"] = sorted(set(filters.language))
+            self.settings["language_library"] = f"py3langid {version('py3langid')}"
 
     def units(self) -> list[Unit]:
         """Those of the source."""
@@ -194,9 +202,26 @@ def _reasons(filters: Filters, forbidden: frozenset[str]) -> list[tuple[str, Cal
     ):
         if most is not None:
             found.append((reason, lambda text, share=share, most=most: share(text) > most))
+    if filters.language:
+        wanted, language_of = frozenset(filters.language), _language_teller(filters.language)
+        found.append((LANGUAGE, lambda text: language_of(text) not in wanted))
     if forbidden:
         found.append((CONTAMINATED, lambda text: not forbidden.isdisjoint(_long_runs(text))))
     return found
+
+
+def _language_teller(wanted: Sequence[str]) -> Callable[[str], str]:
+    """A function that tells the language of a text, as an ISO 639 code."""
+    try:
+        from py3langid import langid
+    except ImportError:
+        raise ConfigError(f"--language: py3langid is not installed; {how_to_install('filters')}") from None
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+    known = sorted(set(identifier.labels))
+    for code in wanted:
+        if code not in known:
+            raise ConfigError(f"--language {code}: not known; choose from {', '.join(known)}")
+    return lambda text: identifier.classify(text[:LANGUAGE_CHARACTERS])[0]
 
 
 def _settings(filters: Filters) -> dict[str, Any]:

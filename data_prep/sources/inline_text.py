@@ -8,9 +8,17 @@ from typing import Any
 
 from lxml import etree
 
-_EMPHASIS = ("b", "i", "u")
+_EMPHASIS = ("b", "i", "u", "strong", "em", "bold", "italic")
+_BOLD = ("b", "strong", "bold")
 _SCRIPTS = ("sub", "sup")
-_BLOCKS = ("DispFormula", "mtable", "mtr", "mlabeledtr", "mtd")  # stand apart from what is beside them
+# These stand apart from what is beside them. PubMed's DTD has none of HTML and JATS; publishers send them still.
+_BLOCKS = frozenset(
+    (
+        *("DispFormula", "mtable", "mtr", "mlabeledtr", "mtd", "mspace"),
+        *("br", "p", "div", "ul", "ol", "li", "table", "tr", "td", "th"),
+        *("break", "sec", "title", "list", "list-item", "disp-formula"),
+    )
+)
 _LEFT_OUT = ("annotation", "annotation-xml")  # the formula once more, in another notation
 # Neither can occur in XML.
 _EDGE = "\x00"  # of a fraction: a space between letters or digits, and nothing elsewhere
@@ -72,6 +80,8 @@ def _append(element: Any, pieces: list[str], nested: str, labels: list[str | Non
             if name in _EMPHASIS and previous in _EMPHASIS and not _begins_with_script(child):
                 pieces.append(" ")
             _append(child, pieces, nested, labels)
+            if name in _BOLD and child.tail and child.tail[0].isalpha() and pieces and pieces[-1].endswith(":"):
+                pieces.append(" ")  # a label of its own
         if child.tail:
             pieces.append(child.tail)
         previous = "" if child.tail else name
@@ -108,22 +118,32 @@ def _term(text: str) -> str:
     return text if _ONE_TERM.fullmatch(text) else f"({text})"
 
 
+def _parts(element: Any) -> list[str]:
+    """The parts of a formula; text that stands between them, where MathML has none, is not lost."""
+    parts = [(element.text or "").strip()]
+    for child in element:
+        if child.tag is etree.Entity:
+            raise EntityReferenceError(f"holds the entity reference {child.text}")
+        parts += ([] if _name(child) in _LEFT_OUT else [_formula(child)]) + [(child.tail or "").strip()]
+    return [part for part in parts if part]
+
+
 def _fraction(element: Any) -> str:
-    return f"{_EDGE}{'/'.join(_term(_formula(child)) for child in element)}{_EDGE}"
+    return f"{_EDGE}{'/'.join(map(_term, _parts(element)))}{_EDGE}"
 
 
 def _square_root(element: Any) -> str:
-    return f"\u221a{_term(''.join(_formula(child) for child in element))}"
+    return f"\u221a{_term(''.join(_parts(element)))}"
 
 
 def _root(element: Any) -> str:
-    base, *index = [_term(_formula(child)) for child in element] or [""]
+    base, *index = map(_term, _parts(element) or [""])
     return f"{_EDGE}{''.join(index)}\u221a{base}"
 
 
 def _fenced(element: Any) -> str:
     separator = element.get("separators", ",")[:1]
-    inner = f"{separator} ".join(_formula(child) for child in element)
+    inner = f"{separator} ".join(_parts(element))
     return f"{element.get('open', '(')}{inner}{element.get('close', ')')}"
 
 

@@ -27,7 +27,9 @@ NO_ABSTRACT = "no abstract"
 ID_KEYS = ("pmid", "pmcid", "id")  # of .jsonl; the first that a row has
 
 _NO_ID = ("", "nan", "none", "null")
-_NO_TITLE = ("not available", "no title available", "no title")
+_NUMBER_OR_TRUTH = re.compile(r"\d+\.\d*|true|false", re.IGNORECASE)  # as other programs write a column of ids
+_NO_TITLE = ("not available", "no title available", "no title", "in process citation")
+_NO_LABEL = ("UNLABELLED", "UNASSIGNED")  # the DTD and PubMed put these where the publisher left the label out
 _ENDS_OF_LABELS = " :.\uff1a\u2014\u2013-"  # some publishers end labels themselves
 _LABEL_ENDED_TWICE = re.compile(r"^([A-Z][A-Z .,&/-]*)\s*::+\s*")  # in a text that a label was joined to before
 _RECORDS = ("PubmedArticle", "PubmedBookArticle", "MedlineCitation", "DeleteCitation", "DeleteDocument")
@@ -76,6 +78,8 @@ def read_xml(file: SourceFile) -> Iterator[Record]:
                 yield _record(element, name, file, place)
             except EntityReferenceError as error:
                 yield BadRecord(place, f"{error}, and entities are not expanded; remove it from the file")
+            except RecursionError:
+                yield BadRecord(place, "elements are nested too deeply; remove the record from the file")
 
 
 def read_jsonl(file: SourceFile) -> Iterator[Record]:
@@ -86,13 +90,15 @@ def read_jsonl(file: SourceFile) -> Iterator[Record]:
     """
     with reading_errors(file.path), open_input(file.path) as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
+            if not line.decode("utf-8", "replace").strip():
                 continue
             place = f"{file.path}: line {number}"
             try:
                 record = _jsonl_record(json.loads(line), file)
             except (ValueError, RecursionError, TypeError, AttributeError) as error:
-                yield BadRecord(place, f"not a PubMed record ({error}); mend or remove the line")
+                is_ours = isinstance(error, (ValueError, RecursionError))
+                reason = error if is_ours else "title, abstract, label or text is of another type than a string"
+                yield BadRecord(place, f"not a PubMed record ({reason}); mend or remove the line")
             else:
                 yield record if is_encodable(*_texts_of(record)) else BadRecord(place, SURROGATE)
 
@@ -117,6 +123,8 @@ def _identifier(row: Any, key: str) -> str | None:
     value = row.get(key)
     if isinstance(value, str):
         value = value.strip()
+        if _NUMBER_OR_TRUTH.fullmatch(value):
+            raise ValueError(f"the {key} is {value!r}, which was a number or a truth value")
         return None if value.lower() in _NO_ID else value
     if value is None or value != value or value == 0:
         return None
@@ -158,9 +166,8 @@ def _record(element: Any, name: str, file: SourceFile, place: str) -> Record:
 def _section(label: str | None, text: str) -> str:
     """A section as PubMed prints it, with its label before it."""
     label = " ".join((label or "").split()).rstrip(_ENDS_OF_LABELS)
-    # UNLABELLED is what the DTD puts where the publisher left the label out.
     text = _LABEL_ENDED_TWICE.sub(r"\1: ", text)
-    if not label or not text or label == "UNLABELLED" or text.startswith(f"{label}:"):
+    if not label or not text or label.upper() in _NO_LABEL or text[: len(label) + 1].lower() == f"{label.lower()}:":
         return text
     return f"{label} {text}" if label.endswith("?") else f"{label}: {text}"
 

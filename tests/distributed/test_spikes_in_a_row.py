@@ -19,12 +19,13 @@ class Spoiled(Reconstruction):
     """Multiplies the loss by 1000 if ``is_spoiled`` is true for the number of the call, from 1."""
 
     def __init__(self, is_spoiled):
+        super().__init__()
         self.is_spoiled = is_spoiled
         self.seen = []
 
-    def loss_sum(self, model, batch, device):
+    def loss_sum(self, model, batch, device, step):
         self.seen.append(batch.sample_ids.tolist())
-        return super().loss_sum(model, batch, device) * (1000 if self.is_spoiled(len(self.seen)) else 1)
+        return super().loss_sum(model, batch, device, step) * (1000 if self.is_spoiled(len(self.seen)) else 1)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])

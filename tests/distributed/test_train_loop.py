@@ -61,8 +61,8 @@ def test_the_loss_falls_and_the_weights_export_in_every_configuration(make_loop,
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_infinite_gradient_stops_the_run_with_the_weights_unchanged(make_loop, tmp_path, stage):
     class FiniteLossWithInfiniteGradient(Reconstruction):
-        def loss_sum(self, model, batch, device):
-            loss_sum = super().loss_sum(model, batch, device)
+        def loss_sum(self, model, batch, device, step):
+            loss_sum = super().loss_sum(model, batch, device, step)
             return loss_sum + (loss_sum * 0).sqrt()
 
     loop = make_loop(FiniteLossWithInfiniteGradient(), zero_optimization={"stage": stage})
@@ -136,9 +136,9 @@ def test_a_spike_is_not_taken_and_counted(make_loop, tmp_path, stage):
     class Spike(Reconstruction):
         calls = 0
 
-        def loss_sum(self, model, batch, device):
+        def loss_sum(self, model, batch, device, step):
             self.calls += 1
-            return super().loss_sum(model, batch, device) * (1000 if self.calls in (5, 6) else 1)
+            return super().loss_sum(model, batch, device, step) * (1000 if self.calls in (5, 6) else 1)
 
     spikes = SpikeDetector(factor=3, window_steps=2)
     loop = make_loop(Spike(), steps=4, spikes=spikes, zero_optimization={"stage": stage})

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -262,9 +263,15 @@ def test_serve(prepared, exported):
         address = re.search(r"http://[\d.:]+", process.stderr.readline())[0]
         answer = httpx.post(f"{address}/generate", json={"texts": ["Paris is the [MASK] of France ."]}, timeout=60)
         assert answer.json()["outputs"][0]["num_source_tokens"] > 2
+        (command,) = commands("curl")
+        if shutil.which("curl"):
+            command = shlex.split(command.replace("http://127.0.0.1:8000", address))
+            said = subprocess.run([*command, "-sS"], capture_output=True, text=True, check=True).stdout
+            assert json.loads(said)["outputs"][0]["num_source_tokens"] > 2
     finally:
         process.terminate()
-        assert "1 requests accepted, 1 answered" in process.communicate()[1]
+        number = 2 if shutil.which("curl") else 1
+        assert f"{number} requests accepted, {number} answered" in process.communicate()[1]
 
 
 def test_generate(prepared, exported, small_texts, forked):

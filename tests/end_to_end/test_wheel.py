@@ -49,6 +49,8 @@ def test_every_module_is_in_the_wheel(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "unpacked")
     assert (tmp_path / "unpacked" / "bnb_ds" / "py.typed").is_file()
+    pages = sorted(path.name for path in (REPOSITORY / "bnb_ds" / "serve" / "static").iterdir())
+    assert sorted(path.name for path in (tmp_path / "unpacked" / "bnb_ds" / "serve" / "static").iterdir()) == pages
     modules = modules_of_the_checkout()
     result = subprocess.run(
         [sys.executable, "-c", _IMPORT_ALL, str(tmp_path / "unpacked"), *modules],

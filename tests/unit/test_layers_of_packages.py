@@ -28,6 +28,7 @@ LAYERS = [
     "data",
     "ctc",
     "dag",
+    "targets",
     "model",
     "decoding",
     "modeling",

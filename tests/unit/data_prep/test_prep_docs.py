@@ -190,8 +190,8 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert gc.isenabled()
 
 
-@pytest.mark.slow
-def test_whole_corpus_of_this_installation(tmp_path: Path) -> None:
+def test_corpus_of_real_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs, "PACKAGES", {name: docs.PACKAGES[name] for name in ("numpy", "datasets", "pydantic")})
     report = write_docs(tmp_path / "docs.jsonl")
-    assert report.num_documents > 5_000
-    assert 4_000_000 < report.num_characters < 40_000_000
+    assert report.num_documents > 1_000
+    assert 1_000_000 < report.num_characters < 10_000_000

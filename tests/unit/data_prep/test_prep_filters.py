@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,37 @@ def test_filters_are_the_same_for_any_number_of_workers(tmp_path: Path, tokenize
     assert 0 < skipped["symbols"] < len(texts) / 2
     decoded = load_tokenizer(tokenizer).decode(TokenShards(tmp_path / "1").document(0))
     assert "EMAIL" in decoded.replace(" ", "") or "@" not in decoded
+
+
+GERMAN = "Die Donau ist nach der Wolga der zweitl\u00e4ngste Fluss in Europa und durchquert zehn L\u00e4nder."
+FRENCH = "La Seine est un fleuve fran\u00e7ais, long de sept cents kilom\u00e8tres, qui traverse la ville de Paris."
+
+
+def test_languages(tmp_path: Path, tokenizer: Path, small_texts) -> None:
+    pytest.importorskip("py3langid", reason="py3langid, which is optional, is not installed")
+    texts = [text for pair in zip(small_texts[:20], [GERMAN, FRENCH] * 10, strict=True) for text in pair]
+    command = ["text", "--input", write_corpus(tmp_path / "corpus", texts), "--tokenizer", tokenizer]
+    command += ["--part-bytes", "1", "--holdout", "0"]
+    for workers in (1, 3):
+        prep(*command, "--output", tmp_path / f"{workers}", "--language", "en", "--workers", workers)
+    assert content(tmp_path / "1") == content(tmp_path / "3")
+    manifest = TokenShards(tmp_path / "1").manifest
+    assert manifest.totals.skipped == {"other language": 20}
+    assert manifest.settings["language"] == ["en"]
+    assert manifest.settings["language_library"].startswith("py3langid 0.")
+    prep(*command, "--output", tmp_path / "two", "--language", "fr", "en", "fr")
+    manifest = TokenShards(tmp_path / "two").manifest
+    assert (manifest.totals.skipped, manifest.settings["language"]) == ({"other language": 10}, ["en", "fr"])
+    with pytest.raises(ConfigError, match=r"--language english: not known; choose from ace, af, .*, zxx"):
+        prep(*command, "--output", tmp_path / "none", "--language", "english")
+
+
+def test_languages_without_the_library(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    (tmp_path / "a.txt").write_text("x")
+    command = ["text", "--input", tmp_path / "a.txt", "--tokenizer", tokenizer, "--output", tmp_path / "s"]
+    with pytest.raises(ConfigError, match=r'--language: py3langid is not installed; pip install "\.\[filters\]"'):
+        prep(*command, "--language", "en")
 
 
 def test_another_evaluation_set_is_other_work(tmp_path: Path, tokenizer: Path, small_texts) -> None:

@@ -199,6 +199,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;"><!ENTITY c "&b;&b
         ("a.xml", b"no xml", r"a.xml: line 1: not well-formed XML \(.*\); fetch the file again"),
         ("a.xml", b"", r"a.xml: line 1: not well-formed XML \(.*\); fetch the file again"),
         ("a.xml", b"<html><p/></html>", r"a.xml: its root is <html>, not <PubmedArticleSet>; choose another command"),
+        ("a.xml", b"<:x><PubmedArticle/></:x>", r"a.xml: its root is <:x>, not <PubmedArticleSet>; choose"),
         ("a.xml", b"<PubmedArticleSet><PubmedArticle>", r"a.xml: line 1: not well-formed XML"),
         ("a.xml", b"<PubmedArticleSet>\n\xe9</PubmedArticleSet>", r"a.xml: line 2: not well-formed XML"),
         ("a.xml", b"<PubmedArticleSet>\x00</PubmedArticleSet>", r"a.xml: line 1: not well-formed XML"),

@@ -23,6 +23,9 @@ from tests.unit.data_prep.test_prep_pubmed import article, read, write
         ('{"pmid": 1.0}', "the pmid is of type float, not a string or an integer"),
         ('{"pmid": true}', "the pmid is of type bool, not a string or an integer"),
         ('{"pmcid": [1]}', "the pmcid is of type list, not a string or an integer"),
+        ('{"pmid": "1.0"}', "the pmid is '1.0', which was a number or a truth value"),
+        ('{"id": "True"}', "the id is 'True', which was a number or a truth value"),
+        ('{"id": "1", "title": 5}', "title, abstract, label or text is of another type than a string"),
         ('{"pmid": NaN}', "no pmid, pmcid or id"),
         ('{"pmid": "nan", "id": " "}', "no pmid, pmcid or id"),
         ('{"pmid": null, "pmcid": "None", "id": 0}', "no pmid, pmcid or id"),
@@ -58,6 +61,8 @@ def test_half_of_a_surrogate_pair(tmp_path: Path, small_tokenizer, row: dict) ->
         ("RESULTS \u2014", "Seen.", "RESULTS: Seen."),
         ("WHAT IS KNOWN?", "Much.", "WHAT IS KNOWN? Much."),
         ("AIM", "AIM: To see.", "AIM: To see."),
+        ("AIM", "Aim: To see.", "Aim: To see."),
+        ("UNASSIGNED", "To see.", "To see."),
         ("RESULTS", "Results were seen.", "RESULTS: Results were seen."),
         (":", "To see.", "To see."),
         ("AIM", "", None),
@@ -79,7 +84,11 @@ M = 'xmlns:mml="http://www.w3.org/1998/Math/MathML"'
 @pytest.mark.parametrize(
     ("markup", "text"),
     [
+        ("<sec><title>Aim</title><p>To see.</p><p>We saw.</p></sec>", "Aim To see. We saw."),
+        ("one<br/>two <ul><li>a</li><li>b</li></ul>", "one two a b"),
+        ("<b>AIM:</b>To see <b>a:</b>1", "AIM: To see a:1"),
         ("<b>A</b><b>B</b>", "A B"),
+        ("<mfrac>A<mn>2</mn>b</mfrac>, <msqrt>A<mn>2</mn>b</msqrt>", "A/2/b, \u221aA2b"),
         ("<b>AIM</b><i>To see</i> more", "AIM To see more"),
         ("<i>bla</i><sub>NDM</sub>, <i>bla</i><i><sub>KPC</sub></i>", "blaNDM, blaKPC"),
         ("Na<sup>+</sup><sub>2</sub>, <b>a</b>b, <u>c</u>, 10<sup>-3</sup>", "Na+2, ab, c, 10-3"),
@@ -98,6 +107,17 @@ def test_inline_markup(tmp_path: Path, markup: str, text: str) -> None:
     assert document.text == f"T\n{text}"
 
 
+@pytest.mark.parametrize("markup", ["<mfrac>&c;<mn>2</mn></mfrac>", "<msqrt><mi>&c;</mi></msqrt>", "<p>&c;</p>"])
+def test_entities_in_formulas(tmp_path: Path, markup: str) -> None:
+    path = write(
+        tmp_path / "a.xml",
+        article(1, f"<AbstractText>a {markup}</AbstractText>"),
+        prolog='<!DOCTYPE x [<!ENTITY c "ha">]>',
+    )
+    (bad,) = read(path)
+    assert "record 1: holds the entity reference &c;, and entities are not expanded" in str(bad)
+
+
 def test_nested_sections_have_lines_of_their_own(tmp_path: Path) -> None:
     nested = (
         '<AbstractText Label="AIM">To see.<AbstractText Label="METHODS:">We <b>saw</b>.</AbstractText>'
@@ -107,7 +127,9 @@ def test_nested_sections_have_lines_of_their_own(tmp_path: Path) -> None:
     assert document.text == "T\nAIM: To see.\nMETHODS: We saw.\nAt last."
 
 
-@pytest.mark.parametrize("title", ["[Not Available].", "[Not available]", "Not Available", "[No title available]."])
+@pytest.mark.parametrize(
+    "title", ["[Not Available].", "[Not available]", "Not Available", "[No title available].", "[In Process Citation]."]
+)
 def test_titles_that_are_none(tmp_path: Path, title: str) -> None:
     (document,) = read(write(tmp_path / "a.xml", article(1, "<AbstractText>Text.</AbstractText>", title=title)))
     assert (document.title, document.text) == ("", "Text.")

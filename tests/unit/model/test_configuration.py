@@ -74,7 +74,7 @@ def test_equality_sees_every_field():
         ({"loss_reduction": "mean"}, "loss_reduction is 'mean': use one of: token, sample"),
         (
             {"loss_reduction": "sample", "decoder_length": "predicted"},
-            "loss_reduction 'sample' needs CTC: with decoder_length 'predicted' use 'token'",
+            "loss_reduction 'sample' needs decoder_length 'source' or 'padded': with 'predicted' use 'token'",
         ),
         (
             {"length_difference_min": 3, "length_difference_max": 2},

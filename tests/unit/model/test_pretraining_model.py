@@ -112,10 +112,10 @@ def test_the_objective_adds_weighted_nats_of_masked_tokens(small_shards):
     torch.manual_seed(0)
     size = {"vocab_size": shards.vocab_size}
     model = BnbForPretraining(bnb_config(encoder=size, decoder=size)).eval()
-    plain = Reconstruction().loss_sum(model, batch, CPU)
+    plain = Reconstruction().loss_sum(model, batch, CPU, 1)
     output = model(**batch.model_inputs(CPU), masked_index=batch.masked_index, masked_labels=batch.masked_labels)
     objective = ReconstructionAndEncoderMlm(0.25)
     expected = plain + 0.25 * output.encoder_mlm_sum
-    assert objective.loss_sum(model, batch, CPU).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert objective.loss_sum(model, batch, CPU, 1).item() == pytest.approx(expected.item(), rel=1e-6)
     assert output.encoder_mlm_sum.item() > 1
     assert objective.count(batch) == Reconstruction().count(batch) == batch.num_targets

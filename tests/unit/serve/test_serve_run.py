@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +23,7 @@ httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed"
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 
-from bnb_ds.serve.app import ServiceLimits  # noqa: E402
+from bnb_ds.serve.limits import ServiceLimits  # noqa: E402
 from bnb_ds.serve.server import listen, serve  # noqa: E402
 
 
@@ -114,8 +116,40 @@ def test_sigterm_under_load_answers_what_was_accepted(exported, small_texts, pip
     for thread in threads:
         thread.join()
     assert codes == [0], server.text()
+    assert "Traceback" not in server.text()
     assert all(status == 200 for _, status, _ in answers)
     expected = {text: pipeline(text) for text in {text for text, _, _ in answers}}
     assert all(json.loads(body)["outputs"][0]["text"] == expected[text] for text, _, body in answers)
     accepted, answered = map(int, re.search(r"(\d+) requests accepted, (\d+) answered", server.text()).groups())
     assert accepted == answered == len(answers)
+
+
+_WITH_FEW_FILES = """
+import resource, sys
+from bnb_ds.cli import main
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_more_connections_than_open_files_do_no_harm(exported):
+    """The process may have 200 open files, and 400 connections come: it never runs out, and new clients get in."""
+    command = [sys.executable, "-c", _WITH_FEW_FILES, "serve", str(exported), "--port", "0", "--device", "cpu"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = iter(server.stderr.readline, "")
+        port = next(int(found[1]) for line in lines if (found := re.search(r"http://127.0.0.1:(\d+)", line)))
+        with contextlib.ExitStack() as stack:
+            for _ in range(400):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            for _ in range(3):
+                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=30).status_code == 200
+            found = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+            assert 30 < float(re.search(r"^bnb_connections (\S+)", found, re.MULTILINE)[1]) <= 72
+    finally:
+        server.send_signal(signal.SIGTERM)
+        said = server.communicate(timeout=60)[1]
+    assert server.returncode == 0
+    assert "Too many open files" not in said
+    assert "Traceback" not in said

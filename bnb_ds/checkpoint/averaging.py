@@ -1,0 +1,97 @@
+"""The mean of the weights of several checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from bnb_ds.checkpoint import store
+from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
+from bnb_ds.checkpoint.weights import read_weights
+from bnb_ds.errors import CheckpointError
+
+
+def choose_checkpoints(source: Path, *, last: int | None = None, best: int | None = None) -> list[Path]:
+    """The newest ``last`` or the ``best`` whole checkpoints of a run, best by the score that selects its best one.
+
+    Args:
+        source: output directory of a run.
+        last: number of checkpoints; give this or ``best``.
+        best: number of checkpoints that were evaluated.
+
+    Raises:
+        CheckpointError: the run has fewer such checkpoints, or one of them is damaged.
+    """
+    whole = store.whole_checkpoints(source / "checkpoints")
+    if best is not None:
+        scores = {path: store.selection_loss(path) for path in whole}
+        whole = sorted((path for path, score in scores.items() if score is not None), key=lambda path: scores[path])
+        chosen, found = whole[:best], f"{len(whole)} evaluated checkpoints, but --best is {best}"
+    else:
+        assert last is not None
+        chosen, found = whole[-last:], f"{len(whole)} whole checkpoints, but --last is {last}"
+    if len(chosen) < (best or last or 1):
+        raise CheckpointError(
+            f"{source}: has {found}; give a smaller number, or train with a larger intervals.keep_checkpoints"
+        )
+    for path in chosen:
+        damage = store.find_damage(path)
+        if damage:
+            raise CheckpointError(f"{path}: {damage}; restore it, or give a smaller number")
+    return chosen
+
+
+def average_weights(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
+    """The mean of each weight, summed in float64, as float32.
+
+    Raises:
+        CheckpointError: the checkpoints are not of one model: their configurations differ, or names or shapes of
+            weights; or one of them cannot be read.
+    """
+    first = checkpoints[0]
+    sums = {name: weight.double() for name, weight in read_weights(first).items()}
+    for path in checkpoints[1:]:
+        _refuse_another_model(first, path)
+        weights = read_weights(path)
+        different = sorted(set(weights) ^ set(sums))
+        different += [name for name in weights if name in sums and weights[name].shape != sums[name].shape]
+        if different:
+            raise CheckpointError(
+                f"{path}: its model is not that of {first}, for example in {different[0]}; average checkpoints of one"
+                " model"
+            )
+        for name, weight in weights.items():
+            sums[name] += weight
+    return {name: (total / len(checkpoints)).float() for name, total in sums.items()}
+
+
+def _refuse_another_model(first: Path, other: Path) -> None:
+    configs = []
+    for path in (first, other):
+        file = run_of(path) / "model" / "config.json"
+        try:
+            configs.append(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            raise CheckpointError(f"{file}: cannot be read; restore it from a copy of the run") from None
+    names = [name for name in sorted({*configs[0], *configs[1]}) if configs[0].get(name) != configs[1].get(name)]
+    if names:
+        raise CheckpointError(
+            f"{other}: its model is not that of {first}: {', '.join(names)} differ; average checkpoints of one model"
+        )
+
+
+def find_checkpoints(sources: list[Path], *, last: int | None = None, best: int | None = None) -> list[Path]:
+    """The checkpoints to average, of runs (``last`` or ``best`` of each) or named one by one.
+
+    Raises:
+        CheckpointError: as `choose_checkpoints`; or a source holds no checkpoint.
+    """
+    found = []
+    for source in sources:
+        if (source / "checkpoints").is_dir():
+            found += choose_checkpoints(source, last=last, best=best)
+        else:
+            found.append(locate_checkpoint(source)[0])
+    return found

@@ -1,0 +1,47 @@
+"""Decodes sources with a model whose slots are a graph.
+
+Shapes: B sequences, T decoder slots of the longest sequence, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bnb_ds.common.packing import PackedInputs
+from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.model.network import BnbLMHeadModel
+from bnb_ds.targets.dag_target import output_log_probs
+from bnb_ds.targets.interface import ReadOptions
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Outputs of one batch: int64 [B, T], their lengths int64 [B], and their scores float64 [B] if asked for."""
+
+    ids: Tensor
+    lengths: Tensor
+    scores: Tensor | None = None
+
+
+def decode_graph(
+    model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions, *, with_scores: bool = False
+) -> Decoded:
+    """Decode one batch of any size. Call it in inference mode, with options that are checked."""
+    encoded = model.model.encode(inputs)
+    states = model.states(encoded, model.model.open(encoded))
+    states = replace(states, bias=banned_bias(model, options))
+    ids_BT, lengths_B = model.target.decode(states, ReadOptions(options.dag_options(), model.config.pad_token_id or 0))
+    scores_B = output_log_probs(states, ids_BT, lengths_B) if with_scores else None
+    return Decoded(ids_BT, lengths_B, scores_B)
+
+
+def banned_bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:
+    """The head's bias [V], with bad words of one token switched off."""
+    bias_V = model.lm_head.bias
+    if not options.banned_tokens:
+        return bias_V
+    banned = torch.tensor(options.banned_tokens, device=bias_V.device)
+    return bias_V.index_fill(0, banned, -torch.inf)

@@ -1,0 +1,90 @@
+"""CTC: repeats of a token are merged and blanks are dropped, and the loss adds up all ways to write a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc.greedy import collapse, linear_argmax
+from bnb_ds.ctc.loss import linear_ctc_loss
+from bnb_ds.ctc.viterbi import linear_ctc_best_path
+from bnb_ds.targets.glancing import glance_by_chance
+from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets
+
+
+@dataclass(frozen=True)
+class CtcTarget:
+    """A `bnb_ds.targets.interface.Target`.
+
+    Attributes:
+        blank: id of the CTC blank.
+        loss_reduction: ``"token"`` or ``"sample"``.
+        kl_weight: weight of the smoothing term KL(uniform || p).
+    """
+
+    blank: int = 0
+    loss_reduction: str = "token"
+    kl_weight: float = 0.0
+
+    def fits(self, lengths: np.ndarray, repeats: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """A slot for each token, and one more for the blank between equal neighbours."""
+        return slots >= lengths + repeats
+
+    def scores(self, states: SlotStates, targets: Targets, given_T: Tensor | None = None) -> Scores:
+        """The loss over all slots, those that saw their token included."""
+        ctc = linear_ctc_loss(
+            states.hidden,
+            states.weight,
+            states.bias,
+            targets.tokens,
+            None,
+            targets.lengths,
+            blank=self.blank,
+            reduction=f"{self.loss_reduction}_sum",
+            kl_weight=self.kl_weight,
+            cu_seqlens=states.layout.cu_seqlens,
+            max_input_length=states.layout.max_seqlen,
+            max_target_length=targets.longest,
+        )
+        if self.loss_reduction == "sample":
+            count = targets.lengths.new_tensor(targets.lengths.numel())
+        else:
+            count = (targets.lengths * ~ctc.infeasible).sum()
+        return Scores(ctc.loss, count, ctc.infeasible.sum(), ctc.kl)
+
+    def align(self, states: SlotStates, targets: Targets) -> Tensor:
+        """The most probable path; repeats of a token have the same index, and blanks -1."""
+        path_T, _ = linear_ctc_best_path(
+            states.hidden,
+            states.weight,
+            states.bias,
+            targets.tokens,
+            None,
+            targets.lengths,
+            blank=self.blank,
+            cu_seqlens=states.layout.cu_seqlens,
+            max_input_length=states.layout.max_seqlen,
+            max_target_length=targets.longest,
+        )
+        return path_T
+
+    def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
+        """Each slot by chance, with probability ``ratio`` times the share of slots that differ from the best path.
+
+        A blank slot of that path has no token to show.
+
+        Source: Gu and Kong, Fully Non-autoregressive Neural Machine Translation, Findings of ACL 2021.
+        """
+        best_T = linear_argmax(states.hidden, states.weight, states.bias)
+        on_path_T = torch.where(oracle_T >= 0, targets.at(oracle_T, states.layout), self.blank)
+        return glance_by_chance(best_T != on_path_T, ratio, draws_T, states.layout) & (oracle_T >= 0)
+
+    def decode(self, states: SlotStates, options: ReadOptions) -> tuple[Tensor, Tensor]:
+        """The best token of each slot, collapsed."""
+        best_T = linear_argmax(states.hidden, states.weight, states.bias)
+        ids_BT, lengths_B = collapse(states.layout.pad(best_T, self.blank), states.layout.lengths, self.blank)
+        beyond_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) >= lengths_B[:, None]
+        return ids_BT.masked_fill(beyond_BT, options.pad), lengths_B

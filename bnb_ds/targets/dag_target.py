@@ -1,0 +1,113 @@
+"""A graph of slots: paths through it are outputs, and the loss adds up all paths that write a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc.greedy import linear_argmax, linear_best, logits_in_chunks
+from bnb_ds.dag.loss import DagOutput, linear_dag_loss
+from bnb_ds.dag.paths import dag_best_path
+from bnb_ds.dag.strategies import decode_best, decode_candidates
+from bnb_ds.targets.glancing import glance_at_some, rounded_half_up
+from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets
+
+
+@dataclass(frozen=True)
+class DagTarget:
+    """A `bnb_ds.targets.interface.Target`; its slots have links.
+
+    Attributes:
+        loss_reduction: ``"token"`` or ``"sample"``.
+    """
+
+    loss_reduction: str = "token"
+
+    def fits(self, lengths: np.ndarray, repeats: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """A path has two slots or more, and no more than there are; a graph of one slot has one path."""
+        return ((lengths >= 2) & (lengths <= slots)) | ((lengths == 1) & (slots == 1))
+
+    def scores(self, states: SlotStates, targets: Targets, given_T: Tensor | None = None) -> Scores:
+        """The loss over all paths, whatever slots saw."""
+        dag = _loss(states, targets, f"{self.loss_reduction}_sum")
+        if self.loss_reduction == "sample":
+            count = targets.lengths.new_tensor(targets.lengths.numel())
+        else:
+            count = (targets.lengths * ~dag.infeasible).sum()
+        return Scores(dag.loss, count, dag.infeasible.sum(), dag.loss.new_zeros(()))
+
+    def align(self, states: SlotStates, targets: Targets) -> Tensor:
+        """The most probable path; slots beside it have -1."""
+        path_BL, _ = dag_best_path(
+            states.hidden,
+            states.weight,
+            states.bias,
+            states.links,
+            targets.tokens,
+            None,
+            targets.lengths,
+            cu_seqlens=states.layout.cu_seqlens,
+            max_input_length=states.layout.max_seqlen,
+            max_target_length=targets.longest,
+        )
+        return states.layout.unpad(path_BL)
+
+    def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
+        """As many slots of the best path as ``ratio`` times the number of wrong ones on it, rounded half up.
+
+        Source: Huang et al., Directed Acyclic Transformer for Non-Autoregressive Machine Translation, ICML 2022.
+        """
+        best_T = linear_argmax(states.hidden, states.weight, states.bias)
+        is_on_path_T = oracle_T >= 0
+        is_wrong_T = is_on_path_T & (best_T != targets.at(oracle_T, states.layout))
+        number_B = rounded_half_up(ratio, states.layout.pad(is_wrong_T, False).sum(1))
+        return glance_at_some(is_on_path_T, number_B, draws_T, states.layout)
+
+    def decode(self, states: SlotStates, options: ReadOptions) -> tuple[Tensor, Tensor]:
+        """By the strategy of ``options.dag``."""
+        layout, lengths_B = states.layout, states.layout.lengths
+        assert states.links is not None
+        if options.dag.strategy != "beam":
+            token_T, log_prob_T = linear_best(states.hidden, states.weight, states.bias)
+            best = (layout.pad(token_T), layout.pad(log_prob_T))
+            return decode_best(*best, states.links, lengths_B, options.dag, pad=options.pad)
+        token_TC, log_prob_TC = _candidates(states, options.dag.beam.candidates)
+        candidates = (layout.pad(token_TC), layout.pad(log_prob_TC))
+        return decode_candidates(*candidates, states.links, lengths_B, options.dag, pad=options.pad)
+
+
+def output_log_probs(states: SlotStates, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """float64 [B], log-probability of writing exactly these ids, int64 [B, T], summed over all paths; -inf for none."""
+    longest = max(int(lengths_B.max()), 1)
+    dag = _loss(states, Targets(ids_BT[:, :longest], lengths_B), "none", zero_infinity=False)
+    return -dag.nll.double()
+
+
+def _loss(states: SlotStates, targets: Targets, reduction: str, *, zero_infinity: bool = True) -> DagOutput:
+    return linear_dag_loss(
+        states.hidden,
+        states.weight,
+        states.bias,
+        states.links,
+        targets.tokens,
+        None,
+        targets.lengths,
+        reduction=reduction,
+        zero_infinity=zero_infinity,
+        cu_seqlens=states.layout.cu_seqlens,
+        max_input_length=states.layout.max_seqlen,
+        max_target_length=targets.longest,
+    )
+
+
+def _candidates(states: SlotStates, number: int) -> tuple[Tensor, Tensor]:
+    """int64 [T, C] the best tokens of each slot, best first, and float [T, C] their log-probabilities."""
+    tokens, log_probs = [], []
+    for _, logits_CV in logits_in_chunks(states.hidden, states.weight, states.bias):
+        best, index = logits_CV.topk(min(number, logits_CV.shape[1]), 1)
+        tokens.append(index)
+        log_probs.append(best - logits_CV.logsumexp(1, keepdim=True))
+    return torch.cat(tokens), torch.cat(log_probs)

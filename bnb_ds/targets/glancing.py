@@ -1,0 +1,63 @@
+"""Glancing: in training some slots see the target token that they should write, the more the worse the model is.
+
+A first pass without gradient says what the model would write and how the target is best aligned to the slots. Then some
+slots get their token as input, and a second pass learns. Draws belong to a sample and a slot, so which slots see their
+token does not depend on ranks or micro batches.
+
+Shapes: B sequences, T decoder slots of all sequences together, M slots of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from bnb_ds.common.packing import PackedLayout
+
+
+def rounded_down(ratio: float, wrong_B: Tensor) -> Tensor:
+    """int64 [B], floor(ratio * wrong)."""
+    return (ratio * wrong_B.double()).floor().long()
+
+
+def rounded_half_up(ratio: float, wrong_B: Tensor) -> Tensor:
+    """int64 [B], floor(ratio * wrong + 0.5)."""
+    return (ratio * wrong_B.double() + 0.5).floor().long()
+
+
+def glance_at_some(may_T: Tensor, number_B: Tensor, draws_T: Tensor, layout: PackedLayout) -> Tensor:
+    """bool [T]: of the slots where ``may_T`` is True, the ``number_B`` with the lowest draws of each sequence.
+
+    Args:
+        may_T: bool.
+        number_B: int64; a sequence with fewer such slots shows all of them.
+        draws_T: float, in [0, 1).
+        layout: of the slots.
+    """
+    draws_BM = layout.pad(torch.where(may_T, draws_T, torch.inf), torch.inf)
+    # Stable, so that equal draws are in the order of slots on every device.
+    order_BM = draws_BM.sort(dim=1, stable=True).indices
+    ranks_BM = torch.empty_like(order_BM)
+    ranks_BM.scatter_(1, order_BM, torch.arange(order_BM.shape[1], device=order_BM.device).expand_as(order_BM))
+    return layout.unpad(ranks_BM < number_B[:, None]) & may_T
+
+
+def glance_by_chance(is_wrong_T: Tensor, ratio: float, draws_T: Tensor, layout: PackedLayout) -> Tensor:
+    """bool [T]: each slot with probability ``ratio`` times the share of wrong slots of its sequence."""
+    wrong_B = layout.pad(is_wrong_T, False).sum(1)
+    probability_B = ratio * wrong_B.double() / layout.lengths
+    return draws_T < probability_B.index_select(0, layout.sequence_ids)
+
+
+@contextmanager
+def same_dropout(device: torch.device) -> Iterator[None]:
+    """What follows the block draws the same dropout masks as the block did."""
+    state = torch.get_rng_state()
+    device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    yield
+    torch.set_rng_state(state)
+    if device_state is not None:
+        torch.cuda.set_rng_state(device_state, device)

@@ -1,0 +1,142 @@
+"""What a target can do, and the values that targets and the model exchange.
+
+Shapes: B sequences, T decoder slots of all sequences together (padded: of the longest), S target tokens, H hidden size,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnb_ds.common.packing import PackedLayout
+from bnb_ds.dag.strategies import DagOptions
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Target tokens of a batch.
+
+    Attributes:
+        tokens: int64 [sum S], concatenated.
+        lengths: int64 [B].
+        longest: the largest length, if the caller knows it; then the host does not wait for a GPU.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    longest: int | None = None
+
+    def at(self, index_T: Tensor, layout: PackedLayout) -> Tensor:
+        """int64 [T], the token that ``index_T`` names in the target of each slot's sequence; -1 where it is -1."""
+        starts_B = self.lengths.cumsum(0) - self.lengths
+        place_T = starts_B.index_select(0, layout.sequence_ids) + index_T
+        # A batch whose targets are all empty has nothing to look up.
+        tokens = torch.nn.functional.pad(self.tokens, (0, 1), value=-1)
+        return torch.where(index_T >= 0, tokens.index_select(0, place_T.clamp(0, tokens.numel() - 1)), -1)
+
+
+def read_targets(labels: Tensor, label_lengths: Tensor | None, max_label_length: int | None) -> Targets:
+    """Targets from labels [B, S] with -100 at places without a target, or from concatenated labels and their lengths.
+
+    Raises:
+        ValueError: shapes or lengths that do not fit together.
+    """
+    if label_lengths is None:
+        if labels.dim() != 2:
+            raise ValueError("labels must be [B, S] with -100 behind each target, or [sum S] with label_lengths")
+        is_target_BS = labels != IGNORED_LABEL
+        return Targets(labels[is_target_BS], is_target_BS.sum(1), max_label_length)
+    if labels.dim() != 1:
+        raise ValueError("with label_lengths, labels must be the targets concatenated, [sum of label_lengths]")
+    if max_label_length is not None and label_lengths.device.type == "cpu":
+        longest = int(label_lengths.max())
+        if max_label_length != longest:
+            raise ValueError(f"max_label_length is {max_label_length}, but the longest of label_lengths is {longest}")
+    return Targets(labels, label_lengths, max_label_length)
+
+
+@dataclass(frozen=True, eq=False)
+class SlotStates:
+    """Decoder slots of a batch, ready for the projection to the vocabulary.
+
+    Attributes:
+        hidden: [T, H], hidden states of the LM head.
+        weight: [V, H], the output matrix.
+        bias: [V]; -inf switches a class off.
+        layout: layout of the slots.
+        links: float [B, T, T], log-probabilities of links between slots; None without a graph.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+    layout: PackedLayout
+    links: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The loss of a batch.
+
+    Attributes:
+        loss_sum: [], sum of losses in nats, with gradient.
+        count: int64 [], what the sum is divided by.
+        num_infeasible: int64 [], sequences whose target cannot be written into their slots.
+        kl: [], mean KL(uniform || p) over all slots, without gradient; 0 without a smoothing term.
+    """
+
+    loss_sum: Tensor
+    count: Tensor
+    num_infeasible: Tensor
+    kl: Tensor
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How an output is read off the slots; CTC and one token a slot have nothing to choose.
+
+    Attributes:
+        dag: for a graph.
+        pad: what ids hold behind an output.
+    """
+
+    dag: DagOptions = field(default_factory=lambda: DagOptions("lookahead"))
+    pad: int = 0
+
+
+class Target(Protocol):
+    """Whatever reads the decoder's slots."""
+
+    def fits(self, lengths: np.ndarray, repeats: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """bool [B], whether targets can be written into their slots.
+
+        Args:
+            lengths: int64 [B], target tokens.
+            repeats: int64 [B], target tokens that equal the token before them.
+            slots: int64 [B], decoder slots.
+        """
+
+    def scores(self, states: SlotStates, targets: Targets, given_T: Tensor | None = None) -> Scores:
+        """The loss of a batch.
+
+        Args:
+            states: the slots.
+            targets: the target tokens.
+            given_T: bool [T], slots whose input held their target token (`bnb_ds.targets.glancing`); None: no slot.
+        """
+
+    def align(self, states: SlotStates, targets: Targets) -> Tensor:
+        """int64 [T], the index of the target token that a slot takes on the best path; -1 for none."""
+
+    def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
+        """bool [T], the slots that may see their target token in the second pass (`bnb_ds.targets.glancing`)."""
+
+    def decode(self, states: SlotStates, options: ReadOptions) -> tuple[Tensor, Tensor]:
+        """Outputs int64 [B, T], padded with ``options.pad``, and their lengths int64 [B]."""

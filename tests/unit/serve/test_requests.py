@@ -1,0 +1,222 @@
+"""Forms of requests and answers: content types, HEAD, streams, request ids, slots, and the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from bnb_ds.generate.pipeline import BnbPipeline
+from tests.exports import save_model
+
+httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")
+pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
+
+from bnb_ds.serve.slot_reading import align  # noqa: E402
+from tests.serving import SlowPipeline, running  # noqa: E402
+
+NDJSON = {"Accept": "application/x-ndjson"}
+
+
+@pytest.fixture(scope="module")
+def exported(small_tokenizer, tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("forms") / "model", small_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pipeline(exported):
+    return BnbPipeline.from_pretrained(exported, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(pipeline):
+    with running(pipeline, max_items=5, max_stream_items=40, max_beam_size=4) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/metrics", "/docs"])
+def test_head_has_the_headers_of_get_and_no_body(client, path):
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "text/plain; charset=utf-8", "multipart/form-data"]
+)
+def test_other_content_types_are_told_what_is_wanted(client, kind):
+    answer = client.post("/generate", content=b'{"texts": ["a"]}', headers={"content-type": kind})
+    assert answer.status_code == 415
+    assert answer.json()["detail"] == (
+        f"the content type is {kind.split(';')[0]}: send JSON, with the header Content-Type: application/json (with "
+        "curl: -H 'Content-Type: application/json')"
+    )
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"content-type": "application/vnd.api+json"}, {"content-type": "Application/JSON"}]
+)
+def test_json_may_have_other_names_or_none(client, headers):
+    assert client.post("/generate", content=b'{"texts": ["a"]}', headers=headers).status_code == 200
+
+
+def test_curl_without_a_header(client):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = ["curl", "-sS", "-d", '{"texts": ["a"]}', f"{client.base_url}/generate"]
+    assert "send JSON, with the header" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_stream_has_one_line_for_each_text_in_order(client, pipeline, small_texts):
+    texts = [*(text[: 5 + n] for n, text in enumerate(small_texts[:30])), ""]
+    with client.stream("POST", "/generate", json={"texts": texts}, headers=NDJSON) as answer:
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        lines = [json.loads(line) for line in answer.iter_lines()]
+    assert [line["index"] for line in lines] == list(range(31))
+    assert [line["text"] for line in lines] == pipeline(texts)
+
+
+def test_a_stream_sends_outputs_as_they_are_done(exported):
+    slow = SlowPipeline.from_pretrained(exported, device="cpu")
+    slow.hold()
+
+    class OneOutput(SlowPipeline):
+        def from_sources(self, sources, *arguments, **options):
+            output = super().from_sources(sources, *arguments, **options)
+            self.may_go.clear()
+            return output
+
+    slow.__class__ = OneOutput
+    slow.may_go.set()
+    with (
+        running(slow, token_budget=1, max_wait_seconds=0) as client,
+        client.stream("POST", "/generate", json={"texts": ["one", "two"]}, headers=NDJSON) as answer,
+    ):
+        lines = answer.iter_lines()
+        assert json.loads(next(lines))["index"] == 0  # the second is still in the model
+        slow.wait_for_calls(2)
+        slow.may_go.set()
+        assert json.loads(next(lines))["index"] == 1
+
+
+def test_faults_of_a_stream(client, exported):
+    answer = client.post("/generate", json={"texts": ["a"] * 41}, headers=NDJSON)
+    assert (answer.status_code, answer.json()) == (413, {"detail": "41 texts: send at most 40 in one request"})
+    assert client.post("/generate", json={"texts": ["a"] * 40}, headers=NDJSON).status_code == 200
+
+    class Faulty(BnbPipeline):
+        def from_sources(self, sources, *arguments, **options):
+            if sources[0] == self.poison:
+                raise RuntimeError("broken")
+            return super().from_sources(sources, *arguments, **options)
+
+    faulty = Faulty.from_pretrained(exported, device="cpu")
+    (faulty.poison,), _ = faulty.encode(["poison"])
+    with running(faulty, token_budget=1) as other:
+        answer = other.post("/generate", json={"texts": ["poison", "b"]}, headers=NDJSON)
+        assert (answer.status_code, answer.json()) == (500, {"detail": "the model failed on this request"})
+        answer = other.post("/generate", json={"texts": ["a", "poison", "b"]}, headers=NDJSON)
+        first, second = map(json.loads, answer.text.splitlines())
+        assert (answer.status_code, first["index"]) == (200, 0)
+        assert second == {"detail": "the model failed on this request"}
+        assert 'bnb_dropped_total{reason="fault"} 2.0' in other.get("/metrics").text
+
+
+def test_beams_are_limited(client):
+    answer = client.post("/generate", json={"texts": ["a"], "options": {"beam_size": 5}})
+    assert (answer.status_code, answer.json()) == (400, {"detail": "beam_size is 5: this service allows at most 4"})
+    assert client.post("/generate", json={"texts": ["a"], "options": {"beam_size": 4}}).status_code == 200
+
+
+def logged(caplog, number: int) -> list[str]:
+    """The lines of the log. A line follows its answer, so the last one may take a moment."""
+    end = time.monotonic() + 30
+    while True:
+        found = [record.getMessage() for record in caplog.records if record.name == "bnb_ds.serve.requests"]
+        if len(found) >= number or time.monotonic() > end:
+            return found
+        time.sleep(0.01)
+
+
+def test_request_ids_are_returned_and_logged(client, caplog):
+    with caplog.at_level(logging.INFO, "bnb_ds.serve"):
+        given = client.post("/generate", json={"texts": ["a text"]}, headers={"X-Request-Id": "mine-7"})
+        made = client.post("/generate", content=b"{", headers={"X-Request-Id": "not good\tat all"})
+        client.get("/health")
+    assert given.headers["x-request-id"] == "mine-7"
+    assert re.fullmatch("[0-9a-f]{32}", made.headers["x-request-id"])
+    first, second = [record.getMessage() for record in caplog.records if record.name == "bnb_ds.serve.requests"]
+    assert first.startswith("request=mine-7 client=127.0.0.1 method=POST path=/generate status=200 total_ms=")
+    for fact in ("texts=1", "source_tokens=", "output_tokens=", "queue_ms=", "model_ms=", "queue=0", "batch=1"):
+        assert fact in first
+    assert f"request={made.headers['x-request-id']} " in second
+    assert "status=422" in second
+
+
+def test_a_path_cannot_forge_a_line(client, caplog):
+    with caplog.at_level(logging.INFO, "bnb_ds.serve"):
+        client.get("/a%0Arequest=forged")
+        (line,) = logged(caplog, 1)
+    assert "path=/a?request=forged status=404" in line
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"decoder_length": "padded"}, {"decoder_length": "predicted"}], ids=["source", "padded", "predicted"]
+)
+def test_slots_read_as_the_output(small_tokenizer, small_texts, tmp_path, fields):
+    pipeline = BnbPipeline.from_pretrained(save_model(tmp_path / "model", small_tokenizer, **fields), device="cpu")
+    texts = [text[: 10 + 7 * n] for n, text in enumerate(small_texts[:6])]
+    options = {} if fields.get("decoder_length") == "predicted" else {"max_length": 6}
+    with running(pipeline, max_items=20) as client:
+        for sent in ({}, options):
+            body = {"texts": [*texts, ""], "options": sent, "return_slots": True}
+            outputs = client.post("/generate", json=body).json()["outputs"]
+            plain = client.post("/generate", json={**body, "return_slots": False}).json()["outputs"]
+            assert [output["text"] for output in outputs] == [output["text"] for output in plain]
+            assert "slots" not in plain[0]
+            assert outputs[-1]["slots"] == []
+            for output in outputs[:-1]:
+                written = [slot for slot in output["slots"] if slot["writes"] is not None]
+                assert [slot["writes"] for slot in written] == list(range(len(written)))
+                ids = pipeline.tokenizer.convert_tokens_to_ids([slot["token"] for slot in written])
+                assert " ".join(pipeline.tokenizer.decode(ids, skip_special_tokens=True).split()) == output["text"]
+                for slot in output["slots"]:
+                    assert 0 <= slot["probability"] <= slot["candidates"][0][1] + 1e-6
+                    if not sent:  # greedy: every slot stands for its best token
+                        assert slot["token"] == slot["candidates"][0][0]
+
+
+def test_slots_need_the_torch_engine(exported, tmp_path):
+    compiled = BnbPipeline.from_pretrained(exported, device="cpu", compile=True)
+    with running(compiled) as client:
+        answer = client.post("/generate", json={"texts": ["a"], "return_slots": True})
+        assert answer.status_code == 400
+        assert answer.json()["detail"].startswith("return_slots needs the torch model without --compile, and this")
+        assert "const hasSlots = false;" in client.get("/").text
+
+
+def test_the_best_alignment_is_found():
+    """Every alignment of two tokens and five slots, by enumeration."""
+    import itertools
+
+    rng = np.random.default_rng(0)
+    for tokens in ([3, 3], [3, 4], [7], []):
+        scores = np.log(rng.dirichlet(np.ones(6), 5))[:, : 1 + len(tokens)]
+        if tokens == [3, 3]:
+            scores[:, 2] = scores[:, 1]
+        columns = [0 if state % 2 == 0 else state // 2 + 1 for state in range(2 * len(tokens) + 1)]
+        best = -np.inf
+        for path in itertools.product(range(len(tokens) + 1), repeat=5):
+            names = [None if column == 0 else tokens[column - 1] for column in path]
+            merged = [name for place, name in enumerate(names) if place == 0 or name != names[place - 1]]
+            if [name for name in merged if name is not None] == tokens:
+                best = max(best, sum(scores[slot, column] for slot, column in enumerate(path)))
+        found = align(scores, tokens)
+        assert sum(scores[slot, columns[state]] for slot, state in enumerate(found)) == pytest.approx(best)
