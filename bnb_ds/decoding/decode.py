@@ -127,7 +127,7 @@ def generate_rows(
     outputs: list[tuple[list[int], float | None]] = [([], None)] * len(rows)
     pending = []
     for batch in plan_batches(lengths, config, budget):
-        inputs = _inputs_of_rows(model, [rows[index] for index in batch])
+        inputs = inputs_of_rows(model, [rows[index] for index in batch])
         pending.append((batch, decode_batch(model, inputs, options, with_scores=with_scores)))
     for batch, decoded in pending:
         ids, ends = decoded.ids.tolist(), decoded.lengths.tolist()
@@ -267,7 +267,8 @@ def _joined(parts: list[Decoded], order: list[int], pad: int) -> GenerateOutput:
     )
 
 
-def _inputs_of_rows(model: BnbLMHeadModel, rows: Sequence[Sequence[int]]) -> PackedInputs:
+def inputs_of_rows(model: BnbLMHeadModel, rows: Sequence[Sequence[int]]) -> PackedInputs:
+    """The model's inputs for sources of at least one token each, padded as `generate_rows` says."""
     device = model.device
     if model.config.decoder_length == "padded":
         width = model.config.encoder.max_position_embeddings
