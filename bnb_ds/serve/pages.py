@@ -11,13 +11,13 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse
 
-from bnb_ds.generate.engines import TorchEngine
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.serve.answers import as_json
 from bnb_ds.serve.batcher import Batcher
 from bnb_ds.serve.metrics import Metrics
 from bnb_ds.serve.schema import Problem
 from bnb_ds.serve.shutdown import Shutdown
+from bnb_ds.serve.slot_reading import why_no_slots
 from bnb_ds.version import __version__
 
 _HEADERS = {
@@ -32,7 +32,7 @@ _HEADERS = {
 
 def add_pages(app: FastAPI, pipeline: BnbPipeline, batcher: Batcher, metrics: Metrics, shutdown: Shutdown) -> None:
     """Add the routes."""
-    has_slots = isinstance(pipeline.engine, TorchEngine)
+    has_slots = why_no_slots(pipeline.engine) is None
     index = _page("index.html", engine=html.escape(pipeline.engine.name), has_slots=json.dumps(has_slots))
 
     @app.get("/health", response_description="the process lives")

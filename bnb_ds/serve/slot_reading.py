@@ -42,10 +42,20 @@ class SlotReading:
     candidates: list[tuple[str | None, float]]
 
 
+def why_no_slots(engine: Engine) -> str | None:
+    """Why nobody can tell how the engine's slots were read; None: `read_slots` can."""
+    if not isinstance(engine, TorchEngine):
+        return f"return_slots needs the torch model without --compile, and this service runs {engine.name}"
+    if engine.config.target_kind == "dag":
+        return "return_slots is for CTC and length classification; the slots of this model are a graph: leave it out"
+    return None
+
+
 def require_slots(engine: Engine) -> None:
     """Raise ConfigError if the engine cannot tell how its slots were read."""
-    if not isinstance(engine, TorchEngine):
-        raise ConfigError(f"return_slots needs the torch model without --compile, and this service runs {engine.name}")
+    reason = why_no_slots(engine)
+    if reason is not None:
+        raise ConfigError(reason)
 
 
 @torch.inference_mode()
@@ -65,7 +75,7 @@ def read_slots(pipeline: BnbPipeline, source: Sequence[int], tokens: Sequence[in
     engine = pipeline.engine
     assert isinstance(engine, TorchEngine)
     model, config = engine.model, engine.config
-    has_blank = config.decoder_length != "predicted"
+    has_blank = config.target_kind == "ctc"
     encoded = model.model.encode(inputs_of_rows(model, [source]))
     # With length classification, the slots are those of the output, which may have come from another length's beam.
     slots = model.model.open(encoded, None if has_blank else torch.tensor([len(tokens)], device=model.device))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bnb_ds.generate.pipeline import BnbPipeline
-from tests.exports import save_model
+from tests.exports import MAX_TOKENS, save_model
 
 httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
@@ -201,6 +201,19 @@ def test_slots_need_the_torch_engine(exported, tmp_path):
         assert answer.status_code == 400
         assert answer.json()["detail"].startswith("return_slots needs the torch model without --compile, and this")
         assert "const hasSlots = false;" in client.get("/").text
+
+
+def test_slots_of_a_graph_are_not_read_as_ctc(small_tokenizer, tmp_path):
+    fields = {"target": "dag", "decoder_positions": "absolute", "decoder_length_max": MAX_TOKENS, "link_positions": 128}
+    graph = BnbPipeline.from_pretrained(save_model(tmp_path / "model", small_tokenizer, **fields), device="cpu")
+    with running(graph) as client:
+        answer = client.post("/generate", json={"texts": ["a"], "return_slots": True})
+        assert (answer.status_code, answer.json()["detail"]) == (
+            400,
+            "return_slots is for CTC and length classification; the slots of this model are a graph: leave it out",
+        )
+        assert "const hasSlots = false;" in client.get("/").text
+        assert client.post("/generate", json={"texts": ["a"]}).status_code == 200
 
 
 def test_the_best_alignment_is_found():
