@@ -7,12 +7,16 @@ columns (the target tokens in order), V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.inputs import check_labels, check_targets, first_of_its_kind, pad_targets
+
+Number = TypeVar("Number", int, np.ndarray, Tensor)
 
 _ABOVE_ONE = 1e-3  # nats by which rounding may lift a log-probability above 0
 
@@ -39,9 +43,9 @@ class Targets:
     infeasible: Tensor
 
 
-def fits(num_tokens: int, num_slots: int) -> bool:
-    """Whether a path from the first slot to the last can write so many tokens, one a slot."""
-    return 2 <= num_tokens <= num_slots or num_tokens == num_slots == 1
+def fits(num_tokens: Number, num_slots: Number) -> Number:
+    """Whether a path from the first slot to the last can write so many tokens, one a slot; for arrays, of each pair."""
+    return ((num_tokens >= 2) & (num_tokens <= num_slots)) | ((num_tokens == 1) & (num_slots == 1))
 
 
 def read_targets(
@@ -71,15 +75,13 @@ def read_targets(
         check_labels(table_BS[is_token_BS], None, vocab_size)
     if longest == 0:
         table_BS, is_token_BS = table_BS.new_zeros(len(table_BS), 1), is_token_BS.new_zeros(len(table_BS), 1)
-    slots_B = layout.lengths
-    fits_B = (lengths_B <= slots_B) & ((lengths_B >= 2) | ((lengths_B == 1) & (slots_B == 1)))
     return Targets(
         layout=layout,
         target_lengths=lengths_B,
         table=table_BS,
         is_token=is_token_BS,
         is_first=first_of_its_kind(table_BS),
-        infeasible=~fits_B,
+        infeasible=~fits(lengths_B, layout.lengths),
     )
 
 

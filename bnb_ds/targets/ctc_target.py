@@ -12,7 +12,7 @@ from bnb_ds.ctc.greedy import collapse, linear_argmax
 from bnb_ds.ctc.loss import linear_ctc_loss
 from bnb_ds.ctc.viterbi import linear_ctc_best_path
 from bnb_ds.targets.glancing import glance_by_chance
-from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets
+from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count
 
 
 @dataclass(frozen=True)
@@ -36,40 +36,17 @@ class CtcTarget:
     def scores(self, states: SlotStates, targets: Targets, given_T: Tensor | None = None) -> Scores:
         """The loss over all slots, those that saw their token included."""
         ctc = linear_ctc_loss(
-            states.hidden,
-            states.weight,
-            states.bias,
-            targets.tokens,
-            None,
-            targets.lengths,
+            **states.with_targets(targets),
             blank=self.blank,
             reduction=f"{self.loss_reduction}_sum",
             kl_weight=self.kl_weight,
-            cu_seqlens=states.layout.cu_seqlens,
-            max_input_length=states.layout.max_seqlen,
-            max_target_length=targets.longest,
         )
-        if self.loss_reduction == "sample":
-            count = targets.lengths.new_tensor(targets.lengths.numel())
-        else:
-            count = (targets.lengths * ~ctc.infeasible).sum()
+        count = loss_count(targets, ctc.infeasible, self.loss_reduction)
         return Scores(ctc.loss, count, ctc.infeasible.sum(), ctc.kl)
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """The most probable path; repeats of a token have the same index, and blanks -1."""
-        path_T, _ = linear_ctc_best_path(
-            states.hidden,
-            states.weight,
-            states.bias,
-            targets.tokens,
-            None,
-            targets.lengths,
-            blank=self.blank,
-            cu_seqlens=states.layout.cu_seqlens,
-            max_input_length=states.layout.max_seqlen,
-            max_target_length=targets.longest,
-        )
-        return path_T
+        return linear_ctc_best_path(**states.with_targets(targets), blank=self.blank)[0]
 
     def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
         """Each slot by chance, with probability ``ratio`` times the share of slots that differ from the best path.

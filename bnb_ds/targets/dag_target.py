@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from bnb_ds.ctc.greedy import linear_argmax, linear_best, logits_in_chunks
+from bnb_ds.dag.inputs import fits
 from bnb_ds.dag.loss import DagOutput, linear_dag_loss
 from bnb_ds.dag.paths import dag_best_path
 from bnb_ds.dag.strategies import decode_best, decode_candidates
 from bnb_ds.targets.glancing import glance_at_some, rounded_half_up
-from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets
+from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,17 @@ class DagTarget:
 
     def fits(self, lengths: np.ndarray, repeats: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """A path has two slots or more, and no more than there are; a graph of one slot has one path."""
-        return ((lengths >= 2) & (lengths <= slots)) | ((lengths == 1) & (slots == 1))
+        return fits(lengths, slots)
 
     def scores(self, states: SlotStates, targets: Targets, given_T: Tensor | None = None) -> Scores:
         """The loss over all paths, whatever slots saw."""
         dag = _loss(states, targets, f"{self.loss_reduction}_sum")
-        if self.loss_reduction == "sample":
-            count = targets.lengths.new_tensor(targets.lengths.numel())
-        else:
-            count = (targets.lengths * ~dag.infeasible).sum()
+        count = loss_count(targets, dag.infeasible, self.loss_reduction)
         return Scores(dag.loss, count, dag.infeasible.sum(), dag.loss.new_zeros(()))
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """The most probable path; slots beside it have -1."""
-        path_BL, _ = dag_best_path(
-            states.hidden,
-            states.weight,
-            states.bias,
-            states.links,
-            targets.tokens,
-            None,
-            targets.lengths,
-            cu_seqlens=states.layout.cu_seqlens,
-            max_input_length=states.layout.max_seqlen,
-            max_target_length=targets.longest,
-        )
+        path_BL, _ = dag_best_path(**states.with_targets(targets), log_links=states.links)
         return states.layout.unpad(path_BL)
 
     def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
@@ -87,20 +74,8 @@ def output_log_probs(states: SlotStates, ids_BT: Tensor, lengths_B: Tensor) -> T
 
 
 def _loss(states: SlotStates, targets: Targets, reduction: str, *, zero_infinity: bool = True) -> DagOutput:
-    return linear_dag_loss(
-        states.hidden,
-        states.weight,
-        states.bias,
-        states.links,
-        targets.tokens,
-        None,
-        targets.lengths,
-        reduction=reduction,
-        zero_infinity=zero_infinity,
-        cu_seqlens=states.layout.cu_seqlens,
-        max_input_length=states.layout.max_seqlen,
-        max_target_length=targets.longest,
-    )
+    arguments = states.with_targets(targets)
+    return linear_dag_loss(**arguments, log_links=states.links, reduction=reduction, zero_infinity=zero_infinity)
 
 
 def _candidates(states: SlotStates, number: int) -> tuple[Tensor, Tensor]:

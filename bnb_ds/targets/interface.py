@@ -7,7 +7,7 @@ V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -80,6 +80,20 @@ class SlotStates:
     layout: PackedLayout
     links: Tensor | None = None
 
+    def with_targets(self, targets: Targets) -> dict[str, Any]:
+        """The keyword arguments that the losses and the best paths of CTC and of a graph have in common."""
+        return {
+            "hidden": self.hidden,
+            "weight": self.weight,
+            "bias": self.bias,
+            "targets": targets.tokens,
+            "input_lengths": None,
+            "target_lengths": targets.lengths,
+            "cu_seqlens": self.layout.cu_seqlens,
+            "max_input_length": self.layout.max_seqlen,
+            "max_target_length": targets.longest,
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -96,6 +110,13 @@ class Scores:
     count: Tensor
     num_infeasible: Tensor
     kl: Tensor
+
+
+def loss_count(targets: Targets, infeasible_B: Tensor, loss_reduction: str) -> Tensor:
+    """int64 [], what a loss sum is divided by: the sequences (``"sample"``), or the tokens of the feasible ones."""
+    if loss_reduction == "sample":
+        return targets.lengths.new_tensor(targets.lengths.numel())
+    return (targets.lengths * ~infeasible_B).sum()
 
 
 @dataclass(frozen=True)
