@@ -98,10 +98,15 @@ class Generate:
             self._metrics.dropped.labels(reason).inc()
         return as_json(status, {"detail": detail})
 
-    def _gone(self, request: Request) -> Response:
-        self._metrics.dropped.labels("client_gone").inc()
-        request.state.facts.update(status=CLIENT_GONE, dropped="client_gone")
-        return Response(status_code=CLIENT_GONE)  # it reaches nobody
+    def _failed(self, error: Exception, request: Request) -> Response:
+        """The answer of a request that fails before any of it is sent."""
+        facts = request.state.facts
+        if isinstance(error, ClientGone):
+            self._metrics.dropped.labels("client_gone").inc()
+            facts.update(status=CLIENT_GONE, dropped="client_gone")
+            return Response(status_code=CLIENT_GONE)  # it reaches nobody
+        status, detail, facts["dropped"] = self._reason(error, request)
+        return self._refused(status, detail, facts["dropped"])
 
     async def _whole(self, request: Request, texts: list[str], work: Work) -> Response:
         facts, start = request.state.facts, time.monotonic()
@@ -113,12 +118,8 @@ class Generate:
         ends = [disconnected(request.receive), self._shutdown.grace_over()]
         try:
             done = await unless(answers(), self._limits.timeout_seconds, ends)
-        except ClientGone:
-            return self._gone(request)
         except Exception as error:
-            status, detail, reason = self._reason(error, request)
-            facts["dropped"] = reason
-            return self._refused(status, detail, reason)
+            return self._failed(error, request)
         finally:
             self._metrics.request_seconds.observe(time.monotonic() - start)
             facts["queue"] = self._batcher.num_waiting
@@ -131,18 +132,10 @@ class Generate:
         """Lines of JSON. What goes wrong before the first line is an error answer, and later the last line."""
         start = time.monotonic()
         lines = self._lines(request, texts, work)
-
-        async def first_line() -> str:
-            return await anext(lines)
-
         try:
-            first = await unless(first_line(), None, [disconnected(request.receive)])
-        except ClientGone:
-            return self._gone(request)
+            first = await unless(anext(lines), None, [disconnected(request.receive)])
         except Exception as error:
-            status, detail, reason = self._reason(error, request)
-            request.state.facts["dropped"] = reason
-            return self._refused(status, detail, reason)
+            return self._failed(error, request)
 
         async def all_lines() -> AsyncIterator[str]:
             facts = request.state.facts
@@ -190,11 +183,7 @@ class Generate:
     async def _before(self, deadline: float, future: asyncio.Future[Answer]) -> Answer:
         if future.done():
             return future.result()
-
-        async def wait() -> Answer:
-            return await future
-
-        return await unless(wait(), max(deadline - time.monotonic(), 0), [self._shutdown.grace_over()])
+        return await unless(future, max(deadline - time.monotonic(), 0), [self._shutdown.grace_over()])
 
     def _count(self, answers: list[Answer], facts: dict[str, Any]) -> None:
         self._metrics.items.inc(len(answers))

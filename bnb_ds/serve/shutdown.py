@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -71,9 +71,7 @@ async def disconnected(receive: Any) -> None:
     raise ClientGone
 
 
-async def unless(
-    work: Coroutine[Any, Any, T], timeout_seconds: float | None, ends: Sequence[Coroutine[Any, Any, None]]
-) -> T:
+async def unless(work: Awaitable[T], timeout_seconds: float | None, ends: Sequence[Coroutine[Any, Any, None]]) -> T:
     """The result of ``work``, unless something ends it first. It is then cancelled, and has ended on return.
 
     Args:
