@@ -86,8 +86,8 @@ class FilteredSource:
         filters: see there.
 
     Raises:
-        ConfigError: a value is out of range.
-        ConfigError: a language is not known, or the library that tells languages is not installed.
+        ConfigError: a value is out of range, a language is not known, or the library that tells languages is not
+            installed.
         DataError: an evaluation set cannot be read, or holds no run of words that is long enough.
     """
 

@@ -10,8 +10,6 @@ import time
 
 import pytest
 
-from tests.exports import save_model
-
 httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
@@ -20,11 +18,6 @@ from bnb_ds.serve import shutdown  # noqa: E402
 from tests.serving import SlowPipeline, running  # noqa: E402
 
 ONE_BY_ONE = {"token_budget": 1, "max_wait_seconds": 0}
-
-
-@pytest.fixture(scope="module")
-def exported(small_tokenizer, tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("ends") / "model", small_tokenizer)
 
 
 @pytest.fixture

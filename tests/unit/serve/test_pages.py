@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bnb_ds.generate.pipeline import BnbPipeline
-from tests.exports import save_model
 
 pytest.importorskip("httpx", reason="the extra [serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
@@ -19,11 +18,6 @@ pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 
 from bnb_ds.decoding.options import DecodeOptions
 from tests.serving import SlowPipeline, running
-
-
-@pytest.fixture(scope="module")
-def exported(small_tokenizer, tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("pages") / "model", small_tokenizer)
 
 
 @pytest.fixture(scope="module")

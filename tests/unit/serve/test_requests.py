@@ -27,16 +27,6 @@ NDJSON = {"Accept": "application/x-ndjson"}
 
 
 @pytest.fixture(scope="module")
-def exported(small_tokenizer, tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("forms") / "model", small_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def pipeline(exported):
-    return BnbPipeline.from_pretrained(exported, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def client(pipeline):
     with running(pipeline, max_items=5, max_stream_items=40, max_beam_size=4) as client:
         yield client

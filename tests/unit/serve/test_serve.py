@@ -13,23 +13,13 @@ import time
 import pytest
 
 from bnb_ds.generate.pipeline import BnbPipeline
-from tests.exports import MAX_TOKENS, save_model
+from tests.exports import MAX_TOKENS
 
 httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 
 from tests.serving import SlowPipeline, running  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def exported(small_tokenizer, tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("served") / "model", small_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def pipeline(exported):
-    return BnbPipeline.from_pretrained(exported, device="cpu")
 
 
 @pytest.fixture(scope="module")

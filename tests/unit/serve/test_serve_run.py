@@ -16,8 +16,6 @@ import time
 import pytest
 
 from bnb_ds.cli import main
-from bnb_ds.generate.pipeline import BnbPipeline
-from tests.exports import save_model
 
 httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
@@ -25,16 +23,6 @@ uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not instal
 
 from bnb_ds.serve.limits import ServiceLimits  # noqa: E402
 from bnb_ds.serve.server import listen, serve  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def exported(small_tokenizer, tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("served") / "model", small_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def pipeline(exported):
-    return BnbPipeline.from_pretrained(exported, device="cpu")
 
 
 def test_without_the_packages_the_way_to_them_is_named(exported, monkeypatch, capsys):
