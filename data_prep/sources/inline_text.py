@@ -8,6 +8,8 @@ from typing import Any
 
 from lxml import etree
 
+# Far below the limits of Python's stack, which other programs in the process may have set.
+_MOST_LEVELS = 200
 _EMPHASIS = ("b", "i", "u", "strong", "em", "bold", "italic")
 _BOLD = ("b", "strong", "bold")
 _SCRIPTS = ("sub", "sup")
@@ -27,6 +29,10 @@ _EDGE_OF_WORDS = re.compile(rf"(?<=\w){_EDGE}(?=\w)")
 _ONE_TERM = re.compile(r"[\w.,\u2032]*")
 
 
+class NestingError(ValueError):
+    """More levels of elements than any text has."""
+
+
 class EntityReferenceError(ValueError):
     """A text holds a reference to an entity, which only the document's own DTD could explain."""
 
@@ -39,6 +45,7 @@ def text_of(element: Any) -> str:
 
     Raises:
         EntityReferenceError: an entity would have to be expanded.
+        NestingError: elements are nested too deeply.
     """
     return " ".join(lines_of(element))
 
@@ -52,12 +59,22 @@ def lines_of(element: Any, label_of: Callable[[str | None, str], str] = lambda l
     """
     if len(element) == 0:
         return [label_of(element.get("Label"), " ".join((element.text or "").split()))]
+    _refuse_deep(element)
     pieces: list[str] = []
     labels = [element.get("Label")]
     _append(element, pieces, element.tag, labels)
     text = _EDGE_OF_WORDS.sub(" ", "".join(pieces)).replace(_EDGE, "")
     lines = [" ".join(line.split()) for line in text.split(_BREAK)]
     return [label_of(label, line) for label, line in zip(labels, lines, strict=True) if line]
+
+
+def _refuse_deep(element: Any) -> None:
+    """Raise NestingError, before the functions below call themselves for each level."""
+    depth = 0
+    for event, _ in etree.iterwalk(element, events=("start", "end")):
+        depth += 1 if event == "start" else -1
+        if depth > _MOST_LEVELS:
+            raise NestingError("elements are nested too deeply")
 
 
 def _append(element: Any, pieces: list[str], nested: str, labels: list[str | None]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_prep.sources import units
 from data_prep.sources.documents import SURROGATE, BadRecord, Deletion, Document, Omitted, Record, is_encodable
-from data_prep.sources.inline_text import EntityReferenceError, lines_of, text_of
+from data_prep.sources.inline_text import EntityReferenceError, NestingError, lines_of, text_of
 from data_prep.sources.opening import kind, open_input, reading_errors
 from data_prep.sources.pubmed_skim import SkimmedPubmed
 from data_prep.sources.units import SourceFile, Unit
@@ -78,8 +78,8 @@ def read_xml(file: SourceFile) -> Iterator[Record]:
                 yield _record(element, name, file, place)
             except EntityReferenceError as error:
                 yield BadRecord(place, f"{error}, and entities are not expanded; remove it from the file")
-            except RecursionError:
-                yield BadRecord(place, "elements are nested too deeply; remove the record from the file")
+            except NestingError as error:
+                yield BadRecord(place, f"{error}; remove the record from the file")
 
 
 def read_jsonl(file: SourceFile) -> Iterator[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,22 @@ def test_elements_nested_too_deeply(tmp_path: Path) -> None:
     bad, good = read_xml(find_files([tmp_path / "a.xml"], (".xml",))[0])
     assert str(bad) == (f"{tmp_path}/a.xml: record 1: elements are nested too deeply; remove the record from the file")
     assert good.text == "Fine."
+
+
+@pytest.mark.parametrize("limit", [1000, 20_000])
+@pytest.mark.parametrize(("tag", "name"), [("b", "emphasis"), ("mfrac", "formula")])
+def test_what_is_nested_too_deeply_does_not_depend_on_the_process(tmp_path: Path, limit: int, tag: str, name: str):
+    """Other libraries in a process raise Python's limit of recursion."""
+    record = "<PubmedArticle><MedlineCitation><PMID>{}</PMID><Article><Abstract><AbstractText>{}</AbstractText>"
+    record += "</Abstract></Article></MedlineCitation></PubmedArticle>"
+    texts = [f"<{tag}>" * depth + "x" + f"</{tag}>" * depth for depth in (199, 200)]
+    body = "".join(record.format(number, text) for number, text in enumerate(texts, start=1))
+    (tmp_path / f"{name}.xml").write_text(f"<PubmedArticleSet>{body}</PubmedArticleSet>")
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit)
+    try:
+        whole, bad = read_xml(find_files([tmp_path / f"{name}.xml"], (".xml",))[0])
+    finally:
+        sys.setrecursionlimit(before)
+    assert whole.text.strip("()") == "x"  # a fraction in a fraction has parentheses
+    assert "record 2: elements are nested too deeply; remove the record from the file" in str(bad)
