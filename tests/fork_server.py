@@ -111,6 +111,12 @@ class ForkServer:
 
 
 def _serve() -> None:
+    # DeepSpeed does these when it makes an engine. The first import alone takes half the time of a short run.
+    import deepspeed.checkpoint.ds_to_universal
+    import deepspeed.ops
+    import deepspeed.runtime.zero.muon.original_muon
+    import deepspeed.runtime.zero.stage3
+    import deepspeed.runtime.zero.stage_1_and_2
     import torch.utils.tensorboard  # noqa: F401
     from transformers import BertTokenizerFast  # noqa: F401
 
@@ -118,6 +124,7 @@ def _serve() -> None:
     import bnb_ds.finetune.run
     import bnb_ds.pretrain.run  # noqa: F401
 
+    deepspeed.ops.__compatible_ops__  # noqa: B018 - compiles a few programs
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     print(json.dumps(["ready"]), flush=True)
     for line in sys.stdin:

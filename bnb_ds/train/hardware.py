@@ -1,8 +1,9 @@
-"""Peak speed of this rank's device, for the model FLOPs utilisation (MFU)."""
+"""Peak speed of this rank's GPU, for the model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 
@@ -25,39 +26,44 @@ _PEAK_FLOPS = {
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
-    """The highest speed of matrix products in FLOP/s, and the source of this number.
+class Peak(NamedTuple):
+    """The highest speed of matrix products.
 
-    For a known GPU this is the data-sheet value. Any other device is measured with large matrix products. So on a CPU,
-    the MFU is relative to the speed of this machine's own matrix product.
+    Attributes:
+        flops: FLOP/s.
+        source: where this number comes from.
     """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for (start, known_precision), flops in _PEAK_FLOPS.items():
-            if name.startswith(start) and precision == known_precision:
-                return flops, f"{name}, data sheet"
-    return _measure_matmul(device, _DTYPES[precision]), "measured with a matrix product"
+
+    flops: float
+    source: str
+
+
+def peak_of(device: torch.device, precision: str) -> Peak | None:
+    """The peak of a GPU: its data sheet's if it is known, else measured with large matrix products.
+
+    A CPU has none: other ranks share its cores and its clock, so a share of its speed would say nothing.
+    """
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    for (start, known_precision), flops in _PEAK_FLOPS.items():
+        if name.startswith(start) and precision == known_precision:
+            return Peak(flops, f"{name}, data sheet")
+    return Peak(_measure_matmul(device, _DTYPES[precision]), "measured with a matrix product")
 
 
 def _measure_matmul(device: torch.device, dtype: torch.dtype) -> float:
-    # On a GPU, small or few products between two synchronisations would measure the kernel launches instead.
-    size, products, repeats = (8192, 20, 3) if device.type == "cuda" else (1024, 1, 5)
-    if device.type == "cpu" and dtype != torch.float32:
-        size = 256  # many CPUs have no 16-bit instructions; a large product would take seconds
+    # Small or few products between two synchronisations would measure the kernel launches instead.
+    size, products, repeats = 8192, 20, 3
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
     left @ right  # the first product is slower, because it also selects a kernel
     best_seconds = float("inf")
     for _ in range(repeats):
-        _synchronize(device)
+        torch.cuda.synchronize(device)
         start = time.perf_counter()
         for _ in range(products):
             left @ right
-        _synchronize(device)
+        torch.cuda.synchronize(device)
         best_seconds = min(best_seconds, time.perf_counter() - start)
     return products * 2 * size**3 / best_seconds
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

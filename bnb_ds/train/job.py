@@ -30,7 +30,7 @@ from bnb_ds.distributed.stopping import StopRequest
 from bnb_ds.distributed.watchdog import Watchdog
 from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.engine import build_engine
-from bnb_ds.train.hardware import peak_flops
+from bnb_ds.train.hardware import Peak, peak_of
 from bnb_ds.train.launch import Launch
 from bnb_ds.train.loop import Evaluation, Intervals, TrainLoop
 from bnb_ds.train.objectives import Objective
@@ -127,7 +127,7 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     stop_step = min(launch.stop_at or total_steps, total_steps)
     ranks.on_main(lambda: _prepare_run_dir(job, state["step"], launch.weights_only))
     ranks.require_shared(run.path)
-    peak, peak_source = peak_flops(process.device, job.ds_config.precision)
+    peak = peak_of(process.device, job.ds_config.precision)
     evaluation_due = state.get("evaluation_due", False)
     tracker = Tracker(run.tensorboard, start_step=state["step"], total_steps=total_steps, evaluation_due=evaluation_due)
     origin = f", {resume.describe(job.ds_config)}" if resume else ""
@@ -135,7 +135,7 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
         *notes,
         *job.lines,
         f"kernels      {kernels}",
-        f"peak         {peak / 1e12:.3g} TFLOP/s per rank ({peak_source})",
+        *([f"peak         {peak.flops / 1e12:.3g} TFLOP/s per rank ({peak.source})"] if peak else []),
         f"start        step {state['step']}{origin}; this launch ends at step {stop_step}",
     ):
         tracker.say(line)
@@ -182,7 +182,7 @@ def _build_loop(
     phases: Phases,
     *,
     stop_step: int,
-    peak: float,
+    peak: Peak | None,
     stop: StopRequest,
     profiler: StepProfiler,
 ) -> TrainLoop:
@@ -212,7 +212,7 @@ def _build_loop(
         tracker=tracker,
         writer=writer,
         phases=phases,
-        peak_flops=peak,
+        peak=peak,
         intervals=job.intervals,
         total_steps=job.total_steps,
         stop_step=stop_step,

@@ -19,6 +19,7 @@ from bnb_ds.data.loader import StepLoader
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import LossSpikeError
 from bnb_ds.train.early_stopping import EarlyStopping
+from bnb_ds.train.hardware import Peak
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
 from bnb_ds.train.step import StepStats, TrainStep
@@ -67,8 +68,8 @@ class TrainLoop:
     writer: CheckpointWriter
     #: measures the phases of the loop
     phases: Phases
-    #: FLOP/s of one rank's device
-    peak_flops: float
+    #: the speed of one rank's GPU; None on a CPU
+    peak: Peak | None
     intervals: Intervals
     #: steps of the whole run
     total_steps: int
@@ -230,12 +231,15 @@ class TrainLoop:
 
     def _log(self, step: int, last: StepStats, interval: StepStats, measures: dict[str, float]) -> None:
         tokens_per_second = interval.tokens / interval.seconds
-        mfu = interval.flops / interval.seconds / (self.peak_flops * ranks.world_size())
         steps_left = self.stop_step - step
         seconds_left = steps_left * interval.seconds * last.samples / interval.samples
+        speeds, mfu = {"perf/tokens_per_second": tokens_per_second}, ""
+        if self.peak is not None:
+            speeds["perf/mfu"] = interval.flops / interval.seconds / (self.peak.flops * ranks.world_size())
+            mfu = f"  MFU {speeds['perf/mfu']:.1%}"
         line = (
-            f"loss {last.loss:.4g}  lr {measures['train/lr']:.3g}  {tokens_per_second:,.0f} tokens/s"
-            f"  MFU {mfu:.1%}  ETA {_duration(seconds_left)}"
+            f"loss {last.loss:.4g}  lr {measures['train/lr']:.3g}  {tokens_per_second:,.0f} tokens/s{mfu}"
+            f"  ETA {_duration(seconds_left)}"
         )
         for name in ("skipped_overflows", "skipped_spikes", "spike_returns"):
             if measures.get(f"train/{name}"):
@@ -243,8 +247,7 @@ class TrainLoop:
         values = {
             "train/loss": last.loss,
             **measures,
-            "perf/tokens_per_second": tokens_per_second,
-            "perf/mfu": mfu,
+            **speeds,
             "data/mask_fraction": interval.masked / max(interval.ordinary, 1),
             "data/ctc_infeasible_fraction": interval.infeasible / interval.samples,
             **self.phases.read(),

@@ -77,7 +77,7 @@ def make_loop(device, small_shards, tmp_path):
             tracker=Tracker(tmp_path / "runs", start_step=0, total_steps=steps),
             writer=CheckpointWriter(engine, tmp_path / "checkpoints", keep=1),
             phases=phases,
-            peak_flops=1.0,
+            peak=None,
             intervals=Intervals(log_steps=1, eval_steps=steps, checkpoint_steps=steps),
             total_steps=steps,
             stop_step=steps,

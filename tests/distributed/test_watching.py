@@ -50,7 +50,7 @@ def test_fp16_overflows_are_counted_and_shown(tmp_path, small_shards, fork_serve
     assert skipped[0] == 1
     assert skipped == sorted(skipped)
     assert rows[0]["train/loss_scale"] == 2**31
-    assert re.search(r"step 6  loss .* tokens/s  MFU .*%  ETA 0:00:00  skipped_overflows \d", text)
+    assert re.search(r"step 6  loss .* tokens/s  ETA 0:00:00  skipped_overflows \d", text)
 
 
 def test_a_table_survives_its_texts(small_shards, small_tokenizer):
