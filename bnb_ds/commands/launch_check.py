@@ -79,9 +79,10 @@ def _check_finetuning(findings: Findings, recipe: FinetuneRecipe, ds_config: DsC
     plan = finetune.FinetunePlan(recipe, ds_config, system)
     splits = findings.attempt(f"data of task {recipe.task}", lambda: finetune.tokenise_splits(plan))
     if splits is not None:
+        about_slots = findings.attempt("decoder slots", lambda: finetune.targets_that_do_not_fit(plan, splits))
         run = finetune.run_directory(plan, splits)
         _check_resume(findings, run, ds_config)
-        findings.lines += _indented(finetune.describe_plan(plan, splits, num_parameters))
+        findings.lines += _indented([*finetune.describe_plan(plan, splits, num_parameters), *(about_slots or [])])
     findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
 
 
@@ -100,7 +101,8 @@ def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: Ds
     _check_resume(findings, run, ds_config)
     if config is not None:
         plan = pretrain.PretrainPlan(recipe, ds_config, *shards)
-        findings.lines += _indented(pretrain.describe_dry_run(plan))
+        described = findings.attempt("decoder slots", lambda: pretrain.describe_dry_run(plan))
+        findings.lines += _indented(described or [])
         num_parameters = pretrain.count_parameters(recipe.objective, config)
         findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
 

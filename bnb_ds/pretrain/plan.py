@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,10 @@ from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.sections import ObjectiveSection, PretrainRecipe
 from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.misfits import count_misfits, misfit_lines, refuse_misfits
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.target_rules import BnbTargetRules
@@ -21,6 +23,9 @@ from bnb_ds.model_factory import model_config
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train import estimates
+
+#: samples of a split, evenly spaced, whose targets a launch compares with their slots
+_MISFIT_SAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,10 @@ def describe_dry_run(plan: PretrainPlan) -> list[str]:
     """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device."""
     config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
     num_parameters = count_parameters(plan.recipe.objective, config)
-    num_samples = len(plan.samples(plan.train_shards, config))
+    train, heldout = (plan.samples(shards, config) for shards in (plan.train_shards, plan.heldout_shards))
     return [
-        *describe_plan(plan, config, num_parameters, num_samples),
+        *describe_plan(plan, config, num_parameters, len(train)),
+        *targets_that_do_not_fit(train, heldout),
         *estimates.memory(
             config,
             num_parameters,
@@ -123,6 +129,28 @@ def count_parameters(section: ObjectiveSection, config: BnbConfig) -> int:
     """Number of trainable parameters of the model. No weights are allocated."""
     with torch.device("meta"):
         return estimates.count_parameters(model_class(section)(config))
+
+
+def targets_that_do_not_fit(
+    train: PretrainSamples, heldout: PretrainSamples, progress: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Lines that say how many samples hold a target that does not fit into the decoder's slots; the same on every rank.
+
+    Samples are read on rank 0, which calls ``progress`` now and then. Of each split, `_MISFIT_SAMPLES` are looked at.
+
+    Raises:
+        ConfigError: more than half of the samples of a split hold one.
+        DataError: a shard cannot be read.
+    """
+
+    def lines() -> list[str]:
+        found = {}
+        for name, samples in (("train", train), ("heldout", heldout)):
+            found[name] = count_misfits(samples.num_infeasible, len(samples), most=_MISFIT_SAMPLES, progress=progress)
+        refuse_misfits(found)
+        return list(misfit_lines(found))
+
+    return ranks.on_main(lines)
 
 
 def describe_plan(plan: PretrainPlan, config: BnbConfig, num_parameters: int, num_samples: int) -> Iterator[str]:
