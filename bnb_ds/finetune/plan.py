@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.checkpoint.run_dir import RunDir, holds_run
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.data.misfits import count_misfits, misfit_lines, refuse_misfits
@@ -92,9 +92,16 @@ def make_objective(plan: FinetunePlan, total_steps: int) -> Objective:
 
 def describe_dry_run(plan: FinetunePlan) -> list[str]:
     """Lines that describe a run. No GPU is used. The data is tokenised, and a later run uses the result."""
+    check_if_new(plan)
     splits = tokenise_splits(plan)
     about_slots = targets_that_do_not_fit(plan, splits)
     return [*describe_plan(plan, splits, count_parameters(plan.system)), *about_slots]
+
+
+def check_if_new(plan: FinetunePlan) -> None:
+    """Check the model, unless ``output_dir`` holds a run to go on with. Errors are those of `System.check_new`."""
+    if not holds_run(Path(plan.recipe.output_dir)):
+        plan.system.check_new()
 
 
 def count_parameters(system: System) -> int:

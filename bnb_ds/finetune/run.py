@@ -43,6 +43,8 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     about_slots = targets_that_do_not_fit(plan, splits, lambda: process.watchdog.mark("data"))
     run = run_directory(plan, splits)
     resume, notes = open_run(run, launch, process)
+    if resume is None:
+        system.check_new()
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
     model = system.build()

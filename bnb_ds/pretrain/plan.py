@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import BertTokenizerFast
 
+from bnb_ds.checkpoint.run_dir import holds_run
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.sections import ObjectiveSection, PretrainRecipe
@@ -19,7 +21,7 @@ from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.target_rules import BnbTargetRules
-from bnb_ds.model_factory import model_config
+from bnb_ds.model_factory import model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train import estimates
@@ -104,6 +106,8 @@ def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertT
 
 def describe_dry_run(plan: PretrainPlan) -> list[str]:
     """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device."""
+    if not holds_run(Path(plan.recipe.output_dir)):
+        check_new(plan)
     config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
     num_parameters = count_parameters(plan.recipe.objective, config)
     train, heldout = (plan.samples(shards, config) for shards in (plan.train_shards, plan.heldout_shards))
@@ -118,6 +122,16 @@ def describe_dry_run(plan: PretrainPlan) -> list[str]:
             plan.recipe.loader.micro_batch_tokens,
         ),
     ]
+
+
+def check_new(plan: PretrainPlan) -> None:
+    """Check the model that a new run begins. A run that is resumed goes on with the settings it has.
+
+    Raises:
+        ConfigError: settings that a model should no longer begin with.
+    """
+    section = plan.recipe.model
+    refuse_equal_slots(section, model_config(section, plan.train_shards, plan.recipe.data.max_length))
 
 
 def model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:

@@ -123,6 +123,18 @@ def test_targets_that_do_not_fit_are_an_error(finetuning, settings, capsys):
         assert "(100.0%) targets of the train split do not fit into the decoder's slots" in error
 
 
+def test_equal_slots_are_an_error_of_a_new_run(finetuning, settings, capsys, monkeypatch):
+    ratio = "model.decoder_length_ratio=2.5"
+    for arguments in (finetuning(), settings()):
+        assert main([*arguments[:2], ratio, *arguments[2:]]) == 2
+        (error,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("error "))
+        assert "decoder slots: model.decoder_length_ratio 2.5: with model.decoder_positions shared a source" in error
+    for plan in (launch_check.finetune, launch_check.pretrain):
+        monkeypatch.setattr(plan, "holds_run", lambda path: True)  # one that began with these settings goes on
+    for arguments in (finetuning(), settings()):
+        assert main([*arguments[:2], ratio, *arguments[2:]]) == 0
+
+
 @pytest.mark.slow
 def test_a_resume_is_planned(whole_run, capsys):
     arguments = ["check", str(whole_run.recipe), "--deepspeed_config", str(whole_run.ds_config), "--world-size"]
