@@ -81,6 +81,39 @@ def model_config(
     return config
 
 
+def refuse_equal_slots(section: ModelSection, config: BnbConfig) -> None:
+    """Refuse settings of a new model that give every source slots which are equal to the last bit.
+
+    A model that exists keeps them: a run that is resumed is not asked, and neither is ``model.checkpoint`` with
+    settings of its own.
+
+    Args:
+        section: the recipe's ``model`` section.
+        config: the configuration that was made of it.
+
+    Raises:
+        ConfigError: ``decoder_positions`` is ``"shared"``, and a source token has more than two slots.
+    """
+    names = ("decoder_positions", "decoder_length", "decoder_length_ratio", "decoder_length_offset")
+    if section.checkpoint is not None and not section.model_fields_set.intersection(names):
+        return
+    if config.decoder_positions != "shared" or config.decoder_length != "source":
+        return
+    equal = (
+        "with model.decoder_positions shared a source token has two different slots at most, and all others equal them;"
+    )
+    if config.decoder_length_ratio > 2:
+        raise ConfigError(
+            f"model.decoder_length_ratio {config.decoder_length_ratio}: {equal} set it to 2, or decoder_positions to"
+            " absolute"
+        )
+    if config.decoder_length_ratio == 2 and config.decoder_length_offset > 0:
+        raise ConfigError(
+            f"model.decoder_length_offset {config.decoder_length_offset}: {equal} set it to 0, or decoder_positions to"
+            " absolute"
+        )
+
+
 def build_model(
     section: ModelSection,
     source: Vocabulary,

@@ -77,13 +77,13 @@ class RunDir:
             CheckpointError: the named path holds no whole checkpoint.
         """
         if resume == "never":
-            if _holds_run(self.path):
+            if holds_run(self.path):
                 raise ConfigError(
                     f"output_dir {self.path}: already holds a run; add --resume auto to continue it, or choose another"
                 )
             return None, []
         if resume == "auto":
-            if not _holds_run(self.path):
+            if not holds_run(self.path):
                 return None, []
             notes = self._refuse_other_settings(self.path, weights_only, extend)
             found, passed_over = store.newest_intact(self.checkpoints)
@@ -93,7 +93,7 @@ class RunDir:
     def _named_checkpoint(self, path: Path, weights_only: bool, extend: bool) -> tuple[Path, list[str]]:
         found, notes = locate_checkpoint(path)
         run = run_of(found)
-        if _holds_run(self.path) and self.path.resolve() != run.resolve():
+        if holds_run(self.path) and self.path.resolve() != run.resolve():
             raise ConfigError(
                 f"output_dir {self.path}: holds a different run than --resume {path}; choose a new output_dir"
             )
@@ -141,7 +141,7 @@ class RunDir:
         launch = {**provenance(), "start_step": start_step, "world_size": self.ds_config.world_size}
         with open(self.path / "launches.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({**launch, "data_fingerprint": self.data_fingerprint}) + "\n")
-        if weights_only or not _holds_run(self.path) or not (self.path / "ds_config.resolved.json").exists():
+        if weights_only or not holds_run(self.path) or not (self.path / "ds_config.resolved.json").exists():
             write_atomic(self.path / "ds_config.resolved.json", json.dumps(self.ds_config.values, indent=2) + "\n")
         # Written last: this file marks the directory as a run. Fields that may change are those of the last launch.
         write_atomic(self.path / "config.resolved.yaml", dump_recipe(self.recipe))
@@ -172,7 +172,7 @@ def run_of(found: Path) -> Path:
         CheckpointError: the checkpoint was moved out of its run.
     """
     run = found.parent.parent
-    if not _holds_run(run):
+    if not holds_run(run):
         raise CheckpointError(
             f"{found}: its run ({run}) has no config.resolved.yaml; keep checkpoints inside their run"
         )
@@ -212,7 +212,7 @@ def _with_defaults(recipe: dict[str, Any], schema: type[TrainingRecipe]) -> dict
         return recipe
 
 
-def _holds_run(path: Path) -> bool:
+def holds_run(path: Path) -> bool:
     """Whether there is something to continue. A launch that died before its first checkpoint has left nothing."""
     return (path / "config.resolved.yaml").is_file() and bool(store.whole_checkpoints(path / "checkpoints"))
 

@@ -20,6 +20,7 @@ from bnb_ds.finetune import plan as finetune
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.model_factory import model_config
 from bnb_ds.pretrain import plan as pretrain
+from bnb_ds.tasks.tokenised import Tokenised
 
 T = TypeVar("T")
 _GIB = 2**30
@@ -79,10 +80,16 @@ def _check_finetuning(findings: Findings, recipe: FinetuneRecipe, ds_config: DsC
     plan = finetune.FinetunePlan(recipe, ds_config, system)
     splits = findings.attempt(f"data of task {recipe.task}", lambda: finetune.tokenise_splits(plan))
     if splits is not None:
+        about_slots = findings.attempt("decoder slots", lambda: _check_slots(plan, splits))
         run = finetune.run_directory(plan, splits)
         _check_resume(findings, run, ds_config)
-        findings.lines += _indented(finetune.describe_plan(plan, splits, num_parameters))
+        findings.lines += _indented([*finetune.describe_plan(plan, splits, num_parameters), *(about_slots or [])])
     findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
+
+
+def _check_slots(plan: finetune.FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:
+    finetune.check_if_new(plan)
+    return finetune.targets_that_do_not_fit(plan, splits)
 
 
 def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: DsConfig | None) -> None:
@@ -100,7 +107,8 @@ def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: Ds
     _check_resume(findings, run, ds_config)
     if config is not None:
         plan = pretrain.PretrainPlan(recipe, ds_config, *shards)
-        findings.lines += _indented(pretrain.describe_dry_run(plan))
+        described = findings.attempt("decoder slots", lambda: pretrain.describe_dry_run(plan))
+        findings.lines += _indented(described or [])
         num_parameters = pretrain.count_parameters(recipe.objective, config)
         findings.attempt("disk space", lambda: _check_space(recipe, num_parameters))
 

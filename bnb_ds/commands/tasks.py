@@ -115,6 +115,8 @@ def _evaluate(args: argparse.Namespace) -> None:
             ceiling = results["ceilings"].get(name)
             beside = [] if ceiling is None else [f"ceiling {ceiling:.2f}"]
             beside += [] if settings is None else [settings]
+            if name == "loss" and results["loss_samples"] < results["num_samples"]:
+                beside.append(f"over {results['loss_samples']:,} samples, whose targets fit into the decoder's slots")
             print(f"  {name:22} {value:10.4f}{'  (' * bool(beside)}{'; '.join(beside)}{')' * bool(beside)}")
         print(f"  written to {evaluation.directory}")
     if args.select:

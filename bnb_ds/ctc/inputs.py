@@ -28,8 +28,8 @@ class Alignment:
         is_first: bool [B, K], True at the first column of a sequence that holds its id.
         skips: bool [B, S], True at a target token that differs from the one before it, so that no blank is needed
             between them.
-        infeasible: bool [B], True if there are too few positions for the tokens and the blanks between equal
-            neighbours.
+        infeasible: bool [B], True if there are too few different positions for the tokens and the blanks between
+            equal neighbours.
     """
 
     layout: PackedLayout
@@ -59,6 +59,7 @@ def align(
     blank: int,
     vocab_size: int,
     max_target_length: int | None,
+    distinct_lengths: Tensor | None = None,
 ) -> Alignment:
     """Check targets and set up their columns.
 
@@ -90,7 +91,7 @@ def align(
         is_token=is_token_BS,
         is_first=first_of_its_kind(table_BK),
         skips=skips_BS,
-        infeasible=layout.lengths < needed_B,
+        infeasible=(layout.lengths if distinct_lengths is None else distinct_lengths.to(device)) < needed_B,
     )
 
 

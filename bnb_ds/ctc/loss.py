@@ -51,6 +51,7 @@ def linear_ctc_loss(
     cu_seqlens: Tensor | None = None,
     max_input_length: int | None = None,
     max_target_length: int | None = None,
+    distinct_lengths: Tensor | None = None,
 ) -> CtcOutput:
     """CTC loss of the projection of ``hidden`` to the vocabulary, without ever holding the logits of the batch.
 
@@ -80,6 +81,7 @@ def linear_ctc_loss(
         max_input_length: positions of the longest sequence, where they are known.
         max_target_length: tokens of the longest target. With both, the host does not wait for a GPU, and lengths and
             labels on it are not checked. On a CPU everything is checked.
+        distinct_lengths: integers [B], positions that differ, which a target may need at most; None: all of them.
 
     Raises:
         ValueError: a label outside [0, V) or equal to ``blank`` inside its length; a length that is negative or beyond
@@ -94,14 +96,8 @@ def linear_ctc_loss(
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}: give at least 1 position, or None")
     rows_NH, layout = real_rows(hidden, input_lengths, cu_seqlens, max_input_length)
-    alignment = align(
-        layout,
-        targets,
-        target_lengths,
-        blank=blank,
-        vocab_size=weight.shape[0],
-        max_target_length=max_target_length,
-    )
+    known = {"max_target_length": max_target_length, "distinct_lengths": distinct_lengths}
+    alignment = align(layout, targets, target_lengths, blank=blank, vocab_size=weight.shape[0], **known)
     dtype = compute_dtype(rows_NH, weight)
     impossible_B = alignment.impossible(bias)
     options = LossOptions(alignment, impossible_B, reduction, zero_infinity, kl_weight, dtype, chunk_tokens)

@@ -30,6 +30,7 @@ def linear_ctc_best_path(
     cu_seqlens: Tensor | None = None,
     max_input_length: int | None = None,
     max_target_length: int | None = None,
+    distinct_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The most probable path of each target. Arguments and errors are those of `bnb_ds.ctc.loss.linear_ctc_loss`.
 
@@ -46,6 +47,7 @@ def linear_ctc_best_path(
         blank=blank,
         vocab_size=weight.shape[0],
         max_target_length=max_target_length,
+        distinct_lengths=distinct_lengths,
     )
     with torch.autocast(hidden.device.type, enabled=False):
         dtype = compute_dtype(rows_NH, weight)

@@ -22,8 +22,17 @@ class TargetRules(Protocol):
     def slots(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
         """int64 [B], decoder slots, from int64 [B] tokens of sources and targets."""
 
-    def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """bool [B], whether a target can be written into its slots. A target that does not fit has no loss."""
+    def fits(
+        self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray, source_lengths: np.ndarray
+    ) -> np.ndarray:
+        """bool [B], whether a target can be written into its slots. A target that does not fit has no loss.
+
+        Args:
+            targets: [M] token ids, concatenated.
+            cu_seqlens: int64 [B + 1], where each target begins.
+            slots: int64 [B], decoder slots.
+            source_lengths: int64 [B], tokens of each source.
+        """
 
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
         """The number that divides a batch's loss.
@@ -150,7 +159,7 @@ def batch_of_texts(
     """
     source_lengths, target_lengths = np.diff(source_cu_seqlens), np.diff(target_cu_seqlens)
     slots = rules.slots(source_lengths, target_lengths)
-    fits = rules.fits(targets, target_cu_seqlens, slots)
+    fits = rules.fits(targets, target_cu_seqlens, slots, source_lengths)
     misfits = ~fits if first_sequences is None else np.logical_or.reduceat(~fits, first_sequences)
     num_targets = int(target_lengths[fits].sum())
     return PackedBatch(

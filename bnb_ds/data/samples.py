@@ -57,6 +57,14 @@ class PretrainSamples:
         tokens, cu_seqlens = self._read(self._index.pieces(sample_ids))
         return tokens.astype(np.int64), cu_seqlens
 
+    def num_infeasible(self, sample_ids: np.ndarray) -> int:
+        """How many of these samples, int64 [B], hold a target that does not fit into its slots in the first epoch.
+
+        Raises:
+            DataError: as `batch`.
+        """
+        return self.batch(sample_ids, np.zeros_like(sample_ids)).num_infeasible
+
     def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
         """Build one micro batch.
 

@@ -117,6 +117,7 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
         "task": task.name,
         "split": split,
         "num_samples": len(rows),
+        "loss_samples": results.loss_samples,
         "scores": {"loss": results.loss, **results.scores.values},
         "settings": results.scores.settings,
         "ceilings": {name: round(value, DECIMALS) for name, value in ceilings(system, rows).items()},

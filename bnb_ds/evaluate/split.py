@@ -24,12 +24,14 @@ class Results:
     """Loss, outputs and scores of a model on a split.
 
     Attributes:
-        loss: mean loss, computed as in training.
+        loss: mean loss, computed as in training; NaN if no target fits into its slots.
+        loss_samples: number of samples whose target fits. The others add nothing to the loss.
         outputs: texts, or an array [N] of classes or scores, in the order of the data.
         scores: scores of the outputs.
     """
 
     loss: float
+    loss_samples: int
     outputs: list[str] | np.ndarray
     scores: Scores
 
@@ -57,7 +59,7 @@ def evaluate_split(
         check_in: called before each batch, on all ranks alike; an exception from it ends the evaluation.
     """
     samples = TaskSamples(split, system)
-    loss_sum, loss_count, local = 0.0, 0, {}
+    totals, local = torch.zeros(4, dtype=torch.float64), {}
     was_training = model.training
     order = np.argsort(split.source_lengths(np.arange(len(split))), kind="stable")
     model.eval()
@@ -67,21 +69,23 @@ def evaluate_split(
             batch = samples.batch(ids, np.zeros_like(ids))
             prediction = system.predict(model, batch, device)
             if counted:
-                loss_sum += prediction.loss_sum
-                loss_count += batch.loss_count
+                fitting = batch.num_samples - batch.num_infeasible
+                totals += torch.tensor(
+                    [prediction.loss_sum, batch.loss_count, batch.num_targets, fitting], dtype=torch.float64
+                )
                 local |= dict(zip(ids.tolist(), prediction.outputs, strict=True))
     finally:
         model.train(was_training)
-    totals = torch.tensor([loss_sum, loss_count], dtype=torch.float64, device=device)
-    loss_sum, loss_count = ranks.all_sum(totals).tolist()
+    loss_sum, count, targets, fitting = ranks.all_sum(totals.to(device)).tolist()
+    loss = loss_sum / count if targets else math.nan
     by_id: dict[int, np.ndarray] = {}
     for part in ranks.gather(local):
         by_id |= part
     ordered = [by_id[number] for number in range(len(split))]
-    return ranks.on_main(lambda: _results(system, split, loss_sum / max(loss_count, 1), ordered))
+    return ranks.on_main(lambda: _results(system, split, loss, int(fitting), ordered))
 
 
-def _results(system: System, split: Tokenised, loss: float, ordered: list[np.ndarray]) -> Results:
+def _results(system: System, split: Tokenised, loss: float, loss_samples: int, ordered: list[np.ndarray]) -> Results:
     task = system.task
     if task.is_generation:
         outputs, references = system.codec.decode(ordered), [one_line(text) for text in split.references()]
@@ -91,7 +95,7 @@ def _results(system: System, split: Tokenised, loss: float, ordered: list[np.nda
     if not task.is_generation and not np.isfinite(np.stack(ordered)).all():
         # The class of logits that are not numbers is an accident; a score of it could look like a good one.
         scores.values = dict.fromkeys(scores.values, math.nan)
-    return Results(loss, outputs, scores)
+    return Results(loss, loss_samples, outputs, scores)
 
 
 def ceilings(system: System, split: Tokenised, most_samples: int | None = None) -> dict[str, float]:

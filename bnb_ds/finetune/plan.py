@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.checkpoint.run_dir import RunDir, holds_run
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
+from bnb_ds.data.misfits import count_misfits, misfit_lines, refuse_misfits
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import ceilings
 from bnb_ds.finetune.recipe import FinetuneRecipe
-from bnb_ds.systems.base import System
+from bnb_ds.systems.base import OneSlotPerToken, System
 from bnb_ds.systems.kinds import system_class
+from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
@@ -90,7 +92,16 @@ def make_objective(plan: FinetunePlan, total_steps: int) -> Objective:
 
 def describe_dry_run(plan: FinetunePlan) -> list[str]:
     """Lines that describe a run. No GPU is used. The data is tokenised, and a later run uses the result."""
-    return describe_plan(plan, tokenise_splits(plan), count_parameters(plan.system))
+    check_if_new(plan)
+    splits = tokenise_splits(plan)
+    about_slots = targets_that_do_not_fit(plan, splits)
+    return [*describe_plan(plan, splits, count_parameters(plan.system)), *about_slots]
+
+
+def check_if_new(plan: FinetunePlan) -> None:
+    """Check the model, unless ``output_dir`` holds a run to go on with. Errors are those of `System.check_new`."""
+    if not holds_run(Path(plan.recipe.output_dir)):
+        plan.system.check_new()
 
 
 def count_parameters(system: System) -> int:
@@ -117,6 +128,31 @@ def tokenise_splits(plan: FinetunePlan, progress: Callable[[], None] = lambda: N
     # What the targets of this run look like decides how its outputs are written.
     codec.spacing = splits["train"].spacing()
     return splits
+
+
+def targets_that_do_not_fit(
+    plan: FinetunePlan, splits: dict[str, Tokenised], progress: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Lines that say how many targets of each split do not fit into the decoder's slots; the same on every rank.
+
+    There are no such lines for labels, nor for models that write one token after the other. All samples are looked at,
+    on rank 0, which calls ``progress`` now and then.
+
+    Raises:
+        ConfigError: more than half of the targets of a split do not fit.
+    """
+    if not plan.task.is_generation or isinstance(plan.system.target_rules, OneSlotPerToken):
+        return []
+
+    def lines() -> list[str]:
+        found = {
+            name: count_misfits(TaskSamples(split, plan.system).num_infeasible, len(split), progress=progress)
+            for name, split in splits.items()
+        }
+        refuse_misfits(found)
+        return list(misfit_lines(found))
+
+    return ranks.on_main(lines)
 
 
 def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: int) -> list[str]:

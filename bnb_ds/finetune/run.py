@@ -12,7 +12,14 @@ from bnb_ds.common.files import disk_errors
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import evaluate_split, outputs_table
 from bnb_ds.export.finetuned import export_best
-from bnb_ds.finetune.plan import FinetunePlan, describe_plan, make_objective, run_directory, tokenise_splits
+from bnb_ds.finetune.plan import (
+    FinetunePlan,
+    describe_plan,
+    make_objective,
+    run_directory,
+    targets_that_do_not_fit,
+    tokenise_splits,
+)
 from bnb_ds.model.flops import TRAINING_FACTOR
 from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
@@ -33,8 +40,11 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     recipe, system = plan.recipe, plan.system
     process.watchdog.mark("data")
     splits = tokenise_splits(plan, lambda: process.watchdog.mark("data"))
+    about_slots = targets_that_do_not_fit(plan, splits, lambda: process.watchdog.mark("data"))
     run = run_directory(plan, splits)
     resume, notes = open_run(run, launch, process)
+    if resume is None:
+        system.check_new()
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
     model = system.build()
@@ -53,7 +63,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
         batch_flops=lambda batch: TRAINING_FACTOR * system.flops(config, batch),
         evaluation=lambda engine, tracker: _evaluation(plan, engine, splits, process.device, tracker),
         save_model_files=lambda: _save_files(plan, run, config, splits),
-        lines=describe_plan(plan, splits, num_parameters),
+        lines=[*describe_plan(plan, splits, num_parameters), *about_slots],
         selection_loss=_selection_loss(plan),
         early_stopping=EarlyStopping(patience) if patience else None,
     )
@@ -98,7 +108,7 @@ def _evaluation(
                 device=device,
                 check_in=check_in,
             )
-            values[f"{name}/loss"] = results.loss
+            values |= {f"{name}/loss": results.loss, f"{name}/loss_samples": results.loss_samples}
             values |= {f"{name}/{score}": value for score, value in results.scores.values.items()}
             if plan.recipe.intervals.outputs and ranks.is_main():
                 shown = outputs_table(split, plan.system, results, plan.recipe.intervals.outputs)

@@ -72,8 +72,8 @@ class BnbConfig(PreTrainedConfig):
         tie_encoder_decoder: the decoder shares the encoder's embeddings, self-attention and feed-forward layers.
         decoder_positions: ``"absolute"``: slot j has position embedding j and token type 0, so T is limited to the
             decoder's ``max_position_embeddings``. ``"shared"``: the slots of one source token share the position
-            embedding of that token; the token type is 0 for the first of them and 1 for the others. T may then exceed
-            the number of position embeddings.
+            embedding of that token; the token type is 0 for the first of them and 1 for the others, which are equal.
+            T may then exceed the number of position embeddings.
         blank_token_id: the CTC blank, an id of the decoder's vocabulary; 0 (``[PAD]``) in the paper.
         mask_token_id: ``[MASK]`` for BERT; needed with ``decoder_tokens``.
         pad_token_id: fills generated ids behind their end, and marks padding in ``input_ids``.

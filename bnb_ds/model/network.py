@@ -30,7 +30,7 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.layers import BnbDecoder, BnbDecoderEmbeddings, BnbEncoder, BnbLMHead, tie_halves
 from bnb_ds.model.length import LengthPredictor, stretch_latents
 from bnb_ds.model.outputs import BnbModelOutput, BnbOutput
-from bnb_ds.model.slots import DecoderSlots, longest_targets, open_slots
+from bnb_ds.model.slots import DecoderSlots, distinct_slots, longest_targets, open_slots
 from bnb_ds.model.target_loss import length_scores, target_of
 from bnb_ds.targets.glancing import same_dropout
 from bnb_ds.targets.interface import ReadOptions, SlotStates, Targets, read_targets
@@ -308,7 +308,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         hidden_TH = self.lm_head(self.model.decode(encoded, slots))
         links_BTT = None if self.links is None else self.links(hidden_TH, slots.layout)
         weight_VH = self.get_output_embeddings().weight
-        return SlotStates(hidden_TH, weight_VH, self.lm_head.bias, slots.layout, links_BTT)
+        distinct_B = distinct_slots(slots.layout.lengths, encoded.layout.lengths, self.config)
+        return SlotStates(hidden_TH, weight_VH, self.lm_head.bias, slots.layout, links_BTT, distinct_B)
 
     def _best(self, states: SlotStates) -> Tensor:
         if self.links is None:

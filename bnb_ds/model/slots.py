@@ -20,6 +20,9 @@ from bnb_ds.model.configuration import BnbConfig
 Lengths = TypeVar("Lengths", np.ndarray, Tensor)
 Number = TypeVar("Number", np.ndarray, Tensor, int)
 
+#: slots of one source token that differ, with shared positions
+_SLOTS_OF_A_TOKEN = 2
+
 
 def decoder_lengths(source_lengths: Lengths, config: BnbConfig, target_lengths: Lengths | None = None) -> Lengths:
     """Decoder slots of a batch of sources with these numbers of tokens.
@@ -65,6 +68,23 @@ def slots_of_targets(target_lengths: Lengths, config: BnbConfig) -> Lengths:
     ratio = Fraction(str(config.decoder_length_ratio))
     between = (target_lengths - 2).clip(0)
     return between * ratio.numerator // ratio.denominator + target_lengths.clip(None, 2)
+
+
+def distinct_slots(slots: Lengths, source_lengths: Lengths, config: BnbConfig) -> Lengths:
+    """How many of a source's slots CTC can use: int64 of the same shape as ``slots``.
+
+    With ``decoder_positions`` ``"shared"``, the slots of one source token differ by their token type only, which has
+    two values. Further ones are equal to the last bit: they write the same token, and CTC merges them. (Slots of a
+    graph have links of their own, and those of predicted lengths their own latents.)
+
+    Args:
+        slots: int64 of any shape, of `decoder_lengths`.
+        source_lengths: integers of the same shape.
+        config: the model's configuration.
+    """
+    if config.decoder_positions != "shared" or config.decoder_length != "source" or config.target_kind != "ctc":
+        return slots
+    return slots.clip(None, _SLOTS_OF_A_TOKEN * _int64(source_lengths))
 
 
 def longest_targets(config: BnbConfig) -> int | None:

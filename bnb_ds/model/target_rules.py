@@ -9,7 +9,7 @@ import numpy as np
 
 from bnb_ds.data.batch import count_repeats
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.model.slots import decoder_lengths, distinct_slots
 from bnb_ds.model.target_loss import target_of
 
 
@@ -28,9 +28,12 @@ class BnbTargetRules:
         """int64 [B], decoder slots, by the policy ``decoder_length``."""
         return decoder_lengths(source_lengths, self._config, target_lengths)
 
-    def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """bool [B], as the model's target decides."""
-        return self._target.fits(np.diff(cu_seqlens), count_repeats(targets, cu_seqlens), slots)
+    def fits(
+        self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray, source_lengths: np.ndarray
+    ) -> np.ndarray:
+        """bool [B], as the model's target decides. Slots that are equal count once."""
+        distinct = distinct_slots(slots, source_lengths, self._config)
+        return self._target.fits(np.diff(cu_seqlens), count_repeats(targets, cu_seqlens), distinct)
 
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
         """The number of tokens or of sequences, depending on ``loss_reduction``."""

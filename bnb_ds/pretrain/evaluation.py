@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,12 +44,13 @@ def evaluate(
         check_in: called before each batch, on all ranks together. If it raises, the evaluation ends.
 
     Returns:
-        ``eval/loss``: the model's loss over all samples, normalised as in training.
+        ``eval/loss``: the model's loss over all samples, normalised as in training; NaN if no target fits its slots.
+        ``eval/loss_samples``: number of samples whose targets fit. The others add nothing to the loss.
         ``eval/token_accuracy``: 1 - edit distance / target tokens, at least 0; both are summed over the samples. This
         is the complement of the token error rate of the greedy outputs. With length classification, the outputs have
         the lengths of the targets.
     """
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    totals = torch.zeros(6, dtype=torch.float64, device=device)
     engine.eval()
     try:
         for ids, counted in rounds(np.arange(min(num_samples, len(source))), micro_batch):
@@ -61,11 +63,20 @@ def evaluate(
                 errors, tokens = _edit_errors(outputs, batch)
                 if show is not None and ids[0] == 0:
                     show(batch, outputs)
-                totals += torch.tensor([float(output.loss_sum), batch.loss_count, errors, tokens], device=device)
+                fitting = batch.num_samples - batch.num_infeasible
+                totals += torch.tensor(
+                    [float(output.loss_sum), batch.loss_count, batch.num_targets, fitting, errors, tokens],
+                    dtype=torch.float64,
+                    device=device,
+                )
     finally:
         engine.train()
-    loss_sum, targets, errors, tokens = ranks.all_sum(totals).tolist()
-    return {"eval/loss": loss_sum / max(targets, 1), "eval/token_accuracy": max(1 - errors / tokens, 0.0)}
+    loss_sum, count, targets, fitting, errors, tokens = ranks.all_sum(totals).tolist()
+    return {
+        "eval/loss": loss_sum / count if targets else math.nan,
+        "eval/loss_samples": int(fitting),
+        "eval/token_accuracy": max(1 - errors / tokens, 0.0),
+    }
 
 
 def _edit_errors(outputs: list[list[int]], batch: PackedBatch) -> tuple[int, int]:

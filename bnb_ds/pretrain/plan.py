@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import BertTokenizerFast
 
+from bnb_ds.checkpoint.run_dir import holds_run
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.sections import ObjectiveSection, PretrainRecipe
 from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.misfits import count_misfits, misfit_lines, refuse_misfits
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.target_rules import BnbTargetRules
-from bnb_ds.model_factory import model_config
+from bnb_ds.model_factory import model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train import estimates
+
+#: samples of a split, evenly spaced, whose targets a launch compares with their slots
+_MISFIT_SAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -99,11 +106,14 @@ def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertT
 
 def describe_dry_run(plan: PretrainPlan) -> list[str]:
     """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device."""
+    if not holds_run(Path(plan.recipe.output_dir)):
+        check_new(plan)
     config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
     num_parameters = count_parameters(plan.recipe.objective, config)
-    num_samples = len(plan.samples(plan.train_shards, config))
+    train, heldout = (plan.samples(shards, config) for shards in (plan.train_shards, plan.heldout_shards))
     return [
-        *describe_plan(plan, config, num_parameters, num_samples),
+        *describe_plan(plan, config, num_parameters, len(train)),
+        *targets_that_do_not_fit(train, heldout),
         *estimates.memory(
             config,
             num_parameters,
@@ -112,6 +122,16 @@ def describe_dry_run(plan: PretrainPlan) -> list[str]:
             plan.recipe.loader.micro_batch_tokens,
         ),
     ]
+
+
+def check_new(plan: PretrainPlan) -> None:
+    """Check the model that a new run begins. A run that is resumed goes on with the settings it has.
+
+    Raises:
+        ConfigError: settings that a model should no longer begin with.
+    """
+    section = plan.recipe.model
+    refuse_equal_slots(section, model_config(section, plan.train_shards, plan.recipe.data.max_length))
 
 
 def model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:
@@ -123,6 +143,28 @@ def count_parameters(section: ObjectiveSection, config: BnbConfig) -> int:
     """Number of trainable parameters of the model. No weights are allocated."""
     with torch.device("meta"):
         return estimates.count_parameters(model_class(section)(config))
+
+
+def targets_that_do_not_fit(
+    train: PretrainSamples, heldout: PretrainSamples, progress: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Lines that say how many samples hold a target that does not fit into the decoder's slots; the same on every rank.
+
+    Samples are read on rank 0, which calls ``progress`` now and then. Of each split, `_MISFIT_SAMPLES` are looked at.
+
+    Raises:
+        ConfigError: more than half of the samples of a split hold one.
+        DataError: a shard cannot be read.
+    """
+
+    def lines() -> list[str]:
+        found = {}
+        for name, samples in (("train", train), ("heldout", heldout)):
+            found[name] = count_misfits(samples.num_infeasible, len(samples), most=_MISFIT_SAMPLES, progress=progress)
+        refuse_misfits(found)
+        return list(misfit_lines(found))
+
+    return ranks.on_main(lines)
 
 
 def describe_plan(plan: PretrainPlan, config: BnbConfig, num_parameters: int, num_samples: int) -> Iterator[str]:

@@ -59,7 +59,9 @@ class OneSlotPerToken:
         """int64 [B], as many slots as target tokens."""
         return target_lengths
 
-    def fits(self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    def fits(
+        self, targets: np.ndarray, cu_seqlens: np.ndarray, slots: np.ndarray, source_lengths: np.ndarray
+    ) -> np.ndarray:
         """bool [B]; every target fits."""
         return np.ones(slots.size, dtype=bool)
 
@@ -126,6 +128,13 @@ class System(ABC):
 
         Raises:
             CheckpointError: it cannot be read.
+        """
+
+    def check_new(self) -> None:  # noqa: B027 - most kinds have nothing to refuse
+        """Check a model that a new run begins. A run that is resumed goes on with the settings it has.
+
+        Raises:
+            ConfigError: settings that a model of this kind should no longer begin with.
         """
 
     @abstractmethod

@@ -22,7 +22,7 @@ from bnb_ds.model.from_bert import read_bert_config
 from bnb_ds.model.slots import longest_targets
 from bnb_ds.model.target_loss import check_glancing
 from bnb_ds.model.target_rules import BnbTargetRules
-from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config
+from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec
@@ -90,6 +90,9 @@ class BnbGenerator(BnbSystem):
 
     def build(self) -> nn.Module:
         return build_model(self.section, self._source, self.lengths.source, target=self._target)
+
+    def check_new(self) -> None:
+        refuse_equal_slots(self.section, self.config())
 
     def load(self, directory: Path) -> nn.Module:
         with checkpoint_errors(directory, "BERT-NAR-BERT model"):

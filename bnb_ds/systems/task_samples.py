@@ -34,6 +34,14 @@ class TaskSamples:
         """int64 [B], source tokens of each sample."""
         return self._split.source_lengths(sample_ids)
 
+    def num_infeasible(self, sample_ids: np.ndarray) -> int:
+        """How many of these rows, int64 [B], have a target text that does not fit into its slots."""
+        rules = self._system.target_rules
+        targets, cu_seqlens = self._split.targets(sample_ids)
+        source_lengths = self._split.source_lengths(sample_ids)
+        slots = rules.slots(source_lengths, np.diff(cu_seqlens))
+        return int((~rules.fits(targets, cu_seqlens, slots, source_lengths)).sum())
+
     def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
         """Build one micro batch of int64 [B] rows, each read in the epoch that int64 [B] ``epochs`` names."""
         split, system = self._split, self._system

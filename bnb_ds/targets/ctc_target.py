@@ -37,6 +37,7 @@ class CtcTarget:
         """The loss over all slots, those that saw their token included."""
         ctc = linear_ctc_loss(
             **states.with_targets(targets),
+            distinct_lengths=states.distinct,
             blank=self.blank,
             reduction=f"{self.loss_reduction}_sum",
             kl_weight=self.kl_weight,
@@ -46,7 +47,8 @@ class CtcTarget:
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """The most probable path; repeats of a token have the same index, and blanks -1."""
-        return linear_ctc_best_path(**states.with_targets(targets), blank=self.blank)[0]
+        arguments = states.with_targets(targets)
+        return linear_ctc_best_path(**arguments, distinct_lengths=states.distinct, blank=self.blank)[0]
 
     def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
         """Each slot by chance, with probability ``ratio`` times the share of slots that differ from the best path.

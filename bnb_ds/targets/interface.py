@@ -72,6 +72,7 @@ class SlotStates:
         bias: [V]; -inf switches a class off.
         layout: layout of the slots.
         links: float [B, T, T], log-probabilities of links between slots; None without a graph.
+        distinct: int64 [B], slots of each sequence that CTC can use; slots that are equal count once.
     """
 
     hidden: Tensor
@@ -79,6 +80,7 @@ class SlotStates:
     bias: Tensor
     layout: PackedLayout
     links: Tensor | None = None
+    distinct: Tensor | None = None
 
     def with_targets(self, targets: Targets) -> dict[str, Any]:
         """The keyword arguments that the losses and the best paths of CTC and of a graph have in common."""
@@ -141,7 +143,7 @@ class Target(Protocol):
         Args:
             lengths: int64 [B], target tokens.
             repeats: int64 [B], target tokens that equal the token before them.
-            slots: int64 [B], decoder slots.
+            slots: int64 [B], decoder slots; for CTC, those that it can use.
         """
 
     def scores(self, states: SlotStates, targets: Targets, given_T: Tensor | None = None) -> Scores:

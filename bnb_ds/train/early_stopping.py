@@ -25,12 +25,12 @@ class EarlyStopping:
         """True if the run must end."""
         return self._since_best >= self._patience
 
-    def observe(self, selection_loss: float) -> bool:
+    def observe(self, selection_loss: float | None) -> bool:
         """Record the score of an evaluation; return True if the run must end.
 
-        A lower score is better. A score that is not finite never counts as an improvement.
+        A lower score is better. None, for a score that was not finite, counts as an evaluation without improvement.
         """
-        if math.isfinite(selection_loss) and selection_loss < self._best - self._min_change:
+        if selection_loss is not None and selection_loss < self._best - self._min_change:
             self._best, self._since_best = selection_loss, 0
         else:
             self._since_best += 1

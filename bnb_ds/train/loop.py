@@ -209,10 +209,11 @@ class TrainLoop:
         if self.intervals.histogram_steps and step % self.intervals.histogram_steps == 0:
             self.histograms(step)
         selection_loss = self.selection_loss(scores)
-        if selection_loss is not None and self.early_stopping is not None:
-            self.early_stopping.observe(selection_loss)
+        is_scored = selection_loss is not None
         if selection_loss is not None and not math.isfinite(selection_loss):
             selection_loss = None  # such a checkpoint is never the best, and JSON cannot hold the number
+        if is_scored and self.early_stopping is not None:
+            self.early_stopping.observe(selection_loss)
         with self.phases("checkpoint", step):
             self.writer.score(step, self._state(samples_consumed, evaluation_due=False, selection_loss=selection_loss))
         if self._ended:

@@ -39,6 +39,8 @@ class StepStats:
     flops: float = 0.0
     #: identifies the set of samples of the step, independent of their order and ranks
     fingerprint: float = 0.0
+    #: tokens of the targets that fit into their slots; without any, there is no loss
+    targets: float = 0.0
     #: number of ranks that were asked to stop
     stop_requests: float = 0.0
     seconds: float = 0.0
@@ -48,8 +50,8 @@ class StepStats:
 
     @property
     def loss(self) -> float:
-        """Nats per target token."""
-        return self.loss_sum / max(self.count, 1)
+        """Nats per target token; NaN if no target fits into its slots."""
+        return self.loss_sum / self.count if self.targets else math.nan
 
 
 class TrainStep:
@@ -109,7 +111,10 @@ class TrainStep:
         # global count: the loss that is optimised is the global sum divided by the global count.
         scale = engine.gradient_accumulation_steps() * ranks.world_size() / counts[0].clamp(min=1)
         local_sums: list[torch.Tensor] = []
+        stats = StepStats(0.0, *counts.tolist())
         spike = False
+        # A step without a target that fits has no loss. A loss of 0 would make every later one a spike.
+        watches_loss = self._spikes is not None and stats.targets > 0
         for micro_step, batch in enumerate(batches):
             last = micro_step == len(batches) - 1
             # Dropout is a pure function of (seed, step, micro step, rank), so checkpoints hold no random state.
@@ -120,7 +125,7 @@ class TrainStep:
             with self._phases("forward"):
                 loss_sum = self._objective.loss_sum(engine, batch, self._device, step)
                 local_sums.append(loss_sum.detach().double())
-            if last and self._spikes is not None:
+            if last and watches_loss:
                 total = self._finite_global_sum(step, batches, torch.stack(local_sums))
                 spike = self._spikes.is_spike(total / max(float(counts[0]), 1))
             with self._phases("backward"):
@@ -137,9 +142,10 @@ class TrainStep:
             abandon_step(engine)
         else:
             self._refuse_infinite_gradient(step, batches, norm)
-            if self._spikes is not None:
+            if watches_loss:
                 self._spikes.accept(global_sum / max(float(counts[0]), 1))
-        return StepStats(global_sum, *counts.tolist()), {
+        stats.loss_sum = global_sum
+        return stats, {
             "train/lr": learning_rate,
             "train/grad_norm": math.nan if norm is None else norm,
             **self._skipped(),
@@ -159,7 +165,7 @@ class TrainStep:
         return values
 
     def _global_counts(self, batches: list[PackedBatch], stop: bool) -> torch.Tensor:
-        """float64 [9]: the fields of `StepStats` from ``count`` to ``stop_requests``, over micro steps and ranks."""
+        """float64 [10]: the fields of `StepStats` from ``count`` to ``stop_requests``, over micro steps and ranks."""
         local = [
             (
                 self._objective.count(b),
@@ -170,6 +176,7 @@ class TrainStep:
                 b.num_samples,
                 self._batch_flops(b),
                 int((hash64(b.sample_ids) & _FINGERPRINT_BITS).sum()),
+                b.num_targets,
                 float(stop and micro_step == 0),
             )
             for micro_step, b in enumerate(batches)

@@ -68,7 +68,7 @@ class Tracker:
         self._metrics.write(json.dumps({"step": step, **finite, **(record or {})}) + "\n")
         self._metrics.flush()
         if line is None:
-            line = "  ".join(f"{tag.partition('/')[2]} {value:.4g}" for tag, value in values.items())
+            line = "  ".join(f"{tag.partition('/')[2]} {_written(value)}" for tag, value in values.items())
         self.say(f"step {step}  {line}")
 
     def text(self, step: int, tag: str, markdown: str) -> None:
@@ -109,6 +109,10 @@ class Tracker:
             self._bar.close()
             self._writer.close()
             self._metrics.close()
+
+
+def _written(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _forget_beyond(metrics: Path, step: int, evaluation_due: bool) -> None:

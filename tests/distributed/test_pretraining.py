@@ -17,6 +17,7 @@ TAGS = {
     "train/lr",
     "train/grad_norm",
     "eval/loss",
+    "eval/loss_samples",
     "eval/token_accuracy",
     "perf/tokens_per_second",
     "data/mask_fraction",

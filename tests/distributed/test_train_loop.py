@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import deepspeed
 import pytest
@@ -19,7 +20,7 @@ from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
 from bnb_ds.train.engine import parameter_groups
 from bnb_ds.train.objectives import Reconstruction
 from bnb_ds.train.spikes import SpikeDetector
-from bnb_ds.train.tracking import read_scalars
+from bnb_ds.train.tracking import read_metrics, read_scalars
 from tests import launching
 
 pytestmark = pytest.mark.slow
@@ -161,3 +162,26 @@ def test_a_spike_is_not_taken_and_counted(make_loop, tmp_path, stage):
     state = store.read_state(tmp_path / "checkpoints" / "step_00000004")
     assert state["spikes"]["skipped"] == 1
     assert len(state["spikes"]["recent"]) == 2
+
+
+def test_a_step_without_a_target_that_fits_has_no_loss(make_loop, tmp_path):
+    """It is logged as such, and its 0 does not make spikes of the steps after it."""
+
+    class NothingFits(Reconstruction):
+        def loss_sum(self, model, batch, device, step):
+            return super().loss_sum(model, batch, device, step) * (batch.num_targets > 0)
+
+    loop = make_loop(NothingFits(), steps=4, spikes=SpikeDetector(factor=3, window_steps=1))
+    take = loop.train_step.take
+
+    def with_misfits(step, batches, **options):
+        if step == 2:
+            batches = [replace(b, num_targets=0, loss_count=0, num_infeasible=b.num_samples) for b in batches]
+        return take(step, batches, **options)
+
+    loop.train_step.take = with_misfits
+    loop.run(0, 0)
+    rows = {row["step"]: row for row in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in row}
+    assert rows[2]["train/loss"] is None
+    assert all(rows[step]["train/loss"] > 1 for step in (1, 3, 4))
+    assert rows[4]["train/skipped_spikes"] == 0

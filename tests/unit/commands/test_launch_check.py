@@ -45,6 +45,7 @@ def test_a_launch_without_faults(settings, tmp_path, capsys):
     assert "a new run: there is no checkpoint in output_dir" in shown
     assert "8 samples = 2 x 2 micro steps x 2 ranks" in shown
     assert "memory/GPU   about" in shown
+    assert "slots        targets that do not fit: train 0 of 216 (0.0%), heldout 0 of 24 (0.0%)" in shown
     assert not (tmp_path / "out").exists()
 
 
@@ -101,6 +102,7 @@ def test_fine_tuning_is_checked_too(finetuning, tmp_path, capsys):
     assert lines[lines.index("ok     resume") + 1] == "       a new run: there is no checkpoint in output_dir"
     assert "task         Summarization (summarization), model kind bnb" in shown
     assert "data         train 8, validation 8 samples" in shown
+    assert "slots        targets that do not fit: train 0 of 8 (0.0%), validation 0 of 8 (0.0%)" in shown
     assert not (tmp_path / "out").exists()
 
 
@@ -111,6 +113,26 @@ def test_all_faults_of_fine_tuning_at_once(finetuning, tmp_path, capsys):
     assert len(errors) == 2
     assert f"{tmp_path / 'file'} is not a writable directory; choose another" in errors[0]
     assert "nowhere.jsonl: no such file; data.validation names it" in errors[1]
+
+
+def test_targets_that_do_not_fit_are_an_error(finetuning, settings, capsys):
+    for arguments in (finetuning(), settings()):
+        assert main([*arguments[:2], "model.decoder_length_ratio=0.1", *arguments[2:]]) == 2
+        (error,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("error "))
+        assert "decoder slots: model.decoder_length_ratio: " in error
+        assert "(100.0%) targets of the train split do not fit into the decoder's slots" in error
+
+
+def test_equal_slots_are_an_error_of_a_new_run(finetuning, settings, capsys, monkeypatch):
+    ratio = "model.decoder_length_ratio=2.5"
+    for arguments in (finetuning(), settings()):
+        assert main([*arguments[:2], ratio, *arguments[2:]]) == 2
+        (error,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("error "))
+        assert "decoder slots: model.decoder_length_ratio 2.5: with model.decoder_positions shared a source" in error
+    for plan in (launch_check.finetune, launch_check.pretrain):
+        monkeypatch.setattr(plan, "holds_run", lambda path: True)  # one that began with these settings goes on
+    for arguments in (finetuning(), settings()):
+        assert main([*arguments[:2], ratio, *arguments[2:]]) == 0
 
 
 @pytest.mark.slow

@@ -77,6 +77,19 @@ def test_every_fault_of_the_data_is_told_at_once(models, capsys):
     assert "unknown key 'data.tests': did you mean 'test'?" in said
 
 
+def test_the_loss_says_over_how_many_samples_it_is(models, tmp_path, capsys):
+    """The model has as many slots as source tokens. The second summary is longer than its document."""
+    path = tmp_path / "rows.jsonl"
+    rows = [("the value of the object", "the value"), ("it", "the value of the object")]
+    path.write_text("".join(json.dumps({"document": d, "summary": s}) + "\n" for d, s in rows))
+    arguments = ["evaluate", str(models / "texts"), "--set", f"data.validation={path}", "--output", str(tmp_path / "o")]
+    assert main([*arguments, "--set", f"data.cache_dir={tmp_path / 'cache'}"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  loss "))
+    assert line.endswith("(over 1 samples, whose targets fit into the decoder's slots)")
+    results = json.loads((tmp_path / "o" / "eval_results.json").read_text())
+    assert (results["num_samples"], results["loss_samples"]) == (2, 1)
+
+
 def test_the_best_of_different_tasks():
     evaluations = {Path(name): Evaluation(Path(name), {"task": name}) for name in ("sst2", "cola")}
     with pytest.raises(

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 
 from bnb_ds.config.sections import ModelSection
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
-from bnb_ds.model_factory import build_model, model_config
+from bnb_ds.model_factory import build_model, model_config, refuse_equal_slots
 from bnb_ds.shards.reader import TokenShards
 from tests.tiny import bnb_model
 
@@ -119,3 +119,39 @@ def test_every_setting_of_the_section_reaches_the_model(shards):
     }
     config = model_config(ModelSection(size=SIZE, **fields), shards, 32)
     assert {name: getattr(config, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"decoder_length_ratio": 2.1},
+            r"model\.decoder_length_ratio 2\.1: with model\.decoder_positions shared a source token has two different "
+            r"slots at most, and all others equal them; set it to 2, or decoder_positions to absolute",
+        ),
+        (
+            {"decoder_length_offset": 1},
+            r"model\.decoder_length_offset 1: with .* equal them; set it to 0, or decoder_pos",
+        ),
+    ],
+)
+def test_new_models_do_not_begin_with_equal_slots(shards, checkpoint, fields, message):
+    def refused(chosen):
+        return refuse_equal_slots(chosen, model_config(chosen, shards, 16))
+
+    with pytest.raises(ConfigError, match=message):
+        refused(ModelSection(size=SIZE, **fields))
+    with pytest.raises(ConfigError, match=message):
+        refused(ModelSection(size=SIZE, target="dag", **fields))
+    for fine in (
+        {"decoder_positions": "absolute"},
+        {"decoder_length": "predicted"},
+        {"decoder_length_ratio": 1.5},
+    ):
+        refused(ModelSection(size=SIZE, **{**fields, **fine}))
+    model, directory = checkpoint
+    model.config.update({"decoder_length_ratio": 2.0, **fields})
+    model.save_pretrained(directory)
+    refused(section(directory, kl_weight=0.1))  # its own settings
+    with pytest.raises(ConfigError, match=message):
+        refused(section(directory, **fields))

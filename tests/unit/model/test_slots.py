@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.model.slots import decoder_lengths, open_slots
+from bnb_ds.model.slots import decoder_lengths, distinct_slots, open_slots
 from tests.plain_reference import plain_slots
 from tests.tiny import bnb_config, layout_of
 
@@ -64,6 +64,30 @@ def test_shared_positions_hold_more_slots_than_embeddings():
     assert slots.layout.num_tokens == 48
     assert slots.position_ids.max() == 23
     assert slots.token_type_ids.tolist() == [0, 1] * 24
+
+
+@pytest.mark.parametrize("positions", ["absolute", "shared"])
+@pytest.mark.parametrize("fields", [{"ratio": 2.0}, {"ratio": 2.7}, {"offset": 3}, {"ratio": 0.5, "min": 9}], ids=str)
+def test_slots_that_are_equal_count_once(positions, fields):
+    config = bnb_config(
+        decoder_positions=positions, **{f"decoder_length_{name}": value for name, value in fields.items()}
+    )
+    lengths = [1, 2, 3, 4, 5, 8]
+    slots = open_slots(layout_of(lengths), config)
+    rows = zip(slots.source_index.tolist(), slots.position_ids.tolist(), slots.token_type_ids.tolist(), strict=True)
+    owners = slots.layout.sequence_ids.tolist()
+    inputs = [set() for _ in lengths]
+    for owner, row in zip(owners, rows, strict=True):
+        inputs[owner].add(row)
+    assert distinct_slots(slots.layout.lengths, torch.tensor(lengths), config).tolist() == list(map(len, inputs))
+    of_numpy = distinct_slots(decoder_lengths(np.array(lengths), config), np.array(lengths, np.uint16), config)
+    assert of_numpy.tolist() == list(map(len, inputs))
+
+
+@pytest.mark.parametrize("fields", [{"target": "dag"}, {"decoder_length": "predicted"}], ids=str)
+def test_slots_that_differ_otherwise_all_count(fields):
+    config = bnb_config(decoder_length_ratio=3.0, **fields)
+    assert distinct_slots(np.array([9]), np.array([3]), config).tolist() == [9]
 
 
 def test_shared_positions_need_one_for_each_source_token():
