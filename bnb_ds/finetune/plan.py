@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -77,17 +78,18 @@ def make_system(recipe: FinetuneRecipe) -> System:
         codec.use_exact_targets()
     system = chosen(task, Lengths.of(task, recipe.data), codec, recipe.model)
     system.config()  # checks the settings of the model
-    if recipe.glancing is not None:
-        system.objective(lambda step: 0.0)  # checks that the model can be trained so
+    _objective(system, recipe, 1)  # checks that the model can be trained so
     return system
 
 
 def make_objective(plan: FinetunePlan, total_steps: int) -> Objective:
     """The loss that a run of ``total_steps`` optimises."""
-    glancing = plan.recipe.glancing
-    if glancing is None:
-        return plan.system.objective()
-    return plan.system.objective(lambda step: glancing.ratio(step, total_steps))
+    return _objective(plan.system, plan.recipe, total_steps)
+
+
+def _objective(system: System, recipe: FinetuneRecipe, total_steps: int) -> Objective:
+    glancing = None if recipe.glancing is None else partial(recipe.glancing.ratio, total_steps=total_steps)
+    return system.objective(glancing, recipe.ngram_size)
 
 
 def describe_dry_run(plan: FinetunePlan) -> list[str]:

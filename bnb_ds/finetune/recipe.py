@@ -57,6 +57,9 @@ class FinetuneRecipe(TrainingRecipe):
     task: str
     model: ModelChoice
     data: Annotated[TaskDataSection, Field(default_factory=TaskDataSection)]
+    #: the loss is 1 minus the expected matches of n-grams of this size: a second phase, for a model that was trained on
+    #: its nats; CTC: 1 or 2
+    ngram_size: Annotated[int, Field(ge=1, le=4)] | None = None
     selection: SelectionSection = SelectionSection()
     intervals: FinetuneIntervals = FinetuneIntervals()
 
@@ -70,6 +73,12 @@ class FinetuneRecipe(TrainingRecipe):
         if name not in TASKS:
             raise ValueError(f"unknown task {name!r}: {nearest(name, TASKS)}")
         return name
+
+    @model_validator(mode="after")
+    def _second_phase_has_a_first(self) -> FinetuneRecipe:
+        if self.ngram_size is not None and getattr(self.model, "checkpoint", None) is None:
+            raise ValueError("ngram_size: such a phase begins with a trained model; name it with model.checkpoint")
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_chosen_on_test(self) -> FinetuneRecipe:

@@ -33,7 +33,7 @@ from bnb_ds.model.outputs import BnbModelOutput, BnbOutput
 from bnb_ds.model.slots import DecoderSlots, distinct_slots, longest_targets, open_slots
 from bnb_ds.model.target_loss import length_scores, target_of
 from bnb_ds.targets.glancing import same_dropout
-from bnb_ds.targets.interface import ReadOptions, SlotStates, Targets, read_targets
+from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, read_targets
 
 #: weights of parts that a model of another configuration lacks
 OPTIONAL_PARTS = (r"length_predictor\.", r"token_gate$")
@@ -251,6 +251,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return_best: bool = False,
         glance_ratio: float | None = None,
         glance_draws: Tensor | None = None,
+        ngram_size: int | None = None,
     ) -> BnbOutput:
         """Predict all target positions at once, and compute the loss of ``labels``.
 
@@ -272,6 +273,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             return_best: return ``best`` of `BnbOutput` too. This does not hold the logits of all slots.
             glance_ratio: in training, with labels: the ratio of glancing (`bnb_ds.targets.glancing`); None: none.
             glance_draws: float32 [sum T], in [0, 1), a draw for each slot; with ``glance_ratio``.
+            ngram_size: the loss of a sequence is 1 minus its matches of n-grams of this size; None: its nats.
 
         Raises:
             ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
@@ -294,7 +296,10 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             encoder_last_hidden_state=inputs.restore(encoded.hidden),
         )
         if targets is not None:
-            self._score(result, states, encoded, targets, given_T)
+            if ngram_size is None:
+                self._add_scores(result, self.target.scores(states, targets, given_T), encoded, targets)
+            else:
+                self._add_scores(result, self.target.ngram_scores(states, targets, ngram_size), encoded, targets)
         if return_logits or (targets is None and return_logits is None):
             logits_TV = F.linear(states.hidden, states.weight, states.bias)
             result["logits"] = logits_TV if inputs.is_packed else slots.layout.pad(logits_TV)
@@ -329,10 +334,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             tokens_T = torch.where(given_T, targets.at(oracle_T, slots.layout), slots.token_ids)
         return replace(slots, token_ids=tokens_T), given_T
 
-    def _score(
-        self, result: BnbOutput, states: SlotStates, encoded: Encoded, targets: Targets, given_T: Tensor | None
-    ) -> None:
-        scores = self.target.scores(states, targets, given_T)
+    def _add_scores(self, result: BnbOutput, scores: Scores, encoded: Encoded, targets: Targets) -> None:
         loss_sum, count = scores.loss_sum, scores.count
         if self.model.length_predictor is not None:
             length_sum, result["length_loss"] = length_scores(
@@ -340,9 +342,9 @@ class BnbLMHeadModel(BnbPreTrainedModel):
                 encoded.length_logits,
                 encoded.layout.lengths,
                 targets,
-                self.config.length_loss_weight,
+                scores.weights,
             )
-            loss_sum = loss_sum + length_sum
+            loss_sum = loss_sum + self.config.length_loss_weight * length_sum
         result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, scores.kl
         result["num_infeasible"] = scores.num_infeasible
         result["loss"] = loss_sum / count.clamp(min=1)

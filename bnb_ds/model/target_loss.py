@@ -33,12 +33,17 @@ def check_glancing(config: BnbConfig) -> None:
         raise ConfigError("glancing with one token for each slot has no smoothing term: set model.kl_weight to 0")
 
 
-def length_scores(
-    predictor: LengthPredictor, logits_BC: Tensor, source_lengths_B: Tensor, targets: Targets, weight: float
-) -> tuple[Tensor, Tensor]:
-    """What the target lengths add to the loss sum, and their mean nats.
+def check_ngrams(config: BnbConfig, size: int) -> None:
+    """Raise ConfigError if a model cannot be trained on matches of n-grams of ``size`` tokens."""
+    if config.target_kind == "token":
+        raise ConfigError("ngram_size: a model of one token a slot has no loss of n-grams; remove ngram_size")
+    if config.target_kind == "ctc" and size > 2:
+        raise ConfigError(f"ngram_size {size}: CTC has a loss of n-grams of 1 or 2 tokens; set ngram_size to 2")
 
-    The weight of a sequence in the sum is ``weight`` times its number of target tokens.
-    """
+
+def length_scores(
+    predictor: LengthPredictor, logits_BC: Tensor, source_lengths_B: Tensor, targets: Targets, weight_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sum of the nats of target lengths, each times the weight of its sequence, and their mean."""
     nll_B = predictor.nll(logits_BC, source_lengths_B, targets.lengths)
-    return weight * (nll_B * targets.lengths).sum(), nll_B.detach().mean()
+    return (nll_B * weight_B).sum(), nll_B.detach().mean()

@@ -159,17 +159,19 @@ class System(ABC):
         with checkpoint_errors(directory, "model"):
             return AutoConfig.from_pretrained(directory)
 
-    def objective(self, glancing: Callable[[int], float] | None = None) -> Objective:
+    def objective(self, glancing: Callable[[int], float] | None = None, ngram_size: int | None = None) -> Objective:
         """The loss of a micro batch. The default is ``loss_sum`` of the model's output for the packed batch.
 
         Args:
             glancing: the ratio of glancing of a step, counted from 0; None: no glancing.
+            ngram_size: tokens of the n-grams that the loss counts; None: nats.
 
         Raises:
-            ConfigError: the model has no glancing.
+            ConfigError: the model has no glancing, or no loss of such n-grams.
         """
-        if glancing is not None:
-            raise ConfigError(f"glancing: model.kind {self.kind} has none for task {self.task.name}; remove glancing")
+        for name, value in (("glancing", glancing), ("ngram_size", ngram_size)):
+            if value is not None:
+                raise ConfigError(f"{name}: model.kind {self.kind} has none for task {self.task.name}; remove {name}")
         return Reconstruction()
 
     def name_classes(self, config: Any) -> None:

@@ -20,7 +20,7 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import classification_flops, forward_flops
 from bnb_ds.model.from_bert import read_bert_config
 from bnb_ds.model.slots import longest_targets
-from bnb_ds.model.target_loss import check_glancing
+from bnb_ds.model.target_loss import check_glancing, check_ngrams
 from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -28,7 +28,7 @@ from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
-from bnb_ds.train.objectives import Objective, Reconstruction
+from bnb_ds.train.objectives import NgramMatches, Objective, Reconstruction
 
 
 class BnbModelSection(ModelSection):
@@ -107,10 +107,13 @@ class BnbGenerator(BnbSystem):
     def target_rules(self) -> BnbTargetRules:
         return BnbTargetRules(self.config())
 
-    def objective(self, glancing: Callable[[int], float] | None = None) -> Objective:
+    def objective(self, glancing: Callable[[int], float] | None = None, ngram_size: int | None = None) -> Objective:
         if glancing is not None:
             check_glancing(self.config())
-        return Reconstruction(glancing)
+        if ngram_size is None:
+            return Reconstruction(glancing)
+        check_ngrams(self.config(), ngram_size)
+        return NgramMatches(ngram_size, glancing)
 
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
         config = self.config()

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bnb_ds.ctc.greedy import collapse, linear_argmax
 from bnb_ds.ctc.loss import linear_ctc_loss
+from bnb_ds.ctc.ngram_matches import linear_ctc_ngram_loss
 from bnb_ds.ctc.viterbi import linear_ctc_best_path
 from bnb_ds.targets.glancing import glance_by_chance
-from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count
+from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count, ngram_scores
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,14 @@ class CtcTarget:
             kl_weight=self.kl_weight,
         )
         count = loss_count(targets, ctc.infeasible, self.loss_reduction)
-        return Scores(ctc.loss, count, ctc.infeasible.sum(), ctc.kl)
+        return Scores(ctc.loss, count, ctc.infeasible.sum(), ctc.kl, targets.lengths)
+
+    def ngram_scores(self, states: SlotStates, targets: Targets, size: int) -> Scores:
+        """By the expected F1 of n-grams; ``size`` is 1 or 2."""
+        arguments = states.with_targets(targets)
+        return ngram_scores(
+            linear_ctc_ngram_loss(**arguments, blank=self.blank, size=size, reduction="sum").loss, targets
+        )
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """The most probable path; repeats of a token have the same index, and blanks -1."""

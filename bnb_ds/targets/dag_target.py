@@ -11,10 +11,11 @@ from torch import Tensor
 from bnb_ds.ctc.greedy import linear_argmax, linear_best, logits_in_chunks
 from bnb_ds.dag.inputs import fits
 from bnb_ds.dag.loss import DagOutput, linear_dag_loss
+from bnb_ds.dag.ngrams import linear_dag_ngram_loss
 from bnb_ds.dag.paths import dag_best_path
 from bnb_ds.dag.strategies import decode_best, decode_candidates
 from bnb_ds.targets.glancing import glance_at_some, rounded_half_up
-from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count
+from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count, ngram_scores
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class DagTarget:
         """The loss over all paths, whatever slots saw."""
         dag = _loss(states, targets, f"{self.loss_reduction}_sum")
         count = loss_count(targets, dag.infeasible, self.loss_reduction)
-        return Scores(dag.loss, count, dag.infeasible.sum(), dag.loss.new_zeros(()))
+        return Scores(dag.loss, count, dag.infeasible.sum(), dag.loss.new_zeros(()), targets.lengths)
+
+    def ngram_scores(self, states: SlotStates, targets: Targets, size: int) -> Scores:
+        """By the expected precision of n-grams, times a brevity penalty."""
+        arguments = {**states.with_targets(targets), "log_links": states.links}
+        return ngram_scores(linear_dag_ngram_loss(**arguments, size=size, reduction="sum").loss, targets)
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """The most probable path; slots beside it have -1."""

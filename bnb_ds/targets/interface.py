@@ -106,12 +106,20 @@ class Scores:
         count: int64 [], what the sum is divided by.
         num_infeasible: int64 [], sequences whose target cannot be written into their slots.
         kl: [], mean KL(uniform || p) over all slots, without gradient; 0 without a smoothing term.
+        weights: int64 [B], what a sequence's other losses, such as that of its length, are multiplied with in the sum.
     """
 
     loss_sum: Tensor
     count: Tensor
     num_infeasible: Tensor
     kl: Tensor
+    weights: Tensor
+
+
+def ngram_scores(loss_sum: Tensor, targets: Targets) -> Scores:
+    """The scores where each sequence has the loss 1 - s and ``loss_sum`` is the sum of all -s."""
+    ones_B, nothing = torch.ones_like(targets.lengths), torch.zeros_like(loss_sum)
+    return Scores(loss_sum + targets.lengths.numel(), ones_B.sum(), targets.lengths.new_zeros(()), nothing, ones_B)
 
 
 def loss_count(targets: Targets, infeasible_B: Tensor, loss_reduction: str) -> Tensor:
@@ -154,6 +162,9 @@ class Target(Protocol):
             targets: the target tokens.
             given_T: bool [T], slots whose input held their target token (`bnb_ds.targets.glancing`); None: no slot.
         """
+
+    def ngram_scores(self, states: SlotStates, targets: Targets, size: int) -> Scores:
+        """The loss 1 - s of each sequence, where s says how well the n-grams of outputs and target agree, in [0, 1]."""
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """int64 [T], the index of the target token that a slot takes on the best path; -1 for none."""

@@ -40,7 +40,7 @@ class TokenTarget:
         operands = (states.hidden, states.weight, states.bias, targets.tokens)
         if given_T is None:
             ctc = cross_entropy_sum(*operands, blank=self.blank, kl_weight=self.kl_weight)
-            return Scores(ctc.loss, count, infeasible, ctc.kl)
+            return Scores(ctc.loss, count, infeasible, ctc.kl, targets.lengths)
         assert not self.kl_weight, "glancing at tokens has no smoothing term"
         nll_T = _cross_entropies(*operands, blank=self.blank, reduction="none").loss
         hidden_BT = states.layout.pad(~given_T, False)
@@ -48,7 +48,11 @@ class TokenTarget:
         weight_B = targets.lengths.to(nll_T.dtype) / left_B.clamp(min=1)
         weight_T = torch.where(given_T, 0.0, weight_B.index_select(0, states.layout.sequence_ids))
         count = (targets.lengths * (left_B > 0)).sum()
-        return Scores((nll_T * weight_T).sum(), count, infeasible, nll_T.new_zeros(()))
+        return Scores((nll_T * weight_T).sum(), count, infeasible, nll_T.new_zeros(()), targets.lengths)
+
+    def ngram_scores(self, states: SlotStates, targets: Targets, size: int) -> Scores:
+        """There is none (`bnb_ds.model.target_loss.check_ngrams`)."""
+        raise NotImplementedError("one token a slot has no loss of n-grams")
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """Slot j takes token j."""

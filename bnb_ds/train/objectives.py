@@ -54,6 +54,25 @@ class Reconstruction:
         return inputs
 
 
+class NgramMatches(Reconstruction):
+    """1 minus how well the n-grams of outputs and target agree, a mean over sequences: a second phase of training.
+
+    Args:
+        size: tokens of an n-gram.
+        glancing: as in `Reconstruction`.
+    """
+
+    def __init__(self, size: int, glancing: Callable[[int], float] | None = None) -> None:
+        super().__init__(glancing)
+        self._size = size
+
+    def count(self, batch: PackedBatch) -> int:
+        return len(batch.source_lengths)
+
+    def inputs(self, batch: PackedBatch, device: torch.device, step: int) -> dict[str, Any]:
+        return {**super().inputs(batch, device, step), "ngram_size": self._size}
+
+
 class ReconstructionAndEncoderMlm(Reconstruction):
     """The model's own loss plus a weighted auxiliary loss: the encoder predicts the masked tokens.
 

@@ -158,6 +158,26 @@ def test_a_family_trains_is_evaluated_and_generates(name, shared_data, pretraine
         )
 
 
+def test_a_second_phase_on_ngrams(tmp_path, shared_data, pretrained, fork_server):
+    """The same losses on one and on two ranks, a mean over samples that lies in [0, 1]; scores are those of any run."""
+    recipe = family("questions", shared_data, pretrained)
+    losses = []
+    for ranks in (1, 2):
+        quiet = {"model": {**recipe["model"], "hidden_dropout": 0.0, "attention_dropout": 0.0}, "ngram_size": 2}
+        run = Run(tmp_path, f"ranks{ranks}", {**recipe, **quiet})
+        codes, text = run.fork(fork_server, ranks=ranks)
+        assert codes == [0] * ranks, text
+        rows = read_metrics(run.output / "metrics.jsonl")
+        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
+        assert any("validation/bleu4" in row for row in rows), rows
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert len(losses[0]) == 4
+    assert all(0 < loss <= 1 for loss in losses[0])
+    codes, text = run.fork(fork_server, "model.checkpoint=null", "model.encoder=bert", f"output_dir={tmp_path / 'new'}")
+    assert codes[0] == 2
+    assert "ngram_size: such a phase begins with a trained model; name it with model.checkpoint" in text
+
+
 @pytest.fixture
 def films(tmp_path):
     """A file of labelled texts that a small model can learn."""
@@ -225,6 +245,7 @@ def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_ser
         ("model.depth=3", "unknown key 'model.depth'"),
         ("data.max_source_length=100", "data.max_source_length 100: the encoder has 64 positions; set it to 64"),
         ("loader.micro_batch_tokens=16", "a source can have 32 tokens; give at least 32"),
+        ("ngram_size=2", "ngram_size: model.kind bnb has none for task sst2; remove ngram_size"),
         ("data.columns={{sentence: text}}", "has no column 'text', only sentence, label; give its name with"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc.ngrams import expected_counts, linear_ctc_ngram_loss
+from bnb_ds.ctc.ngram_matches import expected_counts, linear_ctc_ngram_loss
 
 VECTORS = Path(__file__).resolve().parents[3].parent / "shared" / "nar" / "vectors.json"
 VOCAB, BLANK = 3, 1

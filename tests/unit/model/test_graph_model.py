@@ -11,6 +11,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.slots import longest_targets, slots_of_targets
+from bnb_ds.model.target_loss import check_ngrams
 from tests.tiny import bnb_config, bnb_model, source_ids
 
 TOKENS = {"decoder_tokens": True, "mask_token_id": 4}
@@ -220,3 +221,48 @@ def test_refused_inputs():
             model.generate(source, **options)
     with pytest.raises(ConfigError, match="the model's target is 'ctc': leave it out, or make a graph of this model"):
         bnb_model().generate(source, strategy="lookahead")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    "target",
+    [{"target": "ctc"}, DAG, {"decoder_length": "predicted", "target": "dag"}],
+    ids=["ctc", "dag", "predicted"],
+)
+def test_the_loss_of_ngrams_is_a_mean_over_sequences(target, size):
+    model = bnb_model(**target, **TOKENS)
+    output = model(**inputs_of(), **labels_of(), ngram_size=size)
+    alone = sum(
+        model(row[None], labels=torch.tensor([labels]), ngram_size=size).loss_sum
+        for row, labels in zip(source_ids([4, 3, 6]), LABELS, strict=True)
+    )
+    assert output.loss_sum.item() == pytest.approx(alone.item(), rel=1e-12)
+    assert output.loss_count.item() == 3
+    assert output.num_infeasible.item() == 0
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("target", [{"target": "ctc"}, DAG], ids=["ctc", "dag"])
+def test_training_on_ngrams_raises_their_matches(target):
+    model = bnb_model(dtype=torch.float32, **target)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(model(**inputs_of(), **labels_of(), ngram_size=2).loss)
+        losses[-1].backward()
+        optimizer.step()
+    assert 0 <= losses[-1] < 0.5 < 0.9 < losses[0] <= 1
+
+
+@pytest.mark.parametrize(
+    ("target", "size", "message"),
+    [
+        ({"decoder_length": "predicted"}, 2, "a model of one token a slot has no loss of n-grams; remove ngram_size"),
+        ({"target": "ctc"}, 3, "ngram_size 3: CTC has a loss of n-grams of 1 or 2 tokens; set ngram_size to 2"),
+    ],
+)
+def test_losses_of_ngrams_that_do_not_exist(target, size, message):
+    with pytest.raises(ConfigError, match=message):
+        check_ngrams(bnb_config(**target), size)

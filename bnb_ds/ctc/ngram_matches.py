@@ -22,6 +22,7 @@ Source: Shao and Feng, Non-Monotonic Latent Alignments for CTC-Based Non-Autoreg
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -165,17 +166,17 @@ class _LinearNgramLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, options: tuple, with_grad: bool
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, options: tuple[Any, ...], with_grad: bool
     ) -> tuple[Tensor, Tensor]:
         alignment, size, reduction, dtype, chunk_tokens = options
         wanted = tuple(with_grad and needed for needed in ctx.needs_input_grad[:3])
         given = (hidden_NH, weight_VH, bias_V)
-        leaves = tuple(
+        leaves = [
             None if leaf is None else leaf.detach().requires_grad_(want)
             for leaf, want in zip(given, wanted, strict=True)
-        )
+        ]
         with torch.set_grad_enabled(any(wanted)):
-            own_NK, stays_N = _probabilities(*leaves, alignment, dtype, chunk_tokens)
+            own_NK, stays_N = _probabilities(leaves, alignment, dtype, chunk_tokens)
             scores_B = _scores(own_NK.double(), stays_N.double(), alignment, size)
             loss = scores_B.mean() if reduction == "mean" else scores_B.sum()
         if any(wanted):
@@ -194,14 +195,11 @@ class _LinearNgramLoss(torch.autograd.Function):
 
 
 def _probabilities(
-    hidden_NH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    alignment: Alignment,
-    dtype: torch.dtype,
-    chunk_tokens: int,
+    operands: Sequence[Tensor | None], alignment: Alignment, dtype: torch.dtype, chunk_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """[N, K] of the columns, and [N] that a slot and the one before it hold the same token, other than the blank."""
+    hidden_NH, weight_VH, bias_V = operands
+    assert hidden_NH is not None
     layout, blank_1 = alignment.layout, alignment.table[0, :1]
     columns_NK = alignment.table.index_select(0, layout.sequence_ids)
     is_first_N = layout.position_ids == 0
