@@ -65,12 +65,13 @@ def _wait(futures: list[Future[None]], progress: Progress) -> None:
             for future in futures:  # in order, so that of several errors the first in the corpus is reported
                 if future in done:
                     future.result()
-    except BaseException as error:
+    except Exception:
         for future in futures:
             future.cancel()
-        if not isinstance(error, Exception):
-            for process in multiprocessing.active_children():
-                process.kill()
+        raise
+    except BaseException:  # a signal
+        for process in multiprocessing.active_children():
+            process.kill()
         raise
 
 
