@@ -89,7 +89,7 @@ def refuse_missing_device(device: str) -> None:
         raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
 
 
-def refuse_missing_parent(file: Path | None, flag: str = "json") -> None:
-    """Raise ConfigError before measuring, if an output file is a directory or lies in none."""
+def refuse_missing_parent(file: Path | None, flag: str = "json", inputs: Iterable[Path | None] = ()) -> None:
+    """Raise ConfigError before measuring, if an output file is a directory, lies in none, or is one of the inputs."""
     if file is not None:
-        refuse_output(file, flag=f"--{flag}")
+        refuse_output(file, [path for path in inputs if path is not None], flag=f"--{flag}")

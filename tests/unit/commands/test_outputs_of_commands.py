@@ -35,6 +35,12 @@ REFUSED = [
     ("distill teacher --output {d}/no/o", "bnb_ds.finetune.distillation.best_model", "there is no directory {d}/no"),
     ("glue r --deepspeed_config d --output {f}", "bnb_ds.finetune.glue.load_recipe", "--output {f}: is no directory"),
     ("bench ctc --json {d}", "torch.set_num_threads", "--json {d}: " + DIRECTORY),
+    (
+        "bench generate --against all --data {f} --json {f}",
+        "torch.set_num_threads",
+        "--json {f}: is the same file as {f}",
+    ),
+    ("bench serve model --data {f} --json {f}", "bnb_ds.bench.serve.read_texts", "--json {f}: is the same file as {f}"),
     ("bench loader --json {d}", "bnb_ds.bench.data_loader.measure", "--json {d}: " + DIRECTORY),
 ]
 

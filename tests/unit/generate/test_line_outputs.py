@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bnb_ds.generate.pipeline import BnbPipeline
+from bnb_ds.generate.processes import join
 from tests.exports import save_model
 from tests.standard_streams import main, run_closed, run_full, run_to_file, run_unread
 
@@ -79,6 +80,17 @@ def test_devices_pipes_and_links_are_written_through(exported, source, whole, tm
         assert (tmp_path / "folder" / "target").read_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "in.txt", "link", "pipe"]
     assert sorted(os.listdir(tmp_path / "folder")) == ["target", "target.progress.json"]
+
+
+def test_shares_are_joined_into_the_target_of_a_link(tmp_path):
+    parts = [tmp_path / f"o.{index}" for index in range(2)]
+    for part in parts:
+        part.write_text(f"{part.name}\n")
+    (tmp_path / "link").symlink_to("target")
+    assert join(parts, tmp_path / "link") == 2
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "o.0\no.1\n"
+    assert sorted(os.listdir(tmp_path)) == ["link", "target"]
 
 
 def test_a_device_stays_a_device(exported, source, tmp_path):
@@ -245,7 +257,7 @@ def test_a_reader_that_goes_is_no_error_message(exported, source, capsys, name):
     assert capsys.readouterr().err == ""
 
 
-def stopped_after(windows: int, exported, source, target, monkeypatch, *arguments: str, content: bytes = b"") -> int:
+def stopped_after(windows: int, exported, source, target, monkeypatch, *arguments: str, content: bytes = b"") -> None:
     """Ctrl-C after this number of windows."""
     plain, calls = BnbPipeline.generate, []
 
@@ -258,9 +270,7 @@ def stopped_after(windows: int, exported, source, target, monkeypatch, *argument
     with monkeypatch.context() as patch:
         patch.setattr(BnbPipeline, "generate", interrupted)
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        code = generate(exported, source, target, *arguments)
-    assert code == 130
-    return code
+        assert generate(exported, source, target, *arguments) == 130
 
 
 def test_ctrl_c_is_one_line_and_loses_nothing(exported, source, whole, tmp_path, monkeypatch, capsys):
