@@ -15,7 +15,7 @@ import wrapt
 
 from bnb_ds.bench.subjects import add_bench
 from bnb_ds.common.arguments import CommandParser
-from bnb_ds.errors import run_reporting_errors
+from bnb_ds.common.program import run_command
 from bnb_ds.version import __version__
 
 #: name, help, and the function that adds the arguments
@@ -55,12 +55,16 @@ _COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit code (2 for a user's error)."""
+    return run_command("bnb-ds", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int | None:
     parser = _parser()
     args = parser.parse_args(arguments)
     args.command_line = list(sys.argv[1:] if arguments is None else arguments)
     # Hide transformers' bars for loading and saving weights; long commands show their own.
     wrapt.register_post_import_hook(lambda module: module.disable_progress_bar(), "transformers.utils.logging")
-    return run_reporting_errors("bnb-ds", lambda: args.run(args))
+    return args.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
 """Errors that a user can cause and fix.
 
 Every message is one line that names the file, field or flag and says what to do. The command-line tools print it
-without a traceback and exit with :data:`EXIT_USER_ERROR`. Any other exception is a bug of bnb_ds and keeps its
-traceback.
+without a traceback and exit with :data:`EXIT_USER_ERROR`. Ctrl-C is one line too. Any other exception is a bug of
+bnb_ds and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
 _RANK_0_REPORTS_FIRST_SECONDS = 5.0
 
@@ -60,7 +61,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def run_reporting_errors(program: str, function: Callable[[], int | None]) -> int:
-    """Call a program's main function. A user's error becomes one line on stderr and exit code 2.
+    """Call a program's main function. A user's error becomes one line on stderr and exit code 2, Ctrl-C one and 130.
 
     In a job with several ranks, every rank meets the same wrong setting. Rank 0 reports it at once, which ends the job.
     The other ranks wait a few seconds before they print their line, so that normally only one line appears.
@@ -78,6 +79,10 @@ def run_reporting_errors(program: str, function: Callable[[], int | None]) -> in
         prefix = f"{program}: error" + (f" on rank {rank}" if rank else "")
         print(f"{prefix}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{program}: interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (`| head`) has closed the pipe. Python must not fail again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,12 +17,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 _MAIN = """
 import sys
 from bnb_ds.common.arguments import CommandParser
-from bnb_ds.errors import run_reporting_errors
+from bnb_ds.common.program import run_command
 from data_prep.cli import add_commands
 parser = CommandParser(prog="bnb-ds")
 add_commands(parser.add_subparsers(required=True))
 args = parser.parse_args(sys.argv[1:])
-sys.exit(run_reporting_errors("bnb-ds", lambda: args.run(args)))
+sys.exit(run_command("bnb-ds", lambda: args.run(args)))
 """
 
 
@@ -39,9 +39,9 @@ def prep(*arguments: str | Path) -> int | None:
     return args.run(args)
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """Run `bnb-ds prep ARGUMENTS` in a separate process."""
-    command = [sys.executable, "-c", _MAIN, "prep", *map(str, arguments)]
+def start(*arguments: str | Path, before: str = "") -> subprocess.Popen[str]:
+    """Run `bnb-ds prep ARGUMENTS` in a separate process; ``before`` is code that it executes first."""
+    command = [sys.executable, "-c", before + _MAIN, "prep", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes)
 

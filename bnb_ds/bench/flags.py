@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bnb_ds.common.arguments import positive
-from bnb_ds.common.files import write_atomic
+from bnb_ds.common.files import refuse_output, write_atomic
 from bnb_ds.errors import ConfigError
 
 
@@ -89,7 +89,7 @@ def refuse_missing_device(device: str) -> None:
         raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
 
 
-def refuse_missing_parent(file: Path | None, flag: str = "json") -> None:
-    """Raise ConfigError before measuring, if the directory of an output file is missing."""
-    if file is not None and not file.parent.is_dir():
-        raise ConfigError(f"--{flag} {file}: there is no directory {file.parent}: make it first")
+def refuse_missing_parent(file: Path | None, flag: str = "json", inputs: Iterable[Path | None] = ()) -> None:
+    """Raise ConfigError before measuring, if an output file is a directory, lies in none, or is one of the inputs."""
+    if file is not None:
+        refuse_output(file, [path for path in inputs if path is not None], flag=f"--{flag}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bnb_ds.common.arguments import describe
+from bnb_ds.common.files import refuse_output
 from bnb_ds.errors import ConfigError
 from bnb_ds.train.plots import plot, table
 
@@ -28,6 +29,8 @@ def add_curves(command: argparse.ArgumentParser) -> None:
 def _curves(args: argparse.Namespace) -> None:
     from bnb_ds.train.tracking import read_scalars
 
+    if args.png is not None:
+        refuse_output(args.png, flag="--png", is_new=True, makes_parents=True)
     curves = {run.name: read_scalars(run / "runs") for run in args.runs}
     if len(curves) < len(args.runs):
         raise ConfigError("two of the runs have the same name: give directories with different names")

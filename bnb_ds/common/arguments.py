@@ -10,14 +10,15 @@ from typing import Any
 
 class CommandParser(argparse.ArgumentParser):
     """The parser of one command. It adds the arguments only when the command is chosen, so that only the chosen
-    command's modules are imported.
+    command's modules are imported. A flag must be written out: an abbreviation would change its meaning with the next
+    flag that begins alike, and is not seen by what reads a command line again.
 
     Args:
         arguments: ``MODULE:FUNCTION`` that adds the arguments to this parser; None: the caller adds them.
     """
 
     def __init__(self, *args: Any, arguments: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self._arguments = arguments
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:

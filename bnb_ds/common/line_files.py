@@ -1,31 +1,26 @@
-"""Lines of files of any size: read in constant memory, and written so that a killed run can resume.
-
-An unfinished run writes to ``OUTPUT.partial``. ``OUTPUT.progress.json`` holds how many bytes of the input are done, and
-how many bytes of output they gave. After each part the output is flushed to the disk first and the progress is replaced
-second, so the progress never counts output that is not on the disk. A resumed run cuts off any output behind that
-point.
-"""
+"""Lines of files of any size, read in constant memory; inputs and outputs that tasks share."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import json
 import os
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bnb_ds.common.files import disk_errors, sync, sync_file, write_atomic
 from bnb_ds.errors import ConfigError, DataError
 
 #: most bytes that are read of a line; the rest is skipped, and the line counts as cut
 MAX_LINE_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 16
+_BLOCK_BYTES = 1 << 20
+#: stands for standard input or output
+STANDARD = "-"
 
 
 @dataclass(frozen=True)
@@ -45,26 +40,70 @@ class Line:
     is_damaged: bool
 
 
-def read_lines(file: BinaryIO, begin: int = 0, end: int | None = None) -> Iterator[Line]:
-    """Lines that begin before byte ``end``. The file's position must be ``begin``, where a line begins."""
-    place = begin
-    while end is None or place < end:
-        raw = file.readline(MAX_LINE_BYTES)
-        if not raw:
-            return
-        place += len(raw)
-        is_cut = len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n")
-        rest = raw if is_cut else b"\n"
-        while rest and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES)
-            place += len(rest)
+class LineReader:
+    """The lines that begin before byte ``end``, from where the file is; an iterator of `Line`.
+
+    Args:
+        file: open for reading, at byte ``begin``, where a line begins. It need not be able to seek.
+        begin: the first byte to read.
+        end: the byte behind the last; None: the end of the file.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: while it is read: the operating system refuses.
+    """
+
+    def __init__(self, file: BinaryIO, begin: int = 0, end: int | None = None, *, name: str = STANDARD):
+        self._file = file
+        self._place = begin
+        self._end = end
+        self._name = name
+        self._hash = hashlib.sha256()
+
+    def skip(self, num_bytes: int) -> str:
+        """Pass over bytes that an earlier run has read; returns their digest."""
+        while num_bytes:
+            block = self._read(self._file.read, min(num_bytes, _BLOCK_BYTES))
+            if not block:
+                break
+            num_bytes -= len(block)
+        return self.digest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all bytes that were read, as hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def __iter__(self) -> Iterator[Line]:
+        while self._end is None or self._place < self._end:
+            raw = self._read(self._file.readline, MAX_LINE_BYTES)
+            if not raw:
+                return
+            is_cut = len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n")
+            rest = raw if is_cut else b"\n"
+            while rest and not rest.endswith(b"\n"):
+                rest = self._read(self._file.readline, MAX_LINE_BYTES)
+            try:
+                text, is_damaged = raw.decode("utf-8"), False
+            except UnicodeDecodeError:
+                text = raw.decode("utf-8", errors="replace")
+                # A character that the limit has cut in two does not count as damage.
+                is_damaged = not is_cut or "\ufffd" in text[:-1]
+            yield Line(text.rstrip("\r\n"), self._place, is_cut, is_damaged)
+
+    def _read(self, read: Callable[[int], bytes], size: int) -> bytes:
         try:
-            text, is_damaged = raw.decode("utf-8"), False
-        except UnicodeDecodeError:
-            text = raw.decode("utf-8", errors="replace")
-            # A character that the limit has cut in two does not count as damage.
-            is_damaged = not is_cut or "\ufffd" in text[:-1]
-        yield Line(text.rstrip("\r\n"), place, is_cut, is_damaged)
+            block = read(size)
+        except OSError as error:
+            raise _unreadable(self._name, error) from None
+        self._place += len(block)
+        self._hash.update(block)
+        return block
+
+
+def read_lines(file: BinaryIO, begin: int = 0, end: int | None = None, *, name: str = STANDARD) -> LineReader:
+    """Lines that begin before byte ``end``; see `LineReader`."""
+    return LineReader(file, begin, end, name=name)
 
 
 def open_input(name: str) -> AbstractContextManager[BinaryIO]:
@@ -73,12 +112,28 @@ def open_input(name: str) -> AbstractContextManager[BinaryIO]:
     Raises:
         DataError: it cannot be read.
     """
-    if name == "-":
+    if name == STANDARD:
+        if sys.stdin is None:
+            raise DataError("--input -: standard input is closed; give a text file, or redirect one to the command")
         return contextlib.nullcontext(sys.stdin.buffer)
     try:
         return open(name, "rb")
     except OSError as error:
-        raise DataError(f"--input {name}: cannot be read ({error.strerror}); give a text file or -") from None
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: OSError) -> DataError:
+    return DataError(f"--input {name}: cannot be read ({error.strerror}); give a text file or -")
+
+
+def is_read_once(name: str) -> bool:
+    """Whether an input is a stream, such as ``-``, ``<(command)`` or a named pipe: it can be read once, by one task."""
+    if name == STANDARD:
+        return True
+    try:
+        return not stat.S_ISREG(os.stat(name).st_mode)
+    except OSError:
+        return False  # opening it will say why
 
 
 def refuse_no_such_share(index: int, count: int) -> None:
@@ -123,131 +178,3 @@ def input_identity(name: str, file: BinaryIO) -> dict[str, Any]:
     head = hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()
     file.seek(0)
     return {"name": Path(name).name, "size": size, "head": head}
-
-
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        settings: everything that decides the output: input, model, options. A resumed run must have the same.
-        input_offset: bytes of the input that are done.
-        output_bytes: bytes of output that they gave.
-        counts: number of lines, and how many of them are empty, truncated or damaged.
-        seconds: time spent so far, over all launches.
-        complete: the output has its final name.
-    """
-
-    settings: dict[str, Any]
-    input_offset: int = 0
-    output_bytes: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("lines", "empty", "truncated", "damaged"), 0))
-    seconds: float = 0.0
-    complete: bool = False
-
-
-class ResumableOutput:
-    """The output file of a run that can be resumed.
-
-    Args:
-        path: the finished output.
-        settings: see `Progress`.
-        resume: continue an unfinished run. If False, an unfinished run is an error.
-
-    Raises:
-        DataError: the disk refuses, another process writes this output, or an unfinished run exists without ``resume``.
-        ConfigError: the unfinished run had other settings.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool):
-        self.path = path
-        self.partial = path.with_name(f"{path.name}.partial")
-        self.state_path = path.with_name(f"{path.name}.progress.json")
-        self.progress = Progress(settings)
-        found = self._read_state()
-        if found is not None and not found.complete and not resume:
-            raise DataError(
-                f"{self.partial}: an earlier run left this unfinished: add --resume to go on, or remove it and "
-                f"{self.state_path.name}"
-            )
-        if found is not None and resume:
-            self._check_same(found)
-            self.progress = found
-        self.is_complete = resume and found is not None and found.complete and path.is_file()
-        if not self.is_complete:
-            self._open()
-
-    def write(self, lines: list[str], input_offset: int, counts: dict[str, int], seconds: float) -> None:
-        """Append one part, and flush it and the progress to the disk."""
-        data = "".join(line + "\n" for line in lines).encode("utf-8")
-        with disk_errors(self.partial):
-            self._file.write(data)
-            sync_file(self._file)
-        progress = self.progress
-        progress.output_bytes += len(data)
-        progress.input_offset = input_offset
-        progress.seconds += seconds
-        for name, count in counts.items():
-            progress.counts[name] += count
-        self._write_state()
-
-    def finish(self) -> None:
-        """Give the output its final name."""
-        with disk_errors(self.path):
-            os.replace(self.partial, self.path)
-            sync(self.path.parent)
-        self.progress.complete = True
-        self._write_state()
-        self._file.close()
-
-    def abandon(self) -> None:
-        """Close the output. If nothing was written to it, it is removed."""
-        if not self.is_complete:
-            self._file.close()
-            if self.progress.output_bytes == 0 and not self.state_path.exists():
-                self.partial.unlink(missing_ok=True)
-
-    def _open(self) -> None:
-        progress = self.progress
-        progress.complete = False
-        with disk_errors(self.partial):
-            self._file = open(self.partial, "ab")  # noqa: SIM115 (held until the run ends)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._file.close()
-                raise DataError(
-                    f"{self.partial}: another process is writing it: wait for it, or choose another output"
-                ) from None
-        size = os.path.getsize(self.partial)
-        if size < progress.output_bytes:
-            self._file.close()
-            raise DataError(
-                f"{self.partial}: holds {size} bytes, but {self.state_path.name} says {progress.output_bytes}: remove "
-                "both and start again"
-            )
-        self._file.truncate(progress.output_bytes)
-        if progress.output_bytes == 0:
-            self.state_path.unlink(missing_ok=True)
-
-    def _read_state(self) -> Progress | None:
-        try:
-            return Progress(**json.loads(self.state_path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{self.state_path}: cannot be read ({error}); remove it and start again") from None
-
-    def _write_state(self) -> None:
-        write_atomic(self.state_path, json.dumps(asdict(self.progress), indent=1) + "\n")
-
-    def _check_same(self, found: Progress) -> None:
-        ours = json.loads(json.dumps(self.progress.settings))
-        changed = sorted(
-            name for name in ours.keys() | found.settings.keys() if ours.get(name) != found.settings.get(name)
-        )
-        if changed:
-            raise ConfigError(
-                f"--resume: {self.state_path} is of a run with other settings ({', '.join(changed)}): give the same, or"
-                " remove that file and start again"
-            )

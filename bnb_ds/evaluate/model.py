@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnb_ds.common.files import disk_errors, write_atomic
+from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output, write_atomic
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.scoring import DECIMALS
 from bnb_ds.evaluate.split import Results, ceilings, evaluate_split, one_line
 from bnb_ds.systems.base import System
 from bnb_ds.systems.model_dir import best_model, system_and_data
+from bnb_ds.tasks.examples import files_of
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Tokenised, rows_lines, tokenise
@@ -71,11 +72,14 @@ def evaluate_model(
     model = best_model(model)
     system, data = system_and_data(model, task_name, overrides)
     split = split or system.task.validation_splits[0]
+    directory = output or model / "evaluation" / f"{system.task.name}-{split}"
+    refuse_directory(directory)
+    for name in (PREDICTIONS_FILE, REFERENCES_FILE, RESULTS_FILE):
+        refuse_output(directory / name, files_of(data, split), makes_parents=True)
     rows = tokenise(system.task, data, split, system.codec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = system.load(model).to(device)
     results = evaluate_split(system, network, rows, batch_size=batch_size, device=device)
-    directory = output or model / "evaluation" / f"{system.task.name}-{split}"
     return _write(system, rows, split, results, directory)
 
 

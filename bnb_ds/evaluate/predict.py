@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnb_ds.common.files import new_file
+from bnb_ds.common.files import new_file, refuse_output
 from bnb_ds.errors import DataError
 from bnb_ds.evaluate.scoring import DECIMALS, predicted
 from bnb_ds.systems.base import System
@@ -48,7 +48,7 @@ def predict(
     Args:
         model: a model directory, or a run with its best model.
         source: rows of any format that a recipe may name; labels and references are not read.
-        output: a file that does not exist yet.
+        output: a file that does not exist yet, or a pipe or a device.
         task_name: default: what the model was fine-tuned for.
         batch_size: samples of a batch; it makes no difference to the output.
         overrides: ``data.KEY=VALUE``, such as the names of columns.
@@ -56,6 +56,7 @@ def predict(
     Raises:
         CheckpointError, ConfigError, DataError: naming what is missing; ``output`` exists, or a source is empty.
     """
+    refuse_output(output, [source], is_new=True, makes_parents=True)
     model = best_model(model)
     system, data = system_and_data(model, task_name, overrides)
     counts = ReadingCounts()

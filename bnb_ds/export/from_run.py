@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bnb_ds.checkpoint.averaging import average_weights, find_checkpoints
 from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
+from bnb_ds.common.files import refuse_directory, write_atomic
 from bnb_ds.errors import ConfigError
 from bnb_ds.export.finetuned import best_of, export_task_model
 from bnb_ds.export.pretrained import export_pretrained_model
@@ -30,6 +31,7 @@ def export_average(
         CheckpointError: there are fewer checkpoints, or they are not of one model.
         DataError: ``output`` exists already.
     """
+    refuse_directory(output, is_new=True)
     found = find_checkpoints(sources, last=last, best=best)
     weights, newest = average_weights(found), found[-1] if best is None else found[0]
     run = run_of(newest)
@@ -38,8 +40,8 @@ def export_average(
     else:
         export_pretrained_model(run, newest, output, encoder_only=False, weights=weights)
     names = "".join(f"\n- `{path}`" for path in found)
-    with (output / "README.md").open("a", encoding="utf-8") as card:
-        card.write(f"\n## Averaged\n\nThe weights are the mean of {len(found)} checkpoints:\n{names}\n")
+    card, said = output / "README.md", f"The weights are the mean of {len(found)} checkpoints:\n{names}\n"
+    write_atomic(card, f"{card.read_text(encoding='utf-8')}\n## Averaged\n\n{said}")
     return found
 
 
@@ -59,6 +61,7 @@ def export(source: Path, output: Path, *, encoder_only: bool = False) -> tuple[P
         ConfigError: ``encoder_only`` is set for a fine-tuned model.
         DataError: ``output`` exists already.
     """
+    refuse_directory(output, is_new=True)
     found, notes = locate_checkpoint(source)
     run = run_of(found)
     if not (run / "model" / TASK_FILE).is_file():

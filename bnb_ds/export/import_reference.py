@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.common.files import new_directory
+from bnb_ds.common.files import new_directory, refuse_directory
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, vocabulary_size
 from bnb_ds.errors import DataError
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -31,6 +31,7 @@ def import_reference(
         CheckpointError, ConfigError: as in `BnbForConditionalGeneration.from_reference`.
         DataError: ``output`` exists already, or the tokenizer does not fit.
     """
+    refuse_directory(output, is_new=True)
     if tokenizer is None and any((source / name).is_file() for name in _TOKENIZER_FILES):
         tokenizer = source
     model = BnbForConditionalGeneration.from_reference(source, **(overrides or {}))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.common.files import new_directory
+from bnb_ds.common.files import new_directory, refuse_directory
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.generate.open_model import ONNX_FILE, load_exported
@@ -52,6 +52,7 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
     if dtype not in ONNX_DTYPES:
         raise ConfigError(f"--dtype {dtype}: with --format onnx give one of: {', '.join(ONNX_DTYPES)}")
     require_packages()
+    refuse_directory(output, is_new=True)
     model, tokenizer = load_exported(source, torch.device("cpu"))
     RectangularBnb(model)  # its checks come before a directory is made
     with new_directory(output) as directory:

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.common.files import sha256_file
-from bnb_ds.common.line_files import ResumableOutput, refuse_no_such_share, share_path
+from bnb_ds.common.files import is_stream, sha256_file
+from bnb_ds.common.line_files import refuse_no_such_share, share_path
+from bnb_ds.common.line_outputs import ResumableOutput, StreamOutput, open_output, refuse_line_output
 from bnb_ds.errors import ConfigError
 from bnb_ds.systems.baselines import AutoregressiveSystem
 from bnb_ds.systems.model_dir import best_model, system_and_data
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.examples import ReadingCounts, read_examples
+from bnb_ds.tasks.examples import ReadingCounts, files_of, read_examples
 from bnb_ds.tasks.row_reader import Example
 from bnb_ds.tasks.tokenised import cached_directory
 
@@ -58,14 +59,21 @@ class DistillJob:
     resume: bool = False
 
     def check(self) -> None:
-        """Check the share and the output directory.
+        """Check the share and the output.
 
         Raises:
-            ConfigError: there is no such share, or no such directory.
+            ConfigError: there is no such share, or the output cannot be written.
         """
         refuse_no_such_share(self.task_index, self.num_tasks)
-        if not self.output.parent.is_dir():
-            raise ConfigError(f"--output {self.output}: there is no directory {self.output.parent}: make it first")
+        if is_stream(self.output) and (self.resume or self.num_tasks > 1):
+            flag = "--resume" if self.resume else "--num-tasks above 1"
+            raise ConfigError(f"{flag} needs an output that is a file: --output {self.output} is a device or a pipe")
+        self.refuse_output(())
+
+    def refuse_output(self, inputs: Sequence[Path]) -> None:
+        """Raise ConfigError if the output is one of the inputs, or cannot be written."""
+        for path in {self.output, self.output_path}:
+            refuse_line_output(path, inputs)
 
     @property
     def output_path(self) -> Path:
@@ -88,10 +96,12 @@ def distill(job: DistillJob) -> str:
             f"{job.teacher}: a model of kind {system.kind} cannot be the teacher; give an autoregressive one"
             " (bert2bert, transformer, seq2seq)"
         )
+    job.refuse_output([*files_of(data, _SPLIT), *teacher.iterdir()])
+    settings = _settings(job, teacher, system, data)
     counts = ReadingCounts()
     total = sum(1 for _ in read_examples(system.task, data, _SPLIT, counts))
     begin, end = (total * number // job.num_tasks for number in (job.task_index, job.task_index + 1))
-    output = ResumableOutput(job.output_path, _settings(job, teacher, system, data), resume=job.resume)
+    output = open_output(job.output_path, settings, resume=job.resume)
     try:
         if not output.is_complete:
             # Here the progress counts examples, not bytes of an input file.
@@ -123,7 +133,7 @@ def _write(
     teacher: Path,
     system: AutoregressiveSystem,
     data: TaskDataSection,
-    output: ResumableOutput,
+    output: ResumableOutput | StreamOutput,
     first: int,
     end: int,
 ) -> None:
@@ -168,7 +178,7 @@ def _line(system: AutoregressiveSystem, example: Example, text: str) -> str:
     return json.dumps({task.id_column or "id": example.id, **row, task.target: text or example.target})
 
 
-def _summary(job: DistillJob, output: ResumableOutput) -> str:
+def _summary(job: DistillJob, output: ResumableOutput | StreamOutput) -> str:
     counts, seconds = output.progress.counts, output.progress.seconds
     notes = {
         "empty": "targets unchanged because the teacher wrote nothing",

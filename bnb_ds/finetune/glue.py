@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bnb_ds.common.files import write_atomic
+from bnb_ds.common.files import refuse_directory, refuse_output, write_atomic
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.errors import ConfigError, DataError
@@ -23,6 +23,7 @@ from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
 
 TABLE_FILE = "glue.md"
+FIGURES_FILE = "glue.json"
 _CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
 #: the eight rows that the paper averages, as Devlin et al. (2019) do without WNLI; of MNLI the matched split
 AVERAGED = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
@@ -95,6 +96,9 @@ def run_glue(
         ConfigError: two recipes of one task, or a recipe of a task without labels.
         DataError: a run has failed.
     """
+    refuse_directory(output)
+    for name in (TABLE_FILE, FIGURES_FILE):
+        refuse_output(output / name, makes_parents=True)
     tasks = {}
     for path in recipes:
         task = load_recipe(path, overrides, FinetuneRecipe).declared_task
@@ -116,7 +120,7 @@ def run_glue(
             )
     table = table_of(rows)
     write_atomic(output / TABLE_FILE, table)
-    write_atomic(output / "glue.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write_atomic(output / FIGURES_FILE, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bnb_ds.checkpoint.run_dir import RunDir
-from bnb_ds.common.files import disk_errors
+from bnb_ds.common.files import disk_errors, write_atomic
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import evaluate_split, outputs_table
 from bnb_ds.export.finetuned import export_best
@@ -126,5 +126,5 @@ def _save_files(plan: FinetunePlan, run: RunDir, config: Any, splits: dict[str, 
     directory = run.path / "splits"
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        for name, split in splits.items():
-            (directory / f"{name}.ids.txt").write_text("".join(f"{i}\n" for i in split.row_ids()), encoding="utf-8")
+    for name, split in splits.items():
+        write_atomic(directory / f"{name}.ids.txt", "".join(f"{i}\n" for i in split.row_ids()))

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from bnb_ds.common.files import is_stream
 from bnb_ds.common.line_files import (
+    STANDARD,
     Line,
-    ResumableOutput,
+    LineReader,
     input_identity,
+    is_read_once,
     open_input,
     read_lines,
     refuse_no_such_share,
     share_of_file,
     share_path,
 )
+from bnb_ds.common.line_outputs import ResumableOutput, StreamOutput, open_output, refuse_line_output
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.open_model import fingerprint
@@ -54,17 +57,34 @@ class LineJob:
     window: int = WINDOW_TEXTS
     progress: bool = False
 
-    def check(self) -> None:
-        """Raise ConfigError for settings that do not go together."""
+    def check(self, sharing_flag: str = "--num-tasks") -> None:
+        """Check all that can be checked before the model is loaded.
+
+        Args:
+            sharing_flag: the flag that gave ``num_tasks``, for messages.
+
+        Raises:
+            ConfigError, DataError: settings do not go together, or the output cannot be written or is an input.
+        """
         refuse_no_such_share(self.task_index, self.num_tasks)
-        if self.num_tasks > 1 and "-" in (self.input_name, self.output_name):
-            raise ConfigError("--num-tasks above 1 divides a file: give file names for --input and --output, not -")
-        if self.resume and "-" in (self.input_name, self.output_name):
-            raise ConfigError("--resume needs seekable files: give file names for --input and --output, not -")
+        streams = [self.input_name] if is_read_once(self.input_name) else []
+        if self.output_name == STANDARD or is_stream(self.output_name):
+            streams.append(self.output_name)
+        way_out = f"give file names for --input and --output, not {' and '.join(streams)}"
+        if streams and self.num_tasks > 1:
+            raise ConfigError(f"{sharing_flag} above 1 divides a file: {way_out}")
+        if streams and self.resume:
+            raise ConfigError(f"--resume needs seekable files: {way_out}")
+        model = sorted(self.model_dir.iterdir()) if self.model_dir.is_dir() else []
+        lm = self.settings.get("lm_path")
+        inputs = [0 if self.input_name == STANDARD else self.input_name, *model, *([] if lm is None else [lm])]
+        refuse_line_output(self.output_name, inputs)
+        if self.num_tasks > 1:
+            refuse_line_output(self.output_path, inputs)
 
     @property
     def output_path(self) -> Path:
-        """The output file of this task."""
+        """The output file of this task; meaningless for standard output."""
         return share_path(Path(self.output_name), self.task_index, self.num_tasks)
 
 
@@ -82,26 +102,13 @@ def generate_lines(job: LineJob) -> str:
     job.check()
     with open_input(job.input_name) as file:
         pipeline = BnbPipeline.from_pretrained(job.model_dir, **job.settings)
-        if job.output_name == "-":
-            counts, seconds = _to_stream(job, pipeline, read_lines(file))
-        else:
-            counts, seconds = _to_file(job, pipeline, file)
+        counts, seconds = _write(job, pipeline, file)
     return _summary(job, pipeline, counts, seconds)
 
 
-def _to_stream(job: LineJob, pipeline: BnbPipeline, lines: Iterator[Line]) -> tuple[dict[str, int], float]:
-    totals: dict[str, int] = {}
-    start = time.monotonic()
-    for texts, counts, _ in _generated(job, pipeline, lines):
-        sys.stdout.write("".join(text + "\n" for text in texts))
-        sys.stdout.flush()
-        totals = {name: totals.get(name, 0) + count for name, count in counts.items()}
-    return totals, time.monotonic() - start
-
-
-def _to_file(job: LineJob, pipeline: BnbPipeline, file: Any) -> tuple[dict[str, int], float]:
+def _write(job: LineJob, pipeline: BnbPipeline, file: BinaryIO) -> tuple[dict[str, int], float]:
     begin, end, identity = 0, None, {}
-    if job.input_name != "-":
+    if not is_read_once(job.input_name):
         identity = input_identity(job.input_name, file)
         begin, end = share_of_file(file, job.task_index, job.num_tasks)
     settings = {
@@ -111,23 +118,26 @@ def _to_file(job: LineJob, pipeline: BnbPipeline, file: Any) -> tuple[dict[str, 
         "options": {name: _plain(value) for name, value in job.settings.items() if name != "device"},
         "window": job.window,
     }
-    output = ResumableOutput(job.output_path, settings, resume=job.resume)
+    name = STANDARD if job.output_name == STANDARD else job.output_path
+    output = open_output(name, settings, resume=job.resume)
+    reader = read_lines(file, begin, end, name=job.input_name)
     try:
+        if isinstance(output, ResumableOutput):
+            output.refuse_other_input(reader.skip(max(output.progress.input_offset - begin, 0)))
         if not output.is_complete:
-            if output.progress.output_bytes:
-                begin = file.seek(output.progress.input_offset)
-            _run(job, pipeline, output, read_lines(file, begin, end))
+            _run(job, pipeline, output, reader)
             output.finish()
     finally:
         output.abandon()
     return output.progress.counts, output.progress.seconds
 
 
-def _run(job: LineJob, pipeline: BnbPipeline, output: ResumableOutput, lines: Iterator[Line]) -> None:
+def _run(job: LineJob, pipeline: BnbPipeline, output: ResumableOutput | StreamOutput, reader: LineReader) -> None:
     start = time.monotonic()
-    for texts, counts, offset in _generated(job, pipeline, lines):
+    for texts, counts, offset in _generated(job, pipeline, iter(reader)):
         now = time.monotonic()
-        output.write(texts, offset, counts, now - start)
+        # The reader stands at the end of this window: the next one is not read before this one is written.
+        output.write(texts, offset, counts, now - start, reader.digest)
         start = now
 
 
@@ -159,7 +169,7 @@ def _summary(job: LineJob, pipeline: BnbPipeline, counts: dict[str, int], second
         "damaged": "not valid UTF-8, read with replacement characters",
     }
     said = "".join(f"; {counts[name]} {note}" for name, note in notes.items() if counts.get(name))
-    target = job.output_name if job.output_name == "-" else job.output_path
+    target = job.output_name if job.output_name == STANDARD else job.output_path
     rate = f", {num_lines / seconds:.1f} sentences/s ({pipeline.engine.name})" if seconds > 0 else ""
     return f"generate: {num_lines} lines from {job.input_name} to {target}{rate}{said}"
 

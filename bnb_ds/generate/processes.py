@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-from bnb_ds.common.files import disk_errors, new_file, sync, sync_file
+from bnb_ds.common.children import child_command
+from bnb_ds.common.files import disk_errors, replaced_file
 from bnb_ds.errors import DataError
 from bnb_ds.generate.lines import LineJob, for_task
 
@@ -28,7 +27,7 @@ def generate_in_processes(job: LineJob, command: list[str], num_processes: int) 
         DataError: a process failed, after it printed its own message. Finished work is kept for ``--resume``.
     """
     jobs = [for_task(job, index, num_processes) for index in range(num_processes)]
-    jobs[0].check()
+    jobs[0].check("--processes")
     start = time.monotonic()
     processes = [subprocess.Popen(_task_command(command, task), env=_environment(task)) for task in jobs]
     try:
@@ -36,7 +35,7 @@ def generate_in_processes(job: LineJob, command: list[str], num_processes: int) 
     finally:
         for process in processes:
             if process.poll() is None:
-                process.terminate()
+                process.kill()  # what is finished is on the disk, and there is no second message
                 process.wait()
     failed = [task.task_index for task, code in zip(jobs, codes, strict=True) if code]
     if failed:
@@ -53,31 +52,23 @@ def generate_in_processes(job: LineJob, command: list[str], num_processes: int) 
 
 def join(parts: list[Path], output: Path) -> int:
     """Concatenate the parts into ``output``, remove the parts, and return the number of lines."""
-    joined = output.with_name(f".{output.name}.{os.getpid()}.joined")
     num_lines = 0
-    try:
-        with disk_errors(output):
-            with new_file(joined) as target:
-                for part in parts:
-                    with open(part, "rb") as file:
-                        shutil.copyfileobj(file, target, 1 << 20)
-                sync_file(target)
-            os.replace(joined, output)
-            sync(output.parent)
-            with open(output, "rb") as file:
+    with replaced_file(output) as target:
+        for part in parts:
+            with open(part, "rb") as file:
                 while block := file.read(1 << 20):
+                    target.write(block)
                     num_lines += block.count(b"\n")
-            for part in parts:
-                part.unlink()
-                part.with_name(f"{part.name}.progress.json").unlink(missing_ok=True)
-    finally:
-        joined.unlink(missing_ok=True)
+    with disk_errors(output):
+        for part in parts:
+            part.unlink()
+            part.with_name(f"{part.name}.progress.json").unlink(missing_ok=True)
     return num_lines
 
 
 def _task_command(command: list[str], task: LineJob) -> list[str]:
     share = ["--task-index", str(task.task_index), "--num-tasks", str(task.num_tasks)]
-    return [sys.executable, "-m", "bnb_ds.cli", *command, *share]
+    return child_command("bnb_ds.cli", *command, *share)
 
 
 def _environment(task: LineJob) -> dict[str, str]:

@@ -142,7 +142,7 @@ def _text(path: Path) -> TextIO:
 
 def _line_of(error: BaseException, path: Path) -> str:
     """``, line 7 of NAME`` for text that is not UTF-8; empty for other errors."""
-    if not isinstance(error, UnicodeDecodeError):
+    if not isinstance(error, UnicodeDecodeError) or not path.is_file():  # a pipe cannot be read again
         return ""
     with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
         try:

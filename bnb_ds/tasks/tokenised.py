@@ -168,7 +168,8 @@ def cached_directory(
     named = files_of(data, split)
     for path in named:
         if not path.is_file():
-            raise DataError(f"{path}: no such file; data.{split} names it")
+            reason = "is no regular file, and is read several times" if path.exists() else "no such file"
+            raise DataError(f"{path}: {reason}; data.{split} names it")
     content: list[Any] = [sha256_file(path, progress) for path in named]
     if not named or set(map(str, named)) <= set(data.documents.values()):
         content.append(hub_fingerprint(*hub_of(task, data, split)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bnb_ds.checkpoint.lasting import EXTEND_FLAG
 from bnb_ds.common.arguments import positive
+from bnb_ds.common.program import speak_utf8
 from bnb_ds.errors import run_reporting_errors
 
 
@@ -51,6 +52,7 @@ def run_program(
     Returns:
         The exit code: 2 for an error that the user can fix.
     """
+    speak_utf8()
     parser = launch_parser(program, description, example)
     args = parser.parse_intermixed_args()
 
@@ -75,6 +77,7 @@ def launch_parser(program: str, description: str, example: str) -> argparse.Argu
     """The parser of a script that the deepspeed launcher starts; arguments as in :func:`run_program`."""
     parser = argparse.ArgumentParser(
         prog=program,
+        allow_abbrev=False,
         description=description,
         epilog=f"example:\n  deepspeed --num_gpus 8 runs/{program} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from bnb_ds.common.files import refuse_output
 from bnb_ds.errors import ConfigError
 from bnb_ds.shards.manifest import SPLITS
 from bnb_ds.shards.reader import TokenShards, read_manifest
@@ -80,6 +81,8 @@ def run_stats(args: argparse.Namespace) -> None:
     """Print the measures of a split, and draw them if asked to."""
     from data_prep.tools.stats import corpus_stats, plot
 
+    if args.png is not None:
+        refuse_output(args.png, flag="--png", is_new=True, makes_parents=True)
     found = corpus_stats(args.directory, args.split, args.max_length)
     print("\n".join(found.lines()))
     if args.png is not None:

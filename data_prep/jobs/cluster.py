@@ -8,10 +8,8 @@ lies in a file of the output directory.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import uuid
@@ -20,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnb_ds.common.children import child_command
+from bnb_ds.common.files import write_synced
 from bnb_ds.errors import ConfigError, DataError, how_to_install
 from data_prep.jobs import worker
 from data_prep.jobs.job import Job, Options
@@ -28,7 +28,6 @@ from data_prep.jobs.workspace import Workspace
 from data_prep.sources.units import Source, Unit
 from data_prep.tokenise.engines import EngineFault, candidates
 
-_PR_SET_PDEATHSIG = 1
 _SECONDS_FOR_WORKERS = 60
 _FUNCTIONS = {function.__name__: function for function in (worker.check_part, worker.index_part, worker.build_part)}
 
@@ -59,8 +58,8 @@ def run_on_cluster(function: Callable[[Job, int], None], job: Job, numbers: Sequ
     engine = None if job.engine is None else job.engine.name
     work = _Work(job.source, job.parts, job.workspace.directory.absolute(), job.options, engine)
     path = job.workspace.partial.absolute() / f"work-{uuid.uuid4().hex}.pickle"
-    path.write_bytes(cloudpickle.dumps(work))
-    command = ["-m", "data_prep.jobs.cluster", str(path), function.__name__]
+    write_synced(path, cloudpickle.dumps(work))
+    command = [str(path), function.__name__]
     try:
         _run_all(client, command, numbers, job, progress)
     finally:
@@ -122,7 +121,8 @@ def _run_all(client: Any, command: list[str], numbers: Sequence[int], job: Job, 
 
 def _in_a_process(command: list[str], directory: str) -> bytes:
     """Run on a worker of the cluster: the pickled counts and error of a part, made by a process that dies with it."""
-    found = subprocess.run([sys.executable, *command], cwd=directory, capture_output=True, check=False)
+    command = child_command("data_prep.jobs.cluster", *command)
+    found = subprocess.run(command, cwd=directory, capture_output=True, check=False)
     if found.returncode:
         lines = found.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {found.returncode}"]
         return pickle.dumps(({}, DataError(f"part {command[-1]}: its process ended: {lines[-1]}")))
@@ -161,7 +161,6 @@ def make_part(path: Path, function: str, number: int) -> tuple[dict[str, int], E
 
 def main() -> None:
     """``python -m data_prep.jobs.cluster WORK FUNCTION NUMBER``; the result goes to standard output."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     output, sys.stdout = sys.stdout.buffer, sys.stderr
     found = make_part(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

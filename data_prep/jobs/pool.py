@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -12,13 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pyarrow as pa
 
+from bnb_ds.common.children import end_with_parent
 from bnb_ds.common.memory import keep_freed_memory
 from bnb_ds.errors import DataError
 from data_prep.jobs.job import Job
 from data_prep.jobs.progress import Progress
 
 _REFRESH_SECONDS = 0.5
-_PR_SET_PDEATHSIG = 1
 
 _work: tuple[Callable[[Job, int], None], Job] | None = None  # of a worker process, inherited when it was forked
 
@@ -27,7 +27,8 @@ def run_parts(function: Callable[[Job, int], None], job: Job, numbers: Sequence[
     """Call ``function(job, number)`` for every part, in ``job.options.workers`` processes.
 
     Raises:
-        DataError: what a call raises (parts in progress are finished first), or a worker was killed.
+        DataError: what a call raises (parts in progress are finished first), or a worker was killed. Ctrl-C and SIGTERM
+            do not wait for parts in progress.
     """
     global _work
     keep_freed_memory()
@@ -41,7 +42,9 @@ def run_parts(function: Callable[[Job, int], None], job: Job, numbers: Sequence[
     _work = (function, job)  # fork hands it over: no copy of the tokenizer, no second import
     gc.freeze()  # a collection in a worker would visit, and thereby copy, all that is shared with this process
     try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker) as executor:
+        with ProcessPoolExecutor(
+            workers, multiprocessing.get_context("fork"), _start_worker, (os.getpid(),)
+        ) as executor:
             _wait([executor.submit(_run, number) for number in numbers], progress)
     except BrokenProcessPool:
         raise DataError(
@@ -62,16 +65,21 @@ def _wait(futures: list[Future[None]], progress: Progress) -> None:
             for future in futures:  # in order, so that of several errors the first in the corpus is reported
                 if future in done:
                     future.result()
-    except BaseException:
+    except Exception:
         for future in futures:
             future.cancel()
         raise
+    except BaseException:  # a signal
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+def _start_worker(parent: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # not what the parent does then
     # A worker must not outlive a killed parent: it would go on writing beside the next run.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(parent)
 
 
 def _run(number: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,15 @@ class SourceFile:
         """Size on the disk.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or is a pipe or a device.
         """
         try:
-            return self.path.stat().st_size
+            found = self.path.stat()
         except OSError as error:
             raise unreadable(self.path, error) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{self.path}: is no regular file, and is read several times; save its content to a file")
+        return found.st_size
 
     def stamp(self) -> tuple[int, ...]:
         """A value that changes when the file is written to or replaced.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import signal
@@ -71,3 +72,25 @@ def test_a_share_that_fails_is_named(start, tmp_path):
     failed = start(tmp_path / "o", "--processes", "2", source=tmp_path / "none")
     assert failed.wait() == [2]
     assert "--processes 2: process 0 failed; correct its error above, then add --resume" in failed.text()
+
+
+def is_locked(path) -> bool:
+    try:
+        with open(path, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_shares_end_with_the_process_that_started_them(start, tmp_path):
+    shares = [tmp_path / f"o.{index:05d}-of-00002" for index in range(2)]
+    partial = [path.with_name(f"{path.name}.partial") for path in shares]
+    parent = start(tmp_path / "o", "--processes", "2")
+    parent.wait_for(lambda: all(map(done_lines, shares)))
+    assert all(map(is_locked, partial))
+    parent.kill(0, signal.SIGTERM)
+    assert parent.wait() == [128 + signal.SIGTERM], parent.text()
+    assert not any(map(is_locked, partial))
+    assert parent.text().splitlines()[-1] == "bnb-ds: ended by SIGTERM"
+    assert "Traceback" not in parent.text()

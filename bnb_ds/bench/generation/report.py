@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bnb_ds.common.files import replaced_file
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import ConfigError, how_to_install
 
@@ -153,5 +154,6 @@ def draw(path: Path, bars: dict[str, dict[str, float]], title: str) -> None:
     if ways:  # a logarithmic axis needs at least one bar
         axes.set_yscale("log")
         figure.legend(fontsize="small", ncols=5, loc="outside lower center")
-    figure.savefig(path, dpi=120)
+    with replaced_file(path) as file:
+        figure.savefig(file, dpi=120, format=path.suffix[1:] or "png")
     plot.close(figure)

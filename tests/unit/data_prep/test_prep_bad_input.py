@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,3 +179,11 @@ def test_duplicates_are_dropped_when_asked(tmp_path: Path, tokenizer: Path) -> N
     path = rows_file(tmp_path / "a.jsonl", ["one function", "two", "one function", "one function "])
     shards = make(tmp_path, tokenizer, path, "--drop-duplicates")
     assert (len(shards), shards.manifest.totals.skipped) == (3, {"duplicate": 1})
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+def test_a_pipe_is_refused_not_waited_for(tmp_path: Path, tokenizer: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"a{suffix}")
+    with pytest.raises(DataError, match=f"a{suffix}: is no regular file, and is read several times; save its content"):
+        make(tmp_path, tokenizer, tmp_path / f"a{suffix}")
+    assert not (tmp_path / "s").exists()

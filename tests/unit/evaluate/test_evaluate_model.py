@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -112,3 +113,26 @@ def test_a_score_that_is_no_number_is_never_the_best():
         assert order[int(str(best))] == 90.0
     with pytest.raises(DataError, match="--select: accuracy of every model is not a number; none can be chosen"):
         best_of_evaluations(evaluations(nan, nan))
+
+
+def test_results_that_would_be_lost_or_destroy_the_data_are_refused_before_the_work(
+    models, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("bnb_ds.evaluate.model.tokenise", None)
+    (tmp_path / "file").write_text("mine")
+    assert main(["evaluate", str(models / "tuned"), "--output", str(tmp_path / "file")]) == 2
+    assert f"--output {tmp_path / 'file'}: is no directory: choose another name" in capsys.readouterr().err
+    data = tmp_path / "references.txt"
+    data.write_text("mine")
+    output = ["--output", str(tmp_path), "--set", f"data.validation={data}"]
+    assert main(["evaluate", str(models / "tuned"), *output]) == 2
+    assert f"--output {data}: is the same file as {data}, which is read" in capsys.readouterr().err
+    assert data.read_text() == "mine"
+
+
+def test_data_from_a_pipe_are_refused_not_waited_for(models, tmp_path, capsys):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    output = ["--output", str(tmp_path / "o"), "--set", f"data.validation={tmp_path / 'rows.jsonl'}"]
+    assert main(["evaluate", str(models / "tuned"), *output]) == 2
+    message = "rows.jsonl: is no regular file, and is read several times; data.validation names it"
+    assert message in capsys.readouterr().err

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -176,3 +179,30 @@ def test_outputs_that_are_not_numbers(models, small_tokenizer, tmp_path, capsys)
     overrides = [f"data.validation={rows}", f"data.cache_dir={tmp_path}"]
     evaluation = evaluate_model(tmp_path / "broken", overrides=overrides, output=tmp_path / "e")
     assert np.isnan(evaluation.scores["accuracy"])
+
+
+def test_pipes_on_both_sides(models, sentences, tmp_path):
+    """As `bnb-ds predict MODEL --input <(command) --output >(command)`."""
+    text = "".join(f"{sentence}\n" for sentence in sentences)
+    (tmp_path / "rows.en").write_text(text)
+    predict(models / "sst2", tmp_path / "rows.en", tmp_path / "o")
+    (reading, writing), found = os.pipe(), []
+    os.write(writing, text.encode())
+    os.close(writing)
+    os.mkfifo(tmp_path / "out")
+    reader = threading.Thread(target=lambda: found.append((tmp_path / "out").read_bytes()), daemon=True)
+    reader.start()
+    predict(models / "sst2", Path(f"/dev/fd/{reading}"), tmp_path / "out")
+    os.close(reading)
+    reader.join(10)
+    assert found == [(tmp_path / "o").read_bytes()]
+
+
+def test_a_pipe_that_is_not_text_is_one_line(models, tmp_path, capsys):
+    reading, writing = os.pipe()
+    os.write(writing, b"a\n\xff\n")
+    os.close(writing)
+    code = main(["predict", str(models / "sst2"), "--input", f"/dev/fd/{reading}", "--output", str(tmp_path / "o")])
+    os.close(reading)
+    assert code == 2
+    assert f"/dev/fd/{reading}: cannot be read ('utf-8' codec" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,53 @@ def test_rows_left_out_are_told(texts, teacher, tmp_path):
     said = distill(DistillJob(teacher, tmp_path / "out.jsonl", overrides=overrides))
     assert said.startswith("distill: 2 examples to ")
     assert said.endswith("; 1 rows left out: empty target")
+
+
+def test_a_pipe_is_written_through_and_a_link_stays(whole, teacher, texts, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_bytes()), daemon=True)
+    reader.start()
+    distill(job(teacher, texts, tmp_path / "pipe"))
+    reader.join(10)
+    assert found == [whole]
+    for fields, flag in (({"resume": True}, "--resume"), ({"num_tasks": 2}, "--num-tasks above 1")):
+        with pytest.raises(ConfigError, match=f"{flag} needs an output that is a file: --output .*/pipe is a device"):
+            distill(job(teacher, texts, tmp_path / "pipe", **fields))
+    (tmp_path / "link").symlink_to("target")
+    distill(job(teacher, texts, tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == whole
+
+
+def test_the_data_and_the_teacher_are_no_output(teacher, texts, monkeypatch, tmp_path):
+    monkeypatch.setattr("bnb_ds.finetune.distillation.read_examples", None)
+    for path in (texts[0], teacher / "config.json"):
+        before = path.read_bytes()
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(path)
+        with pytest.raises(ConfigError, match=f"is the same file as {path}, which is read: choose another output"):
+            distill(job(teacher, texts, tmp_path / "link"))
+        assert path.read_bytes() == before
+
+
+def test_data_that_change_end_a_resume(teacher, texts, monkeypatch, tmp_path):
+    """At the same size, and behind what identifies a file quickly: the data are hashed as a whole."""
+    from bnb_ds.common.line_outputs import ResumableOutput
+
+    ours = tuple(tmp_path / path.name for path in texts)
+    for path, copy in zip(texts, ours, strict=True):
+        copy.write_bytes(path.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableOutput, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            distill(job(teacher, ours, tmp_path / "o"))
+    ours[0].write_bytes(ours[0].read_bytes()[:-2] + b"X\n")
+    with pytest.raises(ConfigError, match=r"a run with other settings \(examples\)"):
+        distill(job(teacher, ours, tmp_path / "o", resume=True))
+
+
+def test_data_from_a_pipe_are_refused_not_waited_for(teacher, texts, tmp_path):
+    os.mkfifo(tmp_path / "source.txt")
+    with pytest.raises(DataError, match=r"source.txt: is no regular file, and is read several times; data.train names"):
+        distill(job(teacher, (tmp_path / "source.txt", texts[1]), tmp_path / "o"))

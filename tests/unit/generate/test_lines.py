@@ -182,8 +182,14 @@ def test_limits_and_beams_reach_the_model(exported, source, whole, tmp_path):
     ("arguments", "message"),
     [
         (["--num-tasks", "2", "--task-index", "2"], "--task-index 2: give 0 to 1, below --num-tasks"),
-        (["--num-tasks", "2", "--output", "-"], "--num-tasks above 1 divides a file: give file names"),
-        (["--resume", "--input", "-"], "--resume needs seekable files: give file names"),
+        (
+            ["--num-tasks", "2", "--output", "-"],
+            "--num-tasks above 1 divides a file: give file names for --input and --output, not -",
+        ),
+        (
+            ["--resume", "--input", "-"],
+            "--resume needs seekable files: give file names for --input and --output, not -",
+        ),
         (["--processes", "2", "--num-tasks", "2"], "give either --processes or --num-tasks"),
         (["--dtype", "fp16", "--device", "cpu"], "--dtype fp16 needs a GPU: use bf16 or fp32 on a CPU"),
         (["--dtype", "int8"], "--dtype int8 needs ONNX Runtime: run `bnb-ds export"),
@@ -193,7 +199,7 @@ def test_limits_and_beams_reach_the_model(exported, source, whole, tmp_path):
         (["--compile", "--beam-size", "2"], "a compiled model only decodes greedily, without scores or limits"),
         (["--length-beam", "2"], "with CTC use beam_size"),
         (["--input", "/nowhere"], "--input /nowhere: cannot be read"),
-        (["--output", "/nowhere/o"], "/nowhere/o.partial: cannot write"),
+        (["--output", "/nowhere/o"], "--output /nowhere/o: there is no directory /nowhere: make it first"),
     ],
 )
 def test_what_cannot_work_is_one_line(exported, source, tmp_path, capsys, arguments, message):

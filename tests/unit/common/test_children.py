@@ -1,0 +1,58 @@
+"""Child processes end with the process that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# Starts a child that waits, and says its number.
+_PARENT = """
+import subprocess
+from bnb_ds.common.children import child_command
+child = subprocess.Popen(child_command("timeit", "-n", "1", "-r", "1", "-s", "import time", "time.sleep(60)"))
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_child_ends_with_its_parent(number):
+    with subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        deadline = time.monotonic() + 20
+        while b"timeit" not in (command := Path(f"/proc/{child}/cmdline").read_bytes()) or _catches_sigint(child):
+            assert time.monotonic() < deadline, command
+            time.sleep(0.01)
+        os.kill(child, signal.SIGINT)  # Ctrl-C reaches all processes of a terminal; the parent decides
+        time.sleep(0.05)
+        assert state_of(child) in "SR"
+        parent.send_signal(number)
+        assert parent.wait(10) == -number
+        while state_of(child) in "SRD":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def _catches_sigint(pid: int) -> bool:
+    """Whether a process has not yet come so far as to ignore SIGINT."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return not int(status["SigIgn"], 16) >> (signal.SIGINT - 1) & 1
+
+
+def test_a_child_whose_parent_has_ended_already_does_nothing():
+    command = [sys.executable, "-m", "bnb_ds.common.children", "1", "this"]
+    result = subprocess.run(command, capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (137, b"")
