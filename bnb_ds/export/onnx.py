@@ -12,19 +12,19 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import shutil
 import warnings
 from pathlib import Path
 
 import torch
 
 from bnb_ds.common.files import new_directory
-from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.generate.open_model import ONNX_FILE, load_exported
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.tasks.codec import spacing_of
-from bnb_ds.tasks.spacing import SPACING_FILE
+from bnb_ds.systems.base import TASK_FILE
+from bnb_ds.tasks.codec import Codec
 
 ONNX_DTYPES = ("fp32", "int8")
 _CARD = """# A BERT-NAR-BERT model for ONNX Runtime ({dtype})
@@ -52,13 +52,13 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
     if dtype not in ONNX_DTYPES:
         raise ConfigError(f"--dtype {dtype}: with --format onnx give one of: {', '.join(ONNX_DTYPES)}")
     require_packages()
-    model, tokenizer = load_exported(source, torch.device("cpu"))
+    model, codec = load_exported(source, torch.device("cpu")), Codec.load(source)
     RectangularBnb(model)  # its checks come before a directory is made
     with new_directory(output) as directory:
         write_graph(model, directory, dtype)
-        save_tokenizer(tokenizer, directory)
-        if (spacing := spacing_of(source)) is not None:
-            spacing.save(directory / SPACING_FILE)
+        codec.save(directory)
+        if (source / TASK_FILE).is_file():
+            shutil.copyfile(source / TASK_FILE, directory / TASK_FILE)
         usage = (__doc__ or "").split("\n\n", 2)[2].rstrip()
         card = _CARD.format(dtype=dtype, source=source.name, usage=usage)
         (directory / "README.md").write_text(card, encoding="utf-8")

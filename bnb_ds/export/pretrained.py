@@ -10,12 +10,12 @@ from torch import Tensor
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import new_directory
-from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.errors import CheckpointError
 from bnb_ds.export.model_card import read_history, versions_and_recipe
 from bnb_ds.model.classification import encoder_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.modeling import BnbForConditionalGeneration, without_head
+from bnb_ds.tasks.codec import Codec
 
 
 def export_pretrained_model(
@@ -38,10 +38,10 @@ def export_pretrained_model(
         raise CheckpointError(f"{run}: has no model/config.json; restore it from a copy of the run")
     model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
     model.load_state_dict(without_head(weights or read_weights(found)))
-    tokenizer, card = load_tokenizer(run / "model"), model_card(run, found, encoder_only=encoder_only)
+    codec, card = Codec.load(run / "model"), model_card(run, found, encoder_only=encoder_only)
     with new_directory(output) as directory:
         (encoder_of(model).to_bert() if encoder_only else model).save_pretrained(directory)
-        save_tokenizer(tokenizer, directory)
+        codec.save(directory)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -172,8 +172,7 @@ class BnbModel(BnbModelWithEncoder):
         """int64 [B, K], the most probable target lengths, best first."""
         assert self.length_predictor is not None
         assert encoded.length_logits is not None
-        longest = longest_targets(self.config) if self.config.target_kind != "token" else None
-        lengths_B = encoded.layout.lengths
+        longest, lengths_B = longest_targets(self.config), encoded.layout.lengths
         return self.length_predictor.best(encoded.length_logits, lengths_B, num_candidates, longest=longest)
 
     def forward(

@@ -1,0 +1,108 @@
+"""How a model reads its sources: the same tokens, lengths and special tokens as in its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bnb_ds.data.tokenization import vocabulary_size
+from bnb_ds.errors import CheckpointError, ConfigError, DataError, nearest
+from bnb_ds.generate.open_model import longest_source
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.systems.base import TASK_FILE
+from bnb_ds.systems.model_dir import load_system
+from bnb_ds.tasks.codec import SPECIAL_TOKENS, Codec
+from bnb_ds.tasks.task import Task
+
+#: characters of a text that a message shows
+_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class SourceReader:
+    """Turns texts into the sources of a model.
+
+    Attributes:
+        codec: the tokenizers.
+        max_length: most tokens of a source, special tokens included.
+        task: what the model was fine-tuned for; None: it was only pre-trained.
+        special_tokens: which special tokens a text can spell, one of `bnb_ds.tasks.codec.SPECIAL_TOKENS`.
+    """
+
+    codec: Codec
+    max_length: int
+    task: Task | None = None
+    special_tokens: str = "none"
+
+    @classmethod
+    def load(cls, directory: Path, special_tokens: str | None = None) -> SourceReader:
+        """The reader of a model directory.
+
+        Args:
+            directory: a directory that ``bnb-ds export`` wrote, in torch or ONNX format.
+            special_tokens: None: ``mask`` for a pre-trained model, ``none`` for a fine-tuned one.
+
+        Raises:
+            CheckpointError: files are missing or damaged, or the model gives labels.
+            ConfigError: a fine-tuned model cannot read special tokens.
+        """
+        if special_tokens is not None and special_tokens not in SPECIAL_TOKENS:
+            raise ConfigError(f"--special-tokens {special_tokens}: {nearest(special_tokens, SPECIAL_TOKENS)}")
+        config = BnbConfig.from_pretrained(directory)
+        if not (directory / TASK_FILE).is_file():
+            reader = cls(Codec.load(directory), longest_source(config), None, special_tokens or "mask")
+        else:
+            system = load_system(directory)
+            if not system.task.is_generation:
+                raise CheckpointError(
+                    f"{directory}: was fine-tuned for {system.task.name}, which has labels; use `bnb-ds predict`"
+                )
+            if special_tokens not in (None, "none"):
+                raise ConfigError(
+                    f"--special-tokens {special_tokens}: {directory} was fine-tuned for {system.task.name}, without"
+                    " special tokens in texts; leave it out"
+                )
+            reader = cls(system.codec, system.lengths.source, system.task)
+        reader._refuse_another_vocabulary(directory, config)
+        return reader
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Raise DataError for a text that is not the two texts that the task needs."""
+        if self.task is None or len(self.task.sources) == 1:
+            return
+        for text in texts:
+            if "\t" not in text and text.strip():
+                raise DataError(
+                    f"task {self.task.name} reads two texts ({', '.join(self.task.sources)}) with a tab between them,"
+                    f" but {text[:_SHOWN]!r} has no tab; add the other text"
+                )
+
+    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of each text with its special tokens, and whether it was cut.
+
+        There are no ids for an empty text, nor, in a pre-trained model, for one without tokens. Training had none.
+
+        Raises:
+            DataError: as in `check`.
+        """
+        self.check(texts)
+        if self.task is None or len(self.task.sources) == 1:
+            parts: list[tuple[str, ...]] = [(text,) for text in texts]
+        else:
+            parts = [(first, second) for first, _, second in (text.partition("\t") for text in texts)]
+        cut = "longest" if self.task is None else self.task.cut
+        encoded = self.codec.encode_sources(parts, self.max_length, cut=cut, special_tokens=self.special_tokens)
+        # A task's data may hold texts without tokens, but none without letters.
+        are_empty = encoded.are_empty if self.task is None else [not text.strip() for text in texts]
+        sources = [[] if empty else ids.tolist() for ids, empty in zip(encoded.tokens, are_empty, strict=True)]
+        return sources, encoded.are_cut
+
+    def _refuse_another_vocabulary(self, directory: Path, config: BnbConfig) -> None:
+        for half, tokenizer in ((config.encoder, self.codec.source), (config.decoder, self.codec.target)):
+            if vocabulary_size(tokenizer) > half.vocab_size:
+                name = "decoder" if half is config.decoder else "encoder"
+                raise CheckpointError(
+                    f"{directory}: its {name} has {half.vocab_size} tokens, but the tokenizer has"
+                    f" {vocabulary_size(tokenizer)}; restore the tokenizers of its training"
+                )
