@@ -18,9 +18,9 @@ ONNX_FILE = "model.onnx"
 _HASHED_BYTES = 1 << 20
 
 
-def refuse_other_directories(directory: Path) -> None:
-    """Raise CheckpointError for a directory that ``bnb-ds export`` did not write, in torch or ONNX format."""
-    has_weights = any(directory.glob("*.safetensors")) or (directory / ONNX_FILE).is_file()
+def refuse_other_directories(directory: Path, *, or_onnx: bool = False) -> None:
+    """Raise CheckpointError for a directory that ``bnb-ds export`` did not write, in torch (or ONNX) format."""
+    has_weights = any(directory.glob("*.safetensors")) or (or_onnx and (directory / ONNX_FILE).is_file())
     if _model_type(directory) != BnbConfig.model_type or not has_weights:
         raise CheckpointError(
             f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`"

@@ -21,7 +21,7 @@ from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
-from bnb_ds.generate.open_model import ONNX_FILE, choose_device, load_exported, refuse_other_directories
+from bnb_ds.generate.open_model import ONNX_FILE, choose_device, load_exported
 from bnb_ds.generate.reading import SourceReader
 
 WINDOW_TEXTS = 4096
@@ -98,7 +98,6 @@ class BnbPipeline:
             ConfigError: settings do not go together, or an optional package is missing.
         """
         directory = Path(directory)
-        refuse_other_directories(directory)
         reader = SourceReader.load(directory, special_tokens)
         changes = dict(options)
         engine: Engine

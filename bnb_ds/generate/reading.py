@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bnb_ds.data.tokenization import vocabulary_size
 from bnb_ds.errors import CheckpointError, ConfigError, DataError, nearest
-from bnb_ds.generate.open_model import longest_source
+from bnb_ds.generate.open_model import longest_source, refuse_other_directories
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.systems.base import TASK_FILE
 from bnb_ds.systems.model_dir import load_system
@@ -44,11 +44,13 @@ class SourceReader:
             special_tokens: None: ``mask`` for a pre-trained model, ``none`` for a fine-tuned one.
 
         Raises:
-            CheckpointError: files are missing or damaged, or the model gives labels.
+            CheckpointError: ``bnb-ds export`` did not write the directory, files are missing or damaged, or the model
+                gives labels.
             ConfigError: a fine-tuned model cannot read special tokens.
         """
         if special_tokens is not None and special_tokens not in SPECIAL_TOKENS:
             raise ConfigError(f"--special-tokens {special_tokens}: {nearest(special_tokens, SPECIAL_TOKENS)}")
+        refuse_other_directories(directory, or_onnx=True)
         config = BnbConfig.from_pretrained(directory)
         if not (directory / TASK_FILE).is_file():
             reader = cls(Codec.load(directory), longest_source(config), None, special_tokens or "mask")
