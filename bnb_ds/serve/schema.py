@@ -30,7 +30,7 @@ class GenerateRequest(BaseModel):
 
     texts: list[str] = Field(
         min_length=1,
-        description="one output is generated for each, in this order; a tab divides the two texts of a task that has two",
+        description="one output is generated for each, in this order; a tab divides the texts of a task that reads two",
     )
     options: RequestOptions = Field(default_factory=RequestOptions, description="how outputs are chosen")
     return_scores: bool = Field(False, description="compute log-probabilities")
