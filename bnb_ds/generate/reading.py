@@ -10,7 +10,8 @@ from bnb_ds.data.tokenization import vocabulary_size
 from bnb_ds.errors import CheckpointError, ConfigError, DataError, nearest
 from bnb_ds.generate.open_model import longest_source, refuse_other_directories
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.systems.base import TASK_FILE
+from bnb_ds.systems.base import TASK_FILE, System
+from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.model_dir import load_system
 from bnb_ds.tasks.codec import SPECIAL_TOKENS, Codec
 from bnb_ds.tasks.task import Task
@@ -50,21 +51,14 @@ class SourceReader:
         """
         if special_tokens is not None and special_tokens not in SPECIAL_TOKENS:
             raise ConfigError(f"--special-tokens {special_tokens}: {nearest(special_tokens, SPECIAL_TOKENS)}")
+        system = load_system(directory) if (directory / TASK_FILE).is_file() else None
+        if system is not None:
+            _refuse_misfits(directory, system, special_tokens)
         refuse_other_directories(directory, or_onnx=True)
         config = BnbConfig.from_pretrained(directory)
-        if not (directory / TASK_FILE).is_file():
+        if system is None:
             reader = cls(Codec.load(directory), longest_source(config), None, special_tokens or "mask")
         else:
-            system = load_system(directory)
-            if not system.task.is_generation:
-                raise CheckpointError(
-                    f"{directory}: was fine-tuned for {system.task.name}, which has labels; use `bnb-ds predict`"
-                )
-            if special_tokens not in (None, "none"):
-                raise ConfigError(
-                    f"--special-tokens {special_tokens}: {directory} was fine-tuned for {system.task.name}, without"
-                    " special tokens in texts; leave it out"
-                )
             reader = cls(system.codec, system.lengths.source, system.task)
         reader._refuse_another_vocabulary(directory, config)
         return reader
@@ -74,10 +68,11 @@ class SourceReader:
         if self.task is None or len(self.task.sources) == 1:
             return
         for text in texts:
-            if "\t" not in text and text.strip():
+            first, _, second = text.partition("\t")
+            if text.strip() and not (first.strip() and second.strip()):
                 raise DataError(
                     f"task {self.task.name} reads two texts ({', '.join(self.task.sources)}) with a tab between them,"
-                    f" but {text[:_SHOWN]!r} has no tab; add the other text"
+                    f" but {text[:_SHOWN]!r} is one text; add the other"
                 )
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
@@ -108,3 +103,16 @@ class SourceReader:
                     f"{directory}: its {name} has {half.vocab_size} tokens, but the tokenizer has"
                     f" {vocabulary_size(tokenizer)}; restore the tokenizers of its training"
                 )
+
+
+def _refuse_misfits(directory: Path, system: System, special_tokens: str | None) -> None:
+    task = system.task
+    if not task.is_generation:
+        raise CheckpointError(f"{directory}: was fine-tuned for {task.name}, which has labels; use `bnb-ds predict`")
+    if not isinstance(system, BnbGenerator):
+        raise CheckpointError(f"{directory}: is a model of kind {system.kind}; use `bnb-ds predict`")
+    if special_tokens not in (None, "none"):
+        raise ConfigError(
+            f"--special-tokens {special_tokens}: {directory} was fine-tuned for {task.name}, without special tokens in"
+            " texts; leave it out"
+        )

@@ -93,6 +93,8 @@ class Codec:
         self._exact = spacing is not None and spacing.exact
         self._joiner: tuple[Spacing, WordJoiner] | None = None
         self._backends: dict[tuple[str, str], Tokenizer] = {}
+        # Kept, because asking the tokenizer changes its state, and another thread may be decoding with it.
+        self._frames: dict[tuple[str, bool], Frame] = {}
 
     @property
     def exact_targets(self) -> bool:
@@ -160,7 +162,7 @@ class Codec:
             ConfigError: ``max_length`` has no room for text.
         """
         pair = len(texts[0]) == 2 if texts else False
-        frame = Frame.of(self.source, pair=pair)
+        frame = self._frame("source", pair=pair)
         room = _room(frame, max_length, "max_source_length")
         columns = [self._ids("source", column, special_tokens) for column in zip(*texts, strict=True)]
         encoded = EncodedSources([], [], [], [])
@@ -179,7 +181,7 @@ class Codec:
         Raises:
             ConfigError: ``max_length`` has no room for text.
         """
-        frame = Frame.of(self.target, pair=False)
+        frame = self._frame("target", pair=False)
         room = _room(frame, max_length, "max_target_length")
         ids = self.target_ids(texts)
         tokens = [np.array([*frame.before, *text[:room], *frame.after], np.int64) for text in ids]
@@ -212,6 +214,11 @@ class Codec:
             save_tokenizer(self.target, directory / TARGET_TOKENIZER)
         if self.spacing is not None:
             self.spacing.save(directory / SPACING_FILE)
+
+    def _frame(self, side: str, *, pair: bool) -> Frame:
+        if (side, pair) not in self._frames:
+            self._frames[side, pair] = Frame.of(self.source if side == "source" else self.target, pair=pair)
+        return self._frames[side, pair]
 
     def _ids(self, side: str, texts: Sequence[str], special_tokens: str = "none") -> list[list[int]]:
         if side == "target" and self.target is self.source:

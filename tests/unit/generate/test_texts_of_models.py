@@ -201,7 +201,7 @@ def test_a_source_of_two_texts_needs_a_tab(codec_of, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said == (
         "bnb-ds: error: task squad_qg reads two texts (answers.text.0, context) with a tab between them, but 'the"
-        f" context alone, {'x' * 21}' has no tab; add the other text\n"
+        f" context alone, {'x' * 21}' is one text; add the other\n"
     )
 
 
@@ -211,7 +211,11 @@ def test_what_cannot_be_read_is_one_line(pretrained, translator, codec_of, tmp_p
     shutil.rmtree(lost / "target_tokenizer")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"t{i}" for i in range(900))]
     tokenizer_from_vocabulary(tokens, lowercase=False).save_pretrained(larger)
+    baseline = shutil.copytree(translator, tmp_path / "baseline")
+    made_for = json.loads((baseline / "task.json").read_text())
+    (baseline / "task.json").write_text(json.dumps({**made_for, "kind": "bert2bert"}))
     for model, flags, message in (
+        (baseline, [], "baseline: is a model of kind bert2bert; use `bnb-ds predict`"),
         (labels, [], "labels: was fine-tuned for sst2, which has labels; use `bnb-ds predict`"),
         (translator, ["--special-tokens", "all"], "was fine-tuned for translation, without special tokens in texts"),
         (lost, [], "tokens, but the tokenizer has 600; restore the tokenizers of its training"),

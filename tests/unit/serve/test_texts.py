@@ -26,6 +26,7 @@ def test_slots_are_named_by_the_target_tokenizer(small_tokenizer, other_tokenize
 def test_a_source_of_two_texts_needs_a_tab(small_tokenizer, tmp_path, accept):
     model = save_task_model(tmp_path / "model", "squad_qg", Codec(small_tokenizer, small_tokenizer))
     with running(BnbPipeline.from_pretrained(model, device="cpu")) as client:
-        answer = client.post("/generate", json={"texts": ["a\tb", "context"]}, headers={"Accept": accept})
-        assert (answer.status_code, "but 'context' has no tab" in answer.json()["detail"]) == (400, True)
+        for text in ("context", "\tcontext", "answer\t "):
+            answer = client.post("/generate", json={"texts": ["a\tb", text]}, headers={"Accept": accept})
+            assert (answer.status_code, f"but {text!r} is one text; add" in answer.json()["detail"]) == (400, True)
         assert client.post("/generate", json={"texts": ["a\tb", ""]}, headers={"Accept": accept}).status_code == 200
