@@ -53,6 +53,19 @@ def small_tokenizer(small_texts, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def other_tokenizer(small_texts, tmp_path_factory):
+    """The tokenizer of another language: of ``small_texts`` with capitals and small letters exchanged."""
+    from bnb_ds.data.tokenization import load_tokenizer
+    from data_prep.sources.documents import Document
+    from data_prep.tokenise.vocab import train_vocabulary
+
+    directory = tmp_path_factory.mktemp("other") / "tokenizer"
+    documents = (Document(str(i), text.swapcase(), "") for i, text in enumerate(small_texts))
+    train_vocabulary(documents, directory, vocab_size=450)
+    return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="session")
 def small_shards(small_texts, small_tokenizer, tmp_path_factory) -> Path:
     """A shard directory of ``small_texts``: several shards, one document in ten held out. Tests must not change it."""
     from data_prep.sources.documents import Document

@@ -90,6 +90,12 @@ def add_serve(command: argparse.ArgumentParser) -> None:
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", type=Path, help="directory that `bnb-ds export` wrote, in torch or ONNX format")
+    command.add_argument(
+        "--special-tokens",
+        choices=("none", "mask", "all"),
+        help="special tokens that the letters of a text can spell, such as [MASK] (default: mask for a pre-trained"
+        " model, none for a fine-tuned one)",
+    )
 
 
 def add_engine_flags(command: argparse.ArgumentParser) -> None:
@@ -163,6 +169,7 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "dtype",
         "compile",
         "token_budget",
+        "special_tokens",
         "beam_size",
         "strategy",
         "lookahead_beta",

@@ -11,7 +11,8 @@ from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import new_directory
 from bnb_ds.errors import CheckpointError
-from bnb_ds.export.model_card import read_history, versions_and_recipe
+from bnb_ds.export.model_card import read_history, usage, versions_and_recipe
+from bnb_ds.systems.base import System
 from bnb_ds.systems.model_dir import BEST, RECIPE_FILE, load_system
 
 
@@ -66,10 +67,11 @@ def export_task_model(run: Path, found: Path, output: Path, weights: dict[str, T
         model.save_pretrained(directory)
         system.save_files(config, directory)
         shutil.copyfile(run / "config.resolved.yaml", directory / RECIPE_FILE)
-        (directory / "README.md").write_text(_card(run, found, system.task.title), encoding="utf-8")
+        (directory / "README.md").write_text(_card(run, found, system), encoding="utf-8")
 
 
-def _card(run: Path, found: Path, title: str) -> str:
+def _card(run: Path, found: Path, system: System) -> str:
+    title = system.task.title
     recipe, (first, *_) = read_history(run)
     return f"""---
 library_name: transformers
@@ -79,6 +81,8 @@ tags: [bert-nar-bert, bnb_ds]
 
 Fine-tuned for {title}; step {store.step_of(found):,}, the best on `{recipe["selection"]["split"]}`.
 Score it with `bnb-ds evaluate`.
+
+{usage(system.task, system.kind)}
 
 - command: `{" ".join(first["command"])}`
 - data fingerprint: `{first["data_fingerprint"]}`; git revision {first["git_revision"] or "unknown"}

@@ -8,6 +8,15 @@ from typing import Any
 
 import yaml
 
+from bnb_ds.tasks.task import Task
+
+_PIPELINE = """```python
+from bnb_ds import BnbPipeline
+
+pipeline = BnbPipeline.from_pretrained(".")
+print(pipeline([{example!r}]))
+```"""
+
 
 def read_history(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read the recipe of a run, and its launches in order."""
@@ -30,3 +39,17 @@ The recipe:
 {yaml.safe_dump(recipe, sort_keys=False).strip()}
 ```
 """
+
+
+def usage(task: Task | None, kind: str = "bnb") -> str:
+    """How to use a saved model, in Markdown. The example reads and writes text as in training.
+
+    Args:
+        task: what the model was fine-tuned for; None: it was only pre-trained.
+        kind: the kind of the model.
+    """
+    if task is None:
+        return _PIPELINE.format(example="A sentence with a [MASK] word.")
+    if kind == "bnb" and task.is_generation:
+        return _PIPELINE.format(example="\t".join(f"A text for {name}." for name in task.sources))
+    return "Run it on new rows with `bnb-ds predict . --input rows.jsonl --output outputs.jsonl`."

@@ -1,6 +1,7 @@
 """``bnb-ds export --format onnx``: write encoder, decoder and arg-max as one graph for ONNX Runtime.
 
-The directory holds ``model.onnx`` (large weights in a file of their own), ``config.json`` and the tokenizer.
+The directory holds ``model.onnx`` (large weights in a file of their own), ``config.json``, the tokenizers, and of a
+fine-tuned model ``task.json`` with its lengths.
 
     inputs    input_ids       int64 [batch, columns]   real tokens first in each row
               attention_mask  int64 [batch, columns]   1 at real tokens, else 0
@@ -12,26 +13,32 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import shutil
 import warnings
 from pathlib import Path
 
 import torch
 
 from bnb_ds.common.files import new_directory, refuse_directory
-from bnb_ds.data.tokenization import save_tokenizer
+from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.errors import ConfigError, how_to_install
+from bnb_ds.export.model_card import usage
 from bnb_ds.generate.open_model import ONNX_FILE, load_exported
+from bnb_ds.generate.reading import SourceReader
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.tasks.codec import spacing_of
-from bnb_ds.tasks.spacing import SPACING_FILE
+from bnb_ds.systems.base import TASK_FILE
 
 ONNX_DTYPES = ("fp32", "int8")
 _CARD = """# A BERT-NAR-BERT model for ONNX Runtime ({dtype})
 
-Written from `{source}` by `bnb-ds export --format onnx`. Use it with `bnb-ds generate` and `bnb-ds serve`, or directly:
+Written from `{source}` by `bnb-ds export --format onnx`. Use it with `bnb-ds generate`, `bnb-ds serve`, or in Python:
 
 {usage}
+
+Other programs run the graph itself. `tokenizer.json` reads sources. `{writes}` writes outputs.
+
+{graph}
 """
 
 
@@ -45,7 +52,7 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
             quantised at run time.
 
     Raises:
-        CheckpointError: the source is not an exported model.
+        CheckpointError: the source is not an exported model, or gives labels.
         ConfigError: a package is missing, or the model uses length classification.
         DataError: ``output`` exists already.
     """
@@ -53,15 +60,17 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
         raise ConfigError(f"--dtype {dtype}: with --format onnx give one of: {', '.join(ONNX_DTYPES)}")
     require_packages()
     refuse_directory(output, is_new=True)
-    model, tokenizer = load_exported(source, torch.device("cpu"))
+    reader = SourceReader.load(source)
+    model, codec = load_exported(source, torch.device("cpu")), reader.codec
     RectangularBnb(model)  # its checks come before a directory is made
     with new_directory(output) as directory:
         write_graph(model, directory, dtype)
-        save_tokenizer(tokenizer, directory)
-        if (spacing := spacing_of(source)) is not None:
-            spacing.save(directory / SPACING_FILE)
-        usage = (__doc__ or "").split("\n\n", 2)[2].rstrip()
-        card = _CARD.format(dtype=dtype, source=source.name, usage=usage)
+        codec.save(directory)
+        if (source / TASK_FILE).is_file():
+            shutil.copyfile(source / TASK_FILE, directory / TASK_FILE)
+        graph = (__doc__ or "").split("\n\n", 2)[2].rstrip()
+        writes = "tokenizer.json" if codec.target is codec.source else f"{TARGET_TOKENIZER}/tokenizer.json"
+        card = _CARD.format(dtype=dtype, source=source.name, usage=usage(reader.task), writes=writes, graph=graph)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 

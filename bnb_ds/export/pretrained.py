@@ -10,12 +10,12 @@ from torch import Tensor
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import new_directory
-from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.errors import CheckpointError
-from bnb_ds.export.model_card import read_history, versions_and_recipe
+from bnb_ds.export.model_card import read_history, usage, versions_and_recipe
 from bnb_ds.model.classification import encoder_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.modeling import BnbForConditionalGeneration, without_head
+from bnb_ds.tasks.codec import Codec
 
 
 def export_pretrained_model(
@@ -38,27 +38,20 @@ def export_pretrained_model(
         raise CheckpointError(f"{run}: has no model/config.json; restore it from a copy of the run")
     model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
     model.load_state_dict(without_head(weights or read_weights(found)))
-    tokenizer, card = load_tokenizer(run / "model"), model_card(run, found, encoder_only=encoder_only)
+    codec, card = Codec.load(run / "model"), model_card(run, found, encoder_only=encoder_only)
     with new_directory(output) as directory:
         (encoder_of(model).to_bert() if encoder_only else model).save_pretrained(directory)
-        save_tokenizer(tokenizer, directory)
+        codec.save(directory)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-_USE_MODEL = """import bnb_ds
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForSeq2SeqLM.from_pretrained(".")
-inputs = tokenizer(["A sentence with a [MASK] word."], return_tensors="pt")
-outputs = model.generate(inputs["input_ids"], inputs["attention_mask"])
-print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
-
-_USE_ENCODER = """from transformers import AutoModel, AutoTokenizer
+_USE_ENCODER = """```python
+from transformers import AutoModel, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 encoder = AutoModel.from_pretrained(".", add_pooling_layer=False)
-print(encoder(**tokenizer(["A sentence."], return_tensors="pt")).last_hidden_state.shape)"""
+print(encoder(**tokenizer(["A sentence."], return_tensors="pt")).last_hidden_state.shape)
+```"""
 
 
 def model_card(run: Path, found: Path, *, encoder_only: bool) -> str:
@@ -74,9 +67,7 @@ tags: [bert-nar-bert, non-autoregressive, bnb_ds]
 A non-autoregressive sequence-to-sequence model (Sohrab et al., IEEE Access 2024): the whole output is written in one
 parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, {store.step_of(found):,} steps.
 
-```python
-{_USE_ENCODER if encoder_only else _USE_MODEL}
-```
+{_USE_ENCODER if encoder_only else usage(None)}
 
 ## Training
 

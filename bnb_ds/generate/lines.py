@@ -165,7 +165,7 @@ def _summary(job: LineJob, pipeline: BnbPipeline, counts: dict[str, int], second
     num_lines = counts.get("lines", 0)
     notes = {
         "empty": "empty",
-        "truncated": f"cut to the model's {pipeline.max_source_tokens} tokens",
+        "truncated": f"cut to the model's {pipeline.reader.max_length} tokens",
         "damaged": "not valid UTF-8, read with replacement characters",
     }
     said = "".join(f"; {counts[name]} {note}" for name, note in notes.items() if counts.get(name))

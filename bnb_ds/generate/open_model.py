@@ -7,10 +7,8 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from bnb_ds.common.hub import checkpoint_errors
-from bnb_ds.data.tokenization import load_tokenizer
+from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
@@ -20,31 +18,32 @@ ONNX_FILE = "model.onnx"
 _HASHED_BYTES = 1 << 20
 
 
-def load_exported(
-    directory: Path, device: torch.device | None = None
-) -> tuple[BnbForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Load the model and the tokenizer of an exported directory.
+def refuse_other_directories(directory: Path, *, or_onnx: bool = False) -> None:
+    """Raise CheckpointError for a directory that ``bnb-ds export`` did not write, in torch (or ONNX) format."""
+    has_weights = any(directory.glob("*.safetensors")) or (or_onnx and (directory / ONNX_FILE).is_file())
+    if _model_type(directory) != BnbConfig.model_type or not has_weights:
+        raise CheckpointError(
+            f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`"
+        )
+
+
+def load_exported(directory: Path, device: torch.device | None = None) -> BnbForConditionalGeneration:
+    """Load the model of an exported directory, in evaluation mode. `Codec.load` reads its tokenizers.
 
     Args:
         directory: an exported model.
         device: None: a GPU if there is one, else the CPU.
 
-    Returns:
-        The model in evaluation mode, and its tokenizer.
-
     Raises:
         CheckpointError: ``bnb-ds export`` did not write the directory, or files are missing or damaged.
     """
-    if _model_type(directory) != BnbConfig.model_type or not any(directory.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`"
-        )
+    refuse_other_directories(directory)
     with checkpoint_errors(directory, "BERT-NAR-BERT model"):
         model, info = BnbForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
     if info["missing_keys"]:
         raise CheckpointError(f"{directory}: lacks weights such as {min(info['missing_keys'])}; export it again")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval().to(device), load_tokenizer(directory)
+    return model.eval().to(device)
 
 
 def longest_source(config: BnbConfig) -> int:
@@ -60,11 +59,12 @@ def longest_source(config: BnbConfig) -> int:
 def fingerprint(directory: Path) -> str:
     """A hash of the size, the beginning and the end of each file of a model; this is quick even for large models."""
     digest = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
+    files = [*directory.iterdir(), *(directory / TARGET_TOKENIZER).glob("*")]
+    for path in sorted(files):
         if path.suffix not in (".json", ".txt", ".safetensors", ".onnx", ".data"):
             continue
         size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
+        digest.update(f"{path.relative_to(directory)} {size}\n".encode())
         with open(path, "rb") as file:
             digest.update(file.read(_HASHED_BYTES))
             file.seek(max(size - _HASHED_BYTES, 0))

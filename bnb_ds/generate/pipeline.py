@@ -14,19 +14,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from bnb_ds.common.memory import return_freed_memory
-from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
-from bnb_ds.generate.open_model import ONNX_FILE, choose_device, load_exported, longest_source
-from bnb_ds.tasks.codec import spacing_of
-from bnb_ds.tasks.spacing import Spacing, WordJoiner
+from bnb_ds.generate.open_model import ONNX_FILE, choose_device, load_exported
+from bnb_ds.generate.reading import SourceReader
 
 WINDOW_TEXTS = 4096
 WINDOW_CHARACTERS = 1 << 23
@@ -42,8 +38,8 @@ class Generated:
         text: the output on one line, without special tokens.
         tokens: its token ids, including special tokens.
         score: log-probability in nats, or None if it was not requested.
-        num_source_tokens: tokens that the model read, including [CLS] and [SEP]; 0 for a text without tokens, whose
-            output is empty.
+        num_source_tokens: tokens that the model read, including special tokens; 0 for an empty text, whose output is
+            empty too.
         is_truncated: whether the source was cut because it was too long for the model.
     """
 
@@ -55,32 +51,20 @@ class Generated:
 
 
 class BnbPipeline:
-    """An engine together with its tokenizer.
+    """An engine together with the reader of its sources, whose codec also writes its outputs.
 
     Args:
         engine: runs the model.
-        tokenizer: tokenizer of sources and outputs.
+        reader: from texts to token ids; its codec turns ids into texts.
         options: decoding options.
-        spacing: where spaces stand between the words of outputs; None: as the tokenizer joins them.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: PreTrainedTokenizerBase,
-        options: DecodeOptions | None = None,
-        spacing: Spacing | None = None,
-    ):
-        self._join = WordJoiner(tokenizer, spacing) if spacing is not None else None
+    def __init__(self, engine: Engine, reader: SourceReader, options: DecodeOptions | None = None):
         self.engine = engine
-        self.tokenizer = tokenizer
+        self.reader = reader
+        self.codec = reader.codec
         self.options = options or DecodeOptions()
-        self.max_source_tokens = longest_source(engine.config)
         engine.check(self.options, with_scores=False)
-        # A copy: padding and truncation that another user of the tokenizer has set must not apply here.
-        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.no_padding()
-        self._backend.no_truncation()
 
     @classmethod
     def from_pretrained(
@@ -90,6 +74,7 @@ class BnbPipeline:
         device: str | None = None,
         dtype: str = "fp32",
         compile: bool = False,
+        special_tokens: str | None = None,
         bad_words: Sequence[str] = (),
         lm_path: str | PathLike[str] | None = None,
         **options: Any,
@@ -101,15 +86,19 @@ class BnbPipeline:
             device: ``cpu``, ``cuda`` or ``cuda:1``; None: a GPU if there is one, else the CPU.
             dtype: ``fp32``, ``bf16``, or ``fp16`` on a GPU. The dtype of an ONNX model is fixed at export.
             compile: use ``torch.compile`` for a few shapes; the first batch of each shape takes long.
+            special_tokens: which special tokens the letters of a text can spell: ``none``, ``mask`` ([MASK] alone) or
+                ``all``. None: as the model was trained, which is ``mask`` after pre-training and ``none`` after
+                fine-tuning.
             bad_words: words that no output may contain.
             lm_path: an n-gram language model (ARPA or KenLM binary) for the beam search.
             options: fields of `DecodeOptions`.
 
         Raises:
-            CheckpointError: the directory is not an exported model.
+            CheckpointError: the directory is not an exported model, or the model gives labels.
             ConfigError: settings do not go together, or an optional package is missing.
         """
         directory = Path(directory)
+        reader = SourceReader.load(directory, special_tokens)
         changes = dict(options)
         engine: Engine
         if (directory / ONNX_FILE).is_file():
@@ -118,23 +107,22 @@ class BnbPipeline:
                     f"{directory}: an ONNX model runs on the CPU with the dtype of its export: leave out --dtype, "
                     "--device and --compile"
                 )
-            engine, tokenizer = OnnxEngine(directory), load_tokenizer(directory)
+            engine = OnnxEngine(directory)
         else:
             place = choose_device(device)
             if dtype not in DTYPES:
                 raise ConfigError(_unknown_dtype(dtype, directory))
             if dtype == "fp16" and place.type == "cpu":
                 raise ConfigError("--dtype fp16 needs a GPU: use bf16 or fp32 on a CPU")
-            model, tokenizer = load_exported(directory, place)
-            engine = (CompiledEngine if compile else TorchEngine)(model, dtype)
+            engine = (CompiledEngine if compile else TorchEngine)(load_exported(directory, place), dtype)
+        codec = reader.codec
         if bad_words:
-            encoded = tokenizer(list(bad_words), add_special_tokens=False)["input_ids"]
+            encoded = codec.target_ids(bad_words)
             changes["bad_words_ids"] = (*changes.get("bad_words_ids", ()), *map(tuple, encoded))
         if lm_path is not None:
-            pieces = tokenizer.convert_ids_to_tokens(list(range(engine.config.vocab_size)))
-            pieces = [piece if piece is not None else "" for piece in pieces]
-            changes["lm"] = NgramLm(lm_path, pieces, set(tokenizer.all_special_ids))
-        return cls(engine, tokenizer, DecodeOptions.of(None, changes), spacing_of(directory))
+            pieces = codec.target_pieces(engine.config.vocab_size)
+            changes["lm"] = NgramLm(lm_path, pieces, set(codec.target.all_special_ids))
+        return cls(engine, reader, DecodeOptions.of(None, changes))
 
     @overload  # a string is an iterable of strings too; the first signature that fits counts
     def __call__(self, texts: str, *, progress: bool = False) -> str: ...  # type: ignore[overload-overlap]
@@ -188,25 +176,14 @@ class BnbPipeline:
         if not filled:
             return outputs
         decoded = self.engine.decode([sources[index] for index in filled], options, with_scores=with_scores)
-        written = self._texts([tokens for tokens, _ in decoded])
+        written = self.codec.decode([tokens for tokens, _ in decoded])
         for index, (tokens, score), text in zip(filled, decoded, written, strict=True):
             outputs[index] = Generated(text, tokens, score, len(sources[index]), cuts[index])
         return outputs
 
-    def _texts(self, rows: list[list[int]]) -> list[str]:
-        if self._join is not None:
-            return [self._join(row) for row in rows]
-        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
-
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Token ids of each text with [CLS] and [SEP] (empty for a text without tokens), and whether it was cut."""
-        room = self.max_source_tokens - 2
-        sources, cuts = [], []
-        for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False):
-            ids = encoding.ids[:room]
-            sources.append([self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id] if ids else [])
-            cuts.append(len(encoding.ids) > room)
-        return sources, cuts
+        """See `bnb_ds.generate.reading.SourceReader.encode`."""
+        return self.reader.encode(texts)
 
 
 def windows(items: Iterable[T], size: int, num_characters: Callable[[T], int]) -> Iterator[list[T]]:

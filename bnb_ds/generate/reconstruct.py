@@ -16,6 +16,7 @@ from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.generate.open_model import load_exported, longest_source
 from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.shards.reader import TokenShards
+from bnb_ds.tasks.codec import Codec
 
 
 def reconstructions(
@@ -27,9 +28,9 @@ def reconstructions(
         DataError: the shards were made with another tokenizer, or have no held-out documents.
         ConfigError: the length or the probability is out of range.
     """
-    model, tokenizer = load_exported(model_dir)
+    model, codec = load_exported(model_dir), Codec.load(model_dir)
     shards = TokenShards(shards_dir, "heldout")
-    if tokenizer_hash(tokenizer) != shards.tokenizer_hash:
+    if tokenizer_hash(codec.source) != shards.tokenizer_hash:
         raise DataError(
             f"{shards_dir}: was made with another tokenizer than {model_dir}; give the shards of its training"
         )
@@ -54,7 +55,7 @@ def reconstructions(
         source = noise(original, cu_seqlens, hash64(seed, sample)).source
         output = model.generate(torch.from_numpy(source)[None].to(model.device))[0]
         yield (
-            tokenizer.decode(source[1:-1]),
-            tokenizer.decode(output, skip_special_tokens=True),
-            tokenizer.decode(original[1:-1]),
+            codec.source.decode(source[1:-1]),
+            codec.decode([output.tolist()])[0],
+            codec.source.decode(original[1:-1]),
         )

@@ -163,7 +163,17 @@ class BnbConfig(PreTrainedConfig):
 
     def __eq__(self, other: object) -> bool:
         # transformers turns configurations into dataclasses whose generated __eq__ would not see our fields.
-        return isinstance(other, BnbConfig) and self.to_dict() == other.to_dict()
+        return isinstance(other, BnbConfig) and self._content() == other._content()
+
+    def _content(self) -> dict[str, Any]:
+        """What `config.json` says. Loading a model adds the path, and copies its dtype to the halves."""
+        content = self.to_dict()
+        content.pop("_name_or_path", None)
+        for half in ("encoder", "decoder"):
+            content[half] = {
+                key: value for key, value in content[half].items() if key not in ("dtype", "_name_or_path")
+            }
+        return content
 
     __hash__ = None  # type: ignore[assignment]  # how Python marks a class that is not hashable
 

@@ -30,6 +30,7 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.layers import BnbDecoder, BnbDecoderEmbeddings, BnbEncoder, BnbLMHead, tie_halves
 from bnb_ds.model.length import LengthPredictor, stretch_latents
 from bnb_ds.model.outputs import BnbModelOutput, BnbOutput
+from bnb_ds.model.resizing import ResizesVocabularies
 from bnb_ds.model.slots import DecoderSlots, distinct_slots, longest_targets, open_slots
 from bnb_ds.model.target_loss import length_scores, target_of
 from bnb_ds.targets.glancing import same_dropout
@@ -39,7 +40,7 @@ from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, r
 OPTIONAL_PARTS = (r"length_predictor\.", r"token_gate$")
 
 
-class BnbPreTrainedModel(PreTrainedModel):
+class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
     """Loading, saving and initialisation of all BnB models."""
 
     config_class = BnbConfig
@@ -171,8 +172,7 @@ class BnbModel(BnbModelWithEncoder):
         """int64 [B, K], the most probable target lengths, best first."""
         assert self.length_predictor is not None
         assert encoded.length_logits is not None
-        longest = longest_targets(self.config) if self.config.target_kind != "token" else None
-        lengths_B = encoded.layout.lengths
+        longest, lengths_B = longest_targets(self.config), encoded.layout.lengths
         return self.length_predictor.best(encoded.length_logits, lengths_B, num_candidates, longest=longest)
 
     def forward(

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.serve.batcher import Answer, Batcher, Overloaded, Work
 from bnb_ds.serve.limits import ServiceLimits
@@ -31,7 +31,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         "description": "the outputs; with the header Accept: application/x-ndjson, one line for each, as they are done",
         "content": {NDJSON: {"schema": {"type": "string"}}},
     },
-    400: {"model": Problem, "description": "the body is not JSON, or the model does not support the options"},
+    400: {"model": Problem, "description": "the body is not JSON, or the model does not support the options or texts"},
     408: {"model": Problem, "description": "the body arrived too slowly"},
     413: {"model": Problem, "description": "the body is too large, or has too many texts"},
     415: {"model": Problem, "description": "the content type is not application/json"},
@@ -75,7 +75,8 @@ class Generate:
                 return self._refused(413, f"{len(body.texts)} texts: send at most {most} in one request")
             try:
                 work = self._work(body)
-            except ConfigError as error:
+                self._pipeline.reader.check(body.texts)
+            except (ConfigError, DataError) as error:
                 return self._refused(400, " ".join(str(error).split()))
             if streams:
                 return await self._stream(request, body.texts, work)

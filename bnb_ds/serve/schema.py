@@ -28,7 +28,10 @@ class GenerateRequest(BaseModel):
         extra="forbid", strict=True, json_schema_extra={"examples": [{"texts": ["A first text.", "A second text."]}]}
     )
 
-    texts: list[str] = Field(min_length=1, description="one output is generated for each, in this order")
+    texts: list[str] = Field(
+        min_length=1,
+        description="one output is generated for each, in this order; a tab divides the texts of a task that reads two",
+    )
     options: RequestOptions = Field(default_factory=RequestOptions, description="how outputs are chosen")
     return_scores: bool = Field(False, description="compute log-probabilities")
     return_slots: bool = Field(False, description="say how each decoder slot was read; only with the torch model")

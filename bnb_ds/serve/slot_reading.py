@@ -139,7 +139,7 @@ class _Names:
     """Tokens as text; None for the blank."""
 
     def __init__(self, pipeline: BnbPipeline, blank: int | None):
-        self._tokenizer, self._blank = pipeline.tokenizer, blank
+        self._tokenizer, self._blank = pipeline.codec.target, blank
 
     def __call__(self, token: int) -> str | None:
         if token == self._blank:

@@ -21,7 +21,6 @@ from bnb_ds.baselines.settings import (
     TransformerSection,
 )
 from bnb_ds.baselines.tokenizers import read_tokenizer
-from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.errors import ConfigError
 from bnb_ds.systems.base import OneSlotPerToken, Prediction, System
@@ -35,8 +34,7 @@ class _TokenizersOfCheckpoints(System):
 
     @classmethod
     def load_codec(cls, directory: Path) -> Codec:
-        source, own = read_tokenizer(str(directory)), directory / TARGET_TOKENIZER
-        return Codec.of_model(source, read_tokenizer(str(own)) if own.is_dir() else source, directory)
+        return Codec.load(directory, lambda path: read_tokenizer(str(path)))
 
     @staticmethod
     def _codec(sources: str | None, targets: str | None) -> Codec:

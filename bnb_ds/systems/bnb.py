@@ -61,9 +61,7 @@ class BnbSystem(System):
 
     @classmethod
     def load_codec(cls, directory: Path) -> Codec:
-        source = load_tokenizer(directory)
-        own = directory / TARGET_TOKENIZER
-        return Codec.of_model(source, load_tokenizer(own) if own.is_dir() else source, directory)
+        return Codec.load(directory)
 
 
 class BnbGenerator(BnbSystem):

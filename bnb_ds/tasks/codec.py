@@ -1,23 +1,27 @@
-"""Convert text to token ids and back, with one tokenizer for the source and one for the target."""
+"""Convert text to token ids and back, with one tokenizer for the source and one for the target.
+
+`Codec` owns this for a model directory: everything that reads or writes texts with a model goes through it.
+"""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from bnb_ds.common.hub import TARGET_TOKENIZER
-from bnb_ds.data.tokenization import save_tokenizer
+from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, vocabulary_size
 from bnb_ds.errors import ConfigError
 from bnb_ds.tasks.spacing import SPACING_FILE, Spacing, WordJoiner, learns_spacing, target_backend
+
+#: which special tokens the letters of a source can spell: none, ``[MASK]`` alone, or all
+SPECIAL_TOKENS = ("none", "mask", "all")
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,26 @@ class EncodedSources:
     Attributes:
         tokens: int64 [n] for each source, special tokens included.
         first_lengths: number of tokens of each source before its second text begins.
-        num_cut: number of sources that were too long.
+        are_cut: whether each source was too long.
+        are_empty: whether each source holds nothing but special tokens.
     """
 
     tokens: list[np.ndarray]
     first_lengths: list[int]
-    num_cut: int
+    are_cut: list[bool]
+    are_empty: list[bool]
+
+    @property
+    def num_cut(self) -> int:
+        """Number of sources that were too long."""
+        return sum(self.are_cut)
 
 
 class Codec:
-    """Encodes the sources and targets of a task, and decodes outputs.
+    """Encodes sources and targets, and decodes outputs.
 
-    A text that contains the letters ``[SEP]`` or ``[MASK]`` is encoded as plain text, not as that special token.
+    A text that contains the letters ``[SEP]`` or ``[MASK]`` is encoded as plain text, not as that special token, unless
+    `encode_sources` is told otherwise. Padding and truncation that others set in the tokenizers have no effect.
 
     Args:
         source: tokenizer of the sources.
@@ -80,6 +92,9 @@ class Codec:
         self.spacing = spacing
         self._exact = spacing is not None and spacing.exact
         self._joiner: tuple[Spacing, WordJoiner] | None = None
+        self._backends: dict[tuple[str, str], Tokenizer] = {}
+        # Kept, because asking the tokenizer changes its state, and another thread may be decoding with it.
+        self._frames: dict[tuple[str, bool], Frame] = {}
 
     @property
     def exact_targets(self) -> bool:
@@ -100,9 +115,19 @@ class Codec:
         self._exact = True
 
     @classmethod
-    def of_model(cls, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, directory: Path) -> Codec:
-        """A codec with the spacing that :meth:`save` wrote into a model directory, if any."""
-        return cls(source, target, spacing_of(directory))
+    def load(cls, directory: Path, read: Callable[[Path], PreTrainedTokenizerFast] = load_tokenizer) -> Codec:
+        """Read what :meth:`save` wrote into a model directory.
+
+        Args:
+            directory: a model directory. Models that were saved without a second tokenizer, or without spacing, have
+                none.
+            read: reads one tokenizer; raises DataError.
+
+        Raises:
+            CheckpointError: the spacing cannot be read.
+        """
+        source, own, spacing = read(directory), directory / TARGET_TOKENIZER, directory / SPACING_FILE
+        return cls(source, read(own) if own.is_dir() else source, Spacing.load(spacing) if spacing.is_file() else None)
 
     @property
     def fingerprint(self) -> str:
@@ -122,29 +147,33 @@ class Codec:
         normalizer = json.loads(self.target.backend_tokenizer.to_str())["normalizer"] or {}
         return bool(normalizer.get("lowercase"))
 
-    def encode_sources(self, texts: Sequence[tuple[str, ...]], max_length: int, *, cut: str) -> EncodedSources:
+    def encode_sources(
+        self, texts: Sequence[tuple[str, ...]], max_length: int, *, cut: str, special_tokens: str = "none"
+    ) -> EncodedSources:
         """Encode sources of one or two texts each.
 
         Args:
             texts: the texts of each source.
             max_length: most tokens of a source, special tokens included.
             cut: which of two texts is cut: the ``longest`` (until both are equally long) or the ``last``.
+            special_tokens: one of `SPECIAL_TOKENS`.
 
         Raises:
             ConfigError: ``max_length`` has no room for text.
         """
         pair = len(texts[0]) == 2 if texts else False
-        frame = Frame.of(self.source, pair=pair)
+        frame = self._frame("source", pair=pair)
         room = _room(frame, max_length, "max_source_length")
-        columns = [self._ids(self.source, column) for column in zip(*texts, strict=True)]
-        tokens, first_lengths, num_cut = [], [], 0
+        columns = [self._ids("source", column, special_tokens) for column in zip(*texts, strict=True)]
+        encoded = EncodedSources([], [], [], [])
         for ids in zip(*columns, strict=True):
             first, second = _cut(ids[0], ids[1] if pair else [], room, cut)
-            num_cut += len(first) + len(second) < sum(map(len, ids))
+            encoded.are_cut.append(len(first) + len(second) < sum(map(len, ids)))
+            encoded.are_empty.append(not any(ids))
             head = [*frame.before, *first, *frame.between]
-            tokens.append(np.array([*head, *second, *frame.after] if pair else [*head, *frame.after], np.int64))
-            first_lengths.append(len(head) if pair else len(tokens[-1]))
-        return EncodedSources(tokens, first_lengths, num_cut)
+            encoded.tokens.append(np.array([*head, *second, *frame.after] if pair else [*head, *frame.after], np.int64))
+            encoded.first_lengths.append(len(head) if pair else len(encoded.tokens[-1]))
+        return encoded
 
     def encode_targets(self, texts: Sequence[str], max_length: int) -> tuple[list[np.ndarray], int]:
         """Encode targets: int64 [m] for each, special tokens included; and the number of targets that were cut.
@@ -152,29 +181,31 @@ class Codec:
         Raises:
             ConfigError: ``max_length`` has no room for text.
         """
-        frame = Frame.of(self.target, pair=False)
+        frame = self._frame("target", pair=False)
         room = _room(frame, max_length, "max_target_length")
-        if self._exact:
-            encodings = self._exact_backend.encode_batch_fast(list(texts), add_special_tokens=False)
-            ids = [encoding.ids for encoding in encodings]
-        else:
-            ids = self._ids(self.target, texts)
+        ids = self.target_ids(texts)
         tokens = [np.array([*frame.before, *text[:room], *frame.after], np.int64) for text in ids]
         return tokens, sum(len(text) > room for text in ids)
 
-    def decode(self, outputs: Sequence[np.ndarray]) -> list[str]:
+    def target_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of texts as parts of targets: whole, and without special tokens."""
+        return self._ids("exact" if self._exact else "target", texts)
+
+    def target_pieces(self, size: int) -> list[str]:
+        """The piece of each id of a target vocabulary of this size; an empty text for ids that the tokenizer lacks."""
+        known = [id_ for id_ in range(size) if id_ < vocabulary_size(self.target)]
+        pieces = [piece or "" for piece in self.target.convert_ids_to_tokens(known)]
+        return pieces + [""] * (size - len(pieces))
+
+    def decode(self, outputs: Sequence[Iterable[int]]) -> list[str]:
         """Decode outputs without special tokens, each to one line."""
+        rows = [output.tolist() if isinstance(output, np.ndarray) else list(output) for output in outputs]
         if self.spacing is not None:
             if self._joiner is None or self._joiner[0] is not self.spacing:
                 self._joiner = (self.spacing, WordJoiner(self.target, self.spacing))
-            join = self._joiner[1]
-            return [join(output.tolist()) for output in outputs]
-        texts = self.target.batch_decode([output.tolist() for output in outputs], skip_special_tokens=True)
+            return [self._joiner[1](row) for row in rows]
+        texts = self.target.batch_decode(rows, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
-
-    @functools.cached_property
-    def _exact_backend(self) -> Tokenizer:
-        return target_backend(self.target, exact=True)
 
     def save(self, directory: Path) -> None:
         """Write the tokenizers into a model directory."""
@@ -184,23 +215,34 @@ class Codec:
         if self.spacing is not None:
             self.spacing.save(directory / SPACING_FILE)
 
-    @staticmethod
-    def _ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        # verbose=False: no warning about texts that are too long for the model, because they are cut later.
-        encoded: Any = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-        return encoded["input_ids"]
+    def _frame(self, side: str, *, pair: bool) -> Frame:
+        if (side, pair) not in self._frames:
+            self._frames[side, pair] = Frame.of(self.source if side == "source" else self.target, pair=pair)
+        return self._frames[side, pair]
+
+    def _ids(self, side: str, texts: Sequence[str], special_tokens: str = "none") -> list[list[int]]:
+        if side == "target" and self.target is self.source:
+            side = "source"
+        backend = self._backends.get((side, special_tokens))
+        if backend is None:
+            tokenizer = self.source if side == "source" else self.target
+            backend = target_backend(tokenizer, exact=side == "exact")
+            if special_tokens != "none":
+                only = None if special_tokens == "all" else tokenizer.mask_token or ""
+                backend = _with_special_tokens(backend, only)
+            self._backends[side, special_tokens] = backend
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def spacing_of(directory: Path) -> Spacing | None:
-    """The spacing of a model directory; None for models that were saved without.
-
-    Raises:
-        CheckpointError: its file cannot be read.
-    """
-    path = directory / SPACING_FILE
-    return Spacing.load(path) if path.is_file() else None
+def _with_special_tokens(backend: Tokenizer, only: str | None) -> Tokenizer:
+    """The tokenizer, but texts can spell special tokens: one of them, or all (``only`` is None)."""
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        # Letters of a token that is added, but not special, are always that token.
+        token["special"] = token["special"] and token["content"] != only
+    made = Tokenizer.from_str(json.dumps(state))
+    made.encode_special_tokens = only is not None
+    return made
 
 
 def _room(frame: Frame, max_length: int, field: str) -> int:

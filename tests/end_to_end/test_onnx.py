@@ -14,7 +14,9 @@ from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.generate.engines import OnnxEngine, TorchEngine
 from bnb_ds.generate.open_model import load_exported
 from bnb_ds.generate.pipeline import BnbPipeline
-from tests.exports import MAX_TOKENS, save_model
+from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.spacing import Spacing
+from tests.exports import MAX_TOKENS, save_model, save_task_model
 
 for _package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_package, reason=f"the optional package {_package} is not installed")
@@ -36,7 +38,7 @@ def pair(request, small_tokenizer, tmp_path_factory):
 
 @pytest.mark.slow
 def test_tokens_are_the_same_at_every_length_and_batch(pair):
-    model, _ = load_exported(pair[0])
+    model = load_exported(pair[0])
     rng = np.random.default_rng(0)
     rows = [[2, *rng.integers(5, 500, size).tolist(), 3] for size in (1, 5, MAX_TOKENS - 2, 17, 17, 30, 2)]
     engine = OnnxEngine(pair[1], num_threads=1)
@@ -93,6 +95,23 @@ def test_1000_real_sources(shared_data, tmp_path):
     assert len({tuple(output.tokens) for output in ours}) > 900
 
 
+@pytest.mark.slow
+def test_a_fine_tuned_model_keeps_its_tokenizers_and_its_lengths(
+    small_tokenizer, other_tokenizer, small_texts, tmp_path
+):
+    texts = [text.swapcase() for text in small_texts]
+    codec = Codec(small_tokenizer, other_tokenizer, Spacing.learn(other_tokenizer, texts))
+    model = save_task_model(tmp_path / "model", "translation", codec)
+    assert main(["export", str(model), str(tmp_path / "onnx"), "--format", "onnx"]) == 0
+    sources = [*small_texts[:9], "[SEP] the [MASK]", ""]
+    torch, onnx = (BnbPipeline.from_pretrained(path, device="cpu") for path in (model, tmp_path / "onnx"))
+    assert onnx.encode(sources) == torch.encode(sources)
+    assert onnx(sources) == torch(sources)
+    card = (tmp_path / "onnx" / "README.md").read_text()
+    assert "`tokenizer.json` reads sources. `target_tokenizer/tokenizer.json` writes outputs." in card
+    assert "print(pipeline(['A text for source.']))" in card
+
+
 @pytest.mark.parametrize(
     ("arguments", "missing", "message"),
     [
@@ -110,6 +129,12 @@ def test_what_cannot_work_is_one_line(small_tokenizer, tmp_path, capsys, monkeyp
     assert message in said
     assert said.count("\n") == 1
     assert not (tmp_path / "onnx").exists()
+
+
+def test_a_model_of_labels_has_no_graph(small_tokenizer, tmp_path, capsys):
+    save_task_model(tmp_path / "model", "sst2", Codec(small_tokenizer, small_tokenizer))
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "onnx"), "--format", "onnx"]) == 2
+    assert "model: was fine-tuned for sst2, which has labels; use `bnb-ds predict`" in capsys.readouterr().err
 
 
 def test_length_classification_and_a_missing_runtime(small_tokenizer, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds import BnbConfig, BnbForConditionalGeneration, BnbModel
@@ -52,6 +52,22 @@ def test_directory_is_a_hugging_face_export(saved):
     assert (generation["pad_token_id"], generation["bos_token_id"], generation["eos_token_id"]) == (0, 2, 3)
     with safe_open(directory / "model.safetensors", "pt") as weights:
         assert set(weights.keys()) == {name for name, _ in model.named_parameters()}
+
+
+def test_the_configuration_of_a_saved_and_of_a_loaded_model_is_that_of_the_file(saved):
+    model, directory = saved
+    found = AutoConfig.from_pretrained(directory)
+    assert found == model.config
+    assert found == BnbForConditionalGeneration.from_pretrained(directory).config
+    assert found == AutoModel.from_pretrained(directory).config
+    in_half = BnbForConditionalGeneration.from_pretrained(directory, dtype=torch.bfloat16).config
+    assert found != in_half, "the file says float32"
+    in_half.dtype = torch.float32
+    assert found == in_half
+    for half in (found.encoder, found.decoder):
+        half.vocab_size += 1
+        assert found != in_half
+        half.vocab_size -= 1
 
 
 def test_loading_ignores_another_attention_implementation(saved):
