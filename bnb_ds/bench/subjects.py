@@ -8,6 +8,7 @@ import importlib.metadata
 _SUBJECTS = (
     ("ctc", "measure speed and peak memory of the fused CTC head", "bnb_ds.bench.ctc"),
     ("dag", "measure speed and peak memory of the fused head of a graph of slots", "bnb_ds.bench.dag"),
+    ("beam", "measure the CTC beam search beside greedy decoding and another search", "bnb_ds.bench.prefix_beam"),
     ("train", "measure an optimisation step, unpadded and padded", "bnb_ds.bench.train"),
     ("engine", "measure DeepSpeed's share of a training step", "bnb_ds.bench.deepspeed_share"),
     ("loader", "measure the data loader: speed, memory and time to the first batch", "bnb_ds.bench.data_loader"),

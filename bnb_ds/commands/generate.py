@@ -51,6 +51,8 @@ def add_generate(command: argparse.ArgumentParser) -> None:
 
 def add_serve(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bnb-ds serve``."""
+    from bnb_ds.serve.limits import ServiceLimits
+
     describe(
         command,
         "Answer HTTP requests with one model: POST /generate; GET / (a page), /docs, /health, /ready, /metrics.",
@@ -67,7 +69,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
         ("--max-pending", positive, 1024, "most texts that wait or are being decoded; further requests get 429"),
         ("--max-items", positive, 64, "most texts of a request; a stream has at most this many in the queue at a time"),
         ("--max-stream-items", positive, 10_000, "most texts of a request whose outputs are streamed"),
-        ("--max-beam-size", positive, 32, "largest beam_size and length_beam of a request"),
+        ("--max-beam-size", positive, ServiceLimits.max_beam_size, "largest beam_size and length_beam of a request"),
         ("--max-body-bytes", positive, 1 << 20, "largest body of a request, in bytes"),
         ("--timeout-seconds", positive, 60, "longest time to receive a body, and to answer it; then its work ends"),
         ("--header-seconds", positive, 10, "longest time from the start of a connection to the end of its headers"),
@@ -114,7 +116,8 @@ def add_engine_flags(command: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--token-budget",
         type=positive,
-        help="most source tokens and slots of a batch (default: 4096, on a GPU 65536)",
+        help="most source tokens and slots of a batch; a slot counts once for each hypothesis of a beam (default: 4096,"
+        " on a GPU 65536)",
     )
 
 

@@ -45,13 +45,16 @@ def nll_and_occupancy(
     best_N = log_probs_NK.amax(1)
     best_N = torch.where(best_N == -torch.inf, 0.0, best_N)
     emissions_TBK = time_first(log_probs_NK - best_N[:, None], alignment)
-    blanks, tokens = _forward_variables(_both_directions(emissions_TBK), alignment)
-    first_B = torch.logsumexp(_joint(blanks, tokens, emissions_TBK, slice(0, 1))[0], 1)
     shift_B = layout.pad(best_N).sum(1, dtype=torch.float64)
-    nll_B = -(first_B.double() + shift_B).to(log_probs_NK.dtype)
-    nll_B = torch.where(alignment.infeasible, torch.inf, torch.where(layout.lengths == 0, 0.0, nll_B))
     if not with_occupancy:
-        return nll_B, None
+        return _nll(path_sum(emissions_TBK, alignment), shift_B, alignment), None
+    # A mirrored target that is shorter than S begins in the middle of the row.
+    start = torch.cat(
+        (torch.zeros_like(alignment.target_lengths), emissions_TBK.shape[2] - 1 - alignment.target_lengths)
+    )
+    may_skip = torch.cat((alignment.skips, _mirrored_skips(alignment.skips)))
+    blanks, tokens = _forward_variables(_both_directions(emissions_TBK), may_skip, start)
+    nll_B = _nll(torch.logsumexp(_joint(blanks, tokens, emissions_TBK, slice(0, 1))[0], 1), shift_B, alignment)
     occupancy_TBK = torch.empty_like(emissions_TBK)
     num_blanks = blanks.shape[2]
     for begin in range(0, emissions_TBK.shape[0], OCCUPANCY_BLOCK):
@@ -62,6 +65,28 @@ def nll_and_occupancy(
         occupancy_TBK[block, :, 1:] = posterior[..., num_blanks:]
     occupancy_TBK.masked_fill_((nll_B == torch.inf)[None, :, None], 0.0)
     return nll_B, occupancy_TBK.flatten(0, 1).index_select(0, time_first_index(alignment))
+
+
+def path_sum(emissions_TBK: Tensor, alignment: Alignment) -> Tensor:
+    """Log-probability of all paths of each sequence, [B], from the emissions of `time_first`.
+
+    It needs no memory beyond the emissions. If a sequence has no path, the result is -inf or means nothing.
+    """
+    lengths_B1 = alignment.target_lengths[:, None]
+    start_B = torch.zeros_like(alignment.target_lengths)
+    blanks, tokens = _forward_variables(emissions_TBK, alignment.skips, start_B, keeps_all=False)
+    ends = (blanks[-1] + emissions_TBK[-1, :, :1]).gather(1, lengths_B1)
+    if tokens.shape[2] > 0:
+        last = (tokens[-1] + emissions_TBK[-1, :, 1:]).gather(1, (lengths_B1 - 1).clamp(min=0))
+        ends = torch.logaddexp(ends, last.masked_fill(lengths_B1 == 0, -torch.inf))
+    return ends[:, 0]
+
+
+def _nll(sum_B: Tensor, shift_B: Tensor, alignment: Alignment) -> Tensor:
+    """The loss of each sequence, from the log-probability of its paths after ``shift_B`` was taken off."""
+    nll_B = -(sum_B.double() + shift_B).to(sum_B.dtype)
+    is_empty_B = alignment.layout.lengths == 0
+    return torch.where(alignment.infeasible, torch.inf, torch.where(is_empty_B, 0.0, nll_B))
 
 
 def time_first_index(alignment: Alignment) -> Tensor:
@@ -88,24 +113,31 @@ def _both_directions(emissions_TBK: Tensor) -> Tensor:
     return torch.cat((emissions_TBK, mirrored), 1)
 
 
-def _forward_variables(emissions: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of all paths into each blank [T, 2B, S+1] and token [T, 2B, S], without its own emission."""
+def _forward_variables(
+    emissions: Tensor, may_skip: Tensor, start: Tensor, keeps_all: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of all paths into each blank [T, B, S+1] and token [T, B, S], without its own emission.
+
+    Args:
+        emissions: [T, B, K].
+        may_skip: bool [B, S], True at a token that may directly follow the one before it.
+        start: int64 [B], the blank before which paths begin.
+        keeps_all: False if only the last position is needed. Others may then be missing.
+    """
     num_steps, num_rows, num_columns = emissions.shape
-    num_tokens = num_columns - 1
-    blanks = emissions.new_empty(num_steps, num_rows, num_columns)
-    tokens = emissions.new_empty(num_steps, num_rows, num_tokens)
-    # A mirrored target that is shorter than S begins in the middle of the row.
-    start = torch.cat((torch.zeros_like(alignment.target_lengths), num_tokens - alignment.target_lengths))
-    may_skip = torch.cat((alignment.skips, _mirrored_skips(alignment.skips)))
-    if uses_triton(emissions.device):
+    has_kernel = uses_triton(emissions.device)
+    num_kept = num_steps if keeps_all or has_kernel else 1
+    blanks = emissions.new_empty(num_kept, num_rows, num_columns)
+    tokens = emissions.new_empty(num_kept, num_rows, num_columns - 1)
+    if has_kernel:
         from bnb_ds.ctc.triton import forward_variables
 
         forward_variables(emissions, may_skip, start, blanks, tokens)
         return blanks, tokens
     blank = emissions.new_full((num_rows, num_columns), -torch.inf).scatter_(1, start[:, None], 0.0)
-    token = emissions.new_full((num_rows, num_tokens), -torch.inf)
+    token = emissions.new_full((num_rows, num_columns - 1), -torch.inf)
     for step in range(num_steps):
-        into_blank, into_token, emission = blanks[step], tokens[step], emissions[step]
+        into_blank, into_token, emission = blanks[step % num_kept], tokens[step % num_kept], emissions[step]
         into_blank[:, :1] = blank[:, :1]
         torch.logaddexp(blank[:, 1:], token, out=into_blank[:, 1:])
         from_before = torch.where(may_skip, into_blank[:, :-1], blank[:, :-1])

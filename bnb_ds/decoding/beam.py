@@ -4,7 +4,10 @@ A prefix is the beginning of an output. It has two log-probabilities: that of th
 and that of the alignments that end in a blank. At each slot a prefix stays as it is or is extended by one class. The
 probabilities of equal prefixes are added up. Then the best ``beam_size`` prefixes are kept.
 
-Shapes: B sequences, T slots of the longest, W prefixes, K classes of a slot, S tokens of the longest prefix so far.
+A prefix is known by a hash of its tokens. The tokens themselves are not copied from slot to slot: each slot leaves its
+choices, and the tokens are read off them, backwards, when the search is over.
+
+Shapes: B sequences, T slots of the longest, W prefixes, K classes of a slot, C candidates of the next beam.
 
 Source: Hannun et al., First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional Recurrent DNNs,
 2014, algorithm 1; Graves et al., ICML 2006, section 3.2.
@@ -12,228 +15,250 @@ Source: Hannun et al., First-Pass Large Vocabulary Continuous Speech Recognition
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.decoding.constraints import HASH_FACTOR, Limits
 from bnb_ds.decoding.emissions import Emissions
 from bnb_ds.decoding.ngram_lm import LmScores
 from bnb_ds.decoding.options import DecodeOptions
 
-_HASH_FACTOR = 6364136223846793005  # Knuth's multiplier; products wrap around in int64
-_SHORT_PENALTY = 1e6  # nats for each token that a prefix can no longer reach; prefixes that can reach it rank first
+
+@dataclass(frozen=True, eq=False)
+class Hypotheses:
+    """What a search has found.
+
+    Attributes:
+        tokens: int64 [B, W, T], -1 behind the end.
+        lengths: int64 [B, W]; 0 at unused places.
+        total: float64 [B, W], log-probability of the alignments that the search has followed; -inf at unused places.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    total: Tensor
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Prefixes:
-    """The beam.
+    """The beam of the sequences that have a slot left.
 
     Attributes:
         ends_in_token: float64 [B, W], log-probability of the alignments that end in the last token.
         ends_in_blank: float64 [B, W], log-probability of the alignments that end in a blank.
-        tokens: int64 [B, W, T], -1 behind the end.
+        total: float64 [B, W], log-probability of all alignments; -inf at unused places.
+        lm: float64 [B, W], nats of language model and word bonus.
         lengths: int64 [B, W].
-        last: int64 [B, W], the last token; -1 for the empty prefix.
+        last: int64 [B, W], the last token; -1 for the empty prefix and at unused places.
         hashes: int64 [B, W], hash of all tokens.
         parents: int64 [B, W], hash of all tokens but the last.
-        lm: [B, W], nats of language model and word bonus.
     """
 
     ends_in_token: Tensor
     ends_in_blank: Tensor
-    tokens: Tensor
+    total: Tensor
+    lm: Tensor
     lengths: Tensor
     last: Tensor
     hashes: Tensor
     parents: Tensor
-    lm: Tensor
 
-    @property
-    def total(self) -> Tensor:
-        """float64 [B, W], log-probability of a prefix."""
-        return torch.logaddexp(self.ends_in_token, self.ends_in_blank)
+    @classmethod
+    def empty(cls, like: Tensor, batch_size: int, beam_size: int) -> Prefixes:
+        """The empty prefix of each sequence; ``like`` gives the device of the beam, and its float dtype."""
+        nothing = like.new_full((batch_size, beam_size), -torch.inf)
+        first = nothing.clone()
+        first[:, 0] = 0.0
+        number = torch.zeros_like(nothing, dtype=torch.int64)
+        # Unused places have different hashes; otherwise they would count as equal to the empty prefix.
+        hashes = number + torch.arange(beam_size, device=like.device)
+        return cls(nothing, first, first, torch.zeros_like(first), number, number - 1, hashes, number - 1)
 
-    def where(self, mask_B: Tensor, other: Prefixes) -> Prefixes:
-        """These prefixes for sequences with ``mask_B`` true, and ``other`` for the rest."""
-        chosen = {}
-        for name, value in vars(self).items():
-            mask = mask_B.reshape(-1, *[1] * (value.dim() - 1))
-            chosen[name] = torch.where(mask, value, getattr(other, name))
-        return Prefixes(**chosen)
+    def rows(self, part: slice) -> Prefixes:
+        """Those of some sequences."""
+        return Prefixes(**{name: value[part] for name, value in vars(self).items()})
+
+    def taken(self, index_BC: Tensor) -> Prefixes:
+        """Those of some places of each sequence."""
+        return Prefixes(**{name: value.gather(1, index_BC) for name, value in vars(self).items()})
 
 
-def search(emissions: Emissions, options: DecodeOptions, beam_size: int) -> Prefixes:
-    """The best prefixes of each sequence after its last slot, in any order. Unused places have -inf.
+@dataclass(frozen=True, eq=False)
+class _Slot:
+    """One slot of the sequences: classes int64 [B, K], their log-probabilities [B, K], that of the blank [B, 1]."""
+
+    ids: Tensor
+    log_probs: Tensor
+    blank: Tensor
+
+
+class _Places:
+    """Candidate c < W is prefix c as it is. Candidate W + w * K + k is prefix w with class k behind it.
+
+    Attributes:
+        prefix: int64 [C], the prefix of each candidate.
+        number: int64 [C], the class k of each candidate; 0 of a prefix as it is.
+        own: int64 [W], the candidates that are prefixes as they are.
+        never: the log-probability of what cannot be.
+    """
+
+    def __init__(self, beam_size: int, num_classes: int, like: Tensor):
+        extension = torch.arange(beam_size * num_classes, device=like.device)
+        self.own = torch.arange(beam_size, device=like.device)
+        self.prefix = torch.cat((self.own, extension // num_classes))
+        self.number = torch.cat((torch.zeros_like(self.own), extension % num_classes))
+        self.never = like.new_tensor(-torch.inf)
+        self.beam_size, self.num_classes = beam_size, num_classes
+
+
+def search(emissions: Emissions, options: DecodeOptions, beam_size: int) -> Hypotheses:
+    """The best prefixes of each sequence after its last slot, in any order.
 
     Args:
         emissions: log-probabilities of the slots.
         options: limits on lengths, n-grams and bad words, and the language model.
         beam_size: W.
     """
-    beam = _empty_prefixes(emissions, beam_size)
+    # The longest sequences come first, so that those that still have a slot are always the first ones.
+    lengths_B, order_B = emissions.lengths.sort(descending=True, stable=True)
+    ids, log_probs, blank = (
+        values.index_select(0, order_B) for values in (emissions.ids, emissions.log_probs, emissions.blank)
+    )
+    places = _Places(beam_size, ids.shape[2], blank)
+    limits = Limits(options, lengths_B, ids.shape[1], beam_size)
     scorer = None if options.lm is None else LmScores(options.lm, options.lm_weight, options.word_bonus)
-    num_steps = emissions.ids.shape[1]
-    shortest = int(emissions.lengths.min())
-    for step in range(num_steps):
-        after = _advance(beam, emissions, step, options, scorer)
-        # Sequences that have no slot at this step keep their prefixes.
-        beam = after if step < shortest else after.where(emissions.lengths > step, beam)
-    return beam
-
-
-def _empty_prefixes(emissions: Emissions, beam_size: int) -> Prefixes:
-    batch_size, num_steps = emissions.blank.shape
-    score = emissions.blank.new_full((batch_size, beam_size), -torch.inf)
-    first = score.clone()
-    first[:, 0] = 0.0
-    number = emissions.ids.new_zeros(batch_size, beam_size)
-    # Unused places have different hashes; otherwise they would count as equal to the empty prefix.
-    hashes = number + torch.arange(beam_size, device=number.device)
-    tokens = emissions.ids.new_full((batch_size, beam_size, num_steps), -1)
-    return Prefixes(score, first, tokens, number, number - 1, hashes, number - 1, torch.zeros_like(score))
+    beam = Prefixes.empty(blank, lengths_B.numel(), beam_size)
+    finished, choices = [], []
+    num_left = (torch.arange(ids.shape[1], device=blank.device) < lengths_B[:, None]).sum(0).tolist()
+    for step, num_rows in enumerate(num_left):
+        if num_rows < beam.total.shape[0]:
+            finished.append(beam.rows(slice(num_rows, None)))
+            beam = beam.rows(slice(num_rows))
+            limits.keep_rows(num_rows)
+        slot = _Slot(ids[:num_rows, step], log_probs[:num_rows, step], blank[:num_rows, step, None])
+        beam, chosen_BW = _advance(beam, slot, places, limits, scorer)
+        choices.append(chosen_BW)
+    parts = [beam, *reversed(finished)]
+    lengths_BW, total_BW = (torch.cat([getattr(part, name) for part in parts]) for name in ("lengths", "total"))
+    lengths_BW = lengths_BW.masked_fill(total_BW == -torch.inf, 0)
+    tokens_BWT = _tokens(choices, num_left, ids, places)
+    is_token_BWT = torch.arange(tokens_BWT.shape[2], device=blank.device) < lengths_BW[..., None]
+    back_B = order_B.argsort()
+    return Hypotheses(
+        tokens_BWT.masked_fill(~is_token_BWT, -1).index_select(0, back_B),
+        lengths_BW.index_select(0, back_B),
+        total_BW.index_select(0, back_B),
+    )
 
 
 def _advance(
-    beam: Prefixes, emissions: Emissions, step: int, options: DecodeOptions, scorer: LmScores | None
-) -> Prefixes:
-    """The beam after one more slot."""
-    ids_BK, log_probs_BK, blank_B = emissions.ids[:, step], emissions.log_probs[:, step], emissions.blank[:, step]
-    beam_size, num_classes = beam.last.shape[1], ids_BK.shape[1]
-    total_BW = beam.total
-    is_last_BWK = ids_BK[:, None] == beam.last[..., None]
+    beam: Prefixes, slot: _Slot, places: _Places, limits: Limits, scorer: LmScores | None
+) -> tuple[Prefixes, Tensor]:
+    """The beam after one more slot, and the candidates that it was chosen from, int64 [B, W]."""
+    is_last_BWK = slot.ids[:, None] == beam.last[..., None]
     # Only behind a blank does a repeated token count as a new token.
-    before_BWK = torch.where(is_last_BWK, beam.ends_in_blank[..., None], total_BW[..., None])
-    longer_BWK = before_BWK + log_probs_BK[:, None]
-    longer_BWK = longer_BWK.masked_fill(_forbidden(beam, ids_BK, options), -torch.inf)
-    own_BW = torch.where(is_last_BWK, log_probs_BK[:, None], -torch.inf).amax(2)
-    stay_token_BW, stay_blank_BW = beam.ends_in_token + own_BW, total_BW + blank_B[:, None]
-    # An extension may equal a prefix that is already in the beam.
-    is_same_BWKV = beam.hashes[:, :, None, None] == beam.parents[:, None, None, :]
-    is_same_BWKV = is_same_BWKV & (ids_BK[:, None, :, None] == beam.last[:, None, None, :])
-    is_same_BWKV &= (longer_BWK > -torch.inf)[..., None]
-    merged_BV = torch.where(is_same_BWKV, longer_BWK[..., None], -torch.inf).flatten(1, 2).logsumexp(1)
-    stay_token_BW = torch.logaddexp(stay_token_BW, merged_BV)
-    longer_BWK = longer_BWK.masked_fill(is_same_BWKV.any(3), -torch.inf)
-    candidates = _Candidates(
-        torch.cat((stay_token_BW, longer_BWK.flatten(1)), 1),
-        torch.cat((stay_blank_BW, torch.full_like(longer_BWK, -torch.inf).flatten(1)), 1),
+    before_BWK = torch.where(is_last_BWK, beam.ends_in_blank[..., None], beam.total[..., None])
+    longer_BWK = before_BWK + slot.log_probs[:, None]
+    forbidden_BWK = limits.forbidden(beam.lengths, beam.hashes, slot.ids)
+    if forbidden_BWK is not None:
+        longer_BWK = longer_BWK.masked_fill(forbidden_BWK, -torch.inf)
+    own_BW, number_BW = torch.where(is_last_BWK, slot.log_probs[:, None], places.never).max(2)
+    merged_BW, parent_BW = _from_parents(beam, own_BW, places)
+    stay_token_BW = torch.logaddexp(beam.ends_in_token + own_BW, merged_BW)
+    stay_blank_BW = beam.total + slot.blank
+    stay_BW = torch.logaddexp(stay_token_BW, stay_blank_BW)
+    total_BC = torch.cat((stay_BW, longer_BWK.flatten(1)), 1)
+    # An extension that equals a prefix of the beam is no candidate of its own.
+    is_merged_BW = merged_BW > places.never
+    extension_BW = parent_BW * places.num_classes + number_BW + places.beam_size
+    total_BC.scatter_(
+        1,
+        torch.where(is_merged_BW, extension_BW, places.own),
+        torch.where(is_merged_BW, places.never, stay_BW),
     )
-    lm_BC = torch.cat((beam.lm, beam.lm.repeat_interleave(num_classes, 1)), 1)
-    length_BC = torch.cat((beam.lengths, (beam.lengths + 1).repeat_interleave(num_classes, 1)), 1)
-    slots_left_B = (emissions.lengths - step - 1).clamp(min=0)
-    rank_BC = candidates.total() + lm_BC - short_penalty(length_BC, emissions.lengths, slots_left_B, options)
-    num_kept = min(rank_BC.shape[1], 2 * beam_size if scorer is not None else beam_size)
+    rank_BC = total_BC
+    if scorer is not None:
+        rank_BC = rank_BC + beam.lm.index_select(1, places.prefix)
+    rank_BC = limits.ranked(rank_BC, beam.lengths, places.prefix)
+    num_kept = min(rank_BC.shape[1], (1 if scorer is None else 2) * places.beam_size)
     rank_BC, chosen_BC = rank_BC.topk(num_kept, 1)
-    following = _follow(beam, candidates, chosen_BC, ids_BK)
-    if scorer is None:
-        return following
-    gained_BC = scorer.gains(following.tokens, following.lengths, following.total > -torch.inf)
-    rank_BC = rank_BC - following.lm + gained_BC
-    following.lm = gained_BC
-    order_BW = rank_BC.topk(beam_size, 1).indices
-    return Prefixes(**{name: _take(value, order_BW) for name, value in vars(following).items()})
+    following = _follow(beam, stay_token_BW, stay_blank_BW, total_BC, chosen_BC, slot.ids, places)
+    if scorer is not None:
+        gained_BC = scorer.gains(following.hashes, following.parents, following.last, following.total > places.never)
+        order_BW = (rank_BC - following.lm + gained_BC).topk(places.beam_size, 1).indices
+        following = replace(following, lm=gained_BC).taken(order_BW)
+        chosen_BC = chosen_BC.gather(1, order_BW)
+    limits.follow(chosen_BC, places.prefix.take(chosen_BC), following.lengths, following.hashes)
+    return following, chosen_BC
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidates:
-    """The candidates of the next slot: W unchanged prefixes, then W * K extended ones; float64 [B, W + W * K]."""
+def _from_parents(beam: Prefixes, own_BW: Tensor, places: _Places) -> tuple[Tensor, Tensor]:
+    """Log-probability with which a prefix of the beam becomes another one, [B, W], and the place of the shorter one.
 
-    ends_in_token: Tensor
-    ends_in_blank: Tensor
+    ``own_BW``: the log-probability of each prefix's last token at this slot.
+    """
+    is_parent_BWV = beam.hashes[:, :, None] == beam.parents[:, None, :]
+    is_repeat_BWV = beam.last[:, :, None] == beam.last[:, None, :]
+    before_BWV = torch.where(is_repeat_BWV, beam.ends_in_blank[:, :, None], beam.total[:, :, None])
+    before_BW, parent_BW = torch.where(is_parent_BWV, before_BWV, places.never).max(1)
+    return before_BW + own_BW, parent_BW
 
-    def total(self) -> Tensor:
-        return torch.logaddexp(self.ends_in_token, self.ends_in_blank)
 
-
-def _follow(beam: Prefixes, candidates: _Candidates, chosen_BC: Tensor, ids_BK: Tensor) -> Prefixes:
+def _follow(
+    beam: Prefixes,
+    stay_token_BW: Tensor,
+    stay_blank_BW: Tensor,
+    total_BC: Tensor,
+    chosen_BC: Tensor,
+    ids_BK: Tensor,
+    places: _Places,
+) -> Prefixes:
     """The chosen candidates as prefixes."""
-    beam_size, num_classes = beam.last.shape[1], ids_BK.shape[1]
-    extension_BC = (chosen_BC - beam_size).clamp(min=0)
-    is_longer_BC = chosen_BC >= beam_size
-    parent_BC = torch.where(is_longer_BC, extension_BC // num_classes, chosen_BC)
-    token_BC = ids_BK.gather(1, extension_BC % num_classes)
-    tokens = _take(beam.tokens, parent_BC)
-    lengths, hashes = beam.lengths.gather(1, parent_BC), beam.hashes.gather(1, parent_BC)
-    place_BC1 = lengths.clamp(max=tokens.shape[2] - 1)[..., None]
-    kept_BC1 = tokens.gather(2, place_BC1)
-    tokens.scatter_(2, place_BC1, torch.where(is_longer_BC[..., None], token_BC[..., None], kept_BC1))
-    last = torch.where(is_longer_BC, token_BC, beam.last.gather(1, parent_BC))
-    # An unused place may hold the tokens of a used one. With -1 as its last token, no extension is merged into it.
-    last = last.masked_fill(candidates.total().gather(1, chosen_BC) == -torch.inf, -1)
+    is_longer_BC = chosen_BC >= places.beam_size
+    prefix_BC = places.prefix.take(chosen_BC)
+    token_BC = ids_BK.gather(1, places.number.take(chosen_BC))
+    total = total_BC.gather(1, chosen_BC)
+    hashes = beam.hashes.gather(1, prefix_BC)
+    last = torch.where(is_longer_BC, token_BC, beam.last.gather(1, prefix_BC))
     return Prefixes(
-        ends_in_token=candidates.ends_in_token.gather(1, chosen_BC),
-        ends_in_blank=candidates.ends_in_blank.gather(1, chosen_BC),
-        tokens=tokens,
-        lengths=lengths + is_longer_BC,
-        last=last,
-        hashes=torch.where(is_longer_BC, hashes * _HASH_FACTOR + token_BC + 1, hashes),
-        parents=torch.where(is_longer_BC, hashes, beam.parents.gather(1, parent_BC)),
-        lm=beam.lm.gather(1, parent_BC),
+        ends_in_token=torch.where(is_longer_BC, total, stay_token_BW.gather(1, prefix_BC)),
+        ends_in_blank=torch.where(is_longer_BC, places.never, stay_blank_BW.gather(1, prefix_BC)),
+        total=total,
+        lm=beam.lm.gather(1, prefix_BC),
+        lengths=beam.lengths.gather(1, prefix_BC) + is_longer_BC,
+        # An unused place may stand for a used one. With -1 as its last token, no extension is merged into it.
+        last=last.masked_fill(total == places.never, -1),
+        hashes=torch.where(is_longer_BC, hashes * HASH_FACTOR + (token_BC + 1), hashes),
+        parents=torch.where(is_longer_BC, hashes, beam.parents.gather(1, prefix_BC)),
     )
 
 
-def _take(values: Tensor, index_BC: Tensor) -> Tensor:
-    """[B, W, ...] -> [B, C, ...], a copy."""
-    index = index_BC.reshape(*index_BC.shape, *[1] * (values.dim() - 2)).expand(*index_BC.shape, *values.shape[2:])
-    return values.gather(1, index)
+def _tokens(choices: list[Tensor], num_left: list[int], ids_BTK: Tensor, places: _Places) -> Tensor:
+    """int64 [B, W, T], the tokens of the last beam, read off the choices of all slots; anything behind their ends.
 
-
-def short_penalty(lengths_BC: Tensor, slots_B: Tensor, slots_left_B: Tensor, options: DecodeOptions) -> Tensor | float:
-    """Nats [B, C] taken off candidates that cannot reach ``min_length`` with the slots that are left."""
-    if options.min_length == 0:
-        return 0.0
-    reachable_BC = lengths_BC + slots_left_B[:, None]
-    return (slots_B.clamp(max=options.min_length)[:, None] - reachable_BC).clamp(min=0) * _SHORT_PENALTY
-
-
-def _forbidden(beam: Prefixes, ids_BK: Tensor, options: DecodeOptions) -> Tensor:
-    """bool [B, W, K], True at extensions that break a limit."""
-    forbidden_BWK = beam.last.new_zeros((*beam.last.shape, ids_BK.shape[1]), dtype=torch.bool)
-    if options.max_length is not None:
-        forbidden_BWK |= (beam.lengths >= options.max_length)[..., None]
-    if options.no_repeat_ngram_size:
-        forbidden_BWK |= _repeats(beam, ids_BK, options.no_repeat_ngram_size)
-    for words in options.banned_sequences:
-        is_before_BW = beam.lengths >= len(words) - 1
-        for back, word in enumerate(reversed(words[:-1])):
-            is_before_BW &= _token_at(beam, beam.lengths - 1 - back) == word
-        forbidden_BWK |= is_before_BW[..., None] & (ids_BK == words[-1])[:, None]
-    return forbidden_BWK
-
-
-def _token_at(beam: Prefixes, place_BW: Tensor) -> Tensor:
-    return beam.tokens.gather(2, place_BW.clamp(min=0)[..., None])[..., 0]
-
-
-def _repeats(beam: Prefixes, ids_BK: Tensor, size: int) -> Tensor:
-    """bool [B, W, K], True at extensions that would end in an n-gram that the prefix already holds."""
-    num_places = beam.tokens.shape[2]
-    begins = num_places - size + 1
-    if begins < 1:
-        return torch.zeros((*beam.last.shape, ids_BK.shape[1]), dtype=torch.bool, device=ids_BK.device)
-    # At these places the prefix holds its own last size - 1 tokens. The token behind them must not follow again.
-    is_found_BWS = torch.arange(begins, device=ids_BK.device) + size <= beam.lengths[..., None]
-    for back in range(size - 1):
-        end_BW1 = _token_at(beam, beam.lengths - 1 - back)[..., None]
-        is_found_BWS &= beam.tokens[..., size - 2 - back : size - 2 - back + begins] == end_BW1
-    followers_BWS = torch.where(is_found_BWS, beam.tokens[..., size - 1 :], -1)
-    return (followers_BWS[..., None, :] == ids_BK[:, None, :, None]).any(3)
-
-
-def keeps_limits(tokens: Sequence[int], options: DecodeOptions, num_slots: int) -> bool:
-    """Whether an output keeps the limits on length, n-grams and bad words. ``num_slots`` bounds ``min_length``."""
-    if len(tokens) < min(options.min_length, num_slots):
-        return False
-    if options.max_length is not None and len(tokens) > options.max_length:
-        return False
-    size = options.no_repeat_ngram_size
-    ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)] if size else []
-    if len(set(ngrams)) < len(ngrams):
-        return False
-    return not any(
-        tuple(tokens[i : i + len(words)]) == words
-        for words in options.banned_sequences
-        for i in range(len(tokens) - len(words) + 1)
-    )
+    Args:
+        choices: the chosen candidates of each slot.
+        num_left: sequences that have each slot; the first ones.
+        ids_BTK: the classes of the slots.
+        places: what a candidate stands for.
+    """
+    batch_size, num_steps, _ = ids_BTK.shape
+    beam_size = places.beam_size
+    flat = torch.cat([chosen.flatten() for chosen in choices]).cpu().numpy().reshape(-1, beam_size)
+    # A sequence without this slot keeps its prefixes.
+    chosen_TBW = np.tile(np.arange(beam_size), (num_steps, batch_size, 1))
+    chosen_TBW[np.arange(batch_size) < np.array(num_left)[:, None]] = flat
+    prefix_C, number_C = places.prefix.cpu().numpy(), places.number.cpu().numpy()
+    place_BW = np.tile(np.arange(beam_size), (batch_size, 1))
+    for chosen_BW in reversed(chosen_TBW):
+        chosen_BW[:] = np.take_along_axis(chosen_BW, place_BW, 1)
+        place_BW = prefix_C[chosen_BW]
+    is_longer_BWT = (chosen_TBW >= beam_size).transpose(1, 2, 0)
+    number_BWT = number_C[chosen_TBW].transpose(1, 2, 0)
+    written_BWT = np.take_along_axis(ids_BTK.cpu().numpy().transpose(0, 2, 1), number_BWT, 1)
+    tokens_BWT = np.full_like(written_BWT, -1)
+    tokens_BWT[np.arange(num_steps) < is_longer_BWT.sum(2)[..., None]] = written_BWT[is_longer_BWT]
+    return torch.from_numpy(tokens_BWT).to(ids_BTK.device)

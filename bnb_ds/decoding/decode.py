@@ -126,7 +126,7 @@ def generate_rows(
         lengths = [config.encoder.max_position_embeddings] * len(rows)
     outputs: list[tuple[list[int], float | None]] = [([], None)] * len(rows)
     pending = []
-    for batch in plan_batches(lengths, config, budget):
+    for batch in plan_batches(lengths, config, budget, options.num_hypotheses):
         inputs = inputs_of_rows(model, [rows[index] for index in batch])
         pending.append((batch, decode_batch(model, inputs, options, with_scores=with_scores)))
     for batch, decoded in pending:
@@ -240,7 +240,7 @@ def _cut(
     lengths = [num_columns] * batch_size
     if attention_mask is not None and config.decoder_length != "padded" and attention_mask.shape == input_ids.shape:
         lengths = (attention_mask != 0).sum(1).tolist()
-    batches = plan_batches(lengths, config, budget)
+    batches = plan_batches(lengths, config, budget, options.num_hypotheses)
     return batches if len(batches) > 1 else [list(range(batch_size))]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.ctc.alignment import nll_and_occupancy
+from bnb_ds.ctc.alignment import path_sum
 from bnb_ds.ctc.greedy import logits_in_chunks
 from bnb_ds.ctc.inputs import align
 from bnb_ds.ctc.operands import compute_dtype, exact_dtype
@@ -60,11 +60,14 @@ def linear_emissions(
     blank_N, norms_N = logits_NK.new_empty(num_slots), logits_NK.new_empty(num_slots)
     best_N = ids_NK.new_empty(num_slots)
     for rows, logits_CV in logits_in_chunks(hidden_NH, weight_VH, bias_V):
-        norms_N[rows] = logits_CV.logsumexp(-1)
-        best_N[rows] = logits_CV.argmax(-1)
-        blank_N[rows] = logits_CV[:, blank]
+        highest_C, best_N[rows] = logits_CV.max(-1)
+        blank_C = logits_CV[:, blank].clone()
+        blank_N[rows] = blank_C
         logits_CV[:, blank] = -torch.inf
         logits_NK[rows], ids_NK[rows] = logits_CV.topk(num_kept, -1)
+        logits_CV[:, blank] = blank_C
+        # torch.logsumexp would take memory for another chunk.
+        norms_N[rows] = logits_CV.sub_(highest_C[:, None]).exp_().sum(-1).log_().add_(highest_C)
     return Emissions(
         ids=layout.pad(ids_NK),
         log_probs=layout.pad(logits_NK - norms_N[:, None], -torch.inf),
@@ -102,50 +105,65 @@ def ctc_log_probs(
     batch_size, num_outputs, _ = outputs_BWS.shape
     scores_BW = log_norms_N.new_full((batch_size, num_outputs), -torch.inf)
     group = max(_SCORED_ROWS // (layout.max_seqlen * num_outputs), 1)
-    lengths, starts = layout.lengths.tolist(), layout.cu_seqlens.tolist()
+    starts = layout.cu_seqlens.tolist()
     for begin in range(0, batch_size, group):
         rows = slice(begin, min(begin + group, batch_size))
         slots = slice(starts[rows.start], starts[rows.stop])
-        part = _Part(hidden_NH[slots], log_norms_N[slots], torch.tensor(lengths[rows]))
-        outputs_QS, lengths_Q = outputs_BWS[rows].flatten(0, 1), output_lengths_BW[rows].flatten()
-        scores_BW[rows] = part.score(outputs_QS, lengths_Q, num_outputs, weight_VH, bias_V, blank)
+        part = _Part(hidden_NH[slots], log_norms_N[slots], layout.lengths[rows], weight_VH, bias_V, blank)
+        scores_BW[rows] = part.score(outputs_BWS[rows], output_lengths_BW[rows])
     return scores_BW
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Slots of a few sources: hidden states, logsumexp of the logits, and the number of slots of each source."""
+    """Slots of a few sources: hidden states, logsumexp of the logits, slots of each source; and the projection."""
 
     hidden_NH: Tensor
     log_norms_N: Tensor
     lengths_B: Tensor
+    weight_VH: Tensor
+    bias_V: Tensor
+    blank: int
 
-    def score(
-        self, outputs_QS: Tensor, lengths_Q: Tensor, times: int, weight_VH: Tensor, bias_V: Tensor, blank: int
-    ) -> Tensor:
-        """Scores [B, times] of Q = B * times outputs."""
-        device = self.hidden_NH.device
-        longest = int(lengths_Q.max())
-        layout = PackedLayout.from_lengths(
-            self.lengths_B.to(device).repeat_interleave(times),
-            num_tokens=int(self.lengths_B.sum()) * times,
-            max_seqlen=int(self.lengths_B.max()),
-        )
-        starts_B = self.lengths_B.cumsum(0) - self.lengths_B
-        slot_N = starts_B.to(device).index_select(0, layout.sequence_ids // times) + layout.position_ids
+    def score(self, outputs_BWS: Tensor, output_lengths_BW: Tensor) -> Tensor:
+        """Scores [B, W]."""
+        num_sources, num_outputs, _ = outputs_BWS.shape
+        longest, num_steps = int(output_lengths_BW.max()), int(self.lengths_B.max())
+        lengths_Q = self.lengths_B.repeat_interleave(num_outputs)
         alignment = align(
-            layout,
-            outputs_QS[:, : max(longest, 1)],
-            lengths_Q,
-            blank=blank,
-            vocab_size=weight_VH.shape[0],
+            PackedLayout.from_lengths(lengths_Q, num_tokens=int(lengths_Q.sum()), max_seqlen=num_steps),
+            outputs_BWS.flatten(0, 1)[:, : max(longest, 1)],
+            output_lengths_BW.flatten(),
+            blank=self.blank,
+            vocab_size=self.weight_VH.shape[0],
             max_target_length=longest,
         )
-        exact = exact_dtype(compute_dtype(self.hidden_NH, weight_VH))
-        table_QK = alignment.table
-        hidden_QTH = layout.pad(self.hidden_NH.index_select(0, slot_N)).to(exact)
-        columns_QKH = weight_VH[table_QK.flatten()].to(exact).unflatten(0, table_QK.shape)
-        logits_QTK = hidden_QTH @ columns_QKH.transpose(1, 2) + bias_V[table_QK].to(exact)[:, None]
-        log_probs_NK = layout.unpad(logits_QTK.double()) - self.log_norms_N.index_select(0, slot_N)[:, None]
-        nll_Q, _ = nll_and_occupancy(log_probs_NK, alignment, with_occupancy=False)
-        return -nll_Q.unflatten(0, (-1, times))
+        table_BWK = alignment.table.unflatten(0, (num_sources, num_outputs))
+        # Behind the end of a sequence the blank has probability 1, as `bnb_ds.ctc.alignment` wants it.
+        emissions_TBWK = self.log_norms_N.new_full((num_steps, *table_BWK.shape), -torch.inf)
+        emissions_TBWK[..., 0] = 0.0
+        shift_B = self.log_norms_N.new_zeros(num_sources)
+        begin = 0
+        for source, num_slots in enumerate(self.lengths_B.tolist()):
+            own = slice(begin, begin + num_slots)
+            log_probs_TWK, shift_B[source] = self._log_probs(own, table_BWK[source])
+            emissions_TBWK[:num_slots, source] = log_probs_TWK
+            begin += num_slots
+        sums_BW = path_sum(emissions_TBWK.flatten(1, 2), alignment).unflatten(0, (num_sources, num_outputs))
+        scores_BW = sums_BW + shift_B[:, None]
+        return scores_BW.masked_fill_(alignment.infeasible.unflatten(0, (num_sources, num_outputs)), -torch.inf)
+
+    def _log_probs(self, slots: slice, table_WK: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [T, W, K] of one source's columns, less the best of each slot; and the sum of the best.
+
+        The outputs of a source share most of their tokens, so each of these is projected once.
+        """
+        exact = exact_dtype(compute_dtype(self.hidden_NH, self.weight_VH))
+        ids_U, column_WK = table_WK.unique(return_inverse=True)
+        weight_UH, bias_U = self.weight_VH[ids_U].to(exact), self.bias_V[ids_U].to(exact)
+        logits_TU = torch.addmm(bias_U, self.hidden_NH[slots].to(exact), weight_UH.t())
+        log_probs_TU = logits_TU.double() - self.log_norms_N[slots, None]
+        best_T = log_probs_TU.amax(1, keepdim=True)
+        log_probs_TU -= best_T
+        log_probs_TWK = log_probs_TU.index_select(1, column_WK.flatten()).unflatten(1, column_WK.shape)
+        return log_probs_TWK, best_T.sum()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,21 @@ class NgramLm:
         """The words that these tokens spell."""
         words: list[str] = []
         for token in tokens:
-            if token in self._special:
+            part, continues = self.part(token)
+            if part is None:
                 continue
-            piece = self._pieces[token]
-            if piece.startswith("##") and words:
-                words[-1] += piece.removeprefix("##")
+            if continues and words:
+                words[-1] += part
             else:
-                words.append(piece.removeprefix("##"))
+                words.append(part)
         return words
+
+    def part(self, token: int) -> tuple[str | None, bool]:
+        """What a token adds to the text (None: nothing), and whether that continues the word before it."""
+        if token in self._special:
+            return None, False
+        piece = self._pieces[token]
+        return piece.removeprefix("##"), piece.startswith("##")
 
     def score(self, tokens: list[int]) -> tuple[float, int]:
         """Log-probability in nats of a complete output, sentence end included, and its number of words."""
@@ -89,51 +96,75 @@ class NgramLm:
         return total, len(words)
 
 
-class LmScores:
-    """A language model's scores of prefixes and outputs in one search. Scores of finished words are kept."""
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What the language model knows of a prefix: its state after all words but the last, their nats, the last word."""
 
-    def __init__(self, lm: NgramLm, weight: float, word_bonus: float):
+    state: Any
+    nats: float = 0.0
+    last_word: str = ""
+    num_words: int = 0
+
+
+class LmScores:
+    """A language model's scores of prefixes and outputs in one search. Prefixes are known by the hash of their tokens.
+
+    Args:
+        lm: the language model.
+        weight: factor on its nats.
+        word_bonus: nats for every word.
+        empty: hash of the empty prefix.
+    """
+
+    def __init__(self, lm: NgramLm, weight: float, word_bonus: float, empty: int = 0):
         self._lm = lm
         self._weight = weight
         self._bonus = word_bonus
-        #: finished words of a prefix -> the state after them, and their log-probability in nats
-        self._known: dict[tuple[str, ...], tuple[Any, float]] = {(): (lm.begin(), 0.0)}
+        self._heard = {empty: _Heard(lm.begin())}
 
-    def gains(self, tokens_BCT: Tensor, lengths_BC: Tensor, alive_BC: Tensor) -> Tensor:
+    def gains(self, hashes_BC: Tensor, parents_BC: Tensor, last_BC: Tensor, alive_BC: Tensor) -> Tensor:
         """float64 [B, C]: weighted nats of the finished words of each prefix, plus the bonus of every word.
 
         The last word may still continue, so it is not scored.
+
+        Args:
+            hashes_BC: the prefixes.
+            parents_BC: the prefixes without their last tokens, of which this function was asked before.
+            last_BC: their last tokens.
+            alive_BC: False: the place is unused, and its score is 0.
         """
-        return _table(self._of_prefix, tokens_BCT, lengths_BC, alive_BC)
+        columns = (values.flatten().tolist() for values in (hashes_BC, parents_BC, last_BC, alive_BC))
+        gains = [self._gain(*prefix) if is_alive else 0.0 for *prefix, is_alive in zip(*columns, strict=True)]
+        return torch.tensor(gains, dtype=torch.float64, device=hashes_BC.device).reshape(hashes_BC.shape)
 
     def of_outputs(self, tokens_BWT: Tensor, lengths_BW: Tensor, alive_BW: Tensor) -> Tensor:
-        """float64 [B, W]: weighted nats of complete outputs, sentence end included, plus the bonus of every word."""
-        return _table(self._of_output, tokens_BWT, lengths_BW, alive_BW)
+        """float64 [B, W]: weighted nats of complete outputs, sentence end included, plus the bonus of every word; 0 at
+        those that are not alive.
+        """
+        lengths, alive = lengths_BW.tolist(), alive_BW.tolist()
+        rows = [
+            [self._of_output(tokens[: lengths[b][w]]) if alive[b][w] else 0.0 for w, tokens in enumerate(outputs)]
+            for b, outputs in enumerate(tokens_BWT.tolist())
+        ]
+        return torch.tensor(rows, dtype=torch.float64, device=tokens_BWT.device)
 
     def _of_output(self, tokens: list[int]) -> float:
         nats, num_words = self._lm.score(tokens)
         return self._weight * nats + self._bonus * num_words
 
-    def _of_prefix(self, tokens: list[int]) -> float:
-        words = self._lm.words(tokens)
-        if not words:
-            return 0.0
-        return self._weight * self._after(tuple(words[:-1]))[1] + self._bonus * len(words)
+    def _gain(self, prefix: int, parent: int, token: int) -> float:
+        heard = self._heard.get(prefix)
+        if heard is None:
+            heard = self._heard[prefix] = self._with(self._heard[parent], token)
+        return self._weight * heard.nats + self._bonus * heard.num_words
 
-    def _after(self, words: tuple[str, ...]) -> tuple[Any, float]:
-        known = self._known.get(words)
-        if known is None:
-            state, nats = self._after(words[:-1])
-            following, gained = self._lm.add(state, words[-1])
-            known = self._known[words] = (following, nats + gained)
-        return known
-
-
-def _table(score: Callable[[list[int]], float], tokens_BCT: Tensor, lengths_BC: Tensor, alive_BC: Tensor) -> Tensor:
-    """float64 [B, C], the score of each row of tokens up to its length; 0 if it is not alive."""
-    lengths, alive = lengths_BC.tolist(), alive_BC.tolist()
-    rows = [
-        [score(tokens[: lengths[b][c]]) if alive[b][c] else 0.0 for c, tokens in enumerate(candidates)]
-        for b, candidates in enumerate(tokens_BCT.tolist())
-    ]
-    return torch.tensor(rows, dtype=torch.float64, device=tokens_BCT.device)
+    def _with(self, heard: _Heard, token: int) -> _Heard:
+        word, continues = self._lm.part(token)
+        if word is None:
+            return heard
+        if heard.num_words == 0:
+            return replace(heard, last_word=word, num_words=1)
+        if continues:
+            return replace(heard, last_word=heard.last_word + word)
+        state, nats = self._lm.add(heard.state, heard.last_word)
+        return _Heard(state, heard.nats + nats, word, heard.num_words + 1)

@@ -44,8 +44,8 @@ class DecodeOptions:
         length_penalty: with ``viterbi``, ``joint_viterbi`` and ``beam``, the power of the length that divides the
             log-probability of a path; more favours longer outputs.
         merge_duplicates: with a graph, equal tokens that stand side by side become one.
-        token_budget: source tokens and decoder slots of one batch, together; None: 4,096 on a CPU, 65,536 on a GPU.
-            The outputs do not depend on it.
+        token_budget: source tokens and decoder slots of one batch, together; a slot counts once for each hypothesis
+            of a beam. None: 4,096 on a CPU, 65,536 on a GPU. The outputs do not depend on it.
     """
 
     beam_size: int = 1
@@ -80,6 +80,17 @@ class DecodeOptions:
             if name not in known:
                 raise ConfigError(f"generate has no setting {name!r}; {nearest(name, known)}")
         return replace(base or cls(), **changes)
+
+    @property
+    def num_hypotheses(self) -> int:
+        """Outputs that are followed for each source, but for searches of greedy outputs that break a limit."""
+        beam_size = BeamOptions().beam_size if self.strategy == "beam" and self.beam_size == 1 else self.beam_size
+        return max(beam_size, self.length_beam)
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether a greedy CTC output may have to be searched again."""
+        return bool(self.min_length or self.max_length or self.no_repeat_ngram_size or self.banned_sequences)
 
     @property
     def banned_tokens(self) -> list[int]:

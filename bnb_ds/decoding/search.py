@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.greedy import collapse, linear_best
-from bnb_ds.decoding.beam import keeps_limits, search, short_penalty
+from bnb_ds.decoding.beam import search
+from bnb_ds.decoding.constraints import keeps_limits, short_penalty
 from bnb_ds.decoding.emissions import ctc_log_probs, linear_emissions
 from bnb_ds.decoding.ngram_lm import LmScores
 from bnb_ds.decoding.options import CONSTRAINT_BEAM, DecodeOptions
@@ -57,7 +58,7 @@ def refine(
     """
     if ids_BT is None or lengths_B is None:
         return _best_of_beam(slots, options, options.beam_size)
-    if not (options.min_length or options.max_length or options.no_repeat_ngram_size or options.banned_sequences):
+    if not options.has_limits:
         return ids_BT, lengths_B
     outputs, ends, num_slots = ids_BT.tolist(), lengths_B.tolist(), slots.layout.lengths.tolist()
     broken = [row for row, end in enumerate(ends) if not keeps_limits(outputs[row][:end], options, num_slots[row])]

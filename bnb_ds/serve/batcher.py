@@ -15,13 +15,11 @@ from collections.abc import AsyncIterator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from bnb_ds.common.memory import return_freed_memory
+from bnb_ds.decoding.batching import source_costs
 from bnb_ds.decoding.options import CONSTRAINT_BEAM, DecodeOptions
 from bnb_ds.generate.pipeline import BnbPipeline, Generated
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.serve.limits import ServiceLimits
 from bnb_ds.serve.metrics import Metrics
 from bnb_ds.serve.slot_reading import SlotReading, read_slots
@@ -209,11 +207,9 @@ class Batcher:
 
 def text_costs(num_tokens: Sequence[int], work: Work, config: BnbConfig) -> list[int]:
     """What each text adds to a batch: its source tokens and its slots, one for each hypothesis, and at least 1."""
-    lengths = np.maximum(np.asarray(num_tokens, np.int64), 1)
+    lengths = [max(number, 1) for number in num_tokens]
     if config.decoder_length == "padded":
-        lengths[:] = config.encoder.max_position_embeddings
-    options = work.options
-    has_limits = options.min_length or options.max_length or options.no_repeat_ngram_size or options.banned_sequences
-    width = max(options.beam_size, options.length_beam, CONSTRAINT_BEAM if has_limits else 1)
-    costs = lengths + decoder_lengths(lengths, config) * width
-    return (costs * (2 if work.with_slots else 1)).tolist()
+        lengths = [config.encoder.max_position_embeddings] * len(lengths)
+    # Any output may break a limit, and then it is searched.
+    width = max(work.options.num_hypotheses, CONSTRAINT_BEAM if work.options.has_limits else 1)
+    return (source_costs(lengths, config, width) * (2 if work.with_slots else 1)).tolist()

@@ -10,10 +10,9 @@ class RequestOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    beam_size: int | None = Field(None, ge=1, le=32, description="beam size of the CTC search; 1: greedy")
-    length_beam: int | None = Field(
-        None, ge=1, le=32, description="number of lengths to try, with length classification"
-    )
+    # The service's own limit says how large these two may be.
+    beam_size: int | None = Field(None, ge=1, description="beam size of the CTC search; 1: greedy")
+    length_beam: int | None = Field(None, ge=1, description="number of lengths to try, with length classification")
     min_length: int | None = Field(None, ge=0, le=4096, description="fewest tokens of an output")
     max_length: int | None = Field(None, ge=1, le=4096, description="most tokens of an output")
     no_repeat_ngram_size: int | None = Field(

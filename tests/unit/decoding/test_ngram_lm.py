@@ -63,9 +63,14 @@ def test_a_whole_output_has_the_models_own_score(lm):
 
 def test_a_prefix_is_scored_up_to_its_last_word(lm):
     scores = LmScores(lm, weight=2.0, word_bonus=0.25)
-    tokens = torch.tensor([[[1, 2, -1], [1, 3, -1], [-1, -1, -1]]])
-    gains = scores.gains(tokens, torch.tensor([[2, 2, 0]]), torch.tensor([[True, True, True]]))
-    assert gains[0].tolist() == pytest.approx([2 * -0.2 * math.log(10) + 0.5, 0.25, 0.0], rel=1e-5)
+    empty, red, red_cat, reds, unused = range(5)
+
+    def gains(prefixes, parents, last, alive):
+        return scores.gains(*map(torch.tensor, ([prefixes], [parents], [last], [alive])))[0].tolist()
+
+    assert gains([red, empty], [empty, -1], [1, -1], [True, True]) == [0.25, 0.0]
+    found = gains([red_cat, reds, unused], [red, red, empty], [2, 3, 1], [True, True, False])
+    assert found == pytest.approx([2 * -0.2 * math.log(10) + 0.5, 0.25, 0.0], rel=1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.3, 2.0])

@@ -6,12 +6,14 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bnb_ds.decoding.beam import search
 from bnb_ds.decoding.emissions import linear_emissions
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import Slots, ctc_score, refine
-from tests.plain_beam import all_outputs, collapsed, torch_score
+from tests.plain_beam import all_outputs, collapsed, prefix_beam, torch_score
 from tests.tiny import layout_of
 
 LENGTHS = [4, 1, 6, 3]
@@ -161,3 +163,71 @@ def test_prefixes_of_the_beam_stay_distinct():
             ]
             living = [tokens for tokens, is_alive in zip(found, alive[row].tolist(), strict=True) if is_alive]
             assert len(set(living)) == len(living) >= 5
+
+
+PLAIN_LIMITS = [
+    ({}, lambda prefix: True),
+    ({"max_length": 4}, lambda prefix: len(prefix) <= 4),
+    ({"no_repeat_ngram_size": 1}, lambda prefix: len(set(prefix)) == len(prefix)),
+    ({"no_repeat_ngram_size": 2}, lambda prefix: len(set(itertools.pairwise(prefix))) >= len(prefix) - 1),
+    ({"bad_words_ids": [[1, 2], [2, 1, 2], [3, 3]]}, lambda prefix: not holds(prefix, (1, 2), (2, 1, 2), (3, 3))),
+]
+
+
+def holds(prefix, *sequences) -> bool:
+    return any(prefix[begin : begin + len(words)] == words for words in sequences for begin in range(len(prefix)))
+
+
+def kept_by(slots, beam_size, classes, **options) -> list[dict[tuple[int, ...], float]]:
+    emissions = linear_emissions(slots.hidden, slots.weight, slots.bias, slots.layout, blank=0, num_classes=classes)
+    found = search(emissions, DecodeOptions(**options), beam_size)
+    return [
+        {tuple(tokens[:end]): score for tokens, end, score in zip(*row, strict=True) if score > -torch.inf}
+        for row in zip(found.tokens.tolist(), found.lengths.tolist(), found.total.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("options", "allows"), PLAIN_LIMITS, ids=[str(options) for options, _ in PLAIN_LIMITS])
+@pytest.mark.parametrize(("beam_size", "classes"), [(2, 3), (8, 5), (32, 2)])
+def test_the_search_keeps_the_prefixes_of_a_plain_one(options, allows, beam_size, classes):
+    slots = slots_of(11, lengths=[5, 31, 1, 31, 18], vocab=6, scale=0.3)
+    found = kept_by(slots, beam_size, classes, **options)
+    for ours, rows in zip(found, log_probs_of(slots), strict=True):
+        expected = prefix_beam(rows, 0, beam_size, classes, allows)
+        assert ours.keys() == expected.keys()
+        assert ours == pytest.approx(expected, abs=1e-12, rel=0)
+
+
+class _Elements(TorchDispatchMode):
+    """Counts the elements of all tensors that are made."""
+
+    made = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        self.made += sum(part.numel() for part in tree_leaves(result) if isinstance(part, torch.Tensor))
+        return result
+
+
+def test_a_slot_costs_the_same_however_many_came_before_it():
+    """Not so if each slot copies the tokens of all prefixes."""
+    made = {}
+    for length in (100, 400):
+        slots = slots_of(0, lengths=[length], vocab=9)
+        emissions = linear_emissions(slots.hidden, slots.weight, slots.bias, slots.layout, blank=0, num_classes=4)
+        with _Elements() as elements:
+            search(emissions, DecodeOptions(), 32)
+        made[length] = elements.made
+    assert made[400] < 4.4 * made[100]
+
+
+@pytest.mark.parametrize("beam_size", [8, 32])
+def test_unused_places_of_the_beam_are_never_scored(beam_size):
+    """Here only two outputs are allowed, so nearly all places stay unused."""
+    slots = slots_of(2, lengths=[6, 3, 9], vocab=8, scale=0.5)
+    options = {"beam_size": beam_size, "no_repeat_ngram_size": 1}
+    bad_words_ids = [[token] for token in range(1, 8) if token != 4]
+    slots.bias[[words[0] for words in bad_words_ids]] = -torch.inf  # as `decode_batch` does
+    outputs = outputs_of(slots, bad_words_ids=bad_words_ids, **options)
+    for rows, output in zip(log_probs_of(slots), outputs, strict=True):
+        assert output == max(((), (4,)), key=lambda tokens: torch_score(rows, list(tokens), 0))

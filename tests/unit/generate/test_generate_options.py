@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bnb_ds.decoding.batching import plan_batches
-from bnb_ds.decoding.decode import generate_rows
+from bnb_ds.decoding.decode import decode_batch, generate_rows
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.slots import decoder_lengths
@@ -67,6 +67,28 @@ def test_batches_hold_like_lengths_within_the_budget():
     assert all(len(batch) == 1 or len(batch) * max(costs[batch]) <= 100 for batch in batches)
     assert 1 < len(batches) < 8
     assert plan_batches([], config, 100) == []
+    widths = [len(plan_batches(lengths, config, 200, number)) for number in (1, 4, 32)]
+    assert widths == sorted(set(widths))
+
+
+def test_batches_of_a_beam_are_sized_by_its_slots(monkeypatch):
+    sizes = []
+    model = bnb_model()
+    monkeypatch.setattr(
+        "bnb_ds.decoding.decode.decode_batch",
+        lambda model, inputs, *others, **more: (
+            sizes.append(inputs.layout.batch_size) or decode_batch(model, inputs, *others, **more)
+        ),
+    )
+    rows, slots = [[4, 5, 6, 7]] * 12, int(decoder_lengths(torch.tensor([4]), model.config))
+    generate_rows(model, rows, DecodeOptions(token_budget=3 * (4 + 8 * slots), beam_size=8))
+    model.generate(torch.tensor(rows), token_budget=3 * (4 + 8 * slots), beam_size=8)
+    assert sizes == [3] * 8
+    assert [DecodeOptions(**options).num_hypotheses for options in ({}, {"length_beam": 3}, {"strategy": "beam"})] == [
+        1,
+        3,
+        20,
+    ]
 
 
 def test_scores_of_ctc_are_exact():

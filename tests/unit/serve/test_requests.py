@@ -126,6 +126,14 @@ def test_beams_are_limited(client):
     assert client.post("/generate", json={"texts": ["a"], "options": {"beam_size": 4}}).status_code == 200
 
 
+def test_the_limit_on_beams_has_one_home(pipeline):
+    with running(pipeline, max_beam_size=40) as wide:
+        assert wide.post("/generate", json={"texts": ["a"], "options": {"beam_size": 40}}).status_code == 200
+        answer = wide.post("/generate", json={"texts": ["a"], "options": {"beam_size": 10**30}})
+        assert answer.status_code == 400
+        assert answer.json()["detail"].endswith("this service allows at most 40")
+
+
 def logged(caplog, number: int) -> list[str]:
     """The lines of the log. A line follows its answer, so the last one may take a moment."""
     end = time.monotonic() + 30
