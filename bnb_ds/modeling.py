@@ -186,7 +186,8 @@ class BnbForPretraining(BnbForConditionalGeneration):
         weight_VH = self.model.get_input_embeddings().weight
         if labels_C.numel() == 0:
             # A batch without masked tokens still gives every parameter its gradient: ZeRO waits for all of them.
-            return (hidden_CH.sum() + bias_V.sum() * 0 + weight_VH.sum() * 0).float()
+            # Sums of no numbers: one of all of them could be infinite in float16, and then 0 times it is not a number.
+            return (hidden_CH.sum() + bias_V[:0].sum() + weight_VH[:0].sum()).float()
         return cross_entropy_sum(hidden_CH, weight_VH, bias_V, labels_C, blank=self.config.blank_token_id).loss
 
 

@@ -139,8 +139,9 @@ class CheckpointWriter:
         if found is not None:
             raise ranks.reported_by_rank_0(
                 NonFiniteLossError(
-                    f"step {step}: the weights are not finite (the first is {found}); no checkpoint was written: lower"
-                    " the learning rate or clip gradients, then --resume auto, which starts from the checkpoint before"
+                    f"step {step}: the weights are not finite (the first is {found}); no checkpoint was written; lower"
+                    " the learning rate or clip gradients, then --resume auto --resume-weights-only starts from the"
+                    " checkpoint before"
                 )
             )
 

@@ -211,7 +211,7 @@ def _scores(own_BLK: Tensor, links_BLL: Tensor, targets: Targets, size: int) -> 
     )
     for index, (slots, tokens) in enumerate(zip(lengths, target_lengths, strict=True)):
         if slots == 0 or tokens < size:
-            scores.append(own_BLK[index].sum() * 0 + links_BLL[index, :0].sum())
+            scores.append(own_BLK[index, :0].sum() + links_BLL[index, :0].sum())
             continue
         probs_LS = own_BLK[index, :slots, :tokens].exp()
         links_LL = links_BLL[index, :slots, :slots].exp()

@@ -30,16 +30,22 @@ class LengthPredictor(nn.Module):
         #: broadcast a parameter without a dimension.
         self.log_width = nn.Parameter(torch.zeros(1))
 
+    @property
+    def width(self) -> Tensor:
+        """The width of `stretch_latents`: [1], float32 or wider."""
+        return self.log_width.to(_exact(self.log_width)).exp()
+
     def forward(self, latent_NL: Tensor, source: PackedLayout) -> Tensor:
         """Logits [B, C], from the mean latent over the real tokens of each source."""
-        return self.classifier(source.pad(latent_NL).sum(1) / source.lengths[:, None])
+        # A sum over a long source may be too large for 16 bits; its mean is not.
+        mean_BL = source.pad(latent_NL).sum(1, dtype=_exact(latent_NL)) / source.lengths[:, None]
+        return self.classifier(mean_BL.to(latent_NL.dtype))
 
     def nll(self, logits_BC: Tensor, source_lengths_B: Tensor, target_lengths_B: Tensor) -> Tensor:
         """Cross-entropy [B] in nats, float32 or wider. A length outside the classes belongs to the nearest class."""
         classes_B = target_lengths_B - source_lengths_B - self._first_difference
         classes_B = classes_B.clamp(0, logits_BC.shape[1] - 1)
-        exact = torch.promote_types(logits_BC.dtype, torch.float32)
-        return F.cross_entropy(logits_BC.to(exact), classes_B, reduction="none")
+        return F.cross_entropy(logits_BC.to(_exact(logits_BC)), classes_B, reduction="none")
 
     def best(
         self,
@@ -80,7 +86,8 @@ def stretch_latents(latent_NL: Tensor, source: PackedLayout, target: PackedLayou
         latent_NL: float [N, L].
         source: layout of the source tokens.
         target: layout of the slots.
-        width: float [1], in source tokens, above 0.
+        width: float [1], in source tokens, above 0. Squares of distances reach 2^20, too much for float16, so scores
+            are in float32 or wider.
 
     Returns:
         float [T, L].
@@ -89,8 +96,13 @@ def stretch_latents(latent_NL: Tensor, source: PackedLayout, target: PackedLayou
     centre_T = target.position_ids * ratio_B.index_select(0, target.sequence_ids)
     token_M = torch.arange(source.max_seqlen, device=latent_NL.device)
     distance_BTM = token_M - target.pad(centre_T)[..., None]
+    width = width.to(_exact(width))
     scores_BTM = -distance_BTM.square().to(width.dtype) / (2 * width.square())
     if source.key_mask is not None:
         scores_BTM = scores_BTM.masked_fill(~source.key_mask[:, 0], -torch.inf)
     weights_BTM = scores_BTM.softmax(-1).to(latent_NL.dtype)
     return target.unpad(weights_BTM @ source.pad(latent_NL))
+
+
+def _exact(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

@@ -158,7 +158,7 @@ class BnbModel(BnbModelWithEncoder):
         latent = self.latent_dropout(encoded.latent)
         is_stretched = self.length_predictor is not None
         if self.length_predictor is not None:
-            latent = stretch_latents(latent, encoded.layout, slots.layout, self.length_predictor.log_width.exp())
+            latent = stretch_latents(latent, encoded.layout, slots.layout, self.length_predictor.width)
         memory_NH = encoded.hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded.hidden)
         return self.decoder(latent, self.latent_dropout(memory_NH), slots, encoded.layout, is_stretched=is_stretched)
 

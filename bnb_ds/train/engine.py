@@ -17,6 +17,9 @@ from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.errors import ConfigError
 from bnb_ds.train.fused import choose_optimizer, fuse_layer_norms
 
+#: part of DeepSpeed's error for an overflow that no lower loss scale can mend
+_LOWEST_SCALE = "loss scale already at minimum"
+
 
 def build_engine(
     model: nn.Module,
@@ -88,19 +91,31 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+class LossScaleExhausted(Exception):
+    """The gradient overflows in fp16, and the dynamic loss scale is as low as it may be."""
+
+
 def take_step(engine: Any) -> float | None:
     """Finish an optimizer step after its last ``backward``; return the global gradient norm before clipping.
 
     The norm is None with ``compute_grad_norm: false`` in the DeepSpeed JSON. If the norm is not finite, the weights
     were not updated. DeepSpeed skips such a step, except at ZeRO stage 0 without fp16 or bf16, where it never checks
     the gradient; there this function skips it.
+
+    Raises:
+        LossScaleExhausted: on all ranks; the weights were not updated.
     """
     if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled():
         norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
         if math.isfinite(norm):
             engine.step()
         return norm
-    engine.step()
+    try:
+        engine.step()
+    except Exception as error:  # DeepSpeed has no class for it
+        if _LOWEST_SCALE in str(error):
+            raise LossScaleExhausted from error
+        raise
     if getattr(engine.optimizer, "overflow", False):
         # After a skipped step, ZeRO 3 still reports the norm of the previous step.
         return math.inf

@@ -162,8 +162,8 @@ class TrainLoop:
                 raise ranks.reported_by_rank_0(
                     LossSpikeError(
                         f"step {step}: the last {spikes.in_row} steps are loss spikes, and the run has gone back"
-                        f" {len(spikes.returned_to)} times; lower the learning rate or raise spikes.factor, then resume"
-                        " from an older checkpoint with --resume PATH (intervals.keep_checkpoints keeps more of them)"
+                        f" {len(spikes.returned_to)} times; lower the learning rate, then continue from an older"
+                        " checkpoint with --resume PATH --resume-weights-only (intervals.keep_checkpoints keeps more)"
                     )
                 )
             store.load(self.engine, found)

@@ -16,12 +16,14 @@ from bnb_ds.common.randomness import hash64
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import NonFiniteLossError
-from bnb_ds.train.engine import abandon_step, take_step
+from bnb_ds.train.engine import LossScaleExhausted, abandon_step, take_step
 from bnb_ds.train.objectives import Objective
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
 
 _STREAM_DROPOUT = 0xD209
+#: a changed optimizer begins afresh, and its settings may change then only
+_WAY_OUT = "lower the learning rate or clip gradients, then continue with --resume auto --resume-weights-only"
 _FINGERPRINT_BITS = np.uint64(0xFFFFFF)
 
 
@@ -101,8 +103,8 @@ class TrainStep:
             Global counts of the step, and its measures (tag -> value).
 
         Raises:
-            NonFiniteLossError: the loss or gradient is not finite. The message names the step and its samples; the
-                weights are unchanged.
+            NonFiniteLossError: the loss or gradient is not finite, in fp16 with the lowest loss scale. The message
+                names the step and its samples; the weights are unchanged.
         """
         engine = self._engine
         with self._phases("counts"):
@@ -136,8 +138,7 @@ class TrainStep:
                 engine.step()  # only counts the micro step; the weights are updated after the last one
         global_sum = self._finite_global_sum(step, batches, torch.stack(local_sums))
         learning_rate = engine.get_lr()[0]
-        with self._phases("optimizer"):
-            norm = take_step(engine)
+        norm = self._update(step, batches)
         if spike:
             abandon_step(engine)
         else:
@@ -150,6 +151,21 @@ class TrainStep:
             "train/grad_norm": math.nan if norm is None else norm,
             **self._skipped(),
         }
+
+    def _update(self, step: int, batches: list[PackedBatch]) -> float | None:
+        """The norm of the gradient, as `take_step` returns it."""
+        try:
+            with self._phases("optimizer"):
+                return take_step(self._engine)
+        except LossScaleExhausted:
+            record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
+            scale = float(self._engine.optimizer.loss_scale)
+            raise ranks.reported_by_rank_0(
+                NonFiniteLossError(
+                    f"step {step}: the gradient overflows in fp16 even with the lowest loss scale, {scale:g}; {record}"
+                    f" lists the samples of the step; the weights are unchanged; train in bf16 or fp32, or {_WAY_OUT}"
+                )
+            ) from None
 
     def _skipped(self) -> dict[str, float]:
         """Numbers of skipped steps so far, and the loss scale; only those that the settings make possible."""
@@ -194,8 +210,7 @@ class TrainStep:
         raise ranks.reported_by_rank_0(
             NonFiniteLossError(
                 f"step {step}: the loss is {total} in the micro batch of samples {samples[0]} on rank {rank}; {record}"
-                " lists all such micro batches; the weights are unchanged; lower the learning rate or clip gradients,"
-                " then continue with --resume auto"
+                f" lists all such micro batches; the weights are unchanged; {_WAY_OUT}"
             )
         )
 
@@ -207,7 +222,7 @@ class TrainStep:
         raise ranks.reported_by_rank_0(
             NonFiniteLossError(
                 f"step {step}: the gradient is not finite, but the loss is; {record} lists the samples of the step; the"
-                " weights are unchanged; lower the learning rate or clip gradients, then continue with --resume auto"
+                f" weights are unchanged; {_WAY_OUT}"
             )
         )
 

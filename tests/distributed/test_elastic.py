@@ -52,6 +52,22 @@ def test_two_ranks_then_one_then_two(tmp_path, small_shards, fork_server, uninte
 
 
 @pytest.mark.parametrize(
+    ("ranks", "micro_batch"), [(1, 2), (2, 4)], ids=["other ranks", "other micro batches, same ranks"]
+)
+def test_dropout_has_other_draws_on_other_ranks_and_the_samples_are_the_same(
+    tmp_path, small_shards, fork_server, whole_run, ranks, micro_batch
+):
+    """Dropout is a function of seed, step, micro step and rank. Where both are the same, resumes are exact."""
+    job = Job(tmp_path, small_shards, train_micro_batch_size_per_gpu=micro_batch)
+    job.train_forked(fork_server, "--stop-at", "2", ranks=ranks)
+    ours, theirs = curve(job), curve(whole_run)[:2]
+    assert [(step, samples) for step, _, samples in ours] == [(step, samples) for step, _, samples in theirs]
+    # The first loss is that of the same weights and samples; only the masks differ.
+    assert ours[0][1] == pytest.approx(theirs[0][1], rel=0.05)
+    assert ours[0][1] != pytest.approx(theirs[0][1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "ranks"), [(1, 2, 1), (2, 1, 2)], ids=["1 to 2, one rank", "2 to 1, same ranks"]
 )
 def test_another_stage(tmp_path, small_shards, fork_server, uninterrupted, old, new, ranks):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import deepspeed
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from bnb_ds.checkpoint import store
@@ -78,6 +79,25 @@ def test_an_infinite_gradient_stops_the_run_with_the_weights_unchanged(make_loop
     after = weights()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
     record = json.loads((tmp_path / "nonfinite_step_00000001.json").read_text())
+    assert sum(len(batch) for batch in record["sample_ids_by_rank"]["0"]) == 8
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_overflow_at_the_lowest_loss_scale_is_one_line(make_loop, tmp_path, stage, monkeypatch):
+    class Overflows(Reconstruction):
+        def loss_sum(self, model, batch, device, step):
+            return super().loss_sum(model, batch, device, step) * (1e9 if step == 2 else 1)
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    fp16 = {"enabled": True, "initial_scale_power": 0, "hysteresis": 1}
+    loop = make_loop(Overflows(), zero_optimization={"stage": stage}, fp16=fp16)
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"step 2: the gradient overflows in fp16 even with the lowest loss scale, 1; .*step_00000002\.json"
+        r" lists the samples of the step; the weights are unchanged; train in bf16 or fp32, lower the learning rate",
+    ):
+        loop.run(0, 0)
+    record = json.loads((tmp_path / "nonfinite_step_00000002.json").read_text())
     assert sum(len(batch) for batch in record["sample_ids_by_rank"]["0"]) == 8
 
 

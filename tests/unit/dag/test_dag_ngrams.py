@@ -109,3 +109,14 @@ def test_wrong_input_is_refused():
         linear_dag_ngram_loss(*given, reduction="none")
     with pytest.raises(ValueError, match="reduction is 'average': use one of"):
         linear_dag_ngram_loss(*given, reduction="average")
+
+
+def test_a_target_without_n_grams_has_no_loss_even_where_its_class_is_off():
+    hidden, weight = torch.randn(4, 3, requires_grad=True), torch.randn(VOCAB, 3)
+    bias = torch.tensor([0.0, -torch.inf, 0.0])
+    links = random_links(4)[None].float()
+    lengths = {"target_lengths": torch.tensor([1]), "cu_seqlens": torch.tensor([0, 4], dtype=torch.int32)}
+    output = linear_dag_ngram_loss(hidden, weight, bias, links, torch.tensor([1]), None, size=2, **lengths)
+    assert output.loss == 0
+    output.loss.backward()
+    assert (hidden.grad == 0).all()
