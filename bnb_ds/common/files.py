@@ -121,7 +121,7 @@ def open_stream(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it cannot be opened.
     """
     target = link_target(path)
-    if target.parent == Path(_OPEN_FILES, str(os.getpid()), "fd"):
+    if target.parent == Path(_OPEN_FILES, str(os.getpid()), "fd") and target.name.isdecimal():
         # Opening it by its name would begin at the start of a file, and fails for sockets.
         return os.fdopen(os.dup(int(target.name)), "wb")
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb")

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from bnb_ds.common.files import is_stream
+from bnb_ds.common.files import is_stream, sha256_file
 from bnb_ds.common.line_files import (
     STANDARD,
     Line,
@@ -27,7 +27,7 @@ from bnb_ds.common.line_files import (
 from bnb_ds.common.line_outputs import ResumableOutput, StreamOutput, open_output, refuse_line_output
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.errors import ConfigError
-from bnb_ds.generate.open_model import fingerprint
+from bnb_ds.generate.open_model import MODEL_SUFFIXES, fingerprint
 from bnb_ds.generate.pipeline import WINDOW_TEXTS, BnbPipeline, windows
 
 
@@ -75,12 +75,17 @@ class LineJob:
             raise ConfigError(f"{sharing_flag} above 1 divides a file: {way_out}")
         if streams and self.resume:
             raise ConfigError(f"--resume needs seekable files: {way_out}")
-        model = sorted(self.model_dir.iterdir()) if self.model_dir.is_dir() else []
-        lm = self.settings.get("lm_path")
-        inputs = [0 if self.input_name == STANDARD else self.input_name, *model, *([] if lm is None else [lm])]
+        model = self.model_dir.iterdir() if self.model_dir.is_dir() else ()
+        inputs = [0 if self.input_name == STANDARD else self.input_name, *model, *self.content_files()]
         refuse_line_output(self.output_name, inputs)
         if self.num_tasks > 1:
             refuse_line_output(self.output_path, inputs)
+
+    def content_files(self) -> list[Path]:
+        """The files of the model and the language model that decide the output."""
+        lm = self.settings.get("lm_path")
+        model = sorted(path for path in self.model_dir.glob("*") if path.suffix in MODEL_SUFFIXES and path.is_file())
+        return [*model, *([] if lm is None else [Path(lm)])]
 
     @property
     def output_path(self) -> Path:
@@ -119,6 +124,8 @@ def _write(job: LineJob, pipeline: BnbPipeline, file: BinaryIO) -> tuple[dict[st
         "window": job.window,
     }
     name = STANDARD if job.output_name == STANDARD else job.output_path
+    if not (name == STANDARD or is_stream(name)):
+        settings["content"] = {path.name: sha256_file(path) for path in job.content_files()}
     output = open_output(name, settings, resume=job.resume)
     reader = read_lines(file, begin, end, name=job.input_name)
     try:
