@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from bnb_ds.common.files import is_stream, sha256_file
+from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.common.line_files import (
     STANDARD,
     Line,
@@ -27,8 +28,10 @@ from bnb_ds.common.line_files import (
 from bnb_ds.common.line_outputs import ResumableOutput, StreamOutput, open_output, refuse_line_output
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.errors import ConfigError
-from bnb_ds.generate.open_model import MODEL_SUFFIXES, fingerprint
+from bnb_ds.generate.open_model import fingerprint
 from bnb_ds.generate.pipeline import WINDOW_TEXTS, BnbPipeline, windows
+
+_MODEL_SUFFIXES = (".json", ".txt", ".safetensors", ".onnx", ".data")
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class LineJob:
 
     Attributes:
         model_dir: directory of an exported model.
-        input_name: text file, or ``-`` for standard input.
-        output_name: text file, or ``-`` for standard output.
+        input_name: text file, a pipe, or ``-`` for standard input.
+        output_name: text file, a pipe or device, or ``-`` for standard output.
         settings: keyword arguments of `BnbPipeline.from_pretrained`.
         resume: continue an unfinished output.
         task_index: number of this task's share of the input, from 0; its output is ``OUTPUT.00000-of-00004``.
@@ -84,7 +87,8 @@ class LineJob:
     def content_files(self) -> list[Path]:
         """The files of the model and the language model that decide the output."""
         lm = self.settings.get("lm_path")
-        model = sorted(path for path in self.model_dir.glob("*") if path.suffix in MODEL_SUFFIXES and path.is_file())
+        found = [*self.model_dir.glob("*"), *(self.model_dir / TARGET_TOKENIZER).glob("*")]
+        model = sorted(path for path in found if path.suffix in _MODEL_SUFFIXES and path.is_file())
         return [*model, *([] if lm is None else [Path(lm)])]
 
     @property
@@ -125,7 +129,7 @@ def _write(job: LineJob, pipeline: BnbPipeline, file: BinaryIO) -> tuple[dict[st
     }
     name = STANDARD if job.output_name == STANDARD else job.output_path
     if not (name == STANDARD or is_stream(name)):
-        settings["content"] = {path.name: sha256_file(path) for path in job.content_files()}
+        settings["content"] = {os.path.relpath(path, job.model_dir): sha256_file(path) for path in job.content_files()}
     output = open_output(name, settings, resume=job.resume)
     reader = read_lines(file, begin, end, name=job.input_name)
     try:

@@ -17,8 +17,6 @@ from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
 
 ONNX_FILE = "model.onnx"
-#: suffixes of the files that decide what a model writes
-MODEL_SUFFIXES = (".json", ".txt", ".safetensors", ".onnx", ".data")
 _HASHED_BYTES = 1 << 20
 
 
@@ -63,7 +61,7 @@ def fingerprint(directory: Path) -> str:
     """A hash of the size, the beginning and the end of each file of a model; this is quick even for large models."""
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
-        if path.suffix not in MODEL_SUFFIXES:
+        if path.suffix not in (".json", ".txt", ".safetensors", ".onnx", ".data"):
             continue
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
