@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from bnb_ds.data.tokenization import save_tokenizer
+from data_prep.jobs import cluster
 from data_prep.jobs.workspace import Workspace
 from tests.prep_helpers import content, prep, start, write_corpus
 
@@ -68,3 +70,18 @@ def test_workers_end_with_their_parent(number, code, said, tmp_path, small_texts
     prep(*arguments, "--output", tmp_path / "s")
     prep(*arguments, "--output", tmp_path / "whole")
     assert content(tmp_path / "s") == content(tmp_path / "whole")
+
+
+def test_a_part_on_a_cluster_ends_when_its_command_has_ended(tmp_path, monkeypatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    work = tmp_path / "work.pickle"
+    work.touch()
+    watch = threading.Thread(target=cluster.end_without, args=(work,), daemon=True)
+    watch.start()
+    time.sleep(0.05)
+    assert codes == []
+    work.unlink()
+    watch.join(10)
+    assert codes == [1]
