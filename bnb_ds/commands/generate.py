@@ -21,8 +21,8 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         "bnb-ds generate work/models/xsum --input articles.txt --output summaries.txt",
     )
     _add_model(command)
-    command.add_argument("--input", required=True, help="text file, or - for standard input")
-    command.add_argument("--output", required=True, help="text file, or - for standard output")
+    command.add_argument("--input", required=True, help="text file, pipe, or - for standard input")
+    command.add_argument("--output", required=True, help="text file, pipe or device, or - for standard output")
     command.add_argument("--resume", action="store_true", help="continue an unfinished output")
     command.add_argument(
         "--window", type=positive, default=4096, help="lines that are sorted by length together (default %(default)s)"

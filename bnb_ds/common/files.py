@@ -121,7 +121,7 @@ def open_stream(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it cannot be opened.
     """
     target = link_target(path)
-    if target.parent == Path(_OPEN_FILES, str(os.getpid()), "fd"):
+    if target.parent == Path(_OPEN_FILES, str(os.getpid()), "fd") and target.name.isdecimal():
         # Opening it by its name would begin at the start of a file, and fails for sockets.
         return os.fdopen(os.dup(int(target.name)), "wb")
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb")
@@ -145,7 +145,7 @@ def refuse_output(
         makes_parents: the directories above are made when the file is written.
 
     Raises:
-        ConfigError: it is a directory or one of the inputs, or lies in no directory.
+        ConfigError: it is a directory or one of the inputs, or lies in no directory or in one without permission.
         DataError: it exists, and ``is_new`` is set.
     """
     path = Path(path)
@@ -161,6 +161,7 @@ def refuse_output(
     if not makes_parents and not parent.is_dir():
         missing = parent if path.is_symlink() else path.parent
         raise ConfigError(f"{flag} {path}: there is no directory {missing}: make it first")
+    _refuse_protected(path, parent, flag)
 
 
 def refuse_same_file(
@@ -185,7 +186,7 @@ def refuse_directory(path: str | os.PathLike[str], *, flag: str = "--output", is
         is_new: it must not exist yet or be empty, as for `new_directory`.
 
     Raises:
-        ConfigError: it is no directory.
+        ConfigError: it is no directory, or there is no permission to write it.
         DataError: it is not empty or is the present directory, and ``is_new`` is set.
     """
     path = Path(path)
@@ -193,6 +194,7 @@ def refuse_directory(path: str | os.PathLike[str], *, flag: str = "--output", is
         _refuse_filled(path)
     elif (path.exists() or path.is_symlink()) and not path.is_dir():
         raise ConfigError(f"{flag} {path}: is no directory: choose another name")
+    _refuse_protected(path, path if path.is_dir() and not is_new else path.absolute().parent, flag)
 
 
 @contextmanager
@@ -296,6 +298,14 @@ def _refuse_filled(path: Path) -> None:
         raise DataError(f"{path}: is the present directory, which cannot be replaced; choose another output")
     if not (path.is_dir() and not any(path.iterdir())):
         _refuse_existing(path)
+
+
+def _refuse_protected(path: Path, directory: Path, flag: str) -> None:
+    """Raise ConfigError unless files can be made in a directory, or in the first that exists above it."""
+    while not directory.exists():
+        directory = directory.parent
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {path}: there is no permission to write in {directory}: choose another output")
 
 
 def _status(name: str | os.PathLike[str] | int) -> os.stat_result | None:

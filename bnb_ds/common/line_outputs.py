@@ -253,9 +253,8 @@ class ResumableOutput:
 
     def _check_same(self, found: Progress) -> None:
         ours = json.loads(json.dumps(self.progress.settings))
-        changed = sorted(
-            name for name in ours.keys() | found.settings.keys() if ours.get(name) != found.settings.get(name)
-        )
+        # A run of an earlier version lacks what that version did not record.
+        changed = sorted(name for name, value in found.settings.items() if ours.get(name) != value)
         if changed:
             raise ConfigError(
                 f"--resume: {self.state_path} is of a run with other settings ({', '.join(changed)}): give the same, or"

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from bnb_ds.common.files import is_stream
+from bnb_ds.common.files import is_stream, sha256_file
+from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.common.line_files import (
     STANDARD,
     Line,
@@ -30,6 +31,8 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.generate.open_model import fingerprint
 from bnb_ds.generate.pipeline import WINDOW_TEXTS, BnbPipeline, windows
 
+_MODEL_SUFFIXES = (".json", ".txt", ".safetensors", ".onnx", ".data")
+
 
 @dataclass(frozen=True)
 class LineJob:
@@ -37,8 +40,8 @@ class LineJob:
 
     Attributes:
         model_dir: directory of an exported model.
-        input_name: text file, or ``-`` for standard input.
-        output_name: text file, or ``-`` for standard output.
+        input_name: text file, a pipe, or ``-`` for standard input.
+        output_name: text file, a pipe or device, or ``-`` for standard output.
         settings: keyword arguments of `BnbPipeline.from_pretrained`.
         resume: continue an unfinished output.
         task_index: number of this task's share of the input, from 0; its output is ``OUTPUT.00000-of-00004``.
@@ -75,12 +78,18 @@ class LineJob:
             raise ConfigError(f"{sharing_flag} above 1 divides a file: {way_out}")
         if streams and self.resume:
             raise ConfigError(f"--resume needs seekable files: {way_out}")
-        model = sorted(self.model_dir.iterdir()) if self.model_dir.is_dir() else []
-        lm = self.settings.get("lm_path")
-        inputs = [0 if self.input_name == STANDARD else self.input_name, *model, *([] if lm is None else [lm])]
+        model = self.model_dir.iterdir() if self.model_dir.is_dir() else ()
+        inputs = [0 if self.input_name == STANDARD else self.input_name, *model, *self.content_files()]
         refuse_line_output(self.output_name, inputs)
         if self.num_tasks > 1:
             refuse_line_output(self.output_path, inputs)
+
+    def content_files(self) -> list[Path]:
+        """The files of the model and the language model that decide the output."""
+        lm = self.settings.get("lm_path")
+        found = [*self.model_dir.glob("*"), *(self.model_dir / TARGET_TOKENIZER).glob("*")]
+        model = sorted(path for path in found if path.suffix in _MODEL_SUFFIXES and path.is_file())
+        return [*model, *([] if lm is None else [Path(lm)])]
 
     @property
     def output_path(self) -> Path:
@@ -119,6 +128,8 @@ def _write(job: LineJob, pipeline: BnbPipeline, file: BinaryIO) -> tuple[dict[st
         "window": job.window,
     }
     name = STANDARD if job.output_name == STANDARD else job.output_path
+    if not (name == STANDARD or is_stream(name)):
+        settings["content"] = {os.path.relpath(path, job.model_dir): sha256_file(path) for path in job.content_files()}
     output = open_output(name, settings, resume=job.resume)
     reader = read_lines(file, begin, end, name=job.input_name)
     try:

@@ -3,7 +3,7 @@
 The cluster decides where a part is made, and makes it again if a worker is lost; everything else is as on one machine:
 the plan, the markers and the bytes. Each part has a process of its own (``python -m data_prep.jobs.cluster``), because
 the workers of a cluster run tasks in threads, where a page cannot be given a limit of time. What that process needs
-lies in a file of the output directory.
+lies in a file of the output directory. That file is gone when the command ends, and a part in progress ends with it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from data_prep.sources.units import Source, Unit
 from data_prep.tokenise.engines import EngineFault, candidates
 
 _SECONDS_FOR_WORKERS = 60
+_POLL_SECONDS = 1.0
 _FUNCTIONS = {function.__name__: function for function in (worker.check_part, worker.index_part, worker.build_part)}
 
 
@@ -159,8 +162,16 @@ def make_part(path: Path, function: str, number: int) -> tuple[dict[str, int], E
     return counters.read(), None
 
 
+def end_without(path: Path) -> None:
+    """End this process once a file is gone: the command that wanted the part has been ended."""
+    while path.exists():
+        time.sleep(_POLL_SECONDS)
+    os._exit(1)
+
+
 def main() -> None:
     """``python -m data_prep.jobs.cluster WORK FUNCTION NUMBER``; the result goes to standard output."""
+    threading.Thread(target=end_without, args=(Path(sys.argv[1]),), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     output, sys.stdout = sys.stdout.buffer, sys.stderr
     found = make_part(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

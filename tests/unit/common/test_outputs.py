@@ -214,3 +214,19 @@ def test_what_could_not_be_written_later_is_refused_now(tmp_path: Path) -> None:
     refuse_output(tmp_path / "file")
     refuse_directory(tmp_path)
     refuse_directory(tmp_path / "no", is_new=True)
+
+
+def test_missing_permission_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write everywhere, so the operating system's answer is made up."""
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "closed")
+    message = rf"there is no permission to write in {tmp_path}/closed: choose another output"
+    for name in ("closed/a", "closed/no/a"):
+        with pytest.raises(ConfigError, match=f"--output {tmp_path}/{name}: {message}"):
+            refuse_output(tmp_path / name, makes_parents=True)
+        with pytest.raises(ConfigError, match=f"--output {tmp_path}/{name}: {message}"):
+            refuse_directory(tmp_path / name)
+    with pytest.raises(ConfigError, match=message):
+        refuse_directory(tmp_path / "closed")
+    refuse_directory(tmp_path / "closed", is_new=True)  # it is replaced in the directory above it
+    refuse_output(tmp_path / "open")

@@ -1,15 +1,17 @@
-"""A run of `prep` with workers that is asked to end, or killed: no worker outlives it, and the next run goes on."""
+"""A run of `prep` with workers that is asked to end: no worker outlives it, and the next run goes on."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from bnb_ds.data.tokenization import save_tokenizer
+from data_prep.jobs import cluster
 from data_prep.jobs.workspace import Workspace
 from tests.prep_helpers import content, prep, start, write_corpus
 
@@ -44,12 +46,8 @@ def wait_until(condition, seconds: float = 60) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [
-        (signal.SIGTERM, 143, "bnb-ds: ended by SIGTERM"),
-        (signal.SIGINT, 130, "bnb-ds: interrupted"),
-        (signal.SIGKILL, -9, None),
-    ],
-    ids=["SIGTERM", "SIGINT", "SIGKILL"],
+    [(signal.SIGTERM, 143, "bnb-ds: ended by SIGTERM"), (signal.SIGINT, 130, "bnb-ds: interrupted")],
+    ids=["SIGTERM", "SIGINT"],
 )
 def test_workers_end_with_their_parent(number, code, said, tmp_path, small_texts, small_tokenizer) -> None:
     save_tokenizer(small_tokenizer, tmp_path / "tokenizer")
@@ -65,11 +63,25 @@ def test_workers_end_with_their_parent(number, code, said, tmp_path, small_texts
     assert process.returncode == code
     wait_until(lambda: not any(map(is_running, workers)), 5)
     assert "Traceback" not in errors
-    if said is not None:
-        assert errors.splitlines()[-1] == said
+    assert errors.splitlines()[-1] == said
     with Workspace(tmp_path / "s") as workspace:  # nobody holds the lock
         assert workspace.has_progress()
     assert os.listdir(tmp_path / "s") == [".partial"]
     prep(*arguments, "--output", tmp_path / "s")
     prep(*arguments, "--output", tmp_path / "whole")
     assert content(tmp_path / "s") == content(tmp_path / "whole")
+
+
+def test_a_part_on_a_cluster_ends_when_its_command_has_ended(tmp_path, monkeypatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    work = tmp_path / "work.pickle"
+    work.touch()
+    watch = threading.Thread(target=cluster.end_without, args=(work,), daemon=True)
+    watch.start()
+    time.sleep(0.05)
+    assert codes == []
+    work.unlink()
+    watch.join(10)
+    assert codes == [1]

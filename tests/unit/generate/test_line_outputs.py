@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import stat
 import sys
 import threading
@@ -326,6 +327,19 @@ def test_a_run_of_an_earlier_version_goes_on(exported, source, whole, tmp_path, 
     stopped_after(3, exported, source, tmp_path / "o", monkeypatch)
     state = json.loads((tmp_path / "o.progress.json").read_text())
     assert len(state.pop("input_digest")) == 64
+    assert "model.safetensors" in state["settings"].pop("content")
     (tmp_path / "o.progress.json").write_text(json.dumps(state))
     assert generate(exported, source, tmp_path / "o", "--resume") == 0
     assert (tmp_path / "o").read_bytes() == whole
+
+
+def test_another_model_of_the_same_size_and_ends_is_noticed(exported, source, tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(exported, model)
+    monkeypatch.setattr("bnb_ds.generate.open_model._HASHED_BYTES", 100)  # a large model has a middle
+    stopped_after(2, model, source, tmp_path / "o", monkeypatch)
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[len(weights) // 2 + 3] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert generate(model, source, tmp_path / "o", "--resume") == 2
+    assert "o.progress.json is of a run with other settings (content): give the same" in capsys.readouterr().err
