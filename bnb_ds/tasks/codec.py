@@ -193,9 +193,9 @@ class Codec:
 
     def target_pieces(self, size: int) -> list[str]:
         """The piece of each id of a target vocabulary of this size; an empty text for ids that the tokenizer lacks."""
-        known = [id_ for id_ in range(size) if id_ < vocabulary_size(self.target)]
-        pieces = [piece or "" for piece in self.target.convert_ids_to_tokens(known)]
-        return pieces + [""] * (size - len(pieces))
+        known = min(size, vocabulary_size(self.target))
+        pieces = self.target.convert_ids_to_tokens(list(range(known)))
+        return [*(piece or "" for piece in pieces), *[""] * (size - known)]
 
     def decode(self, outputs: Sequence[Iterable[int]]) -> list[str]:
         """Decode outputs without special tokens, each to one line."""
