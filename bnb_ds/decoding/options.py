@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -133,6 +134,10 @@ class DecodeOptions:
             _require("max_length", self.max_length, max(self.min_length, 1))
         if self.token_budget is not None:
             _require("token_budget", self.token_budget, 1)
+        for name in ("lm_weight", "word_bonus", "lookahead_beta", "length_penalty"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ConfigError(f"{name} is {value!r}: give a finite number")
         if self.lm is not None and self.beam_size == 1:
             raise ConfigError("lm is used only in the beam search: give beam_size above 1")
         self._check_bad_words(config)

@@ -10,6 +10,7 @@ The output is a JSON-lines file with one object for each row, in their order:
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -99,17 +100,19 @@ def _predictions(
     samples = TaskSamples(rows, system)
     order = np.argsort(rows.source_lengths(np.arange(len(rows))), kind="stable")
     by_row: dict[int, np.ndarray] = {}
+    are_numbers = True
     for begin in range(0, order.size, batch_size):
         ids = order[begin : begin + batch_size]
-        outputs = system.predict(network, samples.batch(ids, np.zeros_like(ids)), device).outputs
-        by_row |= dict(zip(ids.tolist(), outputs, strict=True))
+        prediction = system.predict(network, samples.batch(ids, np.zeros_like(ids)), device)
+        by_row |= dict(zip(ids.tolist(), prediction.outputs, strict=True))
+        are_numbers &= not math.isnan(prediction.loss_sum)  # tokens do not show it, but their loss does
     ordered = [by_row[number] for number in range(len(rows))]
     task = system.task
+    if not are_numbers or not all(np.isfinite(values).all() for values in ordered):
+        raise DataError("the model's outputs are not numbers; give a checkpoint from before its training went wrong")
     if task.is_generation:
         return [{"text": text} for text in system.codec.decode(ordered)]
     logits = np.stack(ordered)
-    if not np.isfinite(logits).all():
-        raise DataError("the model's outputs are not numbers; give a checkpoint from before its training went wrong")
     if task.kind == "regression":
         return [{"score": float(score)} for score in predicted(task, logits)]
     shares = torch.softmax(torch.from_numpy(logits).double(), 1).tolist()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bnb_ds.errors import ConfigError, nearest
+from bnb_ds.errors import ConfigError, DataError, nearest
 from bnb_ds.tasks.task import Task
 
 #: score of some rows: int [N] rows -> value
@@ -50,7 +50,11 @@ def score_texts(
         outputs: one text for each reference.
         references: unchanged from the data.
         lowercase: compute BLEU on lowercased text, for models that write only lowercase; the signature records it.
+
+    Raises:
+        DataError: there are no rows, or not one output for each reference.
     """
+    _check_rows(outputs, references)
     scores = Scores()
     for metric in metrics:
         _TEXT_METRICS[metric](scores, list(outputs), list(references), lowercase)
@@ -62,13 +66,42 @@ def score_labels(metrics: Sequence[str], outputs: np.ndarray, references: np.nda
 
     Args:
         metrics: ``accuracy``, ``f1`` (of class 1), ``mcc``; for regressions ``pearson``, ``spearman``.
-        outputs: [N] classes or scores.
+        outputs: [N] classes or scores. If one of them is no number, neither is any score.
         references: [N].
+
+    Raises:
+        DataError: there are no rows, not one output for each reference, or a row has no label.
     """
+    _check_rows(outputs, references)
+    _check_labels(metrics, outputs, references)
     scores = Scores()
+    is_number = np.isfinite(outputs)
     for metric in metrics:
-        _LABEL_METRICS[metric](scores, outputs, references)
+        _LABEL_METRICS[metric](scores, np.where(is_number, outputs, 0), references)
+    if not is_number.all():
+        scores.values = dict.fromkeys(scores.values, math.nan)
     return scores
+
+
+def _check_rows(outputs: Sequence[Any] | np.ndarray, references: Sequence[Any] | np.ndarray) -> None:
+    if len(outputs) != len(references):
+        raise DataError(f"there are {len(outputs)} outputs for {len(references)} references: give one for each")
+    if len(references) == 0:
+        raise DataError("there are no rows to score: give at least one")
+
+
+def _check_labels(metrics: Sequence[str], outputs: np.ndarray, references: np.ndarray) -> None:
+    for row in np.flatnonzero(~np.isfinite(references)):
+        raise DataError(f"the label of row {row} is {references[row]}: give a number")
+    if set(metrics) & {"accuracy", "f1", "mcc"}:
+        for row in np.flatnonzero(references < 0):
+            raise DataError(
+                f"the label of row {row} is {references[row]:g}, which stands for none: score only rows with a label"
+            )
+    if "f1" in metrics:
+        for row in np.flatnonzero((outputs > 1) & np.isfinite(outputs) | (references > 1)):
+            found = max(outputs[row], references[row])
+            raise DataError(f"f1 is of the classes 0 and 1, and row {row} has {found:g}: leave f1 out")
 
 
 def predicted(task: Task, logits: np.ndarray) -> np.ndarray:
@@ -111,7 +144,9 @@ def text_scorer(name: str, outputs: Sequence[str], references: Sequence[str], *,
 
     Raises:
         ConfigError: there is no such score.
+        DataError: there are no rows, or not one output for each reference.
     """
+    _check_rows(outputs, references)
     if name.startswith("rouge"):
         if name not in ROUGE_SCORES:
             raise ConfigError(f"--score {name}: {nearest(name, ROUGE_SCORES)}")
@@ -236,8 +271,6 @@ def _spearman(scores: Scores, outputs: np.ndarray, references: np.ndarray) -> No
 
 
 def _correlation(function: Callable[..., Any], outputs: np.ndarray, references: np.ndarray) -> float:
-    if not np.isfinite(outputs).all():
-        return math.nan
     # A model that gives the same score to everything correlates with nothing; the libraries say NaN.
     if outputs.size < 2 or np.ptp(outputs) == 0 or np.ptp(references) == 0:
         return 0.0

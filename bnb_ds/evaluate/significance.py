@@ -65,6 +65,8 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
     references = [_lines(directory / REFERENCES_FILE) for directory in (first, second)]
     if references[0] != references[1]:
         raise DataError(f"{second}: its references differ from those of {first}; evaluate both on the same rows")
+    if not references[0]:
+        raise DataError(f"{first}: {REFERENCES_FILE} has no lines, so there is nothing to compare; evaluate rows")
     outputs = [_lines(directory / PREDICTIONS_FILE) for directory in (first, second)]
     for directory, lines in zip((first, second), outputs, strict=True):
         if len(lines) != len(references[0]):
@@ -75,7 +77,10 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
     task = get_task(results[0]["task"])
     name = score or task.main_score
     cases = [result["lowercase"] for result in results]
-    scorers = [_scorer(task, name, lines, references[0], lowercase=any(cases)) for lines in outputs]
+    scorers = [
+        _scorer(task, name, directory, lines, references[0], lowercase=any(cases))
+        for directory, lines in zip((first, second), outputs, strict=True)
+    ]
     everything = np.arange(len(references[0]))
     for directory, scorer in zip((first, second), scorers, strict=True):
         if not math.isfinite(scorer(everything)):
@@ -104,14 +109,28 @@ def paired_bootstrap(
     return Comparison(name, whole[0], whole[1], float(low), float(high), p_value)
 
 
-def _scorer(task: Task, name: str, outputs: list[str], references: list[str], *, lowercase: bool) -> Score:
+def _scorer(
+    task: Task, name: str, directory: Path, outputs: list[str], references: list[str], *, lowercase: bool
+) -> Score:
     if task.is_generation:
         return text_scorer(name, outputs, references, lowercase=lowercase)
+    wanted = _values(task, directory / REFERENCES_FILE, references)
+    return label_scorer(task, name, _values(task, directory / PREDICTIONS_FILE, outputs), wanted)
+
+
+def _values(task: Task, path: Path, lines: list[str]) -> np.ndarray:
+    """The classes or scores that the lines of a file say."""
     known = {label: number for number, label in enumerate(task.labels)}
-    values, wanted = (
-        np.array([known[line] if known else float(line) for line in lines]) for lines in (outputs, references)
-    )
-    return label_scorer(task, name, values, wanted)
+    values: list[float] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values.append(known[line] if known else float(line))
+        except (KeyError, ValueError):
+            what = f"label of {task.name}" if known else "number"
+            raise DataError(
+                f"{path.parent}: line {number} of {path.name} is {line!r}, which is no {what}; evaluate it again"
+            ) from None
+    return np.array(values)
 
 
 def _read_results(directory: Path) -> dict[str, Any]:

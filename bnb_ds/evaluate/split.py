@@ -89,11 +89,13 @@ def _results(system: System, split: Tokenised, loss: float, loss_samples: int, o
     task = system.task
     if task.is_generation:
         outputs, references = system.codec.decode(ordered), [one_line(text) for text in split.references()]
+        are_numbers = not math.isnan(loss)
     else:
         outputs, references = predicted(task, np.stack(ordered)), split.labels
+        are_numbers = bool(np.isfinite(np.stack(ordered)).all())
     scores = scores_of(task, outputs, references, lowercase=system.codec.lowercases)
-    if not task.is_generation and not np.isfinite(np.stack(ordered)).all():
-        # The class of logits that are not numbers is an accident; a score of it could look like a good one.
+    if not are_numbers:
+        # What is read off logits that are not numbers is an accident. A score of it could look like that of a model.
         scores.values = dict.fromkeys(scores.values, math.nan)
     return Results(loss, loss_samples, outputs, scores)
 

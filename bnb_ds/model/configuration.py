@@ -263,8 +263,9 @@ def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _require_range(field: str, value: float, *, minimum: float, below: float | None = None) -> None:
     # In this form the comparison also refuses a NaN.
-    if not (value >= minimum and (below is None or value < below)):
+    if not minimum <= value < (math.inf if below is None else below):
         bound = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
+        bound += ", and no infinite one" if value == math.inf else ""
         raise ConfigError(f"{field} is {value}: give a value of {bound}")
 
 

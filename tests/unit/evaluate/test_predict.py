@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from bnb_ds.cli import main
 from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.evaluate.predict import predict
+from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.registry import get_task
@@ -206,3 +208,20 @@ def test_a_pipe_that_is_not_text_is_one_line(models, tmp_path, capsys):
     os.close(reading)
     assert code == 2
     assert f"/dev/fd/{reading}: cannot be read ('utf-8' codec" in capsys.readouterr().err
+
+
+def test_texts_of_a_model_whose_outputs_are_not_numbers(models, tmp_path, capsys):
+    """Its texts are empty by accident. Their scores would be 0.0, as if a sound model were bad."""
+    model = BnbForConditionalGeneration.from_pretrained(models / "summarization")
+    with torch.no_grad():
+        model.lm_head.bias.fill_(float("nan"))
+    shutil.copytree(models / "summarization", tmp_path / "broken")
+    model.save_pretrained(tmp_path / "broken")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"document": "the value of the list", "summary": "the value"}\n')
+    overrides = [f"data.validation={rows}", f"data.cache_dir={tmp_path}"]
+    evaluation = evaluate_model(tmp_path / "broken", overrides=overrides, output=tmp_path / "e")
+    assert np.isnan([evaluation.scores[name] for name in ("loss", "rouge1", "rougeL", "length_ratio")]).all()
+    command = ["predict", str(tmp_path / "broken"), "--input", str(rows), "--output", str(tmp_path / "o")]
+    assert main(command) == 2
+    assert "the model's outputs are not numbers; give a checkpoint from before" in capsys.readouterr().err

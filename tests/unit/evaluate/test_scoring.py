@@ -12,6 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
 from sklearn import metrics
 
+from bnb_ds.errors import DataError
 from bnb_ds.evaluate.scoring import predicted, score_labels, score_texts, text_scorer
 from bnb_ds.evaluate.significance import paired_bootstrap
 from bnb_ds.tasks.registry import get_task
@@ -83,6 +84,50 @@ def test_a_correlation_with_outputs_that_are_no_numbers_is_none():
     outputs = np.array([1.0, np.nan, 3.0])
     values = score_labels(["pearson", "spearman"], outputs, np.array([1.0, 2.0, 3.0])).values
     assert np.isnan(list(values.values())).all()
+
+
+LABEL_METRICS = ["accuracy", "f1", "mcc", "pearson", "spearman"]
+TEXT_METRICS = ["rouge", "sacrebleu", "bleu4", "length_ratio", "repetition_rate"]
+
+
+@pytest.mark.parametrize("metric", LABEL_METRICS)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_score_of_outputs_that_are_no_numbers_is_none(metric, wrong):
+    values = score_labels([metric], np.array([1.0, wrong, 0.0]), np.array([1.0, 0.0, 1.0])).values
+    assert np.isnan(list(values.values())).all()
+
+
+@pytest.mark.parametrize("metric", LABEL_METRICS)
+def test_labels_that_cannot_be_scored(metric):
+    for outputs, references, message in (
+        ([], [], "there are no rows to score: give at least one"),
+        ([1.0], [1.0, 0.0], "there are 1 outputs for 2 references: give one for each"),
+        ([1.0, 0.0], [0.0, np.nan], "the label of row 1 is nan: give a number"),
+    ):
+        with pytest.raises(DataError, match=message):
+            score_labels([metric], np.array(outputs), np.array(references))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "mcc"])
+def test_a_row_without_a_label_is_named(metric):
+    with pytest.raises(
+        DataError, match="the label of row 2 is -1, which stands for none: score only rows with a label"
+    ):
+        score_labels([metric], np.array([0, 1, 1]), np.array([0, 1, -1]))
+
+
+def test_f1_is_of_two_classes():
+    with pytest.raises(DataError, match="f1 is of the classes 0 and 1, and row 1 has 2: leave f1 out"):
+        score_labels(["f1"], np.array([0, 2, 1]), np.array([0, 1, 1]))
+    assert score_labels(["accuracy", "mcc"], np.array([0, 2, 1]), np.array([0, 2, 0])).values["accuracy"] > 66
+
+
+@pytest.mark.parametrize("metric", TEXT_METRICS)
+def test_texts_that_cannot_be_scored(metric):
+    with pytest.raises(DataError, match="there are no rows to score: give at least one"):
+        score_texts([metric], [], [])
+    with pytest.raises(DataError, match="there are 1 outputs for 2 references: give one for each"):
+        score_texts([metric], ["a"], ["a", "b"])
 
 
 def test_predictions_of_logits():

@@ -32,6 +32,10 @@ def evaluations(tmp_path, monkeypatch):
     evaluation(tmp_path / "labels", task="sst2", references=["negative", "positive"])
     evaluation(tmp_path / "rows", references=["a b", "x"])
     evaluation(tmp_path / "few", predictions=["a b"])
+    evaluation(tmp_path / "none", references=[])
+    evaluation(tmp_path / "other", task="sst2", references=["negative", "positive"], predictions=["negative", "great"])
+    evaluation(tmp_path / "unlabelled", task="sst2", references=["-1", "-1"])
+    evaluation(tmp_path / "no number", task="stsb", references=["1.0", "2.0"], predictions=["1.0", "many"])
     return tmp_path
 
 
@@ -44,6 +48,10 @@ def evaluations(tmp_path, monkeypatch):
         (["a", "few"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["few", "a"], "few: generated_predictions.txt has 1 lines for 2 references; evaluate it again"),
         (["a", "absent"], "absent: holds no evaluation ("),
+        (["none", "none"], "none: references.txt has no lines, so there is nothing to compare; evaluate rows"),
+        (["labels", "other"], "other: line 2 of generated_predictions.txt is 'great', which is no label of sst2;"),
+        (["unlabelled", "unlabelled"], "unlabelled: line 1 of references.txt is '-1', which is no label of sst2;"),
+        (["no number", "no number"], "no number: line 2 of generated_predictions.txt is 'many', which is no number;"),
         (["labels", "labels", "--score", "f2"], "--score f2: is not a score of sst2; known: accuracy"),
         (["a", "a", "--score", "rouge3"], "--score rouge3: did you mean 'rougeL'?"),
         (["a", "a", "--score", "meteor"], "--score meteor: give one of rouge1, rouge2, rougeL, bleu, bleu4"),

@@ -82,6 +82,7 @@ def test_equality_sees_every_field():
         ),
         ({"length_loss_weight": -0.1}, "length_loss_weight is -0.1: give a value of at least 0.0"),
         ({"kl_weight": float("nan")}, "kl_weight is nan: give a value of at least 0.0"),
+        ({"kl_weight": float("inf")}, "kl_weight is inf: give a value of at least 0.0, and no infinite one"),
         (
             {"tie_encoder_decoder": True, "decoder": {"vocab_size": 31, "num_hidden_layers": 1}},
             "tie_encoder_decoder needs two halves of the same size, but these differ: vocab_size, num_hidden_layers",
