@@ -251,7 +251,7 @@ class FaultSection(Section):
 
     #: wait for a rank that was killed or stopped, or that cannot be reached
     silence_seconds: Annotated[float, Field(ge=2)] = 60
-    #: wait while no rank makes progress; must exceed any evaluation or checkpoint. Collectives time out soon after it
+    #: wait while no rank makes progress: passes a batch or a phase, or reads or writes files
     hang_seconds: Annotated[float, Field(ge=10)] = 1800
 
 

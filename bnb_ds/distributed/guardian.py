@@ -51,6 +51,8 @@ class RankState:
     phase: str = "start"
     #: number of marks passed so far; every rank passes the same marks in the same order
     progress: int = 0
+    #: counts what a rank does on its own; unlike ``progress`` it says nothing about which rank is behind
+    activity: int = 0
     message: str = ""
     heard: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
@@ -58,12 +60,12 @@ class RankState:
 
     def update(self, news: dict[str, Any]) -> None:
         now = time.monotonic()
-        if news["progress"] != self.progress:
+        if (news["progress"], news["activity"]) != (self.progress, self.activity):
             self.moved = now
         if news["event"] != self.event:
             self.event_since = now
         self.heard = now
-        for name in ("host", "pid", "event", "step", "phase", "progress", "message"):
+        for name in ("host", "pid", "event", "step", "phase", "progress", "activity", "message"):
             setattr(self, name, news[name])
 
     def shift(self, seconds: float) -> None:
@@ -106,7 +108,8 @@ def judge(states: list[RankState], now: float, silence_seconds: float, hang_seco
         if behind.event != "lost" and behind.progress < lost[0].progress:
             return f"{behind} hangs in {behind.place}; rank {lost[0].rank} waited for it and then lost its connections"
         return f"{lost[0]} lost its connections in {lost[0].place}: {lost[0].message}"
-    if running and all(now - state.moved > hang_seconds for state in running):
+    # A rank that ends is progress too: those that have waited for it end next.
+    if running and all(now - max(state.moved, state.event_since) > hang_seconds for state in states):
         behind = min(running, key=lambda state: state.progress)
         # If all are in the same phase, one may hang before the collective operation in which the others wait.
         at_same_place = len(running) > 1 and behind.progress == max(s.progress for s in running)
@@ -274,7 +277,7 @@ class Guardian:
         if self._own.rank == 0:
             self._tell_peers("ok")
         elif self._hub is not None:
-            names = ("rank", "host", "pid", "event", "step", "phase", "progress", "message")
+            names = ("rank", "host", "pid", "event", "step", "phase", "progress", "activity", "message")
             news = {name: getattr(self._own, name) for name in names}
             with contextlib.suppress(OSError):
                 self._hub.sendall(json.dumps(news).encode() + b"\n")

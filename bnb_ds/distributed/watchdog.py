@@ -22,6 +22,8 @@ from bnb_ds.distributed import ranks
 
 _BEAT_SECONDS = 1.0
 _VERDICT_SECONDS = 30.0
+#: a rank that reads and writes so many bytes between two beats is busy; its beats themselves are a few hundred
+_BUSY_BYTES = 1 << 16
 #: words in the errors of gloo, NCCL and torch when another rank is gone
 _CONNECTION_SIGNS = ("connection", "peer", "timed out", "timeout", "nccl", "socket", "gloo", "store")
 
@@ -31,12 +33,14 @@ class Watchdog:
 
     Args:
         silence_seconds: the job ends when a rank has not run or could not be reached for so long.
-        hang_seconds: the job ends when no rank has made progress for so long.
+        hang_seconds: the job ends when no rank has made progress for so long. A rank makes progress when it passes a
+            mark, when it ticks, and while it reads or writes files.
     """
 
     def __init__(self, silence_seconds: float, hang_seconds: float) -> None:
         self._limits = (silence_seconds, hang_seconds)
-        self._state: dict[str, Any] = {"event": "beat", "step": 0, "phase": "start", "progress": 0, "message": ""}
+        self._state: dict[str, Any] = {"event": "beat", "step": 0, "phase": "start", "progress": 0, "activity": 0}
+        self._state["message"] = ""
         self._lock = threading.Lock()
         self._guardian: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
@@ -82,6 +86,10 @@ class Watchdog:
             self._state["step"] = step
         self._state["progress"] += 1
 
+    def tick(self) -> None:
+        """Note that this rank is busy with long work of its own, such as tokenising while the others wait."""
+        self._state["activity"] += 1
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -103,7 +111,12 @@ class Watchdog:
         self._write(self._state)
 
     def _beat(self) -> None:
+        moved = _bytes_moved()
         while not self._closed.wait(_BEAT_SECONDS):
+            before, moved = moved, _bytes_moved()
+            # Downloads, hashes and checkpoints take long, and the libraries that make them report nothing.
+            if moved - before >= _BUSY_BYTES:
+                self.tick()
             self._write(self._state)
 
     def _write(self, message: dict[str, object]) -> None:
@@ -120,6 +133,15 @@ class Watchdog:
     def _stdin(self) -> IO[bytes]:
         assert self._started.stdin is not None
         return self._started.stdin
+
+
+def _bytes_moved() -> int:
+    """Bytes that this process has read and written so far; 0 where the system does not say."""
+    try:
+        counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        return sum(int(counters[name]) for name in ("rchar", "wchar", "read_bytes"))
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 def _is_connection_error(error: BaseException) -> bool:

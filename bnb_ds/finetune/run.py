@@ -39,8 +39,8 @@ def finetune(plan: FinetunePlan, launch: Launch) -> None:
 def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     recipe, system = plan.recipe, plan.system
     process.watchdog.mark("data")
-    splits = tokenise_splits(plan, lambda: process.watchdog.mark("data"))
-    about_slots = targets_that_do_not_fit(plan, splits, lambda: process.watchdog.mark("data"))
+    splits = tokenise_splits(plan, process.watchdog.tick)
+    about_slots = targets_that_do_not_fit(plan, splits, process.watchdog.tick)
     run = run_directory(plan, splits)
     resume, notes = open_run(run, launch, process)
     if resume is None:

@@ -44,7 +44,7 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, plan.train_shards, recipe.data.max_length, model_class(recipe.objective))
     train, heldout = (plan.samples(shards, model.config) for shards in (plan.train_shards, plan.heldout_shards))
-    about_slots = targets_that_do_not_fit(train, heldout, lambda: process.watchdog.mark("start"))
+    about_slots = targets_that_do_not_fit(train, heldout, process.watchdog.tick)
     total_steps = plan.total_steps(len(train))
     num_parameters = estimates.count_parameters(model)  # before ZeRO stage 3 partitions the parameters
     config = model.config

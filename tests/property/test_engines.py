@@ -76,6 +76,7 @@ def test_awkward_pairs(engine: str, name: str, shared_data: Path) -> None:
     assert_equal(ENGINES[engine](backend), reference, texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_every_character(name: str, shared_data: Path) -> None:
     """Every character of Unicode between letters: cutting and normalising commute."""

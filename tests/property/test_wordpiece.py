@@ -58,6 +58,7 @@ def test_any_vocabulary(data: st.DataObject, lowercase: bool) -> None:
     assert_equal(tokenizer, words, data.draw(st.sampled_from([None, 5])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert-base-cased", "bert-base-uncased", "bert-base-multilingual-cased"])
 def test_real_vocabularies(name: str, shared_data: Path) -> None:
     """Random words of every length that has a key, and words joined from the vocabulary's own pieces."""

@@ -68,6 +68,7 @@ def test_light_imports_stay_light(code):
     assert not loaded_by(code) & {"torch", "transformers", "deepspeed", "datasets"}
 
 
+@pytest.mark.slow
 def test_transformers_knows_the_models_after_the_root_alone():
     """`import bnb_ds` is all that a user of transformers' auto classes writes."""
     code = """

@@ -202,6 +202,7 @@ def test_the_commands_print_write_and_draw(tmp_path, small_tokenizer, capsys, th
     assert result["cells"].keys() == {"bnb", "bert2bert"}
 
 
+@pytest.mark.slow
 def test_all_systems_are_measured_on_the_same_pairs(tmp_path, squad, small_tokenizer, capsys, threads):
     small_tokenizer.save_pretrained(tmp_path / "tokenizer")
     command = ["bench", "generate", "--against", "all", "--size", "tiny", "--repeats", "2", "--threads", "1"]

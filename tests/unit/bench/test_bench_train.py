@@ -68,6 +68,7 @@ def test_measures_are_of_both_ways(small_shards):
     assert all(value > 0 for value in (*result["seconds"].values(), *result["peak_bytes"].values()))
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(small_shards, tmp_path, capsys):
     file = tmp_path / "train.json"
     threads = torch.get_num_threads()

@@ -239,6 +239,7 @@ class Reader(torch.nn.Module):
         return decode_best(best.indices, best.values, links, lengths, self.options, most_slots=self.most_slots)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["greedy", "lookahead"])
 def test_walks_can_be_exported_for_any_number_of_slots(strategy):
     emissions, links, lengths = batch(LENGTHS, fill=0.0)
@@ -256,6 +257,7 @@ def test_walks_can_be_exported_for_any_number_of_slots(strategy):
         assert torch.equal(out_lengths, expected[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["greedy", "lookahead"])
 def test_walks_run_in_onnxruntime(strategy, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

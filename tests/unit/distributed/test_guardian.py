@@ -47,16 +47,38 @@ def test_a_lost_rank_is_named(news, verdict):
 def test_the_rank_that_is_behind_hangs():
     both = states(progress=7, phase="data")
     for state in both:
-        state.moved = NOW - 601
+        state.moved = state.event_since = NOW - 601
     assert judge(both, NOW, SILENCE, HANG).endswith("hangs: no progress for 600 s in step 5, data")
     both[0].moved = NOW - 10
     assert judge(both, NOW, SILENCE, HANG) is None
 
 
+def test_activity_of_one_rank_is_no_hang_and_does_not_put_the_others_behind():
+    """Rank 0 has tokenised while rank 1 waited. Later both hang together."""
+    both = states()
+    for state in both:
+        state.moved = state.event_since = NOW - 601
+    news = {**vars(both[0]), "activity": 40}
+    both[0].update(news)
+    assert both[0].moved > NOW - 601
+    both[0].moved = NOW - 601
+    assert judge(both, NOW, SILENCE, HANG) == "all ranks hang: no progress for 600 s in step 5, backward"
+
+
+def test_a_rank_that_has_waited_may_end_after_the_one_it_waited_for():
+    both = states(moved=NOW - 5000)
+    both[0].event, both[0].event_since = "bye", NOW - 1
+    assert judge(both, NOW, SILENCE, HANG) is None
+    for state in both:
+        state.moved = state.event_since = NOW - 601
+    verdict = "rank 1 (host node7, process 42) hangs: no progress for 600 s in step 5, backward"
+    assert judge(both, NOW, SILENCE, HANG) == verdict
+
+
 def test_ranks_that_hang_together():
     both = states()
     for state in both:
-        state.moved = NOW - 601
+        state.moved = state.event_since = NOW - 601
     assert judge(both, NOW, SILENCE, HANG) == "all ranks hang: no progress for 600 s in step 5, backward"
 
 
@@ -124,7 +146,7 @@ def hub(world_size: int, files: int | None = None):
 
 def news(rank: int, event: str) -> bytes:
     state = {"rank": rank, "host": "node", "pid": 1, "event": event, "step": 1, "phase": "data", "message": ""}
-    return json.dumps({**state, "progress": 1}).encode() + b"\n"
+    return json.dumps({**state, "progress": 1, "activity": 0}).encode() + b"\n"
 
 
 @pytest.mark.slow

@@ -177,6 +177,7 @@ def test_the_command_prints_ceilings(small_tokenizer, small_texts, tmp_path, cap
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "column", "tokenizer_name"),
     [
