@@ -31,6 +31,7 @@ _COMMANDS = (
     ),
     ("generate", "write one generated line for each line of a file", "bnb_ds.commands.generate:add_generate"),
     ("serve", "answer HTTP requests with one model", "bnb_ds.commands.generate:add_serve"),
+    ("show-dag", "draw the graph of slots that a model makes of a text", "bnb_ds.commands.show_dag:add_show_dag"),
     (
         "reconstruct",
         "mask words of held-out documents and show what a model restores",

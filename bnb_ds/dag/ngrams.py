@@ -80,7 +80,7 @@ def ngram_matches(probs_LS: Tensor, links_LL: Tensor, target: list[int], size: i
     """
     counts = Counter(tuple(target[i : i + size]) for i in range(len(target) - size + 1))
     column = {token: target.index(token) for token in target}
-    passing_L = _passing(links_LL)
+    passing_L = passing(links_LL)
     length = passing_L.sum()
     chain_L = passing_L
     for _ in range(size - 1):
@@ -101,8 +101,11 @@ def ngram_matches(probs_LS: Tensor, links_LL: Tensor, target: list[int], size: i
     return NgramMatches(loss, passing_L, length, num_ngrams, expected_G, matched)
 
 
-def _passing(links_LL: Tensor) -> Tensor:
-    """[L], probability that a path passes each slot: the first row of (I - E)^-1, with E strictly triangular."""
+def passing(links_LL: Tensor) -> Tensor:
+    """[L], probability that a path passes each slot: the first row of (I - E)^-1.
+
+    ``links_LL``, E, holds the probability of each link; it is strictly triangular.
+    """
     identity_LL = torch.eye(len(links_LL), dtype=links_LL.dtype, device=links_LL.device)
     solved = torch.linalg.solve_triangular(
         identity_LL - links_LL, identity_LL[:1], upper=True, unitriangular=True, left=False

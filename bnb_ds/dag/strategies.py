@@ -140,19 +140,29 @@ def decode_best(
     Nothing here waits for a device. ``greedy`` and ``lookahead`` can be exported with a dynamic number of slots, if
     ``most_slots`` says how many there can be.
     """
-    links_BLL, last_B = _checked(token_BL, log_links, lengths)
-    is_slot_BL = torch.arange(token_BL.shape[1], device=token_BL.device) <= last_B[:, None]
+    path_BL, length_B = best_slots(log_prob_BL, log_links, lengths, options, most_slots=most_slots)
+    return emitted(token_BL.gather(1, path_BL), length_B, options.merge_duplicates, pad)
+
+
+@torch.no_grad()
+def best_slots(
+    log_prob_BL: Tensor, log_links: Tensor, lengths: Tensor, options: DagOptions, *, most_slots: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The slots that a strategy (any but ``beam``) passes: int64 [B, L], then the last slot; int64 [B], how many.
+
+    Arguments as in `decode_best`.
+    """
+    links_BLL, last_B = _checked(log_prob_BL, log_links, lengths)
+    is_slot_BL = torch.arange(log_prob_BL.shape[1], device=log_prob_BL.device) <= last_B[:, None]
     log_prob_BL = torch.where(is_slot_BL, log_prob_BL.to(links_BLL.dtype), 0.0)
     if options.strategy in ("greedy", "lookahead"):
         beta = options.lookahead_beta if options.strategy == "lookahead" else 0.0
         bonus_BL = beta * log_prob_BL if beta else None
-        path_BL, length_B = _walk(_next_slots(links_BLL, bonus_BL, last_B), last_B, most_slots)
-    else:
-        emission_BL = log_prob_BL if options.strategy == "joint_viterbi" else torch.zeros_like(log_prob_BL)
-        path_BL, length_B, _ = viterbi(
-            emission_BL, links_BLL, last_B, options.length_penalty, options.min_length, options.max_length
-        )
-    return emitted(token_BL.gather(1, path_BL), length_B, options.merge_duplicates, pad)
+        return _walk(_next_slots(links_BLL, bonus_BL, last_B), last_B, most_slots)
+    emission_BL = log_prob_BL if options.strategy == "joint_viterbi" else torch.zeros_like(log_prob_BL)
+    limits = (options.length_penalty, options.min_length, options.max_length)
+    path_BL, length_B, _ = viterbi(emission_BL, links_BLL, last_B, *limits)
+    return path_BL, length_B
 
 
 @torch.no_grad()
@@ -191,9 +201,9 @@ def decode_candidates(
     return ids_BL.to(token_BLC.device), length_B.to(token_BLC.device)
 
 
-def _checked(token_BL: Tensor, log_links: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(values_BL: Tensor, log_links: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """[B, L, L] links, -inf where a path may not go; int64 [B] the last slot of each graph."""
-    batch_size, num_slots = token_BL.shape
+    batch_size, num_slots = values_BL.shape
     if log_links.shape != (batch_size, num_slots, num_slots):
         shape = tuple(log_links.shape)
         raise ValueError(f"log_links has shape {shape}: give [B, L, L] with B = {batch_size} and L = {num_slots}")
@@ -201,10 +211,10 @@ def _checked(token_BL: Tensor, log_links: Tensor, lengths: Tensor) -> tuple[Tens
         raise TypeError(f"lengths has dtype {lengths.dtype}: give integers")
     if lengths.shape != (batch_size,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}: give [{batch_size}]")
-    last_B = lengths.to(token_BL.device).long() - 1
-    slot_L = torch.arange(num_slots, device=token_BL.device)
+    last_B = lengths.to(values_BL.device).long() - 1
+    slot_L = torch.arange(num_slots, device=values_BL.device)
     is_link_BLL = (slot_L[:, None] < slot_L) & (slot_L <= last_B[:, None])[:, None]
-    if token_BL.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    if values_BL.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
         shortest, longest = (int(last_B.min()) + 1, int(last_B.max()) + 1) if batch_size else (1, 1)
         if shortest < 1 or longest > num_slots:
             wrong = shortest if shortest < 1 else longest
