@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from bnb_ds.common.arguments import describe, positive
+from bnb_ds.common.arguments import CommandParser, describe, positive
 from bnb_ds.errors import EXIT_USER_ERROR
 
 
-def add_check(command: argparse.ArgumentParser) -> None:
+def add_check(command: CommandParser) -> None:
     """Add the arguments of ``bnb-ds check``."""
     describe(
         command,
@@ -20,6 +20,7 @@ def add_check(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="replace a value of the recipe, for example steps=100"
     )
+    command.intermixed = True  # as in the programs that launch
     command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
     command.add_argument("--world-size", type=positive, default=1, help="number of ranks (default %(default)s)")
     command.set_defaults(run=_check)

@@ -18,7 +18,6 @@ from bnb_ds.config.sections import PretrainRecipe, TrainingRecipe
 from bnb_ds.errors import BnbError, ConfigError, DataError
 from bnb_ds.finetune import plan as finetune
 from bnb_ds.finetune.recipe import FinetuneRecipe
-from bnb_ds.model_factory import model_config
 from bnb_ds.pretrain import plan as pretrain
 from bnb_ds.tasks.tokenised import Tokenised
 
@@ -97,9 +96,7 @@ def _check_pretraining(findings: Findings, recipe: PretrainRecipe, ds_config: Ds
     config = None
     if shards is not None:
         name = recipe.model.checkpoint or recipe.model.encoder or "random weights"
-        config = findings.attempt(
-            f"model from {name}", lambda: model_config(recipe.model, shards[0], recipe.data.max_length)
-        )
+        config = findings.attempt(f"model from {name}", lambda: pretrain.configuration(recipe, shards[0]))
     findings.attempt(f"output_dir {recipe.output_dir}", lambda: _check_output(Path(recipe.output_dir)))
     if ds_config is None or shards is None:
         return

@@ -45,7 +45,12 @@ def add_predict(command: argparse.ArgumentParser) -> None:
     command.add_argument("--input", type=Path, required=True, help="rows without labels, in any format of a recipe")
     command.add_argument("--output", type=Path, required=True, help="JSON-lines file, which must not exist yet")
     command.add_argument("--task", help="default: what the model was fine-tuned for")
-    command.add_argument("--batch-size", type=positive, default=32, help="makes no difference (%(default)s)")
+    command.add_argument(
+        "--batch-size",
+        type=positive,
+        default=32,
+        help="rows of a batch; it does not change the outputs (default %(default)s)",
+    )
     add_overrides(command, "how to read the rows, as in a recipe: data.columns={sentence: text}")
     command.set_defaults(run=_predict)
 

@@ -15,7 +15,12 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         arguments: ``MODULE:FUNCTION`` that adds the arguments to this parser; None: the caller adds them.
+
+    Attributes:
+        intermixed: several values of one positional argument may stand before, between and behind flags.
     """
+
+    intermixed = False
 
     def __init__(self, *args: Any, arguments: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -27,6 +32,12 @@ class CommandParser(argparse.ArgumentParser):
             module, _, function = self._arguments.partition(":")
             self._arguments = None
             getattr(importlib.import_module(module), function)(self)
+        if self.intermixed:
+            self.intermixed = False  # argparse parses flags and positional arguments with two calls of this method
+            try:
+                return self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self.intermixed = True
         return super().parse_known_args(args, namespace)
 
 

@@ -20,6 +20,7 @@ from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokeni
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.target_loss import check_glancing
 from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.model_factory import model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
@@ -104,11 +105,24 @@ def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertT
     return train_shards, heldout_shards, tokenizer
 
 
+def configuration(recipe: PretrainRecipe, shards: TokenShards) -> BnbConfig:
+    """The configuration of the model that a recipe trains on these shards. No weights are made or read.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as `bnb_ds.model_factory.model_config`; or the model cannot be trained
+            with the recipe's glancing.
+    """
+    config = model_config(recipe.model, shards, recipe.data.max_length)
+    if recipe.glancing is not None:
+        check_glancing(config)
+    return config
+
+
 def describe_dry_run(plan: PretrainPlan) -> list[str]:
     """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device."""
     if not holds_run(Path(plan.recipe.output_dir)):
         check_new(plan)
-    config = model_config(plan.recipe.model, plan.train_shards, plan.recipe.data.max_length)
+    config = configuration(plan.recipe, plan.train_shards)
     num_parameters = count_parameters(plan.recipe.objective, config)
     train, heldout = (plan.samples(shards, config) for shards in (plan.train_shards, plan.heldout_shards))
     return [
@@ -128,10 +142,9 @@ def check_new(plan: PretrainPlan) -> None:
     """Check the model that a new run begins. A run that is resumed goes on with the settings it has.
 
     Raises:
-        ConfigError: settings that a model should no longer begin with.
+        ConfigError: settings that a model should no longer begin with, or what `configuration` refuses.
     """
-    section = plan.recipe.model
-    refuse_equal_slots(section, model_config(section, plan.train_shards, plan.recipe.data.max_length))
+    refuse_equal_slots(plan.recipe.model, configuration(plan.recipe, plan.train_shards))
 
 
 def model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:

@@ -16,7 +16,6 @@ from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
-from bnb_ds.model.target_loss import check_glancing
 from bnb_ds.model_factory import build_model
 from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
 from bnb_ds.pretrain.plan import PretrainPlan, check_new, describe_plan, model_class, targets_that_do_not_fit
@@ -53,7 +52,7 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
         ds_config=plan.ds_config,
         run=run,
         model=model,
-        objective=_objective(recipe, config, total_steps),
+        objective=_objective(recipe, total_steps),
         train=train,
         total_steps=total_steps,
         intervals=Intervals.of(recipe.intervals),
@@ -65,12 +64,8 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
     run_job(job, launch, process, resume, notes)
 
 
-def _objective(recipe: PretrainRecipe, config: BnbConfig, total_steps: int) -> Objective:
-    glancing = recipe.glancing
-    ratio = None
-    if glancing is not None:
-        check_glancing(config)
-        ratio = partial(glancing.ratio, total_steps=total_steps)
+def _objective(recipe: PretrainRecipe, total_steps: int) -> Objective:
+    ratio = None if recipe.glancing is None else partial(recipe.glancing.ratio, total_steps=total_steps)
     if recipe.objective.encoder_mlm_weight:
         return ReconstructionAndEncoderMlm(recipe.objective.encoder_mlm_weight, ratio)
     return Reconstruction(ratio)

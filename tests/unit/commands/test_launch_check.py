@@ -8,6 +8,8 @@ import pytest
 
 from bnb_ds.cli import main
 from bnb_ds.commands import launch_check
+from bnb_ds.errors import ConfigError
+from bnb_ds.pretrain.plan import check_new, describe_dry_run, make_plan
 
 DS = {
     "train_batch_size": 8,
@@ -62,6 +64,17 @@ def test_all_faults_at_once(settings, tmp_path, capsys):
     assert "nowhere" in errors[1]
     assert f"{tmp_path / 'file'} is not a writable directory; choose another" in errors[2]
     assert shown.splitlines()[-1] == "check: 3 errors"
+
+
+def test_glancing_that_the_model_cannot_have_is_an_error_of_check_and_dry_run(settings, capsys):
+    arguments = [*settings(), "glancing.start=0.5"]
+    message = "glancing shows target tokens to the decoder: set model.decoder_tokens to true"
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().out
+    plan = make_plan(arguments[1], ["glancing.start=0.5"], arguments[3], 2)
+    for planned in (describe_dry_run, check_new):
+        with pytest.raises(ConfigError, match=message):
+            planned(plan)
 
 
 def test_a_recipe_that_cannot_be_read_ends_the_check(settings, capsys):
