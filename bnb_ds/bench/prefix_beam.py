@@ -216,9 +216,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     ):
         command.add_argument(flag, type=positive, default=default, help=f"{help_text} (default %(default)s)")
     command.add_argument(
-        "--batch-size", type=positive, nargs="+", default=[1], help="sources decoded together (default 1)"
+        "--batch-size", type=positive, nargs="+", default=[1], help="sources decoded together (default %(default)s)"
     )
-    command.add_argument("--beams", type=positive, nargs="+", default=[1, 4, 8, 32], help="beams (default 1 4 8 32)")
+    command.add_argument(
+        "--beams", type=positive, nargs="+", default=[1, 4, 8, 32], help="prefixes of the beam (default %(default)s)"
+    )
     add_device(command)
     add_repeats(command, 3)
     add_threads(command)

@@ -8,6 +8,7 @@ for output in pipeline.stream(open("articles.txt"), with_scores=True):
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.data.tokenization import load_tokenizer
+from bnb_ds.decoding.bad_words import BadWords
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
@@ -32,6 +34,7 @@ WINDOW_TEXTS = 4096
 WINDOW_CHARACTERS = 1 << 23
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class BnbPipeline:
         dtype: str = "fp32",
         compile: bool = False,
         bad_words: Sequence[str] = (),
+        bad_words_inside: bool = False,
+        bad_words_any_case: bool = False,
         lm_path: str | PathLike[str] | None = None,
         **options: Any,
     ) -> BnbPipeline:
@@ -101,7 +106,10 @@ class BnbPipeline:
             device: ``cpu``, ``cuda`` or ``cuda:1``; None: a GPU if there is one, else the CPU.
             dtype: ``fp32``, ``bf16``, or ``fp16`` on a GPU. The dtype of an ONNX model is fixed at export.
             compile: use ``torch.compile`` for a few shapes; the first batch of each shape takes long.
-            bad_words: words that no output may contain.
+            bad_words: words that no output holds, however the vocabulary spells them. Those that it cannot spell are
+                named in the log.
+            bad_words_inside: nor inside longer words.
+            bad_words_any_case: nor in upper or lower case.
             lm_path: an n-gram language model (ARPA or KenLM binary) for the beam search.
             options: fields of `DecodeOptions`.
 
@@ -128,8 +136,12 @@ class BnbPipeline:
             model, tokenizer = load_exported(directory, place)
             engine = (CompiledEngine if compile else TorchEngine)(model, dtype)
         if bad_words:
-            encoded = tokenizer(list(bad_words), add_special_tokens=False)["input_ids"]
-            changes["bad_words_ids"] = (*changes.get("bad_words_ids", ()), *map(tuple, encoded))
+            banned = BadWords.of(
+                bad_words, tokenizer, engine.config.vocab_size, inside=bad_words_inside, any_case=bad_words_any_case
+            )
+            changes["bad_words"] = banned or None
+            for word in banned.unwritable:
+                _LOG.warning("bad word %r: the vocabulary cannot write it, so it is never written anyway", word)
         if lm_path is not None:
             pieces = tokenizer.convert_ids_to_tokens(list(range(engine.config.vocab_size)))
             pieces = [piece if piece is not None else "" for piece in pieces]
