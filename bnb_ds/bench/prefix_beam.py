@@ -218,7 +218,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--batch-size", type=positive, nargs="+", default=[1], help="sources decoded together (default %(default)s)"
     )
-    command.add_argument("--beams", type=positive, nargs="+", default=[1, 4, 8, 32], help="beams (default %(default)s)")
+    command.add_argument(
+        "--beams", type=positive, nargs="+", default=[1, 4, 8, 32], help="prefixes of the beam (default %(default)s)"
+    )
     add_device(command)
     add_repeats(command, 3)
     add_threads(command)

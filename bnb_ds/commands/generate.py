@@ -154,8 +154,14 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         help="no n-gram of N tokens twice in an output; 0: no such rule (default %(default)s)",
     )
     decoding.add_argument(
-        "--bad-word", action="append", default=[], metavar="WORD", help="word that is never written; may be repeated"
+        "--bad-word",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="word that is never written, however it is spelled; may be repeated",
     )
+    decoding.add_argument("--bad-words-inside", action="store_true", help="nor inside longer words")
+    decoding.add_argument("--bad-words-any-case", action="store_true", help="nor in upper or lower case")
     decoding.add_argument(
         "--lm", type=Path, metavar="FILE", help="n-gram model (ARPA or KenLM binary) that scores the beam search"
     )
@@ -184,6 +190,8 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "no_repeat_ngram_size",
         "lm_weight",
         "word_bonus",
+        "bad_words_inside",
+        "bad_words_any_case",
     ]
     return {**{name: getattr(args, name) for name in names}, "bad_words": args.bad_word, "lm_path": args.lm}
 

@@ -62,6 +62,16 @@ class PackedLayout:
         cu_seqlens = F.pad(lengths_B.cumsum(0, dtype=torch.int32), (1, 0))
         return cls.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=max_seqlen)
 
+    def rows(self, rows: list[int]) -> tuple[PackedLayout, Tensor]:
+        """The layout of these sequences alone, and the places of their tokens in this one, int64 [tokens of theirs]."""
+        lengths, starts = self.lengths.tolist(), self.cu_seqlens.tolist()
+        kept = [lengths[row] for row in rows]
+        device = self.cu_seqlens.device
+        layout = PackedLayout.from_lengths(
+            torch.tensor(kept, device=device), num_tokens=sum(kept), max_seqlen=max(kept)
+        )
+        return layout, torch.cat([torch.arange(starts[row], starts[row + 1], device=device) for row in rows])
+
     @property
     def masks_tokens(self) -> bool:
         """Whether the row itself holds [PAD] tokens, which attention must not read."""

@@ -12,14 +12,27 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 #: nats of a token behind a text
 LanguageModel = Callable[[tuple[int, ...], int], float]
+
+
+class OutputRule(Protocol):
+    """What texts are allowed. A state says what of a text matters for that; the state of the empty text is 0."""
+
+    def after(self, state: int, token: int) -> int:
+        """The state after one more token; -1: the text is not allowed, and no longer one is."""
+
+    def may_end(self, state: int) -> bool:
+        """Whether the text may end here."""
+
+    def longest(self, tokens: Sequence[int]) -> int:
+        """Tokens of the longest beginning of a text that is allowed and may end."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class BeamOptions:
         candidates: ways that are followed from each slot: the most probable pairs of a later slot and its token.
         lm: gives the nats of a token behind a text (a tuple of ids, empty for the first); None: no language model.
         lm_weight: what these nats are multiplied by.
+        rule: what outputs are allowed; None: all.
 
     Raises:
         ValueError: a number out of its range.
@@ -40,6 +54,7 @@ class BeamOptions:
     candidates: int = 5
     lm: LanguageModel | None = None
     lm_weight: float = 0.0
+    rule: OutputRule | None = None
 
     def __post_init__(self) -> None:
         for name in ("beam_size", "candidates"):
@@ -82,13 +97,15 @@ def search(
     num_slots = len(tokens_LC)
     slots: list[dict[tuple[int, ...], float]] = [{} for _ in range(num_slots)]
     nats = _RememberedNats(options)
+    states = _RememberedStates(options.rule)
     longest = math.inf if max_length is None else max(max_length, min(num_slots, 2))
 
     def score(text: tuple[int, ...], log_prob: float) -> float:
         return (log_prob + nats(text)) / max(len(text), 1) ** length_penalty
 
     for token, log_prob in zip(tokens_LC[0].tolist(), log_probs_LC[0].tolist(), strict=True):
-        _add(slots[0], (token,), log_prob)
+        if states((token,)) >= 0:
+            _add(slots[0], (token,), log_prob)
     for slot in range(num_slots - 1):
         # Ranked by score, which is what the end is ranked by, so that texts of several lengths live side by side.
         kept = heapq.nlargest(options.beam_size, slots[slot].items(), key=lambda item: score(*item))
@@ -97,9 +114,11 @@ def search(
         for text, log_prob in kept:
             for place, token, gained in ways:
                 is_same = merge_duplicates and token == text[-1]
-                if is_same or len(text) < longest:
-                    _add(slots[slot + 1 + place], text if is_same else (*text, token), log_prob + gained)
-    found = [Found(text, log_prob, score(text, log_prob)) for text, log_prob in slots[-1].items()]
+                longer = text if is_same else (*text, token)
+                if is_same or (len(text) < longest and states(longer) >= 0):
+                    _add(slots[slot + 1 + place], longer, log_prob + gained)
+    ends = ((text, log_prob) for text, log_prob in slots[-1].items() if states.may_end(text))
+    found = [Found(text, log_prob, score(text, log_prob)) for text, log_prob in ends]
     enough = min(min_length, max((len(one.tokens) for one in found), default=0))
     return sorted((one for one in found if len(one.tokens) >= enough), key=lambda one: -one.score)
 
@@ -118,6 +137,25 @@ class _RememberedNats:
         if text not in self._of:
             self._of[text] = self(text[:-1]) + self._options.lm_weight * lm(text[:-1], text[-1])
         return self._of[text]
+
+
+class _RememberedStates:
+    """The states of texts under a rule; without one, all texts are in state 0."""
+
+    def __init__(self, rule: OutputRule | None):
+        self._rule = rule
+        self._of: dict[tuple[int, ...], int] = {(): 0}
+
+    def __call__(self, text: tuple[int, ...]) -> int:
+        if self._rule is None:
+            return 0
+        if text not in self._of:
+            self._of[text] = self._rule.after(self(text[:-1]), text[-1])
+        return self._of[text]
+
+    def may_end(self, text: tuple[int, ...]) -> bool:
+        """Whether the text may end here."""
+        return self._rule is None or self._rule.may_end(self(text))
 
 
 def _ways_on(

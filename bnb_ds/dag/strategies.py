@@ -196,6 +196,8 @@ def decode_candidates(
                 token_BLC[alone, :, 0], log_prob_BLC[alone, :, 0], log_links[alone], lengths[alone], instead
             )
             tokens = ids[0, : int(length)].cpu()
+            if options.beam.rule is not None:
+                tokens = tokens[: options.beam.rule.longest(tokens.tolist())]
         ids_BL[index, : len(tokens)] = tokens
         length_B[index] = len(tokens)
     return ids_BL.to(token_BLC.device), length_B.to(token_BLC.device)

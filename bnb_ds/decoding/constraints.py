@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,18 +35,20 @@ class Limits:
         self._options = options
         self._lengths_B = lengths_B
         self._step = 0
-        shape = (lengths_B.numel(), beam_size)
+        shape, device = (lengths_B.numel(), beam_size), lengths_B.device
         self._ngrams = None
         if options.no_repeat_ngram_size:
-            self._ngrams = _Ngrams(options.no_repeat_ngram_size, num_steps, shape, lengths_B.device)
-        self._sequences = None
+            self._ngrams = _Ngrams(options.no_repeat_ngram_size, num_steps, shape, device)
+        self._automata: list[_Automaton] = []
         if options.banned_sequences:
-            self._sequences = _Sequences(options.banned_sequences, shape, lengths_B.device)
+            self._automata.append(_Automaton(_Sequences(options.banned_sequences, device), shape, device))
+        if options.bad_words:
+            self._automata.append(_Automaton(options.bad_words, shape, device))
 
     def keep_rows(self, num_rows: int) -> None:
         """Leave out all sequences but the first ones."""
         self._lengths_B = self._lengths_B[:num_rows]
-        for part in (self._ngrams, self._sequences):
+        for part in (self._ngrams, *self._automata):
             if part is not None:
                 part.keep_rows(num_rows)
 
@@ -56,8 +59,7 @@ class Limits:
             found.append((lengths_BW >= self._options.max_length)[..., None])
         if self._ngrams is not None:
             found.append(self._ngrams.forbidden(lengths_BW, hashes_BW, ids_BK))
-        if self._sequences is not None:
-            found.append(self._sequences.forbidden(ids_BK))
+        found += [automaton.forbidden(ids_BK) for automaton in self._automata]
         return functools.reduce(torch.logical_or, found) if found else None
 
     def ranked(self, rank_BC: Tensor, lengths_BW: Tensor, prefix_C: Tensor) -> Tensor:
@@ -87,8 +89,8 @@ class Limits:
         """
         if self._ngrams is not None:
             self._ngrams.follow(prefix_BW, lengths_BW, hashes_BW)
-        if self._sequences is not None:
-            self._sequences.follow(chosen_BW)
+        for automaton in self._automata:
+            automaton.follow(chosen_BW)
 
 
 class _Ngrams:
@@ -122,16 +124,42 @@ class _Ngrams:
         self._now.scatter_(0, lengths_BW[None], hashes_BW[None])
 
 
+class _States(Protocol):
+    """The states of an automaton, from 0, where prefixes begin."""
+
+    def after_all(self, states_BW: Tensor, ids_BK: Tensor) -> Tensor:
+        """int64 [B, W, K], the state of each extension of each prefix; -1: it is forbidden."""
+
+
+class _Automaton:
+    """The state of each prefix in an automaton."""
+
+    def __init__(self, states: _States, shape: tuple[int, int], device: torch.device):
+        self._states = states
+        self._now_BW = torch.zeros(shape, dtype=torch.int64, device=device)
+
+    def keep_rows(self, num_rows: int) -> None:
+        self._now_BW = self._now_BW[:num_rows]
+
+    def forbidden(self, ids_BK: Tensor) -> Tensor:
+        self._longer_BWK = self._states.after_all(self._now_BW, ids_BK)
+        return self._longer_BWK < 0
+
+    def follow(self, chosen_BW: Tensor) -> None:
+        # An extension that is forbidden can be chosen only for an unused place, whose state does not matter.
+        states_BC = torch.cat((self._now_BW, self._longer_BWK.flatten(1).clamp(min=0)), 1)
+        self._now_BW = states_BC.gather(1, chosen_BW)
+
+
 class _Sequences:
     """How far a prefix has gone into each of the banned sequences.
 
-    The states are those of an automaton: the beginnings of the sequences. A prefix is in the state of the longest one
-    that it ends in.
+    The states are the beginnings of the sequences. A prefix is in the state of the longest one that it ends in.
 
     Source: Aho and Corasick, Efficient String Matching, Communications of the ACM 18(6), 1975.
     """
 
-    def __init__(self, sequences: Sequence[tuple[int, ...]], shape: tuple[int, int], device: torch.device):
+    def __init__(self, sequences: Sequence[tuple[int, ...]], device: torch.device):
         tokens = sorted({token for words in sequences for token in words})
         beginnings = sorted({words[:end] for words in sequences for end in range(len(words))}, key=len)
         number = {beginning: state for state, beginning in enumerate(beginnings)}
@@ -145,20 +173,10 @@ class _Sequences:
         columns = torch.full((tokens[-1] + 2,), len(tokens))
         columns[torch.tensor(tokens)] = torch.arange(len(tokens))
         self._column_V = columns.to(device)
-        self._state_BW = torch.zeros(shape, dtype=torch.int64, device=device)
 
-    def keep_rows(self, num_rows: int) -> None:
-        self._state_BW = self._state_BW[:num_rows]
-
-    def forbidden(self, ids_BK: Tensor) -> Tensor:
+    def after_all(self, states_BW: Tensor, ids_BK: Tensor) -> Tensor:
         column_BK = self._column_V[ids_BK.clamp(max=self._column_V.numel() - 1)]
-        self._longer_BWK = self._table_SC[self._state_BW[..., None], column_BK[:, None]]
-        return self._longer_BWK < 0
-
-    def follow(self, chosen_BW: Tensor) -> None:
-        # An extension that is forbidden can be chosen only for an unused place, whose state does not matter.
-        states_BC = torch.cat((self._state_BW, self._longer_BWK.flatten(1).clamp(min=0)), 1)
-        self._state_BW = states_BC.gather(1, chosen_BW)
+        return self._table_SC[states_BW[..., None], column_BK[:, None]]
 
 
 def _first(ways: list[tuple[int, ...]], number: dict[tuple[int, ...], int]) -> int:
@@ -188,6 +206,8 @@ def keeps_limits(tokens: Sequence[int], options: DecodeOptions, num_slots: int) 
     size = options.no_repeat_ngram_size
     ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)] if size else []
     if len(set(ngrams)) < len(ngrams):
+        return False
+    if options.bad_words and not options.bad_words.allow(tokens):
         return False
     return not any(
         tuple(tokens[i : i + len(words)]) == words

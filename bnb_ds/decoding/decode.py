@@ -24,6 +24,7 @@ from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.graph import Decoded, banned_bias, decode_graph
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import Slots, ctc_score, refine
+from bnb_ds.decoding.slotwise import without_bad_words
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.network import BnbLMHeadModel, Encoded
 from bnb_ds.model.outputs import FILLED
@@ -199,7 +200,12 @@ def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: Decode
     repeated = _repeat(encoded, num_candidates) if num_candidates > 1 else encoded
     slots = open_slots(repeated.layout, model.config, lengths_BK.flatten())
     hidden_TH = model.lm_head(model.model.decode(repeated, slots))
-    best_T, log_probs_T = linear_best(hidden_TH, _head(model), banned_bias(model, options))
+    head = (hidden_TH, _head(model), banned_bias(model, options))
+    best_T, log_probs_T = linear_best(*head)
+    if options.bad_words:
+        best_T, log_probs_T = without_bad_words(
+            best_T, log_probs_T, head, slots.layout, options.bad_words, options.beam_classes
+        )
     sums_BK = slots.layout.pad(log_probs_T.double()).sum(1).unflatten(0, (-1, num_candidates))
     chosen_B = (sums_BK / lengths_BK).argmax(1) + torch.arange(
         0, sums_BK.numel(), num_candidates, device=sums_BK.device

@@ -14,7 +14,7 @@ from bnb_ds.common.packing import PackedInputs
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.model.network import BnbLMHeadModel
 from bnb_ds.targets.dag_target import output_log_probs
-from bnb_ds.targets.interface import ReadOptions
+from bnb_ds.targets.interface import ReadOptions, SlotStates
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +33,29 @@ def decode_graph(
     encoded = model.model.encode(inputs)
     states = model.states(encoded, model.model.open(encoded))
     states = replace(states, bias=banned_bias(model, options))
-    ids_BT, lengths_B = model.target.decode(states, ReadOptions(options.dag_options(), model.config.pad_token_id or 0))
+    read = ReadOptions(options.dag_options(), model.config.pad_token_id or 0)
+    ids_BT, lengths_B = model.target.decode(states, read)
+    if options.bad_words and read.dag.strategy != "beam":
+        rows = zip(ids_BT.tolist(), lengths_B.tolist(), strict=True)
+        broken = [row for row, (ids, end) in enumerate(rows) if not options.bad_words.allow(ids[:end])]
+        if broken:
+            # Only the beam search can go round a word.
+            read = replace(read, dag=replace(read.dag, strategy="beam"))
+            index = torch.tensor(broken, device=ids_BT.device)
+            found_RT, found_R = model.target.decode(_rows(states, broken), read)
+            ids_BT[index, : found_RT.shape[1]] = found_RT
+            lengths_B[index] = found_R
     scores_B = output_log_probs(states, ids_BT, lengths_B) if with_scores else None
     return Decoded(ids_BT, lengths_B, scores_B)
+
+
+def _rows(states: SlotStates, rows: list[int]) -> SlotStates:
+    """The slots of these sequences."""
+    layout, places = states.layout.rows(rows)
+    longest = layout.max_seqlen
+    assert states.links is not None
+    links = torch.stack([states.links[row, :longest, :longest] for row in rows])
+    return replace(states, hidden=states.hidden.index_select(0, places), layout=layout, links=links)
 
 
 def banned_bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:

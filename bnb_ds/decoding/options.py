@@ -9,6 +9,7 @@ from typing import Any
 
 from bnb_ds.dag.beam_search import BeamOptions
 from bnb_ds.dag.strategies import DagOptions
+from bnb_ds.decoding.bad_words import BadWords
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.model.configuration import BnbConfig
@@ -22,8 +23,8 @@ class DecodeOptions:
     """Settings of decoding. Lengths are in tokens of the output, including the first and the last special token.
 
     With CTC, ``beam_size`` 1 is greedy decoding: take the best token of each slot, merge repeats, drop blanks. If a
-    greedy output breaks ``min_length``, ``max_length`` or ``no_repeat_ngram_size``, or holds a bad word of several
-    tokens, its source is searched with `CONSTRAINT_BEAM` prefixes instead.
+    greedy output breaks ``min_length``, ``max_length`` or ``no_repeat_ngram_size``, or holds a bad word, its source is
+    searched with `CONSTRAINT_BEAM` prefixes instead.
 
     Attributes:
         beam_size: number of prefixes of the CTC prefix beam search; 1: greedy.
@@ -35,6 +36,7 @@ class DecodeOptions:
         max_length: most tokens of an output; None: as many as there are slots.
         no_repeat_ngram_size: no n-gram of this many tokens occurs twice in an output; 0: no such limit. CTC only.
         bad_words_ids: token sequences that no output holds. Sequences of several tokens need CTC.
+        bad_words: words that no output holds, however they are spelled; None: no such words.
         lm: an n-gram language model for the search; it needs ``beam_size`` above 1.
         lm_weight: factor on its natural log-probabilities.
         word_bonus: nats added for every word, because the language model favours short outputs.
@@ -56,6 +58,7 @@ class DecodeOptions:
     max_length: int | None = None
     no_repeat_ngram_size: int = 0
     bad_words_ids: Sequence[Sequence[int]] = ()
+    bad_words: BadWords | None = None
     lm: NgramLm | None = None
     lm_weight: float = 0.5
     word_bonus: float = 0.0
@@ -91,7 +94,8 @@ class DecodeOptions:
     @property
     def has_limits(self) -> bool:
         """Whether a greedy CTC output may have to be searched again."""
-        return bool(self.min_length or self.max_length or self.no_repeat_ngram_size or self.banned_sequences)
+        limits = (self.min_length, self.max_length, self.no_repeat_ngram_size, self.banned_sequences, self.bad_words)
+        return any(limits)
 
     @property
     def banned_tokens(self) -> list[int]:
@@ -111,6 +115,7 @@ class DecodeOptions:
         """
         strategy = self.strategy or ("beam" if self.beam_size > 1 else "lookahead")
         beam = BeamOptions() if self.beam_size == 1 else BeamOptions(self.beam_size, self.beam_classes)
+        beam = replace(beam, rule=self.bad_words or None)
         try:
             return DagOptions(
                 strategy,

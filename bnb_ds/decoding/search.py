@@ -6,14 +6,15 @@ hypotheses of a source.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.greedy import collapse, linear_best
-from bnb_ds.decoding.beam import search
+from bnb_ds.decoding.bad_words import BadWords
+from bnb_ds.decoding.beam import Hypotheses, search
 from bnb_ds.decoding.constraints import keeps_limits, short_penalty
 from bnb_ds.decoding.emissions import ctc_log_probs, linear_emissions
 from bnb_ds.decoding.ngram_lm import LmScores
@@ -40,13 +41,8 @@ class Slots:
 
     def select(self, rows: list[int]) -> Slots:
         """The slots of these sequences."""
-        lengths, starts = self.layout.lengths.tolist(), self.layout.cu_seqlens.tolist()
-        kept = [lengths[row] for row in rows]
-        layout = PackedLayout.from_lengths(
-            torch.tensor(kept, device=self.hidden.device), num_tokens=sum(kept), max_seqlen=max(kept)
-        )
-        hidden = torch.cat([self.hidden[starts[row] : starts[row + 1]] for row in rows])
-        return Slots(hidden, self.weight, self.bias, layout, self.blank)
+        layout, places = self.layout.rows(rows)
+        return Slots(self.hidden.index_select(0, places), self.weight, self.bias, layout, self.blank)
 
 
 def refine(
@@ -98,6 +94,8 @@ def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple
         num_classes=options.beam_classes,
     )
     beam = search(emissions, options, beam_size)
+    if options.bad_words:
+        beam = _without_last_words(beam, options.bad_words)
     greedy_BT, greedy_B = collapse(emissions.best, emissions.lengths, slots.blank)
     outputs_BWT = torch.cat((beam.tokens, greedy_BT[:, None]), 1)
     lengths_BW = torch.cat((beam.lengths, greedy_B[:, None]), 1)
@@ -122,6 +120,13 @@ def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple
     chosen_B = scores_BW.masked_fill(~allowed_BW, -torch.inf).argmax(1)
     everyone = torch.arange(chosen_B.numel(), device=chosen_B.device)
     return outputs_BWT[everyone, chosen_B], lengths_BW[everyone, chosen_B]
+
+
+def _without_last_words(beam: Hypotheses, bad_words: BadWords) -> Hypotheses:
+    """The hypotheses without the words at their ends that are bad. While more could follow, these were none yet."""
+    rows = zip(beam.tokens.flatten(0, 1).tolist(), beam.lengths.flatten().tolist(), strict=True)
+    longest = [bad_words.longest(tokens[:end]) for tokens, end in rows]
+    return replace(beam, lengths=beam.lengths.new_tensor(longest).reshape(beam.lengths.shape))
 
 
 def _allowed(ids_BT: Tensor, lengths_B: Tensor, options: DecodeOptions, slots_B: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ for output in pipeline.stream(open("articles.txt"), with_scores=True):
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -17,6 +18,7 @@ from typing import Any, TypeVar, overload
 from tqdm import tqdm
 
 from bnb_ds.common.memory import return_freed_memory
+from bnb_ds.decoding.bad_words import BadWords
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
@@ -28,6 +30,7 @@ WINDOW_TEXTS = 4096
 WINDOW_CHARACTERS = 1 << 23
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class BnbPipeline:
         compile: bool = False,
         special_tokens: str | None = None,
         bad_words: Sequence[str] = (),
+        bad_words_inside: bool = False,
+        bad_words_any_case: bool = False,
         lm_path: str | PathLike[str] | None = None,
         **options: Any,
     ) -> BnbPipeline:
@@ -89,7 +94,10 @@ class BnbPipeline:
             special_tokens: which special tokens the letters of a text can spell: ``none``, ``mask`` ([MASK] alone) or
                 ``all``. None: as the model was trained, which is ``mask`` after pre-training and ``none`` after
                 fine-tuning.
-            bad_words: words that no output may contain.
+            bad_words: words that no output holds, however the vocabulary spells them. Those that it cannot spell are
+                named in the log.
+            bad_words_inside: nor inside longer words.
+            bad_words_any_case: nor in upper or lower case.
             lm_path: an n-gram language model (ARPA or KenLM binary) for the beam search.
             options: fields of `DecodeOptions`.
 
@@ -117,8 +125,12 @@ class BnbPipeline:
             engine = (CompiledEngine if compile else TorchEngine)(load_exported(directory, place), dtype)
         codec = reader.codec
         if bad_words:
-            encoded = codec.target_ids(bad_words)
-            changes["bad_words_ids"] = (*changes.get("bad_words_ids", ()), *map(tuple, encoded))
+            banned = BadWords.of(
+                bad_words, codec.target, engine.config.vocab_size, inside=bad_words_inside, any_case=bad_words_any_case
+            )
+            changes["bad_words"] = banned or None
+            for word in banned.unwritable:
+                _LOG.warning("bad word %r: the vocabulary cannot write it, so it is never written anyway", word)
         if lm_path is not None:
             pieces = codec.target_pieces(engine.config.vocab_size)
             changes["lm"] = NgramLm(lm_path, pieces, set(codec.target.all_special_ids))

@@ -1,0 +1,262 @@
+"""Words that no output may hold, however the pieces of the vocabulary spell them.
+
+An automaton reads the text of an output character by character, piece by piece. Its text is a row of *atoms*: runs of
+letters and digits, and single marks. A bad word is a row of atoms too. Spaces beside marks do not count, because an
+output is written with or without them. A state says how far the text has gone into each bad word.
+
+Shapes: B sequences, W prefixes of a beam, K classes of a slot, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnb_ds.errors import ConfigError
+
+_DEAD = -1  # the text holds a bad word
+_NOT_KNOWN = -2
+_MOST_ROWS = 1024  # states whose ways on are kept in a table
+_MOST_WAYS = 1 << 20
+
+_CHINESE = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
+
+#: a bad word, one of its atoms, and the characters of that atom that the text has; at 0 the atom may begin
+_Item = tuple[int, int, int]
+#: items, and whether the text ends within a run of letters
+_Reading = tuple[frozenset[_Item], bool]
+_START: _Reading = (frozenset(), False)
+
+
+class BadWords:
+    """What may follow a text that holds no bad word.
+
+    Args:
+        words: the bad words.
+        pieces: the piece of each id; ``##`` continues a word, and an empty one writes nothing.
+        special_ids: ids that write nothing.
+        unknown_id: the id of [UNK], which stands for a word that is not known; None: there is none.
+        inside: also refuse the words inside longer ones.
+        any_case: refuse them in upper and lower case alike.
+
+    Attributes:
+        unwritable: those of the words that the vocabulary cannot spell.
+        silent_id: an id that writes nothing, so it may stand anywhere.
+
+    Raises:
+        ConfigError: a word without letters or marks, or a vocabulary in which every token writes something.
+    """
+
+    def __init__(
+        self,
+        words: Iterable[str],
+        pieces: Sequence[str],
+        special_ids: Iterable[int],
+        *,
+        unknown_id: int | None = None,
+        inside: bool = False,
+        any_case: bool = False,
+    ):
+        silent = set(special_ids) - {unknown_id} | {number for number, piece in enumerate(pieces) if not piece}
+        if not silent:
+            raise ConfigError("bad words need a vocabulary with special tokens, such as [SEP]: leave them out")
+        self.silent_id = min(silent)
+        self._unknown_id = unknown_id
+        self._inside = inside
+        #: text of a piece, and whether a word begins with it; None: it writes nothing
+        self._parts: list[tuple[str, bool] | None] = []
+        for number, piece in enumerate(pieces):
+            continues = piece.startswith("##") and len(piece) > 2
+            text = piece[2:] if continues else piece
+            self._parts.append(None if number in silent else (text.lower() if any_case else text, not continues))
+        texts = {part[0] for number, part in enumerate(self._parts) if part is not None and number != unknown_id}
+        self._words: list[tuple[str, ...]] = []
+        self.unwritable: list[str] = []
+        for word in words:
+            atoms = tuple(_atoms(word.lower() if any_case else word))
+            if not atoms:
+                raise ConfigError(f"bad word {word!r}: give at least one letter or mark")
+            if all(self._can_spell(atom, texts) for atom in atoms):
+                self._words.append(atoms)
+            else:
+                self.unwritable.append(word)
+        self._states: list[frozenset[_Reading]] = [frozenset({_START})]
+        self._number_of = {self._states[0]: 0}
+        self._ways: dict[tuple[int, int], int] = {}
+        self._table_SV = torch.full((1, len(pieces)), _NOT_KNOWN, dtype=torch.int32)
+
+    @classmethod
+    def of(
+        cls, words: Iterable[str], tokenizer: Any, vocab_size: int, *, inside: bool = False, any_case: bool = False
+    ) -> BadWords:
+        """For outputs of a tokenizer. Words are normalised as it normalises texts, to lower case for example.
+
+        Raises:
+            ConfigError: it has no WordPiece vocabulary, or as above.
+        """
+        kind = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"]
+        if kind != "WordPiece":
+            raise ConfigError(f"bad words need a WordPiece vocabulary, and this tokenizer has {kind}: leave them out")
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        texts = [word if normalizer is None else normalizer.normalize_str(word) for word in words]
+        pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(list(range(vocab_size)))]
+        special, unknown = tokenizer.all_special_ids, tokenizer.unk_token_id
+        return cls(texts, pieces, special, unknown_id=unknown, inside=inside, any_case=any_case)
+
+    def __bool__(self) -> bool:
+        """Whether there is a word to look for."""
+        return bool(self._words)
+
+    def after(self, state: int, token: int) -> int:
+        """The state after one more token; -1: the text holds a bad word. The state of the empty text is 0."""
+        following = self._ways.get((state, token))
+        if following is None:
+            if len(self._ways) >= _MOST_WAYS:
+                self._ways.clear()
+            following = self._ways[state, token] = self._after(self._states[state], token)
+        return following
+
+    def may_end(self, state: int) -> bool:
+        """Whether the text may end here; its last word may be a bad one that is not yet seen to be whole."""
+        return state != _DEAD and all(self._closed(reading) is not None for reading in self._states[state])
+
+    def allow(self, tokens: Sequence[int]) -> bool:
+        """Whether an output holds no bad word."""
+        return self.longest(tokens) == len(tokens)
+
+    def longest(self, tokens: Sequence[int]) -> int:
+        """How many tokens at the beginning of an output hold no bad word, at most."""
+        state = longest = 0
+        for number, token in enumerate(tokens, 1):
+            state = self.after(state, token)
+            if state == _DEAD:
+                break
+            if self.may_end(state):
+                longest = number
+        return longest
+
+    def after_all(self, states_BW: Tensor, ids_BK: Tensor) -> Tensor:
+        """`after` for each class behind each prefix, int64 [B, W, K]."""
+        self._table_SV = self._table_SV.to(ids_BK.device)
+        states_BWK, ids_BWK = torch.broadcast_tensors(states_BW[..., None], ids_BK[:, None])
+        num_rows = min(len(self._states), _MOST_ROWS)
+        if num_rows > self._table_SV.shape[0]:
+            new = self._table_SV.new_full((num_rows - self._table_SV.shape[0], self._table_SV.shape[1]), _NOT_KNOWN)
+            self._table_SV = torch.cat((self._table_SV, new))
+        is_kept_BWK = states_BWK < num_rows
+        found_BWK = self._table_SV[states_BWK.clamp(max=num_rows - 1), ids_BWK].long()
+        is_missing_BWK = (found_BWK == _NOT_KNOWN) | ~is_kept_BWK
+        if is_missing_BWK.any():
+            states_M, ids_M = states_BWK[is_missing_BWK], ids_BWK[is_missing_BWK]
+            values = [self.after(*pair) for pair in zip(states_M.tolist(), ids_M.tolist(), strict=True)]
+            values_M = torch.tensor(values, device=ids_BK.device)
+            found_BWK[is_missing_BWK] = values_M
+            is_kept_M = is_kept_BWK[is_missing_BWK]
+            self._table_SV[states_M[is_kept_M], ids_M[is_kept_M]] = values_M[is_kept_M].int()
+        return found_BWK
+
+    def _after(self, readings: frozenset[_Reading], token: int) -> int:
+        part = self._parts[token] if token < len(self._parts) else None
+        if part is None:
+            return self._number_of[readings]
+        following: set[_Reading | None] = set()
+        for reading in readings:
+            if token == self._unknown_id:
+                # Depending on how outputs become text, [UNK] is left out or stands as a word of its own.
+                following |= {reading, _START if self._closed(reading) else None}
+            else:
+                following.add(self._read(reading, *part))
+        if None in following:
+            return _DEAD
+        state = frozenset(reading for reading in following if reading is not None)
+        if state not in self._number_of:
+            self._number_of[state] = len(self._states)
+            self._states.append(state)
+        return self._number_of[state]
+
+    def _read(self, reading: _Reading, text: str, begins_word: bool) -> _Reading | None:
+        """The reading after the text of a piece; None: it holds a bad word."""
+        following: _Reading | None = self._closed(reading) if begins_word else reading
+        for character in text:
+            if following is None:
+                return None
+            if _is_letter(character):
+                following = self._with_letter(*following, character)
+            else:
+                closed = self._closed(following)
+                following = None if closed is None else self._with_mark(closed[0], character)
+        return following
+
+    def _closed(self, reading: _Reading) -> _Reading | None:
+        """The reading after the end of a run of letters; None: it ended in a bad word."""
+        items, is_in_run = reading
+        if not is_in_run:
+            return reading
+        whole = [(word, atom) for word, atom, count in items if count == len(self._words[word][atom])]
+        if any(atom + 1 == len(self._words[word]) for word, atom in whole):
+            return None
+        return frozenset((word, atom + 1, 0) for word, atom in whole), False
+
+    def _with_letter(self, items: frozenset[_Item], is_in_run: bool, character: str) -> _Reading | None:
+        if self._inside or not is_in_run:
+            items |= {(word, 0, 0) for word in range(len(self._words))}
+        following = {
+            (word, atom, count + 1)
+            for word, atom, count in items
+            if self._words[word][atom][count : count + 1] == character
+        }
+        if self._inside:
+            for word, atom, count in following:
+                if atom + 1 == len(self._words[word]) and count == len(self._words[word][atom]):
+                    return None
+        return frozenset(following), True
+
+    def _with_mark(self, items: frozenset[_Item], mark: str) -> _Reading | None:
+        waiting = items | {(word, 0, 0) for word in range(len(self._words))}
+        met = [(word, atom) for word, atom, _ in waiting if self._words[word][atom] == mark]
+        if any(atom + 1 == len(self._words[word]) for word, atom in met):
+            return None
+        return frozenset((word, atom + 1, 0) for word, atom in met), False
+
+    def _can_spell(self, atom: str, texts: set[str]) -> bool:
+        """Whether pieces with these texts can write an atom. Inside longer words they may reach beyond its ends."""
+        size, inside = len(atom), self._inside
+        if inside and any(atom in text for text in texts):
+            return True
+        reached = {0}
+        if inside:
+            reached |= {end for end in range(1, size) if any(text.endswith(atom[:end]) for text in texts)}
+        for begin in range(size):
+            if begin in reached:
+                reached |= {end for end in range(begin + 1, size + 1) if atom[begin:end] in texts}
+                if inside and any(text.startswith(atom[begin:]) for text in texts):
+                    return True
+        return size in reached
+
+
+def _atoms(text: str) -> Iterator[str]:
+    """Runs of letters and digits, and single marks; spaces lie between them."""
+    run = ""
+    for character in text:
+        if _is_letter(character):
+            run += character
+            continue
+        if run:
+            yield run
+        run = ""
+        if not character.isspace():
+            yield character
+    if run:
+        yield run
+
+
+def _is_letter(character: str) -> bool:
+    """Whether a character is part of a run. As for BERT, marks, symbols and Chinese characters stand alone."""
+    if unicodedata.category(character)[0] in "PSZC":
+        return False
+    return not any(first <= ord(character) <= last for first, last in _CHINESE)
