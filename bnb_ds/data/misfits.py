@@ -14,7 +14,6 @@ from bnb_ds.errors import ConfigError
 
 _WARN_ABOVE = 0.05
 _REFUSE_ABOVE = 0.5
-_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ def count_misfits(
     total: int,
     *,
     most: int | None = None,
+    chunk: int = 4096,
     progress: Callable[[], None] = lambda: None,
 ) -> Misfits:
     """Count the samples of a split whose target does not fit.
@@ -54,13 +54,14 @@ def count_misfits(
         count: int64 sample ids -> how many of these samples do not fit.
         total: samples of the split.
         most: look only at so many, evenly spaced; None: at all.
+        chunk: samples that are looked at together.
         progress: called now and then.
     """
     ids = np.arange(total) if most is None or most >= total else np.linspace(0, total - 1, most).astype(np.int64)
     number = 0
-    for begin in range(0, ids.size, _CHUNK):
+    for begin in range(0, ids.size, chunk):
         progress()
-        number += count(ids[begin : begin + _CHUNK])
+        number += count(ids[begin : begin + chunk])
     return Misfits(number, ids.size, total)
 
 

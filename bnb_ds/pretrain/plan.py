@@ -173,7 +173,9 @@ def targets_that_do_not_fit(
     def lines() -> list[str]:
         found = {}
         for name, samples in (("train", train), ("heldout", heldout)):
-            found[name] = count_misfits(samples.num_infeasible, len(samples), most=_MISFIT_SAMPLES, progress=progress)
+            found[name] = count_misfits(
+                samples.num_infeasible, len(samples), most=_MISFIT_SAMPLES, chunk=32, progress=progress
+            )
         refuse_misfits(found)
         return list(misfit_lines(found))
 

@@ -22,6 +22,8 @@ from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
 
 _STREAM_DROPOUT = 0xD209
+#: a dynamic loss scale falls from 2^32 to 1 in fewer steps; a static one never falls
+_MOST_OVERFLOWS = 100
 #: a changed optimizer begins afresh, and its settings may change then only
 _WAY_OUT = "lower the learning rate or clip gradients, then continue with --resume auto --resume-weights-only"
 _FINGERPRINT_BITS = np.uint64(0xFFFFFF)
@@ -90,6 +92,7 @@ class TrainStep:
         self._phases = phases
         self._spikes = spikes
         self._records = records
+        self._overflows = 0
 
     def take(self, step: int, batches: list[PackedBatch], *, stop: bool) -> tuple[StepStats, dict[str, float]]:
         """Take one step over this rank's micro batches.
@@ -215,14 +218,20 @@ class TrainStep:
         )
 
     def _refuse_infinite_gradient(self, step: int, batches: list[PackedBatch], norm: float | None) -> None:
-        # In fp16 an overflow is normal: the loss scaler halves its scale, and the step is skipped.
-        if norm is None or math.isfinite(norm) or self._engine.fp16_enabled():
+        if norm is None or math.isfinite(norm):
+            self._overflows = 0
             return
+        found = "the gradient is not finite, but the loss is"
+        if self._engine.fp16_enabled():
+            # In fp16 an overflow is normal: the loss scaler halves its scale, and the step is skipped.
+            self._overflows += 1
+            if self._overflows < _MOST_OVERFLOWS:
+                return
+            found = f"the gradient has overflowed in fp16 at {self._overflows} steps in a row"
         record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
         raise ranks.reported_by_rank_0(
             NonFiniteLossError(
-                f"step {step}: the gradient is not finite, but the loss is; {record} lists the samples of the step; the"
-                f" weights are unchanged; {_WAY_OUT}"
+                f"step {step}: {found}; {record} lists the samples of the step; the weights are unchanged; {_WAY_OUT}"
             )
         )
 

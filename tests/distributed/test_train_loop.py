@@ -18,6 +18,7 @@ from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
+from bnb_ds.train import step as train_step
 from bnb_ds.train.engine import parameter_groups
 from bnb_ds.train.objectives import Reconstruction
 from bnb_ds.train.spikes import SpikeDetector
@@ -94,11 +95,22 @@ def test_an_overflow_at_the_lowest_loss_scale_is_one_line(make_loop, tmp_path, s
     with pytest.raises(
         NonFiniteLossError,
         match=r"step 2: the gradient overflows in fp16 even with the lowest loss scale, 1; .*step_00000002\.json"
-        r" lists the samples of the step; the weights are unchanged; train in bf16 or fp32, lower the learning rate",
+        r" lists the samples of the step; the weights are unchanged; train in bf16 or fp32, or lower the learning",
     ):
         loop.run(0, 0)
     record = json.loads((tmp_path / "nonfinite_step_00000002.json").read_text())
     assert sum(len(batch) for batch in record["sample_ids_by_rank"]["0"]) == 8
+
+
+def test_overflows_that_never_end_are_one_line(make_loop, monkeypatch):
+    """A static loss scale does not fall."""
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    monkeypatch.setattr(train_step, "_MOST_OVERFLOWS", 3)
+    loop = make_loop(steps=9, zero_optimization={"stage": 1}, fp16={"enabled": True, "loss_scale": 2**40})
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 3: the gradient has overflowed in fp16 at 3 steps in a row; .*\.json lists"
+    ):
+        loop.run(0, 0)
 
 
 def test_matrices_decay_and_vectors_do_not():
