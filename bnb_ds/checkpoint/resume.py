@@ -25,6 +25,9 @@ from bnb_ds.errors import CheckpointError
 
 WEIGHTS_ONLY_FLAG = "--resume-weights-only"
 
+#: bytes of a checkpoint from which DeepSpeed's converter gains by processes, each of which imports DeepSpeed first
+_WORTH_WORKERS = 1 << 30
+
 Way = Literal["as it is", "universal", "weights only"]
 
 
@@ -117,7 +120,9 @@ def convert(found: Path) -> Path:
     command += ["--input_folder", str(found), "--output_folder", str(partial / found.name)]
     if stage in (1, 2):
         command.append("--inject_missing_state")  # our parameter groups are not Megatron's
-    # The converter runs as a single process: it must not join this job, nor take a GPU.
+    if sum(file.stat().st_size for file in found.iterdir()) < _WORTH_WORKERS:
+        command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    # The converter is no rank of a job: it must not join this job, nor take a GPU.
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {key: value for key, value in os.environ.items() if key not in launcher}
     environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
