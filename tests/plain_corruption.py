@@ -6,6 +6,7 @@ from bnb_ds.data.corruption import OBJECTIVES, Corruption
 
 WORD = 2**32 - 1
 PERMUTED, CHOSEN, FATE, TOKEN, OBJECTIVE, PREFIX = range(6)
+SIZES, GAPS = 8, 9
 
 
 def mix64(word: int) -> int:
@@ -51,6 +52,13 @@ def corrupt(noise: Corruption, row: list[int], key: int) -> dict[str, list[int]]
     if objective == "clm":
         cut = 1 + prefix_length(len(row) - 2, key)
         source, target = [*row[:cut], row[-1]], [row[0], *row[cut:]]
+    if objective == "infill" and len(row) > 2:
+        text, source, target, end = row[1:-1], [], [], 0
+        for begin, size in segments(len(text), noise.mask_probability, key):
+            source += [*text[end:begin], noise.mask_id]
+            target += [*([noise.mask_id] if target else []), *text[begin : begin + size]]
+            end = begin + size
+        source, target = [row[0], *source, *text[end:], row[-1]], [row[0], *target, row[-1]]
     return {"source": source, "target": target, "chosen": chosen, "labels": labels}
 
 
@@ -74,6 +82,18 @@ def chosen_places(noise: Corruption, row: list[int], key: int, ordinary: list[in
         if is_chosen and i in ordinary:
             places.append(i)
     return places
+
+
+def segments(length: int, share: float, key: int) -> list[tuple[int, int]]:
+    """Begin and size of each segment of a text."""
+    held = min(max(int(share * length + 0.5), 1), length)
+    rest = length - held
+    number = min(max(min(held // 4, rest // 8 + 1, 7) - 1, 1), held)
+    cuts = sorted(draw(key, SIZES, i) * (held - number + 1) // 2**31 for i in range(number - 1))
+    sizes = [end - begin + 1 for begin, end in zip([0, *cuts], [*cuts, held - number], strict=True)]
+    slack = rest - 8 * (number - 1)
+    gaps = sorted(draw(key, GAPS, i) * (slack + 1) // 2**31 for i in range(number))
+    return [(gap + 8 * i + sum(sizes[:i]), sizes[i]) for i, gap in enumerate(gaps)]
 
 
 def prefix_length(length: int, key: int) -> int:

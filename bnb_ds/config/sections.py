@@ -144,12 +144,13 @@ class ObjectiveSection(Section):
     """The training objective of a sample.
 
     The model restores the sample from a copy that is unchanged (ae), masked (mlm), permuted (plm) or both (mlm+plm).
-    With clm it continues the first 70 to 80% of the sample.
+    With clm it continues the first 70 to 80% of the sample; with infill it writes segments that were left out.
     """
 
     #: one objective, or several with weights; then one is drawn for each sample: ``{mlm+plm: 3, clm: 1}``
     corruption: str | dict[str, float] = "mlm+plm"
-    #: probability that an ordinary token is chosen; 80% of the chosen become [MASK], 10% a random token, 10% stay
+    #: probability that an ordinary token is chosen; 80% of the chosen become [MASK], 10% a random token, 10% stay. With
+    #: infill: the share of tokens that segments hold
     mask_probability: Probability = 0.15
     #: probability that an ordinary token is chosen; the chosen tokens change places among themselves
     permute_probability: Probability = 0.5

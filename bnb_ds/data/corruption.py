@@ -2,7 +2,8 @@
 
 Every sample has one objective, drawn by weight. With four of them the target is the text, and the source is the text
 itself (``ae``), masked (``mlm``), permuted (``plm``) or both (``mlm+plm``). With ``clm`` the source is a prefix of the
-text and the target is the rest. The noise of a sample is a pure function of its key, which the caller derives from
+text and the target is the rest; with ``infill`` (`bnb_ds.data.infilling`) the target is a few segments of the text, and
+the source is the text without them. The noise of a sample is a pure function of its key, which the caller derives from
 (seed, epoch, sample).
 
 Shapes: B sequences, N tokens of all sequences together; C tokens chosen for masking, P tokens that change places.
@@ -18,9 +19,10 @@ from functools import cached_property
 import numpy as np
 
 from bnb_ds.common.randomness import DRAWS, draws_at, packed_draws, stream_keys
+from bnb_ds.data.infilling import segments
 
 #: the objectives, described at the head of this file
-OBJECTIVES = ("ae", "mlm", "plm", "mlm+plm", "clm")
+OBJECTIVES = ("ae", "mlm", "plm", "mlm+plm", "clm", "infill")
 
 # Devlin et al., NAACL 2019, section 3.1: 80% of the chosen tokens become [MASK], 10% a random token, 10% stay.
 _MASK_SHARE = 0.8
@@ -44,7 +46,7 @@ class CorruptedBatch:
     Attributes:
         source: [N'] ids, of the input's dtype.
         source_cu_seqlens: int64 [B + 1], where each source begins.
-        target: [M] ids; the input array itself if there are no continuations.
+        target: [M] ids; the input array itself if there are no continuations or infillings.
         target_cu_seqlens: int64 [B + 1], where each target begins.
         chosen: int64 [C], places in ``source`` that were chosen for masking, including those that kept their token.
         chosen_labels: [C] ids, the original tokens at these places.
@@ -65,7 +67,8 @@ class Corruption:
     """The kinds of noise and their strength. Probabilities are per ordinary (not special) token.
 
     Attributes:
-        mask_probability: probability that a token is chosen for masking, for ``mlm`` and ``mlm+plm``.
+        mask_probability: probability that a token is chosen for masking, for ``mlm`` and ``mlm+plm``; the share of
+            tokens in segments, for ``infill``.
         permute_probability: probability that a token changes places, for ``plm`` and ``mlm+plm``.
         mask_id: id of [MASK].
         vocab_size: random replacements are drawn uniformly from the ids below it.
@@ -86,7 +89,7 @@ class Corruption:
     continues_word: np.ndarray | None = None
 
     def __call__(self, tokens: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarray) -> CorruptedBatch:
-        """Corrupt a packed batch: permute first, then mask, then cut continuations.
+        """Corrupt a packed batch: permute first, then mask, then cut continuations and segments.
 
         Args:
             tokens: integers [N], packed sequences, each ``[CLS] tokens [SEP]``; not changed.
@@ -109,9 +112,11 @@ class Corruption:
             chosen, fates, span = self._choose(tokens, ordinary, cu_seqlens, sample_keys, mask_B)
             source = source.copy() if source is tokens else source
             self._mask(source, chosen, fates, span, cu_seqlens, sample_keys)
-        is_continued = objective_B == OBJECTIVES.index("clm")
-        if is_continued.any():
-            return _cut(source, tokens, ordinary, chosen, cu_seqlens, is_continued, sample_keys)
+        parts = _Parts(tokens.size, cu_seqlens)
+        parts.continue_prefixes(objective_B == OBJECTIVES.index("clm"), sample_keys)
+        parts.fill_in(objective_B == OBJECTIVES.index("infill"), self.mask_probability, sample_keys)
+        if parts.differ:
+            return parts.cut(source, tokens, ordinary, chosen, self.mask_id)
         count = int(np.count_nonzero(ordinary))
         return CorruptedBatch(source, cu_seqlens, tokens, cu_seqlens, chosen, tokens.take(chosen), count)
 
@@ -234,35 +239,77 @@ def _shuffled(tokens: np.ndarray, moved: np.ndarray, draws: np.ndarray, cu_seqle
     return shuffled
 
 
-def _cut(
-    source: np.ndarray,
-    tokens: np.ndarray,
-    ordinary: np.ndarray,
-    chosen: np.ndarray,
-    cu_seqlens: np.ndarray,
-    is_continued: np.ndarray,
-    sample_keys: np.ndarray,
-) -> CorruptedBatch:
-    """Cut the continued samples into ``[CLS] prefix [SEP]`` and ``[CLS] rest [SEP]``. Their texts have no noise."""
-    lengths, begins = np.diff(cu_seqlens), cu_seqlens[:-1]
-    prefixes = lengths - 2
-    prefixes[is_continued] = prefix_lengths(prefixes[is_continued], sample_keys[is_continued])
-    rests = lengths - 2 - prefixes
-    cuts, ends = begins + 1 + prefixes, cu_seqlens[1:] - 1
-    # The source of a continued sample leaves out the rest; its target leaves out the prefix.
-    kept = np.flatnonzero(_outside(cuts, ends, tokens.size))
-    targets = np.flatnonzero(_outside(begins + 1, np.where(is_continued, cuts, begins + 1), tokens.size))
-    left_out = np.concatenate(([0], np.cumsum(rests)))
-    skipped = np.concatenate(([0], np.cumsum(np.where(is_continued, prefixes, 0))))
-    return CorruptedBatch(
-        source=source.take(kept),
-        source_cu_seqlens=cu_seqlens - left_out,
-        target=tokens.take(targets),
-        target_cu_seqlens=cu_seqlens - skipped,
-        chosen=chosen - np.repeat(left_out[:-1], _counts_by_row(chosen, cu_seqlens)),
-        chosen_labels=tokens.take(chosen),
-        num_ordinary=int(np.count_nonzero(ordinary.take(kept))),
-    )
+class _Parts:
+    """Which tokens of a packed batch go to the source and which to the target. At first, all go to both.
+
+    Attributes:
+        differ: whether some do not.
+    """
+
+    def __init__(self, num_tokens: int, cu_seqlens: np.ndarray):
+        self._cu_seqlens, self._begins, self._lengths = cu_seqlens, cu_seqlens[:-1], np.diff(cu_seqlens)
+        self._in_source, self._in_target = np.ones(num_tokens, dtype=bool), np.ones(num_tokens, dtype=bool)
+        self._stands = np.zeros(0, dtype=np.int64)  # first tokens of segments, which become [MASK] in the source
+        self._behind = np.zeros(
+            0, dtype=np.int64
+        )  # those that stand behind another segment, and a [MASK], in the target
+        self.differ = False
+
+    def continue_prefixes(self, is_continued: np.ndarray, sample_keys: np.ndarray) -> None:
+        """The source of a continued sample (bool [B]) leaves out the rest; its target leaves out the prefix."""
+        if not is_continued.any():
+            return
+        self.differ = True
+        begins, ends = self._begins[is_continued] + 1, self._cu_seqlens[1:][is_continued] - 1
+        cuts = begins + prefix_lengths(ends - begins, sample_keys[is_continued])
+        self._in_source &= _outside(cuts, ends, self._in_source.size)
+        self._in_target &= _outside(begins, cuts, self._in_target.size)
+
+    def fill_in(self, is_filled: np.ndarray, share: float, sample_keys: np.ndarray) -> None:
+        """The target of a filled sample (bool [B]) is its segments; of each the source keeps the place."""
+        if not is_filled.any():
+            return
+        self.differ = True
+        begins, lengths = self._begins[is_filled] + 1, self._lengths[is_filled] - 2
+        places, sizes = segments(lengths, share, sample_keys[is_filled])
+        is_there = sizes > 0
+        starts = (places + begins[:, None])[is_there]
+        in_segment = ~_outside(starts, starts + sizes[is_there], self._in_source.size)
+        in_text = ~_outside(begins, begins + lengths, self._in_source.size)
+        self._in_source &= ~in_segment
+        self._in_source[starts] = True
+        self._in_target &= ~in_text | in_segment
+        self._stands = starts
+        self._behind = (places + begins[:, None])[:, 1:][is_there[:, 1:]]
+
+    def cut(
+        self, source: np.ndarray, tokens: np.ndarray, ordinary: np.ndarray, chosen: np.ndarray, mask_id: int
+    ) -> CorruptedBatch:
+        """The batch. Arguments as in `Corruption.__call__`; continued and filled texts have no noise."""
+        if self._stands.size:
+            source, ordinary = source.copy(), ordinary.copy()
+            source[self._stands] = mask_id
+            ordinary[self._stands] = False
+        copies = self._in_target.astype(np.int64)
+        copies[self._behind] = 2
+        target = np.repeat(tokens, copies)
+        target_ends = np.cumsum(copies)
+        target[target_ends[self._behind] - 2] = mask_id
+        source_ends = np.cumsum(self._in_source)
+        return CorruptedBatch(
+            source=source[self._in_source],
+            source_cu_seqlens=_ends_of_rows(source_ends, self._cu_seqlens),
+            target=target,
+            target_cu_seqlens=_ends_of_rows(target_ends, self._cu_seqlens),
+            chosen=source_ends[chosen] - 1,
+            chosen_labels=tokens.take(chosen),
+            num_ordinary=int(np.count_nonzero(ordinary & self._in_source)),
+        )
+
+
+def _ends_of_rows(running: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """int64 [B + 1], from a running count over the tokens of all rows; no row is empty."""
+    return np.concatenate(([0], running[cu_seqlens[1:] - 1]))
 
 
 def prefix_lengths(lengths: np.ndarray, sample_keys: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ TARGETS = {
     "ctc": ["model.target=ctc"],
     "token": ["model.decoder_length=predicted"],
     "dag": ["model.target=dag"],
-    "dag with predicted lengths": ["model.target=dag", "model.decoder_length=predicted"],
+    "dag, lengths, infilling": ["model.target=dag", "model.decoder_length=predicted", "objective.corruption=infill"],
 }
 ZERO_3 = {"stage": 3, "stage3_param_persistence_threshold": 0}
 

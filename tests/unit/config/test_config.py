@@ -88,7 +88,7 @@ def test_bad_override(write, override, message):
         ),
         (
             {"objective": {"corruption": "noise"}},
-            "objective.corruption: unknown objective 'noise': known: ae, clm, mlm, mlm+plm, plm",
+            "objective.corruption: unknown objective 'noise': known: ae, clm, infill, mlm, mlm+plm, plm",
         ),
         ({"steps": None, "epochs": float("inf")}, "epochs: Input should be a finite number"),
         ({"epochs": 1.0}, "give exactly one of steps and epochs"),
@@ -128,8 +128,14 @@ def test_bad_value(write, change, message):
             "objective.corruption: no objective has a weight above 0: give at least one, for example",
         ),
         ({"corruption": {}}, "objective.corruption: no objective has a weight above 0"),
-        ({"corruption": 5}, "objective.corruption: give ae, mlm, plm, mlm+plm, clm, or several with weights: {mlm+plm"),
-        ({"corruption": ["mlm"]}, "objective.corruption: give ae, mlm, plm, mlm+plm, clm, or several with weights"),
+        (
+            {"corruption": 5},
+            "objective.corruption: give ae, mlm, plm, mlm+plm, clm, infill, or several with",
+        ),
+        (
+            {"corruption": ["mlm"]},
+            "objective.corruption: give ae, mlm, plm, mlm+plm, clm, infill, or several with",
+        ),
         (
             {"corruption": "plm", "encoder_mlm_weight": 0.5},
             "objective: encoder_mlm_weight needs masked tokens: give mlm",

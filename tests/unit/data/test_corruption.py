@@ -49,11 +49,12 @@ def whole_words(corruption):
     "corruption",
     [
         *(noise(**{name.replace("+", "_"): 1}) for name in OBJECTIVES),
-        noise(0.4, 0.7, ae=1, mlm=2, plm=2, mlm_plm=3, clm=2),
-        noise(1.0, 1.0, mlm_plm=1, clm=1),
+        noise(0.4, 0.7, ae=1, mlm=2, plm=2, mlm_plm=3, clm=2, infill=2),
+        noise(1.0, 1.0, mlm_plm=1, clm=1, infill=1),
+        noise(0.5, infill=1),
         whole_words(noise(0.3, 0.5, mlm=1, mlm_plm=1)),
     ],
-    ids=[*OBJECTIVES, "all", "everything", "whole words"],
+    ids=[*OBJECTIVES, "all", "everything", "half", "whole words"],
 )
 def test_equals_the_noise_written_out(corruption, lengths, dtype):
     tokens, cu_seqlens = packed(lengths, dtype=dtype)
@@ -75,6 +76,7 @@ def test_equals_the_noise_written_out(corruption, lengths, dtype):
         "ae",
         "plm",
         "clm",
+        "infill",
     }:  # a masked token would look like a special one
         assert found.num_ordinary == sum(token not in SPECIALS for e in expected for token in e["source"])
 
