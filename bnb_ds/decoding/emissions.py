@@ -139,16 +139,12 @@ class _Part:
             max_target_length=longest,
         )
         table_BWK = alignment.table.unflatten(0, (num_sources, num_outputs))
-        # Behind the end of a sequence the blank has probability 1, as `bnb_ds.ctc.alignment` wants it.
-        emissions_TBWK = self.log_norms_N.new_full((num_steps, *table_BWK.shape), -torch.inf)
-        emissions_TBWK[..., 0] = 0.0
-        shift_B = self.log_norms_N.new_zeros(num_sources)
-        begin = 0
-        for source, num_slots in enumerate(self.lengths_B.tolist()):
-            own = slice(begin, begin + num_slots)
-            log_probs_TWK, shift_B[source] = self._log_probs(own, table_BWK[source])
-            emissions_TBWK[:num_slots, source] = log_probs_TWK
-            begin += num_slots
+        slots, begin = [], 0
+        for num_slots in self.lengths_B.tolist():
+            slots.append(slice(begin, begin := begin + num_slots))
+        parts = [self._log_probs(own, table_WK) for own, table_WK in zip(slots, table_BWK, strict=True)]
+        emissions_TBWK = _time_first([log_probs_TWK for log_probs_TWK, _ in parts], num_steps)
+        shift_B = torch.stack([shift for _, shift in parts])
         sums_BW = path_sum(emissions_TBWK.flatten(1, 2), alignment).unflatten(0, (num_sources, num_outputs))
         scores_BW = sums_BW + shift_B[:, None]
         return scores_BW.masked_fill_(alignment.infeasible.unflatten(0, (num_sources, num_outputs)), -torch.inf)
@@ -167,3 +163,17 @@ class _Part:
         log_probs_TU -= best_T
         log_probs_TWK = log_probs_TU.index_select(1, column_WK.flatten()).unflatten(1, column_WK.shape)
         return log_probs_TWK, best_T.sum()
+
+
+def _time_first(parts_TWK: list[Tensor], num_steps: int) -> Tensor:
+    """[T, B, W, K] from those of each sequence. As `bnb_ds.ctc.alignment` wants it, the blank has probability 1 behind
+    the end of a sequence.
+    """
+    if len(parts_TWK) == 1:
+        return parts_TWK[0][:, None]
+    emissions_TBWK = parts_TWK[0].new_empty(num_steps, len(parts_TWK), *parts_TWK[0].shape[1:])
+    for source, part_TWK in enumerate(parts_TWK):
+        emissions_TBWK[: len(part_TWK), source] = part_TWK
+        emissions_TBWK[len(part_TWK) :, source, :, 0] = 0.0
+        emissions_TBWK[len(part_TWK) :, source, :, 1:] = -torch.inf
+    return emissions_TBWK

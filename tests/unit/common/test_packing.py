@@ -105,3 +105,10 @@ PADDED = torch.ones(2, 3, dtype=torch.int64)
 def test_shapes_that_do_not_belong_together_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         pack_inputs(**arguments)
+
+
+def test_some_rows_of_a_layout():
+    layout = layout_of([2, 4, 1, 3])
+    part, places = layout.rows([3, 0])
+    assert places.tolist() == [7, 8, 9, 0, 1]
+    assert (part.lengths.tolist(), part.max_seqlen, part.num_tokens) == ([3, 2], 3, 5)
