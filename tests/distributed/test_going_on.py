@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from bnb_ds.checkpoint.lasting import FREE_RECIPE_FIELDS, lasting_recipe
 from bnb_ds.checkpoint.run_dir import RunDir
@@ -118,3 +119,20 @@ def test_every_free_field_is_a_field(whole_run):
         assert sections, field
         assert not rest or any(rest in str(section.annotation.model_fields) for section in sections), field
     assert lasting_recipe({"a": 1, "data": {"shards": "x", "max_length": 3}}) == {"a": 1, "data": {"max_length": 3}}
+
+
+def test_a_run_that_began_with_equal_slots_goes_on_and_no_new_one_begins(whole_run, tmp_path, fork_server):
+    run = shutil.copytree(whole_run.output, tmp_path / "run")
+    resolved = run / "config.resolved.yaml"
+    settings = yaml.safe_load(resolved.read_text())
+    settings["model"]["decoder_length_ratio"] = 2.5
+    resolved.write_text(yaml.safe_dump(settings))
+    arguments = [str(whole_run.recipe), "--deepspeed_config", str(whole_run.ds_config), "--resume", "auto"]
+    arguments += ["model.decoder_length_ratio=2.5"]
+    old = fork_server.launch([*arguments, f"output_dir={run}"], tmp_path / "old.log", ranks=2)
+    assert old.wait() == [0, 0], old.text()
+    assert "slots        targets that do not fit: train 0 of 216 (0.0%)" in old.text()
+    new = fork_server.launch([*arguments, f"output_dir={tmp_path / 'new'}"], tmp_path / "new.log", ranks=1)
+    assert new.wait() == [2]
+    (error,) = (line for line in new.text().splitlines() if "error" in line)
+    assert "model.decoder_length_ratio 2.5: with model.decoder_positions shared a source token has two" in error
