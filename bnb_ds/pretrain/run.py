@@ -16,7 +16,7 @@ from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
-from bnb_ds.model.target_loss import check_glancing
+from bnb_ds.model.target_rules import check_glancing, check_mixed_training
 from bnb_ds.model_factory import build_model
 from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
 from bnb_ds.pretrain.plan import PretrainPlan, check_new, describe_plan, model_class, targets_that_do_not_fit
@@ -71,9 +71,11 @@ def _objective(recipe: PretrainRecipe, config: BnbConfig, total_steps: int) -> O
     if glancing is not None:
         check_glancing(config)
         ratio = partial(glancing.ratio, total_steps=total_steps)
+    if recipe.mixed_training is not None:
+        check_mixed_training(config)
     if recipe.objective.encoder_mlm_weight:
-        return ReconstructionAndEncoderMlm(recipe.objective.encoder_mlm_weight, ratio)
-    return Reconstruction(ratio)
+        return ReconstructionAndEncoderMlm(recipe.objective.encoder_mlm_weight, ratio, recipe.mixed_training)
+    return Reconstruction(ratio, recipe.mixed_training)
 
 
 def _evaluation(
