@@ -23,7 +23,12 @@ TARGETS = {
     "ctc": ["model.target=ctc"],
     "token": ["model.decoder_length=predicted"],
     "dag": ["model.target=dag"],
-    "dag with predicted lengths": ["model.target=dag", "model.decoder_length=predicted"],
+    "dag with predicted lengths, and a head behind every layer": [
+        "model.target=dag",
+        "model.decoder_length=predicted",
+        "model.deep_supervision=true",
+        "mixed_training=0.3",
+    ],
 }
 ZERO_3 = {"stage": 3, "stage3_param_persistence_threshold": 0}
 

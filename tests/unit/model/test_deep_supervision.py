@@ -17,6 +17,7 @@ from bnb_ds.model.length import stretch_latents
 from bnb_ds.model.target_rules import check_mixed_training
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbModel
 from bnb_ds.targets.interface import Targets
+from bnb_ds.train.objectives import NgramMatches, Reconstruction
 from tests.tiny import bnb_config, bnb_model, packed_form, padded_form, source_ids
 
 MODELS = Path(__file__).parents[2] / "golden" / "first_models"
@@ -272,16 +273,29 @@ def test_glancing_reaches_every_layer_of_one_token_a_slot():
     assert seen.loss_sum.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_draws_of_a_slot_depend_on_its_sample_alone():
-    def batch(keys, slots):
-        fields = dict.fromkeys(PackedBatch.__dataclass_fields__)
-        return PackedBatch(**{**fields, "noise_keys": keys, "decoder_lengths": slots})
+def batch_of(keys: np.ndarray, slots: np.ndarray, **fields) -> PackedBatch:
+    return PackedBatch(
+        **{**dict.fromkeys(PackedBatch.__dataclass_fields__), "noise_keys": keys, "decoder_lengths": slots, **fields}
+    )
 
+
+def test_draws_of_a_slot_depend_on_its_sample_alone():
     keys, slots = np.array([5, 99, 7], np.uint64), np.array([4, 2, 3])
-    glance, mixed = (batch(keys, slots).slot_draws(stream) for stream in (GLANCING_DRAWS, MIXED_DRAWS))
+    glance, mixed = (batch_of(keys, slots).slot_draws(stream) for stream in (GLANCING_DRAWS, MIXED_DRAWS))
     assert not torch.equal(glance, mixed)
     assert ((mixed >= 0) & (mixed < 1)).all()
-    assert torch.equal(batch(keys[1:], slots[1:]).slot_draws(MIXED_DRAWS), mixed[4:])
+    assert torch.equal(batch_of(keys[1:], slots[1:]).slot_draws(MIXED_DRAWS), mixed[4:])
+
+
+def test_the_objective_gives_the_model_ratio_and_draws():
+    given = {"input_ids": SOURCES[0], "labels": LABELS[0], "cu_seqlens": torch.tensor([0, 4])}
+    batch = batch_of(np.array([5], np.uint64), np.array([8]), **given)
+    for objective in (Reconstruction(None, 0.3), NgramMatches(2, None, 0.3)):
+        inputs = objective.inputs(batch, torch.device("cpu"), step=1)
+        assert inputs["mixed_ratio"] == 0.3
+        assert torch.equal(inputs["mixed_draws"], batch.slot_draws(MIXED_DRAWS))
+        assert "glance_ratio" not in inputs
+    assert "mixed_ratio" not in Reconstruction().inputs(batch, torch.device("cpu"), step=1)
 
 
 def test_fixed_shapes_compute_the_same():
