@@ -36,6 +36,7 @@ _SAME_NAME = (
     "link_heads",
     "link_positions",
     "decoder_tokens",
+    "deep_supervision",
 )
 #: field of a BERT configuration -> its name in a recipe
 DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}

@@ -1,7 +1,7 @@
 """The public Hugging Face models: they load checkpoints, generate, and pre-train.
 
-`bnb_ds.model.network` holds the forward pass. `BnbForPretraining` adds the auxiliary loss of pre-training, BERT's own
-objective: masked tokens are predicted from the encoder's hidden states. The head for it uses the encoder's word
+`bnb_ds.model.lm_head_model` holds the forward pass. `BnbForPretraining` adds the auxiliary loss of pre-training, BERT's
+own objective: masked tokens are predicted from the encoder's hidden states. The head for it uses the encoder's word
 embeddings as its matrix. It serves training only; exported models do not have it.
 
 Shapes: C tokens chosen for masking, H hidden size of the encoder, V vocabulary.
@@ -21,7 +21,8 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import initialise_from_bert
 from bnb_ds.model.from_reference import load_reference
 from bnb_ds.model.layers import BnbLMHead
-from bnb_ds.model.network import BnbLMHeadModel, BnbModel
+from bnb_ds.model.lm_head_model import BnbLMHeadModel
+from bnb_ds.model.network import BnbModel
 from bnb_ds.model.outputs import BnbModelOutput, BnbOutput
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.targets.token_target import cross_entropy_sum

@@ -89,6 +89,8 @@ class ModelSection(Section):
     link_positions: Annotated[int, Field(ge=2)] = 1024
     #: the input of a position holds a token too, [MASK] where nothing is known; ``glancing`` needs it
     decoder_tokens: bool = False
+    #: every decoder layer predicts, the next one reads its prediction, and the loss is the mean of their losses
+    deep_supervision: bool = False
     #: with predicted lengths: smallest and largest difference (target minus source tokens) that has its own class
     length_difference_min: int = -128
     length_difference_max: int = 128
@@ -269,6 +271,9 @@ class TrainingRecipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     #: needs a BERT-NAR-BERT with ``decoder_tokens``; default: no glancing
     glancing: GlancingSection | None = None
+    #: probability that the right token replaces what the decoder's layers predict for a position (but not what the last
+    #: one predicts); needs ``model.deep_supervision``; default: it never does
+    mixed_training: Probability | None = None
     spikes: SpikeSection = SpikeSection()
     faults: FaultSection = FaultSection()
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bnb_ds.common.randomness import packed_draws, stream_keys
 
-#: of draws for slots; corruption has the streams below it
-_STREAM_SLOTS = 16
+#: streams of draws for slots, each for one use; corruption has the streams below them
+GLANCING_DRAWS, MIXED_DRAWS = 16, 17
 
 
 class TargetRules(Protocol):
@@ -114,11 +114,15 @@ class PackedBatch:
             inputs["max_label_length"] = self.max_label_length
         return inputs
 
-    def slot_draws(self) -> Tensor:
-        """float32 [sum of decoder_lengths], in [0, 1): a draw for each decoder slot, from ``noise_keys``."""
+    def slot_draws(self, stream: int) -> Tensor:
+        """float32 [sum of decoder_lengths], in [0, 1): a draw for each decoder slot, from ``noise_keys``.
+
+        Args:
+            stream: `GLANCING_DRAWS` or `MIXED_DRAWS`.
+        """
         assert self.noise_keys is not None, "the samples give no keys"
         cu_slots = np.concatenate(([0], np.cumsum(self.decoder_lengths)))
-        draws = packed_draws(stream_keys(self.noise_keys, _STREAM_SLOTS), cu_slots)
+        draws = packed_draws(stream_keys(self.noise_keys, stream), cu_slots)
         # 24 bits are exact in float32, and so stay below 1.
         return torch.from_numpy((draws >> np.uint32(7)).astype(np.float32) / np.float32(2**24))
 

@@ -26,7 +26,8 @@ from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import Slots, ctc_score, refine
 from bnb_ds.decoding.slotwise import without_bad_words
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.network import BnbLMHeadModel, Encoded
+from bnb_ds.model.lm_head_model import BnbLMHeadModel
+from bnb_ds.model.network import Encoded
 from bnb_ds.model.outputs import FILLED
 from bnb_ds.model.slots import open_slots
 
@@ -147,11 +148,10 @@ def decode_batch(
     if model.config.target_kind == "token":
         decoded = _decode_lengths(model, inputs, options)
         return decoded if with_scores else replace(decoded, scores=None)
-    outputs = model.model.run(inputs)
-    hidden_TH = model.lm_head(outputs.last_hidden_state)
-    slots = Slots(
-        hidden_TH, _head(model), banned_bias(model, options), outputs.decoder_layout, model.config.blank_token_id
-    )
+    encoded = model.model.encode(inputs)
+    states = model.states(encoded, model.model.open(encoded))
+    bias_V = banned_bias(model, options)
+    slots = Slots(states.hidden, states.weight, bias_V, states.layout, model.config.blank_token_id)
     if options.beam_size == 1:
         best_T = linear_argmax(slots.hidden, slots.weight, slots.bias)
         ids_BT, lengths_B = read_off(best_T, slots.layout, model.config)
@@ -199,8 +199,8 @@ def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: Decode
     num_candidates = lengths_BK.shape[1]
     repeated = _repeat(encoded, num_candidates) if num_candidates > 1 else encoded
     slots = open_slots(repeated.layout, model.config, lengths_BK.flatten())
-    hidden_TH = model.lm_head(model.model.decode(repeated, slots))
-    head = (hidden_TH, _head(model), banned_bias(model, options))
+    states = model.states(repeated, slots)
+    head = (states.hidden, states.weight, banned_bias(model, options))
     best_T, log_probs_T = linear_best(*head)
     if options.bad_words:
         best_T, log_probs_T = without_bad_words(
@@ -231,10 +231,6 @@ def _repeat(encoded: Encoded, times: int) -> Encoded:
         hidden=encoded.hidden.index_select(0, source_N),
         latent=encoded.latent.index_select(0, source_N),
     )
-
-
-def _head(model: BnbLMHeadModel) -> Tensor:
-    return model.get_output_embeddings().weight
 
 
 def _cut(

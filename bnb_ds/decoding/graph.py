@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedInputs
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.model.network import BnbLMHeadModel
+from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.targets.dag_target import output_log_probs
 from bnb_ds.targets.interface import ReadOptions, SlotStates
 

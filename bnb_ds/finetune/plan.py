@@ -89,7 +89,7 @@ def make_objective(plan: FinetunePlan, total_steps: int) -> Objective:
 
 def _objective(system: System, recipe: FinetuneRecipe, total_steps: int) -> Objective:
     glancing = None if recipe.glancing is None else partial(recipe.glancing.ratio, total_steps=total_steps)
-    return system.objective(glancing, recipe.ngram_size)
+    return system.objective(glancing, recipe.ngram_size, recipe.mixed_training)
 
 
 def describe_dry_run(plan: FinetunePlan) -> list[str]:

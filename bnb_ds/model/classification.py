@@ -20,7 +20,8 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import read_bert, read_bert_config
 from bnb_ds.model.layers import BnbEncoder
-from bnb_ds.model.network import BnbLMHeadModel, BnbModelWithEncoder, BnbPreTrainedModel
+from bnb_ds.model.lm_head_model import BnbLMHeadModel
+from bnb_ds.model.network import BnbModelWithEncoder, BnbPreTrainedModel
 from bnb_ds.model.outputs import BnbClassifierOutput
 
 #: weights of a saved sequence-to-sequence model that do not belong to the encoder

@@ -56,6 +56,8 @@ class BnbConfig(PreTrainedConfig):
         link_positions: most slots of a graph.
         decoder_tokens: a slot's input holds a token too: the mask token where nothing is known, and with ``"dag"`` the
             first and the last token in the first and the last slot. Glancing and refinement need it.
+        deep_supervision: every decoder layer predicts tokens through the LM head; the next layer reads them beside the
+            hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.
@@ -111,6 +113,7 @@ class BnbConfig(PreTrainedConfig):
         link_heads: int | None = None,
         link_positions: int = 1024,
         decoder_tokens: bool = False,
+        deep_supervision: bool = False,
         blank_token_id: int = 0,
         pad_token_id: int | None = 0,
         bos_token_id: int | None = None,
@@ -144,6 +147,7 @@ class BnbConfig(PreTrainedConfig):
         self.link_heads = link_heads
         self.link_positions = link_positions
         self.decoder_tokens = decoder_tokens
+        self.deep_supervision = deep_supervision
         self.mask_token_id = mask_token_id
         self.blank_token_id = blank_token_id
         self.pad_token_id = pad_token_id
@@ -195,6 +199,11 @@ class BnbConfig(PreTrainedConfig):
         _require_range("kl_weight", self.kl_weight, minimum=0.0)
         if self.tie_encoder_decoder:
             self._check_shared_sizes()
+            if self.deep_supervision:
+                raise ConfigError(
+                    "deep_supervision gives the decoder's layers a task that the encoder's layers do not have, but "
+                    "tie_encoder_decoder makes them one: set one of the two to false"
+                )
 
     def _check_choices(self) -> None:
         _require_choice("decoder_length", self.decoder_length, DECODER_LENGTH_POLICIES)

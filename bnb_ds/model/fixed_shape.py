@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.network import BnbLMHeadModel
+from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.model.slots import DecoderSlots, decoder_lengths, first_tokens, unclamped_slots
 
 
@@ -59,10 +59,12 @@ class RectangularBnb(nn.Module):
         latent_NL = bnb.latent(hidden_NH)
         memory_NH = hidden_NH if bnb.enc_to_dec_proj is None else bnb.enc_to_dec_proj(hidden_NH)
         slots, is_slot_BT = _rectangular_slots(lengths_B, num_rows, num_columns, config)
-        decoded_NH = self.model.lm_head(bnb.decoder(latent_NL, memory_NH, slots, source))
-        logits_NV = F.linear(decoded_NH, self.model.get_output_embeddings().weight, self.model.lm_head.bias)
-        best_BT = logits_NV.argmax(-1).unflatten(0, (num_rows, -1))
-        return torch.where(is_slot_BT, best_BT, config.blank_token_id)
+        best_N = self._best(bnb.decoder(latent_NL, memory_NH, slots, source, self._best))
+        return torch.where(is_slot_BT, best_N.unflatten(0, (num_rows, -1)), config.blank_token_id)
+
+    def _best(self, hidden_NH: Tensor) -> Tensor:
+        head = self.model.lm_head
+        return F.linear(head(hidden_NH), self.model.get_output_embeddings().weight, head.bias).argmax(-1)
 
 
 def num_slot_columns(num_columns: int, config: BnbConfig) -> int:

@@ -19,6 +19,9 @@ TRAINING_FACTOR = 3
 def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths: np.ndarray) -> int:
     """Matrix FLOPs of one forward pass, LM head included. Training takes `TRAINING_FACTOR` times that.
 
+    With ``deep_supervision`` each decoder layer has the head, and the links of a graph, as in training. Generation
+    needs the links of the last layer only.
+
     Args:
         config: the model's configuration.
         source_lengths: int [B], real tokens of each source.
@@ -40,13 +43,17 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
         total += linear_flops(num_slots, config.latent_size, decoder.hidden_size)
     else:
         total += linear_flops(num_source, config.latent_size, decoder.hidden_size)
+    links = 0
     if config.target_kind == "dag":
         heads = config.link_heads or decoder.num_attention_heads
-        total += linear_flops(num_slots, 2 * decoder.hidden_size, 2 * decoder.hidden_size + heads)
-        total += attention_flops(int((slots_B * slots_B).sum()), decoder.hidden_size) // 2  # scores, but no values
+        links = linear_flops(num_slots, 2 * decoder.hidden_size, 2 * decoder.hidden_size + heads)
+        links += attention_flops(int((slots_B * slots_B).sum()), decoder.hidden_size) // 2  # scores, but no values
     if encoder.hidden_size != decoder.hidden_size:
         total += linear_flops(num_source, encoder.hidden_size, decoder.hidden_size)
-    return total + linear_flops(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)  # LM head
+    num_heads = decoder.num_hidden_layers if config.deep_supervision else 1
+    total += (num_heads - 1) * linear_flops(num_slots, 2 * decoder.hidden_size, decoder.hidden_size)  # feedback
+    head = linear_flops(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)
+    return total + num_heads * (head + links)
 
 
 def classification_flops(config: BnbConfig, source_lengths: np.ndarray) -> int:

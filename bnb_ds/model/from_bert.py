@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForPreTraining, PreTrainedConfig
 from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.errors import CheckpointError, ConfigError, nearest
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.network import BnbLMHeadModel
+from bnb_ds.model.lm_head_model import BnbLMHeadModel
 
 M = TypeVar("M", bound=BnbLMHeadModel)
 
@@ -149,9 +149,8 @@ def _load_decoder(model: BnbLMHeadModel, bert: BertCheckpoint) -> None:
     body = _with_positions(bert.body, model.config.decoder)
     new, unknown = model.model.decoder.load_state_dict(body, strict=False)
     assert not unknown, f"the decoder has no place for {unknown}"
-    assert all(key.endswith("token_gate") or "crossattention" in key or "latent_projection" in key for key in new), (
-        f"not initialised: {new}"
-    )
+    own = ("token_gate", "feedback", "crossattention", "latent_projection")
+    assert all(any(part in key for part in own) for key in new), f"not initialised: {new}"
     if bert.head is not None:
         model.lm_head.load_state_dict(bert.head)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import check_overrides
-from bnb_ds.model.network import BnbLMHeadModel
+from bnb_ds.model.lm_head_model import BnbLMHeadModel
 
 M = TypeVar("M", bound=BnbLMHeadModel)
 

@@ -7,6 +7,8 @@ Shapes: N real source tokens and T decoder slots of all sequences together, L la
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,14 +90,42 @@ class BnbDecoderEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(hidden_TH))
 
 
+class PredictionFeedback(nn.Module):
+    """Joins a layer's hidden states and the words that it predicts: ``W [x ; word]``.
+
+    W begins as [I, 0], so that a model which gets this module computes what it computed without.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden_size, 2 * hidden_size))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Set W to [I, 0]."""
+        self.weight.copy_(torch.eye(*self.weight.shape))
+
+    def forward(self, hidden_TH: Tensor, words_TH: Tensor) -> Tensor:
+        """[T, H]."""
+        return F.linear(torch.cat((hidden_TH, words_TH), -1), self.weight)
+
+
 class BnbDecoder(nn.Module):
-    """BERT layers with full self-attention among slots and cross-attention to the source."""
+    """BERT layers with full self-attention among slots and cross-attention to the source.
+
+    With ``deep_supervision``, ``feedback`` has one module behind each layer but the last.
+    """
 
     def __init__(self, config: BnbConfig):
         super().__init__()
         decoder = config.decoder
         self.embeddings = BnbDecoderEmbeddings(config)
         self.layer = nn.ModuleList(BertLayer(decoder, layer_idx=i) for i in range(decoder.num_hidden_layers))
+        self.feedback = None
+        if config.deep_supervision:
+            between = range(decoder.num_hidden_layers - 1)
+            self.feedback = nn.ModuleList(PredictionFeedback(decoder.hidden_size) for _ in between)
 
     def forward(
         self,
@@ -103,6 +133,7 @@ class BnbDecoder(nn.Module):
         memory_NH: Tensor,
         slots: DecoderSlots,
         source: PackedLayout,
+        predict: Callable[[Tensor], Tensor],
         *,
         is_stretched: bool = False,
     ) -> Tensor:
@@ -113,13 +144,18 @@ class BnbDecoder(nn.Module):
             memory_NH: hidden states of the source, which cross-attention reads.
             slots: positions and token types of the slots.
             source: layout of the source tokens.
+            predict: from the hidden states [T, H] of a layer to the tokens int64 [T] that the next one reads; called
+                behind each layer but the last with ``deep_supervision``, and never without.
             is_stretched: whether ``latent`` already has one row for each slot.
         """
         hidden_1TH = self.embeddings(latent, slots, is_stretched=is_stretched)[None]
         memory_1NH = memory_NH[None]
-        for layer in self.layer:
+        for number, layer in enumerate(self.layer):
             # Positional arguments, because reentrant activation checkpointing gives gradients only to those.
             hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source)
+            if self.feedback is not None and number < len(self.feedback):
+                words_TH = self.embeddings.word_embeddings(predict(hidden_1TH[0]))
+                hidden_1TH = self.feedback[number](hidden_1TH, words_TH[None])
         return hidden_1TH[0]
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.targets.interface import Targets
 
 
 class LengthPredictor(nn.Module):
@@ -102,6 +103,14 @@ def stretch_latents(latent_NL: Tensor, source: PackedLayout, target: PackedLayou
         scores_BTM = scores_BTM.masked_fill(~source.key_mask[:, 0], -torch.inf)
     weights_BTM = scores_BTM.softmax(-1).to(latent_NL.dtype)
     return target.unpad(weights_BTM @ source.pad(latent_NL))
+
+
+def length_scores(
+    predictor: LengthPredictor, logits_BC: Tensor, source_lengths_B: Tensor, targets: Targets, weight_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sum of the nats of target lengths, each times the weight of its sequence, and their mean."""
+    nll_B = predictor.nll(logits_BC, source_lengths_B, targets.lengths)
+    return (nll_B * weight_B).sum(), nll_B.detach().mean()
 
 
 def _exact(values: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""What a data loader must know about the model: slots of a source, targets that fit, and what the loss counts.
+"""What reads the slots of a configured model, how it can be trained, and what a data loader must know about it.
 
 Pre-training and fine-tuning use the same rules, so that loader and model agree.
 """
@@ -8,9 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 from bnb_ds.data.batch import count_repeats
+from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths, distinct_slots
-from bnb_ds.model.target_loss import target_of
+from bnb_ds.targets.ctc_target import CtcTarget
+from bnb_ds.targets.dag_target import DagTarget
+from bnb_ds.targets.interface import Target
+from bnb_ds.targets.token_target import TokenTarget
 
 
 class BnbTargetRules:
@@ -38,3 +42,36 @@ class BnbTargetRules:
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
         """The number of tokens or of sequences, depending on ``loss_reduction``."""
         return num_targets if self._config.loss_reduction == "token" else num_sequences
+
+
+def target_of(config: BnbConfig) -> Target:
+    """The target of a model, with the settings of its configuration."""
+    if config.target_kind == "dag":
+        return DagTarget(config.loss_reduction)
+    if config.target_kind == "token":
+        return TokenTarget(config.blank_token_id, config.kl_weight)
+    return CtcTarget(config.blank_token_id, config.loss_reduction, config.kl_weight)
+
+
+def check_glancing(config: BnbConfig) -> None:
+    """Raise ConfigError if a model cannot be trained with glancing."""
+    if not config.decoder_tokens:
+        raise ConfigError("glancing shows target tokens to the decoder: set model.decoder_tokens to true")
+    if config.target_kind == "token" and config.kl_weight:
+        raise ConfigError("glancing with one token for each slot has no smoothing term: set model.kl_weight to 0")
+
+
+def check_mixed_training(config: BnbConfig) -> None:
+    """Raise ConfigError if a model cannot be trained with some of its layers' predictions replaced."""
+    if not config.deep_supervision:
+        raise ConfigError(
+            "mixed_training replaces what the decoder's layers predict: set model.deep_supervision to true"
+        )
+
+
+def check_ngrams(config: BnbConfig, size: int) -> None:
+    """Raise ConfigError if a model cannot be trained on matches of n-grams of ``size`` tokens."""
+    if config.target_kind == "token":
+        raise ConfigError("ngram_size: a model of one token a slot has no loss of n-grams; remove ngram_size")
+    if config.target_kind == "ctc" and size > 2:
+        raise ConfigError(f"ngram_size {size}: CTC has a loss of n-grams of 1 or 2 tokens; set ngram_size to 2")

@@ -20,8 +20,7 @@ from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokeni
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.target_loss import check_glancing
-from bnb_ds.model.target_rules import BnbTargetRules
+from bnb_ds.model.target_rules import BnbTargetRules, check_glancing, check_mixed_training
 from bnb_ds.model_factory import model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
 from bnb_ds.shards.reader import TokenShards
@@ -110,11 +109,13 @@ def configuration(recipe: PretrainRecipe, shards: TokenShards) -> BnbConfig:
 
     Raises:
         ConfigError, DataError, CheckpointError: as `bnb_ds.model_factory.model_config`; or the model cannot be trained
-            with the recipe's glancing.
+            with the recipe's glancing or mixed training.
     """
     config = model_config(recipe.model, shards, recipe.data.max_length)
     if recipe.glancing is not None:
         check_glancing(config)
+    if recipe.mixed_training is not None:
+        check_mixed_training(config)
     return config
 
 

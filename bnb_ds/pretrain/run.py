@@ -67,8 +67,8 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
 def _objective(recipe: PretrainRecipe, total_steps: int) -> Objective:
     ratio = None if recipe.glancing is None else partial(recipe.glancing.ratio, total_steps=total_steps)
     if recipe.objective.encoder_mlm_weight:
-        return ReconstructionAndEncoderMlm(recipe.objective.encoder_mlm_weight, ratio)
-    return Reconstruction(ratio)
+        return ReconstructionAndEncoderMlm(recipe.objective.encoder_mlm_weight, ratio, recipe.mixed_training)
+    return Reconstruction(ratio, recipe.mixed_training)
 
 
 def _evaluation(

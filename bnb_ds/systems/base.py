@@ -159,17 +159,24 @@ class System(ABC):
         with checkpoint_errors(directory, "model"):
             return AutoConfig.from_pretrained(directory)
 
-    def objective(self, glancing: Callable[[int], float] | None = None, ngram_size: int | None = None) -> Objective:
+    def objective(
+        self,
+        glancing: Callable[[int], float] | None = None,
+        ngram_size: int | None = None,
+        mixed_training: float | None = None,
+    ) -> Objective:
         """The loss of a micro batch. The default is ``loss_sum`` of the model's output for the packed batch.
 
         Args:
             glancing: the ratio of glancing of a step, counted from 0; None: no glancing.
             ngram_size: tokens of the n-grams that the loss counts; None: nats.
+            mixed_training: probability that the right token replaces a layer's prediction; None: 0.
 
         Raises:
-            ConfigError: the model has no glancing, or no loss of such n-grams.
+            ConfigError: the model has no glancing, no such predictions, or no loss of such n-grams.
         """
-        for name, value in (("glancing", glancing), ("ngram_size", ngram_size)):
+        given = {"glancing": glancing, "ngram_size": ngram_size, "mixed_training": mixed_training}
+        for name, value in given.items():
             if value is not None:
                 raise ConfigError(f"{name}: model.kind {self.kind} has none for task {self.task.name}; remove {name}")
         return Reconstruction()

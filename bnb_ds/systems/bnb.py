@@ -20,8 +20,7 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import classification_flops, forward_flops
 from bnb_ds.model.from_bert import read_bert_config
 from bnb_ds.model.slots import longest_targets
-from bnb_ds.model.target_loss import check_glancing, check_ngrams
-from bnb_ds.model.target_rules import BnbTargetRules
+from bnb_ds.model.target_rules import BnbTargetRules, check_glancing, check_mixed_training, check_ngrams
 from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.base import Prediction, System
@@ -105,13 +104,20 @@ class BnbGenerator(BnbSystem):
     def target_rules(self) -> BnbTargetRules:
         return BnbTargetRules(self.config())
 
-    def objective(self, glancing: Callable[[int], float] | None = None, ngram_size: int | None = None) -> Objective:
+    def objective(
+        self,
+        glancing: Callable[[int], float] | None = None,
+        ngram_size: int | None = None,
+        mixed_training: float | None = None,
+    ) -> Objective:
         if glancing is not None:
             check_glancing(self.config())
+        if mixed_training is not None:
+            check_mixed_training(self.config())
         if ngram_size is None:
-            return Reconstruction(glancing)
+            return Reconstruction(glancing, mixed_training)
         check_ngrams(self.config(), ngram_size)
-        return NgramMatches(ngram_size, glancing)
+        return NgramMatches(ngram_size, glancing, mixed_training)
 
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
         config = self.config()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.greedy import collapse, linear_argmax
 from bnb_ds.ctc.loss import linear_ctc_loss
 from bnb_ds.ctc.ngram_matches import linear_ctc_ngram_loss
@@ -58,6 +59,10 @@ class CtcTarget:
         arguments = states.with_targets(targets)
         return linear_ctc_best_path(**arguments, distinct_lengths=states.distinct, blank=self.blank)[0]
 
+    def path_tokens(self, oracle_T: Tensor, targets: Targets, layout: PackedLayout) -> Tensor:
+        """All slots are on the path; those without a token write the blank."""
+        return torch.where(oracle_T >= 0, targets.at(oracle_T, layout), self.blank)
+
     def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
         """Each slot by chance, with probability ``ratio`` times the share of slots that differ from the best path.
 
@@ -66,8 +71,8 @@ class CtcTarget:
         Source: Gu and Kong, Fully Non-autoregressive Neural Machine Translation, Findings of ACL 2021.
         """
         best_T = linear_argmax(states.hidden, states.weight, states.bias)
-        on_path_T = torch.where(oracle_T >= 0, targets.at(oracle_T, states.layout), self.blank)
-        return glance_by_chance(best_T != on_path_T, ratio, draws_T, states.layout) & (oracle_T >= 0)
+        is_wrong_T = best_T != self.path_tokens(oracle_T, targets, states.layout)
+        return glance_by_chance(is_wrong_T, ratio, draws_T, states.layout) & (oracle_T >= 0)
 
     def decode(self, states: SlotStates, options: ReadOptions) -> tuple[Tensor, Tensor]:
         """The best token of each slot, collapsed."""

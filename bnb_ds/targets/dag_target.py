@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.greedy import linear_argmax, linear_best, logits_in_chunks
 from bnb_ds.dag.inputs import fits
 from bnb_ds.dag.loss import DagOutput, linear_dag_loss
@@ -47,6 +48,10 @@ class DagTarget:
         """The most probable path; slots beside it have -1."""
         path_BL, _ = dag_best_path(**states.with_targets(targets), log_links=states.links)
         return states.layout.unpad(path_BL)
+
+    def path_tokens(self, oracle_T: Tensor, targets: Targets, layout: PackedLayout) -> Tensor:
+        """Slots beside the path have none."""
+        return targets.at(oracle_T, layout)
 
     def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
         """As many slots of the best path as ``ratio`` times the number of wrong ones on it, rounded half up.

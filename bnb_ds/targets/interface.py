@@ -6,7 +6,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,10 @@ class Targets:
         # A batch whose targets are all empty has nothing to look up.
         tokens = torch.nn.functional.pad(self.tokens, (0, 1), value=-1)
         return torch.where(index_T >= 0, tokens.index_select(0, place_T.clamp(0, tokens.numel() - 1)), -1)
+
+    def repeat(self, times: int) -> Targets:
+        """The targets of the batch, ``times`` times one after the other."""
+        return Targets(self.tokens.repeat(times), self.lengths.repeat(times), self.longest)
 
 
 def read_targets(labels: Tensor, label_lengths: Tensor | None, max_label_length: int | None) -> Targets:
@@ -97,6 +102,23 @@ class SlotStates:
         }
 
 
+def joined_states(several: Sequence[SlotStates]) -> SlotStates:
+    """The same sequences in several states, as one batch of that many times as many sequences."""
+    first, times = several[0], len(several)
+    layout = PackedLayout.from_lengths(
+        first.layout.lengths.repeat(times),
+        num_tokens=first.layout.num_tokens * times,
+        max_seqlen=first.layout.max_seqlen,
+    )
+    return replace(
+        first,
+        hidden=torch.cat([states.hidden for states in several]),
+        layout=layout,
+        links=None if first.links is None else torch.cat([states.links for states in several]),
+        distinct=None if first.distinct is None else first.distinct.repeat(times),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """The loss of a batch.
@@ -114,6 +136,17 @@ class Scores:
     num_infeasible: Tensor
     kl: Tensor
     weights: Tensor
+
+    def mean_of(self, times: int) -> Scores:
+        """The mean over ``times`` equal parts of the batch, which differ in their states only."""
+        num_sequences = self.weights.numel() // times
+        return Scores(
+            self.loss_sum / times,
+            self.count // times,
+            self.num_infeasible // times,
+            self.kl,
+            self.weights[:num_sequences],
+        )
 
 
 def ngram_scores(loss_sum: Tensor, targets: Targets) -> Scores:
@@ -168,6 +201,9 @@ class Target(Protocol):
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """int64 [T], the index of the target token that a slot takes on the best path; -1 for none."""
+
+    def path_tokens(self, oracle_T: Tensor, targets: Targets, layout: PackedLayout) -> Tensor:
+        """int64 [T], what slots write on the best path, which ``oracle_T`` of `align` describes; -1 beside it."""
 
     def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
         """bool [T], the slots that may see their target token in the second pass (`bnb_ds.targets.glancing`)."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.greedy import linear_argmax
 from bnb_ds.ctc.loss import CtcOutput, linear_ctc_loss
 from bnb_ds.targets.glancing import glance_at_some, rounded_down
@@ -51,12 +52,16 @@ class TokenTarget:
         return Scores((nll_T * weight_T).sum(), count, infeasible, nll_T.new_zeros(()), targets.lengths)
 
     def ngram_scores(self, states: SlotStates, targets: Targets, size: int) -> Scores:
-        """There is none (`bnb_ds.model.target_loss.check_ngrams`)."""
+        """There is none (`bnb_ds.model.target_rules.check_ngrams`)."""
         raise NotImplementedError("one token a slot has no loss of n-grams")
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """Slot j takes token j."""
         return states.layout.position_ids
+
+    def path_tokens(self, oracle_T: Tensor, targets: Targets, layout: PackedLayout) -> Tensor:
+        """Slot j writes token j."""
+        return targets.at(oracle_T, layout)
 
     def glanced(self, states: SlotStates, targets: Targets, oracle_T: Tensor, ratio: float, draws_T: Tensor) -> Tensor:
         """As many slots, of all of a sequence, as ``ratio`` times the number of wrong ones, rounded down.

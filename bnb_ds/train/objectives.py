@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bnb_ds.data.batch import PackedBatch
+from bnb_ds.data.batch import GLANCING_DRAWS, MIXED_DRAWS, PackedBatch
 
 
 class Objective(Protocol):
@@ -34,10 +34,12 @@ class Reconstruction:
 
     Args:
         glancing: the ratio of glancing of a step, which is counted from 0; None: no glancing.
+        mixed_training: probability that the right token replaces what a layer predicts for a slot; None: 0.
     """
 
-    def __init__(self, glancing: Callable[[int], float] | None = None) -> None:
+    def __init__(self, glancing: Callable[[int], float] | None = None, mixed_training: float | None = None) -> None:
         self._glancing = glancing
+        self._mixed_training = mixed_training
 
     def count(self, batch: PackedBatch) -> int:
         return batch.loss_count
@@ -50,7 +52,10 @@ class Reconstruction:
         inputs = batch.model_inputs(device)
         if self._glancing is not None:
             inputs["glance_ratio"] = self._glancing(step - 1)
-            inputs["glance_draws"] = batch.slot_draws().to(device, non_blocking=True)
+            inputs["glance_draws"] = batch.slot_draws(GLANCING_DRAWS).to(device, non_blocking=True)
+        if self._mixed_training is not None:
+            inputs["mixed_ratio"] = self._mixed_training
+            inputs["mixed_draws"] = batch.slot_draws(MIXED_DRAWS).to(device, non_blocking=True)
         return inputs
 
 
@@ -59,11 +64,11 @@ class NgramMatches(Reconstruction):
 
     Args:
         size: tokens of an n-gram.
-        glancing: as in `Reconstruction`.
+        shown: the arguments of `Reconstruction`.
     """
 
-    def __init__(self, size: int, glancing: Callable[[int], float] | None = None) -> None:
-        super().__init__(glancing)
+    def __init__(self, size: int, *shown: Any) -> None:
+        super().__init__(*shown)
         self._size = size
 
     def count(self, batch: PackedBatch) -> int:
@@ -81,11 +86,11 @@ class ReconstructionAndEncoderMlm(Reconstruction):
 
     Args:
         weight: weight of the auxiliary loss; above 0.
-        glancing: as in `Reconstruction`.
+        shown: the arguments of `Reconstruction`.
     """
 
-    def __init__(self, weight: float, glancing: Callable[[int], float] | None = None) -> None:
-        super().__init__(glancing)
+    def __init__(self, weight: float, *shown: Any) -> None:
+        super().__init__(*shown)
         self._weight = weight
 
     def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device, step: int) -> Tensor:

@@ -23,7 +23,13 @@ TARGETS = {
     "ctc": ["model.target=ctc"],
     "token": ["model.decoder_length=predicted"],
     "dag": ["model.target=dag"],
-    "dag, lengths, infilling": ["model.target=dag", "model.decoder_length=predicted", "objective.corruption=infill"],
+    "dag, lengths, infilling, a head behind every layer": [
+        "model.target=dag",
+        "model.decoder_length=predicted",
+        "model.deep_supervision=true",
+        "mixed_training=0.3",
+        "objective.corruption=infill",
+    ],
 }
 ZERO_3 = {"stage": 3, "stage3_param_persistence_threshold": 0}
 

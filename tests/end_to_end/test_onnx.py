@@ -22,7 +22,7 @@ for _package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_package, reason=f"the optional package {_package} is not installed")
 
 POLICIES = {
-    "ratio": {"decoder_length_ratio": 1.3, "decoder_length_offset": 1},
+    "ratio": {"decoder_length_ratio": 1.3, "decoder_length_offset": 1, "deep_supervision": True},
     "padded": {"decoder_length": "padded"},
 }
 

@@ -36,6 +36,19 @@ def test_equals_torchs_counter_without_padding(halves, ratio, lengths):
     assert forward_flops(model.config, np.array(lengths), np.array(slots)) == counted(model, lengths)
 
 
+def test_equals_torchs_counter_with_a_head_behind_every_layer():
+    model = bnb_model(deep_supervision=True, decoder={"num_hidden_layers": 3})
+    assert forward_flops(model.config, np.array([7, 7]), np.array([14, 14])) == counted(model, [7, 7])
+    graph = {"target": "dag", "decoder": {"num_hidden_layers": 3}}
+    plain, deep = (
+        forward_flops(bnb_config(**graph, deep_supervision=deep), np.array([7]), np.array([14]))
+        for deep in (False, True)
+    )
+    head, feedback = 2 * 14 * 12 * (12 + 53), 2 * 14 * 24 * 12
+    links = 2 * 14 * 24 * (24 + 3) + 2 * 14 * 14 * 12
+    assert deep - plain == 2 * (head + feedback + links)
+
+
 def test_equals_torchs_counter_with_length_classification():
     model = bnb_model(decoder_length="predicted", length_difference_min=-2, length_difference_max=2)
     lengths = np.array([7, 7, 7])

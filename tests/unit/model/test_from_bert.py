@@ -47,6 +47,15 @@ def test_encoder_equals_bert(tmp_path, model_class):
     assert not model.training
 
 
+def test_a_head_behind_every_layer_begins_without_effect(tmp_path):
+    save(tmp_path, BertForMaskedLM)
+    models = []
+    for deep in (False, True):
+        torch.manual_seed(2)  # of the new weights
+        models.append(BnbForConditionalGeneration.from_bert(tmp_path, deep_supervision=deep))
+    assert torch.equal(models[0](**INPUTS).logits, models[1](**INPUTS).logits)
+
+
 def test_decoder_takes_layers_embeddings_and_head(tmp_path):
     bert = save(tmp_path, BertForMaskedLM)
     model = BnbForConditionalGeneration.from_bert(tmp_path)

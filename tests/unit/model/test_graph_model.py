@@ -11,7 +11,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.slots import longest_targets, slots_of_targets
-from bnb_ds.model.target_loss import check_ngrams
+from bnb_ds.model.target_rules import check_ngrams
 from tests.tiny import bnb_config, bnb_model, source_ids
 
 TOKENS = {"decoder_tokens": True, "mask_token_id": 4}

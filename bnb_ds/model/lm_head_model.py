@@ -1,0 +1,228 @@
+"""The model with its LM head: one forward pass, and the loss of the target that reads the slots.
+
+Shapes: B sequences; padded: L source columns, T slots of the longest decoder sequence; packed: N source tokens and
+sum T slots of all sequences together; H hidden size, V vocabulary, S target tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnb_ds.ctc.greedy import linear_argmax
+from bnb_ds.dag.links import LinkNetwork
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.layers import BnbLMHead
+from bnb_ds.model.length import length_scores
+from bnb_ds.model.network import OPTIONAL_PARTS, BnbModel, BnbPreTrainedModel, Encoded
+from bnb_ds.model.outputs import BnbOutput
+from bnb_ds.model.slots import DecoderSlots, distinct_slots
+from bnb_ds.model.target_rules import target_of
+from bnb_ds.targets.glancing import same_dropout
+from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, joined_states, read_targets
+
+#: the ratio of a way to show targets, and a draw for each slot, float32 [sum T]; both None: that way is not taken
+Chance = tuple[float | None, Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the decoder sees of the targets in training.
+
+    Attributes:
+        slots: with the tokens that they hold.
+        given: bool [sum T], slots whose input holds their target token; None: no slot.
+        mixed: int64 [sum T], the token that the layers read instead of their prediction; -1: none. None: no slot.
+    """
+
+    slots: DecoderSlots
+    given: Tensor | None = None
+    mixed: Tensor | None = None
+
+
+class BnbLMHeadModel(BnbPreTrainedModel):
+    """BERT-NAR-BERT with its LM head and its loss, that of the target which reads the slots (`bnb_ds.targets`).
+
+    The output matrix is the parameter ``model.decoder.embeddings.word_embeddings.weight`` itself.
+    """
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^links\.", *OPTIONAL_PARTS]
+
+    def __init__(self, config: BnbConfig):
+        super().__init__(config)
+        self.model = BnbModel(config)
+        self.lm_head = BnbLMHead(config.decoder)
+        self.target = target_of(config)
+        self.links = None
+        if config.target_kind == "dag":
+            decoder = config.decoder
+            heads = config.link_heads or decoder.num_attention_heads
+            self.links = LinkNetwork(decoder.hidden_size, heads, config.link_positions, decoder.initializer_range)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Embedding:
+        """The decoder's word embeddings, which are the output matrix."""
+        return self.model.decoder.embeddings.word_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        label_lengths: Tensor | None = None,
+        max_label_length: int | None = None,
+        return_logits: bool | None = None,
+        return_best: bool = False,
+        glance_ratio: float | None = None,
+        glance_draws: Tensor | None = None,
+        mixed_ratio: float | None = None,
+        mixed_draws: Tensor | None = None,
+        ngram_size: int | None = None,
+    ) -> BnbOutput:
+        """Predict all target positions at once, and compute the loss of ``labels``.
+
+        With ``deep_supervision``, the loss is the mean over the decoder's layers in training, else that of the last
+        layer.
+
+        Args:
+            input_ids: int64 [B, L], or packed [N] with ``cu_seqlens``. A token's position is its index among the real
+                tokens of its sequence.
+            attention_mask: [B, L], not 0 at real tokens, which may be anywhere in a row; None: all tokens are real.
+                Only for padded input.
+            token_type_ids: int64, same shape as ``input_ids``; None: all 0.
+            labels: int64 [B, S] with -100 at places without a target, or the targets concatenated [sum S] with
+                ``label_lengths``.
+            cu_seqlens: int32 [B+1], starts of the packed sequences, then N.
+            max_seqlen: tokens of the longest sequence; optional. With it the host does not wait for a GPU.
+            label_lengths: int64 [B], with concatenated labels.
+            max_label_length: tokens of the longest target; optional. With it the host does not wait for a GPU, and
+                labels and their lengths on a GPU are not checked. On a CPU everything is checked.
+            return_logits: True: return logits beside the loss, which costs a second projection. None: return logits
+                only without labels.
+            return_best: return ``best`` of `BnbOutput` too. This does not hold the logits of all slots.
+            glance_ratio: in training, with labels: the ratio of glancing (`bnb_ds.targets.glancing`); None: none.
+            glance_draws: float32 [sum T], in [0, 1), a draw for each slot; with ``glance_ratio``.
+            mixed_ratio: in training, with labels and ``deep_supervision``: the probability that a slot's token on the
+                best path of the target replaces what a layer predicts for it, for the layer behind; None: 0.
+            mixed_draws: float32 [sum T], in [0, 1), a draw for each slot and all its layers; with ``mixed_ratio``.
+            ngram_size: the loss of a sequence is 1 minus its matches of n-grams of this size; None: its nats.
+
+        Raises:
+            ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
+                classification, an empty target.
+            ConfigError: a source or its decoder slots do not fit the position embeddings; or the input is packed, but
+                ``decoder_length`` is ``"padded"``.
+        """
+        targets = None if labels is None else read_targets(labels, label_lengths, max_label_length)
+        inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+        encoded = self.model.encode(inputs)
+        slots = self.model.open(encoded, None if targets is None else targets.lengths)
+        shown = Shown(slots)
+        if targets is not None and self.training and not (glance_ratio is None and mixed_ratio is None):
+            shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
+        result = BnbOutput(
+            latent=inputs.restore(encoded.latent),
+            decoder_lengths=slots.layout.lengths,
+            encoder_last_hidden_state=inputs.restore(encoded.hidden),
+        )
+        has_losses = targets is not None and self.training and self.config.deep_supervision
+        layers = self._states_of_layers(encoded, shown) if has_losses else [self.states(encoded, shown.slots)]
+        states = layers[-1]
+        if targets is not None:
+            self._add_scores(result, self._scores(layers, targets, shown, ngram_size), encoded, targets)
+        if return_logits or (targets is None and return_logits is None):
+            logits_TV = F.linear(states.hidden, states.weight, states.bias)
+            result["logits"] = logits_TV if inputs.is_packed else slots.layout.pad(logits_TV)
+        if return_best:
+            best_T = self._best(states)
+            result["best"] = best_T if inputs.is_packed else slots.layout.pad(best_T)
+        return result
+
+    def states(self, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
+        """Decode slots, up to the projection to the vocabulary."""
+
+        def predict(hidden_TH: Tensor) -> Tensor:
+            return self._argmax(self.lm_head(hidden_TH))
+
+        return self._slot_states(self.lm_head(self.model.decode(encoded, slots, predict)), encoded, slots)
+
+    def _states_of_layers(self, encoded: Encoded, shown: Shown) -> list[SlotStates]:
+        """`states` behind each layer of the decoder, for its loss. Layers read the tokens that are shown to them."""
+        hidden = []
+
+        def predict(hidden_TH: Tensor) -> Tensor:
+            hidden.append(self.lm_head(hidden_TH))
+            best_T = self._argmax(hidden[-1])
+            return best_T if shown.mixed is None else torch.where(shown.mixed >= 0, shown.mixed, best_T)
+
+        last_TH = self.model.decode(encoded, shown.slots, predict)
+        return [self._slot_states(each_TH, encoded, shown.slots) for each_TH in (*hidden, self.lm_head(last_TH))]
+
+    def _slot_states(self, hidden_TH: Tensor, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
+        links_BTT = None if self.links is None else self.links(hidden_TH, slots.layout)
+        weight_VH = self.get_output_embeddings().weight
+        distinct_B = distinct_slots(slots.layout.lengths, encoded.layout.lengths, self.config)
+        return SlotStates(hidden_TH, weight_VH, self.lm_head.bias, slots.layout, links_BTT, distinct_B)
+
+    @torch.no_grad()
+    def _argmax(self, hidden_TH: Tensor) -> Tensor:
+        return linear_argmax(hidden_TH, self.get_output_embeddings().weight, self.lm_head.bias)
+
+    def _best(self, states: SlotStates) -> Tensor:
+        if self.links is None:
+            return self._argmax(states.hidden)
+        ids_BT, _ = self.target.decode(states, ReadOptions(pad=-1))
+        return states.layout.unpad(ids_BT)
+
+    @torch.no_grad()
+    def _show(self, encoded: Encoded, slots: DecoderSlots, targets: Targets, glance: Chance, mix: Chance) -> Shown:
+        """What a first pass says that the decoder may see of the targets."""
+        with same_dropout(encoded.hidden.device):
+            states = self.states(encoded, slots)
+        oracle_T = self.target.align(states, targets)
+        given_T = mixed_T = None
+        (ratio, draws_T), (mixed_ratio, mixed_draws_T) = glance, mix
+        if ratio is not None:
+            assert slots.token_ids is not None, "glancing needs decoder_tokens"
+            assert draws_T is not None, "glance_ratio comes with draws"
+            given_T = self.target.glanced(states, targets, oracle_T, ratio, draws_T)
+            tokens_T = torch.where(given_T, targets.at(oracle_T, slots.layout), slots.token_ids)
+            slots = replace(slots, token_ids=tokens_T)
+        if mixed_ratio is not None:
+            assert mixed_draws_T is not None, "mixed_ratio comes with draws"
+            right_T = self.target.path_tokens(oracle_T, targets, slots.layout)
+            mixed_T = torch.where(mixed_draws_T < mixed_ratio, right_T, -1)
+        return Shown(slots, given_T, mixed_T)
+
+    def _scores(self, layers: list[SlotStates], targets: Targets, shown: Shown, ngram_size: int | None) -> Scores:
+        """The mean over layers, from one call: each layer's slots are sequences of their own there."""
+        states, given_T, times = layers[-1], shown.given, len(layers)
+        if times > 1:
+            states, targets = joined_states(layers), targets.repeat(times)
+            given_T = None if given_T is None else given_T.repeat(times)
+        if ngram_size is not None:
+            return self.target.ngram_scores(states, targets, ngram_size).mean_of(times)
+        return self.target.scores(states, targets, given_T).mean_of(times)
+
+    def _add_scores(self, result: BnbOutput, scores: Scores, encoded: Encoded, targets: Targets) -> None:
+        loss_sum, count = scores.loss_sum, scores.count
+        if self.model.length_predictor is not None:
+            length_sum, result["length_loss"] = length_scores(
+                self.model.length_predictor,
+                encoded.length_logits,
+                encoded.layout.lengths,
+                targets,
+                scores.weights,
+            )
+            loss_sum = loss_sum + self.config.length_loss_weight * length_sum
+        result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, scores.kl
+        result["num_infeasible"] = scores.num_infeasible
+        result["loss"] = loss_sum / count.clamp(min=1)
