@@ -13,6 +13,7 @@ from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.refinement import LOG_PROB_STEP, num_masked
 from bnb_ds.errors import ConfigError
+from bnb_ds.generate.engines import CompiledEngine
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.targets.glancing import lowest_of_each
 from tests.plain_beam import torch_score
@@ -166,6 +167,13 @@ def test_the_other_options_hold_with_refinement():
         written = sorted(set(model.generate(**inputs, refinement=2).flatten().tolist()) - {0})[:3]
         without = model.generate(**inputs, refinement=2, bad_words_ids=[[word] for word in written])
         assert not set(without.flatten().tolist()) & set(written)
+
+
+def test_a_compiled_model_has_one_pass():
+    engine = CompiledEngine(bnb_model(dtype=torch.float32, **TOKENS))
+    engine.check(DecodeOptions(refinement=0), with_scores=False)
+    with pytest.raises(ConfigError, match=r"a compiled model only decodes greedily, .*, in one pass: leave those"):
+        engine.check(DecodeOptions(refinement=1), with_scores=False)
 
 
 @pytest.mark.parametrize(
