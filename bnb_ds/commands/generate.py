@@ -145,6 +145,14 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         default=1.0,
         help="power of the length that divides the score of a path; more favours longer outputs (default %(default)s)",
     )
+    decoding.add_argument(
+        "--refinement",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="passes of the decoder behind the first one, which see the tokens before them; for models with"
+        " decoder_tokens (default %(default)s)",
+    )
     decoding.add_argument("--max-length", type=positive, help="most tokens of an output (default: no limit)")
     decoding.add_argument(
         "--no-repeat-ngram-size",
@@ -183,6 +191,7 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "strategy",
         "lookahead_beta",
         "length_penalty",
+        "refinement",
         "beam_classes",
         "length_beam",
         "min_length",

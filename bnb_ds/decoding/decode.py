@@ -19,10 +19,11 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout
-from bnb_ds.ctc.greedy import collapse, linear_argmax, linear_best
+from bnb_ds.ctc.greedy import collapse, linear_argmax
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.graph import Decoded, banned_bias, decode_graph
 from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.decoding.refinement import mask_predict, rescored
 from bnb_ds.decoding.search import Slots, ctc_score, refine
 from bnb_ds.decoding.slotwise import without_bad_words
 from bnb_ds.model.configuration import BnbConfig
@@ -39,7 +40,9 @@ class GenerateOutput(ModelOutput):
     Attributes:
         sequences: int64 [B, length of the longest output], padded with ``config.pad_token_id`` (0 if that is None).
         scores: float64 [B], log-probability of each output in nats. With CTC, it is summed over all alignments. With
-            length classification, it is that of the tokens, given the length. A language model does not count.
+            length classification, it is that of the tokens, given the length. A language model does not count. With
+            ``refinement`` it is given the tokens that slots saw: with CTC in the last pass, else in the pass that wrote
+            the token.
         lengths: int64 [B], tokens of each output.
     """
 
@@ -65,6 +68,7 @@ def generate(
     ``beam_size`` above 1, the prefix beam search is used. With length classification, each slot of the predicted length
     gives its best token. With ``length_beam`` above 1, several lengths are decoded in one batch, and the one with the
     highest mean log-probability of its tokens is kept. With a graph of slots, ``strategy`` says how a path is chosen.
+    With ``refinement``, further passes of the decoder see tokens of the passes before.
 
     In float32 an output does not depend on the other sources in the batch, unless logits differ by no more than
     rounding. Call ``model.eval()`` first: this function does not change the model's mode, and in training mode dropout
@@ -149,8 +153,8 @@ def decode_batch(
         decoded = _decode_lengths(model, inputs, options)
         return decoded if with_scores else replace(decoded, scores=None)
     encoded = model.model.encode(inputs)
-    states = model.states(encoded, model.model.open(encoded))
     bias_V = banned_bias(model, options)
+    states = rescored(model, encoded, model.model.open(encoded), bias_V, options.refinement)
     slots = Slots(states.hidden, states.weight, bias_V, states.layout, model.config.blank_token_id)
     if options.beam_size == 1:
         best_T = linear_argmax(slots.hidden, slots.weight, slots.bias)
@@ -199,10 +203,10 @@ def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: Decode
     num_candidates = lengths_BK.shape[1]
     repeated = _repeat(encoded, num_candidates) if num_candidates > 1 else encoded
     slots = open_slots(repeated.layout, model.config, lengths_BK.flatten())
-    states = model.states(repeated, slots)
-    head = (states.hidden, states.weight, banned_bias(model, options))
-    best_T, log_probs_T = linear_best(*head)
+    bias_V = banned_bias(model, options)
+    states, best_T, log_probs_T = mask_predict(model, repeated, slots, bias_V, options.refinement)
     if options.bad_words:
+        head = (states.hidden, states.weight, bias_V)
         best_T, log_probs_T = without_bad_words(
             best_T, log_probs_T, head, slots.layout, options.bad_words, options.beam_classes
         )

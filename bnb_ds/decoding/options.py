@@ -47,6 +47,9 @@ class DecodeOptions:
         length_penalty: with ``viterbi``, ``joint_viterbi`` and ``beam``, the power of the length that divides the
             log-probability of a path; more favours longer outputs.
         merge_duplicates: with a graph, equal tokens that stand side by side become one.
+        refinement: passes of the decoder behind the first one, for models with ``decoder_tokens``. In each, slots see
+            their tokens of the passes before, but for the least probable ones (`bnb_ds.decoding.refinement`). With CTC
+            all slots are then predicted anew, with one token a slot those that saw none.
         token_budget: source tokens and decoder slots of one batch, together; a slot counts once for each hypothesis
             of a beam. None: 4,096 on a CPU, 65,536 on a GPU. The outputs do not depend on it.
     """
@@ -66,6 +69,7 @@ class DecodeOptions:
     lookahead_beta: float = 1.0
     length_penalty: float = 1.0
     merge_duplicates: bool = True
+    refinement: int = 0
     token_budget: int | None = None
 
     def __post_init__(self) -> None:
@@ -133,7 +137,7 @@ class DecodeOptions:
         """Raise ConfigError for a value out of range, or for a value that does not fit the model."""
         for name in ("beam_size", "beam_classes", "length_beam"):
             _require(name, getattr(self, name), 1)
-        for name in ("min_length", "no_repeat_ngram_size"):
+        for name in ("min_length", "no_repeat_ngram_size", "refinement"):
             _require(name, getattr(self, name), 0)
         if self.max_length is not None:
             _require("max_length", self.max_length, max(self.min_length, 1))
@@ -146,6 +150,7 @@ class DecodeOptions:
         if self.lm is not None and self.beam_size == 1:
             raise ConfigError("lm is used only in the beam search: give beam_size above 1")
         self._check_bad_words(config)
+        self._check_refinement(config)
         self._check_graph(config)
         if config.target_kind == "token":
             self._check_length_classification()
@@ -166,6 +171,21 @@ class DecodeOptions:
                     f"bad_words_ids holds {list(words)}, and {config.blank_token_id} is the CTC blank, which is never "
                     "written: leave it out"
                 )
+
+    def _check_refinement(self, config: BnbConfig) -> None:
+        if not self.refinement:
+            return
+        if config.target_kind == "dag":
+            raise ConfigError(
+                f"refinement is {self.refinement}: a graph of slots is decoded in one pass; leave it out with target "
+                "'dag'"
+            )
+        if not config.decoder_tokens:
+            raise ConfigError(
+                f"refinement is {self.refinement}: its passes show tokens to the decoder, and this model was made "
+                "without decoder_tokens; leave it out, or fine-tune the model with model.checkpoint, "
+                "model.decoder_tokens true and glancing"
+            )
 
     def _check_graph(self, config: BnbConfig) -> None:
         if config.target_kind != "dag":

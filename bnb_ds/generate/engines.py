@@ -80,8 +80,8 @@ class _GraphEngine:
         options.check(self.config)
         if with_scores or options != DecodeOptions(token_budget=options.token_budget):
             raise ConfigError(
-                f"{self._kind} only decodes greedily, without scores or limits: leave those options out, or run the "
-                "torch model without --compile"
+                f"{self._kind} only decodes greedily, without scores or limits, in one pass: leave those options out, "
+                "or run the torch model without --compile"
             )
 
     def decode(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -22,6 +23,7 @@ from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import check_overrides
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
+from bnb_ds.model.network import OPTIONAL_PARTS
 
 M = TypeVar("M", bound=BnbLMHeadModel)
 
@@ -50,8 +52,12 @@ def load_reference(model_class: type[M], directory: str | PathLike[str], overrid
     directory = Path(directory)
     model = model_class(reference_config(directory, overrides))
     path, weights = _read_weights(directory)
-    ours = {name: parameter for name, parameter in model.state_dict().items() if "length_predictor" not in name}
+    is_new = re.compile("|".join((r"^links\.", *OPTIONAL_PARTS)))
+    ours = {name: parameter for name, parameter in model.state_dict().items() if not is_new.search(name)}
     model.load_state_dict(_matched(path, weights, ours, model.config.latent_size), strict=False)
+    gate = model.model.decoder.embeddings.token_gate
+    if gate is not None:
+        torch.nn.init.zeros_(gate)  # the reference's slots never held a token
     return model.eval()
 
 

@@ -200,16 +200,17 @@ class Batcher:
         if not work.with_slots:
             return [(output, None) for output in outputs]
         return [
-            (output, read_slots(self._pipeline, source, output.tokens))
+            (output, read_slots(self._pipeline, source, output.tokens, work.options))
             for source, output in zip(sources, outputs, strict=True)
         ]
 
 
 def text_costs(num_tokens: Sequence[int], work: Work, config: BnbConfig) -> list[int]:
-    """What each text adds to a batch: its source tokens and its slots, one for each hypothesis, and at least 1."""
+    """What each text adds to a batch, at least 1: its source tokens, and its slots for each hypothesis and pass."""
     lengths = [max(number, 1) for number in num_tokens]
     if config.decoder_length == "padded":
         lengths = [config.encoder.max_position_embeddings] * len(lengths)
     # Any output may break a limit, and then it is searched.
     width = max(work.options.num_hypotheses, CONSTRAINT_BEAM if work.options.has_limits else 1)
+    width *= 1 + work.options.refinement
     return (source_costs(lengths, config, width) * (2 if work.with_slots else 1)).tolist()

@@ -15,6 +15,9 @@ class RequestOptions(BaseModel):
     length_beam: int | None = Field(None, ge=1, description="number of lengths to try, with length classification")
     min_length: int | None = Field(None, ge=0, le=4096, description="fewest tokens of an output")
     max_length: int | None = Field(None, ge=1, le=4096, description="most tokens of an output")
+    refinement: int | None = Field(
+        None, ge=0, le=32, description="passes of the decoder behind the first one, for models with decoder_tokens"
+    )
     no_repeat_ngram_size: int | None = Field(
         None, ge=0, le=64, description="no n-gram of this many tokens twice; 0: no such rule"
     )

@@ -17,6 +17,9 @@ from bnb_ds.ctc import inputs
 from bnb_ds.ctc.greedy import logits_in_chunks
 from bnb_ds.ctc.viterbi import best_path
 from bnb_ds.decoding.decode import inputs_of_rows
+from bnb_ds.decoding.graph import banned_bias
+from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.decoding.refinement import mask_predict, rescored
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import Engine, TorchEngine
 from bnb_ds.generate.pipeline import BnbPipeline
@@ -59,8 +62,10 @@ def require_slots(engine: Engine) -> None:
 
 
 @torch.inference_mode()
-def read_slots(pipeline: BnbPipeline, source: Sequence[int], tokens: Sequence[int]) -> list[SlotReading]:
-    """Read the slots of one source as its output.
+def read_slots(
+    pipeline: BnbPipeline, source: Sequence[int], tokens: Sequence[int], options: DecodeOptions
+) -> list[SlotReading]:
+    """Read the slots of one source as its output. With ``refinement``, they are those of the last pass.
 
     With CTC, the most probable alignment of the output and the slots is shown. With length classification, every slot
     writes its token.
@@ -69,6 +74,7 @@ def read_slots(pipeline: BnbPipeline, source: Sequence[int], tokens: Sequence[in
         pipeline: runs a torch model.
         source: token ids of the source; if there are none, there are no slots.
         tokens: token ids of the output.
+        options: those that gave the output.
     """
     if not source:
         return []
@@ -79,7 +85,11 @@ def read_slots(pipeline: BnbPipeline, source: Sequence[int], tokens: Sequence[in
     encoded = model.model.encode(inputs_of_rows(model, [source]))
     # With length classification, the slots are those of the output, which may have come from another length's beam.
     slots = model.model.open(encoded, None if has_blank else torch.tensor([len(tokens)], device=model.device))
-    states = model.states(encoded, slots)
+    bias_V = banned_bias(model, options)
+    if has_blank:
+        states = rescored(model, encoded, slots, bias_V, options.refinement)
+    else:
+        states, _, _ = mask_predict(model, encoded, slots, bias_V, options.refinement)
     wanted = [config.blank_token_id, *tokens] if has_blank else list(tokens)
     best_p, best_ids, chosen = [], [], []
     for _, logits_CV in logits_in_chunks(states.hidden, states.weight, states.bias):

@@ -15,7 +15,7 @@ from bnb_ds.dag.loss import DagOutput, linear_dag_loss
 from bnb_ds.dag.ngrams import linear_dag_ngram_loss
 from bnb_ds.dag.paths import dag_best_path
 from bnb_ds.dag.strategies import decode_best, decode_candidates
-from bnb_ds.targets.glancing import glance_at_some, rounded_half_up
+from bnb_ds.targets.glancing import lowest_of_each, rounded_half_up
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count, ngram_scores
 
 
@@ -62,7 +62,7 @@ class DagTarget:
         is_on_path_T = oracle_T >= 0
         is_wrong_T = is_on_path_T & (best_T != targets.at(oracle_T, states.layout))
         number_B = rounded_half_up(ratio, states.layout.pad(is_wrong_T, False).sum(1))
-        return glance_at_some(is_on_path_T, number_B, draws_T, states.layout)
+        return lowest_of_each(is_on_path_T, number_B, draws_T, states.layout)
 
     def decode(self, states: SlotStates, options: ReadOptions) -> tuple[Tensor, Tensor]:
         """By the strategy of ``options.dag``."""

@@ -28,18 +28,18 @@ def rounded_half_up(ratio: float, wrong_B: Tensor) -> Tensor:
     return (ratio * wrong_B.double() + 0.5).floor().long()
 
 
-def glance_at_some(may_T: Tensor, number_B: Tensor, draws_T: Tensor, layout: PackedLayout) -> Tensor:
-    """bool [T]: of the slots where ``may_T`` is True, the ``number_B`` with the lowest draws of each sequence.
+def lowest_of_each(may_T: Tensor, number_B: Tensor, values_T: Tensor, layout: PackedLayout) -> Tensor:
+    """bool [T]: of the slots where ``may_T`` is True, the ``number_B`` with the lowest values of each sequence.
 
     Args:
         may_T: bool.
-        number_B: int64; a sequence with fewer such slots shows all of them.
-        draws_T: float, in [0, 1).
+        number_B: int64; of a sequence with fewer such slots, all are taken.
+        values_T: float, below infinity. Of equal values, the first ones are taken.
         layout: of the slots.
     """
-    draws_BM = layout.pad(torch.where(may_T, draws_T, torch.inf), torch.inf)
-    # Stable, so that equal draws are in the order of slots on every device.
-    order_BM = draws_BM.sort(dim=1, stable=True).indices
+    values_BM = layout.pad(torch.where(may_T, values_T, torch.inf), torch.inf)
+    # Stable, so that equal values are in the order of slots on every device.
+    order_BM = values_BM.sort(dim=1, stable=True).indices
     ranks_BM = torch.empty_like(order_BM)
     ranks_BM.scatter_(1, order_BM, torch.arange(order_BM.shape[1], device=order_BM.device).expand_as(order_BM))
     return layout.unpad(ranks_BM < number_B[:, None]) & may_T

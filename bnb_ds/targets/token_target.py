@@ -11,7 +11,7 @@ from torch import Tensor
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.greedy import linear_argmax
 from bnb_ds.ctc.loss import CtcOutput, linear_ctc_loss
-from bnb_ds.targets.glancing import glance_at_some, rounded_down
+from bnb_ds.targets.glancing import lowest_of_each, rounded_down
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets
 
 
@@ -70,7 +70,7 @@ class TokenTarget:
         """
         is_wrong_T = linear_argmax(states.hidden, states.weight, states.bias) != targets.tokens
         number_B = rounded_down(ratio, states.layout.pad(is_wrong_T, False).sum(1))
-        return glance_at_some(torch.ones_like(is_wrong_T), number_B, draws_T, states.layout)
+        return lowest_of_each(torch.ones_like(is_wrong_T), number_B, draws_T, states.layout)
 
     def decode(self, states: SlotStates, options: ReadOptions) -> tuple[Tensor, Tensor]:
         """The best token of each slot."""

@@ -136,6 +136,19 @@ def test_a_run_stopped_twice_gives_the_output_of_one(exported, source, whole, tm
     assert f"{whole.count(bytes([10]))} lines from" in said
 
 
+def test_refinement_is_resumed_as_it_began(source, small_tokenizer, tmp_path, monkeypatch, capsys):
+    model = save_model(tmp_path / "model", small_tokenizer, decoder_tokens=True, mask_token_id=4)
+    flags = ["--window", "7", "--refinement", "2"]
+    assert generate(model, source, tmp_path / "plain", "--window", "7") == 0
+    assert generate(model, source, tmp_path / "whole", *flags) == 0
+    assert (tmp_path / "whole").read_bytes() != (tmp_path / "plain").read_bytes()
+    interrupted(model, source, tmp_path / "o", monkeypatch, 2, "--refinement", "2")
+    assert generate(model, source, tmp_path / "o", "--window", "7", "--refinement", "1", "--resume") == 2
+    assert "is of a run with other settings (options): give the same" in capsys.readouterr().err
+    assert generate(model, source, tmp_path / "o", *flags, "--resume") == 0
+    assert (tmp_path / "o").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_a_finished_output_is_left_alone_by_resume(exported, source, whole, tmp_path, monkeypatch):
     target = tmp_path / "o"
     assert generate(exported, source, target, "--window", "7") == 0

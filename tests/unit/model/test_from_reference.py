@@ -195,6 +195,22 @@ def test_a_decoder_masked_by_source_padding_is_seen(inputs, expected, monkeypatc
     assert largest_difference(model, inputs, expected) > 0.1
 
 
+@pytest.mark.parametrize("fields", [{"deep_supervision": True}, {"decoder_tokens": True, "mask_token_id": 4}], ids=str)
+def test_parts_that_the_reference_lacks_begin_without_effect(inputs, fields):
+    plain, more = (BnbForConditionalGeneration.from_reference(REFERENCE, **given) for given in ({}, fields))
+    with torch.no_grad():
+        assert torch.equal(more(**source(inputs)).logits, plain(**source(inputs)).logits)
+
+
+def test_an_imported_model_may_become_a_graph(inputs):
+    fields = {"target": "dag", "decoder_length": "source", "decoder_tokens": True, "mask_token_id": 4}
+    model = BnbForConditionalGeneration.from_reference(REFERENCE, **fields)
+    plain = BnbForConditionalGeneration.from_reference(REFERENCE, decoder_length="source")
+    with torch.no_grad():
+        assert torch.equal(model(**source(inputs)).logits, plain(**source(inputs)).logits)
+    assert model(**source(inputs), labels=labels(inputs)).loss.isfinite()
+
+
 @pytest.mark.parametrize("policy", ["source", "predicted"])
 def test_an_imported_model_goes_on_with_another_policy(inputs, tmp_path, policy):
     """The model is saved, loaded with another decoder length, and trained. The loss falls."""

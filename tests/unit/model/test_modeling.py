@@ -130,12 +130,13 @@ def test_training_steps_are_bit_equal_under_one_seed():
     assert list(losses()) == list(losses())
 
 
+@pytest.mark.parametrize("deep_supervision", [False, True])
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_changes_no_gradient(use_reentrant):
+def test_activation_checkpointing_changes_no_gradient(use_reentrant, deep_supervision):
     inputs = packed_form(source_ids(LENGTHS), TARGETS)
 
     def gradients(checkpointed):
-        model = bnb_model(latent_dropout=0.1).train()
+        model = bnb_model(latent_dropout=0.1, deep_supervision=deep_supervision).train()
         if checkpointed:
             enable = getattr(
                 model, "activation_checkpointing_enable", model.gradient_checkpointing_enable

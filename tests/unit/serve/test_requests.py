@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.generate.pipeline import BnbPipeline
 from tests.exports import MAX_TOKENS, save_model
 
@@ -166,13 +167,27 @@ def test_a_path_cannot_forge_a_line(client, caplog):
     assert "path=/a?request=forged status=404" in line
 
 
+PREDICTED = {"decoder_length": "predicted"}
+REFINED = {"decoder_tokens": True, "mask_token_id": 4}
+
+
 @pytest.mark.parametrize(
-    "fields", [{}, {"decoder_length": "padded"}, {"decoder_length": "predicted"}], ids=["source", "padded", "predicted"]
+    "fields",
+    [
+        {},
+        {"decoder_length": "padded"},
+        {"decoder_length": "predicted"},
+        REFINED,
+        {"decoder_length": "predicted", **REFINED},
+    ],
+    ids=["source", "padded", "predicted", "source refined", "predicted refined"],
 )
 def test_slots_read_as_the_output(small_tokenizer, small_texts, tmp_path, fields):
     pipeline = BnbPipeline.from_pretrained(save_model(tmp_path / "model", small_tokenizer, **fields), device="cpu")
     texts = [text[: 10 + 7 * n] for n, text in enumerate(small_texts[:6])]
     options = {} if fields.get("decoder_length") == "predicted" else {"max_length": 6}
+    if "decoder_tokens" in fields:
+        options = {"refinement": 2}
     with running(pipeline, max_items=20) as client:
         for sent in ({}, options):
             body = {"texts": [*texts, ""], "options": sent, "return_slots": True}
@@ -190,6 +205,25 @@ def test_slots_read_as_the_output(small_tokenizer, small_texts, tmp_path, fields
                     assert 0 <= slot["probability"] <= slot["candidates"][0][1] + 1e-6
                     if not sent:  # greedy: every slot stands for its best token
                         assert slot["token"] == slot["candidates"][0][0]
+
+
+def test_requests_choose_their_refinement(small_tokenizer, small_texts, client, tmp_path):
+    pipeline = BnbPipeline.from_pretrained(save_model(tmp_path / "model", small_tokenizer, **REFINED), device="cpu")
+    texts = [text[: 10 + 7 * n] for n, text in enumerate(small_texts[:6])]
+    wanted = {
+        passes: [output.text for output in pipeline.generate(texts, options=DecodeOptions(refinement=passes))]
+        for passes in (0, 1, 3)
+    }
+    assert wanted[0] != wanted[3]
+    with running(pipeline, max_items=20) as refining:
+        for passes, outputs in wanted.items():
+            body = {"texts": texts, "options": {"refinement": passes}}
+            assert [output["text"] for output in refining.post("/generate", json=body).json()["outputs"]] == outputs
+        body["options"]["refinement"] = 33
+        assert refining.post("/generate", json=body).status_code == 422
+    answer = client.post("/generate", json={"texts": ["a"], "options": {"refinement": 1}})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("refinement is 1: its passes show tokens to the decoder, and this model")
 
 
 def test_slots_need_the_torch_engine(exported, tmp_path):

@@ -122,5 +122,6 @@ def test_costs_are_beam_times_slots():
     assert text_costs([10], Work(DecodeOptions(beam_size=32)), config) == [10 + 20 * 32]
     assert text_costs([10], Work(DecodeOptions(max_length=5)), config) == [10 + 20 * CONSTRAINT_BEAM]
     assert text_costs([10], Work(DecodeOptions(), with_slots=True), config) == [60]
+    assert text_costs([10], Work(DecodeOptions(refinement=3, beam_size=2)), config) == [10 + 20 * 2 * 4]
     padded = bnb_config(sizes, sizes, decoder_length="padded")
     assert text_costs([1, 512], Work(DecodeOptions()), padded) == [1024, 1024]

@@ -11,7 +11,7 @@ import torch
 from bnb_ds.config.sections import GlancingSection
 from bnb_ds.targets.ctc_target import CtcTarget
 from bnb_ds.targets.dag_target import DagTarget
-from bnb_ds.targets.glancing import glance_at_some, glance_by_chance, rounded_down, rounded_half_up, same_dropout
+from bnb_ds.targets.glancing import glance_by_chance, lowest_of_each, rounded_down, rounded_half_up, same_dropout
 from bnb_ds.targets.interface import SlotStates, Targets
 from bnb_ds.targets.token_target import TokenTarget
 from tests.tiny import layout_of
@@ -46,9 +46,9 @@ def test_some_slots_are_those_with_the_lowest_draws():
     layout = layout_of([4, 3])
     draws = torch.tensor([0.9, 0.1, 0.5, 0.3, 0.2, 0.2, 0.2])
     may = torch.tensor([True, False, True, True, True, True, True])
-    given = glance_at_some(may, torch.tensor([2, 2]), draws, layout)
+    given = lowest_of_each(may, torch.tensor([2, 2]), draws, layout)
     assert given.tolist() == [False, False, True, True, True, True, False]
-    everything = glance_at_some(may, torch.tensor([9, 0]), draws, layout)
+    everything = lowest_of_each(may, torch.tensor([9, 0]), draws, layout)
     assert everything.tolist() == [True, False, True, True, False, False, False]
 
 

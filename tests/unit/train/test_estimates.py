@@ -100,6 +100,17 @@ def test_activation_checkpointing_lowers_the_estimate(settings):
     assert estimates.activation_bytes(config, recomputed, 32, 4) < plain
 
 
+def test_a_head_behind_every_layer_adds_to_the_estimate(settings):
+    recipe, ds_config = settings(", deep_supervision: true")
+    plan = make_plan(recipe, ["model.size.num_hidden_layers=3"], ds_config, 1)
+    config = model_config(plan.recipe.model, plan.train_shards, 32)
+    assert config.deep_supervision
+    deep = estimates.activation_bytes(config, plan.ds_config, 32, 4)
+    config.deep_supervision = False
+    slots, numbers = 4 * 64, 8 * 2 * 32  # two layers of 32 units
+    assert deep - estimates.activation_bytes(config, plan.ds_config, 32, 4) == slots * numbers * 4
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

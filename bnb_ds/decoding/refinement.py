@@ -1,0 +1,95 @@
+"""Refinement: further passes of the decoder, in which slots see tokens that the passes before have written.
+
+The encoder runs once. Nothing here depends on the other sources of a batch.
+
+Shapes: B sequences, T decoder slots of all sequences together, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bnb_ds.ctc.greedy import linear_best
+from bnb_ds.model.lm_head_model import BnbLMHeadModel
+from bnb_ds.model.network import Encoded
+from bnb_ds.model.slots import DecoderSlots
+from bnb_ds.targets.glancing import lowest_of_each
+from bnb_ds.targets.interface import SlotStates
+
+#: log-probabilities that differ by less are alike when the least probable tokens are looked for, in nats
+LOG_PROB_STEP = 2.0**-7
+
+
+def num_masked(lengths_B: Tensor, number: int, passes: int) -> Tensor:
+    """int64 [B], how many of a sequence's tokens are predicted anew in a pass: ``floor(length (T - t) / T)``.
+
+    Args:
+        lengths_B: int64, tokens of each sequence.
+        number: t, the pass; the first one is 0 and predicts everything.
+        passes: T, of all passes.
+    """
+    return lengths_B * (passes - number) // passes
+
+
+def mask_predict(
+    model: BnbLMHeadModel, encoded: Encoded, slots: DecoderSlots, bias_V: Tensor, refinement: int
+) -> tuple[SlotStates, Tensor, Tensor]:
+    """Tokens of a model with one token a slot. Each further pass predicts the least probable ones anew.
+
+    Args:
+        model: the model.
+        encoded: the sources.
+        slots: as they are opened, without a known token.
+        bias_V: the head's bias; -inf switches a token off.
+        refinement: number of passes behind the first one.
+
+    Returns:
+        The slots of the last pass; int64 [T], the token of each slot; float [T], its log-probability in the pass that
+        wrote it.
+
+    Source: Ghazvininejad et al., Mask-Predict, EMNLP 2019.
+    """
+    states = model.states(encoded, slots)
+    best_T, log_probs_T = linear_best(states.hidden, states.weight, bias_V)
+    for number in range(1, refinement + 1):
+        number_B = num_masked(slots.layout.lengths, number, refinement + 1)
+        everywhere_T = torch.ones_like(best_T, dtype=torch.bool)
+        is_masked_T = lowest_of_each(everywhere_T, number_B, _rounded(log_probs_T), slots.layout)
+        states = model.states(encoded, _holding(slots, torch.where(is_masked_T, -1, best_T)))
+        again_T, again_log_probs_T = linear_best(states.hidden, states.weight, bias_V)
+        best_T = torch.where(is_masked_T, again_T, best_T)
+        log_probs_T = torch.where(is_masked_T, again_log_probs_T, log_probs_T)
+    return states, best_T, log_probs_T
+
+
+def rescored(
+    model: BnbLMHeadModel, encoded: Encoded, slots: DecoderSlots, bias_V: Tensor, refinement: int
+) -> SlotStates:
+    """The slots of a CTC model after the last pass.
+
+    In each further pass a slot sees its token of the pass before, but for blanks and the least probable tokens, fewer
+    of them from pass to pass (`num_masked`). All slots are predicted anew. A model that sees all of its tokens would
+    only repeat them. Arguments are those of `mask_predict`.
+    """
+    states = model.states(encoded, slots)
+    for number in range(1, refinement + 1):
+        best_T, log_probs_T = linear_best(states.hidden, states.weight, bias_V)
+        is_token_T = best_T != model.config.blank_token_id
+        number_B = num_masked(slots.layout.pad(is_token_T, False).sum(1), number, refinement + 1)
+        is_masked_T = lowest_of_each(is_token_T, number_B, _rounded(log_probs_T), slots.layout)
+        states = model.states(encoded, _holding(slots, torch.where(is_token_T & ~is_masked_T, best_T, -1)))
+    return states
+
+
+def _rounded(log_probs_T: Tensor) -> Tensor:
+    """Slots that are equal have equal log-probabilities but for their last bits, which depend on the batch."""
+    return (log_probs_T / LOG_PROB_STEP).round()
+
+
+def _holding(slots: DecoderSlots, tokens_T: Tensor) -> DecoderSlots:
+    """The slots with these tokens in their input; -1: what they held when they were opened."""
+    assert slots.token_ids is not None, "refinement needs decoder_tokens"
+    return replace(slots, token_ids=torch.where(tokens_T >= 0, tokens_T, slots.token_ids))
