@@ -161,12 +161,6 @@ def test_generation_is_the_same_alone_in_a_batch_and_reloaded(name, num_beams, c
     assert torch.equal(emptied.eval()(**inputs).loss_sum, model(**inputs).loss_sum)
 
 
-@pytest.mark.parametrize("setting", [{"glancing": lambda step: 0.5}, {"ngram_size": 2}, {"mixed_training": 0.3}])
-def test_ways_of_training_that_only_bnb_has(setting, checkpoints):
-    with pytest.raises(ConfigError, match=r"(\w+): model.kind transformer has none for task .*; remove \1"):
-        system("transformer", checkpoints).objective(**setting)
-
-
 def test_greedy_output_is_the_arg_max_without_a_cache(checkpoints):
     """The plain loop without a cache: every token computes the whole prefix again."""
     model = build("transformer", checkpoints)

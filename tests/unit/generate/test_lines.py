@@ -211,6 +211,7 @@ def test_limits_and_beams_reach_the_model(exported, source, whole, tmp_path):
         (["--device", "meta"], "--device meta: give cpu, cuda or cuda:1"),
         (["--compile", "--beam-size", "2"], "a compiled model only decodes greedily, without scores or limits"),
         (["--length-beam", "2"], "with CTC use beam_size"),
+        (["--refinement", "1"], "refinement is 1: its passes show tokens to the decoder, and this model was"),
         (["--input", "/nowhere"], "--input /nowhere: cannot be read"),
         (["--output", "/nowhere/o"], "--output /nowhere/o: there is no directory /nowhere: make it first"),
     ],

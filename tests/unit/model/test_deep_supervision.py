@@ -16,7 +16,10 @@ from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.length import stretch_latents
 from bnb_ds.model.target_rules import check_mixed_training
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbModel
+from bnb_ds.systems.bnb import BnbClassifier
 from bnb_ds.targets.interface import Targets
+from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.tokenised import Lengths
 from bnb_ds.train.objectives import NgramMatches, Reconstruction
 from tests.tiny import bnb_config, bnb_model, packed_form, padded_form, source_ids
 
@@ -322,6 +325,14 @@ def test_mixed_training_needs_predictions():
     with pytest.raises(ConfigError, match=r"mixed_training .*: set model.deep_supervision to true"):
         check_mixed_training(bnb_config())
     check_mixed_training(bnb_config(deep_supervision=True))
+
+
+@pytest.mark.parametrize("setting", [{"glancing": lambda step: 0.5}, {"ngram_size": 2}, {"mixed_training": 0.3}])
+def test_ways_of_training_that_labels_do_not_have(setting):
+    (name,) = setting
+    system = BnbClassifier(get_task("sst2"), Lengths(16, 0), codec=None)
+    with pytest.raises(ConfigError, match=f"{name}: model.kind bnb has none for task sst2; remove {name}"):
+        system.objective(**setting)
 
 
 def test_half_precision_is_near_to_float32():
