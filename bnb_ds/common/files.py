@@ -15,7 +15,7 @@ import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -149,6 +149,7 @@ def refuse_output(
         DataError: it exists, and ``is_new`` is set.
     """
     path = Path(path)
+    _refuse_unusable_name(path)
     if path.is_dir():
         raise ConfigError(f"{flag} {path}: is a directory: give the name of a file")
     refuse_same_file(path, inputs, flag=flag)
@@ -190,6 +191,7 @@ def refuse_directory(path: str | os.PathLike[str], *, flag: str = "--output", is
         DataError: it is not empty or is the present directory, and ``is_new`` is set.
     """
     path = Path(path)
+    _refuse_unusable_name(path)
     if is_new:
         _refuse_filled(path)
     elif (path.exists() or path.is_symlink()) and not path.is_dir():
@@ -286,6 +288,12 @@ def _moved_into_place(path: Path) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _refuse_unusable_name(path: Path) -> None:
+    """Raise DataError for a name that the operating system does not even look up; it is too long, for example."""
+    with disk_errors(path), suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(path)
 
 
 def _refuse_existing(path: Path) -> None:

@@ -172,9 +172,16 @@ def _line_start(file: BinaryIO, place: int) -> int:
 
 
 def input_identity(name: str, file: BinaryIO) -> dict[str, Any]:
-    """What identifies an input: its name, its size and a hash of its beginning."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()
-    file.seek(0)
+    """What identifies an input: its name, its size and a hash of its beginning.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()
+        file.seek(0)
+    except OSError as error:
+        raise _unreadable(name, error) from None
     return {"name": Path(name).name, "size": size, "head": head}

@@ -2,7 +2,8 @@
 
 An automaton reads the text of an output character by character, piece by piece. Its text is a row of *atoms*: runs of
 letters and digits, and single marks. A bad word is a row of atoms too. Spaces beside marks do not count, because an
-output is written with or without them. A state says how far the text has gone into each bad word.
+output is written with or without them. An accent counts as a character of its own, because it can be encoded as one. A
+state says how far the text has gone into each bad word.
 
 Shapes: B sequences, W prefixes of a beam, K classes of a slot, V vocabulary.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class BadWords:
         pieces: the piece of each id; ``##`` continues a word, and an empty one writes nothing.
         special_ids: ids that write nothing.
         unknown_id: the id of [UNK], which stands for a word that is not known; None: there is none.
+        unknown_texts: what [UNK] may become in the text, beside nothing.
+        normalize: makes a bad word what the tokenizer makes of it, lower case for example.
         inside: also refuse the words inside longer ones.
         any_case: refuse them in upper and lower case alike.
 
@@ -49,7 +52,8 @@ class BadWords:
         silent_id: an id that writes nothing, so it may stand anywhere.
 
     Raises:
-        ConfigError: a word without letters or marks, or a vocabulary in which every token writes something.
+        ConfigError: a word without letters or marks, or with half a character, or a vocabulary in which every token
+            writes something.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class BadWords:
         special_ids: Iterable[int],
         *,
         unknown_id: int | None = None,
+        unknown_texts: Iterable[str] = (),
+        normalize: Callable[[str], str] = str,
         inside: bool = False,
         any_case: bool = False,
     ):
@@ -67,18 +73,24 @@ class BadWords:
             raise ConfigError("bad words need a vocabulary with special tokens, such as [SEP]: leave them out")
         self.silent_id = min(silent)
         self._unknown_id = unknown_id
+        self._unknown_texts = [_written(text, any_case) for text in unknown_texts]
         self._inside = inside
         #: text of a piece, and whether a word begins with it; None: it writes nothing
         self._parts: list[tuple[str, bool] | None] = []
         for number, piece in enumerate(pieces):
             continues = piece.startswith("##") and len(piece) > 2
             text = piece[2:] if continues else piece
-            self._parts.append(None if number in silent else (text.lower() if any_case else text, not continues))
+            self._parts.append(None if number in silent else (_written(text, any_case), not continues))
         texts = {part[0] for number, part in enumerate(self._parts) if part is not None and number != unknown_id}
+        texts.update(self._unknown_texts)
         self._words: list[tuple[str, ...]] = []
         self.unwritable: list[str] = []
         for word in words:
-            atoms = tuple(_atoms(word.lower() if any_case else word))
+            try:
+                word.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ConfigError(f"bad word {word!r}: holds half of a character: give it in UTF-8") from None
+            atoms = tuple(_atoms(_written(normalize(word), any_case)))
             if not atoms:
                 raise ConfigError(f"bad word {word!r}: give at least one letter or mark")
             if all(self._can_spell(atom, texts) for atom in atoms):
@@ -92,9 +104,9 @@ class BadWords:
 
     @classmethod
     def of(
-        cls, words: Iterable[str], tokenizer: Any, vocab_size: int, *, inside: bool = False, any_case: bool = False
+        cls, words: Iterable[str], tokenizer: Any, vocab_size: int, *, unknown_texts: Iterable[str] = (), **how: bool
     ) -> BadWords:
-        """For outputs of a tokenizer. Words are normalised as it normalises texts, to lower case for example.
+        """For outputs of a tokenizer. Words are normalised as it normalises texts; ``how`` is ``inside``, ``any_case``.
 
         Raises:
             ConfigError: it has no WordPiece vocabulary, or as above.
@@ -103,10 +115,17 @@ class BadWords:
         if kind != "WordPiece":
             raise ConfigError(f"bad words need a WordPiece vocabulary, and this tokenizer has {kind}: leave them out")
         normalizer = tokenizer.backend_tokenizer.normalizer
-        texts = [word if normalizer is None else normalizer.normalize_str(word) for word in words]
         pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(list(range(vocab_size)))]
         special, unknown = tokenizer.all_special_ids, tokenizer.unk_token_id
-        return cls(texts, pieces, special, unknown_id=unknown, inside=inside, any_case=any_case)
+        return cls(
+            words,
+            pieces,
+            special,
+            unknown_id=unknown,
+            unknown_texts=unknown_texts,
+            normalize=str if normalizer is None else normalizer.normalize_str,
+            **how,
+        )
 
     def __bool__(self) -> bool:
         """Whether there is a word to look for."""
@@ -168,7 +187,7 @@ class BadWords:
         for reading in readings:
             if token == self._unknown_id:
                 # Depending on how outputs become text, [UNK] is left out or stands as a word of its own.
-                following |= {reading, _START if self._closed(reading) else None}
+                following |= {reading, _START if self._closed(reading) else None, *self._with_unknown(reading)}
             else:
                 following.add(self._read(reading, *part))
         if None in following:
@@ -187,10 +206,20 @@ class BadWords:
                 return None
             if _is_letter(character):
                 following = self._with_letter(*following, character)
+            elif character.isspace():  # within an added token
+                following = self._closed(following)
             else:
                 closed = self._closed(following)
                 following = None if closed is None else self._with_mark(closed[0], character)
         return following
+
+    def _with_unknown(self, reading: _Reading) -> Iterator[_Reading | None]:
+        """The readings after [UNK], if it becomes a text: joined to what stands beside it or not."""
+        for text in self._unknown_texts:
+            for begins_word in (True, False):
+                after = self._read(reading, text, begins_word)
+                yield after
+                yield after and self._closed(after)
 
     def _closed(self, reading: _Reading) -> _Reading | None:
         """The reading after the end of a run of letters; None: it ended in a bad word."""
@@ -237,6 +266,11 @@ class BadWords:
                 if inside and any(text.startswith(atom[begin:]) for text in texts):
                     return True
         return size in reached
+
+
+def _written(text: str, any_case: bool) -> str:
+    """A text as it is compared: one form for accents in all encodings, and for both cases if so asked."""
+    return unicodedata.normalize("NFD", text.lower() if any_case else text)
 
 
 def _atoms(text: str) -> Iterator[str]:

@@ -126,7 +126,12 @@ class BnbPipeline:
         codec = reader.codec
         if bad_words:
             banned = BadWords.of(
-                bad_words, codec.target, engine.config.vocab_size, inside=bad_words_inside, any_case=bad_words_any_case
+                bad_words,
+                codec.target,
+                engine.config.vocab_size,
+                unknown_texts=codec.spacing.unknown_texts if codec.spacing else (),
+                inside=bad_words_inside,
+                any_case=bad_words_any_case,
             )
             changes["bad_words"] = banned or None
             for word in banned.unwritable:

@@ -64,7 +64,12 @@ class SourceReader:
         return reader
 
     def check(self, texts: Sequence[str]) -> None:
-        """Raise DataError for a text that is not the two texts that the task needs."""
+        """Raise DataError for a text with half a character, or one that is not the two texts that the task needs."""
+        for text in texts:
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise DataError(f"{text[:_SHOWN]!r} holds half of a character: give whole ones, in UTF-8") from None
         if self.task is None or len(self.task.sources) == 1:
             return
         for text in texts:

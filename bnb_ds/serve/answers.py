@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -226,9 +227,10 @@ def _item(answer: Answer) -> dict[str, Any]:
             Slot(token=slot.token, writes=slot.writes, probability=slot.probability, candidates=slot.candidates)
             for slot in answer.slots
         ]
+    has_score = output.score is not None and math.isfinite(output.score)  # JSON has no infinity
     item = OutputItem(
         text=output.text,
-        score=output.score,
+        score=output.score if has_score else None,
         num_source_tokens=output.num_source_tokens,
         is_truncated=output.is_truncated,
         slots=slots,

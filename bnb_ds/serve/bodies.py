@@ -14,8 +14,8 @@ _JSON = "application/json"
 class BodyLimit:
     """ASGI middleware: a body must be JSON, small enough and in time, whatever its headers claim.
 
-    A body of another content type gets 415, one that is too large 413, and one that is too slow 408. Some seconds
-    after a signal to end, a body that is still arriving gets 503.
+    A body of another content type gets 415, one that is not UTF-8 gets 400, one that is too large 413, and one that is
+    too slow 408. Some seconds after a signal to end, a body that is still arriving gets 503.
 
     Args:
         app: the application.
@@ -62,6 +62,11 @@ class BodyLimit:
             return  # the client has disconnected
         if not is_whole:
             await refuse(send, 413, too_large)
+            return
+        try:
+            body.decode(json.detect_encoding(body), "surrogatepass")  # as it will be read
+        except UnicodeDecodeError as error:
+            await refuse(send, 400, f"the body is not UTF-8 at byte {error.start}: send JSON in UTF-8")
             return
         await self._app(_as_json(scope), _replay(body, receive), send)
 

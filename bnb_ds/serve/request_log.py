@@ -50,10 +50,10 @@ class RequestLog:
         finally:
             status = facts.pop("status", status)
             if status != 200 or scope["path"] not in _QUIET:
-                client = (scope.get("client") or ("-",))[0]
+                client = (scope.get("client") or ("-",))[0]  # of a proxy's header, which may hold anything
                 line = {
                     "request": request_id,
-                    "client": client,
+                    "client": _printable(client),
                     "method": scope["method"],
                     "path": _printable(scope["path"]),
                     "status": status,
@@ -63,6 +63,6 @@ class RequestLog:
                 logger.info(" ".join(f"{name}={value}" for name, value in line.items()))
 
 
-def _printable(path: str) -> str:
-    """A path that cannot break the line or forge another one."""
-    return "".join(character if "!" <= character <= "~" else "?" for character in path[:200])
+def _printable(text: str) -> str:
+    """A path or an address that cannot break the line or forge another one."""
+    return "".join(character if "!" <= character <= "~" else "?" for character in text[:200])

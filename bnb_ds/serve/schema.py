@@ -65,7 +65,9 @@ class OutputItem(BaseModel):
     """The output for one text."""
 
     text: str = Field(description="the output on one line")
-    score: float | None = Field(None, description="log-probability of the output in nats, if requested")
+    score: float | None = Field(
+        None, description="log-probability of the output in nats, if requested; null also for one that has none"
+    )
     num_source_tokens: int = Field(description="tokens of the text; 0 for an empty text, whose output is empty")
     is_truncated: bool = Field(description="whether the text was cut because it was too long for the model")
     queue_ms: float = Field(description="milliseconds that the text waited for a batch")

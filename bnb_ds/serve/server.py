@@ -46,9 +46,10 @@ def listen(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # a port above 65535, a name that none can be
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--host {host} --port {port}: {error.strerror or error}; give an address of this machine and a free port"
+            f"--host {host} --port {port}: {reason}; give an address of this machine and a free port"
         ) from None
     return bound
 

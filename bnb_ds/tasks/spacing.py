@@ -72,6 +72,11 @@ class Spacing:
         """Whether it is for ids of the exact `target_backend`."""
         return self._alone is not None
 
+    @property
+    def unknown_texts(self) -> list[str]:
+        """The texts that an [UNK] may become."""
+        return sorted(set(self._unknown.values()))
+
     @classmethod
     def learn(cls, tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], *, exact: bool = False) -> Spacing:
         """Learn from texts as people write them; the same texts give the same result.

@@ -216,6 +216,13 @@ def test_what_could_not_be_written_later_is_refused_now(tmp_path: Path) -> None:
     refuse_directory(tmp_path / "no", is_new=True)
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+@pytest.mark.parametrize("refuse", [refuse_output, refuse_directory])
+def test_a_name_that_is_too_long_is_one_line(refuse, is_new: bool, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x: cannot write: File name too long; check space and permissions or choose"):
+        refuse(tmp_path / ("x" * 256), is_new=is_new)
+
+
 def test_missing_permission_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may write everywhere, so the operating system's answer is made up."""
     (tmp_path / "closed").mkdir()

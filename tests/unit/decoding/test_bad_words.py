@@ -236,3 +236,42 @@ def test_an_unknown_word_is_not_banned_and_hides_none():
 def test_what_cannot_be_banned(words, pieces, special, message):
     with pytest.raises(ConfigError, match=message):
         BadWords(words, pieces, special)
+
+
+def test_what_unknown_words_become_is_a_spelling_too():
+    """Where [UNK] is written as the quotation mark that the vocabulary lacks, as after training on such targets."""
+    pieces = ["[PAD]", "[UNK]", "a", "##a", "b"]
+    free = BadWords(["\u201d"], pieces, {0, 1}, unknown_id=1)
+    assert free.unwritable == ["\u201d"]
+    mark = BadWords(["\u201d", "a \u201d b"], pieces, {0, 1}, unknown_id=1, unknown_texts=["\u201d"])
+    assert mark.unwritable == []
+    assert not mark.allow([2, 1])
+    phrase = BadWords(["b\u201d a"], pieces, {0, 1}, unknown_id=1, unknown_texts=["\u201d"])
+    assert [phrase.allow(row) for row in ([4, 1, 2], [4, 1, 3], [4, 2], [2, 1, 4], [1, 4, 1])] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+    word = BadWords(["xa", "x"], pieces, {0, 1}, unknown_id=1, unknown_texts=["x"])
+    assert not word.allow([1])
+    assert not word.allow([1, 3])
+    longer = BadWords(["xa"], pieces, {0, 1}, unknown_id=1, unknown_texts=["x"])
+    assert longer.allow([1, 2])
+    assert longer.allow([1])
+    assert not longer.allow([1, 3])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("word", ["caf\u00e9", "cafe\u0301"])
+def test_an_accent_can_be_encoded_in_two_ways(word, inside):
+    pieces = ["[PAD]", "caf", "##\u00e9", "##e", "##\u0301", "cafe"]
+    bad_words = BadWords([word], pieces, {0}, inside=inside)
+    assert bad_words.unwritable == []
+    assert [bad_words.allow(row) for row in ([1, 2], [1, 3, 4], [5, 4], [5], [1, 3])] == [False] * 3 + [True] * 2
+
+
+def test_an_added_token_may_hold_spaces():
+    bad_words = BadWords(["a b"], ["[PAD]", "a b", "a", "b"], {0})
+    assert [bad_words.allow(row) for row in ([1], [2, 3], [2])] == [False, False, True]

@@ -10,7 +10,9 @@ import pytest
 from bnb_ds.cli import main
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.pipeline import BnbPipeline
-from tests.exports import save_model
+from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.spacing import Spacing
+from tests.exports import save_model, save_task_model
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,31 @@ def test_a_word_that_cannot_be_written_changes_nothing(exported, texts):
     assert pipeline(texts) == BnbPipeline.from_pretrained(exported)(texts)
 
 
+def test_unknown_words_of_a_model_that_restores_them(small_tokenizer, tmp_path):
+    """[UNK] is written as what it stood for in training; no output may hold that either."""
+    text = "the value \u1234 is"
+    codec = Codec(small_tokenizer, small_tokenizer, Spacing.learn(small_tokenizer, [text] * 3))
+    ids = small_tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert codec.decode([ids]) == [text]
+    model = save_task_model(tmp_path / "model", "xsum", codec)
+    bad_words = BnbPipeline.from_pretrained(model, bad_words=["\u1234"]).options.bad_words
+    assert bad_words is not None
+    assert not bad_words.allow(ids)
+    assert bad_words.allow([token for token in ids if token != small_tokenizer.unk_token_id])
+
+
+def test_words_are_named_as_they_were_given(exported, caplog):
+    with caplog.at_level(logging.WARNING):
+        BnbPipeline.from_pretrained(exported, bad_words=["\u4e2d\u6587"])
+    assert "bad word '\u4e2d\u6587': the vocabulary cannot write it" in caplog.text
+
+
+def test_half_a_character_is_refused(exported):
+    """What a shell makes of a word in another encoding."""
+    with pytest.raises(ConfigError, match=r"bad word 'caf\\udce9': holds half of a character: give it in UTF-8"):
+        BnbPipeline.from_pretrained(exported, bad_words=["caf\udce9"])
+
+
 def test_an_empty_word_is_refused(exported):
-    with pytest.raises(ConfigError, match="bad word ' ': give at least one letter or mark"):
-        BnbPipeline.from_pretrained(exported, bad_words=[" "])
+    with pytest.raises(ConfigError, match="bad word '  ': give at least one letter or mark"):
+        BnbPipeline.from_pretrained(exported, bad_words=["  "])

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bnb_ds.cli import main
-from bnb_ds.common.line_files import read_lines, share_of_file
+from bnb_ds.common.line_files import input_identity, read_lines, share_of_file
 from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.export.onnx import export_onnx
@@ -270,6 +270,15 @@ def test_joining_says_what_the_disk_refuses(tmp_path):
     with pytest.raises(DataError, match="cannot write"):
         join([tmp_path / "missing"], tmp_path / "o")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_input_that_fails_at_its_beginning_is_one_line():
+    class Unread(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(DataError, match=r"--input a: cannot be read \(Input/output error\); give a text file or -"):
+        input_identity("a", Unread())
 
 
 def test_bf16_on_a_cpu_without_it_is_said(exported, source, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from bnb_ds.cli import main
 from bnb_ds.data.tokenization import tokenizer_from_vocabulary
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.evaluate.predict import predict
 from bnb_ds.generate.open_model import fingerprint
@@ -158,7 +158,8 @@ def test_words_that_are_banned_and_scored_are_those_of_the_target(translator, ot
     made = []
     monkeypatch.setattr("bnb_ds.generate.pipeline.NgramLm", lambda *arguments: made.append(arguments))
     pipeline = BnbPipeline.from_pretrained(translator, device="cpu", bad_words=["THE"], lm_path="x")
-    assert pipeline.options.bad_words_ids == (tuple(other_tokenizer("THE", add_special_tokens=False)["input_ids"]),)
+    assert pipeline.options.bad_words is not None
+    assert not pipeline.options.bad_words.allow(other_tokenizer("THE", add_special_tokens=False)["input_ids"])
     ((_, pieces, special),) = made
     assert pieces == other_tokenizer.convert_ids_to_tokens(list(range(pipeline.engine.config.vocab_size)))
     assert special == set(other_tokenizer.all_special_ids)
@@ -203,6 +204,12 @@ def test_a_source_of_two_texts_needs_a_tab(codec_of, tmp_path, capsys):
         "bnb-ds: error: task squad_qg reads two texts (answers.text.0, context) with a tab between them, but 'the"
         f" context alone, {'x' * 21}' is one text; add the other\n"
     )
+
+
+def test_half_a_character_is_refused(pretrained):
+    """JSON and shells can give one; tokenizers only say that it is no text."""
+    with pytest.raises(DataError, match=r"'the \\ud800' holds half of a character: give whole ones, in UTF-8"):
+        BnbPipeline.from_pretrained(pretrained)(["a", "the \ud800"])
 
 
 def test_what_cannot_be_read_is_one_line(pretrained, translator, codec_of, tmp_path, capsys):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +167,33 @@ def test_a_path_cannot_forge_a_line(client, caplog):
         client.get("/a%0Arequest=forged")
         (line,) = logged(caplog, 1)
     assert "path=/a?request=forged status=404" in line
+
+
+def test_an_address_in_a_header_cannot_forge_facts(client, caplog):
+    with caplog.at_level(logging.INFO, "bnb_ds.serve"):
+        client.get("/a", headers={"X-Forwarded-For": "me status=200"})
+        (line,) = logged(caplog, 1)
+    assert "client=me?status=200 method=GET path=/a status=404" in line
+
+
+def test_a_body_in_another_encoding_is_told_what_is_wanted(client):
+    answer = client.post("/generate", content=b'{"texts": ["caf\xe9"]}', headers={"Content-Type": "application/json"})
+    detail = answer.json()["detail"]
+    assert (answer.status_code, detail) == (400, "the body is not UTF-8 at byte 15: send JSON in UTF-8")
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_an_output_without_probability_has_no_score(pipeline, monkeypatch, accept):
+    """Infinity is not JSON, and browsers refuse it."""
+    plain = pipeline.from_sources
+    monkeypatch.setattr(
+        pipeline, "from_sources", lambda *a, **b: [replace(one, score=-math.inf) for one in plain(*a, **b)]
+    )
+    body = {"texts": ["a text"], "return_scores": True}
+    with running(pipeline) as client:
+        answer = client.post("/generate", json=body, headers={"Accept": accept})
+    found = json.loads(answer.text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found.get("outputs", [found])[0]["score"] is None
 
 
 PREDICTED = {"decoder_length": "predicted"}

@@ -16,6 +16,7 @@ import time
 import pytest
 
 from bnb_ds.cli import main
+from bnb_ds.errors import ConfigError
 
 httpx = pytest.importorskip("httpx", reason="the extra [serve] is not installed")
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
@@ -72,6 +73,17 @@ def test_an_address_that_is_taken_is_one_line(exported, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "reason"),
+    [("127.0.0.1", 65536, "port must be 0-65535"), ("a" * 70, 0, "encoding with 'idna' codec failed")],
+)
+def test_an_address_that_cannot_be_is_one_line(host, port, reason):
+    with pytest.raises(
+        ConfigError, match=rf"--host {host} --port {port}: .*{reason}.*; give an address of this machine"
+    ):
+        listen(host, port)
+
+
 @pytest.mark.slow
 def test_sigterm_under_load_answers_what_was_accepted(exported, small_texts, pipeline, fork_server, tmp_path):
     texts = [text[: 3 + 11 * (i % 17)] for i, text in enumerate(small_texts)]
@@ -115,6 +127,7 @@ def test_sigterm_under_load_answers_what_was_accepted(exported, small_texts, pip
 _WITH_FEW_FILES = """
 import resource, sys
 from bnb_ds.cli import main
+from bnb_ds.errors import ConfigError
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 sys.exit(main(sys.argv[1:]))
 """
