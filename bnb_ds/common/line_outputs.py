@@ -242,7 +242,12 @@ class ResumableOutput:
 
     def _read_state(self) -> Progress | None:
         try:
-            return Progress(**json.loads(self.state_path.read_text(encoding="utf-8")))
+            found = Progress(**json.loads(self.state_path.read_text(encoding="utf-8")))
+            if any(type(getattr(found, name)) is not type(value) for name, value in vars(Progress({})).items()):
+                raise TypeError("a value of another kind")
+            if found.counts.keys() != Progress({}).counts.keys():
+                raise ValueError("other counts")
+            return found
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:

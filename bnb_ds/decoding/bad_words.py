@@ -29,9 +29,11 @@ _CHINESE = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2F
 
 #: a bad word, one of its atoms, and the characters of that atom that the text has; at 0 the atom may begin
 _Item = tuple[int, int, int]
-#: items, and whether the text ends within a run of letters
-_Reading = tuple[frozenset[_Item], bool]
-_START: _Reading = (frozenset(), False)
+#: where a text ends: outside a run of letters, within one, or behind a word that may be joined to the next one
+_OUTSIDE, _IN_RUN, _OPEN_END = range(3)
+#: items, and where the text ends
+_Reading = tuple[frozenset[_Item], int]
+_START: _Reading = (frozenset(), _OUTSIDE)
 
 
 class BadWords:
@@ -43,6 +45,7 @@ class BadWords:
         special_ids: ids that write nothing.
         unknown_id: the id of [UNK], which stands for a word that is not known; None: there is none.
         unknown_texts: what [UNK] may become in the text, beside nothing.
+        joins: whether a piece that is a word may be written without spaces beside it, though it is no mark.
         normalize: makes a bad word what the tokenizer makes of it, lower case for example.
         inside: also refuse the words inside longer ones.
         any_case: refuse them in upper and lower case alike.
@@ -64,6 +67,7 @@ class BadWords:
         *,
         unknown_id: int | None = None,
         unknown_texts: Iterable[str] = (),
+        joins: Callable[[str], bool] = lambda piece: False,
         normalize: Callable[[str], str] = str,
         inside: bool = False,
         any_case: bool = False,
@@ -83,6 +87,9 @@ class BadWords:
             self._parts.append(None if number in silent else (_written(text, any_case), not continues))
         texts = {part[0] for number, part in enumerate(self._parts) if part is not None and number != unknown_id}
         texts.update(self._unknown_texts)
+        self._joining = {
+            number for number, part in enumerate(self._parts) if part and part[1] and joins(pieces[number])
+        }
         self._words: list[tuple[str, ...]] = []
         self.unwritable: list[str] = []
         for word in words:
@@ -103,10 +110,8 @@ class BadWords:
         self._table_SV = torch.full((1, len(pieces)), _NOT_KNOWN, dtype=torch.int32)
 
     @classmethod
-    def of(
-        cls, words: Iterable[str], tokenizer: Any, vocab_size: int, *, unknown_texts: Iterable[str] = (), **how: bool
-    ) -> BadWords:
-        """For outputs of a tokenizer. Words are normalised as it normalises texts; ``how`` is ``inside``, ``any_case``.
+    def of(cls, words: Iterable[str], tokenizer: Any, vocab_size: int, **how: Any) -> BadWords:
+        """For outputs of a tokenizer, which normalises the words too. ``how`` is what else `BadWords` takes.
 
         Raises:
             ConfigError: it has no WordPiece vocabulary, or as above.
@@ -122,7 +127,6 @@ class BadWords:
             pieces,
             special,
             unknown_id=unknown,
-            unknown_texts=unknown_texts,
             normalize=str if normalizer is None else normalizer.normalize_str,
             **how,
         )
@@ -189,7 +193,7 @@ class BadWords:
                 # Depending on how outputs become text, [UNK] is left out or stands as a word of its own.
                 following |= {reading, _START if self._closed(reading) else None, *self._with_unknown(reading)}
             else:
-                following.add(self._read(reading, *part))
+                following |= self._readings(reading, token, *part)
         if None in following:
             return _DEAD
         state = frozenset(reading for reading in following if reading is not None)
@@ -213,6 +217,14 @@ class BadWords:
                 following = None if closed is None else self._with_mark(closed[0], character)
         return following
 
+    def _readings(self, reading: _Reading, token: int, text: str, begins_word: bool) -> set[_Reading | None]:
+        is_joining = token in self._joining
+        ways = {begins_word, begins_word and not (is_joining or reading[1] == _OPEN_END)}
+        found = {self._read(reading, text, way) for way in ways}
+        if not is_joining:
+            return found
+        return {one and (one[0], _OPEN_END if one[1] else _OUTSIDE) for one in found}
+
     def _with_unknown(self, reading: _Reading) -> Iterator[_Reading | None]:
         """The readings after [UNK], if it becomes a text: joined to what stands beside it or not."""
         for text in self._unknown_texts:
@@ -223,16 +235,16 @@ class BadWords:
 
     def _closed(self, reading: _Reading) -> _Reading | None:
         """The reading after the end of a run of letters; None: it ended in a bad word."""
-        items, is_in_run = reading
-        if not is_in_run:
+        items, end = reading
+        if end == _OUTSIDE:
             return reading
         whole = [(word, atom) for word, atom, count in items if count == len(self._words[word][atom])]
         if any(atom + 1 == len(self._words[word]) for word, atom in whole):
             return None
-        return frozenset((word, atom + 1, 0) for word, atom in whole), False
+        return frozenset((word, atom + 1, 0) for word, atom in whole), _OUTSIDE
 
-    def _with_letter(self, items: frozenset[_Item], is_in_run: bool, character: str) -> _Reading | None:
-        if self._inside or not is_in_run:
+    def _with_letter(self, items: frozenset[_Item], end: int, character: str) -> _Reading | None:
+        if self._inside or end == _OUTSIDE:
             items |= {(word, 0, 0) for word in range(len(self._words))}
         following = {
             (word, atom, count + 1)
@@ -243,14 +255,14 @@ class BadWords:
             for word, atom, count in following:
                 if atom + 1 == len(self._words[word]) and count == len(self._words[word][atom]):
                     return None
-        return frozenset(following), True
+        return frozenset(following), _IN_RUN
 
     def _with_mark(self, items: frozenset[_Item], mark: str) -> _Reading | None:
         waiting = items | {(word, 0, 0) for word in range(len(self._words))}
         met = [(word, atom) for word, atom, _ in waiting if self._words[word][atom] == mark]
         if any(atom + 1 == len(self._words[word]) for word, atom in met):
             return None
-        return frozenset((word, atom + 1, 0) for word, atom in met), False
+        return frozenset((word, atom + 1, 0) for word, atom in met), _OUTSIDE
 
     def _can_spell(self, atom: str, texts: set[str]) -> bool:
         """Whether pieces with these texts can write an atom. Inside longer words they may reach beyond its ends."""

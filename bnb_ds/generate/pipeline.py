@@ -125,14 +125,10 @@ class BnbPipeline:
             engine = (CompiledEngine if compile else TorchEngine)(load_exported(directory, place), dtype)
         codec = reader.codec
         if bad_words:
-            banned = BadWords.of(
-                bad_words,
-                codec.target,
-                engine.config.vocab_size,
-                unknown_texts=codec.spacing.unknown_texts if codec.spacing else (),
-                inside=bad_words_inside,
-                any_case=bad_words_any_case,
-            )
+            how: dict[str, Any] = {"inside": bad_words_inside, "any_case": bad_words_any_case}
+            if codec.spacing is not None:
+                how |= {"unknown_texts": codec.spacing.unknown_texts, "joins": codec.spacing.joins}
+            banned = BadWords.of(bad_words, codec.target, engine.config.vocab_size, **how)
             changes["bad_words"] = banned or None
             for word in banned.unwritable:
                 _LOG.warning("bad word %r: the vocabulary cannot write it, so it is never written anyway", word)

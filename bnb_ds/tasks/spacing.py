@@ -77,6 +77,10 @@ class Spacing:
         """The texts that an [UNK] may become."""
         return sorted(set(self._unknown.values()))
 
+    def joins(self, word: str) -> bool:
+        """Whether spaces beside this word may be left out."""
+        return self._is_open(word, word)
+
     @classmethod
     def learn(cls, tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], *, exact: bool = False) -> Spacing:
         """Learn from texts as people write them; the same texts give the same result.

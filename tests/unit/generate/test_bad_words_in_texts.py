@@ -8,6 +8,7 @@ import re
 import pytest
 
 from bnb_ds.cli import main
+from bnb_ds.data.tokenization import tokenizer_from_vocabulary
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.tasks.codec import Codec
@@ -92,6 +93,25 @@ def test_unknown_words_of_a_model_that_restores_them(small_tokenizer, tmp_path):
     assert bad_words is not None
     assert not bad_words.allow(ids)
     assert bad_words.allow([token for token in ids if token != small_tokenizer.unk_token_id])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_letters_that_are_written_without_spaces(exact, tmp_path):
+    """Where the spaces of targets are restored, a letter that is a word can be joined to what stands beside it."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "caf", "\u00e9", "s", "a", ",", ".", "##s"]
+    tokenizer = tokenizer_from_vocabulary(pieces, lowercase=False)
+    codec = Codec(tokenizer, tokenizer, Spacing.learn(tokenizer, ["a, s.", "s."] * 5, exact=exact))
+    ids = [8, 6] if exact else [5, 6]
+    (word,) = codec.decode([ids])
+    assert word in ("caf\u00e9", "a\u00e9")
+    model = save_task_model(tmp_path / "model", "xsum", codec)
+    for inside in (False, True):
+        bad_words = BnbPipeline.from_pretrained(model, bad_words=[word], bad_words_inside=inside).options.bad_words
+        assert bad_words is not None
+        assert not bad_words.allow(ids)
+        assert not bad_words.allow([7, 9, *ids, 9])
+        assert bad_words.allow(ids[::-1])
+        assert bad_words.allow([ids[0], 7, ids[1]])
 
 
 def test_words_are_named_as_they_were_given(exported, caplog):

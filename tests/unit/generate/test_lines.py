@@ -244,9 +244,10 @@ def test_an_unfinished_output_is_not_overwritten_nor_mixed(exported, source, tmp
     (tmp_path / "o.partial").write_bytes(before[:-5])
     assert generate(exported, source, target, "--window", "7", "--resume") == 2
     assert "remove both and start again" in capsys.readouterr().err
-    (tmp_path / "o.progress.json").write_text("{")
-    assert generate(exported, source, target, "--window", "7", "--resume") == 2
-    assert "o.progress.json: cannot be read" in capsys.readouterr().err
+    for damaged in ("{", '{"settings": 5}', '{"settings": {}, "input_offset": "x"}', '{"settings": {}, "counts": {}}'):
+        (tmp_path / "o.progress.json").write_text(damaged)
+        assert generate(exported, source, target, "--window", "7", "--resume") == 2
+        assert "o.progress.json: cannot be read" in capsys.readouterr().err
 
 
 def test_two_runs_do_not_write_one_output(exported, source, tmp_path, monkeypatch, capsys):
