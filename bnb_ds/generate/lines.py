@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from bnb_ds.common.files import is_stream, sha256_file
-from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.common.line_files import (
     STANDARD,
     Line,
@@ -27,11 +26,9 @@ from bnb_ds.common.line_files import (
 )
 from bnb_ds.common.line_outputs import ResumableOutput, StreamOutput, open_output, refuse_line_output
 from bnb_ds.common.memory import return_freed_memory
-from bnb_ds.errors import ConfigError
-from bnb_ds.generate.open_model import fingerprint
+from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.generate.open_model import fingerprint, model_files
 from bnb_ds.generate.pipeline import WINDOW_TEXTS, BnbPipeline, windows
-
-_MODEL_SUFFIXES = (".json", ".txt", ".safetensors", ".onnx", ".data")
 
 
 @dataclass(frozen=True)
@@ -87,9 +84,7 @@ class LineJob:
     def content_files(self) -> list[Path]:
         """The files of the model and the language model that decide the output."""
         lm = self.settings.get("lm_path")
-        found = [*self.model_dir.glob("*"), *(self.model_dir / TARGET_TOKENIZER).glob("*")]
-        model = sorted(path for path in found if path.suffix in _MODEL_SUFFIXES and path.is_file())
-        return [*model, *([] if lm is None else [Path(lm)])]
+        return [*model_files(self.model_dir), *([] if lm is None else [Path(lm)])]
 
     @property
     def output_path(self) -> Path:
@@ -145,11 +140,24 @@ def _write(job: LineJob, pipeline: BnbPipeline, file: BinaryIO) -> tuple[dict[st
 
 def _run(job: LineJob, pipeline: BnbPipeline, output: ResumableOutput | StreamOutput, reader: LineReader) -> None:
     start = time.monotonic()
-    for texts, counts, offset in _generated(job, pipeline, iter(reader)):
+    for texts, counts, offset in _generated(job, pipeline, _checked(job, pipeline, output, reader)):
         now = time.monotonic()
         # The reader stands at the end of this window: the next one is not read before this one is written.
         output.write(texts, offset, counts, now - start, reader.digest)
         start = now
+
+
+def _checked(
+    job: LineJob, pipeline: BnbPipeline, output: ResumableOutput | StreamOutput, reader: LineReader
+) -> Iterator[Line]:
+    """The lines; one that the model's task cannot read is named by its number."""
+    share = f" of share {job.task_index} of {job.num_tasks}" if job.num_tasks > 1 else ""
+    for number, line in enumerate(reader, output.progress.counts["lines"] + 1):
+        try:
+            pipeline.reader.check([line.text])
+        except DataError as error:
+            raise DataError(f"{job.input_name}: line {number}{share}: {error}") from None
+        yield line
 
 
 def _generated(

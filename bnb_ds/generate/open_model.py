@@ -16,6 +16,7 @@ from bnb_ds.modeling import BnbForConditionalGeneration
 
 ONNX_FILE = "model.onnx"
 _HASHED_BYTES = 1 << 20
+_MODEL_SUFFIXES = (".json", ".txt", ".safetensors", ".onnx", ".data")
 
 
 def refuse_other_directories(directory: Path, *, or_onnx: bool = False) -> None:
@@ -56,13 +57,16 @@ def longest_source(config: BnbConfig) -> int:
     return longest
 
 
+def model_files(directory: Path) -> list[Path]:
+    """The files of a model that decide its outputs, in a fixed order."""
+    found = [*directory.glob("*"), *(directory / TARGET_TOKENIZER).glob("*")]
+    return sorted(path for path in found if path.suffix in _MODEL_SUFFIXES and path.is_file())
+
+
 def fingerprint(directory: Path) -> str:
     """A hash of the size, the beginning and the end of each file of a model; this is quick even for large models."""
     digest = hashlib.sha256()
-    files = [*directory.iterdir(), *(directory / TARGET_TOKENIZER).glob("*")]
-    for path in sorted(files):
-        if path.suffix not in (".json", ".txt", ".safetensors", ".onnx", ".data"):
-            continue
+    for path in model_files(directory):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(directory)} {size}\n".encode())
         with open(path, "rb") as file:

@@ -201,8 +201,8 @@ def test_a_source_of_two_texts_needs_a_tab(codec_of, tmp_path, capsys):
     assert main(command) == 2
     said = capsys.readouterr().err
     assert said == (
-        "bnb-ds: error: task squad_qg reads two texts (answers.text.0, context) with a tab between them, but 'the"
-        f" context alone, {'x' * 21}' is one text; add the other\n"
+        f"bnb-ds: error: {tmp_path / 'in'}: line 3: task squad_qg reads two texts (answers.text.0, context) with a tab"
+        f" between them, but 'the context alone, {'x' * 21}' is one text; add the other\n"
     )
 
 
