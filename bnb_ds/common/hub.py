@@ -13,6 +13,8 @@ from bnb_ds.errors import BnbError, CheckpointError
 
 #: directory of the second tokenizer in a saved model whose sources and targets have different ones
 TARGET_TOKENIZER = "target_tokenizer"
+#: the graph in a model directory that `bnb-ds export --format onnx` wrote
+ONNX_FILE = "model.onnx"
 
 
 @contextmanager

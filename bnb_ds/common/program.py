@@ -3,7 +3,7 @@
 Standard output is UTF-8 in every locale. If it fails (closed, full disk), the command ends with one line and exit code
 2, even if only its last words are lost. If its reader has gone (``| head``), it ends quietly. Standard error may be
 closed or full: what cannot be said there is dropped. Ctrl-C ends a command with exit code 130, SIGTERM with 143 and a
-closed terminal with 129, and its temporary files are removed first.
+closed terminal with 129, and its temporary files are removed first. Too little memory is one line too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from bnb_ds.errors import DataError, run_reporting_errors
+from bnb_ds.errors import EXIT_USER_ERROR, DataError, run_reporting_errors
 
+#: characters of an error's reason that its line shows
+_SHOWN = 120
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -36,9 +38,26 @@ def run_command(program: str, function: Callable[[], int | None]) -> int:
     with _streams(), _signals():
         try:
             return run_reporting_errors(program, lambda: _to_the_last_word(function))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else "Python"
+            print(
+                f"{program}: error: out of memory ({reason[:_SHOWN]}); use smaller batches, or a smaller beam",
+                file=sys.stderr,
+                flush=True,
+            )
+            return EXIT_USER_ERROR
         except Ended as end:
             print(f"{program}: ended by {signal.Signals(end.number).name}", file=sys.stderr, flush=True)
             return 128 + end.number
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, a CPU's allocator or a GPU's has no memory left; torch need not be imported."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def speak_utf8() -> None:

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from bnb_ds.common.files import new_directory, refuse_directory
-from bnb_ds.common.hub import TARGET_TOKENIZER
+from bnb_ds.common.hub import ONNX_FILE, TARGET_TOKENIZER
 from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.export.model_card import usage
-from bnb_ds.generate.open_model import ONNX_FILE, load_exported
+from bnb_ds.generate.open_model import load_exported
 from bnb_ds.generate.reading import SourceReader
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.modeling import BnbForConditionalGeneration

@@ -96,7 +96,7 @@ def distill(job: DistillJob) -> str:
             f"{job.teacher}: a model of kind {system.kind} cannot be the teacher; give an autoregressive one"
             " (bert2bert, transformer, seq2seq)"
         )
-    job.refuse_output([*files_of(data, _SPLIT), *teacher.iterdir()])
+    job.refuse_output([*files_of(data, _SPLIT), *teacher.rglob("*")])
     settings = _settings(job, teacher, system, data)
     counts = ReadingCounts()
     total = sum(1 for _ in read_examples(system.task, data, _SPLIT, counts))

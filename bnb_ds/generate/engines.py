@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.common.hub import ONNX_FILE
 from bnb_ds.ctc.greedy import collapse
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import CheckpointError, ConfigError, how_to_install
-from bnb_ds.generate.open_model import ONNX_FILE
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
 from bnb_ds.modeling import BnbForConditionalGeneration

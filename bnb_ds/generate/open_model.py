@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors
+from bnb_ds.common.hub import ONNX_FILE, TARGET_TOKENIZER, checkpoint_errors
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
 
-ONNX_FILE = "model.onnx"
 _HASHED_BYTES = 1 << 20
 _MODEL_SUFFIXES = (".json", ".txt", ".safetensors", ".onnx", ".data")
 

@@ -17,13 +17,14 @@ from typing import Any, TypeVar, overload
 
 from tqdm import tqdm
 
+from bnb_ds.common.hub import ONNX_FILE
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.decoding.bad_words import BadWords
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
-from bnb_ds.generate.open_model import ONNX_FILE, choose_device, load_exported
+from bnb_ds.generate.open_model import choose_device, load_exported
 from bnb_ds.generate.reading import SourceReader
 
 WINDOW_TEXTS = 4096

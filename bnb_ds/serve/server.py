@@ -125,6 +125,7 @@ def serve(pipeline: BnbPipeline, limits: ServiceLimits, bound: socket.socket, *,
     app = build_app(pipeline, limits)
     server = make_server(app, limits, shutdown_seconds=shutdown_seconds)
     host, port = bound.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
 
     def end(number: int, frame: object) -> None:
         """Handle a signal that arrives before uvicorn listens, and the one that uvicorn raises again at its end."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from bnb_ds.common.hub import ONNX_FILE
 from bnb_ds.config.loading import load_section
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.systems.base import TASK_FILE, System
@@ -62,6 +63,10 @@ def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]
         CheckpointError: the directory is not a model, or the model cannot do the task.
         ConfigError: an override is wrong, or the task differs in kind or labels.
     """
+    if (model / ONNX_FILE).is_file():
+        raise CheckpointError(
+            f"{model}: is an ONNX model, for `bnb-ds generate` and `bnb-ds serve`; give the model that it was made of"
+        )
     recipe = model / RECIPE_FILE
     saved = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"] if recipe.is_file() else {}
     if task_name is not None and not (model / TASK_FILE).is_file():

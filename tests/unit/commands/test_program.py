@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from bnb_ds.cli import _parser, main
 from bnb_ds.commands.launch_check import Findings
@@ -112,6 +113,21 @@ def test_a_real_signal_removes_what_was_begun(tmp_path, capsys):
     assert capsys.readouterr().err == "tool: ended by SIGTERM\n"
     assert os.listdir(tmp_path) == []
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("ask", "reason"),
+    [(lambda: bytearray(1 << 62), "Python"), (lambda: torch.empty(1 << 50, dtype=torch.uint8), "allocate")],
+    ids=["Python", "torch"],
+)
+def test_too_little_memory_is_one_line(ask, reason, capsys):
+    assert run_command("bnb-ds", ask) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("bnb-ds: error: out of memory (")
+    assert said.endswith("); use smaller batches, or a smaller beam\n")
+    assert reason in said
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run_command("bnb-ds", lambda: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
 
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch):

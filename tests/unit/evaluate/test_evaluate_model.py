@@ -28,6 +28,8 @@ def models(small_tokenizer, tmp_path_factory):
         shutil.copytree(folder / "model", folder / name)
         made_for = {"kind": kind, "task": task, "lengths": {"source": 20, "target": 20}}
         (folder / name / "task.json").write_text(json.dumps(made_for))
+    (folder / "graph").mkdir()
+    (folder / "graph" / "model.onnx").touch()
     (folder / "half").mkdir()
     (folder / "half" / "task.json").write_text('{"kind": "bnb"}')
     return folder
@@ -46,6 +48,10 @@ SET = ["{models}/texts", "--set"]
         (["a", "b", "--output", "o"], "--output: several models cannot write into one directory; leave it out"),
         (["{models}/absent"], "absent: not a fine-tuned model (task.json: "),
         (["{models}/half"], "half: not a fine-tuned model (task.json: 'task'); give the `best` directory of a run"),
+        (
+            ["{models}/graph"],
+            "graph: is an ONNX model, for `bnb-ds generate` and `bnb-ds serve`; give the model that it",
+        ),
         (["{models}/absent", "--task", "sst2"], "absent: not a model directory ("),
         (
             ["{models}/model", "--task", "sst2"],

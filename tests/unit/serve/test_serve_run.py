@@ -63,6 +63,17 @@ def test_idle_connections_outlive_those_of_proxies(pipeline, monkeypatch):
     assert configs[0].timeout_keep_alive > 60
 
 
+def test_an_address_of_ipv6_stands_in_brackets(pipeline, monkeypatch, capsys):
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    try:
+        bound = listen("::1", 0)
+    except ConfigError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with bound:
+        serve(pipeline, ServiceLimits(), bound, shutdown_seconds=1)
+        assert f"http://[::1]:{bound.getsockname()[1]}, described" in capsys.readouterr().err
+
+
 def test_an_address_that_is_taken_is_one_line(exported, capsys):
     with listen("127.0.0.1", 0) as bound:
         bound.listen()
