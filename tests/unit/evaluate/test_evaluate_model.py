@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -136,3 +137,16 @@ def test_data_from_a_pipe_are_refused_not_waited_for(models, tmp_path, capsys):
     assert main(["evaluate", str(models / "tuned"), *output]) == 2
     message = "rows.jsonl: is no regular file, and is read several times; data.validation names it"
     assert message in capsys.readouterr().err
+
+
+def test_texts_have_scores_where_no_reference_fits_the_slots(models, tmp_path, capsys):
+    """What cannot be learnt from can still be written, and scored: only the loss is no number."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"document": "it", "summary": "the value of the object"}) + "\n")
+    arguments = ["evaluate", str(models / "texts"), "--set", f"data.validation={path}", "--output", str(tmp_path / "o")]
+    assert main([*arguments, "--set", f"data.cache_dir={tmp_path / 'cache'}"]) == 0
+    results = json.loads((tmp_path / "o" / "eval_results.json").read_text())
+    assert results["loss_samples"] == 0
+    assert math.isnan(results["scores"].pop("loss"))
+    assert all(map(math.isfinite, results["scores"].values())), results["scores"]
+    assert "over 0 samples, whose targets fit" in capsys.readouterr().out
