@@ -202,7 +202,7 @@ def test_two_missing_marks_are_noted_where_the_format_allows_what_they_make(tmp_
     path = write(tmp_path, "csv", 'sentence,label\n"a,0\nb,1\nc",1\n"d\nd",0\n')
     counts = ReadingCounts()
     assert len(read("sst2", counts, train=path)) == 2
-    (note,) = counts.notes.lines()
+    _, note = counts.notes.lines()
     assert (
         "1 quoted fields over several lines that each look like a row of their own (the first opens in line 2)" in note
     )
@@ -234,3 +234,14 @@ def test_snlis_rows_without_agreement_are_left_out(tmp_path):
     path = write(tmp_path, "tsv", content("tsv", rows))
     assert [example.target for example in read("mnli", counts, train=path, skip_bad_rows=True)] == [1, 0]
     assert dict(counts.left_out) == {"unknown label": 2}
+
+
+@pytest.mark.parametrize("rows", ['"a, b,0\nc,1\nd",1\n', '"a\n\nb",0\n', '"a\r\nb",0\r\n'])
+def test_fields_over_several_lines_are_counted(tmp_path, rows):
+    """Two missing marks may look like any of them, so that each launch says how many there are."""
+    path = write(tmp_path, "csv", f'sentence,label\n{rows}plain,1\n"c\nd\ne",0\n')
+    counts = ReadingCounts()
+    assert len(read("sst2", counts, train=path)) == 3
+    said = [line for line in counts.notes.lines() if "over several lines" in line]
+    longest = 5 if rows.count("\n") < 3 else 2
+    assert said == [f"2 rows have quoted fields over several lines (the longest begins in line {longest}: 3 lines)"]
