@@ -15,6 +15,9 @@ from bnb_ds.finetune.glue import Row, run_glue, table_of
 from bnb_ds.finetune.plan import describe_dry_run, make_plan
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.examples import read_examples
+from bnb_ds.tasks.registry import get_task
 from bnb_ds.train.early_stopping import EarlyStopping
 from tests.launching import REPOSITORY
 
@@ -165,3 +168,27 @@ def test_early_stopping():
     fresh = EarlyStopping(patience=1)
     fresh.restore(EarlyStopping(patience=1).state())
     assert not fresh.observe(5.0)
+
+
+def test_rows_of_mnli_are_not_set_aside_for_a_split_that_it_lacks():
+    """It is scored on two splits of other names, so nothing would read them."""
+    mnli = REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "mnli.yaml"
+    message = (
+        r"data.split.validation 0.1: mnli is scored on validation_matched and validation_mismatched, so nothing would"
+        " read the rows set aside; remove it, and name files for those splits"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(mnli, ["data.split={validation: 0.1}"], schema=FinetuneRecipe)
+    load_recipe(mnli, ["data.split={test: 0.1}"], schema=FinetuneRecipe)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("validation_matched", r"no file is named for this split; name one$"),
+        ("test", r"no file is named for this split; name one, or set data.split$"),
+    ],
+)
+def test_the_way_out_for_a_split_without_file_works(split, message, tmp_path):
+    with pytest.raises(ConfigError, match=rf"^data.{split}: {message}"):
+        list(read_examples(get_task("mnli"), TaskDataSection(train=str(tmp_path / "rows.tsv")), split))
