@@ -157,7 +157,7 @@ class System(ABC):
             CheckpointError: it cannot be read.
         """
         with checkpoint_errors(directory, "model"):
-            return AutoConfig.from_pretrained(directory)
+            return AutoConfig.from_pretrained(directory, trust_remote_code=False)
 
     def objective(
         self,
