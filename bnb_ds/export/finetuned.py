@@ -27,7 +27,8 @@ def export_best(run: Path) -> str:
     if output.exists():
         shutil.rmtree(output)
     export_task_model(run, found, output)
-    return f"best         {found.name} -> {output}; score it with: bnb-ds evaluate {output} --split SPLIT"
+    unscored = ", the newest: no evaluation gave a number" if store.selection_loss(found) is None else ""
+    return f"best         {found.name}{unscored} -> {output}; score it with: bnb-ds evaluate {output} --split SPLIT"
 
 
 def best_of(run: Path) -> Path:
@@ -73,13 +74,15 @@ def export_task_model(run: Path, found: Path, output: Path, weights: dict[str, T
 def _card(run: Path, found: Path, system: System) -> str:
     title = system.task.title
     recipe, (first, *_) = read_history(run)
+    whole = store.whole_checkpoints(run / "checkpoints")
+    best = f", the best on `{recipe['selection']['split']}`" if found == store.best_checkpoint(whole) else ""
     return f"""---
 library_name: transformers
 tags: [bert-nar-bert, bnb_ds]
 ---
 # {title}
 
-Fine-tuned for {title}; step {store.step_of(found):,}, the best on `{recipe["selection"]["split"]}`.
+Fine-tuned for {title}; step {store.step_of(found):,}{best}.
 Score it with `bnb-ds evaluate`.
 
 {usage(system.task, system.kind)}

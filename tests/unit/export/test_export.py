@@ -7,6 +7,7 @@ import pytest
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.cli import main
 from bnb_ds.errors import CheckpointError
+from bnb_ds.export import finetuned
 from bnb_ds.export.finetuned import best_of
 
 
@@ -65,3 +66,14 @@ def test_weights_that_are_not_deepspeeds(run, files, reason):
         (checkpoint / name).write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match=f"step_00000001: cannot be read as a DeepSpeed checkpoint: .*{reason}"):
         read_weights(checkpoint)
+
+
+def test_the_best_of_evaluations_without_a_number_is_called_what_it_is(run, monkeypatch):
+    """The newest checkpoint is exported, as it is all there is; it is not said to be the best."""
+    monkeypatch.setattr(finetuned, "export_task_model", lambda *_: None)
+    assert finetuned.export_best(run).startswith(
+        "best         step_00000001, the newest: no evaluation gave a number -> "
+    )
+    scored = run / "checkpoints" / "step_00000001" / "checkpoint.json"
+    scored.write_text('{"files": {}, "selection_loss": -3.5}')
+    assert finetuned.export_best(run).startswith("best         step_00000001 -> ")
