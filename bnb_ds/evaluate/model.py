@@ -20,7 +20,7 @@ import torch
 
 from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output, write_atomic
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.evaluate.scoring import DECIMALS
+from bnb_ds.evaluate.scoring import DECIMALS, finite_or_none
 from bnb_ds.evaluate.split import Results, ceilings, evaluate_split, one_line
 from bnb_ds.systems.base import System
 from bnb_ds.systems.model_dir import best_model, system_and_data
@@ -137,7 +137,8 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
     for name, lines in ((PREDICTIONS_FILE, outputs), (REFERENCES_FILE, references)):
         write_atomic(directory / name, "".join(f"{line}\n" for line in lines))
     # Written last, so that scores never exist without their outputs.
-    write_atomic(directory / RESULTS_FILE, json.dumps(values, indent=1) + "\n")
+    written = {**values, "scores": finite_or_none(values["scores"])}
+    write_atomic(directory / RESULTS_FILE, json.dumps(written, indent=1, allow_nan=False) + "\n")
     return Evaluation(directory, values)
 
 

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bnb_ds.common.files import refuse_directory, refuse_output, write_atomic
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import evaluate_model
+from bnb_ds.evaluate.scoring import finite_or_none
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems.base import TASK_FILE
 from bnb_ds.systems.model_dir import BEST
@@ -120,8 +122,13 @@ def run_glue(
             )
     table = table_of(rows)
     write_atomic(output / TABLE_FILE, table)
-    write_atomic(output / FIGURES_FILE, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write_atomic(output / FIGURES_FILE, json.dumps([_figures(row) for row in rows], indent=1, allow_nan=False) + "\n")
     return table
+
+
+def _figures(row: Row) -> dict[str, Any]:
+    others = {name: finite_or_none(values) for name, values in row.others.items()}
+    return {**asdict(row), "by_seed": finite_or_none(row.by_seed), "others": others}
 
 
 def _row(task: Task, split: str, by_seed: dict[int, dict[str, float]]) -> Row:

@@ -136,7 +136,10 @@ def test_scores_that_are_no_numbers_are_not_compared(tmp_path, capsys):
 def test_texts_of_a_model_whose_outputs_were_no_numbers_are_not_compared(tmp_path, capsys):
     """They have no score in the evaluation, so they have none here."""
     good = evaluation(tmp_path / "good", scores={"rougeL": 50.0})
-    bad = evaluation(tmp_path / "bad", scores={"rougeL": float("nan"), "rouge1": float("nan")})
+    bad = evaluation(tmp_path / "bad", scores={"rougeL": None, "rouge1": None})
+    evaluation(tmp_path / "older", scores={"rougeL": float("nan"), "rouge1": float("nan")})
+    assert main(["compare", str(tmp_path / "older"), str(good)]) == 2
+    assert "older: its scores are no numbers" in capsys.readouterr().err
     for score in ([], ["--score", "bleu"]):
         assert main(["compare", str(good), str(bad), *score]) == 2
         said = capsys.readouterr().err

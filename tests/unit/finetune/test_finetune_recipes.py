@@ -11,6 +11,8 @@ from transformers import BartConfig, BartForConditionalGeneration, BertConfig, B
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.sections import ModelSize
 from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.evaluate.model import Evaluation
+from bnb_ds.finetune import glue
 from bnb_ds.finetune.glue import Row, run_glue, table_of
 from bnb_ds.finetune.plan import describe_dry_run, make_plan
 from bnb_ds.finetune.recipe import FinetuneRecipe
@@ -192,3 +194,25 @@ def test_rows_of_mnli_are_not_set_aside_for_a_split_that_it_lacks():
 def test_the_way_out_for_a_split_without_file_works(split, message, tmp_path):
     with pytest.raises(ConfigError, match=rf"^data.{split}: {message}"):
         list(read_examples(get_task("mnli"), TaskDataSection(train=str(tmp_path / "rows.tsv")), split))
+
+
+def test_the_figures_of_glue_are_json(tmp_path, monkeypatch):
+    """A seed that gave no number is null there, which every reader of JSON understands."""
+    for seed in (1, 2):
+        best = tmp_path / "sst2" / f"seed-{seed}" / "best"
+        best.mkdir(parents=True)
+        (best / "task.json").touch()
+
+    def evaluate(run, split):
+        return Evaluation(run, {"scores": {"loss": 1.0, "accuracy": float("nan") if run.name == "seed-1" else 90.0}})
+
+    monkeypatch.setattr(glue, "evaluate_model", evaluate)
+    recipe = REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "sst2.yaml"
+    table = run_glue([str(recipe)], [], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=1)
+    assert "1 of 2 seeds" in table
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    (row,) = json.loads((tmp_path / "glue.json").read_text(), parse_constant=refuse)
+    assert row["by_seed"] == {"1": None, "2": 90.0}
