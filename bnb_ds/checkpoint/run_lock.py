@@ -55,6 +55,7 @@ class RunLock:
                 "process": os.getpid(),
                 "started": _start_of(os.getpid()),
                 "processes_of": _process_table(),
+                "slurm": _slurm_job(),
                 "token": uuid.uuid4().hex,
             }
             patience = time.monotonic() + _DYING_SECONDS
@@ -112,7 +113,7 @@ class RunLock:
             gone = silent > longest
             what = "container" if same_host else "host"
             way_out += f"; if that {what} is gone, start again in {longest:.0f} s or remove {self._path}"
-        if not gone:
+        if not gone and not self._is_of_an_earlier_start(holder):
             who = f"process {holder.get('process')} on host {holder.get('host')}" if holder else "another launch"
             raise ConfigError(f"output_dir {self._directory}: {who} is writing here; {way_out}")
         # Renamed first: of several that find it stale, one removes it, and none removes the lock of another.
@@ -122,6 +123,11 @@ class RunLock:
             if _read(taken) != holder:  # another process was faster, and this is its new lock
                 _link(taken, self._path)
             os.unlink(taken)
+
+    def _is_of_an_earlier_start(self, holder: dict[str, Any]) -> bool:
+        """Whether Slurm has started this job again since; it does so after a node has failed, on other nodes."""
+        own, other = self._own["slurm"], holder.get("slurm")
+        return bool(own) and bool(other) and own[0] == other[0] and own != other
 
     def _seconds_untouched(self) -> float:
         """By the clock of the file system, which all hosts share."""
@@ -179,6 +185,12 @@ def _is_gone(process: int, started: str | None) -> bool:
             except PermissionError:
                 return False  # it belongs to another user, and /proc may hide it
     return found != started
+
+
+def _slurm_job() -> list[str] | None:
+    """The number of the Slurm job that this process is of, and how often that job was started before."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return None if job is None else [job, os.environ.get("SLURM_RESTART_COUNT", "0")]
 
 
 def _process_table() -> str | None:

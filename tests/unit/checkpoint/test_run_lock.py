@@ -183,3 +183,20 @@ def test_storage_without_hard_links_is_locked_too(tmp_path, monkeypatch, fault):
         with pytest.raises(ConfigError, match=f"process {os.getpid()} on host"), RunLock(tmp_path):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("job", "start", "is_free"), [("77", "1", True), ("77", None, False), ("78", "1", False)])
+def test_a_slurm_job_that_was_queued_again_does_not_wait_for_itself(tmp_path, monkeypatch, job, start, is_free):
+    """Slurm starts a job again after its node has failed, on another node: its earlier start is over."""
+    lock = {"host": "node17", "process": 5, "started": "7", "slurm": ["77", "0"]}
+    (tmp_path / LOCK_FILE).write_text(json.dumps(lock))
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if start is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", start)
+    if is_free:
+        with RunLock(tmp_path):
+            assert json.loads((tmp_path / LOCK_FILE).read_text())["slurm"] == ["77", "1"]
+    else:
+        with pytest.raises(ConfigError, match="process 5 on host node17 is writing here"), RunLock(tmp_path):
+            pass
