@@ -245,3 +245,25 @@ def test_fields_over_several_lines_are_counted(tmp_path, rows):
     said = [line for line in counts.notes.lines() if "over several lines" in line]
     longest = 5 if rows.count("\n") < 3 else 2
     assert said == [f"2 rows have quoted fields over several lines (the longest begins in line {longest}: 3 lines)"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "jsonl.gz"])
+def test_a_json_row_with_two_values_of_one_name(tmp_path, form):
+    """Which of them is meant? A reader of JSON takes the last, without a word."""
+    row = '{"sentence": "a", "label": 0, "label": 1}'
+    data = f"[{row}]" if form == "json" else f'{row}\n{{"sentence": "b", "label": 1}}\n'
+    path = write(tmp_path, form, data)
+    place = "" if form == "json" else "line 1 is "
+    with pytest.raises(DataError, match=rf"{place}not valid JSON \(two values of 'label' in one object\)"):
+        read("sst2", train=path)
+    if form != "json":
+        assert [example.sources[0] for example in read("sst2", train=path, skip_bad_rows=True)] == ["b"]
+
+
+def test_a_parquet_file_with_two_columns_of_one_name(tmp_path):
+    columns = [pyarrow.array(["a"]), pyarrow.array([0]), pyarrow.array([1])]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_arrays(columns, names=["sentence", "label", "label"]), tmp_path / "a.parquet"
+    )
+    with pytest.raises(DataError, match=r"a.parquet: names the column 'label' twice; give each column a name of its"):
+        read("sst2", train=str(tmp_path / "a.parquet"))
