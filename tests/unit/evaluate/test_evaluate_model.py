@@ -150,3 +150,16 @@ def test_texts_have_scores_where_no_reference_fits_the_slots(models, tmp_path, c
     assert results["scores"].pop("loss") is None  # JSON has no NaN
     assert all(map(math.isfinite, results["scores"].values())), results["scores"]
     assert "over 0 samples, whose targets fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"data: [", b"- a\n", b"\xff\xfe", b"data: 3\n"])
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_recipe_in_a_model_that_is_damaged_is_one_line(models, tmp_path, capsys, command, content):
+    model = shutil.copytree(models / "tuned", tmp_path / "model")
+    (model / "recipe.yaml").write_bytes(content)
+    (tmp_path / "rows.tsv").write_text("sentence\na\n")
+    more = ["--input", str(tmp_path / "rows.tsv"), "--output", str(tmp_path / "o")] if command == "predict" else []
+    assert main([command, str(model), *more]) == 2
+    said = capsys.readouterr().err
+    assert "recipe.yaml: is not a recipe of fine-tuning" in said
+    assert said.count("\n") == 1
