@@ -23,6 +23,8 @@ FREE_RECIPE_FIELDS = {
     "data.validation_matched": "the fingerprint says whether the data is the same",
     "data.validation_mismatched": "the fingerprint says whether the data is the same",
     "data.documents": "the fingerprint says whether the data is the same",
+    "data.tokenizer": "the fingerprint says whether it gives the same ids",
+    "data.target_tokenizer": "the fingerprint says whether it gives the same ids",
     "data.cache_dir": "where tokenised data lies",
     "selection.patience": "when the run gives up",
 }

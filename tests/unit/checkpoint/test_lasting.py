@@ -25,7 +25,8 @@ def test_glancing_over_the_whole_run_makes_its_length_matter(glancing, is_free):
     assert lasting_recipe(short, extend=True) == lasting_recipe(long, extend=True)
 
 
-def test_every_file_of_rows_may_lie_elsewhere():
-    splits = ("train", "validation", "test", "validation_matched", "validation_mismatched")
-    before, after = ({"data": {split: f"{folder}/{split}.tsv" for split in splits}} for folder in ("old", "new"))
+def test_every_file_that_the_fingerprint_covers_may_lie_elsewhere():
+    names = ("train", "validation", "test", "validation_matched", "validation_mismatched")
+    names += ("documents", "tokenizer", "target_tokenizer")
+    before, after = ({"data": {name: f"{folder}/{name}" for name in names}} for folder in ("old", "new"))
     assert lasting_recipe(before) == lasting_recipe(after)
