@@ -34,7 +34,9 @@ def test_runs_without_a_whole_checkpoint(run, tmp_path, capsys):
     assert f"{tmp_path}: no whole checkpoint here; name a step_* directory or a run's output_dir" in said
     with pytest.raises(CheckpointError, match="absent: no whole checkpoint here; train longer, or name another run"):
         best_of(tmp_path / "absent")
-    (run / "checkpoints" / "step_00000001" / "checkpoint.json").write_text('{"files": {"a": {"bytes": 1}}}')
+    (run / "checkpoints" / "step_00000001" / "checkpoint.json").write_text(
+        '{"files": {"a": {"bytes": 1, "sha256": ""}}}'
+    )
     with pytest.raises(CheckpointError, match="step_00000001: a is missing; restore it, or export another checkpoint"):
         best_of(run)
 
