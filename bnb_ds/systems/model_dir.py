@@ -39,6 +39,8 @@ def load_system(directory: Path) -> System:
 
 #: the subdirectory of a run that holds its best model
 BEST = "best"
+#: the subdirectory of a model that holds what `bnb-ds evaluate` has found
+EVALUATION = "evaluation"
 
 
 #: the file in a model directory that holds its fine-tuning recipe

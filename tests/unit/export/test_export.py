@@ -72,10 +72,32 @@ def test_weights_that_are_not_deepspeeds(run, files, reason):
 
 def test_the_best_of_evaluations_without_a_number_is_called_what_it_is(run, monkeypatch):
     """The newest checkpoint is exported, as it is all there is; it is not said to be the best."""
-    monkeypatch.setattr(finetuned, "export_task_model", lambda *_: None)
+    monkeypatch.setattr(finetuned, "export_task_model", lambda run, found, output: output.mkdir())
     assert finetuned.export_best(run).startswith(
         "best         step_00000001, the newest: no evaluation gave a number -> "
     )
     scored = run / "checkpoints" / "step_00000001" / "checkpoint.json"
     scored.write_text('{"files": {}, "selection_loss": -3.5}')
     assert finetuned.export_best(run).startswith("best         step_00000001 -> ")
+
+
+def test_a_finished_run_that_is_started_again_keeps_the_evaluations_of_its_best_model(run, monkeypatch):
+    """They are of the same model. Those of an older best model go with it."""
+    weights = b"1"
+
+    def export_model(_, found, output):
+        output.mkdir()
+        (output / "model.safetensors").write_bytes(weights)
+
+    monkeypatch.setattr(finetuned, "export_task_model", export_model)
+    finetuned.export_best(run)
+    results = run / "best" / "evaluation" / "sst2-validation" / "eval_results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text("{}")
+    finetuned.export_best(run)
+    assert results.read_text() == "{}"
+    weights = b"2"
+    finetuned.export_best(run)
+    assert (run / "best" / "model.safetensors").read_bytes() == b"2"
+    assert not results.exists()
+    assert {path.name for path in run.iterdir()} == {"best", "checkpoints", "config.resolved.yaml"}
