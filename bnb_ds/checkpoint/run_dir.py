@@ -103,7 +103,7 @@ class RunDir:
 
     def _refuse_other_settings(self, run: Path, weights_only: bool, extend: bool) -> list[str]:
         """Raise ConfigError for differences that change the training; return notes on differences in software."""
-        old_recipe = _with_defaults(read_recipe(run), type(self.recipe))
+        old_recipe = with_defaults(read_recipe(run), type(self.recipe))
         old_ds = _recorded(run / "ds_config.resolved.json", json.loads)
         ours, theirs = (lasting_recipe(values, extend=extend) for values in (self.recipe.values(), old_recipe))
         changes = list(differences(ours, theirs))
@@ -248,7 +248,7 @@ def _git_revision() -> str | None:
     return result.stdout.strip()
 
 
-def _with_defaults(recipe: dict[str, Any], schema: type[TrainingRecipe]) -> dict[str, Any]:
+def with_defaults(recipe: dict[str, Any], schema: type[TrainingRecipe]) -> dict[str, Any]:
     """A recipe that an older release wrote, completed with the fields added since then."""
     try:
         return schema.model_validate(recipe).values()

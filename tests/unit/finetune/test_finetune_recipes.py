@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
-from bnb_ds.config.loading import load_recipe
+from bnb_ds.config.loading import dump_recipe, load_recipe
 from bnb_ds.config.sections import ModelSize
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import Evaluation
@@ -208,6 +208,12 @@ def test_the_figures_of_glue_are_json(tmp_path, monkeypatch):
 
     monkeypatch.setattr(glue, "evaluate_model", evaluate)
     recipe = REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "sst2.yaml"
+    finished = load_recipe(recipe, ["seed=2", f"output_dir={tmp_path}"], schema=FinetuneRecipe)
+    (tmp_path / "sst2" / "seed-2" / "config.resolved.yaml").write_text(dump_recipe(finished))
+    with pytest.raises(
+        ConfigError, match=r"seed-2: is finished, but with other settings: epochs: .*; restore them, or"
+    ):
+        run_glue([str(recipe)], ["epochs=9"], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=1)
     table = run_glue([str(recipe)], [], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=1)
     assert "1 of 2 seeds" in table
 
