@@ -130,7 +130,7 @@ def seq2seq_config(section: Seq2SeqSection, source: PreTrainedTokenizerBase, tar
         DataError: the tokenizers do not fit the checkpoint.
     """
     with checkpoint_errors(section.checkpoint, "sequence-to-sequence model"):
-        config = AutoConfig.from_pretrained(section.checkpoint)
+        config = AutoConfig.from_pretrained(section.checkpoint, trust_remote_code=False)
     _refuse_without_start(section.checkpoint, config)
     _set_dropout(config, section.dropout)
     for tokenizer in (source, target):
@@ -147,7 +147,7 @@ def seq2seq_config(section: Seq2SeqSection, source: PreTrainedTokenizerBase, tar
 def classifier_config(section: ClassifierSection, tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Any:
     """Read a checkpoint's configuration and set ``num_labels`` (1: a regression). Raises as `seq2seq_config`."""
     with checkpoint_errors(section.checkpoint, "model for classification"):
-        config = AutoConfig.from_pretrained(section.checkpoint)
+        config = AutoConfig.from_pretrained(section.checkpoint, trust_remote_code=False)
     _set_dropout(config, section.dropout)
     config.num_labels = num_labels
     config.pad_token_id = tokenizer.pad_token_id
@@ -205,7 +205,7 @@ def read_seq2seq(checkpoint: str | Path, config: Any = None) -> PreTrainedModel:
     settings = {} if config is None else {"config": config}
     with checkpoint_errors(checkpoint, "sequence-to-sequence model"):
         model, info = AutoModelForSeq2SeqLM.from_pretrained(
-            checkpoint, dtype=torch.float32, output_loading_info=True, **settings
+            checkpoint, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **settings
         )
     missing = [name for name in info["missing_keys"] if not name.startswith(_UNUSED)]
     if missing:
@@ -227,12 +227,12 @@ def read_classifier(checkpoint: str | Path, config: Any = None) -> PreTrainedMod
         CheckpointError: the checkpoint cannot be read, or lacks weights of a trained classifier.
     """
     with checkpoint_errors(checkpoint, "model for classification"):
-        own = AutoConfig.from_pretrained(checkpoint)
+        own = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         if config is not None:
             # Read with the checkpoint's vocabulary; embeddings of new tokens are added afterwards.
             own = type(config).from_dict({**config.to_dict(), "vocab_size": own.vocab_size})
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, config=own, dtype=torch.float32, output_loading_info=True
+            checkpoint, config=own, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     if config is None and info["missing_keys"]:
         raise CheckpointError(f"{checkpoint}: lacks weights such as {min(info['missing_keys'])}; name a whole model")
@@ -272,7 +272,7 @@ def refuse_large_vocabulary(checkpoint: str, available: int, tokenizer: PreTrain
 
 def _read_bert_config(checkpoint: str) -> BertConfig:
     with checkpoint_errors(checkpoint, "BERT"):
-        config = AutoConfig.from_pretrained(checkpoint)
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if not isinstance(config, BertConfig):
         raise CheckpointError(
             f"{checkpoint}: is a {config.model_type} model, but bert2bert needs BERT checkpoints; give one"

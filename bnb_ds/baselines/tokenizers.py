@@ -29,7 +29,7 @@ def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         directory = Path(checkpoint) if Path(checkpoint).is_file() else tokenizer_directory(checkpoint)
         return load_tokenizer(directory or Path(checkpoint))
     with checkpoint_errors(checkpoint, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"{checkpoint}: its tokenizer has no tokenizer.json; save one with save_pretrained")
     if _model_type(checkpoint) == "openai-gpt" and tokenizer.cls_token is None:
@@ -60,4 +60,4 @@ def _model_type(checkpoint: str) -> str | None:
     if Path(checkpoint).is_dir() and not (Path(checkpoint) / "config.json").is_file():
         return None
     with checkpoint_errors(checkpoint, "model"):
-        return AutoConfig.from_pretrained(checkpoint).model_type
+        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).model_type

@@ -20,7 +20,11 @@ FREE_RECIPE_FIELDS = {
     "data.train": "the fingerprint says whether the data is the same",
     "data.validation": "the fingerprint says whether the data is the same",
     "data.test": "the fingerprint says whether the data is the same",
+    "data.validation_matched": "the fingerprint says whether the data is the same",
+    "data.validation_mismatched": "the fingerprint says whether the data is the same",
     "data.documents": "the fingerprint says whether the data is the same",
+    "data.tokenizer": "the fingerprint says whether it gives the same ids",
+    "data.target_tokenizer": "the fingerprint says whether it gives the same ids",
     "data.cache_dir": "where tokenised data lies",
     "selection.patience": "when the run gives up",
 }
@@ -65,11 +69,10 @@ def lasting_recipe(values: dict[str, Any], *, extend: bool = False) -> dict[str,
         extend: the launch may change the length of the run.
     """
     free = list(FREE_RECIPE_FIELDS)
-    schedule = values.get("schedule", {})
     if extend:
         free += _LENGTH_FIELDS
-    elif schedule.get("decay") == "constant" and not schedule.get("warmup_ratio"):
-        free += ("steps", "epochs")  # every step has the same learning rate, however many there are
+    elif _is_of_any_length(values):
+        free += ("steps", "epochs")
     for field in free:
         values = _without(values, field.split("."))
     return values
@@ -80,6 +83,15 @@ def lasting_ds_config(values: dict[str, Any]) -> dict[str, Any]:
     zero = {key: value for key, value in values.get("zero_optimization", {}).items() if key not in _FREE_ZERO_KEYS}
     kept = {key: value for key, value in values.items() if key not in _FREE_DS_KEYS}
     return {**kept, "zero_optimization": zero}
+
+
+def _is_of_any_length(recipe: dict[str, Any]) -> bool:
+    """Whether a step is the same, however many there are."""
+    schedule, glancing = recipe.get("schedule", {}), recipe.get("glancing")
+    constant = schedule.get("decay") == "constant" and not schedule.get("warmup_ratio")
+    # Without steps of its own, glancing goes from its first to its last ratio over the whole run.
+    glances_alike = glancing is None or bool(glancing.get("steps")) or glancing.get("start") == glancing.get("end")
+    return constant and glances_alike
 
 
 def _without(values: dict[str, Any], path: list[str]) -> dict[str, Any]:

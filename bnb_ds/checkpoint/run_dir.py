@@ -16,6 +16,8 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +103,8 @@ class RunDir:
 
     def _refuse_other_settings(self, run: Path, weights_only: bool, extend: bool) -> list[str]:
         """Raise ConfigError for differences that change the training; return notes on differences in software."""
-        old_recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
-        old_recipe = _with_defaults(old_recipe, type(self.recipe))
-        old_ds = json.loads((run / "ds_config.resolved.json").read_text(encoding="utf-8"))
+        old_recipe = with_defaults(read_recipe(run), type(self.recipe))
+        old_ds = _recorded(run / "ds_config.resolved.json", json.loads)
         ours, theirs = (lasting_recipe(values, extend=extend) for values in (self.recipe.values(), old_recipe))
         changes = list(differences(ours, theirs))
         if not weights_only:
@@ -139,12 +140,55 @@ class RunDir:
     def _write_launch(self, start_step: int, weights_only: bool) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         launch = {**provenance(), "start_step": start_step, "world_size": self.ds_config.world_size}
-        with open(self.path / "launches.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({**launch, "data_fingerprint": self.data_fingerprint}) + "\n")
+        launches = self.path / "launches.jsonl"
+        # A launch that was killed while it wrote here has left a line without end.
+        is_torn = launches.is_file() and launches.read_bytes()[-1:] not in (b"", b"\n")
+        with open(launches, "a", encoding="utf-8") as file:
+            file.write("\n" * is_torn + json.dumps({**launch, "data_fingerprint": self.data_fingerprint}) + "\n")
         if weights_only or not holds_run(self.path) or not (self.path / "ds_config.resolved.json").exists():
             write_atomic(self.path / "ds_config.resolved.json", json.dumps(self.ds_config.values, indent=2) + "\n")
         # Written last: this file marks the directory as a run. Fields that may change are those of the last launch.
         write_atomic(self.path / "config.resolved.yaml", dump_recipe(self.recipe))
+
+
+def read_recipe(run: Path) -> dict[str, Any]:
+    """The recipe of a run, with defaults and overrides written out.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _recorded(run / "config.resolved.yaml", yaml.safe_load)
+
+
+def read_launches(run: Path) -> list[dict[str, Any]]:
+    """The records of the launches of a run, in order; lines that a killed launch left unfinished are passed over.
+
+    Raises:
+        CheckpointError: there is none, or they cannot be read.
+    """
+    return _recorded(run / "launches.jsonl", _whole_lines)["launches"]
+
+
+def _whole_lines(text: str) -> dict[str, Any]:
+    launches = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            launches.append(json.loads(line))
+    return {"launches": launches} if launches else {}
+
+
+def _recorded(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a file of a run says."""
+    try:
+        values = parse(path.read_text(encoding="utf-8"))
+        reason = None if isinstance(values, dict) and values else "is not what a launch writes"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, yaml.YAMLError) as error:
+        reason = f"cannot be read ({' '.join(str(error).split())})"
+    if reason is not None:
+        raise CheckpointError(f"{path}: {reason}; restore it from a copy of the run")
+    return values
 
 
 def locate_checkpoint(path: Path) -> tuple[Path, list[str]]:
@@ -204,7 +248,7 @@ def _git_revision() -> str | None:
     return result.stdout.strip()
 
 
-def _with_defaults(recipe: dict[str, Any], schema: type[TrainingRecipe]) -> dict[str, Any]:
+def with_defaults(recipe: dict[str, Any], schema: type[TrainingRecipe]) -> dict[str, Any]:
     """A recipe that an older release wrote, completed with the fields added since then."""
     try:
         return schema.model_validate(recipe).values()
@@ -219,6 +263,6 @@ def holds_run(path: Path) -> bool:
 
 def _first_launch(run: Path) -> dict[str, Any]:
     """The record of the launch that began the run; those before it came to nothing."""
-    launches = [json.loads(line) for line in (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()]
+    launches = read_launches(run)
     begun = [launch for launch in launches if launch["start_step"] == 0]
     return begun[-1] if begun else launches[0]

@@ -1,17 +1,20 @@
 """One launch at a time in an output directory.
 
-The lock is a hard link, which only one process can create, on network storage too. Its holder touches it now and then.
-A lock whose process is gone is taken over, and so is one of another host that nobody has touched for long.
+The lock is a hard link, which only one process can create, on network storage too (where storage has no links, it is a
+file that must be new). Its holder touches it now and then. A lock whose process is gone is taken over, and so is one of
+another host or container that nobody has touched for long.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import tempfile
 import threading
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +29,10 @@ _TOUCH_SECONDS = 15.0
 _DYING_SECONDS = 3.0
 #: a holder on another host that has not touched its lock for so long is gone
 STALE_SECONDS = 600.0
+#: likewise of a holder in another container of this host, whose processes cannot be seen, but whose file times can
+_STALE_BESIDE_SECONDS = 60.0
+#: what storage without hard links answers
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class RunLock:
@@ -43,7 +50,14 @@ class RunLock:
     def __enter__(self) -> RunLock:
         with disk_errors(self._directory):
             self._made = not self._directory.exists()
-            self._own = {"host": socket.gethostname(), "process": os.getpid(), "started": _start_of(os.getpid())}
+            self._own = {
+                "host": socket.gethostname(),
+                "process": os.getpid(),
+                "started": _start_of(os.getpid()),
+                "processes_of": _process_table(),
+                "slurm": _slurm_job(),
+                "token": uuid.uuid4().hex,
+            }
             patience = time.monotonic() + _DYING_SECONDS
             while not self._create():
                 try:
@@ -74,10 +88,9 @@ class RunLock:
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(self._own, file)
-            with suppress(FileExistsError):
-                os.link(name, self._path)
-            # A file server may lose its answer: what counts is whether the link is there.
-            return os.stat(name).st_nlink == 2
+            _link(Path(name), self._path)
+            # A file server may lose its answer: what counts is whose lock is there.
+            return _read(self._path) == self._own
         finally:
             os.unlink(name)
 
@@ -91,16 +104,16 @@ class RunLock:
         if holder is None:
             return  # released meanwhile
         silent = self._seconds_untouched()
-        if holder.get("host") == self._own["host"]:
-            gone = _start_of(holder.get("process", 0)) != holder.get("started")
-            way_out = "wait until it ends, or stop it"
+        way_out = "wait until it ends, or stop it"
+        same_host = holder.get("host") == self._own["host"]
+        if same_host and holder.get("processes_of", self._own["processes_of"]) == self._own["processes_of"]:
+            gone = _is_gone(holder.get("process", 0), holder.get("started"))
         else:
-            gone = silent > STALE_SECONDS
-            way_out = (
-                f"wait until it ends, or stop it; if that host is gone, start again in {STALE_SECONDS:.0f} s or remove"
-                f" {self._path}"
-            )
-        if not gone:
+            longest = _STALE_BESIDE_SECONDS if same_host else STALE_SECONDS
+            gone = silent > longest
+            what = "container" if same_host else "host"
+            way_out += f"; if that {what} is gone, start again in {longest:.0f} s or remove {self._path}"
+        if not gone and not self._is_of_an_earlier_start(holder):
             who = f"process {holder.get('process')} on host {holder.get('host')}" if holder else "another launch"
             raise ConfigError(f"output_dir {self._directory}: {who} is writing here; {way_out}")
         # Renamed first: of several that find it stale, one removes it, and none removes the lock of another.
@@ -108,9 +121,13 @@ class RunLock:
         with suppress(FileNotFoundError):
             os.rename(self._path, taken)
             if _read(taken) != holder:  # another process was faster, and this is its new lock
-                with suppress(FileExistsError):
-                    os.link(taken, self._path)
+                _link(taken, self._path)
             os.unlink(taken)
+
+    def _is_of_an_earlier_start(self, holder: dict[str, Any]) -> bool:
+        """Whether Slurm has started this job again since; it does so after a node has failed, on other nodes."""
+        own, other = self._own["slurm"], holder.get("slurm")
+        return bool(own) and bool(other) and own[0] == other[0] and own != other
 
     def _seconds_untouched(self) -> float:
         """By the clock of the file system, which all hosts share."""
@@ -124,6 +141,19 @@ class RunLock:
         while not self._released.wait(_TOUCH_SECONDS):
             with suppress(OSError):
                 os.utime(self._path)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, if that one is free; where storage has no links, a copy gets it."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with suppress(FileExistsError), open(target, "x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -143,4 +173,29 @@ def _start_of(process: int) -> str | None:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]  # a killed process that nobody has waited for is gone
     except (OSError, IndexError):
+        return None
+
+
+def _is_gone(process: int, started: str | None) -> bool:
+    found = _start_of(process)
+    if found is None:
+        with suppress(OSError, TypeError, OverflowError):
+            try:
+                os.kill(process, 0)  # sends nothing
+            except PermissionError:
+                return False  # it belongs to another user, and /proc may hide it
+    return found != started
+
+
+def _slurm_job() -> list[str] | None:
+    """The number of the Slurm job that this process is of, and how often that job was started before."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return None if job is None else [job, os.environ.get("SLURM_RESTART_COUNT", "0")]
+
+
+def _process_table() -> str | None:
+    """Names the table that process numbers belong to; a container has one of its own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
         return None

@@ -2,7 +2,8 @@
 
 DeepSpeed writes its files with pickle, and reads them with an unpickler that calls whatever they name. Here torch's
 restricted unpickler reads them. It builds tensors, plain containers, and the few classes of DeepSpeed that its files
-hold. DeepSpeed has no setting for this, but torch has an environment variable that overrides what a caller asks for.
+hold. DeepSpeed has no setting for this, but torch has an environment variable that overrides what a caller asks for. It
+has another that asks for the opposite, which is not heard here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from bnb_ds.errors import CheckpointError
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_FORCE_NOT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def _classes_of_deepspeed() -> list[Callable[..., Any]]:
@@ -40,7 +42,7 @@ def data_only(source: Path) -> Iterator[None]:
     Raises:
         CheckpointError: a file names anything else, or cannot be read.
     """
-    before = os.environ.get(_FORCE)
+    before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NOT)}
     os.environ[_FORCE] = "1"
     try:
         with torch.serialization.safe_globals(_classes_of_deepspeed()):
@@ -49,15 +51,21 @@ def data_only(source: Path) -> Iterator[None]:
         if "GLOBAL" not in str(error):  # no pickle at all
             reason = " ".join(str(error).split())[-200:]
             raise CheckpointError(f"{source}: cannot be read as a DeepSpeed checkpoint: {reason}") from None
-        raise CheckpointError(
-            f"{source}: holds more than tensors and plain data, which could run code when it is read"
-            f" ({_first_reason(error)}); restore it from a copy that you trust"
-        ) from None
+        raise _unsafe(source, _first_reason(error)) from None
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise
+        raise _unsafe(source, "a TorchScript program") from None
     finally:
-        if before is None:
-            del os.environ[_FORCE]
-        else:
-            os.environ[_FORCE] = before
+        del os.environ[_FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _unsafe(source: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: holds more than tensors and plain data, which could run code when it is read ({what}); restore it"
+        " from a copy that you trust"
+    )
 
 
 def _first_reason(error: Exception) -> str:

@@ -161,7 +161,9 @@ class CheckpointWriter:
 
     def _bytes_needed(self) -> int:
         for newest in whole_checkpoints(self._directory)[-1:]:
-            with suppress(OSError, ValueError, KeyError):  # a damaged checkpoint has no known size
+            with suppress(
+                OSError, ValueError, LookupError, TypeError, AttributeError
+            ):  # a damaged checkpoint has no known size
                 return sum(file["bytes"] for file in read_state(newest)["files"].values())
         parameters = self._engine.module.parameters()
         return BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
@@ -202,13 +204,14 @@ def best_checkpoint(checkpoints: list[Path]) -> Path | None:
 def selection_loss(checkpoint: Path) -> float | None:
     """What the best checkpoint has least of; None if it was not evaluated, or if its state cannot be read."""
     try:
-        state = read_state(checkpoint)
-    except (OSError, ValueError):
+        state = dict(read_state(checkpoint))
+    except (OSError, ValueError, TypeError):
         return None  # damaged; whoever loads it is told
     # The other two names are those of earlier releases.
     found = next((state[name] for name in ("selection_loss", "badness", "eval_loss") if name in state), None)
     # A score that is not a number wins nowhere.
-    return found if found is not None and math.isfinite(found) else None
+    is_number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    return found if is_number else None
 
 
 def newest_intact(directory: Path) -> tuple[Path | None, list[str]]:
@@ -236,16 +239,17 @@ def newest_intact(directory: Path) -> tuple[Path | None, list[str]]:
 def find_damage(checkpoint: Path) -> str | None:
     """A description of the damage of a checkpoint, or None if it is intact."""
     try:
-        files = read_state(checkpoint)["files"]
-    except (OSError, ValueError, KeyError):
+        files = read_state(checkpoint)["files"].items()
+        recorded = [(name, file["bytes"], file["sha256"]) for name, file in files]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{_MANIFEST} cannot be read"
-    for name, recorded in files.items():
+    for name, num_bytes, sha256 in recorded:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != recorded["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {recorded['bytes']}"
-        if sha256_file(path) != recorded["sha256"]:
+        if path.stat().st_size != num_bytes:
+            return f"{name} has {path.stat().st_size} bytes instead of {num_bytes}"
+        if sha256_file(path) != sha256:
             return f"{name} has changed since it was written"
     return None
 

@@ -34,6 +34,11 @@ class TargetRules(Protocol):
             source_lengths: int64 [B], tokens of each source.
         """
 
+    def has_length(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
+        """bool [B], whether the model can predict the target's length; True where it predicts none. Arguments as in
+        `slots`.
+        """
+
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
         """The number that divides a batch's loss.
 

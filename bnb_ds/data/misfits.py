@@ -80,6 +80,21 @@ def misfit_lines(splits: Mapping[str, Misfits]) -> Iterator[str]:
             )
 
 
+def length_lines(splits: Mapping[str, Misfits]) -> Iterator[str]:
+    """Warnings for the user: where many targets have a length that the model cannot predict.
+
+    Args:
+        splits: name of a split -> what was counted in it.
+    """
+    for name, found in splits.items():
+        if found.share > _WARN_ABOVE:
+            yield (
+                f"warning      {found.share:.1%} of the targets of {name} differ more in length from their sources than"
+                " the model can predict, so that their outputs have other lengths; widen model.length_difference_min"
+                " and model.length_difference_max"
+            )
+
+
 def refuse_misfits(splits: Mapping[str, Misfits]) -> None:
     """Refuse data most of whose targets do not fit.
 

@@ -65,6 +65,14 @@ class PretrainSamples:
         """
         return self.batch(sample_ids, np.zeros_like(sample_ids)).num_infeasible
 
+    def num_without_length(self, sample_ids: np.ndarray) -> int:
+        """How many of these samples hold a target whose length the model cannot predict; as `num_infeasible`."""
+        batch = self.batch(sample_ids, np.zeros_like(sample_ids))
+        assert batch.label_lengths is not None
+        has_none = ~self._rules.has_length(batch.source_lengths, batch.label_lengths.numpy())
+        per_sample = self._index.pieces(sample_ids).per_sample
+        return int(np.logical_or.reduceat(has_none, np.cumsum(per_sample) - per_sample).sum())
+
     def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
         """Build one micro batch.
 

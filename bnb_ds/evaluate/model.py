@@ -20,10 +20,10 @@ import torch
 
 from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output, write_atomic
 from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.evaluate.scoring import DECIMALS
+from bnb_ds.evaluate.scoring import DECIMALS, finite_or_none
 from bnb_ds.evaluate.split import Results, ceilings, evaluate_split, one_line
 from bnb_ds.systems.base import System
-from bnb_ds.systems.model_dir import best_model, system_and_data
+from bnb_ds.systems.model_dir import EVALUATION, best_model, system_and_data
 from bnb_ds.tasks.examples import files_of
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
@@ -72,7 +72,7 @@ def evaluate_model(
     model = best_model(model)
     system, data = system_and_data(model, task_name, overrides)
     split = split or system.task.validation_splits[0]
-    directory = output or model / "evaluation" / f"{system.task.name}-{split}"
+    directory = output or model / EVALUATION / f"{system.task.name}-{split}"
     refuse_directory(directory)
     for name in (PREDICTIONS_FILE, REFERENCES_FILE, RESULTS_FILE):
         refuse_output(directory / name, files_of(data, split), makes_parents=True)
@@ -137,7 +137,8 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
     for name, lines in ((PREDICTIONS_FILE, outputs), (REFERENCES_FILE, references)):
         write_atomic(directory / name, "".join(f"{line}\n" for line in lines))
     # Written last, so that scores never exist without their outputs.
-    write_atomic(directory / RESULTS_FILE, json.dumps(values, indent=1) + "\n")
+    written = {**values, "scores": finite_or_none(values["scores"])}
+    write_atomic(directory / RESULTS_FILE, json.dumps(written, indent=1, allow_nan=False) + "\n")
     return Evaluation(directory, values)
 
 

@@ -112,7 +112,8 @@ def measured(row: Row, runs: Path) -> list[str]:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["task"] == row.task:
                 name = values["main_score"]
-                found.append(f"{values['split']}: {name} {values['scores'][name]:.4g} (measured)")
+                score = values["scores"][name]
+                found.append(f"{values['split']}: {name} {'no number' if score is None else f'{score:.4g}'} (measured)")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: cannot be read as results ({error}); run bnb-ds evaluate again") from None
     return found

@@ -104,6 +104,11 @@ def _check_labels(metrics: Sequence[str], outputs: np.ndarray, references: np.nd
             raise DataError(f"f1 is of the classes 0 and 1, and row {row} has {found:g}: leave f1 out")
 
 
+def finite_or_none(values: dict[Any, float]) -> dict[Any, float | None]:
+    """Scores as JSON can hold them: null in the place of one that is no number."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def predicted(task: Task, logits: np.ndarray) -> np.ndarray:
     """Convert float32 logits [N, C] to classes (int64) or scores (float64) [N].
 

@@ -74,6 +74,9 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
                 f"{directory}: {PREDICTIONS_FILE} has {len(lines)} lines for {len(references[0])} references;"
                 " evaluate it again"
             )
+    for directory, result in zip((first, second), results, strict=True):
+        if not result["is_number"]:  # texts do not show what they were read off
+            raise DataError(f"{directory}: its scores are no numbers, so it cannot be compared; give another model")
     task = get_task(results[0]["task"])
     name = score or task.main_score
     cases = [result["lowercase"] for result in results]
@@ -139,7 +142,9 @@ def _read_results(directory: Path) -> dict[str, Any]:
         found = {key: results[key] for key in ("task", "split")}
         # Older results say it in BLEU's signature only.
         lowercase = "case:lc" in results.get("settings", {}).get("bleu", "")
-        return {**found, "lowercase": bool(results.get("lowercase", lowercase))}
+        scores = {name: value for name, value in results.get("scores", {}).items() if name != "loss"}
+        is_number = all(value is not None and math.isfinite(value) for value in scores.values())
+        return {**found, "is_number": is_number, "lowercase": bool(results.get("lowercase", lowercase))}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _no_evaluation(directory, error) from None
 

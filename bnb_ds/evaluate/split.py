@@ -82,14 +82,16 @@ def evaluate_split(
     for part in ranks.gather(local):
         by_id |= part
     ordered = [by_id[number] for number in range(len(split))]
-    return ranks.on_main(lambda: _results(system, split, loss, int(fitting), ordered))
+    are_numbers = not math.isnan(loss_sum)  # a sum over no target is 0
+    return ranks.on_main(lambda: _results(system, split, loss, int(fitting), ordered, are_numbers))
 
 
-def _results(system: System, split: Tokenised, loss: float, loss_samples: int, ordered: list[np.ndarray]) -> Results:
+def _results(
+    system: System, split: Tokenised, loss: float, loss_samples: int, ordered: list[np.ndarray], are_numbers: bool
+) -> Results:
     task = system.task
     if task.is_generation:
         outputs, references = system.codec.decode(ordered), [one_line(text) for text in split.references()]
-        are_numbers = not math.isnan(loss)
     else:
         outputs, references = predicted(task, np.stack(ordered)), split.labels
         are_numbers = bool(np.isfinite(np.stack(ordered)).all())

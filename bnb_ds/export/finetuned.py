@@ -9,25 +9,38 @@ from torch import Tensor
 
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
-from bnb_ds.common.files import new_directory
+from bnb_ds.common.files import disk_errors, new_directory, sha256_file
 from bnb_ds.errors import CheckpointError
 from bnb_ds.export.model_card import read_history, usage, versions_and_recipe
 from bnb_ds.systems.base import System
-from bnb_ds.systems.model_dir import BEST, RECIPE_FILE, load_system
+from bnb_ds.systems.model_dir import BEST, EVALUATION, RECIPE_FILE, load_system
 
 
 def export_best(run: Path) -> str:
     """Write the best checkpoint of a run to ``run/best``, replacing an older one; return one line for the user.
 
+    If the model is the same as before, its evaluations stay.
+
     Raises:
         CheckpointError: the run has no whole checkpoint.
     """
     found = best_of(run)
-    output = run / BEST
-    if output.exists():
-        shutil.rmtree(output)
-    export_task_model(run, found, output)
-    return f"best         {found.name} -> {output}; score it with: bnb-ds evaluate {output} --split SPLIT"
+    output, new = run / BEST, run / f"{BEST}.new"
+    with disk_errors(run):
+        shutil.rmtree(new, ignore_errors=True)
+    export_task_model(run, found, new)
+    with disk_errors(run):
+        if (output / EVALUATION).is_dir() and _weights(output) == _weights(new):
+            (output / EVALUATION).rename(new / EVALUATION)
+        if output.exists():
+            shutil.rmtree(output)
+        new.rename(output)
+    unscored = ", the newest: no evaluation gave a number" if store.selection_loss(found) is None else ""
+    return f"best         {found.name}{unscored} -> {output}; score it with: bnb-ds evaluate {output} --split SPLIT"
+
+
+def _weights(directory: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in directory.glob("*.safetensors")}
 
 
 def best_of(run: Path) -> Path:
@@ -73,13 +86,15 @@ def export_task_model(run: Path, found: Path, output: Path, weights: dict[str, T
 def _card(run: Path, found: Path, system: System) -> str:
     title = system.task.title
     recipe, (first, *_) = read_history(run)
+    whole = store.whole_checkpoints(run / "checkpoints")
+    best = f", the best on `{recipe['selection']['split']}`" if found == store.best_checkpoint(whole) else ""
     return f"""---
 library_name: transformers
 tags: [bert-nar-bert, bnb_ds]
 ---
 # {title}
 
-Fine-tuned for {title}; step {store.step_of(found):,}, the best on `{recipe["selection"]["split"]}`.
+Fine-tuned for {title}; step {store.step_of(found):,}{best}.
 Score it with `bnb-ds evaluate`.
 
 {usage(system.task, system.kind)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bnb_ds.checkpoint.run_dir import read_launches, read_recipe
 from bnb_ds.tasks.task import Task
 
 _PIPELINE = """```python
@@ -20,9 +20,7 @@ print(pipeline([{example!r}]))
 
 def read_history(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read the recipe of a run, and its launches in order."""
-    recipe = yaml.safe_load((run / "config.resolved.yaml").read_text(encoding="utf-8"))
-    lines = (run / "launches.jsonl").read_text(encoding="utf-8").splitlines()
-    return recipe, [json.loads(line) for line in lines]
+    return read_recipe(run), read_launches(run)
 
 
 def versions_and_recipe(launch: dict[str, Any], recipe: dict[str, Any]) -> str:

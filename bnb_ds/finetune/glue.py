@@ -10,12 +10,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from bnb_ds.checkpoint.lasting import lasting_recipe
+from bnb_ds.checkpoint.run_dir import read_recipe, with_defaults
 from bnb_ds.common.files import refuse_directory, refuse_output, write_atomic
 from bnb_ds.common.markdown import markdown_table
-from bnb_ds.config.loading import load_recipe
+from bnb_ds.config.loading import differences, load_recipe
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import evaluate_model
+from bnb_ds.evaluate.scoring import finite_or_none
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems.base import TASK_FILE
 from bnb_ds.systems.model_dir import BEST
@@ -93,7 +97,7 @@ def run_glue(
     What an earlier call has finished is not done again, what it has begun is resumed.
 
     Raises:
-        ConfigError: two recipes of one task, or a recipe of a task without labels.
+        ConfigError: two recipes of one task, a recipe of a task without labels, or a finished run of other settings.
         DataError: a run has failed.
     """
     refuse_directory(output)
@@ -110,8 +114,10 @@ def run_glue(
     for name, path in tasks.items():
         runs = {seed: output / name / f"seed-{seed}" for seed in seeds}
         for seed, run in runs.items():
-            if not (run / BEST / TASK_FILE).is_file():
-                settings = [*overrides, f"seed={seed}", f"output_dir={run}"]
+            settings = [*overrides, f"seed={seed}", f"output_dir={run}"]
+            if (run / BEST / TASK_FILE).is_file():
+                _refuse_other_settings(run, load_recipe(path, settings, FinetuneRecipe))
+            else:
                 _finetune(path, settings, ds_config, num_gpus)
         task = get_task(name)
         for split in task.validation_splits:
@@ -120,8 +126,26 @@ def run_glue(
             )
     table = table_of(rows)
     write_atomic(output / TABLE_FILE, table)
-    write_atomic(output / FIGURES_FILE, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write_atomic(output / FIGURES_FILE, json.dumps([_figures(row) for row in rows], indent=1, allow_nan=False) + "\n")
     return table
+
+
+def _refuse_other_settings(run: Path, recipe: FinetuneRecipe) -> None:
+    """A finished run is not done again, so that its scores would pass for those of other settings."""
+    if not (run / "config.resolved.yaml").is_file():
+        return
+    ours, theirs = recipe.values(), with_defaults(read_recipe(run), FinetuneRecipe)
+    changes = list(differences(*(lasting_recipe(values) for values in (ours, theirs))))
+    if changes:
+        raise ConfigError(
+            f"{run}: is finished, but with other settings: {'; '.join(changes)}; restore them, or choose another"
+            " --output"
+        )
+
+
+def _figures(row: Row) -> dict[str, Any]:
+    others = {name: finite_or_none(values) for name, values in row.others.items()}
+    return {**asdict(row), "by_seed": finite_or_none(row.by_seed), "others": others}
 
 
 def _row(task: Task, split: str, by_seed: dict[int, dict[str, float]]) -> Row:

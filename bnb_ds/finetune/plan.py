@@ -13,7 +13,7 @@ import torch
 from bnb_ds.checkpoint.run_dir import RunDir, holds_run
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
-from bnb_ds.data.misfits import count_misfits, misfit_lines, refuse_misfits
+from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refuse_misfits
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import ceilings
 from bnb_ds.finetune.recipe import FinetuneRecipe
@@ -147,12 +147,13 @@ def targets_that_do_not_fit(
         return []
 
     def lines() -> list[str]:
-        found = {
-            name: count_misfits(TaskSamples(split, plan.system).num_infeasible, len(split), progress=progress)
-            for name, split in splits.items()
-        }
+        found, lengths = {}, {}
+        for name, split in splits.items():
+            samples = TaskSamples(split, plan.system)
+            found[name] = count_misfits(samples.num_infeasible, len(split), progress=progress)
+            lengths[name] = count_misfits(samples.num_without_length, len(split), progress=progress)
         refuse_misfits(found)
-        return list(misfit_lines(found))
+        return [*misfit_lines(found), *length_lines(lengths)]
 
     return ranks.on_main(lines)
 

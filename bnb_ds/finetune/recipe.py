@@ -90,6 +90,16 @@ class FinetuneRecipe(TrainingRecipe):
         return self
 
     @model_validator(mode="after")
+    def _rows_set_aside_are_read(self) -> FinetuneRecipe:
+        splits = self.declared_task.validation_splits
+        if self.data.split is not None and self.data.split.validation and "validation" not in splits:
+            raise ValueError(
+                f"data.split.validation {self.data.split.validation}: {self.task} is scored on {' and '.join(splits)},"
+                " so nothing would read the rows set aside; remove it, and name files for those splits"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _samples_fit_micro_batches(self) -> FinetuneRecipe:
         longest = self.data.max_source_length or self.declared_task.max_source_length
         budget = self.loader.micro_batch_tokens

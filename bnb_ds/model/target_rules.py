@@ -39,6 +39,13 @@ class BnbTargetRules:
         distinct = distinct_slots(slots, source_lengths, self._config)
         return self._target.fits(np.diff(cu_seqlens), count_repeats(targets, cu_seqlens), distinct)
 
+    def has_length(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
+        """bool [B], whether the model can predict the target's length, if it predicts lengths."""
+        config, differences = self._config, target_lengths - source_lengths
+        if config.decoder_length != "predicted":
+            return np.ones(differences.size, dtype=bool)
+        return (config.length_difference_min <= differences) & (differences <= config.length_difference_max)
+
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
         """The number of tokens or of sequences, depending on ``loss_reduction``."""
         return num_targets if self._config.loss_reduction == "token" else num_sequences

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertTokenizerFast
@@ -14,7 +15,7 @@ from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.sections import ObjectiveSection, PretrainRecipe
 from bnb_ds.data.corruption import Corruption
-from bnb_ds.data.misfits import count_misfits, misfit_lines, refuse_misfits
+from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refuse_misfits
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
 from bnb_ds.distributed import ranks
@@ -172,13 +173,13 @@ def targets_that_do_not_fit(
     """
 
     def lines() -> list[str]:
-        found = {}
+        found, lengths = {}, {}
+        settings: dict[str, Any] = {"most": _MISFIT_SAMPLES, "chunk": 32, "progress": progress}
         for name, samples in (("train", train), ("heldout", heldout)):
-            found[name] = count_misfits(
-                samples.num_infeasible, len(samples), most=_MISFIT_SAMPLES, chunk=32, progress=progress
-            )
+            found[name] = count_misfits(samples.num_infeasible, len(samples), **settings)
+            lengths[name] = count_misfits(samples.num_without_length, len(samples), **settings)
         refuse_misfits(found)
-        return list(misfit_lines(found))
+        return [*misfit_lines(found), *length_lines(lengths)]
 
     return ranks.on_main(lines)
 

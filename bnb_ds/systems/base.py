@@ -65,6 +65,10 @@ class OneSlotPerToken:
         """bool [B]; every target fits."""
         return np.ones(slots.size, dtype=bool)
 
+    def has_length(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
+        """bool [B]; lengths are not predicted."""
+        return np.ones(target_lengths.size, dtype=bool)
+
     def loss_count(self, num_targets: int, num_sequences: int) -> int:
         """The number of predicted tokens."""
         return num_targets - num_sequences * self.uncounted
@@ -157,7 +161,7 @@ class System(ABC):
             CheckpointError: it cannot be read.
         """
         with checkpoint_errors(directory, "model"):
-            return AutoConfig.from_pretrained(directory)
+            return AutoConfig.from_pretrained(directory, trust_remote_code=False)
 
     def objective(
         self,

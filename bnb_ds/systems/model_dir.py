@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -39,6 +40,8 @@ def load_system(directory: Path) -> System:
 
 #: the subdirectory of a run that holds its best model
 BEST = "best"
+#: the subdirectory of a model that holds what `bnb-ds evaluate` has found
+EVALUATION = "evaluation"
 
 
 #: the file in a model directory that holds its fine-tuning recipe
@@ -67,8 +70,7 @@ def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]
         raise CheckpointError(
             f"{model}: is an ONNX model, for `bnb-ds generate` and `bnb-ds serve`; give the model that it was made of"
         )
-    recipe = model / RECIPE_FILE
-    saved = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"] if recipe.is_file() else {}
+    saved = _saved_data(model / RECIPE_FILE)
     if task_name is not None and not (model / TASK_FILE).is_file():
         return _untuned(model, get_task(task_name), load_section(saved, overrides, "data", TaskDataSection))
     system = load_system(model)
@@ -82,6 +84,22 @@ def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]
     data = load_section({**saved, **own}, overrides, "data", TaskDataSection)
     system.lengths = Lengths.of(system.task, data)
     return system, data
+
+
+def _saved_data(recipe: Path) -> dict[str, Any]:
+    """The data section of the recipe in a model directory; empty if there is none."""
+    if not recipe.is_file():
+        return {}
+    try:
+        data = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
+        if isinstance(data, dict):
+            return data
+        reason = "data is no section"
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+    raise CheckpointError(
+        f"{recipe}: is not a recipe of fine-tuning ({reason}); restore it, or remove it to go without"
+    )
 
 
 def _untuned(model: Path, task: Task, data: TaskDataSection) -> tuple[System, TaskDataSection]:

@@ -42,6 +42,12 @@ class TaskSamples:
         slots = rules.slots(source_lengths, np.diff(cu_seqlens))
         return int((~rules.fits(targets, cu_seqlens, slots, source_lengths)).sum())
 
+    def num_without_length(self, sample_ids: np.ndarray) -> int:
+        """How many of these rows, int64 [B], have a target text whose length the model cannot predict."""
+        split = self._split
+        lengths = split.source_lengths(sample_ids), split.target_lengths(sample_ids)
+        return int((~self._system.target_rules.has_length(*lengths)).sum())
+
     def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
         """Build one micro batch of int64 [B] rows, each read in the epoch that int64 [B] ``epochs`` names."""
         split, system = self._split, self._system

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from bnb_ds.errors import ConfigError, DataError, nearest
-from bnb_ds.tasks.data_section import ParallelFiles, TaskDataSection
+from bnb_ds.tasks.data_section import ParallelFiles, SplitSection, TaskDataSection
 from bnb_ds.tasks.row_reader import Example, RowReader
 from bnb_ds.tasks.rows import SUFFIXES, open_hub, read_file, read_hub, read_parallel, read_text_lines, suffix_of
 from bnb_ds.tasks.tables import FileNotes, PlacedRow, Row, RowFault
@@ -147,7 +147,8 @@ def _rows(task: Task, data: TaskDataSection, split: str, notes: FileNotes) -> It
     named = _file_of(data, split)
     if named is None:
         if uses_files(data):
-            raise ConfigError(f"data.{split}: no file is named for this split; name one, or set data.split")
+            way_out = ", or set data.split" if split in SplitSection.model_fields else ""
+            raise ConfigError(f"data.{split}: no file is named for this split; name one{way_out}")
         return read_hub(*hub_of(task, data, split))
     if isinstance(named, ParallelFiles):
         return _as_columns(task, read_parallel(Path(named.source), Path(named.target)))

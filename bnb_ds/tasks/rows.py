@@ -163,7 +163,7 @@ def _json_lines(path: Path, file: TextIO, notes: FileNotes) -> Iterator[PlacedRo
             continue
         place = f"{path}: line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             yield place, RowFault("not valid JSON", f"{place} is not valid JSON ({error}); correct it")
             continue
@@ -203,11 +203,20 @@ def _squad(path: Path, file: TextIO) -> Iterator[PlacedRow]:
 
 def _load_json(path: Path, file: TextIO) -> Any:
     try:
-        return json.load(file)
+        return json.load(file, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: not valid JSON ({error}); correct it, or name it .jsonl if it has one object per line"
         ) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. JSON allows a name twice, and readers take the last of its values."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"two values of {next(name for name in names if names.count(name) > 1)!r} in one object")
+    return made
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
@@ -217,6 +226,10 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            for name in names:
+                if names.count(name) > 1:
+                    raise DataError(f"{path}: names the column {name!r} twice; give each column a name of its own")
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     yield f"{path}: row {number}", row

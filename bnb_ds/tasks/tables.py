@@ -41,6 +41,9 @@ class FileNotes:
         blank_lines: number of lines without text, which are passed over.
         open_quotes: number of tsv fields that begin with a quotation mark and do not end it.
         first_open_quote: the first line with such a field.
+        long_rows: number of csv rows that quoted fields spread over several lines.
+        longest_row: lines of the longest of them.
+        first_longest_row: the line where it begins.
         rows_in_quotes: number of csv fields that run over several lines, each of which looks like a row of its own.
         first_rows_in_quotes: the line where the first such field opens.
     """
@@ -48,6 +51,9 @@ class FileNotes:
     blank_lines: int = 0
     open_quotes: int = 0
     first_open_quote: int = 0
+    long_rows: int = 0
+    longest_row: int = 0
+    first_longest_row: int = 0
     rows_in_quotes: int = 0
     first_rows_in_quotes: int = 0
 
@@ -60,6 +66,11 @@ class FileNotes:
             said.append(
                 f"{self.open_quotes:,} fields with an unbalanced quotation mark, kept as text (the first in line"
                 f" {self.first_open_quote})"
+            )
+        if self.long_rows:
+            said.append(
+                f"{self.long_rows:,} rows have quoted fields over several lines (the longest begins in line"
+                f" {self.first_longest_row}: {self.longest_row:,} lines)"
             )
         if self.rows_in_quotes:
             said.append(
@@ -160,9 +171,13 @@ def _take_notes(
             if field.startswith('"') and field.count('"') % 2:
                 notes.first_open_quote = notes.first_open_quote or begin
                 notes.open_quotes += 1
-    elif len(record) > 1 and num_columns > 1 and all(line.count(delimiter) == num_columns - 1 for line in record):
-        notes.first_rows_in_quotes = notes.first_rows_in_quotes or begin
-        notes.rows_in_quotes += 1
+    elif len(record) > 1:
+        notes.long_rows += 1
+        if len(record) > notes.longest_row:
+            notes.longest_row, notes.first_longest_row = len(record), begin
+        if num_columns > 1 and all(line.count(delimiter) == num_columns - 1 for line in record):
+            notes.first_rows_in_quotes = notes.first_rows_in_quotes or begin
+            notes.rows_in_quotes += 1
 
 
 def _unreadable(path: Path, lines: _Lines, delimiter: str, quotes: bool, error: csv.Error) -> DataError:

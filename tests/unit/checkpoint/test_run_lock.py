@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from bnb_ds.checkpoint import run_lock
 from bnb_ds.checkpoint.run_lock import LOCK_FILE, STALE_SECONDS, RunLock
 from bnb_ds.errors import ConfigError
 
@@ -22,6 +24,12 @@ with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    """Wait less for a launch that may just be ending."""
+    monkeypatch.setattr(run_lock, "_DYING_SECONDS", 0.3)
 
 
 def hold(directory, seconds: float) -> subprocess.Popen[str]:
@@ -119,3 +127,76 @@ for _ in range(40):
         assert (begin, end) == ("begin", "end")
         assert first == second
     assert len({pid for _, pid in lines}) > 1
+
+
+def test_a_container_that_shares_the_name_of_its_host_is_believed_for_a_while(tmp_path):
+    """Its process numbers say nothing here: the holder lives, though no such process is to be seen."""
+    path = tmp_path / LOCK_FILE
+    lock = {"host": socket.gethostname(), "process": 2**22 + 1, "started": "7", "processes_of": "pid:[1]"}
+    path.write_text(json.dumps(lock))
+    expected = r"is writing here; .* start again in 60 s or remove .*lock.json"
+    with pytest.raises(ConfigError, match=expected), RunLock(tmp_path):
+        pass
+    old = time.time() - 61
+    os.utime(path, (old, old))
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_holder_that_only_its_owner_may_look_at_lives(tmp_path, monkeypatch):
+    """With ``hidepid``, /proc shows no process of another user."""
+
+    def refused(process, signal):
+        raise PermissionError
+
+    process = hold(tmp_path, 60)
+    try:
+        real = run_lock._start_of
+        monkeypatch.setattr(run_lock, "_start_of", lambda pid: None if pid == process.pid else real(pid))
+        monkeypatch.setattr(run_lock.os, "kill", refused)
+        with pytest.raises(ConfigError, match=f"process {process.pid} on host"), RunLock(tmp_path):
+            pass
+    finally:
+        monkeypatch.undo()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("fault", [errno.EPERM, errno.ENOTSUP, None])
+def test_storage_without_hard_links_is_locked_too(tmp_path, monkeypatch, fault):
+    """Some refuse to make one; others make it, and count one link all the same."""
+    link, stat = os.link, os.stat
+
+    def refused(source, target):
+        if fault is not None:
+            raise OSError(fault, os.strerror(fault), str(target))
+        link(source, target)
+
+    def one_link(path, **more):
+        found = stat(path, **more)
+        return os.stat_result([*found[:3], 1, *found[4:10]])
+
+    monkeypatch.setattr(run_lock.os, "link", refused)
+    monkeypatch.setattr(run_lock.os, "stat", one_link)
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["process"] == os.getpid()
+        with pytest.raises(ConfigError, match=f"process {os.getpid()} on host"), RunLock(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("job", "start", "is_free"), [("77", "1", True), ("77", None, False), ("78", "1", False)])
+def test_a_slurm_job_that_was_queued_again_does_not_wait_for_itself(tmp_path, monkeypatch, job, start, is_free):
+    """Slurm starts a job again after its node has failed, on another node: its earlier start is over."""
+    lock = {"host": "node17", "process": 5, "started": "7", "slurm": ["77", "0"]}
+    (tmp_path / LOCK_FILE).write_text(json.dumps(lock))
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if start is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", start)
+    if is_free:
+        with RunLock(tmp_path):
+            assert json.loads((tmp_path / LOCK_FILE).read_text())["slurm"] == ["77", "1"]
+    else:
+        with pytest.raises(ConfigError, match="process 5 on host node17 is writing here"), RunLock(tmp_path):
+            pass

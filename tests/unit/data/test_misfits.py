@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnb_ds.data.misfits import Misfits, count_misfits, misfit_lines, refuse_misfits
+from bnb_ds.data.misfits import Misfits, count_misfits, length_lines, misfit_lines, refuse_misfits
 from bnb_ds.errors import ConfigError
 from bnb_ds.evaluate.split import evaluate_split
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -89,6 +89,35 @@ def test_samples_of_pre_training_are_counted_as_their_batches_count(small_shards
     assert 0 < some.num_infeasible(ids) == some.batch(ids, np.zeros_like(ids)).num_infeasible < len(some) / 2
     with pytest.raises(ConfigError, match=r"216 of 216 \(100\.0%\) targets of the heldout split do not fit"):
         targets_that_do_not_fit(make_samples(shards), make_samples(shards, ratio=0.5))
+
+
+def test_rows_whose_length_has_no_class_are_told(split_and_system):
+    """Sources of 7 to 27 tokens, targets of 5: the model learns the nearest class, which is another length."""
+    fields = {"decoder_length": "predicted", "length_difference_min": -12, "length_difference_max": 0}
+    split, system = split_and_system(**fields)
+    ids = np.arange(40)
+    differences = split.target_lengths(ids) - split.source_lengths(ids)
+    expected = int(((differences < -12) | (differences > 0)).sum())
+    assert 0 < expected < 40
+    samples = TaskSamples(split, system)
+    assert samples.num_without_length(ids) == expected
+    (warning,) = length_lines({"train": count_misfits(samples.num_without_length, 40)})
+    assert warning.startswith(
+        f"warning      {expected / 40:.1%} of the targets of train differ more in length from their "
+    )
+    assert TaskSamples(*split_and_system()).num_without_length(ids) == 0
+
+
+def test_samples_of_pre_training_whose_length_has_no_class_are_told(small_shards):
+    shards = TokenShards(small_shards, "train")
+    fields = {"decoder_length": "predicted", "length_difference_min": 1, "length_difference_max": 3}
+    samples = make_samples(shards, model=fields)
+    assert samples.num_without_length(np.arange(len(samples))) == len(samples)  # nothing is left out: a difference of 0
+    _, *warnings = targets_that_do_not_fit(samples, make_samples(shards))
+    (warning,) = warnings
+    assert warning.startswith(
+        "warning      100.0% of the targets of train differ more in length from their sources than"
+    )
 
 
 class Engine(nn.Module):

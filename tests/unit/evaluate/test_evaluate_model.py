@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -142,3 +143,29 @@ def test_data_from_a_pipe_are_refused_not_waited_for(models, tmp_path, capsys):
     assert main(["evaluate", str(models / "tuned"), *output]) == 2
     message = "rows.jsonl: is no regular file, and is read several times; data.validation names it"
     assert message in capsys.readouterr().err
+
+
+def test_texts_have_scores_where_no_reference_fits_the_slots(models, tmp_path, capsys):
+    """What cannot be learnt from can still be written, and scored: only the loss is no number."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"document": "it", "summary": "the value of the object"}) + "\n")
+    arguments = ["evaluate", str(models / "texts"), "--set", f"data.validation={path}", "--output", str(tmp_path / "o")]
+    assert main([*arguments, "--set", f"data.cache_dir={tmp_path / 'cache'}"]) == 0
+    results = json.loads((tmp_path / "o" / "eval_results.json").read_text())
+    assert results["loss_samples"] == 0
+    assert results["scores"].pop("loss") is None  # JSON has no NaN
+    assert all(map(math.isfinite, results["scores"].values())), results["scores"]
+    assert "over 0 samples, whose targets fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"data: [", b"- a\n", b"\xff\xfe", b"data: 3\n"])
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_recipe_in_a_model_that_is_damaged_is_one_line(models, tmp_path, capsys, command, content):
+    model = shutil.copytree(models / "tuned", tmp_path / "model")
+    (model / "recipe.yaml").write_bytes(content)
+    (tmp_path / "rows.tsv").write_text("sentence\na\n")
+    more = ["--input", str(tmp_path / "rows.tsv"), "--output", str(tmp_path / "o")] if command == "predict" else []
+    assert main([command, str(model), *more]) == 2
+    said = capsys.readouterr().err
+    assert "recipe.yaml: is not a recipe of fine-tuning" in said
+    assert said.count("\n") == 1

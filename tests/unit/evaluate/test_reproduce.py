@@ -44,6 +44,8 @@ def test_measured_results_are_read_and_labelled(tmp_path):
     results = {"task": "xsum", "split": "test", "main_score": "rougeL", "scores": {"rougeL": 31.4159}}
     (folder / "eval_results.json").write_text(json.dumps(results))
     assert "here      test: rougeL 31.42 (measured)" in listing(tmp_path)
+    (folder / "eval_results.json").write_text(json.dumps({**results, "scores": {"rougeL": None}}))
+    assert "here      test: rougeL no number (measured)" in listing(tmp_path)
     (folder / "eval_results.json").write_text("{}")
     with pytest.raises(DataError, match=r"eval_results.json: cannot be read as results .*run bnb-ds evaluate again"):
         listing(tmp_path)

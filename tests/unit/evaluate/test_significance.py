@@ -131,3 +131,16 @@ def test_scores_that_are_no_numbers_are_not_compared(tmp_path, capsys):
     bad = evaluation(tmp_path / "bad", "stsb", "validation", ["1.0", "2.0", "4.0"], ["nan", "nan", "nan"])
     assert main(["compare", str(good), str(bad)]) == 2
     assert "bad: its pearson is not a number, so it cannot be compared" in capsys.readouterr().err
+
+
+def test_texts_of_a_model_whose_outputs_were_no_numbers_are_not_compared(tmp_path, capsys):
+    """They have no score in the evaluation, so they have none here."""
+    good = evaluation(tmp_path / "good", scores={"rougeL": 50.0})
+    bad = evaluation(tmp_path / "bad", scores={"rougeL": None, "rouge1": None})
+    evaluation(tmp_path / "older", scores={"rougeL": float("nan"), "rouge1": float("nan")})
+    assert main(["compare", str(tmp_path / "older"), str(good)]) == 2
+    assert "older: its scores are no numbers" in capsys.readouterr().err
+    for score in ([], ["--score", "bleu"]):
+        assert main(["compare", str(good), str(bad), *score]) == 2
+        said = capsys.readouterr().err
+        assert "bad: its scores are no numbers, so it cannot be compared; give another model" in said

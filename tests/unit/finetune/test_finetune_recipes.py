@@ -8,13 +8,18 @@ import subprocess
 import pytest
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
-from bnb_ds.config.loading import load_recipe
+from bnb_ds.config.loading import dump_recipe, load_recipe
 from bnb_ds.config.sections import ModelSize
 from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.evaluate.model import Evaluation
+from bnb_ds.finetune import glue
 from bnb_ds.finetune.glue import Row, run_glue, table_of
 from bnb_ds.finetune.plan import describe_dry_run, make_plan
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.examples import read_examples
+from bnb_ds.tasks.registry import get_task
 from bnb_ds.train.early_stopping import EarlyStopping
 from tests.launching import REPOSITORY
 
@@ -165,3 +170,55 @@ def test_early_stopping():
     fresh = EarlyStopping(patience=1)
     fresh.restore(EarlyStopping(patience=1).state())
     assert not fresh.observe(5.0)
+
+
+def test_rows_of_mnli_are_not_set_aside_for_a_split_that_it_lacks():
+    """It is scored on two splits of other names, so nothing would read them."""
+    mnli = REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "mnli.yaml"
+    message = (
+        r"data.split.validation 0.1: mnli is scored on validation_matched and validation_mismatched, so nothing would"
+        " read the rows set aside; remove it, and name files for those splits"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(mnli, ["data.split={validation: 0.1}"], schema=FinetuneRecipe)
+    load_recipe(mnli, ["data.split={test: 0.1}"], schema=FinetuneRecipe)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("validation_matched", r"no file is named for this split; name one$"),
+        ("test", r"no file is named for this split; name one, or set data.split$"),
+    ],
+)
+def test_the_way_out_for_a_split_without_file_works(split, message, tmp_path):
+    with pytest.raises(ConfigError, match=rf"^data.{split}: {message}"):
+        list(read_examples(get_task("mnli"), TaskDataSection(train=str(tmp_path / "rows.tsv")), split))
+
+
+def test_the_figures_of_glue_are_json(tmp_path, monkeypatch):
+    """A seed that gave no number is null there, which every reader of JSON understands."""
+    for seed in (1, 2):
+        best = tmp_path / "sst2" / f"seed-{seed}" / "best"
+        best.mkdir(parents=True)
+        (best / "task.json").touch()
+
+    def evaluate(run, split):
+        return Evaluation(run, {"scores": {"loss": 1.0, "accuracy": float("nan") if run.name == "seed-1" else 90.0}})
+
+    monkeypatch.setattr(glue, "evaluate_model", evaluate)
+    recipe = REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "sst2.yaml"
+    finished = load_recipe(recipe, ["seed=2", f"output_dir={tmp_path}"], schema=FinetuneRecipe)
+    (tmp_path / "sst2" / "seed-2" / "config.resolved.yaml").write_text(dump_recipe(finished))
+    with pytest.raises(
+        ConfigError, match=r"seed-2: is finished, but with other settings: epochs: .*; restore them, or"
+    ):
+        run_glue([str(recipe)], ["epochs=9"], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=1)
+    table = run_glue([str(recipe)], [], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=1)
+    assert "1 of 2 seeds" in table
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    (row,) = json.loads((tmp_path / "glue.json").read_text(), parse_constant=refuse)
+    assert row["by_seed"] == {"1": None, "2": 90.0}

@@ -202,7 +202,7 @@ def test_two_missing_marks_are_noted_where_the_format_allows_what_they_make(tmp_
     path = write(tmp_path, "csv", 'sentence,label\n"a,0\nb,1\nc",1\n"d\nd",0\n')
     counts = ReadingCounts()
     assert len(read("sst2", counts, train=path)) == 2
-    (note,) = counts.notes.lines()
+    _, note = counts.notes.lines()
     assert (
         "1 quoted fields over several lines that each look like a row of their own (the first opens in line 2)" in note
     )
@@ -234,3 +234,36 @@ def test_snlis_rows_without_agreement_are_left_out(tmp_path):
     path = write(tmp_path, "tsv", content("tsv", rows))
     assert [example.target for example in read("mnli", counts, train=path, skip_bad_rows=True)] == [1, 0]
     assert dict(counts.left_out) == {"unknown label": 2}
+
+
+@pytest.mark.parametrize("rows", ['"a, b,0\nc,1\nd",1\n', '"a\n\nb",0\n', '"a\r\nb",0\r\n'])
+def test_fields_over_several_lines_are_counted(tmp_path, rows):
+    """Two missing marks may look like any of them, so that each launch says how many there are."""
+    path = write(tmp_path, "csv", f'sentence,label\n{rows}plain,1\n"c\nd\ne",0\n')
+    counts = ReadingCounts()
+    assert len(read("sst2", counts, train=path)) == 3
+    said = [line for line in counts.notes.lines() if "over several lines" in line]
+    longest = 5 if rows.count("\n") < 3 else 2
+    assert said == [f"2 rows have quoted fields over several lines (the longest begins in line {longest}: 3 lines)"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "jsonl.gz"])
+def test_a_json_row_with_two_values_of_one_name(tmp_path, form):
+    """Which of them is meant? A reader of JSON takes the last, without a word."""
+    row = '{"sentence": "a", "label": 0, "label": 1}'
+    data = f"[{row}]" if form == "json" else f'{row}\n{{"sentence": "b", "label": 1}}\n'
+    path = write(tmp_path, form, data)
+    place = "" if form == "json" else "line 1 is "
+    with pytest.raises(DataError, match=rf"{place}not valid JSON \(two values of 'label' in one object\)"):
+        read("sst2", train=path)
+    if form != "json":
+        assert [example.sources[0] for example in read("sst2", train=path, skip_bad_rows=True)] == ["b"]
+
+
+def test_a_parquet_file_with_two_columns_of_one_name(tmp_path):
+    columns = [pyarrow.array(["a"]), pyarrow.array([0]), pyarrow.array([1])]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_arrays(columns, names=["sentence", "label", "label"]), tmp_path / "a.parquet"
+    )
+    with pytest.raises(DataError, match=r"a.parquet: names the column 'label' twice; give each column a name of its"):
+        read("sst2", train=str(tmp_path / "a.parquet"))
