@@ -28,6 +28,7 @@ from bnb_ds.data.loader import SampleSource, StepLoader
 from bnb_ds.distributed import ranks
 from bnb_ds.distributed.stopping import StopRequest
 from bnb_ds.distributed.watchdog import Watchdog
+from bnb_ds.errors import ConfigError
 from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.engine import build_engine
 from bnb_ds.train.hardware import Peak, peak_of
@@ -119,11 +120,20 @@ def _open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | N
 
 
 def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, notes: list[str]) -> bool:
-    """Train, and return whether the run is finished. :func:`open_run` returns ``resume`` and ``notes``."""
+    """Train, and return whether the run is finished. :func:`open_run` returns ``resume`` and ``notes``.
+
+    Raises:
+        ConfigError: the run has done more steps than it should have, because ``--extend`` made it shorter.
+    """
     run, total_steps = job.run, job.total_steps
     engine, kernels, state = _build_and_load(job, process.device, resume)
     if job.early_stopping is not None:
         job.early_stopping.restore(state.get("early_stopping"))
+    if state["step"] > total_steps:
+        raise ConfigError(
+            f"steps: the run has done {state['step']} steps, and should end after {total_steps}; give at least as many"
+            " as it has done"
+        )
     stop_step = min(launch.stop_at or total_steps, total_steps)
     ranks.on_main(lambda: _prepare_run_dir(job, state["step"], launch.weights_only))
     ranks.require_shared(run.path)

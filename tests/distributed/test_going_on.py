@@ -56,7 +56,10 @@ def test_a_run_can_be_extended_in_place(whole_run, tmp_path, fork_server):
     launch = fork_server.launch([*arguments, "--resume", "auto", "--extend", "steps=10"], tmp_path / "log", ranks=2)
     assert launch.wait() == [0, 0], launch.text()
     assert "done         step 10 of 10" in launch.text()
-    # Now that is the run's own length.
+    shorter = fork_server.launch([*arguments, "--resume", "auto", "--extend", "steps=9"], tmp_path / "shorter.log")
+    assert shorter.wait() == [2, 2]
+    assert "steps: the run has done 10 steps, and should end after 9; give at least as many as it has" in shorter.text()
+    # Now 10 steps are the run's own length.
     again = fork_server.launch([*arguments, "--resume", "auto", "steps=10"], tmp_path / "again.log", ranks=2)
     assert again.wait() == [0, 0], again.text()
 
