@@ -66,7 +66,7 @@ EXTRAS_REQUIRE = {
     ],
     "test": [
         "pytest>=8",  # the test runner
-        "pytest-xdist>=3.6",  # runs two test files at a time, because much of their time is start-up on one core
+        "pytest-xdist>=3.6",  # runs several test files at a time, because much of their time is start-up and waiting
         "pytest-timeout>=2.3",  # ends distributed tests that hang
         "hypothesis>=6.100",  # property tests
         "matplotlib>=3.8",  # the picture of `prep stats`

@@ -10,6 +10,6 @@ install_if_possible lm kenlm "the tests of n-gram language models are skipped"
 unset PYTHONDONTWRITEBYTECODE
 # Two ranks share the cores of a test machine, where one thread per rank is fastest.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-# Run two files at a time. A file is not split, because its tests share fixtures. Files with slow tests come first
-# (tests/conftest.py).
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
+# Run three files at a time: tests of ranks and programs wait for a third of their time, so this suits two cores. A file is
+# not split, because its tests share fixtures. Files with slow tests come first (tests/conftest.py).
+exec python -m pytest --numprocesses "${TEST_PROCESSES:-3}" --dist loadfile --no-loadscope-reorder "$@"
