@@ -283,7 +283,8 @@ def _missing_column(names: Any, text_format: TextFormat) -> str | None:
     flags = {"--text-column": text_format.text_column, "--id-column": text_format.id_column}
     for flag, column in flags.items():
         if column is not None and column not in names:
-            return f"no column {column!r}; choose {flag} from {', '.join(names) or 'none'}"
+            known = ", ".join(name if name.isprintable() else repr(name) for name in names)
+            return f"no column {column!r}; choose {flag} from {known or 'none'}"
     return None
 
 

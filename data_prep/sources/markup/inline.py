@@ -11,7 +11,9 @@ from data_prep.sources.markup.switches import SWITCHES
 
 _SWITCH = re.compile(r"__(\w{2,60}?)__")
 _VARIANT_MARK = re.compile(r"-\{(?!\{)|\}-")
-_VARIANT = re.compile(r"(?:^|[;\x04])\s*(?:[^;:=]*=>\s*)?[a-z]{2,3}(?:-[a-z]+)*\s*:([^;]*)")
+_LANGUAGE = r"\s*(?:[^;:=]*=>\s*)?[a-z]{2,3}(?:-[a-z]+)*\s*:"
+# A semicolon that no language follows belongs to the text.
+_VARIANT = re.compile(rf"(?:^|[;\x04]){_LANGUAGE}((?:[^;]|;(?!{_LANGUAGE}))*)")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,8}|#[xX][0-9a-fA-F]{1,7}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 

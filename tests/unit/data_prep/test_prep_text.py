@@ -217,6 +217,7 @@ def test_jsonl_other_columns(tmp_path: Path) -> None:
         ('["text"]', "a JSON list, not an object; write one object per line"),
         ('{"body": "x", "n": 1}', "no column 'text'; choose --text-column from body, n"),
         ("{}", "no column 'text'; choose --text-column from none"),
+        ('{"\\n": "x"}', "no column 'text'; choose --text-column from '\\\\n'"),
         ('{"text": 3}', "the text is of type int; choose a --text-column of strings"),
         ('{"text": "x", "id": [1]}', "the id is of type list; choose an --id-column of strings or integers"),
         ('{"text": "x", "id": true}', "the id is of type bool; choose an --id-column"),

@@ -75,6 +75,7 @@ DROPPED = {
 }
 VARIANTS = {
     "-{zh-hans:计算机;zh-hant:電腦}-是": "计算机是",
+    "-{zh:one; two;zh-tw:three}-": "one; two",
     "-{zh-cn:a; zh-tw:b;}--{A|zh-cn:c;zh-tw:d}--{H|zh-cn:e;zh-tw:f}--{R|g}--{h}-": "acgh",
     "-{zh-hans:-{zh-hans:x;zh-hant:y}-;zh-hant:z}- a-{b": "x a-{b",
 }
