@@ -31,6 +31,9 @@ BYTES_PER_PARAMETER = 16
 #: parts of torch's error messages when a file cannot be written
 _WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "No space", "unexpected pos", "write failed")
 
+#: what using the state of a damaged checkpoint can raise
+_DAMAGED_STATE = (OSError, ValueError, LookupError, TypeError, AttributeError)
+
 
 def step_of(checkpoint: Path) -> int:
     """The number of optimizer steps of a checkpoint, read from its name."""
@@ -161,9 +164,7 @@ class CheckpointWriter:
 
     def _bytes_needed(self) -> int:
         for newest in whole_checkpoints(self._directory)[-1:]:
-            with suppress(
-                OSError, ValueError, LookupError, TypeError, AttributeError
-            ):  # a damaged checkpoint has no known size
+            with suppress(*_DAMAGED_STATE):  # its checkpoint has no known size
                 return sum(file["bytes"] for file in read_state(newest)["files"].values())
         parameters = self._engine.module.parameters()
         return BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
@@ -241,7 +242,7 @@ def find_damage(checkpoint: Path) -> str | None:
     try:
         files = read_state(checkpoint)["files"].items()
         recorded = [(name, file["bytes"], file["sha256"]) for name, file in files]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except _DAMAGED_STATE:
         return f"{_MANIFEST} cannot be read"
     for name, num_bytes, sha256 in recorded:
         path = checkpoint / name

@@ -34,14 +34,15 @@ from bnb_ds.ctc.head import default_chunk_tokens
 from bnb_ds.ctc.inputs import Alignment, align, real_rows
 from bnb_ds.ctc.operands import compute_dtype, exact_dtype, operand, product
 
-_NO_SECOND_DERIVATIVE = (
+#: what n-gram losses say of second derivatives
+NO_SECOND_DERIVATIVE = (
     "the n-gram loss has no second derivative: its gradient is finished in the forward pass. Call backward without "
     "create_graph=True"
 )
 
 
 class NgramOutput(NamedTuple):
-    """What `linear_ctc_ngram_loss` returns.
+    """What an n-gram loss returns, for CTC or for a graph of slots.
 
     Attributes:
         loss: the reduced loss, float32 (float64 for float64 input), []. It alone carries a gradient.
@@ -191,7 +192,7 @@ class _LinearNgramLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (*scaled_gradients(ctx, grad_loss, _NO_SECOND_DERIVATIVE), None, None)
+        return (*scaled_gradients(ctx, grad_loss, NO_SECOND_DERIVATIVE), None, None)
 
 
 def _probabilities(

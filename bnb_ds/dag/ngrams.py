@@ -27,14 +27,10 @@ from torch import Tensor
 from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.ctc.inputs import check_reduction
 from bnb_ds.ctc.loss import compute_dtype
+from bnb_ds.ctc.ngram_matches import NO_SECOND_DERIVATIVE, NgramOutput
 from bnb_ds.dag.autograd import LossOptions
 from bnb_ds.dag.inputs import Targets
 from bnb_ds.dag.loss import read_all
-
-_NO_SECOND_DERIVATIVE = (
-    "the n-gram loss has no second derivative: its gradient is finished in the forward pass. Call backward without "
-    "create_graph=True"
-)
 
 
 class NgramMatches(NamedTuple):
@@ -55,18 +51,6 @@ class NgramMatches(NamedTuple):
     expected_ngrams: Tensor
     expected: Tensor
     matched: Tensor
-
-
-class NgramOutput(NamedTuple):
-    """What `linear_dag_ngram_loss` returns.
-
-    Attributes:
-        loss: the reduced loss, float32 (float64 for float64 input), []. It alone carries a gradient.
-        scores: [B], the loss of each sequence, in [-1, 0]; 0 where the target has no n-gram.
-    """
-
-    loss: Tensor
-    scores: Tensor
 
 
 def ngram_matches(probs_LS: Tensor, links_LL: Tensor, target: list[int], size: int) -> NgramMatches:
@@ -203,7 +187,7 @@ class _LinearNgramLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (*scaled_gradients(ctx, grad_loss, _NO_SECOND_DERIVATIVE), None, None, None)
+        return (*scaled_gradients(ctx, grad_loss, NO_SECOND_DERIVATIVE), None, None, None)
 
 
 def _scores(own_BLK: Tensor, links_BLL: Tensor, targets: Targets, size: int) -> Tensor:

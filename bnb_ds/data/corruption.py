@@ -112,10 +112,11 @@ class Corruption:
             chosen, fates, span = self._choose(tokens, ordinary, cu_seqlens, sample_keys, mask_B)
             source = source.copy() if source is tokens else source
             self._mask(source, chosen, fates, span, cu_seqlens, sample_keys)
-        parts = _Parts(tokens.size, cu_seqlens)
-        parts.continue_prefixes(objective_B == OBJECTIVES.index("clm"), sample_keys)
-        parts.fill_in(objective_B == OBJECTIVES.index("infill"), self.mask_probability, sample_keys)
-        if parts.differ:
+        is_continued, is_filled = (objective_B == OBJECTIVES.index(name) for name in ("clm", "infill"))
+        if is_continued.any() or is_filled.any():
+            parts = _Parts(tokens.size, cu_seqlens)
+            parts.continue_prefixes(is_continued, sample_keys)
+            parts.fill_in(is_filled, self.mask_probability, sample_keys)
             return parts.cut(source, tokens, ordinary, chosen, self.mask_id)
         count = int(np.count_nonzero(ordinary))
         return CorruptedBatch(source, cu_seqlens, tokens, cu_seqlens, chosen, tokens.take(chosen), count)
@@ -240,26 +241,18 @@ def _shuffled(tokens: np.ndarray, moved: np.ndarray, draws: np.ndarray, cu_seqle
 
 
 class _Parts:
-    """Which tokens of a packed batch go to the source and which to the target. At first, all go to both.
-
-    Attributes:
-        differ: whether some do not.
-    """
+    """Which tokens of a packed batch go to the source and which to the target. At first, all go to both."""
 
     def __init__(self, num_tokens: int, cu_seqlens: np.ndarray):
         self._cu_seqlens, self._begins, self._lengths = cu_seqlens, cu_seqlens[:-1], np.diff(cu_seqlens)
         self._in_source, self._in_target = np.ones(num_tokens, dtype=bool), np.ones(num_tokens, dtype=bool)
-        self._stands = np.zeros(0, dtype=np.int64)  # first tokens of segments, which become [MASK] in the source
-        self._behind = np.zeros(
-            0, dtype=np.int64
-        )  # those that stand behind another segment, and a [MASK], in the target
-        self.differ = False
+        #: places of the first tokens of segments, which become [MASK] in the source
+        self._stands = np.zeros(0, dtype=np.int64)
+        #: those of them that stand behind another segment, and a [MASK], in the target
+        self._behind = np.zeros(0, dtype=np.int64)
 
     def continue_prefixes(self, is_continued: np.ndarray, sample_keys: np.ndarray) -> None:
         """The source of a continued sample (bool [B]) leaves out the rest; its target leaves out the prefix."""
-        if not is_continued.any():
-            return
-        self.differ = True
         begins, ends = self._begins[is_continued] + 1, self._cu_seqlens[1:][is_continued] - 1
         cuts = begins + prefix_lengths(ends - begins, sample_keys[is_continued])
         self._in_source &= _outside(cuts, ends, self._in_source.size)
@@ -267,9 +260,6 @@ class _Parts:
 
     def fill_in(self, is_filled: np.ndarray, share: float, sample_keys: np.ndarray) -> None:
         """The target of a filled sample (bool [B]) is its segments; of each the source keeps the place."""
-        if not is_filled.any():
-            return
-        self.differ = True
         begins, lengths = self._begins[is_filled] + 1, self._lengths[is_filled] - 2
         places, sizes = segments(lengths, share, sample_keys[is_filled])
         is_there = sizes > 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from html import escape
 
-from bnb_ds.generate.graph_view import GraphView, Vertex
+from bnb_ds.generate.graph_view import GraphView, Vertex, steps_of
 
 _COLUMN, _ROW, _WIDTH, _HEIGHT, _MARGIN = 132, 84, 96, 52, 24
 _INK, _PATH, _PAPER, _FAINT = "#1f2933", "#0b6e99", "#ffffff", "#697586"
@@ -30,7 +29,7 @@ def draw(view: GraphView) -> str:
         f'<text x="{_MARGIN}" y="38" class="small" style="text-anchor:start">{view.num_slots} slots, of which {hidden}'
         " that few paths pass are not shown</text>",
     ]
-    steps = set(itertools.pairwise(view.path))
+    steps = steps_of(view.path)
     # The path comes last, so that nothing covers it.
     for link, probability in sorted(view.links.items(), key=lambda item: item[0] in steps):
         parts.append(_link(places[link[0]], places[link[1]], link, probability, link in steps))

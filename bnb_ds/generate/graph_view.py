@@ -13,7 +13,7 @@ import torch
 
 from bnb_ds.ctc.greedy import logits_in_chunks
 from bnb_ds.dag.ngrams import passing
-from bnb_ds.dag.strategies import DagOptions, best_slots
+from bnb_ds.dag.strategies import DagOptions, best_slots, emitted
 from bnb_ds.decoding.decode import inputs_of_rows
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.generate.open_model import load_exported
@@ -106,16 +106,18 @@ def view_graph(directory: Path, text: str, options: DagOptions, *, least: float 
         for slot in shown
     ]
     taken_LL = passing_L[:, None] * links_LL
-    steps = set(itertools.pairwise(path))
+    steps = steps_of(path)
     links = {
         (i, j): taken_LL[i, j].item()
         for place, i in enumerate(shown)
         for j in shown[place + 1 :]
         if taken_LL[i, j] >= least or (i, j) in steps
     }
-    (written,) = reader.codec.decode([_merged(ids_LC[path, 0].tolist(), options.merge_duplicates)])
+    ids_BL, written_B = emitted(ids_LC[:, 0][path_BL], length_B, options.merge_duplicates)
+    (written,) = reader.codec.decode([ids_BL[0, : int(written_B)].tolist()])
     return GraphView(len(passing_L), vertices, links, path, written)
 
 
-def _merged(tokens: list[int], merge_duplicates: bool) -> list[int]:
-    return [t for place, t in enumerate(tokens) if not (merge_duplicates and place and tokens[place - 1] == t)]
+def steps_of(path: list[int]) -> set[tuple[int, int]]:
+    """The links of a path."""
+    return set(itertools.pairwise(path))

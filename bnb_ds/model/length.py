@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
+from bnb_ds.ctc.operands import exact_dtype
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.targets.interface import Targets
 
@@ -34,19 +35,19 @@ class LengthPredictor(nn.Module):
     @property
     def width(self) -> Tensor:
         """The width of `stretch_latents`: [1], float32 or wider."""
-        return self.log_width.to(_exact(self.log_width)).exp()
+        return self.log_width.to(exact_dtype(self.log_width.dtype)).exp()
 
     def forward(self, latent_NL: Tensor, source: PackedLayout) -> Tensor:
         """Logits [B, C], from the mean latent over the real tokens of each source."""
         # A sum over a long source may be too large for 16 bits; its mean is not.
-        mean_BL = source.pad(latent_NL).sum(1, dtype=_exact(latent_NL)) / source.lengths[:, None]
+        mean_BL = source.pad(latent_NL).sum(1, dtype=exact_dtype(latent_NL.dtype)) / source.lengths[:, None]
         return self.classifier(mean_BL.to(latent_NL.dtype))
 
     def nll(self, logits_BC: Tensor, source_lengths_B: Tensor, target_lengths_B: Tensor) -> Tensor:
         """Cross-entropy [B] in nats, float32 or wider. A length outside the classes belongs to the nearest class."""
         classes_B = target_lengths_B - source_lengths_B - self._first_difference
         classes_B = classes_B.clamp(0, logits_BC.shape[1] - 1)
-        return F.cross_entropy(logits_BC.to(_exact(logits_BC)), classes_B, reduction="none")
+        return F.cross_entropy(logits_BC.to(exact_dtype(logits_BC.dtype)), classes_B, reduction="none")
 
     def best(
         self,
@@ -97,7 +98,7 @@ def stretch_latents(latent_NL: Tensor, source: PackedLayout, target: PackedLayou
     centre_T = target.position_ids * ratio_B.index_select(0, target.sequence_ids)
     token_M = torch.arange(source.max_seqlen, device=latent_NL.device)
     distance_BTM = token_M - target.pad(centre_T)[..., None]
-    width = width.to(_exact(width))
+    width = width.to(exact_dtype(width.dtype))
     scores_BTM = -distance_BTM.square().to(width.dtype) / (2 * width.square())
     if source.key_mask is not None:
         scores_BTM = scores_BTM.masked_fill(~source.key_mask[:, 0], -torch.inf)
@@ -111,7 +112,3 @@ def length_scores(
     """The sum of the nats of target lengths, each times the weight of its sequence, and their mean."""
     nll_B = predictor.nll(logits_BC, source_lengths_B, targets.lengths)
     return (nll_B * weight_B).sum(), nll_B.detach().mean()
-
-
-def _exact(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)

@@ -122,9 +122,9 @@ def configuration(recipe: PretrainRecipe, shards: TokenShards) -> BnbConfig:
 
 def describe_dry_run(plan: PretrainPlan) -> list[str]:
     """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device."""
-    if not holds_run(Path(plan.recipe.output_dir)):
-        check_new(plan)
     config = configuration(plan.recipe, plan.train_shards)
+    if not holds_run(Path(plan.recipe.output_dir)):
+        refuse_equal_slots(plan.recipe.model, config)
     num_parameters = count_parameters(plan.recipe.objective, config)
     train, heldout = (plan.samples(shards, config) for shards in (plan.train_shards, plan.heldout_shards))
     return [
