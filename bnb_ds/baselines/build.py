@@ -109,6 +109,7 @@ def transformer_config(
         encoder_ffn_dim=size.intermediate_size,
         decoder_ffn_dim=size.intermediate_size,
         max_position_embeddings=size.max_position_embeddings,
+        init_std=size.initializer_range,
         activation_function="swish",
         scale_embedding=True,
         dropout=dropout,
@@ -293,6 +294,7 @@ def _random_halves(
             num_attention_heads=size.num_attention_heads,
             intermediate_size=size.intermediate_size,
             max_position_embeddings=size.max_position_embeddings,
+            initializer_range=size.initializer_range,
             **dict.fromkeys(_BERT_DROPOUT, _RANDOM_DROPOUT if section.dropout is None else section.dropout),
         )
         for tokenizer, num_layers in ((source, size.encoder_layers), (target, size.decoder_layers))

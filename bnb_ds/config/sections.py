@@ -32,6 +32,8 @@ class LayerSize(Section):
     num_attention_heads: Annotated[int, Field(gt=0)] = 12
     intermediate_size: Annotated[int, Field(gt=0)] = 3072
     max_position_embeddings: Annotated[int, Field(gt=0)] = 512
+    #: standard deviation of the random weights; BERT's 0.02 is small for layers much narrower than BERT's
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
 
     @model_validator(mode="after")
     def _heads_divide(self) -> LayerSize:

@@ -26,6 +26,16 @@ def shards(small_shards):
     return TokenShards(small_shards, "train")
 
 
+def test_random_weights_have_the_recipe_s_standard_deviation(shards):
+    size = {**SIZE, "hidden_size": 96, "initializer_range": 0.1}
+    model = build_model(ModelSection(size=size), shards, 32)
+    for half in (model.model.encoder, model.model.decoder):
+        weights = [weight for name, weight in half.named_parameters() if name.endswith("query.weight")]
+        assert weights
+        for weight in weights:
+            assert 0.095 < weight.std().item() < 0.105
+
+
 @pytest.fixture
 def checkpoint(tmp_path, shards, small_tokenizer):
     """A saved model and its directory."""
