@@ -18,7 +18,8 @@ from bnb_ds.train import estimates
 from tests.launching import REPOSITORY
 
 DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
-RECIPES = sorted((REPOSITORY / "runs" / "recipes" / "pretrain").glob("*.yaml"))
+FOLDER = REPOSITORY / "runs" / "recipes"
+RECIPES = [*sorted((FOLDER / "pretrain").glob("*.yaml")), FOLDER / "paper" / "wikipedia.yaml"]
 README = (REPOSITORY / "ds_configs" / "README.md").read_text(encoding="utf-8")
 
 # The paper starts from BERT's cased vocabulary; sizes are those of BERT (Devlin et al., 2019).
@@ -28,6 +29,8 @@ SIZES = {
     "large": ModelSize(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
 }
 CLUSTERS = {"v100": (8, 128), "a100": (8, 128), "h100": (8, 64)}
+#: GPUs of the jobs of the paper's code: nodes of 8, but for GLUE
+PAPER_GPUS = {"paper_pretrain": 16, "paper_xsum": 8, "paper_qg": 8, "paper_translation": 16, "paper_glue": 1}
 MAX_LENGTH = 512
 GIB = 2**30
 
@@ -92,7 +95,7 @@ def test_every_shipped_pair_is_planned(recipe, ds_config, small_shards, starting
     if "encoder" in yaml.safe_load(recipe.read_text())["model"]:
         overrides.append(f"model.encoder={starting_points}")
     kind = ds_config.stem.partition("_")[0]
-    ranks = {"cpu": 2, "quickstart": 2, "finetune": 8}.get(kind, 64)
+    ranks = PAPER_GPUS.get(ds_config.stem) or {"cpu": 2, "quickstart": 2, "finetune": 8}.get(kind, 64)
     lines = "\n".join(describe_dry_run(make_plan(str(recipe), overrides, str(ds_config), ranks)))
     assert f" micro steps x {ranks} ranks" in lines
     assert "memory/GPU   about" in lines

@@ -23,7 +23,9 @@ from bnb_ds.tasks.registry import get_task
 from bnb_ds.train.early_stopping import EarlyStopping
 from tests.launching import REPOSITORY
 
-RECIPES = sorted((REPOSITORY / "runs" / "recipes" / "finetune").rglob("*.yaml"))
+FOLDER = REPOSITORY / "runs" / "recipes"
+PRETRAINING = FOLDER / "paper" / "wikipedia.yaml"
+RECIPES = sorted({*(FOLDER / "finetune").rglob("*.yaml"), *(FOLDER / "paper").glob("*.yaml")} - {PRETRAINING})
 SIZE = ModelSize(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 
 
@@ -68,7 +70,7 @@ def rows_of(task) -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_shipped_recipe_is_planned(path, stand_ins, tmp_path):
     recipe = load_recipe(path, schema=FinetuneRecipe)
     task = recipe.declared_task
