@@ -1,11 +1,23 @@
 """The packaging of bnb_ds; a comment gives the reason for every dependency."""
 
+import re
 from pathlib import Path
 from runpy import run_path
 
 from setuptools import find_packages, setup
 
-VERSION = run_path(str(Path(__file__).parent / "bnb_ds" / "version.py"))["__version__"]
+ROOT = Path(__file__).parent
+VERSION = run_path(str(ROOT / "bnb_ds" / "version.py"))["__version__"]
+#: place in an installed package -> folder of the checkout; bnb_ds/common/shipped.py finds the files in both
+SHIPPED = {"bnb_ds.shipped.runs": "runs", "bnb_ds.shipped.ds_configs": "ds_configs"}
+
+
+def long_description() -> str:
+    """README.md without its pictures and its links to other files, which a package index could not follow."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"<!--.*?-->\n|!\[[^\]]*\]\([^)]*\)\n\n", "", text)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
+
 
 INSTALL_REQUIRES = [
     "torch>=2.6,<2.14",  # tensors, autograd, SDPA, CTC loss; the upper bound is the newest tested release
@@ -27,6 +39,7 @@ INSTALL_REQUIRES = [
     "sacrebleu>=2.4",  # BLEU with a signature
     "rouge-score>=0.1.2",  # ROUGE
     "scikit-learn>=1.4",  # accuracy, F1 and Matthews' correlation of GLUE
+    "shtab>=1.7",  # completion of commands and flags in bash, zsh and tcsh
     "scipy>=1.11",  # Pearson's and Spearman's correlation of GLUE
 ]
 
@@ -97,11 +110,35 @@ setup(
     name="bnb_ds",
     version=VERSION,
     description="BERT-NAR-BERT, a non-autoregressive sequence-to-sequence model, on DeepSpeed",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["bnb_ds*", "data_prep*"]),
+    license_files=["LICENSE"],
+    project_urls={
+        "Paper": "https://doi.org/10.1109/ACCESS.2023.3346952",
+        "Reference implementation": "https://github.com/aistairc/BERT-NAR-BERT",
+    },
+    keywords=["non-autoregressive generation", "sequence-to-sequence", "BERT", "CTC", "DeepSpeed"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Linguistic",
+        "Typing :: Typed",
+    ],
+    packages=[*find_packages(include=["bnb_ds*", "data_prep*"]), *SHIPPED],
+    package_dir=SHIPPED,
     package_data={
         "bnb_ds": ["py.typed"],  # type checkers read the annotations of a package that has this file
         "bnb_ds.serve": ["static/*.html"],  # the pages of the service
+        "bnb_ds.shipped.runs": ["recipes/**/*.yaml", "launch/*.sh", "slurm/*.sbatch"],
+        "bnb_ds.shipped.ds_configs": ["*.json"],
     },
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL_REQUIRES,

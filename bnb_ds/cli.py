@@ -21,6 +21,8 @@ from bnb_ds.version import __version__
 #: name, help, and the function that adds the arguments
 _COMMANDS = (
     ("check", "check a launch without its machines", "bnb_ds.commands.check:add_check"),
+    ("pretrain", "pre-train a model, in this process", "bnb_ds.pretrain.main:add_arguments"),
+    ("finetune", "fine-tune a model on a task, in this process", "bnb_ds.finetune.main:add_arguments"),
     ("curves", "show the first and last values that runs logged, or draw curves", "bnb_ds.commands.curves:add_curves"),
     ("export", "write a checkpoint as a Hugging Face directory", "bnb_ds.commands.export:add_export"),
     ("average", "average the weights of several checkpoints of one model", "bnb_ds.commands.export:add_average"),
@@ -51,6 +53,8 @@ _COMMANDS = (
         "list the rows of the paper's tables: commands, data and numbers",
         "bnb_ds.commands.tasks:add_reproduce",
     ),
+    ("recipes", "list, show and copy the shipped recipes and JSONs", "bnb_ds.commands.shipped_files:add_recipes"),
+    ("path", "print where a shipped program or file lies", "bnb_ds.commands.shipped_files:add_path"),
 )
 
 

@@ -1,6 +1,6 @@
 """Fine-tune BnB, or a model it is compared with, on a downstream task.
 
-deepspeed --num_gpus 8 runs/finetune.py RECIPE --deepspeed_config JSON [key.path=value ...]
+deepspeed --num_gpus 8 runs/finetune.py RECIPE --deepspeed-config JSON [key.path=value ...]
 """
 
 from __future__ import annotations

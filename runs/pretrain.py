@@ -1,6 +1,6 @@
 """Pre-train BnB.
 
-deepspeed --num_gpus 8 runs/pretrain.py RECIPE --deepspeed_config JSON [key.path=value ...]
+deepspeed --num_gpus 8 runs/pretrain.py RECIPE --deepspeed-config JSON [key.path=value ...]
 """
 
 from __future__ import annotations

@@ -114,9 +114,9 @@ def find_ranks(launcher_pid: int) -> list[int]:
     found = []
     for pid in _descendants(launcher_pid):
         with contextlib.suppress(OSError):
-            if b"RANK=" in Path(f"/proc/{pid}/environ").read_bytes() and b"runs/pretrain.py" in Path(
-                f"/proc/{pid}/cmdline"
-            ).read_bytes().split(b"\0"):
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            is_program = any(argument.endswith(b"runs/pretrain.py") for argument in arguments)
+            if is_program and b"RANK=" in Path(f"/proc/{pid}/environ").read_bytes():
                 found.append(pid)
     return [pid for pid in found if b"deepspeed.launcher" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
 

@@ -14,14 +14,16 @@ def add_check(command: CommandParser) -> None:
         command,
         "Check a launch without its machines: recipe, DeepSpeed JSON, data, model, memory, disk space and resume.\n"
         "All errors are listed at once; the exit code is then 2. Tokenised data of fine-tuning is cached for the run.",
-        "bnb-ds check runs/recipes/pretrain/tiny.yaml --deepspeed_config ds_configs/cpu_debug.json --world-size 2",
+        "bnb-ds check runs/recipes/pretrain/tiny.yaml --deepspeed-config ds_configs/cpu_debug.json --world-size 2",
     )
-    command.add_argument("recipe", help="YAML file; shipped ones are under runs/recipes/")
+    command.add_argument("recipe", help="YAML file, or the name of a shipped one (`bnb-ds recipes`)")
     command.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="replace a value of the recipe, for example steps=100"
     )
     command.intermixed = True  # as in the programs that launch
-    command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
+    command.add_argument(
+        "--deepspeed-config", required=True, metavar="JSON", help="JSON file, or the name of a shipped one"
+    )
     command.add_argument("--world-size", type=positive, default=1, help="number of ranks (default %(default)s)")
     command.set_defaults(run=_check)
 

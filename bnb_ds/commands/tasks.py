@@ -76,18 +76,22 @@ def add_glue(command: argparse.ArgumentParser) -> None:
         command,
         "Fine-tune on every task with every seed, skip finished runs, and write a table with the best score,\n"
         "the mean and standard deviation of each task, and the average over tasks.",
-        "bnb-ds glue runs/recipes/finetune/glue/*.yaml --deepspeed_config ds_configs/finetune_glue.json"
+        "bnb-ds glue runs/recipes/finetune/glue/*.yaml --deepspeed-config ds_configs/finetune_glue.json"
         " --output work/runs/glue",
     )
     command.add_argument(
-        "recipes", nargs="+", help="one recipe per task; runs/recipes/finetune/glue/*.yaml are shipped"
+        "recipes",
+        nargs="+",
+        help="one recipe per task: files, or names and patterns of shipped ones",
     )
-    command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
+    command.add_argument(
+        "--deepspeed-config", required=True, metavar="JSON", help="JSON file, or the name of a shipped one"
+    )
     command.add_argument(
         "--seeds", type=natural, nargs="+", default=[1, 2, 3, 4, 5], help="seeds of the runs (default %(default)s)"
     )
     command.add_argument("--output", type=Path, required=True, help="directory for the runs and the table")
-    command.add_argument("--num_gpus", type=positive, default=1, help="GPUs of each run (default %(default)s)")
+    command.add_argument("--num-gpus", type=positive, default=1, help="GPUs of each run (default %(default)s)")
     add_overrides(command, "replace a value in all recipes; repeatable", "KEY=VALUE")
     command.set_defaults(run=_glue)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from typing import Any
 class CommandParser(argparse.ArgumentParser):
     """The parser of one command. It adds the arguments only when the command is chosen, so that only the chosen
     command's modules are imported. A flag must be written out: an abbreviation would change its meaning with the next
-    flag that begins alike, and is not seen by what reads a command line again.
+    flag that begins alike, and is not seen by what reads a command line again. Flags have dashes; one that is written
+    with underscores, as DeepSpeed's flags are, means the same.
 
     Args:
         arguments: ``MODULE:FUNCTION`` that adds the arguments to this parser; None: the caller adds them.
@@ -28,10 +30,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Add the arguments, then parse as argparse does."""
-        if self._arguments is not None:
-            module, _, function = self._arguments.partition(":")
-            self._arguments = None
-            getattr(importlib.import_module(module), function)(self)
+        self.load()
+        args = [self._with_dashes(arg) for arg in (sys.argv[1:] if args is None else args)]
         if self.intermixed:
             self.intermixed = False  # argparse parses flags and positional arguments with two calls of this method
             try:
@@ -39,6 +39,20 @@ class CommandParser(argparse.ArgumentParser):
             finally:
                 self.intermixed = True
         return super().parse_known_args(args, namespace)
+
+    def load(self) -> None:
+        """Import the command's module, and add the arguments. Parsing does so by itself."""
+        if self._arguments is not None:
+            module, _, function = self._arguments.partition(":")
+            self._arguments = None
+            getattr(importlib.import_module(module), function)(self)
+
+    def _with_dashes(self, argument: str) -> str:
+        flag, equals, value = argument.partition("=")
+        dashed = flag.replace("_", "-")
+        if flag in self._option_string_actions or dashed not in self._option_string_actions:
+            return argument
+        return f"{dashed}{equals}{value}"
 
 
 def describe(command: argparse.ArgumentParser, description: str, example: str) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnb_ds.common.shipped import find_ds_config
 from bnb_ds.config.deepspeed_rules import find_faults
 from bnb_ds.errors import ConfigError
 
@@ -73,13 +74,13 @@ def load_ds_config(path: str | Path, world_size: int) -> DsConfig:
     """Load, check and complete a DeepSpeed JSON.
 
     Args:
-        path: the file that ``--deepspeed_config`` names.
+        path: what ``--deepspeed_config`` names: a file, or a shipped JSON (`bnb_ds.common.shipped`).
         world_size: ranks of this launch.
 
     Raises:
         ConfigError: the message names the file and every fault in it, each with its remedy.
     """
-    path = Path(path)
+    path = find_ds_config(path)
     values = _read_json(path)
     faults = list(find_faults(values))
     if not faults:
@@ -107,7 +108,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such DeepSpeed JSON; shipped ones are under ds_configs/") from None
+        raise ConfigError(f"{path}: no such DeepSpeed JSON; `bnb-ds recipes` lists the shipped ones") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:

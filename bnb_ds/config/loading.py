@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from bnb_ds.common.shipped import find_recipe
 from bnb_ds.config.sections import PretrainRecipe, Section, TrainingRecipe
 from bnb_ds.errors import ConfigError, nearest
 
@@ -21,6 +22,7 @@ _ALTERNATIVES = {"steps": "epochs", "epochs": "steps"}
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), schema: type[R] = PretrainRecipe) -> R:
     """Read a recipe, apply ``key.path=value`` overrides (values are YAML), and validate it as ``schema``.
 
+    ``path`` is a file, or the name of a shipped recipe (`bnb_ds.common.shipped`).
     An override of ``steps`` removes the recipe's ``epochs``, and an override of ``epochs`` removes its ``steps``.
 
     Raises:
@@ -39,7 +41,7 @@ def recipe_values(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, 
     Raises:
         ConfigError: the file cannot be read, or an override is malformed.
     """
-    values = _read_yaml(Path(path))
+    values = _read_yaml(find_recipe(path))
     for override in overrides:
         _apply_override(values, override)
     return values
@@ -93,7 +95,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe; shipped ones are under runs/recipes/") from None
+        raise ConfigError(f"{path}: no such recipe; `bnb-ds recipes` lists the shipped ones") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a recipe: {error}") from None
     except yaml.YAMLError as error:

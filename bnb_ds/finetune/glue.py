@@ -16,6 +16,7 @@ from bnb_ds.checkpoint.lasting import lasting_recipe
 from bnb_ds.checkpoint.run_dir import read_recipe, with_defaults
 from bnb_ds.common.files import refuse_directory, refuse_output, write_atomic
 from bnb_ds.common.markdown import markdown_table
+from bnb_ds.common.shipped import expand_recipes
 from bnb_ds.config.loading import differences, load_recipe
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import evaluate_model
@@ -104,7 +105,7 @@ def run_glue(
     for name in (TABLE_FILE, FIGURES_FILE):
         refuse_output(output / name, makes_parents=True)
     tasks = {}
-    for path in recipes:
+    for path in expand_recipes(recipes):
         task = load_recipe(path, overrides, FinetuneRecipe).declared_task
         if task.is_generation or task.name in tasks:
             reason = "asks for texts" if task.is_generation else f"is that of {tasks[task.name]} too"
@@ -190,7 +191,7 @@ def _about_average(averaged: Sequence[Row]) -> str:
 def _finetune(recipe: str, settings: Sequence[str], ds_config: str, num_gpus: int) -> None:
     """One run through the launcher: a job of its own, whose failure leaves this one alive."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_gpus), "--module"]
-    script = ["bnb_ds.finetune.main", recipe, *settings, "--deepspeed_config", ds_config, "--resume", "auto"]
+    script = ["bnb_ds.finetune", recipe, *settings, "--deepspeed-config", ds_config, "--resume", "auto"]
     result = subprocess.run([*launcher, *script], check=False)
     if result.returncode:
         raise DataError(

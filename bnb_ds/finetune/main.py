@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bnb_ds.train.launch import Prepared, run_program
+from bnb_ds.common.arguments import CommandParser
+from bnb_ds.train.launch import Prepared, Program, add_launch, run_program
 
 _DESCRIPTION = """\
 Fine-tune a model on a downstream task with DeepSpeed.
@@ -16,12 +17,18 @@ Checkpoints, logs and settings are written to output_dir, the best model to
 output_dir/best."""
 _EXAMPLE = """\
 runs/recipes/finetune/glue/sst2.yaml \\
-      --deepspeed_config ds_configs/finetune_glue.json --resume auto"""
+      --deepspeed-config ds_configs/finetune_glue.json --resume auto"""
 
 
 def main() -> int:
     """Parse the command line and fine-tune; returns the exit code."""
-    return run_program("finetune.py", _DESCRIPTION, _EXAMPLE, _prepare)
+    return run_program(PROGRAM)
+
+
+def add_arguments(command: CommandParser) -> None:
+    """Add the arguments of ``bnb-ds finetune``, which is the same program in one process."""
+    example = "runs/recipes/finetune/sst2_small.yaml --deepspeed-config ds_configs/cpu_finetune.json --resume auto"
+    add_launch(command, PROGRAM, f"bnb-ds finetune {example}")
 
 
 def _prepare(args: argparse.Namespace, world_size: int) -> Prepared:
@@ -30,6 +37,10 @@ def _prepare(args: argparse.Namespace, world_size: int) -> Prepared:
 
     plan = make_plan(args.recipe, args.overrides, args.deepspeed_config, world_size)
     return Prepared(lambda: describe_dry_run(plan), lambda launch: finetune(plan, launch))
+
+
+#: what `main` and `add_arguments` share
+PROGRAM = Program("finetune", _DESCRIPTION, _EXAMPLE, _prepare)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""The command line that ``runs/pretrain.py`` and ``runs/finetune.py`` share."""
+"""The command line of ``runs/pretrain.py`` and ``runs/finetune.py``, which are ``bnb-ds pretrain`` and ``finetune``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from bnb_ds.checkpoint.lasting import EXTEND_FLAG
-from bnb_ds.common.arguments import positive
+from bnb_ds.common.arguments import CommandParser, describe, positive
 from bnb_ds.common.program import speak_utf8
-from bnb_ds.errors import run_reporting_errors
+from bnb_ds.errors import ConfigError, run_reporting_errors
 
 
 @dataclass(frozen=True)
@@ -38,52 +39,62 @@ class Prepared:
     run: Callable[[Launch], None]
 
 
-def run_program(
-    program: str, description: str, example: str, prepare: Callable[[argparse.Namespace, int], Prepared]
-) -> int:
-    """Parse the command line, prepare the launch, then train or (with ``--dry-run``) describe the run.
+#: parsed command line, number of ranks -> the prepared launch
+Prepare: TypeAlias = Callable[[argparse.Namespace, int], Prepared]
 
-    Args:
-        program: name of the script.
+
+@dataclass(frozen=True)
+class Program:
+    """What a program that trains says of itself, and how it prepares a launch.
+
+    Attributes:
+        name: ``pretrain`` or ``finetune``.
         description: shown by ``--help``.
-        example: a recipe and a DeepSpeed JSON that ship with the project, for ``--help``.
-        prepare: parsed command line, number of ranks -> the prepared launch.
+        example: a recipe and a DeepSpeed JSON that are shipped, for ``--help``.
+        prepare: reads and checks the settings.
+    """
+
+    name: str
+    description: str
+    example: str
+    prepare: Prepare
+
+
+def run_program(program: Program) -> int:
+    """Parse the command line, prepare the launch, then train or (with ``--dry-run``) describe the run.
 
     Returns:
         The exit code: 2 for an error that the user can fix.
     """
     speak_utf8()
-    parser = launch_parser(program, description, example)
-    args = parser.parse_intermixed_args()
-
-    def body() -> None:
-        launch, world_size = read_launch(parser, args)
-
-        from transformers.utils.logging import disable_progress_bar
-
-        from bnb_ds.distributed import ranks
-
-        disable_progress_bar()  # transformers shows one while it loads and saves weights
-        prepared = prepare(args, world_size)
-        if not args.dry_run:
-            prepared.run(launch)
-        elif ranks.is_main():
-            print("\n".join(prepared.describe()))
-
-    return run_reporting_errors(program, body)
+    script = f"{program.name}.py"
+    args = launch_parser(program).parse_args()
+    return run_reporting_errors(script, lambda: args.run(args))
 
 
-def launch_parser(program: str, description: str, example: str) -> argparse.ArgumentParser:
-    """The parser of a script that the deepspeed launcher starts; arguments as in :func:`run_program`."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        allow_abbrev=False,
-        description=description,
-        epilog=f"example:\n  deepspeed --num_gpus 8 runs/{program} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def launch_parser(program: Program) -> CommandParser:
+    """The parser of a script that the deepspeed launcher starts."""
+    script = f"{program.name}.py"
+    parser = CommandParser(prog=script)
+    add_launch(parser, program, f"deepspeed --num_gpus 8 runs/{script} {program.example}")
+    return parser
+
+
+def add_launch(parser: CommandParser, program: Program, example: str) -> None:
+    """Add the arguments of a launch; ``run`` then trains, or describes the run."""
+    several = f"deepspeed --num_gpus 8 $(bnb-ds path {program.name}) RECIPE --deepspeed-config JSON"
+    describe(parser, f"{program.description}\n\nOn several GPUs, with the same flags:\n  {several}", example)
+    parser.intermixed = True
+    add_launch_arguments(parser)
+    parser.set_defaults(run=lambda args: _launch(program, args))
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says which run is meant and how it begins."""
+    parser.add_argument(
+        "recipe",
+        help="YAML file with the settings of the run, or the name of a shipped one (`bnb-ds recipes` lists them)",
     )
-    folder = f"runs/recipes/{program.removesuffix('.py')}/"
-    parser.add_argument("recipe", help=f"YAML file with the settings of the run; {folder} has ready ones")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -91,11 +102,11 @@ def launch_parser(program: str, description: str, example: str) -> argparse.Argu
         help="replace a value of the recipe, for example steps=2000 (default: none)",
     )
     parser.add_argument(
-        "--deepspeed_config",
+        "--deepspeed-config",
         required=True,
         metavar="JSON",
-        help="DeepSpeed JSON with batch sizes, precision, ZeRO stage and optimizer (required); ds_configs/ has ready"
-        " ones",
+        help="DeepSpeed JSON with batch sizes, precision, ZeRO stage and optimizer (required): a file, or the name of a"
+        " shipped one (`bnb-ds recipes`)",
     )
     _add_resume_flags(parser)
     parser.add_argument(
@@ -120,8 +131,7 @@ def launch_parser(program: str, description: str, example: str) -> argparse.Argu
         metavar="RANKS",
         help="with --dry-run: number of ranks to plan for (default: the launcher's, or 1 without a launcher)",
     )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    return parser
+    parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
 
 
 def _add_resume_flags(parser: argparse.ArgumentParser) -> None:
@@ -147,22 +157,41 @@ def _add_resume_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Launch, int]:
-    """The flags of the launch, and its number of ranks. Wrong combinations of flags end the program as in argparse.
+def _launch(program: Program, args: argparse.Namespace) -> None:
+    launch, world_size = read_launch(args)
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from bnb_ds.distributed import ranks
+
+    disable_progress_bar()  # transformers shows one while it loads and saves weights
+    prepared = program.prepare(args, world_size)
+    if not args.dry_run:
+        prepared.run(launch)
+    elif ranks.is_main():
+        print("\n".join(prepared.describe()))
+
+
+def read_launch(args: argparse.Namespace) -> tuple[Launch, int]:
+    """The flags of the launch, and its number of ranks.
 
     Raises:
-        ConfigError: ``--profile-steps`` is not a range.
+        ConfigError: flags that do not go together, or ``--profile-steps`` is not a range.
     """
     from bnb_ds.distributed import ranks
-    from bnb_ds.train.profiling import parse_range
 
     if args.world_size is not None and not args.dry_run:
-        parser.error("--world-size needs --dry-run; a real run takes the number of ranks from its launcher")
+        raise ConfigError("--world-size needs --dry-run; a real run takes the number of ranks from its launcher")
+    return read_flags(args), args.world_size or ranks.world_size()
+
+
+def read_flags(args: argparse.Namespace) -> Launch:
+    """The flags of the launch; raises as `read_launch`."""
+    from bnb_ds.train.profiling import parse_range
+
     if args.resume_weights_only and args.resume == "never":
-        parser.error("--resume-weights-only needs --resume auto or --resume PATH")
+        raise ConfigError("--resume-weights-only needs --resume auto or --resume PATH")
     if args.extend and args.resume == "never":
-        parser.error(f"{EXTEND_FLAG} needs --resume auto or --resume PATH")
+        raise ConfigError(f"{EXTEND_FLAG} needs --resume auto or --resume PATH")
     profile_steps = parse_range(args.profile_steps) if args.profile_steps else None
-    world_size = args.world_size or ranks.world_size()
-    launch = Launch(args.resume, args.resume_weights_only, args.extend, args.stop_at, profile_steps)
-    return launch, world_size
+    return Launch(args.resume, args.resume_weights_only, args.extend, args.stop_at, profile_steps)

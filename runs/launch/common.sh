@@ -1,29 +1,41 @@
-# Sourced by the launch scripts from the repository root: options, and waiting for a job while signals are handled.
+# Sourced by the launch scripts: options, and waiting for a job while signals are handled.
 
-usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "runs/launch/${0##*/}" | sed '$d' >&2; exit 2; }
+# The folder of pretrain.py and finetune.py: runs/ of a checkout, or of an installed package.
+programs=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$programs/launch/${0##*/}" | sed '$d' >&2; exit 2; }
 fail() { echo "${0##*/}: error: $1" >&2; exit 2; }
 
-# parse_options NAME... -- ARGUMENT...: for each leading `--NAME VALUE`, set the variable NAME.
-# The array `program` gets the other arguments, with the script to run in front (default: runs/pretrain.py).
+# parse_options NAME... -- ARGUMENT...: for each leading `--NAME VALUE`, set the variable NAME. A flag may have dashes.
+# The array `program` gets the other arguments, with the script to run in front (default: pretrain.py).
 parse_options() {
-    local names=" "
+    local names=" " name
     while [ "$1" != -- ]; do names+="$1 "; shift; done
     shift
     while [[ ${1:-} == --* ]]; do
         [ "$1" != --help ] || usage
-        [[ $names == *" ${1#--} "* ]] || break # an option of the program
+        name=${1#--} name=${name//-/_}
+        [[ $names == *" $name "* ]] || break # an option of the program
         [ $# -ge 2 ] || fail "$1 needs a value"
-        printf -v "${1#--}" %s "$2"
+        printf -v "$name" %s "$2"
         shift 2
     done
     [ $# -gt 0 ] || usage
     with_program "$@"
 }
 
-# with_program ARGUMENT...: the array `program` gets the arguments, with runs/pretrain.py in front unless a script is named.
+# with_program ARGUMENT...: the array `program` gets the arguments. A script in front may be any file, or one of the two
+# programs by name (finetune, runs/finetune.py); without one, pretrain.py is put there.
 with_program() {
-    program=("$@")
-    [[ ${1:-} == *.py ]] || program=(runs/pretrain.py "$@")
+    local name=${1:-}
+    name=${name##*/} name=${name%.py}
+    if [[ ${1:-} == *.py && -f $1 ]]; then
+        program=("$@")
+    elif [[ ${1:-} =~ ^(runs/)?(pretrain|finetune)(\.py)?$ ]]; then
+        program=("$programs/$name.py" "${@:2}")
+    else
+        program=("$programs/pretrain.py" "$@")
+    fi
 }
 
 # use_interface NAME: let NCCL and Gloo use this network interface; an empty name leaves the choice to them.

@@ -2,7 +2,9 @@
 # Train on the hosts of a hostfile, or on this host only, through the deepspeed launcher.
 #
 #   bash runs/launch/hostfile.sh [--hostfile FILE --num_nodes N] --num_gpus G [--interface NAME] [--master_port P] \
-#       [--logs DIR] [runs/finetune.py] RECIPE --deepspeed_config JSON [--resume auto] [key.path=value ...]
+#       [--logs DIR] [runs/finetune.py] RECIPE --deepspeed-config JSON [--resume auto] [key.path=value ...]
+#
+#   Of an installed package, the script is "$(bnb-ds path hostfile)".
 #
 #   runs/finetune.py   fine-tune (default: pre-train with runs/pretrain.py)
 #   --hostfile     file with one line `hostname slots=8` per host; pdsh must reach the hosts by ssh without a password
@@ -17,15 +19,14 @@
 #     its ranks one by one, and fail.
 # All hosts must see this directory, the checkpoints and the shards under the same paths.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source runs/launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 hostfile="" num_nodes=1 num_gpus="" interface="" master_port=29500 logs=work/logs/$(date +%Y%m%d-%H%M%S)
 parse_options hostfile num_nodes num_gpus interface master_port logs -- "$@"
 [[ $num_gpus =~ ^[1-9][0-9]*$ ]] || fail "--num_gpus: give the number of GPUs of a host"
 if [ -n "$hostfile" ]; then
     [ -r "$hostfile" ] || fail "--hostfile $hostfile: no such file"
-    command -v pdsh > /dev/null || fail "pdsh is not installed; install it, or use runs/slurm/pretrain.sbatch or torchrun.sh"
+    command -v pdsh > /dev/null || fail "pdsh is not installed; install it, or use torchrun.sh or pretrain.sbatch"
     where=(--hostfile "$(realpath "$hostfile")" --num_nodes "$num_nodes")
 else
     [ "$num_nodes" = 1 ] || fail "--num_nodes $num_nodes needs --hostfile"

@@ -2,7 +2,9 @@
 # Train on several hosts through torchrun. Start this script on each host. It needs no ssh, and restarts failed ranks.
 #
 #   bash runs/launch/torchrun.sh --nodes N --gpus G --master HOST[:PORT] [--interface NAME] [--restarts R] [--logs DIR] \
-#       [runs/finetune.py] RECIPE --deepspeed_config JSON [key.path=value ...]
+#       [runs/finetune.py] RECIPE --deepspeed-config JSON [key.path=value ...]
+#
+#   Of an installed package, the script is "$(bnb-ds path torchrun)".
 #
 #   runs/finetune.py   fine-tune (default: pre-train with runs/pretrain.py)
 #   --master       one of the hosts, to which all others connect
@@ -12,8 +14,7 @@
 #
 # On SIGTERM, SIGUSR1 or Ctrl-C the ranks of all hosts save a checkpoint and end with exit code 0.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source runs/launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 nodes=1 gpus="" master=127.0.0.1 interface="" restarts=3 logs=work/logs/$(date +%Y%m%d-%H%M%S)
 parse_options nodes gpus master interface restarts logs -- "$@"

@@ -55,6 +55,7 @@ OF_DATA_PREP = ("bnb_ds.errors", "bnb_ds.version", "bnb_ds.common", "bnb_ds.shar
 
 #: module names that stand in several folders, and why
 NAMED_TWICE = {
+    "__main__": "pretrain/ and finetune/ have the same shape",
     "alignment": "ctc/ and dag/ have the same shape",
     "autograd": "ctc/ and dag/ have the same shape",
     "head": "ctc/ and dag/ have the same shape",

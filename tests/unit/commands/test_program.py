@@ -20,6 +20,7 @@ from bnb_ds.common import program
 from bnb_ds.common.files import new_file
 from bnb_ds.common.program import run_command, speak_utf8
 from bnb_ds.evaluate.model import Evaluation
+from bnb_ds.pretrain.main import PROGRAM
 from bnb_ds.train.launch import launch_parser
 from data_prep.sources.docs import DocsReport
 from tests.standard_streams import run_closed, run_full, run_to_file, run_unread, standard_output
@@ -202,7 +203,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def test_no_parser_takes_abbreviations(capsys):
-    found = [*parsers(_parser()), launch_parser("pretrain.py", "", "")]
+    found = [*parsers(_parser()), launch_parser(PROGRAM)]
     assert len(found) > 30
     assert [parser.prog for parser in found if parser.allow_abbrev] == []
 

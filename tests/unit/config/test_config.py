@@ -190,7 +190,7 @@ def test_unreadable_recipe(tmp_path, text, message):
 
 
 def test_missing_recipe_names_the_way_out(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe; shipped ones are under runs/recipes/"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such recipe; `bnb-ds recipes` lists the shipped ones"):
         load_recipe(tmp_path / "none.yaml")
 
 

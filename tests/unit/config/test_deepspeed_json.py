@@ -187,5 +187,5 @@ def test_unreadable_json(tmp_path, text, message):
 
 
 def test_missing_json_names_the_way_out(tmp_path):
-    with pytest.raises(ConfigError, match="no such DeepSpeed JSON; shipped ones are under ds_configs/"):
+    with pytest.raises(ConfigError, match="no such DeepSpeed JSON; `bnb-ds recipes` lists the shipped ones"):
         load_ds_config(tmp_path / "none.json", 1)
