@@ -90,6 +90,17 @@ class BnbConfig(PreTrainedConfig):
 
     model_type = "bnb"
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"encoder": BertConfig, "decoder": BertConfig}
+    #: of the outputs, what transformers' Trainer does not gather: all but logits and ``best``
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "loss_sum",
+        "loss_count",
+        "num_infeasible",
+        "kl",
+        "length_loss",
+        "latent",
+        "decoder_lengths",
+        "encoder_last_hidden_state",
+    ]
 
     def __init__(
         self,
