@@ -14,9 +14,13 @@ from os import PathLike
 from typing import Any, ClassVar, Literal, overload
 
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin
+from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationConfig, GenerationMixin
 
 from bnb_ds.decoding.decode import GenerateOutput, generate
+from bnb_ds.errors import ConfigError
+from bnb_ds.hf.forward_arguments import in_form, take_return_dict
+from bnb_ds.hf.generation_arguments import decode_settings
+from bnb_ds.hf.label_smoothing import refuse_label_smoothing
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import initialise_from_bert
 from bnb_ds.model.from_reference import load_reference
@@ -96,10 +100,46 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
         """
         return load_reference(cls, directory, overrides)
 
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether transformers' Trainer gives the target tokens of all micro batches of a step to `forward`."""
+        return self.config.loss_reduction == "token"
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
+    ) -> BnbOutput:
+        """As `BnbLMHeadModel.forward`, for callers such as transformers' Trainer and PEFT too.
+
+        Arguments of other models, such as ``inputs_embeds`` or ``decoder_input_ids``, may be None.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, labels: see `BnbLMHeadModel.forward`.
+            num_items_in_batch: int64 [], the target tokens of all batches whose losses are added up. ``loss`` is then
+                ``loss_sum`` divided by it; None: by ``loss_count``.
+            options: further arguments of `BnbLMHeadModel.forward`, and ``return_dict``; False: return a tuple.
+
+        Raises:
+            ValueError, ConfigError: as `BnbLMHeadModel.forward`; or an argument of other models has a value.
+        """
+        returns_dict = take_return_dict(options)
+        if input_ids is None:
+            raise ConfigError("forward was given no input_ids: give the token ids of the sources")
+        output = super().forward(input_ids, attention_mask, token_type_ids, labels, **options)
+        if num_items_in_batch is not None and output.loss_sum is not None:
+            output["loss"] = output.loss_sum / num_items_in_batch
+        return in_form(output, returns_dict)
+
     @overload
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
@@ -110,23 +150,61 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
     @overload
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        return_dict_in_generate: Literal[True],
+        return_scores: bool = False,
+        **options: Any,
+    ) -> GenerateOutput: ...
+
+    @overload
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
         return_scores: Literal[False] = False,
+        return_dict_in_generate: Literal[False] | None = None,
         **options: Any,
     ) -> Tensor: ...
 
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        *,
+        generation_config: GenerationConfig | None = None,
+        return_scores: bool = False,
         **options: Any,
     ) -> Tensor | GenerateOutput:
-        """Decode in one parallel pass, with all the options of `bnb_ds.decoding.decode.generate`."""
-        return generate(self, input_ids, attention_mask, token_type_ids, **options)
+        """Decode in one parallel pass, with all the options of `bnb_ds.decoding.decode.generate`.
+
+        The names of transformers' ``generate`` go too: ``max_new_tokens`` and ``min_new_tokens`` (all tokens of an
+        output are new), ``num_beams`` (the prefix beam search, or several lengths with ``decoder_length``
+        ``"predicted"``), and ``return_dict_in_generate`` for ``return_scores``. They may stand in
+        ``generation_config``, or in the model's own, which does not count beside ``options``. Arguments that change
+        nothing here, such as ``use_cache``, are passed over.
+
+        Raises:
+            ConfigError: as `bnb_ds.decoding.decode.generate`; or transformers has an argument that asks for what a
+                parallel decoder does not have, such as ``do_sample``.
+        """
+        if input_ids is None:
+            input_ids = options.pop("inputs", None)
+        if input_ids is None:
+            raise ConfigError("generate was given no input_ids: give the token ids of the sources")
+        decoding = options.pop("options", None)
+        own = self.generation_config if decoding is None else None
+        settings, returns_dict = decode_settings(
+            options, own, generation_config, predicts_lengths=self.config.target_kind == "token"
+        )
+        return_scores = return_scores or returns_dict
+        mask, types = attention_mask, token_type_ids
+        return generate(self, input_ids, mask, types, return_scores=return_scores, options=decoding, **settings)
 
 
 @dataclass
@@ -199,3 +277,4 @@ def without_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 AutoModel.register(BnbConfig, BnbModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(BnbConfig, BnbForConditionalGeneration, exist_ok=True)
+refuse_label_smoothing(BnbOutput)

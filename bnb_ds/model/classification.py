@@ -17,6 +17,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 
 from bnb_ds.common.packing import pack_inputs
 from bnb_ds.errors import ConfigError
+from bnb_ds.hf.forward_arguments import in_form, take_return_dict
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import read_bert, read_bert_config
 from bnb_ds.model.layers import BnbEncoder
@@ -88,6 +89,8 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _OTHER_PARTS
+    #: transformers' Trainer divides a step's losses by the number of micro batches itself
+    accepts_loss_kwargs = False
 
     def __init__(self, config: BnbConfig):
         super().__init__(config)
@@ -141,21 +144,25 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
         *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        **options: Any,
     ) -> BnbClassifierOutput:
         """Classify each sequence.
 
         Args:
             input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen: see `bnb_ds.common.packing.pack_inputs`.
             labels: int64 [B], classes. For regression float [B].
+            options: ``return_dict`` (False: return a tuple), and arguments of other models, which may be None.
 
         Raises:
             ValueError: ``labels`` does not have shape [B].
+            ConfigError: an argument of other models has a value, or is unknown.
         """
+        returns_dict = take_return_dict(options, last=True)
         inputs = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         hidden_NH = self.model.encoder(inputs)
         first_BH = hidden_NH.index_select(0, inputs.layout.cu_seqlens[:-1].long())
         logits_BC = self.classifier(self.dropout(self.pooler(first_BH[:, None])))
-        return classification_output(logits_BC, labels)
+        return in_form(classification_output(logits_BC, labels), returns_dict)
 
 
 def classification_output(logits_BC: Tensor, labels: Tensor | None) -> BnbClassifierOutput:

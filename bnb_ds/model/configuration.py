@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
+from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from bnb_ds.errors import ConfigError
+from bnb_ds.hf.model_code import AUTO_MAP, write_code
 
 DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
 DECODER_POSITIONS = ("absolute", "shared")
@@ -90,6 +93,17 @@ class BnbConfig(PreTrainedConfig):
 
     model_type = "bnb"
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"encoder": BertConfig, "decoder": BertConfig}
+    #: of the outputs, what transformers' Trainer does not gather: all but logits and ``best``
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "loss_sum",
+        "loss_count",
+        "num_infeasible",
+        "kl",
+        "length_loss",
+        "latent",
+        "decoder_lengths",
+        "encoder_last_hidden_state",
+    ]
 
     def __init__(
         self,
@@ -126,6 +140,7 @@ class BnbConfig(PreTrainedConfig):
         self.encoder.is_decoder = self.encoder.add_cross_attention = False
         self.decoder.is_decoder = self.decoder.add_cross_attention = True
         self.encoder.use_cache = self.decoder.use_cache = False  # nothing here is autoregressive
+        kwargs.pop("auto_map", None)  # it leads to this class; see `save_pretrained`
         kwargs.setdefault("is_encoder_decoder", True)
         kwargs.setdefault("tie_word_embeddings", True)  # without it, transformers does not tie shared halves either
         super().__init__(**kwargs)
@@ -154,6 +169,19 @@ class BnbConfig(PreTrainedConfig):
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.check()
+
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in transformers. The file names code beside it, see `bnb_ds.hf.model_code`."""
+        self.auto_map = AUTO_MAP
+        try:
+            super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        finally:
+            del self.auto_map
+        write_code(Path(save_directory))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: a saved model comes with code of its own, not with a copy of this module."""
 
     @property
     def vocab_size(self) -> int:

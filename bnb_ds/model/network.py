@@ -52,6 +52,10 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
         config.check()  # from_pretrained may have replaced fields
         super().__init__(config, *args, **kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: a saved model comes with code of its own, not with a copy of this module."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -23,6 +23,7 @@ MOST_MODULES = 16
 LAYERS = [
     "errors version",
     "common",
+    "hf",
     "distributed",
     "shards",
     "data",
