@@ -35,6 +35,7 @@ LAYERS = [
     "config",
     "model_factory",
     "checkpoint",
+    "loggers",
     "train",
     "pretrain",
     "tasks",
