@@ -20,7 +20,7 @@ from bnb_ds.distributed import ranks
 
 DATA, FORWARD = "data", "forward"
 #: a rank is not named for a phase that costs the others less than this share of a step
-_SMALLEST_SHARE = 0.05
+_SMALLEST_SHARE = 0.1
 
 
 @dataclass(frozen=True)

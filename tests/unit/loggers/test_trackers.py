@@ -16,8 +16,8 @@ from tests import launching
 
 pytestmark = pytest.mark.slow
 
-# A launch that logs two steps, and one that goes on from the first of them. Each is a process, as in life.
-LAUNCH = (
+# A launch that logs two steps and is stopped, and one that goes on from the first of them.
+LAUNCHES = (
     launching.LIGHT
     + """
 import math
@@ -25,17 +25,15 @@ from pathlib import Path
 from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.loggers.logger import RunInfo
 from bnb_ds.train.tracking import Tracker
-logger, directory, start, outcome = sys.argv[1:]
-directory = Path(directory)
+logger, directory = sys.argv[1], Path(sys.argv[2])
 run = RunInfo(directory, "first try", "my project", settings={"seed": 1, "model.encoder": "bert", "on": True})
-tracker = Tracker(
-    directory / "runs", start_step=int(start), total_steps=3, loggers=find_loggers([logger]), run=run
-)
-for step in range(int(start) + 1, int(start) + 3):
-    tracker.scalars(step, {"train/loss": 10.0 - step, "train/grad_norm": math.nan, "train/skipped_spikes": 0})
-tracker.evaluation(step, {"eval/loss": 0.5 + step})
-tracker.text(step, "eval/outputs", "| source | output |\\n|---|---|\\n| a < b | b |")
-tracker.close(outcome)
+for start, outcome in ((0, "stopped"), (1, "done")):
+    tracker = Tracker(directory / "runs", start_step=start, total_steps=3, loggers=find_loggers([logger]), run=run)
+    for step in range(start + 1, start + 3):
+        tracker.scalars(step, {"train/loss": 10.0 - step, "train/grad_norm": math.nan, "train/skipped_spikes": 0})
+    tracker.evaluation(step, {"eval/loss": 0.5 + step})
+    tracker.text(step, "eval/outputs", "| source | output |\\n|---|---|\\n| a < b | b |")
+    tracker.close(outcome)
 """
 )
 
@@ -45,9 +43,9 @@ def needs(package: str) -> None:
         pytest.skip(f'needs {package} (`pip install ".[{package}]"` in the checkout)')
 
 
-def launch(name: str, directory, start: int, outcome: str, **variables: str) -> str:
+def launch(name: str, directory: Path, **variables: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", LAUNCH, name, str(directory), str(start), outcome],
+        [sys.executable, "-c", LAUNCHES, name, str(directory)],
         env={**os.environ, **variables},
         cwd=directory.parent,
         capture_output=True,
@@ -57,15 +55,13 @@ def launch(name: str, directory, start: int, outcome: str, **variables: str) -> 
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "has failed" not in result.stdout
-    return result.stdout + result.stderr
 
 
 def test_mlflow(tmp_path, monkeypatch):
     needs("mlflow")
     variables = {"MLFLOW_TRACKING_URI": (tmp_path / "store").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}
     directory = tmp_path / "run"
-    launch("mlflow", directory, 0, "stopped", **variables)
-    launch("mlflow", directory, 1, "done", **variables)
+    launch("mlflow", directory, **variables)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     import mlflow
@@ -89,8 +85,7 @@ def test_wandb_offline(tmp_path):
     directory = tmp_path / "run"
     variables = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONFIG_DIR": str(tmp_path / "config")}
     variables |= {"WANDB_CACHE_DIR": str(tmp_path / "cache"), "WANDB_DATA_DIR": str(tmp_path / "data")}
-    launch("wandb", directory, 0, "stopped", **variables)
-    launch("wandb", directory, 1, "done", **variables)
+    launch("wandb", directory, **variables)
     stores = sorted((directory / "wandb").glob("offline-run-*/*.wandb"))
     assert len(stores) == 2
     run_id = (directory / "run_id").read_text().strip()
@@ -128,8 +123,7 @@ def test_trackio(tmp_path):
     needs("trackio")
     directory = tmp_path / "run"
     variables = {"TRACKIO_DIR": str(tmp_path / "store"), "HF_HUB_OFFLINE": "1"}
-    launch("trackio", directory, 0, "stopped", **variables)
-    launch("trackio", directory, 1, "done", **variables)
+    launch("trackio", directory, **variables)
     name = f"first try-{(directory / 'run_id').read_text()[:6]}"
     command = ["get", "metric", "--project", "my project", "--run", name, "--metric", "train/loss", "--json"]
     result = subprocess.run(
