@@ -70,7 +70,15 @@ def run_program(
         elif ranks.is_main():
             print("\n".join(prepared.describe()))
 
-    return run_reporting_errors(program, body)
+    def answering_ctrl_c() -> None:
+        try:
+            body()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "add --resume auto to continue from the newest checkpoint, if there is one"
+            ) from None
+
+    return run_reporting_errors(program, answering_ctrl_c)
 
 
 def launch_parser(program: str, description: str, example: str) -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ def test_bleu_of_batches_adds_up_to_bleu_of_all(small_tokenizer):
     counts = np.zeros(10)
     for part in (slice(0, 2), slice(2, 5)):
         lengths = [len(target) for target in targets[part]]
-        batch = SimpleNamespace(labels=torch.tensor(sum(targets[part], [])), label_lengths=torch.tensor(lengths))
+        batch = SimpleNamespace(labels=torch.tensor(np.concatenate(targets[part])), label_lengths=torch.tensor(lengths))
         counts += _bleu_counts(outputs[part], batch, small_tokenizer)
     texts, references = ([small_tokenizer.decode(row) for row in rows] for rows in (outputs, targets))
     expected = BLEU(force=True).corpus_score(texts, [references]).score
