@@ -1,7 +1,8 @@
 """The command line ``bnb-ds``: parse the arguments, and run one command.
 
 Other packages add commands through the entry-point group ``bnb_ds.commands`` (data_prep adds ``prep``). Each entry is a
-function that adds commands to the parser, and stores the function to call as ``run``.
+function that adds commands to the parser, and stores the function to call as ``run``. What to do after Ctrl-C is
+``next_step``, if it is not to repeat the command.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def _run(arguments: Sequence[str] | None) -> int | None:
     args.command_line = list(sys.argv[1:] if arguments is None else arguments)
     # Hide transformers' bars for loading and saving weights; long commands show their own.
     wrapt.register_post_import_hook(lambda module: module.disable_progress_bar(), "transformers.utils.logging")
-    return args.run(args)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(getattr(args, "next_step", "")) from None
 
 
 def _parser() -> argparse.ArgumentParser:

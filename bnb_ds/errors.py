@@ -16,6 +16,12 @@ from collections.abc import Callable, Iterable
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
+#: what to do after Ctrl-C: outputs appear under their names only when they are whole
+REPEAT = "nothing is half written: repeat the command"
+#: the same for commands that keep what is done
+CONTINUE = "repeat the command to continue"
+CONTINUE_WITH_RESUME = "repeat the command with --resume to continue"
+
 _RANK_0_REPORTS_FIRST_SECONDS = 5.0
 
 
@@ -63,6 +69,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def run_reporting_errors(program: str, function: Callable[[], int | None]) -> int:
     """Call a program's main function. A user's error becomes one line on stderr and exit code 2, Ctrl-C one and 130.
 
+    The line of Ctrl-C says what to do next: the text of the KeyboardInterrupt, if somebody has given it one.
+
     In a job with several ranks, every rank meets the same wrong setting. Rank 0 reports it at once, which ends the job.
     The other ranks wait a few seconds before they print their line, so that normally only one line appears.
     """
@@ -79,9 +87,10 @@ def run_reporting_errors(program: str, function: Callable[[], int | None]) -> in
         prefix = f"{program}: error" + (f" on rank {rank}" if rank else "")
         print(f"{prefix}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if os.environ.get("RANK", "0") == "0":
-            print(f"{program}: interrupted", file=sys.stderr, flush=True)
+            next_step = str(interrupt) or REPEAT
+            print(f"{program}: interrupted; {next_step}", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (`| head`) has closed the pipe. Python must not fail again when it closes stdout.

@@ -15,6 +15,8 @@ FREE_RECIPE_FIELDS = {
     "output_dir": "where the run lies",
     "intervals": "when it logs, evaluates and saves",
     "faults": "how long ranks wait for each other",
+    "stragglers": "when a slow rank is named",
+    "tracking": "where its numbers go",
     "loader": "how a step's samples are grouped",
     "data.shards": "the fingerprint says whether the data is the same",
     "data.train": "the fingerprint says whether the data is the same",

@@ -8,7 +8,7 @@ from pathlib import Path
 from bnb_ds.common.arguments import describe
 from bnb_ds.common.files import refuse_output
 from bnb_ds.errors import ConfigError
-from bnb_ds.train.plots import plot, table
+from bnb_ds.loggers.plots import plot, table
 
 
 def add_curves(command: argparse.ArgumentParser) -> None:

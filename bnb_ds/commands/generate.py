@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bnb_ds.common.arguments import describe, natural, positive
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import CONTINUE_WITH_RESUME, ConfigError
 
 _FLAGS_OF_SHARING = ("--processes",)
 
@@ -46,7 +46,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     )
     add_engine_flags(command)
     add_decode_flags(command)
-    command.set_defaults(run=_generate)
+    command.set_defaults(run=_generate, next_step=CONTINUE_WITH_RESUME)
 
 
 def add_serve(command: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from bnb_ds.config.sections import PretrainRecipe, TrainingRecipe
 from bnb_ds.errors import BnbError, ConfigError, DataError
 from bnb_ds.finetune import plan as finetune
 from bnb_ds.finetune.recipe import FinetuneRecipe
+from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.pretrain import plan as pretrain
 from bnb_ds.tasks.tokenised import Tokenised
 
@@ -58,6 +59,8 @@ def check(recipe_path: str, overrides: list[str], ds_config_path: str, world_siz
         f"DeepSpeed JSON {ds_config_path}, {world_size} ranks", lambda: load_ds_config(ds_config_path, world_size)
     )
     if recipe is not None:
+        loggers = recipe.tracking.loggers
+        findings.attempt(f"loggers {', '.join(loggers) or 'none'}", lambda: find_loggers(loggers))
         (_check_pretraining if schema is PretrainRecipe else _check_finetuning)(findings, recipe, ds_config)
     return findings
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bnb_ds.common.arguments import add_overrides, describe, natural, positive
+from bnb_ds.errors import CONTINUE, CONTINUE_WITH_RESUME
 
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
@@ -60,10 +61,12 @@ def add_compare(command: argparse.ArgumentParser) -> None:
     describe(
         command,
         "Compare two evaluations of the same split by the paired bootstrap test (Koehn, 2004).",
-        "bnb-ds compare work/runs/xsum/best/evaluation/xsum-test work/runs/xsum_bert2bert/best/evaluation/xsum-test",
+        "bnb-ds compare work/runs/xsum work/runs/xsum_bert2bert",
     )
-    command.add_argument("first", type=Path, help="directory that `bnb-ds evaluate` wrote")
-    command.add_argument("second", type=Path, help="another such directory, for the same data")
+    command.add_argument(
+        "first", type=Path, help="directory that `bnb-ds evaluate` wrote, or an evaluated run or model"
+    )
+    command.add_argument("second", type=Path, help="another one, for the same data; of runs, the newest evaluations")
     command.add_argument("--score", help="score to compare (default: the task's main score)")
     command.add_argument("--resamples", type=positive, default=1000, help="samples to draw (default %(default)s)")
     command.add_argument("--seed", type=natural, default=0, help="seed of the draws (default %(default)s)")
@@ -93,7 +96,7 @@ def add_glue(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", type=Path, required=True, help="directory for the runs and the table")
     command.add_argument("--num-gpus", type=positive, default=1, help="GPUs of each run (default %(default)s)")
     add_overrides(command, "replace a value in all recipes; repeatable", "KEY=VALUE")
-    command.set_defaults(run=_glue)
+    command.set_defaults(run=_glue, next_step=CONTINUE)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -147,9 +150,13 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
+    from bnb_ds.evaluate.newest import newest_pair
     from bnb_ds.evaluate.significance import compare
 
-    print(compare(args.first, args.second, score=args.score, resamples=args.resamples, seed=args.seed))
+    first, second = newest_pair(args.first, args.second)
+    if (first, second) != (args.first, args.second):
+        print(f"{first} -> {second}")
+    print(compare(first, second, score=args.score, resamples=args.resamples, seed=args.seed))
 
 
 def _glue(args: argparse.Namespace) -> None:
@@ -202,7 +209,7 @@ def add_distill(command: argparse.ArgumentParser) -> None:
         default=1,
         help="number of shares; with several, each writes OUTPUT.00000-of-00004 and so on (default %(default)s)",
     )
-    command.set_defaults(run=_distill)
+    command.set_defaults(run=_distill, next_step=CONTINUE_WITH_RESUME)
 
 
 def add_reproduce(command: argparse.ArgumentParser) -> None:

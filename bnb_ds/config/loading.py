@@ -78,6 +78,17 @@ def differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}: {theirs!r} -> {ours!r}"
 
 
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value, for every leaf of nested dictionaries that is not None. Lists become texts."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = str(value) if isinstance(value, list | tuple) else value
+    return flat
+
+
 class _RecipeLoader(yaml.SafeLoader):
     """A safe YAML loader that refuses a key given twice; PyYAML itself would silently keep the last value."""
 

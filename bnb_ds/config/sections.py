@@ -260,6 +260,27 @@ class FaultSection(Section):
     hang_seconds: Annotated[float, Field(ge=10)] = 1800
 
 
+class TrackingSection(Section):
+    """Where the numbers of a run go, besides the console and ``metrics.jsonl``. All of this may change at a resume."""
+
+    #: tensorboard, wandb, mlflow, trackio, a logger of another package, or a class of your own: MODULE:CLASS or
+    #: FILE.py:CLASS (`bnb_ds.loggers.logger` says what it is told)
+    loggers: list[str] = ["tensorboard"]
+    #: the project (W&B, trackio) or experiment (MLflow) that the run belongs to
+    project: Annotated[str, Field(min_length=1)] = "bnb_ds"
+    #: name of the run there; default: the last part of ``output_dir``
+    name: str | None = None
+
+
+class StragglerSection(Section):
+    """Name ranks that are slower than the others, and what they are slow at."""
+
+    #: steps between two comparisons, which tell of the steps since the last one; 0: never
+    check_steps: Annotated[int, Field(ge=0)] = 100
+    #: a rank is named if it takes more than this many times as long as the median of the others
+    factor: Annotated[float, Field(gt=1)] = 1.5
+
+
 class TrainingRecipe(Section):
     """Fields that pre-training and fine-tuning recipes share."""
 
@@ -278,6 +299,8 @@ class TrainingRecipe(Section):
     mixed_training: Probability | None = None
     spikes: SpikeSection = SpikeSection()
     faults: FaultSection = FaultSection()
+    stragglers: StragglerSection = StragglerSection()
+    tracking: TrackingSection = TrackingSection()
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainingRecipe:

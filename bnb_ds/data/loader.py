@@ -9,7 +9,7 @@ sum over its samples, so their order within the step does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -115,8 +115,10 @@ class StepLoader:
         batches = [self._source.batch(sample_ids[g], epochs[g]) for g in groups[self._rank :: self._world_size]]
         return [batch.pinned() for batch in batches] if self._device.type == "cuda" else batches
 
-    def steps(self, samples_consumed: int, num_steps: int) -> Iterator[list[PackedBatch]]:
-        """``num_steps`` steps from a stream position on.
+    def steps(
+        self, samples_consumed: int, num_steps: int, on_loaded: Callable[[float], None] = lambda seconds: None
+    ) -> Iterator[list[PackedBatch]]:
+        """``num_steps`` steps from a stream position on. ``on_loaded``: see `bnb_ds.distributed.agreement.agreed`.
 
         Raises:
             DataError: on some rank a shard cannot be read, or not in time. The message names the rank and the file.
@@ -130,7 +132,7 @@ class StepLoader:
             timeout_seconds=self._timeout_seconds,
             describe_wait=_what_is_read,
         )
-        return agreed(prepared, self._device)
+        return agreed(prepared, self._device, on_loaded)
 
 
 def _what_is_read() -> str:

@@ -261,3 +261,14 @@ class TokenizerVocabulary:
     @classmethod
     def of(cls, tokenizer: BertTokenizerFast) -> TokenizerVocabulary:
         return cls(vocabulary_size(tokenizer), special_ids(tokenizer), tokenizer_hash(tokenizer))
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
+    """The text of a model's input, for people: without [CLS], [SEP] and padding; " / " stands between two texts."""
+    texts: list[list[int]] = [[]]
+    for token in ids:
+        if token in (tokenizer.sep_token_id, tokenizer.eos_token_id):
+            texts.append([])
+        elif token not in (tokenizer.cls_token_id, tokenizer.pad_token_id):
+            texts[-1].append(token)
+    return " / ".join(tokenizer.decode(text) for text in texts if text)

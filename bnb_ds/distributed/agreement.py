@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar, cast
 
 import torch
@@ -13,7 +14,9 @@ from bnb_ds.errors import BnbError, DataError
 T = TypeVar("T")
 
 
-def agreed(steps: Iterable[T], device: torch.device) -> Iterator[T]:
+def agreed(
+    steps: Iterable[T], device: torch.device, on_loaded: Callable[[float], None] = lambda seconds: None
+) -> Iterator[T]:
     """Yield each step once every rank has loaded its own part of it.
 
     Each rank loads its own data. If one fails, the others would block until the time-out, so at every step all ranks
@@ -22,6 +25,7 @@ def agreed(steps: Iterable[T], device: torch.device) -> Iterator[T]:
     Args:
         steps: this rank's steps; every rank has the same number of them.
         device: this rank's device, which holds the flag.
+        on_loaded: called with the seconds that this rank alone has waited for each step.
 
     Raises:
         DataError: a rank cannot load its data. Every rank raises the message of the first such rank, with its number.
@@ -31,12 +35,14 @@ def agreed(steps: Iterable[T], device: torch.device) -> Iterator[T]:
     while True:
         step: T | None = None
         error: Exception | None = None
+        start = time.perf_counter()
         try:
             step = next(iterator)
         except StopIteration:
             return
         except Exception as raised:
             error = raised
+        on_loaded(time.perf_counter() - start)
         if ranks.world_size() == 1:
             if error is not None:
                 raise error

@@ -20,6 +20,9 @@ STOP_FILE_VARIABLE = "BNB_STOP_FILE"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
+#: a step may take minutes, so Ctrl-C is answered at once
+_ANSWER = b"\nCtrl-C: the run ends after this step, with a checkpoint; press Ctrl-C again to end it at once\n"
+
 
 class StopRequest:
     """Notes requests to end while its block runs. A second Ctrl-C interrupts at once."""
@@ -46,6 +49,9 @@ class StopRequest:
         self._reason = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            if ranks.is_main():
+                # A handler must not print: it may have interrupted a print.
+                os.write(2, _ANSWER)
 
     @property
     def reason(self) -> str | None:

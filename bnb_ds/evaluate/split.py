@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bnb_ds.common.markdown import markdown_table
+from bnb_ds.data.tokenization import text_of
 from bnb_ds.distributed import ranks
 from bnb_ds.distributed.shares import rounds
 from bnb_ds.evaluate.scoring import CEILING_METRICS, Scores, predicted, score_texts, scores_of
@@ -127,11 +128,11 @@ def one_line(text: str) -> str:
 
 
 def outputs_table(split: Tokenised, system: System, results: Results, number: int) -> str:
-    """A Markdown table with source, output and reference of the first samples."""
+    """A Markdown table with source, output and reference of the first samples, without [CLS], [SEP] and padding."""
     task = system.task
     rows = []
     for i in range(min(number, len(split))):
-        source = system.codec.source.decode(split.sources(np.array([i]))[0])
+        source = text_of(system.codec.source, split.sources(np.array([i]))[0].tolist())
         reference = _shown(task.labels, split.labels[i]) if split.labels is not None else split.references()[i]
         rows.append((source, _shown(task.labels, results.outputs[i]), reference))
     return markdown_table(("source", "output", "reference"), rows)

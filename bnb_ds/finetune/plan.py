@@ -17,6 +17,7 @@ from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refus
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import ceilings
 from bnb_ds.finetune.recipe import FinetuneRecipe
+from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.systems.base import OneSlotPerToken, System
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.systems.task_samples import TaskSamples
@@ -49,6 +50,10 @@ class FinetunePlan:
             return self.task.validation_splits
         return (chosen, *(split for split in self.task.validation_splits[1:] if split != chosen))
 
+    def tag_group(self, split: str) -> str:
+        """What the tags of a split's scores begin with: ``eval`` for the split that selects, as in pre-training."""
+        return "eval" if split == self.scored_splits[0] else f"eval_{split.removeprefix('validation_')}"
+
     def total_steps(self, samples_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""
         return self.recipe.total_steps(samples_per_epoch, self.ds_config.global_batch)
@@ -62,6 +67,7 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
             names file and field.
     """
     recipe = load_recipe(recipe_path, overrides, FinetuneRecipe)
+    find_loggers(recipe.tracking.loggers)
     return FinetunePlan(recipe, load_ds_config(ds_config_path, world_size), make_system(recipe))
 
 

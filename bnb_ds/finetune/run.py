@@ -82,12 +82,12 @@ def _intervals(plan: FinetunePlan, num_samples: int, total_steps: int) -> Interv
 
 
 def _selection_loss(plan: FinetunePlan) -> Callable[[dict[str, float]], float | None]:
-    split, name = plan.scored_splits[0], plan.recipe.selection.score or plan.task.main_score
+    name = plan.recipe.selection.score or plan.task.main_score
 
     def selection_loss(scores: dict[str, float]) -> float | None:
         if not scores:
             return None
-        value = scores[f"{split}/{name}"]
+        value = scores[f"eval/{name}"]
         return value if name == "loss" else -value
 
     return selection_loss
@@ -108,11 +108,12 @@ def _evaluation(
                 device=device,
                 check_in=check_in,
             )
-            values |= {f"{name}/loss": results.loss, f"{name}/loss_samples": results.loss_samples}
-            values |= {f"{name}/{score}": value for score, value in results.scores.values.items()}
+            group = plan.tag_group(name)
+            values |= {f"{group}/loss": results.loss, f"{group}/loss_samples": results.loss_samples}
+            values |= {f"{group}/{score}": value for score, value in results.scores.values.items()}
             if plan.recipe.intervals.outputs and ranks.is_main():
                 shown = outputs_table(split, plan.system, results, plan.recipe.intervals.outputs)
-                tracker.text(step, f"{name}/outputs", shown)
+                tracker.text(step, f"{group}/outputs", shown)
         return values
 
     return run_evaluation

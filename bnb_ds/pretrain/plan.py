@@ -20,6 +20,7 @@ from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError
+from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.target_rules import BnbTargetRules, check_glancing, check_mixed_training
 from bnb_ds.model_factory import model_config, refuse_equal_slots
@@ -79,6 +80,7 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
         ConfigError, DataError: a setting is wrong or the data cannot be used. The message names file and field.
     """
     recipe = load_recipe(recipe_path, overrides)
+    find_loggers(recipe.tracking.loggers)
     ds_config = load_ds_config(ds_config_path, world_size)
     return PretrainPlan(recipe, ds_config, *open_shards(recipe))
 

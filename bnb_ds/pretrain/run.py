@@ -87,6 +87,7 @@ def _evaluation(
             num_samples=intervals.eval_samples,
             micro_batch=plan.ds_config.micro_batch,
             device=device,
+            tokenizer=plan.tokenizer,
             show=show if intervals.reconstructions else None,
             check_in=check_in,
         )

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bnb_ds.checkpoint import store
+from bnb_ds.checkpoint.lasting import lasting_ds_config, lasting_recipe
 from bnb_ds.checkpoint.resume import Resume, load_resumed, plan_resume
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.checkpoint.run_lock import RunLock
@@ -22,16 +23,21 @@ from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import disk_errors
 from bnb_ds.config.deepspeed import DsConfig
+from bnb_ds.config.loading import flattened
 from bnb_ds.config.sections import FaultSection, TrainingRecipe
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import SampleSource, StepLoader
 from bnb_ds.distributed import ranks
 from bnb_ds.distributed.stopping import StopRequest
+from bnb_ds.distributed.stragglers import Stragglers
 from bnb_ds.distributed.watchdog import Watchdog
 from bnb_ds.errors import ConfigError
+from bnb_ds.loggers.choice import find_loggers
+from bnb_ds.loggers.logger import RunInfo
 from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.engine import build_engine
 from bnb_ds.train.hardware import Peak, peak_of
+from bnb_ds.train.heartbeat import Heartbeat
 from bnb_ds.train.launch import Launch
 from bnb_ds.train.loop import Evaluation, Intervals, TrainLoop
 from bnb_ds.train.objectives import Objective
@@ -139,7 +145,7 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     ranks.require_shared(run.path)
     peak = peak_of(process.device, job.ds_config.precision)
     evaluation_due = state.get("evaluation_due", False)
-    tracker = Tracker(run.tensorboard, start_step=state["step"], total_steps=total_steps, evaluation_due=evaluation_due)
+    tracker = _open_tracker(job, state["step"], evaluation_due)
     origin = f", {resume.describe(job.ds_config)}" if resume else ""
     for line in (
         *notes,
@@ -150,15 +156,44 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     ):
         tracker.say(line)
     profiler = StepProfiler(*launch.profile_steps or (0, -1), run.path / "profile", tracker.say)
-    phases = Phases(process.device, process.watchdog.mark)
+    stragglers = Stragglers(process.device, **job.recipe.stragglers.model_dump())
+    phases = Phases(process.device, process.watchdog.mark, stragglers)
     loop = _build_loop(
         job, engine, state, tracker, phases, stop_step=stop_step, peak=peak, stop=process.stop, profiler=profiler
     )
-    reached = loop.run(state["step"], state["samples_consumed"], evaluation_due=evaluation_due)
-    profiler.close()
-    tracker.say(f"done         step {reached} of {total_steps}; see the curves: tensorboard --logdir {run.tensorboard}")
-    tracker.close()
+    try:
+        with Heartbeat(tracker, phases):
+            reached = loop.run(state["step"], state["samples_consumed"], evaluation_due=evaluation_due)
+        profiler.close()
+    except BaseException:
+        tracker.close("failed")
+        raise
+    curves = ""
+    if "tensorboard" in job.recipe.tracking.loggers:
+        curves = f"; see the curves: tensorboard --logdir {run.tensorboard}"
+    if not loop.stopped:
+        tracker.say(f"done         step {reached} of {total_steps}{curves}")
+    tracker.close("done" if loop.finished else "stopped")
     return loop.finished
+
+
+def _open_tracker(job: Job, start_step: int, evaluation_due: bool) -> Tracker:
+    """The tracker of this rank. If a logger of rank 0 cannot start, every rank raises its error."""
+    tracking, opened = job.recipe.tracking, []
+    run = RunInfo(job.run.path, tracking.name or job.run.path.absolute().name, tracking.project, "", _settings(job))
+    options = {"start_step": start_step, "total_steps": job.total_steps, "evaluation_due": evaluation_due}
+
+    def open_on_main() -> None:
+        opened.append(Tracker(job.run.tensorboard, **options, loggers=find_loggers(tracking.loggers), run=run))
+
+    ranks.on_main(open_on_main)
+    return opened[0] if opened else Tracker(job.run.tensorboard, **options)
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """What loggers show beside the scores: the settings that the training depends on."""
+    recipe = lasting_recipe(job.recipe.values())
+    return flattened({**recipe, "deepspeed": lasting_ds_config(job.ds_config.values)})
 
 
 def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tuple[Any, str, dict[str, Any]]:

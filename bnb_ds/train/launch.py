@@ -158,6 +158,13 @@ def _add_resume_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _launch(program: Program, args: argparse.Namespace) -> None:
+    try:
+        _train_or_describe(program, args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("add --resume auto to continue from the newest checkpoint, if there is one") from None
+
+
+def _train_or_describe(program: Program, args: argparse.Namespace) -> None:
     launch, world_size = read_launch(args)
 
     from transformers.utils.logging import disable_progress_bar

@@ -91,6 +91,8 @@ class TrainLoop:
     early_stopping: EarlyStopping | None = None
     #: after `run`: nothing of the whole run is left to do, evaluations included
     finished: bool = field(default=False, init=False)
+    #: after `run`: a rank was asked to stop, which has been said
+    stopped: bool = field(default=False, init=False)
 
     def run(self, start_step: int, samples_consumed: int, *, evaluation_due: bool = False) -> int:
         """Train from ``start_step`` to ``stop_step``, or until a rank is asked to stop; return the step reached.
@@ -112,7 +114,7 @@ class TrainLoop:
         step = start_step
         interval = StepStats()
         stopping = evaluation_due and not self._evaluate(step, samples_consumed)
-        batches_of_steps = iter(self.loader.steps(samples_consumed, max(self.stop_step - start_step, 0)))
+        batches_of_steps = self._steps(samples_consumed, self.stop_step - start_step)
         while step < self.stop_step and not stopping and not self._ended:
             step += 1
             stats, measures, reason = self._take_step(step, batches_of_steps)
@@ -126,7 +128,7 @@ class TrainLoop:
             self.tracker.advance()
             if self.spikes is not None and self.spikes.livelocked and not stopping:
                 step = self._go_back(step)
-                batches_of_steps = iter(self.loader.steps(samples_consumed, max(self.stop_step - step, 0)))
+                batches_of_steps = self._steps(samples_consumed, self.stop_step - step)
                 continue
             evaluation_due = step % self.intervals.eval_steps == 0 or step == self.total_steps
             if evaluation_due or last or step % self.intervals.checkpoint_steps == 0:
@@ -138,8 +140,13 @@ class TrainLoop:
                 stopping = not self._evaluate(step, samples_consumed)
         with self.phases("checkpoint"):
             self.writer.finish()
+        self.stopped = stopping
         self.finished = not stopping and (step >= self.total_steps or self._ended)
         return step
+
+    def _steps(self, samples_consumed: int, number: int) -> Iterator[list[PackedBatch]]:
+        told = {} if self.phases.stragglers is None else {"on_loaded": self.phases.stragglers.loaded}
+        return iter(self.loader.steps(samples_consumed, max(number, 0), **told))
 
     def _go_back(self, step: int) -> int:
         """Load the newest checkpoint from before a row of spikes. Training continues with the samples after them.
@@ -195,6 +202,9 @@ class TrainLoop:
             stats, measures = self.train_step.take(step, batches, stop=reason is not None)
         # The time of a step includes waiting for data, but not evaluations and checkpoints.
         stats.seconds = time.perf_counter() - clock
+        if self.phases.stragglers is not None:
+            for line in self.phases.stragglers.step_done(step, stats.seconds):
+                self.tracker.say(line)
         return stats, measures, reason
 
     def _evaluate(self, step: int, samples_consumed: int) -> bool:
@@ -205,7 +215,7 @@ class TrainLoop:
         except _AskedToEnd:
             self._announce_stop(step, self.stop_reason())
             return False
-        self.tracker.scalars(step, scores)
+        self.tracker.evaluation(step, scores)
         if self.intervals.histogram_steps and step % self.intervals.histogram_steps == 0:
             self.histograms(step)
         selection_loss = self.selection_loss(scores)
@@ -217,7 +227,7 @@ class TrainLoop:
         with self.phases("checkpoint", step):
             self.writer.score(step, self._state(samples_consumed, evaluation_due=False, selection_loss=selection_loss))
         if self._ended:
-            self.tracker.say(f"stopped      at step {step}: the last evaluations brought no better score")
+            self.tracker.say(f"ends early   at step {step}: the last evaluations brought no better score")
         return True
 
     def _check_in(self, step: int) -> None:
@@ -234,9 +244,9 @@ class TrainLoop:
         tokens_per_second = interval.tokens / interval.seconds
         steps_left = self.stop_step - step
         seconds_left = steps_left * interval.seconds * last.samples / interval.samples
-        speeds, mfu = {"perf/tokens_per_second": tokens_per_second}, ""
+        speeds, mfu = {"usage/tokens_per_second": tokens_per_second}, ""
         if self.peak is not None:
-            speeds["perf/mfu"] = interval.flops / interval.seconds / (self.peak.flops * ranks.world_size())
+            speeds["usage/mfu"] = interval.flops / interval.seconds / (self.peak.flops * ranks.world_size())
             mfu = f"  MFU {speeds['perf/mfu']:.1%}"
         line = (
             f"loss {last.loss:.4g}  lr {measures['train/lr']:.3g}  {tokens_per_second:,.0f} tokens/s{mfu}"
@@ -249,8 +259,8 @@ class TrainLoop:
             "train/loss": last.loss,
             **measures,
             **speeds,
-            "data/mask_fraction": interval.masked / max(interval.ordinary, 1),
-            "data/ctc_infeasible_fraction": interval.infeasible / interval.samples,
+            "train/mask_fraction": interval.masked / max(interval.ordinary, 1),
+            "train/ctc_infeasible_fraction": interval.infeasible / interval.samples,
             **self.phases.read(),
         }
         self.tracker.scalars(step, values, line, record={"sample_fingerprint": int(last.fingerprint)})

@@ -127,13 +127,14 @@ class TrainStep:
             torch.manual_seed(int(key[0]) >> 1)
             # DeepSpeed expects a fixed number of micro steps. With a token budget, each step has its own number.
             engine.set_gradient_accumulation_boundary(last)
-            with self._phases("forward"):
+            part = f"micro step {micro_step + 1} of {len(batches)}"
+            with self._phases("forward", step, part):
                 loss_sum = self._objective.loss_sum(engine, batch, self._device, step)
                 local_sums.append(loss_sum.detach().double())
             if last and watches_loss:
                 total = self._finite_global_sum(step, batches, torch.stack(local_sums))
                 spike = self._spikes.is_spike(total / max(float(counts[0]), 1))
-            with self._phases("backward"):
+            with self._phases("backward", step, part):
                 # DeepSpeed skips a step whose gradient is not a number. A spike gets such a gradient.
                 factor = scale.to(loss_sum.dtype) * (math.nan if spike else 1.0)
                 engine.backward(loss_sum * factor)

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import CONTINUE, ConfigError
 from bnb_ds.shards.manifest import SPLITS, Manifest
 from data_prep.commands.arguments import add_columns, add_output_options, add_text_input, filters_of, text_format_of
 from data_prep.jobs.job import Options
@@ -19,7 +19,7 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``prep text``."""
     add_text_input(parser)
     add_output_options(parser)
-    parser.set_defaults(run=run_text)
+    parser.set_defaults(run=run_text, next_step=CONTINUE)
 
 
 def run_text(args: argparse.Namespace) -> None:
@@ -40,7 +40,7 @@ def add_wikipedia(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="NAME", help="revision of the data set, for repeatable runs")
     add_columns(parser)
     add_output_options(parser)
-    parser.set_defaults(run=run_wikipedia)
+    parser.set_defaults(run=run_wikipedia, next_step=CONTINUE)
 
 
 def run_wikipedia(args: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def add_pubmed(parser: argparse.ArgumentParser) -> None:
         help="baseline, then update files: .xml, .xml.gz, .jsonl, or directories of them",
     )
     add_output_options(parser, drop_duplicates=True)
-    parser.set_defaults(run=run_pubmed)
+    parser.set_defaults(run=run_pubmed, next_step=CONTINUE)
 
 
 def run_pubmed(args: argparse.Namespace) -> None:
@@ -83,7 +83,7 @@ def run_pubmed(args: argparse.Namespace) -> None:
 def add_merge(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``prep merge``."""
     parser.add_argument("output", type=Path, help="the --output of the tasks")
-    parser.set_defaults(run=run_merge)
+    parser.set_defaults(run=run_merge, next_step=CONTINUE)
 
 
 def run_merge(args: argparse.Namespace) -> None:

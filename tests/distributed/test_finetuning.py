@@ -133,7 +133,7 @@ def test_a_family_trains_is_evaluated_and_generates(name, shared_data, pretraine
         assert codes == [0, 0], printed
     assert "done         step 4 of 4" in printed
     scalars = read_scalars(run.output / "runs")
-    assert [step for step, _ in scalars["validation/loss"]] == [2, 4]
+    assert [step for step, _ in scalars["eval/loss"]] == [2, 4]
     whole = whole_checkpoints(run.output / "checkpoints")
     chosen = best_checkpoint(whole)
     assert f"best         {chosen.name} -> {run.output / 'best'}" in printed
@@ -145,7 +145,7 @@ def test_a_family_trains_is_evaluated_and_generates(name, shared_data, pretraine
         assert written.count("\n") == one.results["num_samples"] > 10
     step = int(chosen.name[-8:])
     score = one.results["main_score"]
-    assert one.scores[score] == pytest.approx(dict(scalars[f"validation/{score}"])[step], abs=2e-3)
+    assert one.scores[score] == pytest.approx(dict(scalars[f"eval/{score}"])[step], abs=2e-3)
     assert cli.main(["evaluate", str(run.output), "--split", "validation"]) == 0
     shown = capsys.readouterr().out
     assert str(run.output / "best" / "evaluation") in shown
@@ -169,7 +169,7 @@ def test_a_second_phase_on_ngrams(tmp_path, shared_data, pretrained, fork_server
         assert codes == [0] * ranks, text
         rows = read_metrics(run.output / "metrics.jsonl")
         losses.append([row["train/loss"] for row in rows if "train/loss" in row])
-        assert any("validation/bleu4" in row for row in rows), rows
+        assert any("eval/bleu4" in row for row in rows), rows
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert len(losses[0]) == 4
     assert all(0 < loss <= 1 for loss in losses[0])
@@ -201,7 +201,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, films, pretrained, fork_se
     codes, text = stopped.fork(fork_server, "--resume", "auto")
     assert codes == [0, 0], text
     ours, theirs = (read_metrics(run.output / "metrics.jsonl") for run in (stopped, whole))
-    for tag in ("train/loss", "validation/loss", "validation/accuracy"):
+    for tag in ("train/loss", "eval/loss", "eval/accuracy"):
         assert [(r["step"], r[tag]) for r in ours if tag in r] == [(r["step"], r[tag]) for r in theirs if tag in r]
     weights = [read_weights(whole_checkpoints(run.output / "checkpoints")[-1]) for run in (stopped, whole)]
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
@@ -224,7 +224,7 @@ def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_ser
     assert run.fork(fork_server, "--stop-at", "2")[0] == [0, 0]
     codes, text = run.fork(fork_server, "--resume", "auto")
     assert codes == [0, 0], text
-    assert "stopped      at step 3: the last evaluations brought no better score" in text
+    assert "ends early   at step 3: the last evaluations brought no better score" in text
     assert read_state(whole_checkpoints(run.output / "checkpoints")[-1])["early_stopping"]["since_best"] == 2
     assert (run.output / "best" / "task.json").is_file()
     codes, text = run.fork(fork_server, "--resume", "auto")

@@ -84,6 +84,7 @@ class Stops:
             if found is None:  # the request came after the last evaluation
                 assert "done         step" in launch.text()
                 break
+            assert "done  " not in launch.text()
             ended.append(int(found[1]))
         return ended
 

@@ -25,12 +25,18 @@ def test_texts_histograms_and_a_trace(tmp_path, small_shards, fork_server):
     events.Reload()
     texts = events.Tensors("eval/reconstructions/text_summary")
     assert [text.step for text in texts] == [2, 4]
+    shown = "".join(text.tensor_proto.string_val[0].decode() for text in texts)
+    assert "[CLS]" not in shown
+    assert "[SEP]" not in shown
     rows = texts[0].tensor_proto.string_val[0].decode().splitlines()
     assert rows[0] == "| source | output | target |"
     assert len(rows) == 2 + 2
     assert rows[2].count("[MASK]") >= 1
     histograms = events.Tags()["histograms"]
     assert len(histograms) > 20
+    assert {"weights_model.encoder.layer.0", "weights_model.decoder.layer.1", "weights_model.encoder.embeddings"} <= {
+        tag.partition("/")[0] for tag in histograms
+    }
     word_embeddings = next(tag for tag in histograms if "word_embeddings" in tag)
     (histogram,) = events.Histograms(word_embeddings)
     assert histogram.step == 4
@@ -38,6 +44,22 @@ def test_texts_histograms_and_a_trace(tmp_path, small_shards, fork_server):
     (trace,) = (job.output / "profile").iterdir()
     assert trace.name == "steps_2_3.json.gz"
     assert "traceEvents" in json.loads(gzip.decompress(trace.read_bytes()))
+
+
+def test_a_slow_rank_is_named_with_what_it_is_slow_at(tmp_path, small_shards, fork_server):
+    job = Job(tmp_path, small_shards)
+    settings = [
+        "stragglers.check_steps=4",
+        "stragglers.factor=3",
+        "intervals.eval_steps=100",
+        "intervals.checkpoint_steps=100",
+    ]
+    arguments = job.arguments(*settings)
+    launch = fork_server.launch(arguments, tmp_path / "log", program="tests.distributed.slow_rank")
+    assert launch.wait() == [0, 0], launch.text()
+    named = re.findall(r"slow rank    step (\d): rank (\d) on \S+ takes (\S+) s a step for (\w+), the", launch.text())
+    assert [(step, rank, phase) for step, rank, _, phase in named] == [("4", "1", "data"), ("8", "1", "forward")]
+    assert all(float(seconds) > 0.5 for _, _, seconds, _ in named)
 
 
 def test_fp16_overflows_are_counted_and_shown(tmp_path, small_shards, fork_server):

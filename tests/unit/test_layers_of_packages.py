@@ -36,6 +36,7 @@ LAYERS = [
     "config",
     "model_factory",
     "checkpoint",
+    "loggers",
     "train",
     "pretrain",
     "tasks",

@@ -12,7 +12,7 @@ import pytest
 from bnb_ds.bench import flags
 from bnb_ds.bench.generation.report import draw
 from bnb_ds.cli import main
-from bnb_ds.train.plots import plot
+from bnb_ds.loggers.plots import plot
 
 EXISTS = "already exists; remove it or choose another output"
 DIRECTORY = "is a directory: give the name of a file"

@@ -19,6 +19,7 @@ from bnb_ds.commands.launch_check import Findings
 from bnb_ds.common import program
 from bnb_ds.common.files import new_file
 from bnb_ds.common.program import run_command, speak_utf8
+from bnb_ds.errors import CONTINUE, CONTINUE_WITH_RESUME, REPEAT
 from bnb_ds.evaluate.model import Evaluation
 from bnb_ds.pretrain.main import PROGRAM
 from bnb_ds.train.launch import launch_parser
@@ -85,7 +86,7 @@ def test_a_reader_that_has_gone_is_no_line(command, capsys):
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        (KeyboardInterrupt(), 130, "bnb-ds: interrupted\n"),
+        (KeyboardInterrupt(), 130, "bnb-ds: interrupted; {next_step}\n"),
         (program.Ended(signal.SIGTERM), 143, "bnb-ds: ended by SIGTERM\n"),
         (program.Ended(signal.SIGHUP), 129, "bnb-ds: ended by SIGHUP\n"),
     ],
@@ -101,7 +102,8 @@ def test_signals_are_one_line_and_an_exit_code(name, raised, code, said, monkeyp
 
     monkeypatch.setattr(function, end)
     assert main([*name.split(), *arguments]) == code
-    assert capsys.readouterr().err == said
+    next_step = {"distill": CONTINUE_WITH_RESUME, "glue": CONTINUE}.get(name, REPEAT)
+    assert capsys.readouterr().err == said.format(next_step=next_step)
 
 
 def test_a_real_signal_removes_what_was_begun(tmp_path, capsys):

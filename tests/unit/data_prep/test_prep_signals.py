@@ -46,7 +46,10 @@ def wait_until(condition, seconds: float = 60) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGTERM, 143, "bnb-ds: ended by SIGTERM"), (signal.SIGINT, 130, "bnb-ds: interrupted")],
+    [
+        (signal.SIGTERM, 143, "bnb-ds: ended by SIGTERM"),
+        (signal.SIGINT, 130, "bnb-ds: interrupted; repeat the command to continue"),
+    ],
     ids=["SIGTERM", "SIGINT"],
 )
 def test_workers_end_with_their_parent(number, code, said, tmp_path, small_texts, small_tokenizer) -> None:

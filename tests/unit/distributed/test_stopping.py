@@ -21,6 +21,18 @@ def test_a_signal_is_noted_and_the_old_handler_comes_back(number):
     assert signal.getsignal(number) is before
 
 
+def test_ctrl_c_is_answered_at_once(capfd, monkeypatch):
+    """The step that runs may take minutes. Only one rank answers."""
+    answers = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGINT)
+        answers.append(capfd.readouterr().err)
+    asked = "Ctrl-C: the run ends after this step, with a checkpoint; press Ctrl-C again to end it at once"
+    assert answers == [f"\n{asked}\n", ""]
+
+
 def test_a_second_interrupt_is_not_held_back():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -37,6 +38,31 @@ def evaluations(tmp_path, monkeypatch):
     evaluation(tmp_path / "unlabelled", task="sst2", references=["-1", "-1"])
     evaluation(tmp_path / "no number", task="stsb", references=["1.0", "2.0"], predictions=["1.0", "many"])
     return tmp_path
+
+
+def test_runs_stand_for_their_newest_evaluations(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ages = {"one": ["squad_qg-test", "xsum-test", "xsum-validation"], "two": ["xsum-validation", "xsum-test"]}
+    for run, names in ages.items():
+        place = tmp_path / run / "best" / "evaluation" if run == "one" else tmp_path / run / "evaluation"
+        place.mkdir(parents=True)
+        for age, name in enumerate(names):
+            task, split = name.split("-")
+            evaluation(place / name, task=task.replace("xsum", "summarization"), split=split)
+            os.utime(place / name / "eval_results.json", (1000 - age, 1000 - age))
+    assert main(["compare", "one", "two", "--resamples", "5"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "one/best/evaluation/xsum-test -> two/evaluation/xsum-test"
+    assert main(["compare", "two", "one/best/evaluation/xsum-validation", "--resamples", "5"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "two/evaluation/xsum-validation -> one/best/evaluation/xsum-validation"
+    assert main(["compare", "one/best/evaluation/squad_qg-test", "two"]) == 2
+    said = (
+        "two: was evaluated on summarization test, summarization validation, and one/best/evaluation/squad_qg-test on"
+    )
+    assert f"{said} squad_qg test; evaluate both on one split of a task" in capsys.readouterr().err
+    (tmp_path / "new").mkdir()
+    assert main(["compare", "new", "two"]) == 2
+    assert "new: holds no evaluation; make one with `bnb-ds evaluate new`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

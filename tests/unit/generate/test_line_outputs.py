@@ -276,7 +276,7 @@ def stopped_after(windows: int, exported, source, target, monkeypatch, *argument
 
 def test_ctrl_c_is_one_line_and_loses_nothing(exported, source, whole, tmp_path, monkeypatch, capsys):
     stopped_after(3, exported, source, tmp_path / "o", monkeypatch)
-    assert capsys.readouterr().err == "bnb-ds: interrupted\n"
+    assert capsys.readouterr().err == "bnb-ds: interrupted; repeat the command with --resume to continue\n"
     assert (tmp_path / "o.partial").read_bytes() == b"".join(whole.splitlines(keepends=True)[:21])
     assert generate(exported, source, tmp_path / "o", "--resume") == 0
     assert (tmp_path / "o").read_bytes() == whole
