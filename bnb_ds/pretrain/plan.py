@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertTokenizerFast
 
-from bnb_ds.checkpoint.run_dir import holds_run
+from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.checkpoint.start import Attempt, Start, at_once, briefly_held, check_output, find_start
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.sections import ObjectiveSection, PretrainRecipe
@@ -26,6 +26,7 @@ from bnb_ds.model_factory import model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train import estimates
+from bnb_ds.train.launch import NEW_RUN, Launch
 
 #: samples of a split, evenly spaced, whose targets a launch compares with their slots
 _MISFIT_SAMPLES = 512
@@ -120,33 +121,90 @@ def configuration(recipe: PretrainRecipe, shards: TokenShards) -> BnbConfig:
     return config
 
 
-def describe_dry_run(plan: PretrainPlan) -> list[str]:
-    """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device."""
-    config = configuration(plan.recipe, plan.train_shards)
-    if not holds_run(Path(plan.recipe.output_dir)):
-        refuse_equal_slots(plan.recipe.model, config)
-    num_parameters = count_parameters(plan.recipe.objective, config)
+@dataclass(frozen=True)
+class Decision:
+    """A launch that may begin.
+
+    Attributes:
+        start: where it begins.
+        config: of the model.
+        num_parameters: trainable parameters of the model.
+        train, heldout: the samples.
+        about_slots: lines for the user.
+    """
+
+    start: Start
+    config: BnbConfig
+    num_parameters: int
+    train: PretrainSamples
+    heldout: PretrainSamples
+    about_slots: list[str]
+
+
+def run_directory(plan: PretrainPlan) -> RunDir:
+    """The directory of the run, ``output_dir`` of its recipe."""
+    return RunDir(plan.recipe, plan.ds_config, plan.train_shards.fingerprint)
+
+
+def decide(
+    plan: PretrainPlan, launch: Launch, attempt: Attempt = at_once, progress: Callable[[], None] = lambda: None
+) -> Decision | None:
+    """Decide whether a launch may begin; the same on every rank. No weights are made or read.
+
+    Args:
+        plan: the plan of the run.
+        launch: the flags.
+        attempt: how each part is decided.
+        progress: called now and then on rank 0, while the other ranks wait.
+
+    Returns:
+        The decision; None after an error that ``attempt`` noted.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the launch may not begin; the message says why.
+    """
+    run, recipe = run_directory(plan), plan.recipe
+    config = attempt("model", lambda: configuration(recipe, plan.train_shards))
+    num_parameters = None if config is None else count_parameters(recipe.objective, config)
+    attempt(f"output_dir {recipe.output_dir}", lambda: check_output(recipe, num_parameters))
+    if config is None or num_parameters is None:
+        return None
     train, heldout = (plan.samples(shards, config) for shards in (plan.train_shards, plan.heldout_shards))
+    start = attempt("resume", lambda: find_start(run, plan.total_steps(len(train)), **launch.resume_flags))
+    if start is not None and start.resume is None:
+        attempt("settings of a new model", lambda: refuse_equal_slots(recipe.model, config))
+    about_slots = attempt("decoder slots", lambda: targets_that_do_not_fit(train, heldout, progress))
+    if start is None or about_slots is None:
+        return None
+    return Decision(start, config, num_parameters, train, heldout, about_slots)
+
+
+def describe_dry_run(plan: PretrainPlan, launch: Launch = NEW_RUN) -> list[str]:
+    """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the launch would be refused, with this message.
+    """
+    with briefly_held(run_directory(plan).path):
+        decision = decide(plan, launch)
+    assert decision is not None  # the first error has ended it
+    return describe_decision(plan, decision)
+
+
+def describe_decision(plan: PretrainPlan, decision: Decision) -> list[str]:
+    """The same lines, of a launch that may begin."""
     return [
-        *describe_plan(plan, config, num_parameters, len(train)),
-        *targets_that_do_not_fit(train, heldout),
+        *describe_plan(plan, decision.config, decision.num_parameters, len(decision.train)),
+        *decision.about_slots,
         *estimates.memory(
-            config,
-            num_parameters,
+            decision.config,
+            decision.num_parameters,
             plan.ds_config,
             plan.recipe.data.max_length,
             plan.recipe.loader.micro_batch_tokens,
         ),
+        f"start        {decision.start.describe(plan.ds_config)}",
     ]
-
-
-def check_new(plan: PretrainPlan) -> None:
-    """Check the model that a new run begins. A run that is resumed goes on with the settings it has.
-
-    Raises:
-        ConfigError: settings that a model should no longer begin with, or what `configuration` refuses.
-    """
-    refuse_equal_slots(plan.recipe.model, configuration(plan.recipe, plan.train_shards))
 
 
 def model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:

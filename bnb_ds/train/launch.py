@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from bnb_ds.checkpoint.lasting import EXTEND_FLAG
 from bnb_ds.common.arguments import positive
@@ -27,13 +28,22 @@ class Launch:
     #: first and last step to trace
     profile_steps: tuple[int, int] | None = None
 
+    @property
+    def resume_flags(self) -> dict[str, Any]:
+        """What `bnb_ds.checkpoint.start.find_start` asks for."""
+        return {"resume": self.resume, "weights_only": self.weights_only, "extend": self.extend}
+
+
+#: a launch without flags
+NEW_RUN = Launch()
+
 
 @dataclass(frozen=True)
 class Prepared:
     """A launch whose settings have been read and checked."""
 
-    #: returns the lines that ``--dry-run`` prints
-    describe: Callable[[], list[str]]
+    #: returns the lines that ``--dry-run`` prints; refuses what ``run`` would refuse
+    describe: Callable[[Launch], list[str]]
     #: trains, in this process
     run: Callable[[Launch], None]
 
@@ -68,7 +78,7 @@ def run_program(
         if not args.dry_run:
             prepared.run(launch)
         elif ranks.is_main():
-            print("\n".join(prepared.describe()))
+            print("\n".join(prepared.describe(launch)))
 
     return run_reporting_errors(program, body)
 
@@ -82,7 +92,17 @@ def launch_parser(program: str, description: str, example: str) -> argparse.Argu
         epilog=f"example:\n  deepspeed --num_gpus 8 runs/{program} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    folder = f"runs/recipes/{program.removesuffix('.py')}/"
+    add_launch_arguments(parser, f"runs/recipes/{program.removesuffix('.py')}/")
+    return parser
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Add what says which run is meant and how it begins. ``bnb-ds check`` takes the same command line.
+
+    Args:
+        parser: gets the arguments.
+        folder: where shipped recipes lie.
+    """
     parser.add_argument("recipe", help=f"YAML file with the settings of the run; {folder} has ready ones")
     parser.add_argument(
         "overrides",
@@ -118,10 +138,9 @@ def launch_parser(program: str, description: str, example: str) -> argparse.Argu
         "--world-size",
         type=positive,
         metavar="RANKS",
-        help="with --dry-run: number of ranks to plan for (default: the launcher's, or 1 without a launcher)",
+        help="without training: number of ranks to plan for (default: the launcher's, or 1 without a launcher)",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    return parser
 
 
 def _add_resume_flags(parser: argparse.ArgumentParser) -> None:
@@ -154,15 +173,19 @@ def read_launch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tu
         ConfigError: ``--profile-steps`` is not a range.
     """
     from bnb_ds.distributed import ranks
-    from bnb_ds.train.profiling import parse_range
 
     if args.world_size is not None and not args.dry_run:
         parser.error("--world-size needs --dry-run; a real run takes the number of ranks from its launcher")
+    return read_flags(parser, args), args.world_size or ranks.world_size()
+
+
+def read_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Launch:
+    """The flags of the launch; raises as `read_launch`."""
+    from bnb_ds.train.profiling import parse_range
+
     if args.resume_weights_only and args.resume == "never":
         parser.error("--resume-weights-only needs --resume auto or --resume PATH")
     if args.extend and args.resume == "never":
         parser.error(f"{EXTEND_FLAG} needs --resume auto or --resume PATH")
     profile_steps = parse_range(args.profile_steps) if args.profile_steps else None
-    world_size = args.world_size or ranks.world_size()
-    launch = Launch(args.resume, args.resume_weights_only, args.extend, args.stop_at, profile_steps)
-    return launch, world_size
+    return Launch(args.resume, args.resume_weights_only, args.extend, args.stop_at, profile_steps)
