@@ -150,7 +150,7 @@ def test_equal_slots_are_an_error_of_a_new_run(finetuning, settings, capsys, mon
         assert "settings of a new model: model.decoder_length_ratio 2.5: with model.decoder_positions shared" in error
     for plan in (finetune, pretrain):  # a run that began with these settings goes on
         goes_on = SimpleNamespace(resume="a checkpoint", describe=lambda ds_config: "goes on")
-        monkeypatch.setattr(plan, "find_start", lambda *rest, goes_on=goes_on: goes_on)
+        monkeypatch.setattr(plan, "find_start", lambda *rest, goes_on=goes_on, **flags: goes_on)
     for arguments in (finetuning(), settings()):
         assert main([*arguments[:2], ratio, *arguments[2:]]) == 0
 
