@@ -58,7 +58,7 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
         batch_flops=_training_flops(config),
         evaluation=lambda engine, tracker: _evaluation(engine, heldout, plan, process.device, tracker),
         save_model_files=lambda: _save_model_files(run, config, plan.tokenizer),
-        lines=[*describe_plan(plan, config, num_parameters, len(train)), *decision.about_slots],
+        lines=[*describe_plan(plan, config, num_parameters, train), *decision.about_slots],
     )
     run_job(job, launch, process, decision.start)
 
