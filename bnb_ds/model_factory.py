@@ -14,7 +14,7 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import config_from_bert
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.shards.reader import TokenShards
+from bnb_ds.shards.mixed import Corpus
 
 #: fields with the same name in a recipe's ``model`` section and in `BnbConfig`
 _SAME_NAME = (
@@ -77,7 +77,7 @@ def model_config(
         _refuse_other_tokenizer(section.encoder, source)
         _refuse_other_tokenizer(section.decoder or section.encoder, target)
     _refuse_small_vocabulary(config, source, target)
-    field = "data.max_length" if isinstance(source, TokenShards) else "data.max_source_length"
+    field = "data.max_length" if isinstance(source, Corpus) else "data.max_source_length"
     _refuse_short_positions(config, max_length, field)
     return config
 
@@ -191,7 +191,7 @@ def _refuse_other_tokenizer(checkpoint: str, vocabulary: Vocabulary) -> None:
         return  # without a tokenizer in the checkpoint, only the vocabulary sizes are compared, further down
     if tokenizer_hash(load_tokenizer(directory)) == vocabulary.tokenizer_hash:
         return
-    if isinstance(vocabulary, TokenShards):
+    if isinstance(vocabulary, Corpus):
         raise DataError(
             f"{checkpoint}: its tokenizer is not the one that data.shards was made with;"
             f" make the shards again with `bnb-ds prep text --tokenizer {directory} ...`, or choose another model"
@@ -205,7 +205,7 @@ def _refuse_other_tokenizer(checkpoint: str, vocabulary: Vocabulary) -> None:
 def _refuse_small_vocabulary(config: BnbConfig, source: Vocabulary, target: Vocabulary) -> None:
     for half, bert, vocabulary in (("encoder", config.encoder, source), ("decoder", config.decoder, target)):
         if bert.vocab_size < vocabulary.vocab_size:
-            data = "shards" if isinstance(vocabulary, TokenShards) else "tokenizer"
+            data = "shards" if isinstance(vocabulary, Corpus) else "tokenizer"
             raise DataError(
                 f"model.{half}: its vocabulary has {bert.vocab_size} tokens, the {data} {vocabulary.vocab_size};"
                 " prepare the data with the checkpoint's own tokenizer"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bnb_ds.common.arguments import describe, natural, positive
+from bnb_ds.common.empty_outputs import count_empty, empty_warning
 from bnb_ds.errors import CONTINUE_WITH_RESUME, ConfigError
 
 _FLAGS_OF_SHARING = ("--processes",)
@@ -302,5 +303,9 @@ def _reconstruct(args: argparse.Namespace) -> None:
         mask_probability=args.mask_probability,
         seed=args.seed,
     )
+    outputs = []
     for source, output, original in shown:
         print(f"source    {source}\noutput    {output}\noriginal  {original}\n")
+        outputs.append(output)
+    if warning := empty_warning(count_empty(outputs), len(outputs)):
+        print(warning, file=sys.stderr)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from bnb_ds.common.arguments import add_overrides, describe, natural, positive
+from bnb_ds.common.empty_outputs import empty_warning
 from bnb_ds.errors import CONTINUE, CONTINUE_WITH_RESUME
 
 
@@ -131,6 +133,8 @@ def _evaluate(args: argparse.Namespace) -> None:
                 beside.append(f"over {results['loss_samples']:,} samples, whose targets fit into the decoder's slots")
             print(f"  {name:22} {value:10.4f}{'  (' * bool(beside)}{'; '.join(beside)}{')' * bool(beside)}")
         print(f"  written to {evaluation.directory}")
+        if warning := empty_warning(evaluation.num_empty, results["num_samples"]):
+            print(warning, file=sys.stderr)
     if args.select:
         print(f"best: {best_of_evaluations(evaluations)}")
 

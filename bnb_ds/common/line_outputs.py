@@ -61,6 +61,11 @@ def _files_of(path: Path) -> tuple[Path, Path]:
     return path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.progress.json")
 
 
+#: counts that runs of earlier versions lack
+_LATER_COUNTS = ("unwritten",)
+COUNTS = ("lines", "empty", "truncated", "damaged", *_LATER_COUNTS)
+
+
 @dataclass
 class Progress:
     """How far a run is.
@@ -70,7 +75,7 @@ class Progress:
         input_offset: bytes of the input that are done.
         input_digest: their SHA-256, as hexadecimal digits; empty in runs of earlier versions and without an input file.
         output_bytes: bytes of output that they gave.
-        counts: number of lines, and how many of them are empty, truncated or damaged.
+        counts: number of lines, and how many of them are empty, truncated or damaged, or got an empty output.
         seconds: time spent so far, over all launches.
         complete: the output has its final name.
     """
@@ -79,7 +84,7 @@ class Progress:
     input_offset: int = 0
     input_digest: str = ""
     output_bytes: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("lines", "empty", "truncated", "damaged"), 0))
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     seconds: float = 0.0
     complete: bool = False
 
@@ -245,6 +250,7 @@ class ResumableOutput:
             found = Progress(**json.loads(self.state_path.read_text(encoding="utf-8")))
             if any(type(getattr(found, name)) is not type(value) for name, value in vars(Progress({})).items()):
                 raise TypeError("a value of another kind")
+            found.counts = {**dict.fromkeys(_LATER_COUNTS, 0), **found.counts}
             if found.counts.keys() != Progress({}).counts.keys():
                 raise ValueError("other counts")
             return found

@@ -128,7 +128,8 @@ def _batch_faults(values: dict[str, Any], world_size: int) -> Iterator[str]:
     if total % (micro * world_size) == 0:
         return
     if total % world_size:
-        multiple = -(-total // world_size) * world_size
+        together = micro * world_size
+        multiple = -(-total // together) * together
         yield f"train_batch_size {total} cannot be divided among {world_size} ranks; the next larger one is {multiple}"
         return
     per_rank = total // world_size

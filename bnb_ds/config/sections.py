@@ -122,12 +122,26 @@ class ModelSection(Section):
 class DataSection(Section):
     """The source of the samples, and their length."""
 
-    shards: str
+    #: a directory of ``bnb-ds prep``, or several with weights: ``{work/shards/wikipedia: 3, work/shards/pubmed: 1}``.
+    #: Each then has its share of the samples of every epoch, which is as long as all of them together
+    shards: str | dict[str, float]
     #: truncate: keep the first ``max_length - 2`` tokens of a document, as in the paper; chunk: cut documents into
     #: pieces, so that every token is used; pack: put as many chunks into one sample as fit, with separate attention
     sequence: Building = "truncate"
     #: tokens of a sequence, including [CLS] and [SEP]; with pack, of all sequences of a sample together
     max_length: Annotated[int, Field(ge=3, le=2**16)] = 512
+
+    @field_validator("shards", mode="plain")
+    @classmethod
+    def _directories(cls, value: Any) -> str | dict[str, float]:
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, dict) or not value:
+            raise ValueError("give a directory, or several with weights: {work/shards/a: 3, work/shards/b: 1}")
+        for name, weight in value.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {name} is {weight!r}: give a number above 0, or leave it out")
+        return {str(name): weight for name, weight in value.items()}
 
 
 class LoaderSection(Section):

@@ -1,10 +1,7 @@
 """Loads the samples of each step. They are a pure function of (seed, position), so a resumed run starts at once.
 
-The stream of samples is one infinite sequence, epoch after epoch. Each epoch has its own order. The state of the stream
-is a single number, the samples consumed so far. It depends neither on the number of ranks nor on the micro batch.
-
-:mod:`bnb_ds.data.micro_batches` deals the samples of one step out to micro batches and ranks. The loss of a step is a
-sum over its samples, so their order within the step does not matter.
+:mod:`bnb_ds.data.streams` orders the samples. :mod:`bnb_ds.data.micro_batches` deals the samples of one step out to
+micro batches and ranks. The loss of a step is a sum over its samples, so their order within the step does not matter.
 """
 
 from __future__ import annotations
@@ -15,14 +12,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from bnb_ds.common.randomness import hash64, permuted
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.micro_batches import deal_by_count, deal_by_tokens
 from bnb_ds.data.prefetch import prefetched
+from bnb_ds.data.streams import Stream
 from bnb_ds.distributed.agreement import agreed
 from bnb_ds.shards.pread import files_being_read
 
-_STREAM_ORDER = 0x0DE5
 _CPU = torch.device("cpu")
 
 
@@ -35,21 +31,11 @@ class SampleSource(Protocol):
     def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
         """int64 [B], tokens of each sample, without reading it."""
 
+    def stream(self, seed: int) -> Stream:
+        """The order in which samples are read."""
+
     def batch(self, sample_ids: np.ndarray, epochs: np.ndarray) -> PackedBatch:
         """The batch of these samples, each in the given epoch; int64 [B] both."""
-
-
-class SampleStream:
-    """The infinite shuffled stream over ``num_samples`` samples."""
-
-    def __init__(self, num_samples: int, seed: int) -> None:
-        self._num_samples = num_samples
-        self._seed = seed
-
-    def read(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sample ids and epochs, int64 [count] each, at stream positions ``position, position + 1, ...``."""
-        epochs, offsets = np.divmod(np.arange(position, position + count), self._num_samples)
-        return permuted(offsets, self._num_samples, hash64(self._seed, _STREAM_ORDER, epochs)), epochs
 
 
 class StepLoader:
@@ -88,7 +74,7 @@ class StepLoader:
         timeout_seconds: float = 300.0,
     ) -> None:
         self._source = source
-        self._stream = SampleStream(len(source), seed)
+        self._stream = source.stream(seed)
         self._micro_batch = micro_batch
         self._accumulation_steps = accumulation_steps
         self._rank = rank

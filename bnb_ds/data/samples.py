@@ -8,15 +8,16 @@ import torch
 from bnb_ds.common.randomness import hash64
 from bnb_ds.data.batch import PackedBatch, TargetRules, batch_of_texts
 from bnb_ds.data.corruption import Corruption
-from bnb_ds.data.sequences import SPECIALS, Building, Pieces, make_index
-from bnb_ds.shards.reader import TokenShards
+from bnb_ds.data.sequences import SPECIALS, Building, JoinedIndex, Pieces, make_index
+from bnb_ds.data.streams import MixedStream, SampleStream, Stream, shares_of
+from bnb_ds.shards.mixed import Corpus, MixedShards
 
 
 class PretrainSamples:
     """Makes packed batches from sample ids. The content of a sample depends only on (seed, epoch, sample).
 
     Args:
-        shards: one split of a shard directory.
+        shards: one split of a shard directory, or of several.
         sequence: how documents become samples, see :mod:`bnb_ds.data.sequences`.
         max_length: most tokens of a sequence, [CLS] and [SEP] included. With ``pack``, most tokens of all sequences of
             a sample together.
@@ -27,7 +28,7 @@ class PretrainSamples:
 
     def __init__(
         self,
-        shards: TokenShards,
+        shards: Corpus,
         *,
         sequence: Building,
         max_length: int,
@@ -49,6 +50,28 @@ class PretrainSamples:
     def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
         """int64 [B], tokens of each sample, [CLS] and [SEP] included. No tokens are read."""
         return self._index.lengths(sample_ids)
+
+    def stream(self, seed: int) -> Stream:
+        """The order in which samples are read: of several directories, each has its share of every epoch."""
+        if isinstance(self._shards, MixedShards):
+            return MixedStream(self.sizes, self._shards.weights, seed)
+        return SampleStream(len(self), seed)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each directory."""
+        return self._index.sizes if isinstance(self._index, JoinedIndex) else [len(self)]
+
+    def to_evaluate(self, number: int) -> np.ndarray:
+        """int64 [B], at most ``number`` samples, of each directory the first ones in the mixture's proportions."""
+        number = min(number, len(self))
+        if not isinstance(self._shards, MixedShards):
+            return np.arange(number)
+        firsts = np.cumsum([0, *self.sizes[:-1]])
+        shares = shares_of(number, self._shards.weights)
+        return np.concatenate(
+            [first + np.arange(min(share, size)) for first, share, size in zip(firsts, shares, self.sizes, strict=True)]
+        )
 
     def original(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The sequences without noise: int64 [N], packed ``[CLS] tokens [SEP]``; and int64 [S + 1], where each

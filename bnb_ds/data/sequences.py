@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from bnb_ds.data.bin_packing import Pattern, pack_histogram
+from bnb_ds.shards.mixed import Corpus, MixedShards
 from bnb_ds.shards.reader import TokenShards
 
 Building = Literal["truncate", "chunk", "pack"]
@@ -182,8 +183,64 @@ class Bins:
         return Pieces(per_sample, first + documents + numbers, documents, begins, sizes)
 
 
-def make_index(sequence: Building, shards: TokenShards, max_length: int) -> SequenceIndex:
-    """The index of one split of a shard directory, for sequences of at most ``max_length`` tokens."""
+class JoinedIndex:
+    """The indices of several directories, whose documents, samples and pieces are numbered through.
+
+    No sample holds pieces of two directories.
+    """
+
+    def __init__(self, sequence: Building, shards: MixedShards, max_length: int) -> None:
+        self._parts = [make_index(sequence, part, max_length) for part in shards.parts]
+        self.sizes = [len(part) for part in self._parts]
+        self._first_sample = np.cumsum([0, *self.sizes])
+        self._first_document = np.cumsum([0, *map(len, shards.parts)])
+        most = [_most_pieces(part, max_length - SPECIALS) for part in shards.parts]
+        self._first_piece = np.cumsum([0, *most])
+
+    def __len__(self) -> int:
+        return int(self._first_sample[-1])
+
+    def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
+        lengths = np.empty(sample_ids.size, dtype=np.int64)
+        for number, mine in self._by_part(sample_ids):
+            lengths[mine] = self._parts[number].lengths(sample_ids[mine] - self._first_sample[number])
+        return lengths
+
+    def pieces(self, sample_ids: np.ndarray) -> Pieces:
+        found, samples = [], []
+        for number, mine in self._by_part(sample_ids):
+            own = self._parts[number].pieces(sample_ids[mine] - self._first_sample[number])
+            found.append(
+                Pieces(
+                    own.per_sample,
+                    own.ids + self._first_piece[number],
+                    own.documents + self._first_document[number],
+                    own.begins,
+                    own.sizes,
+                )
+            )
+            samples.append(np.repeat(np.flatnonzero(mine), own.per_sample))
+        per_sample = np.empty(sample_ids.size, dtype=np.int64)
+        for pieces, (_, mine) in zip(found, self._by_part(sample_ids), strict=True):
+            per_sample[mine] = pieces.per_sample
+        order = np.argsort(np.concatenate([np.zeros(0, dtype=np.int64), *samples]), kind="stable")
+        rows = ("ids", "documents", "begins", "sizes")
+        empty = np.zeros(0, dtype=np.int64)
+        ids, documents, begins, sizes = (
+            np.concatenate([empty, *(getattr(pieces, name) for pieces in found)])[order] for name in rows
+        )
+        return Pieces(per_sample, ids, documents, begins, sizes)
+
+    def _by_part(self, sample_ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        owners = _found(self._first_sample, sample_ids)
+        for number in np.unique(owners).tolist():
+            yield number, owners == number
+
+
+def make_index(sequence: Building, shards: Corpus, max_length: int) -> SequenceIndex:
+    """The index of one split of a corpus, for sequences of at most ``max_length`` tokens."""
+    if isinstance(shards, MixedShards):
+        return JoinedIndex(sequence, shards, max_length)
     makers: dict[str, Callable[[], SequenceIndex]] = {
         "truncate": lambda: Heads(shards, max_length - SPECIALS),
         "chunk": lambda: Chunks(shards, max_length - SPECIALS),

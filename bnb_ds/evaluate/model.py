@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bnb_ds.common.empty_outputs import count_empty
 from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output, write_atomic
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.scoring import DECIMALS, finite_or_none
@@ -41,6 +42,8 @@ class Evaluation:
 
     directory: Path
     results: dict[str, Any]
+    #: outputs without text
+    num_empty: int = 0
 
     @property
     def scores(self) -> dict[str, float]:
@@ -139,7 +142,7 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
     # Written last, so that scores never exist without their outputs.
     written = {**values, "scores": finite_or_none(values["scores"])}
     write_atomic(directory / RESULTS_FILE, json.dumps(written, indent=1, allow_nan=False) + "\n")
-    return Evaluation(directory, values)
+    return Evaluation(directory, values, count_empty(outputs))
 
 
 def _label(task: Task, value: np.generic) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bnb_ds.common.empty_outputs import count_empty, empty_warning
 from bnb_ds.common.files import new_file, refuse_output
 from bnb_ds.errors import DataError
 from bnb_ds.evaluate.scoring import DECIMALS, predicted
@@ -63,7 +64,7 @@ def predict(
     counts = ReadingCounts()
     examples = read_sources(system.task, data, source, counts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    totals = {"num_samples": 0, "num_sources_cut": 0}
+    totals, num_empty = {"num_samples": 0, "num_sources_cut": 0}, 0
     with new_file(output) as file:
         network = system.load(model).to(device).eval()
         for window in _windows(examples):
@@ -72,12 +73,15 @@ def predict(
                 said = _predictions(system, network, rows, batch_size, device)
             for example, values in zip(window, said, strict=True):
                 file.write(json.dumps({"id": example.id, **values}, ensure_ascii=False).encode() + b"\n")
+            num_empty += count_empty(values.get("text", "a label") for values in said)
             totals = {name: number + info[name] for name, number in totals.items()}
         if not totals["num_samples"]:
             raise DataError(f"{source}: gives no sources; check the file and data.columns")
     info = {**totals, "num_targets_cut": 0, "num_rows_read": counts.read, "rows_left_out": counts.left_out}
     info |= {"limit": None, "notes": counts.notes.lines()}
-    return [f"predict: {model}, {system.task.name}, {source} to {output}", *(f"  {line}" for line in rows_lines(info))]
+    lines = [f"predict: {model}, {system.task.name}, {source} to {output}", *(f"  {line}" for line in rows_lines(info))]
+    warning = empty_warning(num_empty, totals["num_samples"])
+    return lines if warning is None else [*lines, warning]
 
 
 def _windows(examples: Iterator[Example]) -> Iterator[list[Example]]:

@@ -36,7 +36,7 @@ def _prepare(args: argparse.Namespace, world_size: int) -> Prepared:
     from bnb_ds.finetune.run import finetune
 
     plan = make_plan(args.recipe, args.overrides, args.deepspeed_config, world_size)
-    return Prepared(lambda: describe_dry_run(plan), lambda launch: finetune(plan, launch))
+    return Prepared(lambda launch: describe_dry_run(plan, launch), lambda launch: finetune(plan, launch))
 
 
 #: what `main` and `add_arguments` share

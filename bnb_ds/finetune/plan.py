@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.checkpoint.run_dir import RunDir, holds_run
+from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.checkpoint.start import Attempt, Start, at_once, briefly_held, check_output, find_start
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refuse_misfits
@@ -24,6 +25,7 @@ from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
+from bnb_ds.train.launch import NEW_RUN, Launch
 from bnb_ds.train.objectives import Objective
 
 #: samples of a split whose ceiling a launch works out; an evaluation takes all
@@ -98,18 +100,75 @@ def _objective(system: System, recipe: FinetuneRecipe, total_steps: int) -> Obje
     return system.objective(glancing, recipe.ngram_size, recipe.mixed_training)
 
 
-def describe_dry_run(plan: FinetunePlan) -> list[str]:
-    """Lines that describe a run. No GPU is used. The data is tokenised, and a later run uses the result."""
-    check_if_new(plan)
-    splits = tokenise_splits(plan)
-    about_slots = targets_that_do_not_fit(plan, splits)
-    return [*describe_plan(plan, splits, count_parameters(plan.system)), *about_slots]
+@dataclass(frozen=True)
+class Decision:
+    """A launch that may begin.
+
+    Attributes:
+        start: where it begins.
+        splits: split name -> tokenised data.
+        num_parameters: trainable parameters of the model.
+        about_slots: lines for the user.
+    """
+
+    start: Start
+    splits: dict[str, Tokenised]
+    num_parameters: int
+    about_slots: list[str]
 
 
-def check_if_new(plan: FinetunePlan) -> None:
-    """Check the model, unless ``output_dir`` holds a run to go on with. Errors are those of `System.check_new`."""
-    if not holds_run(Path(plan.recipe.output_dir)):
-        plan.system.check_new()
+def decide(
+    plan: FinetunePlan, launch: Launch, attempt: Attempt = at_once, progress: Callable[[], None] = lambda: None
+) -> Decision | None:
+    """Decide whether a launch may begin; the same on every rank. The data is tokenised, and a run uses the result.
+
+    Args:
+        plan: the plan of the run.
+        launch: the flags.
+        attempt: how each part is decided.
+        progress: called now and then on rank 0, while the other ranks wait.
+
+    Returns:
+        The decision; None after an error that ``attempt`` noted.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the launch may not begin; the message says why.
+    """
+    recipe = plan.recipe
+    num_parameters = count_parameters(plan.system)
+    attempt(f"output_dir {recipe.output_dir}", lambda: check_output(recipe, num_parameters))
+    splits = attempt(f"data of task {recipe.task}", lambda: tokenise_splits(plan, progress))
+    if splits is None:
+        return None
+    about_slots = attempt("decoder slots", lambda: targets_that_do_not_fit(plan, splits, progress))
+    run, total_steps = run_directory(plan, splits), plan.total_steps(len(splits["train"]))
+    start = attempt("resume", lambda: find_start(run, total_steps, **launch.resume_flags))
+    if start is not None and start.resume is None:
+        attempt("settings of a new model", plan.system.check_new)
+    if start is None or about_slots is None:
+        return None
+    return Decision(start, splits, num_parameters, about_slots)
+
+
+def describe_dry_run(plan: FinetunePlan, launch: Launch = NEW_RUN) -> list[str]:
+    """Lines that describe a run. No GPU is used. The data is tokenised, and a later run uses the result.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the launch would be refused, with this message.
+    """
+    with briefly_held(Path(plan.recipe.output_dir)):
+        decision = decide(plan, launch)
+    assert decision is not None  # the first error has ended it
+    return describe_decision(plan, decision)
+
+
+def describe_decision(plan: FinetunePlan, decision: Decision) -> list[str]:
+    """The same lines, of a launch that may begin."""
+    return [
+        *describe_plan(plan, decision.splits, decision.num_parameters),
+        *decision.about_slots,
+        f"start        {decision.start.describe(plan.ds_config)}",
+    ]
 
 
 def count_parameters(system: System) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +15,17 @@ from bnb_ds.evaluate.split import evaluate_split, outputs_table
 from bnb_ds.export.finetuned import export_best
 from bnb_ds.finetune.plan import (
     FinetunePlan,
+    decide,
     describe_plan,
     make_objective,
     run_directory,
-    targets_that_do_not_fit,
-    tokenise_splits,
 )
 from bnb_ds.model.flops import TRAINING_FACTOR
 from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
 from bnb_ds.train import estimates
 from bnb_ds.train.early_stopping import EarlyStopping
-from bnb_ds.train.job import Job, Process, open_run, run_job, run_process
+from bnb_ds.train.job import Job, Process, hold, run_job, run_process
 from bnb_ds.train.launch import Launch
 from bnb_ds.train.loop import Evaluation, Intervals
 from bnb_ds.train.tracking import Tracker
@@ -39,12 +39,11 @@ def finetune(plan: FinetunePlan, launch: Launch) -> None:
 def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     recipe, system = plan.recipe, plan.system
     process.watchdog.mark("data")
-    splits = tokenise_splits(plan, process.watchdog.tick)
-    about_slots = targets_that_do_not_fit(plan, splits, process.watchdog.tick)
+    hold(Path(recipe.output_dir), process)
+    decision = decide(plan, launch, progress=process.watchdog.tick)
+    assert decision is not None  # the first error has ended the launch
+    splits = decision.splits
     run = run_directory(plan, splits)
-    resume, notes = open_run(run, launch, process)
-    if resume is None:
-        system.check_new()
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
     model = system.build()
@@ -63,11 +62,11 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
         batch_flops=lambda batch: TRAINING_FACTOR * system.flops(config, batch),
         evaluation=lambda engine, tracker: _evaluation(plan, engine, splits, process.device, tracker),
         save_model_files=lambda: _save_files(plan, run, config, splits),
-        lines=[*describe_plan(plan, splits, num_parameters), *about_slots],
+        lines=[*describe_plan(plan, splits, num_parameters), *decision.about_slots],
         selection_loss=_selection_loss(plan),
         early_stopping=EarlyStopping(patience) if patience else None,
     )
-    if run_job(job, launch, process, resume, notes):
+    if run_job(job, launch, process, decision.start):
         process.watchdog.mark("export")
         line = ranks.on_main(lambda: export_best(run.path))
         if ranks.is_main():

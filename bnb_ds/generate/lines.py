@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from bnb_ds.common.empty_outputs import count_empty, empty_warning
 from bnb_ds.common.files import is_stream, sha256_file
 from bnb_ds.common.line_files import (
     STANDARD,
@@ -98,7 +99,7 @@ def generate_lines(job: LineJob) -> str:
     Bad input does not stop the job: long lines are cut, invalid UTF-8 becomes U+FFFD, and both are counted.
 
     Returns:
-        One line for the user, with the counts of lines and the lines per second.
+        One line for the user, with the counts of lines and the lines per second; a second one warns of empty outputs.
 
     Raises:
         CheckpointError, ConfigError, DataError: the model, a setting or a file is wrong; the message names it.
@@ -174,6 +175,7 @@ def _generated(
                     output.is_truncated or line.is_cut for output, line in zip(outputs, part, strict=True)
                 ),
                 "damaged": sum(line.is_damaged for line in part),
+                "unwritten": count_empty(output.text for output in outputs if output.num_source_tokens > 0),
             }
             yield [output.text for output in outputs], counts, part[-1].end
             return_freed_memory()
@@ -190,7 +192,9 @@ def _summary(job: LineJob, pipeline: BnbPipeline, counts: dict[str, int], second
     said = "".join(f"; {counts[name]} {note}" for name, note in notes.items() if counts.get(name))
     target = job.output_name if job.output_name == STANDARD else job.output_path
     rate = f", {num_lines / seconds:.1f} sentences/s ({pipeline.engine.name})" if seconds > 0 else ""
-    return f"generate: {num_lines} lines from {job.input_name} to {target}{rate}{said}"
+    summary = f"generate: {num_lines} lines from {job.input_name} to {target}{rate}{said}"
+    warning = empty_warning(counts.get("unwritten", 0), num_lines - counts.get("empty", 0))
+    return summary if warning is None else f"{summary}\n{warning}"
 
 
 def _plain(value: Any) -> Any:

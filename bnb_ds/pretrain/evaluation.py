@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.data.batch import PackedBatch
-from bnb_ds.data.loader import SampleSource
+from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import text_of
 from bnb_ds.decoding.decode import greedy_rows
 from bnb_ds.distributed import ranks
@@ -28,7 +28,7 @@ _BLEU_COUNTS = 2 + 2 * _NGRAMS
 @torch.no_grad()
 def evaluate(
     engine: Any,
-    source: SampleSource,
+    source: PretrainSamples,
     *,
     num_samples: int,
     micro_batch: int,
@@ -37,7 +37,7 @@ def evaluate(
     show: Callable[[PackedBatch, list[list[int]]], None] | None = None,
     check_in: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Score a model on the first ``num_samples`` samples of a source. The ranks share the samples.
+    """Score a model on the first ``num_samples`` samples of a source, which may be a mixture. The ranks share them.
 
     Args:
         engine: DeepSpeed engine.
@@ -60,7 +60,8 @@ def evaluate(
     totals = torch.zeros(6 + _BLEU_COUNTS, dtype=torch.float64, device=device)
     engine.eval()
     try:
-        for ids, counted in rounds(np.arange(min(num_samples, len(source))), micro_batch):
+        chosen = source.to_evaluate(num_samples)
+        for ids, counted in rounds(chosen, micro_batch):
             check_in()
             batch = source.batch(ids, np.full(ids.size, _EVALUATION_EPOCH))
             output = engine(**batch.model_inputs(device), return_best=True)
@@ -68,7 +69,7 @@ def evaluate(
                 slots_B = torch.from_numpy(batch.decoder_lengths).to(device)
                 outputs = [row.tolist() for row in greedy_rows(output.best, slots_B, engine.module.config)]
                 errors, tokens = _edit_errors(outputs, batch)
-                if show is not None and ids[0] == 0:
+                if show is not None and ids[0] == chosen[0]:
                     show(batch, outputs)
                 counts = [0] * _BLEU_COUNTS if tokenizer is None else _bleu_counts(outputs, batch, tokenizer)
                 fitting = batch.num_samples - batch.num_infeasible

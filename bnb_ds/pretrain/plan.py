@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertTokenizerFast
 
-from bnb_ds.checkpoint.run_dir import holds_run
+from bnb_ds.checkpoint.run_dir import RunDir
+from bnb_ds.checkpoint.start import Attempt, Start, at_once, briefly_held, check_output, find_start
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.sections import ObjectiveSection, PretrainRecipe
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refuse_misfits
 from bnb_ds.data.samples import PretrainSamples
+from bnb_ds.data.streams import quotas
 from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError
@@ -25,8 +26,11 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.target_rules import BnbTargetRules, check_glancing, check_mixed_training
 from bnb_ds.model_factory import model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
+from bnb_ds.shards.manifest import SPLITS
+from bnb_ds.shards.mixed import Corpus, MixedShards, parts_of
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train import estimates
+from bnb_ds.train.launch import NEW_RUN, Launch
 
 #: samples of a split, evenly spaced, whose targets a launch compares with their slots
 _MISFIT_SAMPLES = 512
@@ -38,12 +42,12 @@ class PretrainPlan:
 
     recipe: PretrainRecipe
     ds_config: DsConfig
-    train_shards: TokenShards
-    heldout_shards: TokenShards
+    train_shards: Corpus
+    heldout_shards: Corpus
     #: the tokenizer of the shards
     tokenizer: BertTokenizerFast
 
-    def samples(self, shards: TokenShards, config: BnbConfig) -> PretrainSamples:
+    def samples(self, shards: Corpus, config: BnbConfig) -> PretrainSamples:
         """The samples of one split, corrupted as the recipe says."""
         objective = self.recipe.objective
         continues_word = None
@@ -85,19 +89,19 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
     return PretrainPlan(recipe, ds_config, *open_shards(recipe))
 
 
-def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertTokenizerFast]:
+def open_shards(recipe: PretrainRecipe) -> tuple[Corpus, Corpus, BertTokenizerFast]:
     """Open the training documents, the held-out documents and their tokenizer.
 
     Raises:
-        DataError: one of them is missing, damaged or empty.
+        DataError: one of them is missing, damaged or empty; or several directories cannot be mixed.
     """
-    train_shards = TokenShards(recipe.data.shards, "train")
-    heldout_shards = TokenShards(recipe.data.shards, "heldout")
+    train_shards, heldout_shards = (_open(recipe.data.shards, split) for split in SPLITS)
     for name, shards in (("training", train_shards), ("held-out", heldout_shards)):
-        if len(shards) == 0:
-            raise DataError(
-                f"data.shards {recipe.data.shards}: holds no {name} documents; prepare it with another --holdout"
-            )
+        for part in parts_of(shards):
+            if len(part) == 0:
+                raise DataError(
+                    f"data.shards {part.directory}: holds no {name} documents; prepare it with another --holdout"
+                )
     tokenizer = load_tokenizer(train_shards.tokenizer_dir)
     if tokenizer_hash(tokenizer) != train_shards.tokenizer_hash:
         raise DataError(
@@ -107,7 +111,14 @@ def open_shards(recipe: PretrainRecipe) -> tuple[TokenShards, TokenShards, BertT
     return train_shards, heldout_shards, tokenizer
 
 
-def configuration(recipe: PretrainRecipe, shards: TokenShards) -> BnbConfig:
+def _open(named: str | dict[str, float], split: str) -> Corpus:
+    if isinstance(named, dict) and len(named) > 1:
+        return MixedShards(named, split)
+    (directory,) = named if isinstance(named, dict) else (named,)
+    return TokenShards(directory, split)
+
+
+def configuration(recipe: PretrainRecipe, shards: Corpus) -> BnbConfig:
     """The configuration of the model that a recipe trains on these shards. No weights are made or read.
 
     Raises:
@@ -122,33 +133,90 @@ def configuration(recipe: PretrainRecipe, shards: TokenShards) -> BnbConfig:
     return config
 
 
-def describe_dry_run(plan: PretrainPlan) -> list[str]:
-    """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device."""
-    config = configuration(plan.recipe, plan.train_shards)
-    if not holds_run(Path(plan.recipe.output_dir)):
-        refuse_equal_slots(plan.recipe.model, config)
-    num_parameters = count_parameters(plan.recipe.objective, config)
+@dataclass(frozen=True)
+class Decision:
+    """A launch that may begin.
+
+    Attributes:
+        start: where it begins.
+        config: of the model.
+        num_parameters: trainable parameters of the model.
+        train, heldout: the samples.
+        about_slots: lines for the user.
+    """
+
+    start: Start
+    config: BnbConfig
+    num_parameters: int
+    train: PretrainSamples
+    heldout: PretrainSamples
+    about_slots: list[str]
+
+
+def run_directory(plan: PretrainPlan) -> RunDir:
+    """The directory of the run, ``output_dir`` of its recipe."""
+    return RunDir(plan.recipe, plan.ds_config, plan.train_shards.fingerprint)
+
+
+def decide(
+    plan: PretrainPlan, launch: Launch, attempt: Attempt = at_once, progress: Callable[[], None] = lambda: None
+) -> Decision | None:
+    """Decide whether a launch may begin; the same on every rank. No weights are made or read.
+
+    Args:
+        plan: the plan of the run.
+        launch: the flags.
+        attempt: how each part is decided.
+        progress: called now and then on rank 0, while the other ranks wait.
+
+    Returns:
+        The decision; None after an error that ``attempt`` noted.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the launch may not begin; the message says why.
+    """
+    run, recipe = run_directory(plan), plan.recipe
+    config = attempt("model", lambda: configuration(recipe, plan.train_shards))
+    num_parameters = None if config is None else count_parameters(recipe.objective, config)
+    attempt(f"output_dir {recipe.output_dir}", lambda: check_output(recipe, num_parameters))
+    if config is None or num_parameters is None:
+        return None
     train, heldout = (plan.samples(shards, config) for shards in (plan.train_shards, plan.heldout_shards))
+    start = attempt("resume", lambda: find_start(run, plan.total_steps(len(train)), **launch.resume_flags))
+    if start is not None and start.resume is None:
+        attempt("settings of a new model", lambda: refuse_equal_slots(recipe.model, config))
+    about_slots = attempt("decoder slots", lambda: targets_that_do_not_fit(train, heldout, progress))
+    if start is None or about_slots is None:
+        return None
+    return Decision(start, config, num_parameters, train, heldout, about_slots)
+
+
+def describe_dry_run(plan: PretrainPlan, launch: Launch = NEW_RUN) -> list[str]:
+    """Lines that describe a run and its memory. No GPU is used: the model is built on the meta device.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the launch would be refused, with this message.
+    """
+    with briefly_held(run_directory(plan).path):
+        decision = decide(plan, launch)
+    assert decision is not None  # the first error has ended it
+    return describe_decision(plan, decision)
+
+
+def describe_decision(plan: PretrainPlan, decision: Decision) -> list[str]:
+    """The same lines, of a launch that may begin."""
     return [
-        *describe_plan(plan, config, num_parameters, len(train)),
-        *targets_that_do_not_fit(train, heldout),
+        *describe_plan(plan, decision.config, decision.num_parameters, decision.train),
+        *decision.about_slots,
         *estimates.memory(
-            config,
-            num_parameters,
+            decision.config,
+            decision.num_parameters,
             plan.ds_config,
             plan.recipe.data.max_length,
             plan.recipe.loader.micro_batch_tokens,
         ),
+        f"start        {decision.start.describe(plan.ds_config)}",
     ]
-
-
-def check_new(plan: PretrainPlan) -> None:
-    """Check the model that a new run begins. A run that is resumed goes on with the settings it has.
-
-    Raises:
-        ConfigError: settings that a model should no longer begin with, or what `configuration` refuses.
-    """
-    refuse_equal_slots(plan.recipe.model, configuration(plan.recipe, plan.train_shards))
 
 
 def model_class(section: ObjectiveSection) -> type[BnbForConditionalGeneration]:
@@ -186,22 +254,34 @@ def targets_that_do_not_fit(
     return ranks.on_main(lines)
 
 
-def describe_plan(plan: PretrainPlan, config: BnbConfig, num_parameters: int, num_samples: int) -> Iterator[str]:
+def describe_plan(plan: PretrainPlan, config: BnbConfig, num_parameters: int, train: PretrainSamples) -> Iterator[str]:
     """Lines that describe a run.
 
     Args:
         plan: the plan of the run.
         config: of the model.
         num_parameters: trainable parameters of the model.
-        num_samples: training samples of an epoch.
+        train: training samples.
     """
     ds_config, data = plan.ds_config, plan.recipe.data
-    mean_length = plan.train_shards.num_tokens / num_samples + 2
+    num_samples, parts = len(train), parts_of(plan.train_shards)
+    weights = getattr(plan.train_shards, "weights", (1,))
+    numbers = quotas(num_samples, weights)
+    tokens_read = sum(
+        number * part.num_tokens / size for number, part, size in zip(numbers, parts, train.sizes, strict=True)
+    )
+    mean_length = tokens_read / num_samples + 2
     yield f"model        {num_parameters / 1e6:.2f}M parameters, latent {config.latent_size}"
     yield (
         f"data         {len(plan.train_shards):,} training documents, {plan.train_shards.num_tokens:,} tokens,"
         f" {num_samples:,} samples per epoch; {len(plan.heldout_shards):,} held-out documents"
     )
+    if len(parts) > 1:
+        for weight, number, part, size in zip(weights, numbers, parts, train.sizes, strict=True):
+            yield (
+                f"             {weight / sum(weights):.1%} of the samples are of {part.directory}: {number:,} an epoch,"
+                f" so that each of its {size:,} is read {number / size:.2f} times"
+            )
     tokens = ds_config.global_batch * min(mean_length, data.max_length)
     yield f"{estimates.batch_line(ds_config, plan.recipe.loader)}; about {tokens:,.0f} tokens per step"
     yield estimates.steps_line(ds_config, num_samples, plan.total_steps(num_samples))

@@ -18,9 +18,9 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model_factory import build_model
 from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
-from bnb_ds.pretrain.plan import PretrainPlan, check_new, describe_plan, model_class, targets_that_do_not_fit
+from bnb_ds.pretrain.plan import PretrainPlan, decide, describe_plan, model_class, run_directory
 from bnb_ds.train import estimates
-from bnb_ds.train.job import Job, Process, open_run, run_job, run_process
+from bnb_ds.train.job import Job, Process, hold, run_job, run_process
 from bnb_ds.train.launch import Launch
 from bnb_ds.train.loop import Evaluation, Intervals
 from bnb_ds.train.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
@@ -35,15 +35,14 @@ def pretrain(plan: PretrainPlan, launch: Launch) -> None:
 def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
     recipe = plan.recipe
     process.watchdog.mark("start")
-    run = RunDir(recipe, plan.ds_config, plan.train_shards.fingerprint)
-    resume, notes = open_run(run, launch, process)
-    if resume is None:
-        check_new(plan)
+    run = run_directory(plan)
+    hold(run.path, process)
+    decision = decide(plan, launch, progress=process.watchdog.tick)
+    assert decision is not None  # the first error has ended the launch
+    train, heldout = decision.train, decision.heldout
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, plan.train_shards, recipe.data.max_length, model_class(recipe.objective))
-    train, heldout = (plan.samples(shards, model.config) for shards in (plan.train_shards, plan.heldout_shards))
-    about_slots = targets_that_do_not_fit(train, heldout, process.watchdog.tick)
     total_steps = plan.total_steps(len(train))
     num_parameters = estimates.count_parameters(model)  # before ZeRO stage 3 partitions the parameters
     config = model.config
@@ -59,9 +58,9 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
         batch_flops=_training_flops(config),
         evaluation=lambda engine, tracker: _evaluation(engine, heldout, plan, process.device, tracker),
         save_model_files=lambda: _save_model_files(run, config, plan.tokenizer),
-        lines=[*describe_plan(plan, config, num_parameters, len(train)), *about_slots],
+        lines=[*describe_plan(plan, config, num_parameters, train), *decision.about_slots],
     )
-    run_job(job, launch, process, resume, notes)
+    run_job(job, launch, process, decision.start)
 
 
 def _objective(recipe: PretrainRecipe, total_steps: int) -> Objective:

@@ -7,6 +7,7 @@ import torch
 
 from bnb_ds.common.randomness import hash64
 from bnb_ds.data.batch import PackedBatch, batch_of_labels, batch_of_texts
+from bnb_ds.data.streams import SampleStream, Stream
 from bnb_ds.systems.base import System
 from bnb_ds.tasks.tokenised import Tokenised
 
@@ -33,6 +34,10 @@ class TaskSamples:
     def lengths(self, sample_ids: np.ndarray) -> np.ndarray:
         """int64 [B], source tokens of each sample."""
         return self._split.source_lengths(sample_ids)
+
+    def stream(self, seed: int) -> Stream:
+        """The order in which rows are read."""
+        return SampleStream(len(self), seed)
 
     def num_infeasible(self, sample_ids: np.ndarray) -> int:
         """How many of these rows, int64 [B], have a target text that does not fit into its slots."""

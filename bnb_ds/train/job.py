@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torch import nn
 
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.lasting import lasting_ds_config, lasting_recipe
-from bnb_ds.checkpoint.resume import Resume, load_resumed, plan_resume
+from bnb_ds.checkpoint.resume import Resume, load_resumed
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.checkpoint.run_lock import RunLock
+from bnb_ds.checkpoint.start import Start, refuse_unwritable
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import disk_errors
@@ -31,7 +33,6 @@ from bnb_ds.distributed import ranks
 from bnb_ds.distributed.stopping import StopRequest
 from bnb_ds.distributed.stragglers import Stragglers
 from bnb_ds.distributed.watchdog import Watchdog
-from bnb_ds.errors import ConfigError
 from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.loggers.logger import RunInfo
 from bnb_ds.train.early_stopping import EarlyStopping
@@ -104,42 +105,26 @@ def run_process(faults: FaultSection, body: Callable[[Process], None]) -> None:
     ranks.shutdown()
 
 
-def open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | None, list[str]]:
-    """Lock the output directory until the job is over, and find the checkpoint to start from.
-
-    Returns:
-        The checkpoint, or None for a new run; and lines for the user. They are the same on every rank.
+def hold(path: Path, process: Process) -> None:
+    """Lock the output directory until the job is over.
 
     Raises:
-        ConfigError: another launch is writing there, or the settings differ from those of the run.
-        CheckpointError: as in :meth:`bnb_ds.checkpoint.run_dir.RunDir.find_resume`.
+        ConfigError: it cannot be written, or another launch is writing there.
     """
-    return ranks.on_main(lambda: _open_run(run, launch, process))
+
+    def lock() -> None:
+        refuse_unwritable(path)
+        process.held.enter_context(RunLock(path))
+
+    ranks.on_main(lock)
 
 
-def _open_run(run: RunDir, launch: Launch, process: Process) -> tuple[Resume | None, list[str]]:
-    process.held.enter_context(RunLock(run.path))
-    found, notes = run.find_resume(launch.resume, weights_only=launch.weights_only, extend=launch.extend)
-    if found is None:
-        return None, notes
-    return plan_resume(found, run.ds_config, weights_only=launch.weights_only), notes
-
-
-def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, notes: list[str]) -> bool:
-    """Train, and return whether the run is finished. :func:`open_run` returns ``resume`` and ``notes``.
-
-    Raises:
-        ConfigError: the run has done more steps than it should have, because ``--extend`` made it shorter.
-    """
-    run, total_steps = job.run, job.total_steps
+def run_job(job: Job, launch: Launch, process: Process, start: Start) -> bool:
+    """Train, and return whether the run is finished. ``start`` is where `bnb_ds.checkpoint.start` lets it begin."""
+    run, total_steps, resume = job.run, job.total_steps, start.resume
     engine, kernels, state = _build_and_load(job, process.device, resume)
     if job.early_stopping is not None:
         job.early_stopping.restore(state.get("early_stopping"))
-    if state["step"] > total_steps:
-        raise ConfigError(
-            f"steps: the run has done {state['step']} steps, and should end after {total_steps}; give at least as many"
-            " as it has done"
-        )
     stop_step = min(launch.stop_at or total_steps, total_steps)
     ranks.on_main(lambda: _prepare_run_dir(job, state["step"], launch.weights_only))
     ranks.require_shared(run.path)
@@ -148,7 +133,7 @@ def run_job(job: Job, launch: Launch, process: Process, resume: Resume | None, n
     tracker = _open_tracker(job, state["step"], evaluation_due)
     origin = f", {resume.describe(job.ds_config)}" if resume else ""
     for line in (
-        *notes,
+        *start.notes,
         *job.lines,
         f"kernels      {kernels}",
         *([f"peak         {peak.flops / 1e12:.3g} TFLOP/s per rank ({peak.source})"] if peak else []),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from bnb_ds.checkpoint.lasting import EXTEND_FLAG
 from bnb_ds.common.arguments import CommandParser, describe, positive
@@ -28,13 +28,22 @@ class Launch:
     #: first and last step to trace
     profile_steps: tuple[int, int] | None = None
 
+    @property
+    def resume_flags(self) -> dict[str, Any]:
+        """What `bnb_ds.checkpoint.start.find_start` asks for."""
+        return {"resume": self.resume, "weights_only": self.weights_only, "extend": self.extend}
+
+
+#: a launch without flags
+NEW_RUN = Launch()
+
 
 @dataclass(frozen=True)
 class Prepared:
     """A launch whose settings have been read and checked."""
 
-    #: returns the lines that ``--dry-run`` prints
-    describe: Callable[[], list[str]]
+    #: returns the lines that ``--dry-run`` prints; refuses what ``run`` would refuse
+    describe: Callable[[Launch], list[str]]
     #: trains, in this process
     run: Callable[[Launch], None]
 
@@ -90,7 +99,7 @@ def add_launch(parser: CommandParser, program: Program, example: str) -> None:
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says which run is meant and how it begins."""
+    """Add what says which run is meant and how it begins. ``bnb-ds check`` takes the same command line."""
     parser.add_argument(
         "recipe",
         help="YAML file with the settings of the run, or the name of a shipped one (`bnb-ds recipes` lists them)",
@@ -129,7 +138,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         "--world-size",
         type=positive,
         metavar="RANKS",
-        help="with --dry-run: number of ranks to plan for (default: the launcher's, or 1 without a launcher)",
+        help="without training: number of ranks to plan for (default: the launcher's, or 1 without a launcher)",
     )
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
 
@@ -176,7 +185,7 @@ def _train_or_describe(program: Program, args: argparse.Namespace) -> None:
     if not args.dry_run:
         prepared.run(launch)
     elif ranks.is_main():
-        print("\n".join(prepared.describe()))
+        print("\n".join(prepared.describe(launch)))
 
 
 def read_launch(args: argparse.Namespace) -> tuple[Launch, int]:

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 
 from bnb_ds.data.loader import StepLoader
+from bnb_ds.data.streams import SampleStream
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import DataError, run_reporting_errors
 from bnb_ds.shards import pread as shard_reader
@@ -23,6 +24,9 @@ class Samples:
 
     def __len__(self) -> int:
         return 100
+
+    def stream(self, seed):
+        return SampleStream(100, seed)
 
     def lengths(self, sample_ids):
         return np.ones_like(sample_ids)

@@ -161,8 +161,24 @@ def test_indivisible_batch_names_micro_batches_that_fit(write):
 
 
 def test_batch_that_does_not_divide_over_ranks_names_the_next(write):
-    with pytest.raises(ConfigError, match="cannot be divided among 3 ranks; the next larger one is 18"):
+    with pytest.raises(ConfigError, match="cannot be divided among 3 ranks; the next larger one is 24"):
         load_ds_config(write(VALID), 3)
+
+
+@pytest.mark.parametrize("total", [1, 7, 16, 100, 1396])
+@pytest.mark.parametrize("micro", [1, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 5, 11])
+def test_the_advice_for_a_batch_that_does_not_divide_is_accepted(write, total, micro, ranks):
+    values = {**VALID, "train_batch_size": total, "train_micro_batch_size_per_gpu": micro}
+    try:
+        load_ds_config(write(values), ranks)
+    except ConfigError as error:
+        if "the next larger one is " in str(error):
+            values["train_batch_size"] = int(str(error).rpartition(" ")[2])
+            assert values["train_batch_size"] > total
+        else:
+            values["train_micro_batch_size_per_gpu"] = int(str(error).rpartition(", ")[2].rpartition(" ")[2])
+        load_ds_config(write(values), ranks)
 
 
 def test_all_faults_are_named_at_once(write):

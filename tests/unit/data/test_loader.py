@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bnb_ds.data.loader import SampleStream, StepLoader
+from bnb_ds.data.loader import StepLoader
+from bnb_ds.data.streams import SampleStream
 from bnb_ds.errors import DataError
 from bnb_ds.shards import pread as shard_reader
 
@@ -25,6 +26,9 @@ class RecordedSamples:
 
     def __len__(self) -> int:
         return self.count
+
+    def stream(self, seed):
+        return SampleStream(self.count, seed)
 
     def batch(self, sample_ids, epochs):
         return list(zip(sample_ids.tolist(), epochs.tolist(), strict=True))

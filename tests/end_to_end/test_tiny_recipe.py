@@ -1,0 +1,31 @@
+"""The recipe for quick trials learns enough to be seen."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bnb_ds.cli import main
+from tests.launching import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_tiny_recipe_learns_to_write(small_shards, fork_server, tmp_path, capsys):
+    recipe, ds_config = REPOSITORY / "runs/recipes/pretrain/tiny.yaml", REPOSITORY / "ds_configs/cpu_debug.json"
+    places = [f"data.shards={small_shards}", f"output_dir={tmp_path}/run"]
+    arguments = [str(recipe), "--deepspeed_config", str(ds_config), *places]
+    code, text = fork_server.run("pretrain.py", arguments, tmp_path / "log")
+    assert code == 0, text
+    rows = [json.loads(line) for line in (tmp_path / "run" / "runs" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["eval/token_accuracy"] for row in rows if "eval/token_accuracy" in row][-1] > 0.5
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "model")]) == 0
+    capsys.readouterr()
+    shown = ["--shards", str(small_shards), "--num", "4", "--max-length", "24"]
+    assert main(["reconstruct", str(tmp_path / "model"), *shown]) == 0
+    captured = capsys.readouterr()
+    outputs = [line for line in captured.out.splitlines() if line.startswith("output")]
+    assert len(outputs) == 4
+    assert all(len(line.split()) > 5 for line in outputs), outputs
+    assert "warning" not in captured.err
