@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from bnb_ds.ctc.alignment import nll_and_occupancy
-from bnb_ds.ctc.head import LinearCtcHead, add_rows
+from bnb_ds.ctc.head import LinearCtcHead
 from bnb_ds.ctc.inputs import Alignment
 from bnb_ds.ctc.operands import exact_dtype
+from bnb_ds.ctc.sparse import add_rows, spread
 
 _NO_SECOND_DERIVATIVE = (
     "the CTC loss has no second derivative, because the forward pass already computes its gradient: call backward "
@@ -156,7 +157,8 @@ class LogProbsCtcNll(torch.autograd.Function):
         (occupancy_NK,) = ctx.saved_tensors
         layout, (num_rows, vocab_size) = ctx.alignment.layout, ctx.shape
         own_NK = occupancy_NK * -grad_nll_B.index_select(0, layout.sequence_ids)[:, None]
-        columns_NK = ctx.alignment.table.index_select(0, layout.sequence_ids)
+        columns_BK = spread(ctx.alignment.table, ctx.alignment.may_add, vocab_size)
+        columns_NK = columns_BK.index_select(0, layout.sequence_ids)
         places_NK = columns_NK + torch.arange(num_rows, device=columns_NK.device)[:, None] * vocab_size
         gradient = own_NK.new_zeros(num_rows * vocab_size)
         add_rows(gradient, places_NK.flatten(), own_NK.flatten())

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc.operands import compute_dtype, exact_dtype, fixed_operand, operand, product
+from bnb_ds.ctc.operands import compute_dtype, empty_rows, exact_dtype, fixed_operand, operand, product
 
 ARGMAX_CHUNK_TOKENS = 1024
 
@@ -40,18 +40,15 @@ def logits_in_chunks(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None
     dtype = compute_dtype(hidden_NH, weight_VH)
     exact = exact_dtype(dtype)
     out_CV = None
-    if hidden_NH.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         # On a CPU large memory is given back at once, and allocating it anew for every chunk takes a third of the time.
-        out_CV = weight_VH.new_empty((min(ARGMAX_CHUNK_TOKENS, hidden_NH.shape[0]), weight_VH.shape[0]), dtype=exact)
+        out_CV = empty_rows(min(ARGMAX_CHUNK_TOKENS, len(hidden_NH)), len(weight_VH), exact, hidden_NH.device)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         weight_HV = fixed_operand(weight_VH, dtype).t()
         for begin in range(0, hidden_NH.shape[0], ARGMAX_CHUNK_TOKENS):
             rows = slice(begin, begin + ARGMAX_CHUNK_TOKENS)
             hidden_CH = operand(hidden_NH[rows], dtype)
-            if out_CV is None:
-                logits_CV = product(hidden_CH, weight_HV, exact)
-            else:
-                logits_CV = torch.mm(hidden_CH, weight_HV, out=out_CV[: len(hidden_CH)])
+            logits_CV = product(hidden_CH, weight_HV, dtype, out=None if out_CV is None else out_CV[: len(hidden_CH)])
             yield rows, logits_CV if bias_V is None else logits_CV.add_(bias_V)
 
 

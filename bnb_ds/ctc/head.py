@@ -23,15 +23,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.alignment import nll_and_occupancy
 from bnb_ds.ctc.inputs import Alignment
 from bnb_ds.ctc.kernels import uses_triton
-from bnb_ds.ctc.operands import exact_dtype, operand, product
-
-# With this factor, softmax values down to 1e-12 are within the range of fp16. The factor itself is too.
-_PROBABILITY_SCALE = 2.0**15
+from bnb_ds.ctc.operands import empty_rows, exact_dtype, operand, product
+from bnb_ds.ctc.rounded import RoundedSums
+from bnb_ds.ctc.sparse import add_rows, spread
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class OwnColumns(Protocol):
         layout: where each sequence lies among the N rows.
         table: int64 [B, K], the vocabulary id of each column.
         is_first: bool [B, K], the first column of its sequence that holds this id.
+        may_add: bool [B, K], columns that add to gradients; the others' coefficients are 0.
     """
 
     @property
@@ -58,6 +59,8 @@ class OwnColumns(Protocol):
     def table(self) -> Tensor: ...
     @property
     def is_first(self) -> Tensor: ...
+    @property
+    def may_add(self) -> Tensor: ...
 
 
 class FusedHead:
@@ -88,10 +91,14 @@ class FusedHead:
         self._weight_VH = operand(weight_VH.detach(), compute_dtype)
         self._bias_V = None if bias_V is None else bias_V.detach().to(self._exact_dtype)
         self._chunk_tokens = chunk_tokens or default_chunk_tokens(weight_VH, hidden_NH.shape[0])
+        self._rounded: RoundedSums | None = None
         self.gradients = Gradients(None, None, None)
 
-    def _begin_gradients(self, wanted: tuple[bool, bool, bool]) -> None:
-        """Memory for those of hidden, weight and bias that are wanted; those of hidden are not filled yet."""
+    def _begin_gradients(self, wanted: tuple[bool, bool, bool], dense_N: Tensor) -> None:
+        """Prepare for the gradients that are wanted, of hidden, weight and bias, with the dense factors ``a``."""
+        if self._is_low_precision and any(wanted):
+            self._rounded = RoundedSums(self._hidden_NH, self._weight_VH, dense_N, wanted, self._compute_dtype)
+            return
         self.gradients = Gradients(
             hidden=self._empty(*self._hidden_NH.shape) if wanted[0] else None,
             weight=self._zeros(*self._weight_VH.shape) if wanted[1] else None,
@@ -103,19 +110,27 @@ class FusedHead:
         alignment, num_rows = self._alignment, self._hidden_NH.shape[0]
         log_probs_NK = self._empty(num_rows, alignment.table.shape[1])
         normalizer_N = self._empty(num_rows)
-        buffer_CV = self._empty(min(self._chunk_tokens, num_rows), self._weight_VH.shape[0])
+        buffer_CV = self._chunk_of_logits()
+        is_fused = with_gradients and self._rounded is not None and uses_triton(buffer_CV.device, "softmax")
+        bias_V = self._bias_V
+        if is_fused and bias_V is not None:  # the kernel adds it, and reads it in rows as long as those of the logits
+            bias_V = F.pad(bias_V, (0, buffer_CV.stride(0) - len(bias_V)))
         for begin in range(0, num_rows, self._chunk_tokens):
             rows = slice(begin, min(begin + self._chunk_tokens, num_rows))
             columns_CK = alignment.table.index_select(0, alignment.layout.sequence_ids[rows])
-            logits_CV = self._project(self._hidden_NH[rows], buffer_CV[: rows.stop - begin])
+            logits_CV = self._project(self._hidden_NH[rows], buffer_CV[: rows.stop - begin], with_bias=not is_fused)
             torch.gather(logits_CV, 1, columns_CK, out=log_probs_NK[rows])
-            if with_gradients and self._is_low_precision and uses_triton(logits_CV.device):
-                normalizer_N[rows] = self._fused_softmax(logits_CV, columns_CK, log_probs_NK[rows], rows, dense_N[rows])
+            if is_fused:
+                if bias_V is not None:
+                    log_probs_NK[rows] += bias_V[columns_CK]
+                normalizer_N[rows] = self._fused_softmax(logits_CV, bias_V, columns_CK, log_probs_NK[rows], rows)
                 continue
             odds_CV, total_C = self._odds(logits_CV, normalizer_N[rows])
             if with_gradients:
                 odds_CV.scatter_(1, columns_CK, 0.0)
                 self._contract(odds_CV, rows, dense_N[rows], total_C)
+        if with_gradients and self._rounded is not None:
+            self.gradients = Gradients(self._rounded.hidden, *self._rounded.finish())
         log_probs_NK -= normalizer_N[:, None]
         return log_probs_NK, normalizer_N
 
@@ -127,89 +142,71 @@ class FusedHead:
         torch.add(total_C.log(), best_C, out=normalizer_C)
         return odds_CV, total_C
 
-    def _project(self, hidden_CH: Tensor, out_CV: Tensor) -> Tensor:
-        if hidden_CH.dtype != self._exact_dtype:
-            torch.mm(hidden_CH, self._weight_VH.t(), out_dtype=self._exact_dtype, out=out_CV)
-            return out_CV if self._bias_V is None else out_CV.add_(self._bias_V)
-        if self._bias_V is None:
-            return torch.mm(hidden_CH, self._weight_VH.t(), out=out_CV)
-        return torch.addmm(self._bias_V, hidden_CH, self._weight_VH.t(), out=out_CV)
+    def _project(self, hidden_CH: Tensor, out_CV: Tensor, with_bias: bool = True) -> Tensor:
+        bias_V = self._bias_V if with_bias else None
+        if bias_V is not None and not self._is_low_precision:
+            return torch.addmm(bias_V, hidden_CH, self._weight_VH.t(), out=out_CV)
+        product(hidden_CH, self._weight_VH.t(), self._compute_dtype, out=out_CV)
+        return out_CV if bias_V is None else out_CV.add_(bias_V)
 
     def _contract(self, odds_CV: Tensor, rows: slice, dense_C: Tensor, total_C: Tensor) -> None:
         """Add ``a_t P_t`` of a chunk to the gradients. P is ``odds / total``. This overwrites ``odds``."""
-        hidden_CH, gradients = self._hidden_NH[rows], self.gradients
-        factor_C = dense_C / total_C
+        factor_C, gradients = dense_C / total_C, self.gradients
+        if self._rounded is not None:
+            rival_C1 = odds_CV.argmax(1, keepdim=True)
+            strength_C = odds_CV.gather(1, rival_C1)[:, 0] * factor_C
+            odds_CV.scatter_(1, rival_C1, 0.0)
+            odds_CV.mul_((factor_C / self._rounded.scale)[:, None])
+            self._rounded.add(operand(odds_CV, self._compute_dtype), rows, rival_C1[:, 0], strength_C)
+            return
         if gradients.bias is not None:
             gradients.bias.addmv_(odds_CV.t(), factor_C)
-        if not self._is_low_precision:
-            if gradients.hidden is not None:
-                torch.mm(odds_CV, self._weight_VH, out=gradients.hidden[rows]).mul_(factor_C[:, None])
-            if gradients.weight is not None:
-                gradients.weight.addmm_(odds_CV.t(), hidden_CH * factor_C[:, None])
-            return
-        rival_C1 = odds_CV.argmax(1, keepdim=True)
-        strength_C1 = odds_CV.gather(1, rival_C1) * factor_C[:, None]
-        odds_CV.scatter_(1, rival_C1, 0.0)
-        scale = _largest(dense_C) / _PROBABILITY_SCALE
-        self._contract_rounded(odds_CV.mul_((factor_C / scale)[:, None]), rows, scale)
-        self._contract_rival(rival_C1[:, 0], strength_C1, rows)
+        if gradients.hidden is not None:
+            torch.mm(odds_CV, self._weight_VH, out=gradients.hidden[rows]).mul_(factor_C[:, None])
+        if gradients.weight is not None:
+            gradients.weight.addmm_(odds_CV.t(), self._hidden_NH[rows] * factor_C[:, None])
 
     def _fused_softmax(
-        self, logits_CV: Tensor, columns_CK: Tensor, own_CK: Tensor, rows: slice, dense_C: Tensor
+        self, logits_CV: Tensor, bias_V: Tensor | None, columns_CK: Tensor, own_CK: Tensor, rows: slice
     ) -> Tensor:
         """Do the softmax and the 16-bit part of `_contract` with one kernel; return logsumexp [C]."""
         from bnb_ds.ctc.triton import softmax_of_chunk
 
+        assert self._rounded is not None
         is_first_CK = self._alignment.is_first.index_select(0, self._alignment.layout.sequence_ids[rows])
         own_C = own_CK.masked_fill(~is_first_CK, -torch.inf).logsumexp(1)
         logits_CV.scatter_(1, columns_CK, -torch.inf)
-        scale = _largest(dense_C) / _PROBABILITY_SCALE
         scaled_CV, normalizer_C, rival_C, strength_C = softmax_of_chunk(
-            logits_CV, own_C, dense_C / scale, self._compute_dtype
+            logits_CV, bias_V, own_C, self._rounded.scaled_N[rows], self._compute_dtype
         )
-        strength_C1 = (strength_C * dense_C)[:, None]
-        self._contract_rounded(scaled_CV, rows, scale)
-        self._contract_rival(rival_C, strength_C1, rows)
-        if self.gradients.bias is not None:
-            ones_C1 = operand(torch.ones_like(strength_C1), self._compute_dtype)
-            summed_V1 = product(operand(scaled_CV, self._compute_dtype).t(), ones_C1, self._exact_dtype)
-            self.gradients.bias.add_(summed_V1[:, 0].mul_(scale))
-            add_rows(self.gradients.bias, rival_C, strength_C1[:, 0])
+        strength_C.mul_(self._rounded.scaled_N[rows]).mul_(self._rounded.scale)
+        self._rounded.add(operand(scaled_CV, self._compute_dtype), rows, rival_C, strength_C)
         return normalizer_C
 
-    def _contract_rounded(self, scaled_CV: Tensor, rows: slice, scale: Tensor) -> None:
-        """Contract ``a_t P_t / scale`` in 16 bits. The products are multiplied by ``scale`` after the rounding."""
-        gradients, scaled_CV = self.gradients, operand(scaled_CV, self._compute_dtype)
-        if gradients.hidden is not None:
-            gradients.hidden[rows] = product(scaled_CV, self._weight_VH, self._exact_dtype).mul_(scale)
-        if gradients.weight is not None:
-            gradients.weight.add_(product(scaled_CV.t(), self._hidden_NH[rows], self._exact_dtype).mul_(scale))
-
-    def _contract_rival(self, rival_C: Tensor, strength_C1: Tensor, rows: slice) -> None:
-        """Contract the strongest class of each row, other than the sequence's own classes, in full precision.
-
-        If a model is nearly sure, this one class holds most of the dense part. Rounding it to 16 bits would put an
-        error of 1e-3 into the gradients.
-        """
-        if self.gradients.hidden is not None:
-            self.gradients.hidden[rows].addcmul_(
-                self._weight_VH.index_select(0, rival_C).to(self._exact_dtype), strength_C1
-            )
-        if self.gradients.weight is not None:
-            add_rows(self.gradients.weight, rival_C, self._hidden_NH[rows] * strength_C1)
-
     def _contract_own_columns(self, own_NK: Tensor) -> None:
-        """Add the sparse part, the coefficients of each sequence's own columns, to the gradients."""
+        """Add the sparse part to the gradients: the coefficients of each sequence's own columns, and rivals."""
         table_BK, layout, gradients = self._alignment.table, self._alignment.layout, self.gradients
         own_BTK = layout.pad(own_NK)
         if gradients.hidden is not None:
             weight_BKH = self._weight_VH.index_select(0, table_BK.flatten()).to(self._exact_dtype)
             gradients.hidden.add_(layout.unpad(own_BTK @ weight_BKH.unflatten(0, table_BK.shape)))
+        if gradients.weight is None and gradients.bias is None:
+            return
+        index = spread(table_BK, self._alignment.may_add, len(self._weight_VH)).flatten()
+        to_bias = own_BTK.sum(1).flatten()
+        rivals = None if self._rounded is None else self._rounded.rivals()
+        if rivals is not None:
+            index, to_bias = torch.cat((index, rivals[0])), torch.cat((to_bias, rivals[2]))
         if gradients.weight is not None:
-            rows_BKH = own_BTK.mT @ layout.pad(self._hidden_NH.to(self._exact_dtype))
-            add_rows(gradients.weight, table_BK.flatten(), rows_BKH.flatten(0, 1))
+            rows = (own_BTK.mT @ layout.pad(self._hidden_NH.to(self._exact_dtype))).flatten(0, 1)
+            add_rows(gradients.weight, index, rows if rivals is None else torch.cat((rows, rivals[1])))
         if gradients.bias is not None:
-            add_rows(gradients.bias, table_BK.flatten(), own_BTK.sum(1).flatten())
+            add_rows(gradients.bias, index, to_bias)
+
+    def _chunk_of_logits(self) -> Tensor:
+        """Memory for the logits of a chunk [C, V]."""
+        num_rows, vocab_size = min(self._chunk_tokens, self._hidden_NH.shape[0]), self._weight_VH.shape[0]
+        return empty_rows(num_rows, vocab_size, self._exact_dtype, self._weight_VH.device)
 
     def _zeros(self, *shape: int) -> Tensor:
         return self._weight_VH.new_zeros(shape, dtype=self._exact_dtype)
@@ -241,11 +238,11 @@ class LinearCtcHead(FusedHead):
             wanted: which gradients: of hidden, weight, bias.
         """
         layout = self._alignment.layout
-        self._begin_gradients(wanted)
         self.kl, self.weighted_kl = self._zeros(), self._zeros()
         weight_of_nll_N = self._per_position(weight_of_nll_B)
         weight_of_kl_N = None if weight_of_kl_B is None else self._per_position(weight_of_kl_B)
         dense_N = weight_of_nll_N if weight_of_kl_N is None else weight_of_nll_N + weight_of_kl_N
+        self._begin_gradients(wanted, dense_N)
         log_probs_NK, normalizer_N = self._pass_over_vocabulary(dense_N, any(wanted))
         self.nll, occupancy_NK = nll_and_occupancy(log_probs_NK, self._alignment, any(wanted))
         # 0, or NaN where the projection was not finite: that must show even where the loss itself is left out.
@@ -290,16 +287,3 @@ def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:
     most = max(chunk_bytes // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
     num_chunks = max(-(-num_rows // most), 1)
     return max(-(-num_rows // num_chunks), 1)
-
-
-def _largest(dense_C: Tensor) -> Tensor:
-    """[], the largest absolute value, but at least 1e-30, so that one can divide by it in float32."""
-    return dense_C.abs().amax().clamp(min=1e-30)
-
-
-def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
-    """``total[index] += rows``, in place. Rows with equal indices are added in a fixed order on every device."""
-    if total.is_cuda:
-        total.index_put_((index,), rows, accumulate=True)  # it sorts; index_add_ would add in any order
-    else:
-        total.index_add_(0, index, rows)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
 
@@ -39,6 +40,11 @@ class Alignment:
     is_first: Tensor
     skips: Tensor
     infeasible: Tensor
+
+    @property
+    def may_add(self) -> Tensor:
+        """bool [B, K], columns that add to gradients: the blank, and those within the target's length."""
+        return F.pad(self.is_token, (1, 0), value=True)
 
     def impossible(self, bias_V: Tensor | None) -> Tensor:
         """bool [B], True if a sequence is infeasible or needs a class that ``bias_V`` switches off with -inf."""

@@ -207,7 +207,7 @@ def _probabilities(
 
     def of_chunk(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
         """``hidden_CH`` begins one row before ``rows``, where there is one."""
-        logits_CV = product(operand(hidden_CH, dtype), operand(weight_VH, dtype).t(), exact_dtype(dtype))
+        logits_CV = product(operand(hidden_CH, dtype), operand(weight_VH, dtype).t(), dtype)
         probs_CV = (logits_CV if bias_V is None else logits_CV + bias_V).softmax(1)
         own_CK = probs_CV[-columns_NK[rows].shape[0] :].gather(1, columns_NK[rows])
         if rows.start == 0:

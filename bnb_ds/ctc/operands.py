@@ -1,10 +1,16 @@
-"""Precision of the CTC matrix products: the dtypes of their operands and of their sums, and the product itself."""
+"""Precision of the CTC matrix products: the dtypes of their operands and of their sums, and the products themselves."""
 
 from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from bnb_ds.common.trials import expect, fault_of
 
 # On CUDA from torch 2.8 on, torch.mm can add up 16-bit products in float32 and return them in float32.
 _MM_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
@@ -53,6 +59,66 @@ def fixed_operand(weight_VH: Tensor, compute_dtype: torch.dtype) -> Tensor:
     return known[1]
 
 
-def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrix product of two operands, added up and returned in ``dtype``."""
-    return torch.mm(left, right) if left.dtype == dtype else torch.mm(left, right, out_dtype=dtype)
+def product(left: Tensor, right: Tensor, compute_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """Matrix product of two operands, added up and returned in their exact dtype; in ``out`` if it is given."""
+    if left.dtype != exact_dtype(compute_dtype):
+        if out is None:
+            return torch.mm(left, right, out_dtype=exact_dtype(compute_dtype))
+        return torch.mm(left, right, out_dtype=exact_dtype(compute_dtype), out=out)
+    with _tensor_cores(left, compute_dtype):
+        return torch.mm(left, right) if out is None else torch.mm(left, right, out=out)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, compute_dtype: torch.dtype) -> None:
+    """Add the product of two operands to ``total``, in place. The sum is not written anywhere else if torch can."""
+    if left.dtype == total.dtype:
+        with _tensor_cores(left, compute_dtype):
+            total.addmm_(left, right)
+    elif _adds_in_place(left.device, compute_dtype):
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total.add_(torch.mm(left, right, out_dtype=total.dtype))
+
+
+def empty_rows(num_rows: int, num_columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for rows; on a GPU the stride of a row is a multiple of 64 numbers.
+
+    The sizes of vocabularies are rarely multiples of 8, and with such a stride rows would lose the alignment that the
+    fast matrix kernels and wide loads need.
+    """
+    stride = num_columns if device.type == "cpu" else -(-num_columns // 64) * 64
+    return torch.empty(num_rows, stride, dtype=dtype, device=device)[:, :num_columns]
+
+
+def _tensor_cores(left: Tensor, compute_dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
+    """Let a product of 16-bit numbers that are held in float32 run in TF32, which holds them without rounding."""
+    is_rounded = compute_dtype.itemsize == 2 and left.dtype == torch.float32
+    if left.device.type != "cuda" or not is_rounded or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return tf32()
+
+
+@contextlib.contextmanager
+def tf32() -> Iterator[None]:
+    """TF32 in the matrix products of float32 on CUDA, for a while."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@functools.cache
+def _adds_in_place(device: torch.device, compute_dtype: torch.dtype) -> bool:
+    """Whether ``torch.addmm`` can add a product of 16-bit numbers to a float32 sum in place; tried once."""
+
+    def trial() -> None:
+        left = torch.arange(64 * 48, device=device).mul(1.7).sin().view(48, 64).t().to(compute_dtype)
+        right = torch.arange(48 * 24, device=device).cos().view(48, 24).to(compute_dtype)
+        total = torch.arange(64 * 24, dtype=torch.float32, device=device).mul(0.3).sin().view(64, 24)
+        expected = total.double() + left.double() @ right.double()
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+        expect("sum of products", total, expected, 1e-5)
+
+    return fault_of(trial) is None

@@ -42,6 +42,11 @@ class Targets:
     is_first: Tensor
     infeasible: Tensor
 
+    @property
+    def may_add(self) -> Tensor:
+        """bool [B, K], columns that add to gradients: tokens, and of those behind a target one for its id."""
+        return self.is_token | self.is_first
+
 
 def fits(num_tokens: Number, num_slots: Number) -> Number:
     """Whether a path from the first slot to the last can write so many tokens, one a slot; for arrays, of each pair."""

@@ -1,0 +1,40 @@
+"""Compiling Triton kernels for GPUs that need not be here, and what the compiled code needs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+CAPABILITIES = [70, 75, 80, 90]
+
+
+def compiled(function, signature: dict[str, str], constants: dict[str, int], capability: int, num_warps: int) -> str:
+    """The PTX of a kernel. Arguments of ``signature`` that are 16 bytes apart end with ``:16``."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    places = {name: place for place, name in enumerate(function.arg_names)}
+    attributes = {
+        (places[name],): [["tt.divisibility", 16]] for name, kind in signature.items() if kind.endswith(":16")
+    }
+    types = {name: signature.get(name, "constexpr").removesuffix(":16") for name in function.arg_names}
+    source = ASTSource(function, types, constexprs=constants, attrs=attributes)
+    result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    assert result.asm["cubin"]
+    return result.asm["ptx"]
+
+
+def spilled_bytes(ptx: str, folder: Path) -> int:
+    """Bytes of registers that the assembler had to move to memory."""
+    import triton
+
+    (folder / "kernel.ptx").write_text(ptx)
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    target = re.search(r"\.target (sm_\w+)", ptx)
+    assert target is not None
+    command = [assembler, "-v", f"-arch={target[1]}", folder / "kernel.ptx", "-o", folder / "kernel.cubin"]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "bytes spill stores" in report, report
+    return sum(int(number) for number in re.findall(r"(\d+) bytes spill (?:stores|loads)", report))

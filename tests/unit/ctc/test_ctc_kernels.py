@@ -1,0 +1,345 @@
+"""The choice of kernels: tried and said; and none of them launches a kernel per position on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnb_ds.common.trials import expect, fault_of
+from bnb_ds.ctc import alignment as ctc_alignment
+from bnb_ds.ctc import head as ctc_head
+from bnb_ds.ctc import kernels as ctc_kernels
+from bnb_ds.ctc import native, operands, recursion, sparse
+from bnb_ds.ctc.loss import linear_ctc_loss
+
+CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretend that there is a GPU, and let trials run on the CPU, to test only the choice."""
+
+    def pretend(name: str, capability: tuple[int, int], trials: ctc_kernels.Trials) -> None:
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+        on_cpu = {name: lambda device, trial=trial: trial(CPU) for name, trial in trials.items()}
+        monkeypatch.setattr(ctc_kernels, "_TRIALS", on_cpu)
+
+    ctc_kernels._choose.cache_clear()
+    yield pretend
+    ctc_kernels._choose.cache_clear()
+
+
+def plant_triton(monkeypatch, at_launch: Exception | None, at_import: Exception | None = None) -> None:
+    """A package named triton whose kernels do nothing or raise, in the place of the real one."""
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def launch(*args, **kwargs):
+                if at_launch is not None:
+                    raise at_launch
+
+            return launch
+
+    def jit(function=None, **options):
+        return Kernel() if function is not None else lambda function: Kernel()
+
+    package, language = types.ModuleType("triton"), types.ModuleType("triton.language")
+    package.__version__, package.jit, package.language = "3.2.0", jit, language
+    package.next_power_of_2 = lambda number: 1 << (number - 1).bit_length()
+    monkeypatch.setitem(sys.modules, "triton", package)
+    monkeypatch.setitem(sys.modules, "triton.language", language)
+    monkeypatch.delitem(sys.modules, "bnb_ds.ctc.triton", raising=False)
+    monkeypatch.delattr("bnb_ds.ctc.triton", raising=False)
+    if at_import is not None:
+
+        class Broken(types.ModuleType):
+            @property
+            def __version__(self):
+                raise at_import
+
+        monkeypatch.setitem(sys.modules, "triton", Broken("triton"))
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (9, 0)])
+def test_kernels_whose_trials_go_well_are_taken_once_and_said(gpu, monkeypatch, capability, caplog):
+    plant_triton(monkeypatch, None)
+    tried = []
+    gpu("a GPU", capability, {name: lambda device, name=name: tried.append(name) for name in ctc_kernels._TRIALS})
+    caplog.set_level("INFO")
+    for _ in range(3):
+        assert all(ctc_kernels.uses_triton(GPU, kernel) for kernel in ("alignment", "best path", "softmax"))
+    assert ctc_kernels.alignment_way(GPU).__name__ == "bnb_ds.ctc.triton"
+    assert tried == ["alignment", "best path", "softmax"]
+    text = f"CTC in Triton kernels (a GPU: capability {capability[0]}.{capability[1]})"
+    assert ctc_kernels.description(GPU) == text
+    assert caplog.messages == [text]
+
+
+NO_GATHER = "module 'triton.language' has no attribute 'gather'"
+NO_COMPILER = "Failed to find C compiler. Please specify via CC environment variable."
+
+
+@pytest.mark.parametrize(
+    ("at_launch", "at_import", "reason"),
+    [
+        (AttributeError(NO_GATHER), None, f"Triton 3.2.0: AttributeError: {NO_GATHER}"),
+        (RuntimeError(NO_COMPILER), None, f"Triton 3.2.0: RuntimeError: {NO_COMPILER}"),
+        (None, OSError("libcuda.so.1"), "triton cannot be imported: OSError: libcuda.so.1"),
+    ],
+)
+def test_a_broken_triton_falls_back_with_the_reason(gpu, monkeypatch, at_launch, at_import, reason):
+    plant_triton(monkeypatch, at_launch, at_import)
+    gpu("A100", (8, 0), ctc_kernels._TRIALS)
+    assert not any(ctc_kernels.uses_triton(GPU, kernel) for kernel in ctc_kernels._TRIALS)
+    assert ctc_kernels.alignment_way(GPU) is native
+    text = ctc_kernels.description(GPU)
+    assert text == (
+        "CTC not in Triton kernels: alignment in torch's ctc_loss, best path in batched PyTorch, softmax in batched "
+        f"PyTorch (A100: capability 8.0; alignment, best path, softmax: {reason})"
+    )
+
+
+def test_kernels_that_write_nothing_are_found_out(gpu, monkeypatch):
+    plant_triton(monkeypatch, None)
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
+    gpu("A100", (8, 0), ctc_kernels._TRIALS)
+    assert not any(ctc_kernels.uses_triton(GPU, kernel) for kernel in ctc_kernels._TRIALS)
+    assert "Triton 3.2.0: ArithmeticError: wrong numbers (" in ctc_kernels.description(GPU)
+
+
+def test_one_bad_kernel_leaves_the_others(gpu, monkeypatch):
+    plant_triton(monkeypatch, None)
+
+    def bad(device):
+        raise ArithmeticError("wrong numbers (path)")
+
+    gpu("A100", (8, 0), {"alignment": lambda device: None, "best path": bad, "softmax": lambda device: None})
+    assert [ctc_kernels.uses_triton(GPU, kernel) for kernel in ("alignment", "best path", "softmax")] == [
+        True,
+        False,
+        True,
+    ]
+    assert ctc_kernels.description(GPU) == (
+        "CTC partly in Triton kernels: best path in batched PyTorch "
+        "(A100: capability 8.0; best path: Triton 3.2.0: ArithmeticError: wrong numbers (path))"
+    )
+
+
+def test_no_triton_and_an_old_gpu(gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    gpu("A100", (8, 0), ctc_kernels._TRIALS)
+    assert "triton cannot be imported: ModuleNotFoundError" in ctc_kernels.description(GPU)
+    ctc_kernels._choose.cache_clear()
+    gpu("Tesla P100", (6, 0), ctc_kernels._TRIALS)
+    assert ctc_kernels.alignment_way(GPU) is native
+    assert ctc_kernels.description(GPU).endswith("softmax: capability 6.0, below 7.0)")
+
+
+def test_a_cpu_takes_pytorch():
+    assert not ctc_kernels.uses_triton(CPU, "alignment")
+    assert ctc_kernels.alignment_way(CPU) is recursion
+    assert ctc_kernels.description(CPU) == "CTC in batched PyTorch (cpu)"
+
+
+def test_faults_in_one_line():
+    def fail():
+        raise RuntimeError("first\n  second" + "x" * 500)
+
+    fault = fault_of(fail)
+    assert fault.startswith("RuntimeError: first second")
+    assert len(fault) < 200
+    assert fault_of(lambda: None) is None
+    expect("same", torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, -torch.inf]), 1e-6)
+    for wrong in ([1.1, -torch.inf], [1.0, torch.nan], [1.0, 0.0]):
+        with pytest.raises(ArithmeticError, match=r"wrong numbers \(it\)"):
+            expect("it", torch.tensor(wrong), torch.tensor([1.0, -torch.inf]), 1e-6)
+
+
+def case(seed: int):
+    """Arguments of `linear_ctc_loss`: ragged, with runs of equal tokens, empty and infeasible targets."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 14, (4,), generator=generator)
+    lengths[0] = 13
+    targets = [torch.randint(1, 4, (int(n) // 2 + seed % 2,), generator=generator) for n in lengths]
+    leaves = [
+        torch.randn(size, generator=generator, dtype=torch.float64) for size in ((int(lengths.sum()), 5), (9, 5), (9,))
+    ]
+    options = {"cu_seqlens": F.pad(lengths.cumsum(0), (1, 0)).int(), "kl_weight": 0.2, "reduction": "token_sum"}
+    return leaves, (torch.cat(targets), None, torch.tensor([len(target) for target in targets])), options
+
+
+def run(leaves, arguments, options):
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    output = linear_ctc_loss(*leaves, *arguments, **options)
+    return output.nll, *torch.autograd.grad(output.loss, leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_torchs_own_ctc_loss_gives_the_same(monkeypatch, dtype):
+    num_infeasible = 0
+    for seed in range(24):
+        leaves, arguments, options = case(seed)
+        expected = run(leaves, arguments, options)
+        num_infeasible += int((expected[0] == 0).sum())
+        with monkeypatch.context() as patch:
+            patch.setattr(ctc_alignment, "alignment_way", lambda device: native)
+            got = run([leaf.detach().to(dtype) for leaf in leaves], arguments, options)
+        for one, other in zip(got, expected, strict=True):
+            tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+            assert (one.double() - other).norm() <= tolerance * other.norm().clamp(min=1e-3), seed
+    assert num_infeasible > 3
+
+
+def test_torchs_own_ctc_loss_at_the_edges():
+    """Impossible tokens, a NaN, no tokens at all, and a thousand positions in float32."""
+    emissions = torch.randn(7, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    emissions[3, 0, 1:] = -torch.inf
+    emissions[4, 1] = -torch.inf
+    skips, lengths = torch.ones(2, 3, dtype=torch.bool), torch.tensor([3, 2])
+    (total, occupancy), expected = (way.forward_backward(emissions, skips, lengths) for way in (native, recursion))
+    torch.testing.assert_close(total, expected[0])
+    assert total[1] == -torch.inf
+    torch.testing.assert_close(occupancy[:, 0], expected[1][:, 0])
+    emissions[2, 0, 0] = torch.nan
+    assert native.forward_backward(emissions, skips, lengths)[0].isnan().tolist() == [True, False]
+    empty = native.forward_backward(emissions[:2, :, :1], skips[:, :0], torch.tensor([0, 0]))
+    torch.testing.assert_close(empty[0], emissions[:2, :, 0].sum(0))
+    assert empty[1].eq(1).all()
+    long = torch.randn(1000, 1, 301, generator=torch.Generator().manual_seed(0))
+    long -= long.amax(2, keepdim=True)
+    skips, lengths = torch.ones(1, 300, dtype=torch.bool), torch.tensor([300])
+    exact = recursion.forward_backward(long.double(), skips, lengths)
+    got = native.forward_backward(long, skips, lengths)
+    torch.testing.assert_close(got[0].double(), exact[0], rtol=1e-5, atol=0)
+    assert (got[1].double() - exact[1]).abs().max() < 2e-4
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations, each of which would be a launch on a GPU. Views are not."""
+
+    FREE = (
+        *("view", "slice", "select", "expand", "unsqueeze", "squeeze", "t", "transpose", "permute", "detach", "alias"),
+        *("as_strided", "split", "empty", "new_empty", "new_empty_strided", "empty_like", "_unsafe_view", "device"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.launches += function.overloadpacket.__name__ not in self.FREE
+        return function(*args, **kwargs or {})
+
+
+def launches_of_a_step(positions: int, device: torch.device, dtype: torch.dtype = torch.float32) -> int:
+    """Of the loss and its gradients, of three sequences in one chunk."""
+    lengths = [positions, positions // 2, positions // 3]
+    num_rows, tokens = sum(lengths), positions // 4
+    leaves = [
+        torch.zeros(size, device=device, dtype=dtype, requires_grad=True) for size in ((num_rows, 6), (40, 6), (40,))
+    ]
+    targets = 1 + torch.arange(3 * tokens, device=device).view(3, tokens) % 30
+    cu_seqlens = F.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0)).int()
+    sizes = {"max_input_length": positions, "max_target_length": tokens, "chunk_tokens": num_rows}
+    target_lengths = torch.full((3,), tokens, device=device)
+    with Counted() as counted:
+        output = linear_ctc_loss(*leaves, targets, None, target_lengths, cu_seqlens=cu_seqlens, kl_weight=0.1, **sizes)
+        output.loss.backward()
+    return counted.launches
+
+
+def test_the_number_of_launches_does_not_grow_with_positions(monkeypatch):
+    monkeypatch.setattr(ctc_alignment, "alignment_way", lambda device: native)
+    few, many = launches_of_a_step(24, CPU), launches_of_a_step(480, CPU)
+    assert few == many
+    monkeypatch.setattr(ctc_alignment, "alignment_way", lambda device: recursion)
+    assert launches_of_a_step(48, CPU) > 100 + many  # so the count would show a loop
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_on_a_gpu_takes_few_launches_and_no_wait(monkeypatch, dtype):
+    """On the meta device, whose tensors have no numbers: reading one is an error. Kernels are counted, not run."""
+    pytest.importorskip("triton", reason="triton is not installed: `pip install -e '.[test]'` brings it")
+    from bnb_ds.ctc import triton as ctc_triton
+
+    launched = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: launched.append(grid)
+
+    for name in ("forward_kernel", "occupancy_kernel", "softmax_kernel"):
+        monkeypatch.setattr(ctc_triton, name, Kernel())
+    # The meta device has no autocast.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
+    monkeypatch.setattr(ctc_alignment, "alignment_way", lambda device: ctc_triton)
+    monkeypatch.setattr(ctc_head, "uses_triton", lambda device, kernel: True)
+    counts = []
+    for positions in (24, 480):
+        launched.clear()
+        counts.append((launches_of_a_step(positions, META, dtype), len(launched)))
+    assert counts[0] == counts[1]
+    assert counts[0][1] == (2 if dtype == torch.float32 else 3)
+    assert counts[0][0] < 220, counts
+
+
+def test_rows_are_added_as_by_index_add():
+    generator = torch.Generator().manual_seed(0)
+    rows, total = torch.randn(400, 6, generator=generator), torch.randn(30, 6, generator=generator)
+    for index in (torch.full((400,), 7), torch.randint(0, 30, (400,), generator=generator)):
+        expected = total.clone().index_add_(0, index, rows)
+        torch.testing.assert_close(total + sparse.sum_of_rows(index, rows, 30), expected)
+
+
+def test_padding_is_spread_over_the_vocabulary():
+    table = torch.tensor([[0, 5, 6, 0, 0], [0, 7, 0, 0, 0]])
+    may_add = torch.tensor([[True, True, True, False, False], [True, True, False, False, False]])
+    spread = sparse.spread(table, may_add, 9)
+    assert spread[may_add].tolist() == [0, 5, 6, 0, 7]
+    assert sorted(spread[~may_add].tolist()) == [0, 3, 4, 7, 8]
+
+
+def test_rows_on_a_gpu_keep_their_alignment():
+    for num_columns, stride in ((28_996, 29_056), (30_522, 30_528), (64, 64)):
+        rows = operands.empty_rows(3, num_columns, torch.float32, META)
+        assert rows.shape == (3, num_columns)
+        assert rows.stride() == (stride, 1)
+    assert operands.empty_rows(3, 28_996, torch.float32, CPU).is_contiguous()
+
+
+def test_sixteen_bits_held_in_float32_run_on_tensor_cores(monkeypatch):
+    """As on torch 2.6 and 2.7, where products of 16 bits cannot be added up in float32. TF32 holds them exactly."""
+
+    def context_of(dtype, device_type, held=torch.float32):
+        left = types.SimpleNamespace(dtype=held, device=torch.device(device_type))
+        return operands._tensor_cores(left, dtype)
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    for dtype in (torch.bfloat16, torch.float16):
+        with context_of(dtype, "cuda"):
+            assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32 is before
+        assert isinstance(context_of(dtype, "cpu"), contextlib.nullcontext)
+    assert isinstance(context_of(torch.float32, "cuda"), contextlib.nullcontext)
+    with pytest.raises(RuntimeError), operands.tf32():
+        raise RuntimeError
+    assert torch.backends.cuda.matmul.allow_tf32 is before
+
+
+def test_a_product_is_added_in_place_only_where_torch_can():
+    """`torch.addmm` with a dtype of its own exists on CUDA alone, and there not in all releases."""
+    assert not operands._adds_in_place(CPU, torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    left, right, total = (torch.randn(4, 4, generator=generator) for _ in range(3))
+    expected = total + left @ right
+    operands.add_product(total, left, right, torch.bfloat16)
+    torch.testing.assert_close(total, expected)
