@@ -95,21 +95,34 @@ class LossScaleExhausted(Exception):
     """The gradient overflows in fp16, and the dynamic loss scale is as low as it may be."""
 
 
-def take_step(engine: Any) -> float | None:
+def gradient_norm(engine: Any) -> torch.Tensor | None:
+    """The global gradient norm where DeepSpeed does not compute one, for :func:`take_step`: [] on the device.
+
+    None with any other ZeRO stage or precision than stage 0 without fp16 or bf16.
+    """
+    if engine.zero_optimization_stage() != 0 or engine.fp16_enabled() or engine.bfloat16_enabled():
+        return None
+    return nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+
+
+def take_step(engine: Any, known_norm: float | None) -> float | None:
     """Finish an optimizer step after its last ``backward``; return the global gradient norm before clipping.
 
     The norm is None with ``compute_grad_norm: false`` in the DeepSpeed JSON. If the norm is not finite, the weights
     were not updated. DeepSpeed skips such a step, except at ZeRO stage 0 without fp16 or bf16, where it never checks
     the gradient; there this function skips it.
 
+    Args:
+        engine: the engine.
+        known_norm: the number that :func:`gradient_norm` has computed, or None if it has computed none.
+
     Raises:
         LossScaleExhausted: on all ranks; the weights were not updated.
     """
-    if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled():
-        norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
-        if math.isfinite(norm):
+    if known_norm is not None:
+        if math.isfinite(known_norm):
             engine.step()
-        return norm
+        return known_norm
     try:
         engine.step()
     except Exception as error:  # DeepSpeed has no class for it
