@@ -24,6 +24,7 @@ from tests.stand_in import ELSEWHERE, Far, elsewhere, moved
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 TOKENS = {"decoder_tokens": True, "mask_token_id": 4}
 PREDICTED = {"decoder_length": "predicted", "length_difference_min": -6, "length_difference_max": 6}
+GRAPH = {"target": "dag", "decoder_length_ratio": 2.0}
 MODELS = {
     "ctc": {},
     "ctc, smoothed, over samples": {"kl_weight": 0.1, "loss_reduction": "sample"},
@@ -129,6 +130,13 @@ def test_a_training_step_waits_once_at_its_end(name, tmp_path, monkeypatch):
         torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-12)
 
 
+def test_a_graph_waits_twice_more_in_a_micro_step(tmp_path, monkeypatch):
+    # For the sequences whose scaled sums are not sure, and for the number of slots whose gradients matter.
+    with elsewhere(monkeypatch) as waits:
+        take_step(moved(model_of(GRAPH)), ELSEWHERE, tmp_path)
+        assert [wait.split()[0] for wait in waits] == ["aten::nonzero"] * 4 + ["tolist"]
+
+
 def test_a_run_that_skips_spikes_waits_once_more(tmp_path, monkeypatch):
     with elsewhere(monkeypatch) as waits:
         take_step(moved(model_of({})), ELSEWHERE, tmp_path, spikes=SpikeDetector(2.0, 1))
@@ -181,6 +189,9 @@ GENERATE = {
     "limited": ({}, {"max_length": 30}, {}, 3),
     # the predicted lengths
     "one token a slot": (MODELS["one token a slot"], {}, {}, 3),
+    "graph": (GRAPH, {}, {}, 2),
+    # the longest output, and the sequences whose scaled sums are not sure
+    "graph, scores": (GRAPH, {}, {"return_scores": True}, 4),
     "a beam of lengths": (MODELS["one token a slot"], {"length_beam": 3}, {}, 3),
 }
 
