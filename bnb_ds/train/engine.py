@@ -15,7 +15,9 @@ from torch import nn
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.errors import ConfigError
+from bnb_ds.model.varlen import choice as varlen_attention
 from bnb_ds.train.fused import choose_optimizer, fuse_layer_norms
+from bnb_ds.train.hardware import DTYPES, refuse_emulation
 
 #: part of DeepSpeed's error for an overflow that no lower loss scale can mend
 _LOWEST_SCALE = "loss scale already at minimum"
@@ -42,8 +44,9 @@ def build_engine(
         The ``DeepSpeedEngine``, and one line that names the kernels in use.
 
     Raises:
-        ConfigError: DeepSpeed rejects the settings.
+        ConfigError: DeepSpeed rejects the settings, or the device has no such precision.
     """
+    refuse_emulation(device, ds_config.precision, ds_config.path)
     import deepspeed
     from deepspeed.runtime.config import DeepSpeedConfigError
     from deepspeed.runtime.zero.utils import ZeRORuntimeException
@@ -78,8 +81,17 @@ def build_engine(
     except (ValueError, AssertionError, DeepSpeedConfigError, ZeRORuntimeException) as error:
         # Only DeepSpeed knows all combinations of settings that exclude each other.
         raise ConfigError(f"{ds_config.path}: DeepSpeed rejects these settings; change them: {error}") from error
-    ctc = ctc_kernels.description(device)
-    return engine, f"{optimizer_name}; {layer_norm}; {ctc}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
+    kernels = f"{optimizer_name}; {layer_norm}; {ctc_kernels.description(device)}{_attention(model, ds_config, device)}"
+    return engine, f"{kernels}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
+
+
+def _attention(model: nn.Module, ds_config: DsConfig, device: torch.device) -> str:
+    """What a line of kernels says about attention on a GPU; nothing for a model of another library."""
+    encoder = getattr(getattr(model, "config", None), "encoder", None)
+    if device.type != "cuda" or encoder is None:
+        return ""
+    head_size = encoder.hidden_size // encoder.num_attention_heads
+    return f"; {varlen_attention.description(device, DTYPES[ds_config.precision], head_size)}"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
