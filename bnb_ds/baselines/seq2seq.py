@@ -100,7 +100,7 @@ class AutoregressiveModel(WrappedModel):
 
         Args:
             input_ids: int64 [N], sources back to back, with their special tokens.
-            cu_seqlens: int32 [B + 1], offsets of the sources.
+            cu_seqlens: int32 [B + 1], offsets of the sources; it may be on the CPU, and so may ``label_lengths``.
             max_seqlen: L.
             labels: int64 [sum of label_lengths], targets back to back, with their special tokens; each target ends with
                 the end token.
@@ -111,6 +111,7 @@ class AutoregressiveModel(WrappedModel):
         Returns:
             The sum of losses of all predicted tokens in nats, and their number.
         """
+        cu_seqlens, label_lengths = (x.to(labels.device, non_blocking=True) for x in (cu_seqlens, label_lengths))
         source = PackedLayout.from_cu_seqlens(cu_seqlens, num_tokens=input_ids.numel(), max_seqlen=max_seqlen)
         longest = int(label_lengths.max()) if max_label_length is None else max_label_length
         num_labels = self.loss_count(labels.numel(), label_lengths.numel())
@@ -133,7 +134,7 @@ class AutoregressiveModel(WrappedModel):
         return BnbOutput(
             loss=loss_sum / num_labels,
             loss_sum=loss_sum,
-            loss_count=torch.tensor(num_labels, device=labels.device),
+            loss_count=torch.full((), num_labels, device=labels.device),
             num_infeasible=torch.zeros((), dtype=torch.int64, device=labels.device),
             logits=logits_MV if return_logits else None,
         )

@@ -28,7 +28,7 @@ from bnb_ds.distributed import ranks
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.train.engine import build_engine, parameter_groups, take_step
+from bnb_ds.train.engine import build_engine, gradient_norm, parameter_groups, take_step
 from bnb_ds.train.fused import choose_optimizer
 
 _OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01}
@@ -164,7 +164,8 @@ def _engine_step(
                 engine.step()
         float(loss.detach())
         with parts("optimizer"):
-            take_step(engine)
+            norm = gradient_norm(engine)
+            take_step(engine, None if norm is None else float(norm))
 
     return step
 

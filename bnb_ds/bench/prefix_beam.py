@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from bnb_ds.bench.generation.workloads import random_rows
 from bnb_ds.bench.measure import interleaved_seconds
 from bnb_ds.common.arguments import describe, positive
 from bnb_ds.common.markdown import markdown_table
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.decoding.beam import search
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.emissions import Emissions
@@ -50,7 +52,7 @@ def our_search(log_probs_BTV: Tensor, beam_size: int, num_classes: int) -> list[
         ids=ids + 1,
         log_probs=values.double(),
         blank=log_probs_BTV[..., 0].double(),
-        lengths=torch.full((batch_size,), num_slots, device=ids.device),
+        layout=PackedLayout.from_host(np.full(batch_size, num_slots), ids.device),
         best=ids[..., 0],  # for the greedy output, and the norms for exact scores: the search reads neither
         log_norms=values.new_zeros(batch_size * num_slots),
     )

@@ -5,8 +5,10 @@ Shapes: B sequences, L columns of padded input, N real tokens of all sequences t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +26,7 @@ class PackedLayout:
         pad_index: int64 [N], the place of each token in the padded [B*M] order.
         key_mask: bool [B, 1, 1, M], True at real tokens. None if all sequences have M real tokens; `keep_padding` makes
             sequences of M tokens of which some are [PAD].
+        host_lengths: int64 [B], the lengths in NumPy, if the host knows them; None: only the device does.
     """
 
     cu_seqlens: Tensor
@@ -32,9 +35,12 @@ class PackedLayout:
     position_ids: Tensor
     pad_index: Tensor
     key_mask: Tensor | None
+    host_lengths: np.ndarray | None = None
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens: Tensor, *, num_tokens: int, max_seqlen: int) -> PackedLayout:
+    def from_cu_seqlens(
+        cls, cu_seqlens: Tensor, *, num_tokens: int, max_seqlen: int, host_lengths: np.ndarray | None = None
+    ) -> PackedLayout:
         """The layout of ``num_tokens`` tokens. Both counts are Python numbers, so that the host never waits for the
         device.
         """
@@ -54,6 +60,19 @@ class PackedLayout:
             position_ids=position_ids_N,
             pad_index=sequence_ids_N * max_seqlen + position_ids_N,
             key_mask=key_mask,
+            host_lengths=host_lengths,
+        )
+
+    @classmethod
+    def from_host(cls, lengths_B: np.ndarray, device: torch.device) -> PackedLayout:
+        """The layout on ``device`` of sequences whose lengths the host knows, integers [B]; it does not wait."""
+        lengths_B = np.asarray(lengths_B, np.int64)
+        cu_seqlens = torch.from_numpy(np.concatenate(([0], lengths_B.cumsum())).astype(np.int32))
+        return cls.from_cu_seqlens(
+            cu_seqlens.to(device, non_blocking=True),
+            num_tokens=int(lengths_B.sum()),
+            max_seqlen=int(lengths_B.max()),
+            host_lengths=lengths_B,
         )
 
     @classmethod
@@ -64,13 +83,10 @@ class PackedLayout:
 
     def rows(self, rows: list[int]) -> tuple[PackedLayout, Tensor]:
         """The layout of these sequences alone, and the places of their tokens in this one, int64 [tokens of theirs]."""
-        lengths, starts = self.lengths.tolist(), self.cu_seqlens.tolist()
-        kept = [lengths[row] for row in rows]
-        device = self.cu_seqlens.device
-        layout = PackedLayout.from_lengths(
-            torch.tensor(kept, device=device), num_tokens=sum(kept), max_seqlen=max(kept)
-        )
-        return layout, torch.cat([torch.arange(starts[row], starts[row + 1], device=device) for row in rows])
+        lengths, device = self.lengths_on_host(), self.cu_seqlens.device
+        ends = lengths.cumsum()
+        places = [torch.arange(ends[row] - lengths[row], ends[row], device=device) for row in rows]
+        return PackedLayout.from_host(lengths[rows], device), torch.cat(places)
 
     @property
     def masks_tokens(self) -> bool:
@@ -91,6 +107,10 @@ class PackedLayout:
     def lengths(self) -> Tensor:
         """int64 [B], tokens of each sequence."""
         return self.cu_seqlens.diff().long()
+
+    def lengths_on_host(self) -> np.ndarray:
+        """int64 [B] in NumPy. The host waits for the device here, unless it knows the lengths."""
+        return self.lengths.cpu().numpy() if self.host_lengths is None else self.host_lengths
 
     def pad(self, packed: Tensor, value: float = 0.0) -> Tensor:
         """[N, ...] -> [B, M, ...], with ``value`` at places without a token. Without padding the result is a view."""
@@ -138,12 +158,22 @@ class PackedInputs:
         return padded.index_copy_(0, self.padded_index, packed).unflatten(0, self.padded_shape)
 
 
+def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one dtype on the CPU. The host waits for their device once for all of them."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def pack_inputs(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
+    host_lengths: np.ndarray | None = None,
 ) -> PackedInputs:
     """Bring padded or packed model inputs into packed form.
 
@@ -152,8 +182,11 @@ def pack_inputs(
         attention_mask: [B, L], not 0 at real tokens, which may be anywhere in a row; None: all tokens are real. With
             packed input it must be None.
         token_type_ids: int64, same shape as ``input_ids``; None: all 0.
-        cu_seqlens: int32 [B+1], starts of the packed sequences, then N.
-        max_seqlen: tokens of the longest sequence, if the caller knows it; then the host does not wait for the device.
+        cu_seqlens: int32 [B+1], starts of the packed sequences, then N. On the CPU, with tokens on a GPU, the host does
+            not wait, and the slots that follow from the lengths cost no wait either.
+        max_seqlen: tokens of the longest sequence, if the caller knows it; then the host does not wait for
+            ``cu_seqlens`` on a GPU, whose values are not checked.
+        host_lengths: int64 [B], real tokens of each row of padded input, if the caller has counted them.
 
     Raises:
         ValueError: shapes that do not fit together, or a sequence without a real token.
@@ -166,10 +199,10 @@ def pack_inputs(
             "same shape"
         )
     if cu_seqlens is None:
-        return _pack_padded(input_ids, attention_mask, token_type_ids)
+        return _pack_padded(input_ids, attention_mask, token_type_ids, host_lengths)
     if input_ids.dim() != 1 or attention_mask is not None:
         raise ValueError("with cu_seqlens, input_ids must be one row of real tokens [N] without attention_mask")
-    return PackedInputs(input_ids, token_type_ids, _check_packed(input_ids.numel(), cu_seqlens, max_seqlen))
+    return PackedInputs(input_ids, token_type_ids, _check_packed(input_ids, cu_seqlens, max_seqlen))
 
 
 def keep_padding(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> PackedInputs:
@@ -182,8 +215,7 @@ def keep_padding(input_ids: Tensor, attention_mask: Tensor | None, token_type_id
     """
     real = pack_inputs(input_ids, attention_mask, token_type_ids)  # it checks the arguments
     batch_size, num_columns = input_ids.shape
-    lengths_B = torch.full_like(real.layout.lengths, num_columns)
-    layout = PackedLayout.from_lengths(lengths_B, num_tokens=input_ids.numel(), max_seqlen=num_columns)
+    layout = PackedLayout.from_host(np.full(batch_size, num_columns), input_ids.device)
     if attention_mask is not None and real.layout.num_tokens != input_ids.numel():
         layout = replace(layout, key_mask=(attention_mask != 0)[:, None, None, :])
     types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -191,20 +223,26 @@ def keep_padding(input_ids: Tensor, attention_mask: Tensor | None, token_type_id
     return PackedInputs(input_ids.flatten(), types.flatten(), layout, everywhere, (batch_size, num_columns))
 
 
-def _pack_padded(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor) -> PackedInputs:
+def _pack_padded(
+    input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor, host_lengths: np.ndarray | None
+) -> PackedInputs:
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids has {input_ids.dim()} dimensions: give [B, L], or [N] with cu_seqlens")
     shape = (input_ids.shape[0], input_ids.shape[1])
+    device = input_ids.device
     if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    elif attention_mask.shape != input_ids.shape:
+        layout = _layout_of_lengths(np.full(shape[0], shape[1]), device)
+        everywhere_N = torch.arange(input_ids.numel(), device=device)
+        return PackedInputs(input_ids.flatten(), token_type_ids.flatten(), layout, everywhere_N, shape)
+    if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)} and input_ids {shape}: give the same shape"
         )
     real_BL = attention_mask != 0
-    lengths_B = real_BL.sum(1)
-    layout = _layout_of_lengths(lengths_B)
-    index_N = real_BL.flatten().nonzero(as_tuple=True)[0]
+    # Only here does the host wait for the device, because all later shapes depend on the lengths.
+    lengths = real_BL.sum(1).cpu().numpy() if host_lengths is None else host_lengths
+    layout = _layout_of_lengths(lengths, device)
+    index_N = _places(real_BL.flatten(), layout.num_tokens)
     return PackedInputs(
         input_ids.flatten().index_select(0, index_N),
         token_type_ids.flatten().index_select(0, index_N),
@@ -214,26 +252,37 @@ def _pack_padded(input_ids: Tensor, attention_mask: Tensor | None, token_type_id
     )
 
 
-def _layout_of_lengths(lengths_B: Tensor) -> PackedLayout:
-    if lengths_B.numel() == 0:
+def _places(is_real_P: Tensor, number: int) -> Tensor:
+    """int64 [number], where ``is_real_P`` is True, of which the caller knows the number."""
+    if is_real_P.device.type == "cpu":
+        return is_real_P.nonzero(as_tuple=True)[0]
+    # `nonzero` would wait for the device. All other places go to a spare entry behind the end.
+    order_P = torch.where(is_real_P, is_real_P.cumsum(0) - 1, number)
+    places_P = torch.arange(is_real_P.numel(), device=is_real_P.device)
+    return places_P.new_empty(number + 1).scatter_(0, order_P, places_P)[:number]
+
+
+def _layout_of_lengths(lengths_B: np.ndarray, device: torch.device) -> PackedLayout:
+    if lengths_B.size == 0:
         raise ValueError("input_ids holds no sequence: give at least one")
-    num_tokens, shortest, longest = torch.stack((lengths_B.sum(), lengths_B.min(), lengths_B.max())).tolist()
-    if shortest < 1:
-        empty = int(lengths_B.argmin())
-        raise ValueError(f"attention_mask: sequence {empty} has no real token: leave it out of the batch")
-    return PackedLayout.from_lengths(lengths_B, num_tokens=num_tokens, max_seqlen=longest)
+    if lengths_B.min() < 1:
+        raise ValueError(f"attention_mask: sequence {lengths_B.argmin()} has no real token: leave it out of the batch")
+    return PackedLayout.from_host(lengths_B, device)
 
 
-def _check_packed(num_tokens: int, cu_seqlens: Tensor, max_seqlen: int | None) -> PackedLayout:
+def _check_packed(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> PackedLayout:
+    num_tokens = input_ids.numel()
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.is_floating_point():
         raise ValueError("cu_seqlens must be int32 [B+1]: the start of each sequence, and the number of tokens")
     if max_seqlen is not None and cu_seqlens.device.type != "cpu":
         # Checking values would make the host wait for the device. The caller who gives max_seqlen is trusted.
         return PackedLayout.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=int(max_seqlen))
-    lengths_B = cu_seqlens.diff()
-    shortest, longest = int(lengths_B.min()), int(lengths_B.max())
-    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != num_tokens or shortest < 1:
+    starts = cu_seqlens.cpu().numpy().astype(np.int64)
+    lengths_B = np.diff(starts)
+    longest = int(lengths_B.max())
+    if starts[0] != 0 or starts[-1] != num_tokens or lengths_B.min() < 1:
         raise ValueError(f"cu_seqlens must rise from 0 to the {num_tokens} tokens of input_ids, with no empty sequence")
     if max_seqlen is not None and int(max_seqlen) != longest:
         raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sequence of cu_seqlens has {longest} tokens")
-    return PackedLayout.from_cu_seqlens(cu_seqlens, num_tokens=num_tokens, max_seqlen=longest)
+    on_device = cu_seqlens.to(input_ids.device, non_blocking=True)
+    return PackedLayout.from_cu_seqlens(on_device, num_tokens=num_tokens, max_seqlen=longest, host_lengths=lengths_B)

@@ -112,10 +112,12 @@ class PackedBatch:
         return dataclasses.replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
     def model_inputs(self, device: torch.device) -> dict[str, Any]:
-        """Keyword arguments for the model's packed form, on ``device``."""
+        """Keyword arguments for the model's packed form. Tokens are on ``device``; lengths stay on the host, which
+        needs them for all shapes and so never waits for the device.
+        """
         inputs = {**self.source_inputs(device), "labels": self.labels.to(device, non_blocking=True)}
         if self.label_lengths is not None:
-            inputs["label_lengths"] = self.label_lengths.to(device, non_blocking=True)
+            inputs["label_lengths"] = self.label_lengths
             inputs["max_label_length"] = self.max_label_length
         return inputs
 
@@ -135,7 +137,7 @@ class PackedBatch:
         """The arguments of `model_inputs` without labels."""
         inputs = {
             "input_ids": self.input_ids.to(device, non_blocking=True),
-            "cu_seqlens": self.cu_seqlens.to(device, non_blocking=True),
+            "cu_seqlens": self.cu_seqlens,
             "max_seqlen": self.max_seqlen,
         }
         if self.token_type_ids is not None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.common.packing import on_host
 from bnb_ds.decoding.constraints import HASH_FACTOR, Limits
 from bnb_ds.decoding.emissions import Emissions
 from bnb_ds.decoding.ngram_lm import LmScores
@@ -110,7 +111,7 @@ class _Places:
         self.own = torch.arange(beam_size, device=like.device)
         self.prefix = torch.cat((self.own, extension // num_classes))
         self.number = torch.cat((torch.zeros_like(self.own), extension % num_classes))
-        self.never = like.new_tensor(-torch.inf)
+        self.never = like.new_full((), -torch.inf)
         self.beam_size, self.num_classes = beam_size, num_classes
 
 
@@ -132,7 +133,7 @@ def search(emissions: Emissions, options: DecodeOptions, beam_size: int) -> Hypo
     scorer = None if options.lm is None else LmScores(options.lm, options.lm_weight, options.word_bonus)
     beam = Prefixes.empty(blank, lengths_B.numel(), beam_size)
     finished, choices = [], []
-    num_left = (torch.arange(ids.shape[1], device=blank.device) < lengths_B[:, None]).sum(0).tolist()
+    num_left = (np.arange(ids.shape[1]) < emissions.layout.lengths_on_host()[:, None]).sum(0).tolist()
     for step, num_rows in enumerate(num_left):
         if num_rows < beam.total.shape[0]:
             finished.append(beam.rows(slice(num_rows, None)))
@@ -247,18 +248,21 @@ def _tokens(choices: list[Tensor], num_left: list[int], ids_BTK: Tensor, places:
     """
     batch_size, num_steps, _ = ids_BTK.shape
     beam_size = places.beam_size
-    flat = torch.cat([chosen.flatten() for chosen in choices]).cpu().numpy().reshape(-1, beam_size)
+    # Only here does the host wait for the device.
+    *chosen, known_BTK, prefix_C, number_C = (
+        tensor.numpy() for tensor in on_host([*choices, ids_BTK, places.prefix, places.number])
+    )
+    flat = np.concatenate([rows.reshape(-1, beam_size) for rows in chosen])
     # A sequence without this slot keeps its prefixes.
     chosen_TBW = np.tile(np.arange(beam_size), (num_steps, batch_size, 1))
     chosen_TBW[np.arange(batch_size) < np.array(num_left)[:, None]] = flat
-    prefix_C, number_C = places.prefix.cpu().numpy(), places.number.cpu().numpy()
     place_BW = np.tile(np.arange(beam_size), (batch_size, 1))
     for chosen_BW in reversed(chosen_TBW):
         chosen_BW[:] = np.take_along_axis(chosen_BW, place_BW, 1)
         place_BW = prefix_C[chosen_BW]
     is_longer_BWT = (chosen_TBW >= beam_size).transpose(1, 2, 0)
     number_BWT = number_C[chosen_TBW].transpose(1, 2, 0)
-    written_BWT = np.take_along_axis(ids_BTK.cpu().numpy().transpose(0, 2, 1), number_BWT, 1)
+    written_BWT = np.take_along_axis(known_BTK.transpose(0, 2, 1), number_BWT, 1)
     tokens_BWT = np.full_like(written_BWT, -1)
     tokens_BWT[np.arange(num_steps) < is_longer_BWT.sum(2)[..., None]] = written_BWT[is_longer_BWT]
-    return torch.from_numpy(tokens_BWT).to(ids_BTK.device)
+    return torch.from_numpy(tokens_BWT).to(ids_BTK.device, non_blocking=True)

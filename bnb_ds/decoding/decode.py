@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
-from bnb_ds.common.packing import PackedInputs, PackedLayout
+from bnb_ds.common.packing import PackedInputs, PackedLayout, on_host
 from bnb_ds.ctc.greedy import collapse, linear_argmax
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.graph import Decoded, banned_bias, decode_graph
@@ -94,14 +95,16 @@ def generate(
     options.check(config)
     if attention_mask is None and config.pad_token_id is not None:
         attention_mask = input_ids != config.pad_token_id
-    batches = _cut(input_ids, attention_mask, config, options)
+    lengths = _lengths_of(input_ids, attention_mask)
+    batches = _cut(input_ids, lengths, config, options)
     parts = []
     for rows in batches:
         given: tuple[Any, ...] = (input_ids, attention_mask, token_type_ids)
         if len(batches) > 1:
-            index = torch.tensor(rows, device=input_ids.device)
+            index = torch.tensor(rows).to(input_ids.device, non_blocking=True)
             given = tuple(None if tensor is None else tensor.index_select(0, index) for tensor in given)
-        parts.append(decode_batch(model, model.model.pack(*given), options, with_scores=return_scores))
+        inputs = model.model.pack(*given, host_lengths=None if lengths is None else lengths[rows])
+        parts.append(decode_batch(model, inputs, options, with_scores=return_scores))
     joined = _joined(parts, [row for rows in batches for row in rows], config.pad_token_id or 0)
     return joined if return_scores else joined.sequences
 
@@ -135,9 +138,12 @@ def generate_rows(
     for batch in plan_batches(lengths, config, budget, options.num_hypotheses):
         inputs = inputs_of_rows(model, [rows[index] for index in batch])
         pending.append((batch, decode_batch(model, inputs, options, with_scores=with_scores)))
-    for batch, decoded in pending:
-        ids, ends = decoded.ids.tolist(), decoded.lengths.tolist()
-        scores = [None] * len(batch) if decoded.scores is None else decoded.scores.tolist()
+    # Only here does the host wait for the device.
+    decoded_B = on_host([tensor for _, decoded in pending for tensor in (decoded.ids, decoded.lengths)])
+    scores_B = on_host([decoded.scores for _, decoded in pending if decoded.scores is not None])
+    for number, (batch, _) in enumerate(pending):
+        ids, ends = decoded_B[2 * number].tolist(), decoded_B[2 * number + 1].tolist()
+        scores = scores_B[number].tolist() if scores_B else [None] * len(batch)
         for place, index in enumerate(batch):
             outputs[index] = (ids[place][: ends[place]], scores[place])
     return outputs
@@ -184,9 +190,9 @@ def greedy_rows(best_T: Tensor, lengths_B: Tensor, config: BnbConfig) -> list[Te
         lengths_B: int64 [B], slots of each sequence.
         config: of the model.
     """
-    layout = PackedLayout.from_lengths(lengths_B, num_tokens=best_T.shape[0], max_seqlen=int(lengths_B.max()))
-    ids_BT, written_B = read_off(best_T, layout, config)
-    return [row[:length] for row, length in zip(ids_BT.cpu(), written_B.tolist(), strict=True)]
+    layout = PackedLayout.from_host(lengths_B.cpu().numpy(), best_T.device)
+    ids_BT, written_B = on_host(read_off(best_T, layout, config))
+    return [row[:length] for row, length in zip(ids_BT, written_B.tolist(), strict=True)]
 
 
 def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions) -> Decoded:
@@ -223,11 +229,7 @@ def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: Decode
 def _repeat(encoded: Encoded, times: int) -> Encoded:
     """Each source repeated ``times`` times, with its copies one after the other."""
     layout = encoded.layout
-    wide = PackedLayout.from_lengths(
-        layout.lengths.repeat_interleave(times),
-        num_tokens=layout.num_tokens * times,
-        max_seqlen=layout.max_seqlen,
-    )
+    wide = PackedLayout.from_host(layout.lengths_on_host().repeat(times), layout.cu_seqlens.device)
     source_N = layout.cu_seqlens.long().index_select(0, wide.sequence_ids // times) + wide.position_ids
     return replace(
         encoded,
@@ -237,15 +239,20 @@ def _repeat(encoded: Encoded, times: int) -> Encoded:
     )
 
 
-def _cut(
-    input_ids: Tensor, attention_mask: Tensor | None, config: BnbConfig, options: DecodeOptions
-) -> list[list[int]]:
+def _lengths_of(input_ids: Tensor, attention_mask: Tensor | None) -> np.ndarray | None:
+    """int64 [B], real tokens of each row; None without a mask of the right shape. The host waits for the device."""
+    if attention_mask is None or attention_mask.shape != input_ids.shape:
+        return None
+    return (attention_mask != 0).sum(1).cpu().numpy()
+
+
+def _cut(input_ids: Tensor, lengths_B: np.ndarray | None, config: BnbConfig, options: DecodeOptions) -> list[list[int]]:
     """The rows of each batch. With ``"padded"``, rows keep order and width, because outputs depend on the width."""
     batch_size, num_columns = input_ids.shape
     budget = options.token_budget or default_token_budget(input_ids.device)
     lengths = [num_columns] * batch_size
-    if attention_mask is not None and config.decoder_length != "padded" and attention_mask.shape == input_ids.shape:
-        lengths = (attention_mask != 0).sum(1).tolist()
+    if lengths_B is not None and config.decoder_length != "padded":
+        lengths = lengths_B.tolist()
     batches = plan_batches(lengths, config, budget, options.num_hypotheses)
     return batches if len(batches) > 1 else [list(range(batch_size))]
 
@@ -264,7 +271,7 @@ def _joined(parts: list[Decoded], order: list[int], pad: int) -> GenerateOutput:
         begin += rows
     back = torch.empty(len(order), dtype=torch.int64)
     back[torch.tensor(order, dtype=torch.int64)] = torch.arange(len(order))
-    back = back.to(device)
+    back = back.to(device, non_blocking=True)
     scores = None
     if parts[0].scores is not None:
         scores = torch.cat([part.scores for part in parts]).index_select(0, back)
@@ -283,8 +290,8 @@ def inputs_of_rows(model: BnbLMHeadModel, rows: Sequence[Sequence[int]]) -> Pack
         for place, row in enumerate(rows):
             ids[place, : len(row)] = torch.tensor(row)
             mask[place, : len(row)] = 1
-        return model.model.pack(ids.to(device), mask.to(device))
+        return model.model.pack(*(tensor.to(device, non_blocking=True) for tensor in (ids, mask)))
     lengths = [len(row) for row in rows]
     flat = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-    return model.model.pack(flat.to(device), cu_seqlens=cu_seqlens.to(device), max_seqlen=max(lengths))
+    return model.model.pack(flat.to(device, non_blocking=True), cu_seqlens=cu_seqlens)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bnb_ds.common.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout, on_host
 from bnb_ds.ctc.alignment import path_sum
 from bnb_ds.ctc.greedy import logits_in_chunks
 from bnb_ds.ctc.inputs import align
@@ -28,7 +29,7 @@ class Emissions:
         ids: int64 [B, T, K], the best classes other than the blank, best first.
         log_probs: [B, T, K], their log-probabilities; -inf beyond a sequence's slots and at classes switched off.
         blank: [B, T], log-probability of the blank; 0 beyond a sequence's slots.
-        lengths: int64 [B], number of slots.
+        layout: of the slots.
         best: int64 [B, T], the best class, blank included; beyond a sequence's slots the blank.
         log_norms: [N], logsumexp of each slot's logits.
     """
@@ -36,9 +37,14 @@ class Emissions:
     ids: Tensor
     log_probs: Tensor
     blank: Tensor
-    lengths: Tensor
+    layout: PackedLayout
     best: Tensor
     log_norms: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [B], number of slots."""
+        return self.layout.lengths
 
 
 def linear_emissions(
@@ -72,7 +78,7 @@ def linear_emissions(
         ids=layout.pad(ids_NK),
         log_probs=layout.pad(logits_NK - norms_N[:, None], -torch.inf),
         blank=layout.pad(blank_N - norms_N),
-        lengths=layout.lengths,
+        layout=layout,
         best=layout.pad(best_N, blank),
         log_norms=norms_N,
     )
@@ -105,12 +111,17 @@ def ctc_log_probs(
     batch_size, num_outputs, _ = outputs_BWS.shape
     scores_BW = log_norms_N.new_full((batch_size, num_outputs), -torch.inf)
     group = max(_SCORED_ROWS // (layout.max_seqlen * num_outputs), 1)
-    starts = layout.cu_seqlens.tolist()
+    # Only here does the host wait for the device: it looks for the tokens that outputs share.
+    known_BWS, known_lengths_BW = (tensor.numpy() for tensor in on_host((outputs_BWS, output_lengths_BW)))
+    num_slots_B = layout.lengths_on_host()
+    ends_B = num_slots_B.cumsum()
     for begin in range(0, batch_size, group):
         rows = slice(begin, min(begin + group, batch_size))
-        slots = slice(starts[rows.start], starts[rows.stop])
-        part = _Part(hidden_NH[slots], log_norms_N[slots], layout.lengths[rows], weight_VH, bias_V, blank)
-        scores_BW[rows] = part.score(outputs_BWS[rows], output_lengths_BW[rows])
+        slots = slice(ends_B[begin] - num_slots_B[begin], ends_B[rows.stop - 1])
+        part = _Part(hidden_NH[slots], log_norms_N[slots], num_slots_B[rows], weight_VH, bias_V, blank)
+        scores_BW[rows] = part.score(
+            outputs_BWS[rows], output_lengths_BW[rows], known_BWS[rows], known_lengths_BW[rows]
+        )
     return scores_BW
 
 
@@ -120,49 +131,63 @@ class _Part:
 
     hidden_NH: Tensor
     log_norms_N: Tensor
-    lengths_B: Tensor
+    num_slots_B: np.ndarray
     weight_VH: Tensor
     bias_V: Tensor
     blank: int
 
-    def score(self, outputs_BWS: Tensor, output_lengths_BW: Tensor) -> Tensor:
-        """Scores [B, W]."""
+    def score(
+        self, outputs_BWS: Tensor, lengths_BW: Tensor, known_BWS: np.ndarray, known_lengths_BW: np.ndarray
+    ) -> Tensor:
+        """Scores [B, W]. Outputs and their lengths are given as tensors and as arrays on the host."""
         num_sources, num_outputs, _ = outputs_BWS.shape
-        longest, num_steps = int(output_lengths_BW.max()), int(self.lengths_B.max())
-        lengths_Q = self.lengths_B.repeat_interleave(num_outputs)
+        longest, device = int(known_lengths_BW.max()), self.hidden_NH.device
         alignment = align(
-            PackedLayout.from_lengths(lengths_Q, num_tokens=int(lengths_Q.sum()), max_seqlen=num_steps),
+            PackedLayout.from_host(np.repeat(self.num_slots_B, num_outputs), device),
             outputs_BWS.flatten(0, 1)[:, : max(longest, 1)],
-            output_lengths_BW.flatten(),
+            lengths_BW.flatten(),
             blank=self.blank,
             vocab_size=self.weight_VH.shape[0],
             max_target_length=longest,
         )
-        table_BWK = alignment.table.unflatten(0, (num_sources, num_outputs))
-        slots, begin = [], 0
-        for num_slots in self.lengths_B.tolist():
-            slots.append(slice(begin, begin := begin + num_slots))
-        parts = [self._log_probs(own, table_WK) for own, table_WK in zip(slots, table_BWK, strict=True)]
-        emissions_TBWK = _time_first([log_probs_TWK for log_probs_TWK, _ in parts], num_steps)
+        is_token_BWS = np.arange(longest) < known_lengths_BW[..., None]
+        table_BWK = np.full((num_sources, num_outputs, longest + 1), self.blank)
+        table_BWK[..., 1:] = np.where(is_token_BWS, known_BWS[..., :longest], self.blank)
+        ends_B = self.num_slots_B.cumsum()
+        parts = [
+            self._log_probs(slice(end - number, end), *columns)
+            for end, number, columns in zip(ends_B, self.num_slots_B, _shared(table_BWK, device), strict=True)
+        ]
+        emissions_TBWK = _time_first([log_probs_TWK for log_probs_TWK, _ in parts], int(self.num_slots_B.max()))
         shift_B = torch.stack([shift for _, shift in parts])
         sums_BW = path_sum(emissions_TBWK.flatten(1, 2), alignment).unflatten(0, (num_sources, num_outputs))
         scores_BW = sums_BW + shift_B[:, None]
         return scores_BW.masked_fill_(alignment.infeasible.unflatten(0, (num_sources, num_outputs)), -torch.inf)
 
-    def _log_probs(self, slots: slice, table_WK: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [T, W, K] of one source's columns, less the best of each slot; and the sum of the best.
-
-        The outputs of a source share most of their tokens, so each of these is projected once.
-        """
+    def _log_probs(self, slots: slice, ids_U: Tensor, column_WK: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [T, W, K] of one source's columns, less the best of each slot; and the sum of the best."""
         exact = exact_dtype(compute_dtype(self.hidden_NH, self.weight_VH))
-        ids_U, column_WK = table_WK.unique(return_inverse=True)
-        weight_UH, bias_U = self.weight_VH[ids_U].to(exact), self.bias_V[ids_U].to(exact)
+        weight_UH = self.weight_VH.index_select(0, ids_U).to(exact)
+        bias_U = self.bias_V.index_select(0, ids_U).to(exact)
         logits_TU = torch.addmm(bias_U, self.hidden_NH[slots].to(exact), weight_UH.t())
         log_probs_TU = logits_TU.double() - self.log_norms_N[slots, None]
         best_T = log_probs_TU.amax(1, keepdim=True)
         log_probs_TU -= best_T
         log_probs_TWK = log_probs_TU.index_select(1, column_WK.flatten()).unflatten(1, column_WK.shape)
         return log_probs_TWK, best_T.sum()
+
+
+def _shared(table_BWK: np.ndarray, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """For each source its different ids, int64 [U], and which of them each column holds, int64 [W, K], on the device.
+
+    The outputs of a source share most of their tokens, so each of these is projected once.
+    """
+    found = [np.unique(table_WK, return_inverse=True) for table_WK in table_BWK]
+    sizes = [ids_U.size for ids_U, _ in found]
+    flat = np.concatenate([*(ids_U for ids_U, _ in found), *(columns.ravel() for _, columns in found)])
+    values = torch.from_numpy(flat).to(device, non_blocking=True)
+    columns_BWK = values[sum(sizes) :].view(table_BWK.shape)
+    return list(zip(values[: sum(sizes)].split(sizes), columns_BWK, strict=True))
 
 
 def _time_first(parts_TWK: list[Tensor], num_steps: int) -> Tensor:

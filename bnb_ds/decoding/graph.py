@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bnb_ds.common.packing import PackedInputs
+from bnb_ds.common.packing import PackedInputs, on_host
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.targets.dag_target import output_log_probs
@@ -36,7 +36,7 @@ def decode_graph(
     read = ReadOptions(options.dag_options(), model.config.pad_token_id or 0)
     ids_BT, lengths_B = model.target.decode(states, read)
     if options.bad_words and read.dag.strategy != "beam":
-        rows = zip(ids_BT.tolist(), lengths_B.tolist(), strict=True)
+        rows = zip(*(tensor.tolist() for tensor in on_host((ids_BT, lengths_B))), strict=True)
         broken = [row for row, (ids, end) in enumerate(rows) if not options.bad_words.allow(ids[:end])]
         if broken:
             # Only the beam search can go round a word.
@@ -63,5 +63,5 @@ def banned_bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:
     bias_V = model.lm_head.bias
     if not options.banned_tokens:
         return bias_V
-    banned = torch.tensor(options.banned_tokens, device=bias_V.device)
+    banned = torch.tensor(options.banned_tokens).to(bias_V.device, non_blocking=True)
     return bias_V.index_fill(0, banned, -torch.inf)

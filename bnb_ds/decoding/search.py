@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bnb_ds.common.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout, on_host
 from bnb_ds.ctc.greedy import collapse, linear_best
 from bnb_ds.decoding.bad_words import BadWords
 from bnb_ds.decoding.beam import Hypotheses, search
@@ -56,13 +56,14 @@ def refine(
         return _best_of_beam(slots, options, options.beam_size)
     if not options.has_limits:
         return ids_BT, lengths_B
-    outputs, ends, num_slots = ids_BT.tolist(), lengths_B.tolist(), slots.layout.lengths.tolist()
+    outputs, ends = (tensor.tolist() for tensor in on_host((ids_BT, lengths_B)))
+    num_slots = slots.layout.lengths_on_host().tolist()
     broken = [row for row, end in enumerate(ends) if not keeps_limits(outputs[row][:end], options, num_slots[row])]
     if not broken:
         return ids_BT, lengths_B
     found_RT, found_R = _best_of_beam(slots.select(broken), options, CONSTRAINT_BEAM)
     ids_BT, lengths_B = ids_BT.clone(), lengths_B.clone()
-    index = torch.tensor(broken, device=ids_BT.device)
+    index = torch.tensor(broken).to(ids_BT.device, non_blocking=True)
     ids_BT[index, : found_RT.shape[1]] = found_RT
     return ids_BT, lengths_B.index_copy(0, index, found_R)
 
@@ -99,7 +100,7 @@ def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple
     greedy_BT, greedy_B = collapse(emissions.best, emissions.lengths, slots.blank)
     outputs_BWT = torch.cat((beam.tokens, greedy_BT[:, None]), 1)
     lengths_BW = torch.cat((beam.lengths, greedy_B[:, None]), 1)
-    allowed_BW = torch.cat((beam.total > -torch.inf, _allowed(greedy_BT, greedy_B, options, emissions.lengths)), 1)
+    allowed_BW = torch.cat((beam.total > -torch.inf, _allowed(greedy_BT, greedy_B, options, slots.layout)), 1)
     is_token_BWT = torch.arange(outputs_BWT.shape[2], device=outputs_BWT.device) < lengths_BW[..., None]
     outputs_BWT = outputs_BWT.masked_fill(~is_token_BWT, slots.blank)
     scores_BW = ctc_log_probs(
@@ -124,13 +125,17 @@ def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple
 
 def _without_last_words(beam: Hypotheses, bad_words: BadWords) -> Hypotheses:
     """The hypotheses without the words at their ends that are bad. While more could follow, these were none yet."""
-    rows = zip(beam.tokens.flatten(0, 1).tolist(), beam.lengths.flatten().tolist(), strict=True)
+    tokens, lengths = on_host((beam.tokens, beam.lengths))
+    rows = zip(tokens.flatten(0, 1).tolist(), lengths.flatten().tolist(), strict=True)
     longest = [bad_words.longest(tokens[:end]) for tokens, end in rows]
     return replace(beam, lengths=beam.lengths.new_tensor(longest).reshape(beam.lengths.shape))
 
 
-def _allowed(ids_BT: Tensor, lengths_B: Tensor, options: DecodeOptions, slots_B: Tensor) -> Tensor:
+def _allowed(ids_BT: Tensor, lengths_B: Tensor, options: DecodeOptions, layout: PackedLayout) -> Tensor:
     """bool [B, 1], True for greedy outputs that keep the limits."""
-    rows = zip(ids_BT.tolist(), lengths_B.tolist(), slots_B.tolist(), strict=True)
+    if not options.has_limits:
+        return torch.ones_like(lengths_B, dtype=torch.bool)[:, None]
+    ids, ends = (tensor.tolist() for tensor in on_host((ids_BT, lengths_B)))
+    rows = zip(ids, ends, layout.lengths_on_host().tolist(), strict=True)
     kept = [keeps_limits(ids[:end], options, slots) for ids, end, slots in rows]
-    return torch.tensor(kept, device=ids_BT.device)[:, None]
+    return torch.tensor(kept).to(ids_BT.device, non_blocking=True)[:, None]

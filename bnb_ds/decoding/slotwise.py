@@ -34,7 +34,7 @@ def without_bad_words(
     """
     hidden_NH, weight_VH, bias_V = head
     outputs = layout.pad(best_N).tolist()
-    ends = layout.lengths.tolist()
+    ends = layout.lengths_on_host().tolist()
     broken = [row for row, end in enumerate(ends) if not bad_words.allow(outputs[row][:end])]
     best_N, log_probs_N = best_N.clone(), log_probs_N.clone()
     for row in broken:

@@ -125,6 +125,23 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def start_all_sum(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to sum a tensor over all ranks, in place, while other work goes on.
+
+    Returns:
+        A function that returns the tensor with the sum. On a GPU only the device waits in it, not the host.
+    """
+    if not dist.is_initialized() or world_size() == 1:
+        return lambda: tensor
+    work = dist.all_reduce(tensor, async_op=True)
+
+    def finish() -> torch.Tensor:
+        work.wait()
+        return tensor
+
+    return finish
+
+
 def on_main(function: Callable[[], T]) -> T:
     """Call a function on rank 0 and give its result to every rank. If it raises, every rank raises the same error."""
     result: T | None = None

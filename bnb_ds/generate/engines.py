@@ -195,7 +195,8 @@ class OnnxEngine(_GraphEngine):
 def has_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 instructions. A CPU without them is several times slower than in fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        # `torch.cuda.is_bf16_supported` also counts emulation.
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(supported is not None and supported())
 

@@ -4,13 +4,12 @@ Hidden states are one row of real tokens. Attention is the only operation that m
 `packed_attention` is registered as the attention implementation ``"bnb_packed"``. The layers pass the layouts to it
 through their keyword arguments.
 
-Five implementations compute the same numbers. `attention_way` chooses one:
+Seven implementations compute the same numbers. `attention_way` chooses one:
 
-- ``flash_attn``: the varlen kernel of that package, if installed; for 16 bits on CUDA of capability 8.0 or later.
-- ``jagged``: torch's own varlen kernels, through SDPA on jagged nested tensors; for the same GPUs and any float dtype.
+- ``flash_attn``, ``flash``, ``efficient``, ``jagged``: varlen kernels for GPUs (`bnb_ds.model.varlen`).
 - ``single``: one sequence after the other (:mod:`bnb_ds.model.dropout_attention`); for dropout on a CPU.
 - ``each``: SDPA for one sequence after the other, without padding or mask; for long sequences on a CPU.
-- ``padded``: sequences are padded for SDPA and unpadded after it; for every device, including V100 and CPU.
+- ``padded``: sequences are padded for SDPA and unpadded after it; for every device.
 
 Shapes: B sequences, N real tokens of all sequences together, M tokens of the longest one, A heads, D head size.
 Mq, Nq are those of the queries; Mk, Nk those of the keys.
@@ -18,8 +17,6 @@ Mq, Nq are those of the queries; Mk, Nk those of the keys.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from typing import Any
 
 import torch
@@ -30,10 +27,11 @@ from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.dropout_attention import attend_with_dropout, sequences
+from bnb_ds.model.varlen.choice import best_way
+from bnb_ds.model.varlen.operators import WAYS
 
 IMPLEMENTATION = "bnb_packed"
 
-_FLASH_LARGEST_HEAD = 256
 # Mean length from which single sequences are faster on a CPU than padding: 1.2 to 2.2 times as fast on two cores,
 # whether the lengths are similar or not.
 _LONG_TOKENS = 64
@@ -89,12 +87,10 @@ def attention_way(query: Tensor, key_layout: PackedLayout, dropout: float) -> st
             return "single"
         is_long = key_layout.num_tokens >= _LONG_TOKENS * key_layout.batch_size
         return "each" if is_long and key_layout.batch_size > 1 else "padded"
-    if not query.is_cuda or not _has_varlen_kernels(query.device.index):
+    # A compiler cannot follow the trials, nor the operators' sizes, which are numbers of the batch.
+    if not query.is_cuda or torch.compiler.is_compiling():
         return "padded"
-    is_half = query.dtype in (torch.float16, torch.bfloat16)
-    if is_half and query.shape[-1] <= _FLASH_LARGEST_HEAD and _has_flash_attn():
-        return "flash_attn"
-    return "jagged"
+    return best_way(query.device.index, query.dtype, query.shape[-1]).way
 
 
 def _attend_each(
@@ -114,94 +110,6 @@ def _attend_each(
     return torch.cat([out_1AnD[0].transpose(0, 1) for out_1AnD in attended])
 
 
-def _attend_padded(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-) -> Tensor:
-    attended_BAMD = scaled_dot_product_attention(
-        layout.pad(query_NAD).transpose(1, 2),
-        key_layout.pad(key_NAD).transpose(1, 2),
-        key_layout.pad(value_NAD).transpose(1, 2),
-        attn_mask=key_layout.key_mask,
-        dropout_p=dropout,
-        scale=scaling,
-    )
-    return layout.unpad(attended_BAMD.transpose(1, 2))
-
-
-def _attend_jagged(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-) -> Tensor:
-    attended = scaled_dot_product_attention(
-        _jagged(query_NAD, layout),
-        _jagged(key_NAD, key_layout),
-        _jagged(value_NAD, key_layout),
-        dropout_p=dropout,
-        scale=scaling,
-    )
-    return attended.transpose(1, 2).values()
-
-
-def _jagged(rows_NAD: Tensor, layout: PackedLayout) -> Tensor:
-    """The sequences as a nested tensor [B, A, jagged, D]. Its bounds are given, so the host never waits for a GPU."""
-    nested = torch.nested.nested_tensor_from_jagged(
-        rows_NAD.contiguous(), layout.cu_seqlens, min_seqlen=1, max_seqlen=layout.max_seqlen
-    )
-    return nested.transpose(1, 2)
-
-
-def _attend_flash_attn(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
-
-    return flash_attn_varlen_func(
-        query_NAD,
-        key_NAD,
-        value_NAD,
-        layout.cu_seqlens,
-        key_layout.cu_seqlens,
-        layout.max_seqlen,
-        key_layout.max_seqlen,
-        dropout_p=dropout,
-        softmax_scale=scaling,
-        causal=False,
-    )
-
-
-@functools.cache
-def _has_varlen_kernels(device_index: int) -> bool:
-    return torch.cuda.get_device_capability(device_index) >= (8, 0)
-
-
-@functools.cache
-def _has_flash_attn() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
-
-
-_WAYS = {
-    "each": _attend_each,
-    "padded": _attend_padded,
-    "single": attend_with_dropout,
-    "jagged": _attend_jagged,
-    "flash_attn": _attend_flash_attn,
-}
+_WAYS = {**WAYS, "each": _attend_each, "single": attend_with_dropout}
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

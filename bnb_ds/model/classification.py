@@ -182,7 +182,7 @@ def classification_output(logits_BC: Tensor, labels: Tensor | None) -> BnbClassi
         if exact.shape[1] == 1
         else F.cross_entropy(exact, labels, reduction="sum")
     )
-    result["loss_count"] = torch.tensor(labels.numel(), device=labels.device)
+    result["loss_count"] = torch.full((), labels.numel(), device=labels.device)
     result["loss"] = result.loss_sum / labels.numel()
     return result
 

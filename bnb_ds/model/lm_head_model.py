@@ -100,9 +100,11 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             token_type_ids: int64, same shape as ``input_ids``; None: all 0.
             labels: int64 [B, S] with -100 at places without a target, or the targets concatenated [sum S] with
                 ``label_lengths``.
-            cu_seqlens: int32 [B+1], starts of the packed sequences, then N.
-            max_seqlen: tokens of the longest sequence; optional. With it the host does not wait for a GPU.
-            label_lengths: int64 [B], with concatenated labels.
+            cu_seqlens: int32 [B+1], starts of the packed sequences, then N. On the CPU, with tokens on a GPU, the host
+                never waits for the GPU.
+            max_seqlen: tokens of the longest sequence; optional. With it the host waits only for the number of slots,
+                if ``cu_seqlens`` is on a GPU.
+            label_lengths: int64 [B], with concatenated labels; they too may be on the CPU.
             max_label_length: tokens of the longest target; optional. With it the host does not wait for a GPU, and
                 labels and their lengths on a GPU are not checked. On a CPU everything is checked.
             return_logits: True: return logits beside the loss, which costs a second projection. None: return logits
@@ -124,7 +126,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         targets = None if labels is None else read_targets(labels, label_lengths, max_label_length)
         inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         encoded = self.model.encode(inputs)
-        slots = self.model.open(encoded, None if targets is None else targets.lengths)
+        slots = self.model.open(encoded, None if targets is None else targets.known_lengths)
         shown = Shown(slots)
         if targets is not None and self.training and not (glance_ratio is None and mixed_ratio is None):
             shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))

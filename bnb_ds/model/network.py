@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -129,15 +130,17 @@ class BnbModel(BnbModelWithEncoder):
         token_type_ids: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        host_lengths: np.ndarray | None = None,
     ) -> PackedInputs:
-        """Model inputs in the form that `encode` takes. Arguments are those of `BnbLMHeadModel.forward`.
+        """Model inputs in the form that `encode` takes. Arguments are those of `BnbLMHeadModel.forward`, and
+        ``host_lengths`` is that of `bnb_ds.common.packing.pack_inputs`.
 
         Raises:
             ValueError: as `bnb_ds.common.packing.pack_inputs` says.
             ConfigError: the input is packed, but ``decoder_length`` is ``"padded"``.
         """
         if self.config.decoder_length != "padded":
-            return pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+            return pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen, host_lengths)
         if cu_seqlens is not None:
             raise ConfigError(
                 "decoder_length 'padded' decodes padding, but packed input has none: give padded input_ids, or load "
@@ -164,7 +167,7 @@ class BnbModel(BnbModelWithEncoder):
         memory_NH = self.latent_dropout(memory_NH)
         return self.decoder(latent, memory_NH, slots, encoded.layout, predict, is_stretched=is_stretched)
 
-    def open(self, encoded: Encoded, target_lengths: Tensor | None = None) -> DecoderSlots:
+    def open(self, encoded: Encoded, target_lengths: Tensor | np.ndarray | None = None) -> DecoderSlots:
         """The slots of each source; with length classification those of the predicted length, if none is given."""
         if self.length_predictor is not None and target_lengths is None:
             target_lengths = self.predicted_lengths(encoded)[:, 0]

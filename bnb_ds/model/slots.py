@@ -124,26 +124,31 @@ class DecoderSlots:
     token_ids: Tensor | None = None
 
 
-def open_slots(source: PackedLayout, config: BnbConfig, target_lengths_B: Tensor | None = None) -> DecoderSlots:
+def open_slots(
+    source: PackedLayout, config: BnbConfig, target_lengths_B: Tensor | np.ndarray | None = None
+) -> DecoderSlots:
     """Lay out the decoder's slots for a batch. Slot j of T stands for source token ``floor(j * n / T)`` of n.
 
     Args:
         source: layout of the source tokens.
         config: the model's configuration.
-        target_lengths_B: int64 [B], target tokens with ``"predicted"``.
+        target_lengths_B: int64 [B], target tokens with ``"predicted"``. The host waits for a tensor on a GPU, and for
+            the source's lengths if it does not know them; for nothing else.
 
     Raises:
         ConfigError: there are more slots or source tokens than position embeddings.
         ValueError: a length of ``target_lengths_B`` is below 1.
     """
-    source_lengths_B = source.lengths
-    lengths_B = decoder_lengths(source_lengths_B, config, target_lengths_B)
-    # Only here does the host wait for the device, because all later shapes depend on the lengths.
-    num_slots, fewest, most = torch.stack((lengths_B.sum(), lengths_B.min(), lengths_B.max())).tolist()
-    if fewest < 1:
+    if config.decoder_length == "predicted" and target_lengths_B is not None:
+        on_host = target_lengths_B.cpu().numpy() if isinstance(target_lengths_B, Tensor) else target_lengths_B
+        num_slots_B = slots_of_targets(np.asarray(on_host, np.int64), config)
+    else:
+        num_slots_B = decoder_lengths(source.lengths_on_host(), config)
+    if num_slots_B.min() < 1:
         raise ValueError("labels: an empty target has no decoder slot: leave it out of the batch")
-    _check_positions(most, source.max_seqlen, config)
-    layout = PackedLayout.from_lengths(lengths_B, num_tokens=num_slots, max_seqlen=most)
+    layout = PackedLayout.from_host(num_slots_B, source.cu_seqlens.device)
+    _check_positions(layout.max_seqlen, source.max_seqlen, config)
+    source_lengths_B, lengths_B = source.lengths, layout.lengths
     sequence_T, slot_T = layout.sequence_ids, layout.position_ids
     token_T = slot_T * source_lengths_B.index_select(0, sequence_T) // lengths_B.index_select(0, sequence_T)
     source_index_T = source.cu_seqlens.index_select(0, sequence_T).long() + token_T

@@ -80,7 +80,7 @@ class DagTarget:
 def output_log_probs(states: SlotStates, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
     """float64 [B], log-probability of writing exactly these ids, int64 [B, T], summed over all paths; -inf for none."""
     longest = max(int(lengths_B.max()), 1)
-    dag = _loss(states, Targets(ids_BT[:, :longest], lengths_B), "none", zero_infinity=False)
+    dag = _loss(states, Targets(ids_BT[:, :longest], lengths_B, longest), "none", zero_infinity=False)
     return -dag.nll.double()
 
 

@@ -28,11 +28,13 @@ class Targets:
         tokens: int64 [sum S], concatenated.
         lengths: int64 [B].
         longest: the largest length, if the caller knows it; then the host does not wait for a GPU.
+        host_lengths: int64 [B], the lengths in NumPy, if the host knows them.
     """
 
     tokens: Tensor
     lengths: Tensor
     longest: int | None = None
+    host_lengths: np.ndarray | None = None
 
     def at(self, index_T: Tensor, layout: PackedLayout) -> Tensor:
         """int64 [T], the token that ``index_T`` names in the target of each slot's sequence; -1 where it is -1."""
@@ -41,6 +43,11 @@ class Targets:
         # A batch whose targets are all empty has nothing to look up.
         tokens = torch.nn.functional.pad(self.tokens, (0, 1), value=-1)
         return torch.where(index_T >= 0, tokens.index_select(0, place_T.clamp(0, tokens.numel() - 1)), -1)
+
+    @property
+    def known_lengths(self) -> Tensor | np.ndarray:
+        """The lengths in NumPy if the host knows them, else as a tensor."""
+        return self.lengths if self.host_lengths is None else self.host_lengths
 
     def repeat(self, times: int) -> Targets:
         """The targets of the batch, ``times`` times one after the other."""
@@ -60,11 +67,15 @@ def read_targets(labels: Tensor, label_lengths: Tensor | None, max_label_length:
         return Targets(labels[is_target_BS], is_target_BS.sum(1), max_label_length)
     if labels.dim() != 1:
         raise ValueError("with label_lengths, labels must be the targets concatenated, [sum of label_lengths]")
-    if max_label_length is not None and label_lengths.device.type == "cpu":
-        longest = int(label_lengths.max())
-        if max_label_length != longest:
-            raise ValueError(f"max_label_length is {max_label_length}, but the longest of label_lengths is {longest}")
-    return Targets(labels, label_lengths, max_label_length)
+    if label_lengths.device.type != "cpu":
+        return Targets(labels, label_lengths, max_label_length)
+    longest = int(label_lengths.max())
+    if max_label_length is not None and max_label_length != longest:
+        raise ValueError(f"max_label_length is {max_label_length}, but the longest of label_lengths is {longest}")
+    if labels.device.type != "cpu" and int(label_lengths.sum()) != labels.numel():
+        raise ValueError(f"labels hold {labels.numel()} tokens, but label_lengths add up to {int(label_lengths.sum())}")
+    on_device = label_lengths.to(labels.device, non_blocking=True)
+    return Targets(labels, on_device, longest, label_lengths.numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +116,7 @@ class SlotStates:
 def joined_states(several: Sequence[SlotStates]) -> SlotStates:
     """The same sequences in several states, as one batch of that many times as many sequences."""
     first, times = several[0], len(several)
-    layout = PackedLayout.from_lengths(
-        first.layout.lengths.repeat(times),
-        num_tokens=first.layout.num_tokens * times,
-        max_seqlen=first.layout.max_seqlen,
-    )
+    layout = PackedLayout.from_host(np.tile(first.layout.lengths_on_host(), times), first.hidden.device)
     return replace(
         first,
         hidden=torch.cat([states.hidden for states in several]),
@@ -158,7 +165,7 @@ def ngram_scores(loss_sum: Tensor, targets: Targets) -> Scores:
 def loss_count(targets: Targets, infeasible_B: Tensor, loss_reduction: str) -> Tensor:
     """int64 [], what a loss sum is divided by: the sequences (``"sample"``), or the tokens of the feasible ones."""
     if loss_reduction == "sample":
-        return targets.lengths.new_tensor(targets.lengths.numel())
+        return targets.lengths.new_full((), targets.lengths.numel())
     return (targets.lengths * ~infeasible_B).sum()
 
 

@@ -15,7 +15,9 @@ from torch import nn
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.errors import ConfigError
+from bnb_ds.model.varlen import choice as varlen_attention
 from bnb_ds.train.fused import choose_optimizer, fuse_layer_norms
+from bnb_ds.train.hardware import DTYPES, refuse_emulation
 
 #: part of DeepSpeed's error for an overflow that no lower loss scale can mend
 _LOWEST_SCALE = "loss scale already at minimum"
@@ -42,8 +44,9 @@ def build_engine(
         The ``DeepSpeedEngine``, and one line that names the kernels in use.
 
     Raises:
-        ConfigError: DeepSpeed rejects the settings.
+        ConfigError: DeepSpeed rejects the settings, or the device has no such precision.
     """
+    refuse_emulation(device, ds_config.precision, ds_config.path)
     import deepspeed
     from deepspeed.runtime.config import DeepSpeedConfigError
     from deepspeed.runtime.zero.utils import ZeRORuntimeException
@@ -78,8 +81,17 @@ def build_engine(
     except (ValueError, AssertionError, DeepSpeedConfigError, ZeRORuntimeException) as error:
         # Only DeepSpeed knows all combinations of settings that exclude each other.
         raise ConfigError(f"{ds_config.path}: DeepSpeed rejects these settings; change them: {error}") from error
-    ctc = ctc_kernels.description(device)
-    return engine, f"{optimizer_name}; {layer_norm}; {ctc}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
+    kernels = f"{optimizer_name}; {layer_norm}; {ctc_kernels.description(device)}{_attention(model, ds_config, device)}"
+    return engine, f"{kernels}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
+
+
+def _attention(model: nn.Module, ds_config: DsConfig, device: torch.device) -> str:
+    """What a line of kernels says about attention on a GPU; nothing for a model of another library."""
+    encoder = getattr(getattr(model, "config", None), "encoder", None)
+    if device.type != "cuda" or encoder is None:
+        return ""
+    head_size = encoder.hidden_size // encoder.num_attention_heads
+    return f"; {varlen_attention.description(device, DTYPES[ds_config.precision], head_size)}"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -95,21 +107,34 @@ class LossScaleExhausted(Exception):
     """The gradient overflows in fp16, and the dynamic loss scale is as low as it may be."""
 
 
-def take_step(engine: Any) -> float | None:
+def gradient_norm(engine: Any) -> torch.Tensor | None:
+    """The global gradient norm where DeepSpeed does not compute one, for :func:`take_step`: [] on the device.
+
+    None with any other ZeRO stage or precision than stage 0 without fp16 or bf16.
+    """
+    if engine.zero_optimization_stage() != 0 or engine.fp16_enabled() or engine.bfloat16_enabled():
+        return None
+    return nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+
+
+def take_step(engine: Any, known_norm: float | None) -> float | None:
     """Finish an optimizer step after its last ``backward``; return the global gradient norm before clipping.
 
     The norm is None with ``compute_grad_norm: false`` in the DeepSpeed JSON. If the norm is not finite, the weights
     were not updated. DeepSpeed skips such a step, except at ZeRO stage 0 without fp16 or bf16, where it never checks
     the gradient; there this function skips it.
 
+    Args:
+        engine: the engine.
+        known_norm: the number that :func:`gradient_norm` has computed, or None if it has computed none.
+
     Raises:
         LossScaleExhausted: on all ranks; the weights were not updated.
     """
-    if engine.zero_optimization_stage() == 0 and not engine.fp16_enabled() and not engine.bfloat16_enabled():
-        norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
-        if math.isfinite(norm):
+    if known_norm is not None:
+        if math.isfinite(known_norm):
             engine.step()
-        return norm
+        return known_norm
     try:
         engine.step()
     except Exception as error:  # DeepSpeed has no class for it

@@ -88,7 +88,8 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int, mi
     without the attention matrix, which SDPA does not keep). fp32 doubles this, and cross-attention adds half. With
     activation checkpointing, a layer keeps only its input. With ``deep_supervision``, each decoder layer but the last
     keeps 8 numbers more: those of its head, its hidden gradient, and what the next layer reads. The fused CTC head
-    holds one chunk of logits and the fp32 gradient of its matrix; their size does not depend on the batch.
+    holds one chunk of logits and the fp32 gradient of its matrix; their size does not depend on the batch. That of the
+    alignment does (`alignment_bytes`).
 
     Args:
         config: of the model.
@@ -105,5 +106,28 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int, mi
     per_sample += slots * decoder.num_hidden_layers * decoder.hidden_size * per_unit * (1 if recomputed else 1.5)
     if config.deep_supervision:
         per_sample += slots * (decoder.num_hidden_layers - 1) * decoder.hidden_size * 8 * element
+    alignments = decoder.num_hidden_layers if config.deep_supervision else 1
+    per_sample += alignments * alignment_bytes(config, slots, max_length)
     head = _CTC_CHUNK_BYTES + 4 * config.vocab_size * decoder.hidden_size
     return micro_batch * per_sample + head
+
+
+def alignment_bytes(config: BnbConfig, slots: int, target_length: int) -> float:
+    """Bytes at the peak of the dynamic programme that aligns one target to its slots, in fp32.
+
+    CTC holds nine numbers for each slot and target token: log-probabilities, emissions in both directions, the forward
+    variables of blanks and tokens in both directions, and occupancies. A graph holds numbers for each pair of slots,
+    either while the links are computed, two for each of their heads, or in the alignment, whose further arrays have a
+    number for each slot and target token. (Counted with torch's profiler; a GPU's kernels hold no more.)
+
+    Args:
+        config: of the model.
+        slots: decoder slots of the sequence.
+        target_length: tokens of its target.
+    """
+    if config.target_kind == "token":
+        return 0.0
+    if config.target_kind == "ctc":
+        return 4.0 * 9 * slots * (target_length + 1)
+    heads = config.link_heads or config.decoder.num_attention_heads
+    return 4.0 * slots * max((2 * heads + 5) * slots, 8.5 * slots + 9 * target_length)

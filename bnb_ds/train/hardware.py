@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from bnb_ds.errors import ConfigError
+
 # (start of the device's name, precision) -> FLOP/s of dense matrix products, from the vendor's data sheets.
-# Variants with other clocks (PCIe, NVL) are not listed; they are measured.
+# Variants with other clocks (H100 PCIe, NVL) and parts of a GPU (MIG) are not listed; they are measured.
 _PEAK_FLOPS = {
     ("Tesla V100-SXM2", "fp16"): 125e12,
     ("Tesla V100-SXM2", "fp32"): 15.7e12,
@@ -23,7 +26,10 @@ _PEAK_FLOPS = {
     ("NVIDIA H200", "fp32"): 67e12,
 }
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_OTHER_CLOCKS = (" NVL", " MIG ")
+
+#: a precision of the DeepSpeed JSON -> the dtype of matrix products
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Peak(NamedTuple):
@@ -47,9 +53,34 @@ def peak_of(device: torch.device, precision: str) -> Peak | None:
         return None
     name = torch.cuda.get_device_name(device)
     for (start, known_precision), flops in _PEAK_FLOPS.items():
-        if name.startswith(start) and precision == known_precision:
+        if name.startswith(start) and precision == known_precision and not any(x in name for x in _OTHER_CLOCKS):
             return Peak(flops, f"{name}, data sheet")
-    return Peak(_measure_matmul(device, _DTYPES[precision]), "measured with a matrix product")
+    return Peak(_measure_matmul(device, DTYPES[precision]), "measured with a matrix product")
+
+
+def refuse_emulation(device: torch.device, precision: str, path: Path) -> None:
+    """Refuse a precision that a GPU has no instructions for. torch emulates bf16 there, many times slower than fp16.
+
+    Args:
+        device: of this rank.
+        precision: of the DeepSpeed JSON.
+        path: of that file.
+
+    Raises:
+        ConfigError: bf16 on a GPU of a capability below 8.0, such as a V100.
+    """
+    if device.type != "cuda" or precision != "bf16" or has_bf16(device):
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    raise ConfigError(
+        f"{path}: {torch.cuda.get_device_name(device)} (capability {major}.{minor}) has no bf16, which needs 8.0; use"
+        " fp16, as in ds_configs/v100_fp16_zero1.json"
+    )
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a GPU has bf16 instructions. `torch.cuda.is_bf16_supported` also counts emulation."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _measure_matmul(device: torch.device, dtype: torch.dtype) -> float:

@@ -16,7 +16,7 @@ from bnb_ds.common.randomness import hash64
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import NonFiniteLossError
-from bnb_ds.train.engine import LossScaleExhausted, abandon_step, take_step
+from bnb_ds.train.engine import LossScaleExhausted, abandon_step, gradient_norm, take_step
 from bnb_ds.train.objectives import Objective
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
@@ -111,56 +111,58 @@ class TrainStep:
         """
         engine = self._engine
         with self._phases("counts"):
-            counts = self._global_counts(batches, stop)
-        # DeepSpeed divides by the accumulation steps and averages over ranks. The scale undoes both and divides by the
-        # global count: the loss that is optimised is the global sum divided by the global count.
-        scale = engine.gradient_accumulation_steps() * ranks.world_size() / counts[0].clamp(min=1)
+            global_counts = self._start_global_counts(batches, stop)
         local_sums: list[torch.Tensor] = []
-        stats = StepStats(0.0, *counts.tolist())
         spike = False
-        # A step without a target that fits has no loss. A loss of 0 would make every later one a spike.
-        watches_loss = self._spikes is not None and stats.targets > 0
         for micro_step, batch in enumerate(batches):
             last = micro_step == len(batches) - 1
-            # Dropout is a pure function of (seed, step, micro step, rank), so checkpoints hold no random state.
-            key = hash64(self._seed, _STREAM_DROPOUT, step, micro_step, ranks.rank())
-            torch.manual_seed(int(key[0]) >> 1)
+            self._seed_dropout(step, micro_step)
             # DeepSpeed expects a fixed number of micro steps. With a token budget, each step has its own number.
             engine.set_gradient_accumulation_boundary(last)
             part = f"micro step {micro_step + 1} of {len(batches)}"
             with self._phases("forward", step, part):
                 loss_sum = self._objective.loss_sum(engine, batch, self._device, step)
                 local_sums.append(loss_sum.detach().double())
-            if last and watches_loss:
-                total = self._finite_global_sum(step, batches, torch.stack(local_sums))
-                spike = self._spikes.is_spike(total / max(float(counts[0]), 1))
+            if last and self._spikes is not None:
+                # Only a run that skips spikes waits here for the device: the backward pass depends on the loss.
+                stats, _ = self._read(step, batches, global_counts(), local_sums, None)
+                # A step without a target that fits has no loss. A loss of 0 would make every later one a spike.
+                spike = stats.targets > 0 and self._spikes.is_spike(stats.loss_sum / max(stats.count, 1))
             with self._phases("backward", step, part):
+                # DeepSpeed divides by the accumulation steps and averages over ranks. The scale undoes both and divides
+                # by the global count: the loss that is optimised is the global sum divided by the global count.
+                scale = engine.gradient_accumulation_steps() * ranks.world_size() / global_counts()[0].clamp(min=1)
                 # DeepSpeed skips a step whose gradient is not a number. A spike gets such a gradient.
                 factor = scale.to(loss_sum.dtype) * (math.nan if spike else 1.0)
                 engine.backward(loss_sum * factor)
             if not last:
                 engine.step()  # only counts the micro step; the weights are updated after the last one
-        global_sum = self._finite_global_sum(step, batches, torch.stack(local_sums))
+        # The host waits for the device here: nothing may be updated from a loss that is not finite.
+        stats, norm = self._read(step, batches, global_counts(), local_sums, gradient_norm(engine))
         learning_rate = engine.get_lr()[0]
-        norm = self._update(step, batches)
+        norm = self._update(step, batches, norm)
         if spike:
             abandon_step(engine)
         else:
             self._refuse_infinite_gradient(step, batches, norm)
-            if watches_loss:
-                self._spikes.accept(global_sum / max(float(counts[0]), 1))
-        stats.loss_sum = global_sum
+            if self._spikes is not None and stats.targets > 0:
+                self._spikes.accept(stats.loss_sum / max(stats.count, 1))
         return stats, {
             "train/lr": learning_rate,
             "train/grad_norm": math.nan if norm is None else norm,
             **self._skipped(),
         }
 
-    def _update(self, step: int, batches: list[PackedBatch]) -> float | None:
-        """The norm of the gradient, as `take_step` returns it."""
+    def _seed_dropout(self, step: int, micro_step: int) -> None:
+        """Dropout is a pure function of (seed, step, micro step, rank), so checkpoints hold no random state."""
+        key = hash64(self._seed, _STREAM_DROPOUT, step, micro_step, ranks.rank())
+        torch.manual_seed(int(key[0]) >> 1)
+
+    def _update(self, step: int, batches: list[PackedBatch], norm: float | None) -> float | None:
+        """The norm of the gradient, as `take_step` takes and returns it."""
         try:
             with self._phases("optimizer"):
-                return take_step(self._engine)
+                return take_step(self._engine, norm)
         except LossScaleExhausted:
             record, _ = self._record_bad_step(step, [batch.sample_ids.tolist() for batch in batches])
             scale = float(self._engine.optimizer.loss_scale)
@@ -184,8 +186,12 @@ class TrainStep:
             values["train/loss_scale"] = float(self._engine.optimizer.loss_scale)
         return values
 
-    def _global_counts(self, batches: list[PackedBatch], stop: bool) -> torch.Tensor:
-        """float64 [10]: the fields of `StepStats` from ``count`` to ``stop_requests``, over micro steps and ranks."""
+    def _start_global_counts(self, batches: list[PackedBatch], stop: bool) -> Callable[[], torch.Tensor]:
+        """Begin to add up the counts of a step over micro steps and ranks; the first forward pass runs meanwhile.
+
+        Returns:
+            A function that gives, as float64 [10], the fields of `StepStats` from ``count`` to ``stop_requests``.
+        """
         local = [
             (
                 self._objective.count(b),
@@ -201,12 +207,31 @@ class TrainStep:
             )
             for micro_step, b in enumerate(batches)
         ]
-        return ranks.all_sum(torch.tensor(local, dtype=torch.float64).sum(0).to(self._device))
+        counts = torch.tensor(local, dtype=torch.float64).sum(0)
+        if self._device.type == "cuda":
+            counts = counts.pin_memory()
+        return ranks.start_all_sum(counts.to(self._device, non_blocking=True))
 
-    def _finite_global_sum(self, step: int, batches: list[PackedBatch], local_sums: torch.Tensor) -> float:
-        total = float(ranks.all_sum(local_sums.sum()))
-        if math.isfinite(total):
-            return total
+    def _read(
+        self,
+        step: int,
+        batches: list[PackedBatch],
+        counts: torch.Tensor,
+        local_sums: list[torch.Tensor],
+        norm: torch.Tensor | None,
+    ) -> tuple[StepStats, float | None]:
+        """The counts and the loss of the step, and the norm of its gradient, with one wait for the device."""
+        total = ranks.all_sum(torch.stack(local_sums).sum())
+        on_device = (total[None], counts) if norm is None else (total[None], counts, norm.to(total)[None])
+        values = torch.cat(on_device).tolist()
+        stats = StepStats(*values[: 1 + counts.numel()])
+        if not math.isfinite(stats.loss_sum):
+            self._refuse_infinite_loss(step, batches, stats.loss_sum, torch.stack(local_sums))
+        return stats, None if norm is None else values[-1]
+
+    def _refuse_infinite_loss(
+        self, step: int, batches: list[PackedBatch], total: float, local_sums: torch.Tensor
+    ) -> None:
         finite = local_sums.isfinite().tolist()
         bad = [batch.sample_ids.tolist() for batch, good in zip(batches, finite, strict=True) if not good]
         record, by_rank = self._record_bad_step(step, bad)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from transformers.models.bert.modeling_bert import BertCrossAttention
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.attention import attention_way, packed_attention
 from bnb_ds.model.target_rules import BnbTargetRules
+from bnb_ds.model.varlen import choice
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from tests import launching
 from tests.jobs import Job
@@ -98,12 +97,10 @@ def attention_inputs(dtype: torch.dtype, lengths: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("way", ["jagged", "flash_attn"])
+@pytest.mark.parametrize("way", ["flash", "efficient", "jagged", "flash_attn"])
 def test_varlen_attention_equals_padded(way, dtype, monkeypatch):
-    if torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("varlen kernels need compute capability 8.0")
-    if way == "flash_attn" and (dtype == torch.float32 or importlib.util.find_spec("flash_attn") is None):
-        pytest.skip("flash_attn is not installed, or does not take float32")
+    if way not in choice._candidates(torch.cuda.get_device_capability(), dtype, 16):
+        pytest.skip(f"this GPU, or what is installed, has no {way} for {dtype}")
     slots, sources = [7, 1, 130, 12], [3, 40, 64, 1]
     layouts = [
         PackedLayout.from_lengths(torch.tensor(n, device="cuda"), num_tokens=sum(n), max_seqlen=max(n))
@@ -122,15 +119,17 @@ def test_varlen_attention_equals_padded(way, dtype, monkeypatch):
         torch.testing.assert_close(varlen, padded, rtol=tolerance, atol=tolerance)
 
 
-def test_varlen_attention_is_the_way_on_new_devices():
+def test_the_first_kernel_that_should_work_does():
     layout = PackedLayout.from_lengths(torch.tensor([2, 1], device="cuda"), num_tokens=3, max_seqlen=2)
-    is_new = torch.cuda.get_device_capability() >= (8, 0)
-    assert (attention_way(attention_inputs(torch.bfloat16, [2, 1]), layout, 0.1) != "padded") == is_new
+    dtype = torch.float16
+    first = [*choice._candidates(torch.cuda.get_device_capability(), dtype, 16), "padded"][0]
+    assert attention_way(attention_inputs(dtype, [2, 1]), layout, 0.1) == first
+    assert choice.description(torch.device("cuda", 0), dtype, 16) == f"attention {first}"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_full_vocabulary_at_full_length_is_finite_in_low_precision(dtype):
-    if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
+    if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("no bf16 on this device")
     size = {**BERT, "vocab_size": 28_996, "max_position_embeddings": 512}
     model = BnbForConditionalGeneration(BnbConfig(encoder=size, decoder_length_ratio=1.0)).cuda().to(dtype).train()

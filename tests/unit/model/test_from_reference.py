@@ -184,13 +184,13 @@ def test_a_mutated_model_is_seen(inputs, expected, mutate):
 
 
 def test_a_causal_decoder_is_seen(inputs, expected, monkeypatch):
-    monkeypatch.setattr("bnb_ds.model.attention.scaled_dot_product_attention", causal_mask())
+    monkeypatch.setattr("bnb_ds.model.varlen.operators.scaled_dot_product_attention", causal_mask())
     model = BnbForConditionalGeneration.from_reference(REFERENCE).double()
     assert largest_difference(model, inputs, expected) > 0.1
 
 
 def test_a_decoder_masked_by_source_padding_is_seen(inputs, expected, monkeypatch):
-    monkeypatch.setattr("bnb_ds.model.attention.scaled_dot_product_attention", mask_decoder_by_source(inputs))
+    monkeypatch.setattr("bnb_ds.model.varlen.operators.scaled_dot_product_attention", mask_decoder_by_source(inputs))
     model = BnbForConditionalGeneration.from_reference(REFERENCE).double()
     assert largest_difference(model, inputs, expected) > 0.1
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from bnb_ds.bench.measure import peak_bytes
+from bnb_ds.common.packing import PackedLayout
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.loading import load_recipe
+from bnb_ds.ctc.alignment import nll_and_occupancy
+from bnb_ds.ctc.inputs import align
+from bnb_ds.dag.links import LinkNetwork
+from bnb_ds.dag.loss import linear_dag_loss
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.pretrain.plan import describe_dry_run, make_plan
 from bnb_ds.shards.reader import TokenShards
 from bnb_ds.train import estimates
+from tests.tiny import bnb_config
 
+CPU = torch.device("cpu")
 DS = {
     "train_batch_size": 64,
     "train_micro_batch_size_per_gpu": 4,
@@ -107,8 +116,38 @@ def test_a_head_behind_every_layer_adds_to_the_estimate(settings):
     assert config.deep_supervision
     deep = estimates.activation_bytes(config, plan.ds_config, 32, 4)
     config.deep_supervision = False
-    slots, numbers = 4 * 64, 8 * 2 * 32  # two layers of 32 units
+    slots, numbers = 4 * 64, 8 * 2 * 32 + 2 * 9 * 33  # two layers of 32 units, and two alignments of 32 tokens
     assert deep - estimates.activation_bytes(config, plan.ds_config, 32, 4) == slots * numbers * 4
+
+
+@pytest.mark.parametrize(("slots", "tokens"), [(200, 100), (400, 380), (300, 40)])
+def test_the_alignment_of_ctc_takes_what_is_estimated(slots, tokens):
+    layout = PackedLayout.from_host(np.full(2, slots), CPU)
+    lengths = torch.full((2,), tokens)
+    options = {"blank": 0, "vocab_size": 60, "max_target_length": tokens}
+    alignment = align(layout, torch.randint(1, 50, (2, tokens)), lengths, **options)
+
+    def run():
+        nll_and_occupancy(torch.empty(2 * slots, tokens + 1).fill_(-4.0), alignment)
+
+    estimate = 2 * estimates.alignment_bytes(bnb_config(), slots, tokens)
+    assert 0.85 < peak_bytes(run, CPU) / estimate < 1.05
+
+
+@pytest.mark.parametrize(("slots", "tokens", "heads"), [(160, 80, 1), (160, 150, 2), (100, 50, 8)])
+def test_the_alignment_of_a_graph_takes_what_is_estimated(slots, tokens, heads):
+    layout = PackedLayout.from_host(np.full(2, slots), CPU)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((2 * slots, 16), (60, 16), (60,))]
+    network = LinkNetwork(16, heads, 256, 0.02)
+    options = {"cu_seqlens": layout.cu_seqlens, "max_input_length": slots, "max_target_length": tokens}
+
+    def run():
+        targets = torch.randint(0, 60, (2 * tokens,)), None, torch.full((2,), tokens)
+        linear_dag_loss(*leaves, network(leaves[0], layout), *targets, **options).loss.backward()
+
+    config = bnb_config(target="dag", decoder_length_ratio=2.0, link_heads=heads, decoder={"hidden_size": 24})
+    estimate = 2 * estimates.alignment_bytes(config, slots, tokens)
+    assert 0.85 < peak_bytes(run, CPU) / estimate < 1.1
 
 
 @pytest.mark.parametrize(
