@@ -127,10 +127,15 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
     for flag, kind, default, help_text in (
         ("--beam-size", positive, 1, "prefixes kept by the CTC beam search; 1: greedy"),
         ("--beam-classes", positive, 16, "most probable classes of each slot that the beam search tries"),
-        ("--length-beam", positive, 1, "number of lengths to try, for models with length classification"),
         ("--min-length", natural, 0, "fewest tokens of an output"),
     ):
         decoding.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
+    decoding.add_argument(
+        "--length-beam",
+        type=positive,
+        metavar="N",
+        help="number of lengths to try, for models with length classification (default: the model's own, else 1)",
+    )
     decoding.add_argument(
         "--strategy",
         help="how a path through a graph of slots is chosen, for models with target dag: greedy, lookahead, viterbi,"
@@ -148,10 +153,16 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
     decoding.add_argument(
         "--refinement",
         type=natural,
-        default=0,
         metavar="N",
         help="passes of the decoder behind the first one, which see the tokens before them; for models with"
-        " decoder_tokens (default %(default)s)",
+        " decoder_tokens (default: the model's own, else 0)",
+    )
+    decoding.add_argument(
+        "--exit-entropy",
+        type=float,
+        metavar="NATS",
+        help="a position exits behind the first layer whose prediction has an entropy below this; for models with"
+        " deep_supervision (default: the model's own, else never)",
     )
     decoding.add_argument("--max-length", type=positive, help="most tokens of an output (default: no limit)")
     decoding.add_argument(
@@ -192,6 +203,7 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "lookahead_beta",
         "length_penalty",
         "refinement",
+        "exit_entropy",
         "beam_classes",
         "length_beam",
         "min_length",

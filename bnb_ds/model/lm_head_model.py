@@ -6,16 +6,19 @@ sum T slots of all sequences together; H hidden size, V vocabulary, S target tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnb_ds.ctc.greedy import linear_argmax
+from bnb_ds.common.packing import PackedInputs
+from bnb_ds.ctc.greedy import linear_argmax, linear_entropies
 from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.early_exit import EarlyExit
 from bnb_ds.model.layers import BnbLMHead
 from bnb_ds.model.length import length_scores
 from bnb_ds.model.network import OPTIONAL_PARTS, BnbModel, BnbPreTrainedModel, Encoded
@@ -55,7 +58,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
     def __init__(self, config: BnbConfig):
         super().__init__(config)
         self.model = BnbModel(config)
-        self.lm_head = BnbLMHead(config.decoder)
+        self.lm_head = BnbLMHead(config.decoder, has_transform=config.head_transform)
         self.target = target_of(config)
         self.links = None
         if config.target_kind == "dag":
@@ -86,6 +89,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         mixed_ratio: float | None = None,
         mixed_draws: Tensor | None = None,
         ngram_size: int | None = None,
+        rewrites: Tensor | None = None,
+        decode: Callable[[BnbLMHeadModel, PackedInputs], Any] | None = None,
     ) -> BnbOutput:
         """Predict all target positions at once, and compute the loss of ``labels``.
 
@@ -114,6 +119,10 @@ class BnbLMHeadModel(BnbPreTrainedModel):
                 best path of the target replaces what a layer predicts for it, for the layer behind; None: 0.
             mixed_draws: float32 [sum T], in [0, 1), a draw for each slot and all its layers; with ``mixed_ratio``.
             ngram_size: the loss of a sequence is 1 minus its matches of n-grams of this size; None: its nats.
+            rewrites: in training, with labels: int64 [P, sum T], the tokens that slots hold in P further passes of the
+                decoder; -1: what the slot wrote in the pass before. The loss is the mean of all passes. None: none.
+            decode: called with the model and its inputs in the place of everything else; what it returns is
+                ``decoded`` of the output. With partitioned weights, decoding has to be part of a forward pass.
 
         Raises:
             ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
@@ -123,6 +132,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         """
         targets = None if labels is None else read_targets(labels, label_lengths, max_label_length)
         inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+        if decode is not None:
+            return BnbOutput(decoded=decode(self, inputs))
         encoded = self.model.encode(inputs)
         slots = self.model.open(encoded, None if targets is None else targets.lengths)
         shown = Shown(slots)
@@ -133,8 +144,11 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             decoder_lengths=slots.layout.lengths,
             encoder_last_hidden_state=inputs.restore(encoded.hidden),
         )
-        has_losses = targets is not None and self.training and self.config.deep_supervision
+        trains = targets is not None and self.training
+        has_losses = trains and self.config.deep_supervision
         layers = self._states_of_layers(encoded, shown) if has_losses else [self.states(encoded, shown.slots)]
+        if trains and rewrites is not None:
+            layers += self._states_of_passes(encoded, shown.slots, layers[-1], rewrites)
         states = layers[-1]
         if targets is not None:
             self._add_scores(result, self._scores(layers, targets, shown, ngram_size), encoded, targets)
@@ -146,13 +160,28 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             result["best"] = best_T if inputs.is_packed else slots.layout.pad(best_T)
         return result
 
-    def states(self, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
-        """Decode slots, up to the projection to the vocabulary."""
+    def states(
+        self, encoded: Encoded, slots: DecoderSlots, exit_entropy: float | None = None, *, ends_early: bool = True
+    ) -> SlotStates:
+        """Decode slots, up to the projection to the vocabulary.
+
+        Args:
+            encoded: the sources.
+            slots: with what their input holds.
+            exit_entropy: nats of `bnb_ds.model.early_exit.EarlyExit`; None: no slot exits.
+            ends_early: as in `bnb_ds.model.layers.BnbDecoder.forward`.
+        """
 
         def predict(hidden_TH: Tensor) -> Tensor:
             return self._argmax(self.lm_head(hidden_TH))
 
-        return self._slot_states(self.lm_head(self.model.decode(encoded, slots, predict)), encoded, slots)
+        def entropies(hidden_TH: Tensor) -> Tensor:
+            weight_VH = self.get_output_embeddings().weight
+            return linear_entropies(self.lm_head(hidden_TH), weight_VH, self.lm_head.bias)
+
+        early_exit = None if exit_entropy is None else EarlyExit(entropies, exit_entropy)
+        hidden_TH = self.model.decode(encoded, slots, predict, early_exit=early_exit, ends_early=ends_early)
+        return self._slot_states(self.lm_head(hidden_TH), encoded, slots)
 
     def _states_of_layers(self, encoded: Encoded, shown: Shown) -> list[SlotStates]:
         """`states` behind each layer of the decoder, for its loss. Layers read the tokens that are shown to them."""
@@ -165,6 +194,18 @@ class BnbLMHeadModel(BnbPreTrainedModel):
 
         last_TH = self.model.decode(encoded, shown.slots, predict)
         return [self._slot_states(each_TH, encoded, shown.slots) for each_TH in (*hidden, self.lm_head(last_TH))]
+
+    def _states_of_passes(
+        self, encoded: Encoded, slots: DecoderSlots, first: SlotStates, rewrites_PT: Tensor
+    ) -> list[SlotStates]:
+        """`states` of further passes, which read the tokens of ``rewrites_PT`` and of the passes before."""
+        assert slots.token_ids is not None, "further passes need decoder_tokens"
+        passes = [first]
+        for tokens_T in rewrites_PT:
+            best_T = self._argmax(passes[-1].hidden)
+            slots = replace(slots, token_ids=torch.where(tokens_T >= 0, tokens_T, best_T))
+            passes.append(self.states(encoded, slots))
+        return passes[1:]
 
     def _slot_states(self, hidden_TH: Tensor, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
         links_BTT = None if self.links is None else self.links(hidden_TH, slots.layout)
