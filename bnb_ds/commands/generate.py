@@ -131,12 +131,6 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
     ):
         decoding.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
     decoding.add_argument(
-        "--length-beam",
-        type=positive,
-        metavar="N",
-        help="number of lengths to try, for models with length classification (default: the model's own, else 1)",
-    )
-    decoding.add_argument(
         "--strategy",
         help="how a path through a graph of slots is chosen, for models with target dag: greedy, lookahead, viterbi,"
         " joint_viterbi or beam (default: lookahead)",
@@ -150,20 +144,12 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         default=1.0,
         help="power of the length that divides the score of a path; more favours longer outputs (default %(default)s)",
     )
-    decoding.add_argument(
-        "--refinement",
-        type=natural,
-        metavar="N",
-        help="passes of the decoder behind the first one, which see the tokens before them; for models with"
-        " decoder_tokens (default: the model's own, else 0)",
-    )
-    decoding.add_argument(
-        "--exit-entropy",
-        type=float,
-        metavar="NATS",
-        help="a position exits behind the first layer whose prediction has an entropy below this; for models with"
-        " deep_supervision (default: the model's own, else never)",
-    )
+    for flag, kind, help_text in (
+        ("--length-beam", positive, "number of lengths to try, for models with length classification"),
+        ("--refinement", natural, "further passes, which see the tokens before them; for models with decoder_tokens"),
+        ("--exit-entropy", float, "nats below which a position exits a layer; for models with deep_supervision"),
+    ):
+        decoding.add_argument(flag, type=kind, metavar="N", help=f"{help_text} (default: the model's own, or none)")
     decoding.add_argument("--max-length", type=positive, help="most tokens of an output (default: no limit)")
     decoding.add_argument(
         "--no-repeat-ngram-size",

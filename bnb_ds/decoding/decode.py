@@ -207,10 +207,7 @@ def _decode_lengths(
 ) -> Decoded:
     """Decode several lengths for each source in one batch of the decoder, and keep the best."""
     encoded = model.model.encode(inputs)
-    if target_lengths_B is None:
-        lengths_BK = _candidate_lengths(model, encoded, options)
-    else:
-        lengths_BK = target_lengths_B[:, None]
+    lengths_BK = _candidate_lengths(model, encoded, options, target_lengths_B)
     num_candidates = lengths_BK.shape[1]
     repeated = _repeat(encoded, num_candidates) if num_candidates > 1 else encoded
     slots = model.model.open(repeated, lengths_BK.flatten())
@@ -231,7 +228,12 @@ def _decode_lengths(
     )
 
 
-def _candidate_lengths(model: BnbLMHeadModel, encoded: Encoded, options: DecodeOptions) -> Tensor:
+def _candidate_lengths(
+    model: BnbLMHeadModel, encoded: Encoded, options: DecodeOptions, target_lengths_B: Tensor | None
+) -> Tensor:
+    """int64 [B, K]: the given length of each source, or those that the model predicts."""
+    if target_lengths_B is not None:
+        return target_lengths_B[:, None]
     longest = options.max_length
     if model.config.decoder_positions == "absolute":  # a predicted length must not exceed the number of positions
         positions = model.config.decoder.max_position_embeddings

@@ -52,7 +52,7 @@ class DecodeOptions:
             all slots are then predicted anew, with one token a slot those that saw none. A model whose
             ``refined_tokens`` is ``"all"`` predicts all tokens anew, until those of a source no longer change.
         exit_entropy: with ``deep_supervision``, a slot keeps its state behind the first layer whose prediction has an
-            entropy below this, in nats (`bnb_ds.model.early_exit`); None: no slot does.
+            entropy below this, in nats (`bnb_ds.model.layers.EarlyExit`); None: no slot does.
         ends_early: further passes and layers that cannot change an output are left out. The outputs do not depend on
             it; with partitioned weights all ranks must run the same ones.
         token_budget: source tokens and decoder slots of one batch, together; a slot counts once for each hypothesis

@@ -61,8 +61,9 @@ class BnbConfig(PreTrainedConfig):
         slot_tokens: what a slot's input holds where nothing is known. ``"mask"``: the mask token. ``"source"``: the
             source token that the slot stands for (Gu et al., ICLR 2018); both halves then have one vocabulary.
         decoder_latent: a slot's input holds a latent. Without, latents serve the length classification only.
-        refined_tokens: what the passes behind the first one predict anew (`bnb_ds.decoding.refinement`). ``"unsure"``: the
-            least probable tokens. ``"all"``: all of them, until nothing changes (Lee et al., EMNLP 2018).
+        refined_tokens: what the passes behind the first one predict anew (`bnb_ds.decoding.refinement`).
+            ``"unsure"``: the least probable tokens. ``"all"``: all of them, until nothing changes (Lee et al., EMNLP
+            2018).
         head_transform: the LM head has BERT's dense layer in front of its matrix; BART has none.
         decoding: fields of `bnb_ds.decoding.options.DecodeOptions` that are this model's defaults.
         deep_supervision: every decoder layer predicts tokens through the LM head; the next layer reads them beside the

@@ -18,7 +18,6 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, Be
 from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.early_exit import EarlyExit
 from bnb_ds.model.slots import DecoderSlots
 
 
@@ -56,8 +55,9 @@ class BnbEncoder(nn.Module):
 class BnbDecoderEmbeddings(nn.Module):
     """Embeds position, token type and latent of each slot: ``LayerNorm(position + type + gelu(W z))``.
 
-    Without ``decoder_latent`` the sum has no latent. With ``decoder_tokens`` the sum also has the word embedding of the slot's token, times a gate. Without it, the word
-    embeddings are not used here. They are the output matrix of the LM head, but have BERT's name for them.
+    Without ``decoder_latent`` the sum has no latent. With ``decoder_tokens`` the sum also has the word embedding of
+    the slot's token, times a gate. Without it, the word embeddings are not used here. They are the output matrix of
+    the LM head, but have BERT's name for them.
     """
 
     def __init__(self, config: BnbConfig):
@@ -114,6 +114,36 @@ class PredictionFeedback(nn.Module):
     def forward(self, hidden_TH: Tensor, words_TH: Tensor) -> Tensor:
         """[T, H]."""
         return F.linear(torch.cat((hidden_TH, words_TH), -1), self.weight)
+
+
+class EarlyExit:
+    """Lets slots exit at decoding: one whose prediction is sure keeps its state in all layers behind.
+
+    Args:
+        entropies: from the hidden states [T, H] of a layer to the entropies of its predictions: float [T], in nats.
+        threshold: a slot leaves behind the first layer whose prediction has an entropy below this.
+
+    Source: Li et al., ELMER, EMNLP 2022 (hard early exit).
+    """
+
+    def __init__(self, entropies: Callable[[Tensor], Tensor], threshold: float) -> None:
+        self._entropies = entropies
+        self._threshold = threshold
+        self._kept: Tensor | None = None
+        self._has_left: Tensor | None = None
+
+    def held(self, hidden_TH: Tensor) -> Tensor:
+        """The states [T, H] behind a layer: those of slots that have left are as when they left."""
+        if self._has_left is None or self._kept is None:
+            return hidden_TH
+        return torch.where(self._has_left[:, None], self._kept, hidden_TH)
+
+    def leave(self, hidden_TH: Tensor) -> Tensor:
+        """Let sure slots leave with the states that `held` returned; bool [], whether all slots have left."""
+        leaves_T = self._entropies(hidden_TH) < self._threshold
+        self._has_left = leaves_T if self._has_left is None else self._has_left | leaves_T
+        self._kept = hidden_TH
+        return self._has_left.all()
 
 
 class BnbDecoder(nn.Module):

@@ -18,8 +18,7 @@ from bnb_ds.common.packing import PackedInputs
 from bnb_ds.ctc.greedy import linear_argmax, linear_entropies
 from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.early_exit import EarlyExit
-from bnb_ds.model.layers import BnbLMHead
+from bnb_ds.model.layers import BnbLMHead, EarlyExit
 from bnb_ds.model.length import length_scores
 from bnb_ds.model.network import OPTIONAL_PARTS, BnbModel, BnbPreTrainedModel, Encoded
 from bnb_ds.model.outputs import BnbOutput
@@ -119,10 +118,9 @@ class BnbLMHeadModel(BnbPreTrainedModel):
                 best path of the target replaces what a layer predicts for it, for the layer behind; None: 0.
             mixed_draws: float32 [sum T], in [0, 1), a draw for each slot and all its layers; with ``mixed_ratio``.
             ngram_size: the loss of a sequence is 1 minus its matches of n-grams of this size; None: its nats.
-            rewrites: in training, with labels: int64 [P, sum T], the tokens that slots hold in P further passes of the
-                decoder; -1: what the slot wrote in the pass before. The loss is the mean of all passes. None: none.
-            decode: called with the model and its inputs in the place of everything else; what it returns is
-                ``decoded`` of the output. With partitioned weights, decoding has to be part of a forward pass.
+            rewrites: in training, with labels: int64 [P, sum T], what slots hold in P further passes; -1: what they
+                wrote in the pass before. The loss is the mean of all passes. None: there are none.
+            decode: called with the model and its inputs in the place of everything else; it gives ``decoded``.
 
         Raises:
             ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
@@ -136,22 +134,16 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             return BnbOutput(decoded=decode(self, inputs))
         encoded = self.model.encode(inputs)
         slots = self.model.open(encoded, None if targets is None else targets.lengths)
-        shown = Shown(slots)
-        if targets is not None and self.training and not (glance_ratio is None and mixed_ratio is None):
-            shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
+        shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
         result = BnbOutput(
             latent=inputs.restore(encoded.latent),
             decoder_lengths=slots.layout.lengths,
             encoder_last_hidden_state=inputs.restore(encoded.hidden),
         )
-        trains = targets is not None and self.training
-        has_losses = trains and self.config.deep_supervision
-        layers = self._states_of_layers(encoded, shown) if has_losses else [self.states(encoded, shown.slots)]
-        if trains and rewrites is not None:
-            layers += self._states_of_passes(encoded, shown.slots, layers[-1], rewrites)
-        states = layers[-1]
+        several = self._states(encoded, shown, targets, rewrites)
+        states = several[-1]
         if targets is not None:
-            self._add_scores(result, self._scores(layers, targets, shown, ngram_size), encoded, targets)
+            self._add_scores(result, self._scores(several, targets, shown, ngram_size), encoded, targets)
         if return_logits or (targets is None and return_logits is None):
             logits_TV = F.linear(states.hidden, states.weight, states.bias)
             result["logits"] = logits_TV if inputs.is_packed else slots.layout.pad(logits_TV)
@@ -168,7 +160,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         Args:
             encoded: the sources.
             slots: with what their input holds.
-            exit_entropy: nats of `bnb_ds.model.early_exit.EarlyExit`; None: no slot exits.
+            exit_entropy: nats of `bnb_ds.model.layers.EarlyExit`; None: no slot exits.
             ends_early: as in `bnb_ds.model.layers.BnbDecoder.forward`.
         """
 
@@ -182,6 +174,17 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         early_exit = None if exit_entropy is None else EarlyExit(entropies, exit_entropy)
         hidden_TH = self.model.decode(encoded, slots, predict, early_exit=early_exit, ends_early=ends_early)
         return self._slot_states(self.lm_head(hidden_TH), encoded, slots)
+
+    def _states(
+        self, encoded: Encoded, shown: Shown, targets: Targets | None, rewrites_PT: Tensor | None
+    ) -> list[SlotStates]:
+        """All states that have a loss in training, else one."""
+        if targets is None or not self.training:
+            return [self.states(encoded, shown.slots)]
+        if self.config.deep_supervision:
+            return self._states_of_layers(encoded, shown)
+        first = self.states(encoded, shown.slots)
+        return [first] if rewrites_PT is None else self._states_of_passes(encoded, shown.slots, first, rewrites_PT)
 
     def _states_of_layers(self, encoded: Encoded, shown: Shown) -> list[SlotStates]:
         """`states` behind each layer of the decoder, for its loss. Layers read the tokens that are shown to them."""
@@ -198,14 +201,14 @@ class BnbLMHeadModel(BnbPreTrainedModel):
     def _states_of_passes(
         self, encoded: Encoded, slots: DecoderSlots, first: SlotStates, rewrites_PT: Tensor
     ) -> list[SlotStates]:
-        """`states` of further passes, which read the tokens of ``rewrites_PT`` and of the passes before."""
+        """`states` of all passes; further ones read the tokens of ``rewrites_PT`` and of the passes before."""
         assert slots.token_ids is not None, "further passes need decoder_tokens"
         passes = [first]
         for tokens_T in rewrites_PT:
             best_T = self._argmax(passes[-1].hidden)
             slots = replace(slots, token_ids=torch.where(tokens_T >= 0, tokens_T, best_T))
             passes.append(self.states(encoded, slots))
-        return passes[1:]
+        return passes
 
     def _slot_states(self, hidden_TH: Tensor, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
         links_BTT = None if self.links is None else self.links(hidden_TH, slots.layout)
@@ -224,8 +227,12 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return states.layout.unpad(ids_BT)
 
     @torch.no_grad()
-    def _show(self, encoded: Encoded, slots: DecoderSlots, targets: Targets, glance: Chance, mix: Chance) -> Shown:
-        """What a first pass says that the decoder may see of the targets."""
+    def _show(
+        self, encoded: Encoded, slots: DecoderSlots, targets: Targets | None, glance: Chance, mix: Chance
+    ) -> Shown:
+        """What a first pass says that the decoder may see of the targets in training."""
+        if targets is None or not self.training or (glance[0] is None and mix[0] is None):
+            return Shown(slots)
         with same_dropout(encoded.hidden.device):
             states = self.states(encoded, slots)
         oracle_T = self.target.align(states, targets)
@@ -243,11 +250,11 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             mixed_T = torch.where(mixed_draws_T < mixed_ratio, right_T, -1)
         return Shown(slots, given_T, mixed_T)
 
-    def _scores(self, layers: list[SlotStates], targets: Targets, shown: Shown, ngram_size: int | None) -> Scores:
-        """The mean over layers, from one call: each layer's slots are sequences of their own there."""
-        states, given_T, times = layers[-1], shown.given, len(layers)
+    def _scores(self, several: list[SlotStates], targets: Targets, shown: Shown, ngram_size: int | None) -> Scores:
+        """The mean over layers or passes, from one call: the slots of each are sequences of their own there."""
+        states, given_T, times = several[-1], shown.given, len(several)
         if times > 1:
-            states, targets = joined_states(layers), targets.repeat(times)
+            states, targets = joined_states(several), targets.repeat(times)
             given_T = None if given_T is None else given_T.repeat(times)
         if ngram_size is not None:
             return self.target.ngram_scores(states, targets, ngram_size).mean_of(times)

@@ -1,4 +1,4 @@
-"""Adapters of the non-autoregressive baselines: models of BERT-NAR-BERT's own classes, trained and decoded as theirs."""
+"""Adapters of the non-autoregressive baselines, which are models of BERT-NAR-BERT's own classes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class NarGenerator(BnbGenerator):
         config = super().config()
         if config.slot_tokens == "source" and self._source.tokenizer_hash != self._target.tokenizer_hash:
             raise ConfigError(
-                f"data.target_tokenizer: kind {self.kind} copies the source's tokens to the decoder, so both halves need"
-                " one tokenizer; remove data.target_tokenizer, and model.decoder if it has another one"
+                f"data.target_tokenizer: kind {self.kind} copies the source's tokens to the decoder, so both halves"
+                " need one tokenizer; remove data.target_tokenizer, and model.decoder if it has another one"
             )
         return config
 
