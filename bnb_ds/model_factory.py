@@ -36,6 +36,10 @@ _SAME_NAME = (
     "link_heads",
     "link_positions",
     "decoder_tokens",
+    "slot_tokens",
+    "decoder_latent",
+    "refined_tokens",
+    "decoding",
     "deep_supervision",
 )
 #: field of a BERT configuration -> its name in a recipe

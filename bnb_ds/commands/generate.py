@@ -128,7 +128,6 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
     for flag, kind, default, help_text in (
         ("--beam-size", positive, 1, "prefixes kept by the CTC beam search; 1: greedy"),
         ("--beam-classes", positive, 16, "most probable classes of each slot that the beam search tries"),
-        ("--length-beam", positive, 1, "number of lengths to try, for models with length classification"),
         ("--min-length", natural, 0, "fewest tokens of an output"),
     ):
         decoding.add_argument(flag, type=kind, default=default, help=f"{help_text} (default %(default)s)")
@@ -146,14 +145,12 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         default=1.0,
         help="power of the length that divides the score of a path; more favours longer outputs (default %(default)s)",
     )
-    decoding.add_argument(
-        "--refinement",
-        type=natural,
-        default=0,
-        metavar="N",
-        help="passes of the decoder behind the first one, which see the tokens before them; for models with"
-        " decoder_tokens (default %(default)s)",
-    )
+    for flag, kind, help_text in (
+        ("--length-beam", positive, "number of lengths to try, for models with length classification"),
+        ("--refinement", natural, "further passes, which see the tokens before them; for models with decoder_tokens"),
+        ("--exit-entropy", float, "nats below which a position exits a layer; for models with deep_supervision"),
+    ):
+        decoding.add_argument(flag, type=kind, metavar="N", help=f"{help_text} (default: the model's own, or none)")
     decoding.add_argument("--max-length", type=positive, help="most tokens of an output (default: no limit)")
     decoding.add_argument(
         "--no-repeat-ngram-size",
@@ -193,6 +190,7 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "lookahead_beta",
         "length_penalty",
         "refinement",
+        "exit_entropy",
         "beam_classes",
         "length_beam",
         "min_length",

@@ -32,6 +32,12 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     add_overrides(command, "replace a data setting of the fine-tuning recipe, for example data.test=FILE; repeatable")
     command.add_argument("--output", type=Path, help="directory for the results (default: MODEL/evaluation/TASK-SPLIT)")
     command.add_argument(
+        "--oracle-length",
+        action="store_true",
+        help="give each output the length of its reference, as some published scores do; the results have a directory"
+        " of their own beside the honest ones",
+    )
+    command.add_argument(
         "--select", action="store_true", help="name the best of several models; refused on a test split"
     )
     command.set_defaults(run=_evaluate)
@@ -118,12 +124,15 @@ def _evaluate(args: argparse.Namespace) -> None:
             batch_size=args.batch_size,
             overrides=args.overrides,
             output=args.output,
+            oracle_length=args.oracle_length,
         )
         evaluations[model] = evaluation
         results = evaluation.results
         print(f"evaluate: {model}, {results['task']} {results['split']}, {results['num_samples']:,} samples")
         for line in results["rows"]:
             print(f"  {line}")
+        if results["oracle_length"]:
+            print("  outputs have the true length of their references (--oracle-length)")
         for name, value in evaluation.scores.items():
             settings = results["settings"].get(name, results["settings"].get("rouge") if "rouge" in name else None)
             ceiling = results["ceilings"].get(name)

@@ -91,6 +91,15 @@ class ModelSection(Section):
     link_positions: Annotated[int, Field(ge=2)] = 1024
     #: the input of a position holds a token too, [MASK] where nothing is known; ``glancing`` needs it
     decoder_tokens: bool = False
+    #: with decoder_tokens, what a position holds where nothing is known: mask: [MASK]; source: the source token that it
+    #: stands for
+    slot_tokens: Literal["mask", "source"] = "mask"
+    #: the input of a position holds a latent; false needs predicted lengths, which then are all that latents serve
+    decoder_latent: bool = True
+    #: what further passes of decoding predict anew: unsure: the least probable tokens; all: all of them
+    refined_tokens: Literal["unsure", "all"] = "unsure"
+    #: settings of decoding that are the trained model's defaults, such as {refinement: 3}
+    decoding: dict[str, bool | int | float | str] = {}
     #: every decoder layer predicts, the next one reads its prediction, and the loss is the mean of their losses
     deep_supervision: bool = False
     #: with predicted lengths: smallest and largest difference (target minus source tokens) that has its own class

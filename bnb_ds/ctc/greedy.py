@@ -35,6 +35,15 @@ def linear_best(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> 
     return best_N, log_probs_N
 
 
+def linear_entropies(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    """The entropy of each position's distribution over the vocabulary, in nats: float32 (float64 for float64) [N]."""
+    entropies = [
+        torch.special.entr(logits_CV.softmax(-1)).sum(-1)
+        for _, logits_CV in logits_in_chunks(hidden_NH, weight_VH, bias_V)
+    ]
+    return torch.cat(entropies)
+
+
 def logits_in_chunks(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """Slices of rows and their logits [C, V], float32 or float64. Use each before asking for the next."""
     dtype = compute_dtype(hidden_NH, weight_VH)

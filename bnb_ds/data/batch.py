@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.common.randomness import packed_draws, stream_keys
+from bnb_ds.data.rewriting import Rewriting
 
 #: streams of draws for slots, each for one use; corruption has the streams below them
 GLANCING_DRAWS, MIXED_DRAWS = 16, 17
@@ -132,6 +133,13 @@ class PackedBatch:
         draws = packed_draws(stream_keys(self.noise_keys, stream), cu_slots)
         # 24 bits are exact in float32, and so stay below 1.
         return torch.from_numpy((draws >> np.uint32(7)).astype(np.float32) / np.float32(2**24))
+
+    def rewrites(self, rewriting: Rewriting) -> Tensor:
+        """int64 [P, M], what slots read in further passes of training, from ``noise_keys``; one slot for each token."""
+        assert self.noise_keys is not None, "the samples give no keys"
+        assert self.label_lengths is not None, "texts are rewritten"
+        cu_seqlens = np.concatenate(([0], np.cumsum(self.label_lengths.numpy())))
+        return torch.from_numpy(rewriting(self.labels.numpy(), cu_seqlens, self.noise_keys))
 
     def source_inputs(self, device: torch.device) -> dict[str, Any]:
         """The arguments of `model_inputs` without labels."""

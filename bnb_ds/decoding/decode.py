@@ -24,14 +24,13 @@ from bnb_ds.ctc.greedy import collapse, linear_argmax
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.graph import Decoded, banned_bias, decode_graph
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.decoding.refinement import mask_predict, rescored
+from bnb_ds.decoding.refinement import rescored, written
 from bnb_ds.decoding.search import Slots, ctc_score, refine
 from bnb_ds.decoding.slotwise import without_bad_words
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.model.network import Encoded
 from bnb_ds.model.outputs import FILLED
-from bnb_ds.model.slots import open_slots
 
 
 @dataclass
@@ -81,7 +80,7 @@ def generate(
         attention_mask: [B, L], not 0 at real tokens; None: every token except ``config.pad_token_id`` is real.
         token_type_ids: int64 [B, L]; None: all 0.
         return_scores: return a `GenerateOutput` with the log-probability of each output.
-        options: how outputs are chosen; None: the defaults.
+        options: how outputs are chosen; None: the model's defaults.
         changes: fields of `DecodeOptions` that replace those of ``options``.
 
     Returns:
@@ -91,7 +90,7 @@ def generate(
         ConfigError: an unknown field, a value out of range, or a value that does not fit the model.
     """
     config = model.config
-    options = DecodeOptions.of(options, changes)
+    options = DecodeOptions.of(options or DecodeOptions.of_model(config), changes)
     options.check(config)
     if attention_mask is None and config.pad_token_id is not None:
         attention_mask = input_ids != config.pad_token_id
@@ -150,17 +149,31 @@ def generate_rows(
 
 
 def decode_batch(
-    model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions, *, with_scores: bool = False
+    model: BnbLMHeadModel,
+    inputs: PackedInputs,
+    options: DecodeOptions,
+    *,
+    with_scores: bool = False,
+    target_lengths_B: Tensor | None = None,
 ) -> Decoded:
-    """Decode one batch of any size. Call it in inference mode, with options that are checked."""
+    """Decode one batch of any size. Call it in inference mode, with options that are checked.
+
+    Args:
+        model: the model.
+        inputs: the sources.
+        options: how outputs are chosen.
+        with_scores: whether to compute scores.
+        target_lengths_B: int64 [B], target tokens that a model with length classification opens slots for; None: those
+            that it predicts.
+    """
     if model.config.target_kind == "dag":
-        return decode_graph(model, inputs, options, with_scores=with_scores)
+        return decode_graph(model, inputs, options, with_scores=with_scores, target_lengths_B=target_lengths_B)
     if model.config.target_kind == "token":
-        decoded = _decode_lengths(model, inputs, options)
+        decoded = _decode_lengths(model, inputs, options, target_lengths_B)
         return decoded if with_scores else replace(decoded, scores=None)
     encoded = model.model.encode(inputs)
     bias_V = banned_bias(model, options)
-    states = rescored(model, encoded, model.model.open(encoded), bias_V, options.refinement)
+    states = rescored(model, encoded, model.model.open(encoded, target_lengths_B), bias_V, options)
     slots = Slots(states.hidden, states.weight, bias_V, states.layout, model.config.blank_token_id)
     if options.beam_size == 1:
         best_T = linear_argmax(slots.hidden, slots.weight, slots.bias)
@@ -195,22 +208,17 @@ def greedy_rows(best_T: Tensor, lengths_B: Tensor, config: BnbConfig) -> list[Te
     return [row[:length] for row, length in zip(ids_BT, written_B.tolist(), strict=True)]
 
 
-def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions) -> Decoded:
+def _decode_lengths(
+    model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions, target_lengths_B: Tensor | None
+) -> Decoded:
     """Decode several lengths for each source in one batch of the decoder, and keep the best."""
     encoded = model.model.encode(inputs)
-    longest = options.max_length
-    if model.config.decoder_positions == "absolute":  # a predicted length must not exceed the number of positions
-        positions = model.config.decoder.max_position_embeddings
-        longest = min(longest or positions, positions)
-    predictor, logits_BC = model.model.length_predictor, encoded.length_logits
-    assert predictor is not None
-    assert logits_BC is not None
-    lengths_BK = predictor.best(logits_BC, encoded.layout.lengths, options.length_beam, options.min_length, longest)
+    lengths_BK = _candidate_lengths(model, encoded, options, target_lengths_B)
     num_candidates = lengths_BK.shape[1]
     repeated = _repeat(encoded, num_candidates) if num_candidates > 1 else encoded
-    slots = open_slots(repeated.layout, model.config, lengths_BK.flatten())
+    slots = model.model.open(repeated, lengths_BK.flatten())
     bias_V = banned_bias(model, options)
-    states, best_T, log_probs_T = mask_predict(model, repeated, slots, bias_V, options.refinement)
+    states, best_T, log_probs_T = written(model, repeated, slots, bias_V, options)
     if options.bad_words:
         head = (states.hidden, states.weight, bias_V)
         best_T, log_probs_T = without_bad_words(
@@ -226,6 +234,22 @@ def _decode_lengths(model: BnbLMHeadModel, inputs: PackedInputs, options: Decode
     )
 
 
+def _candidate_lengths(
+    model: BnbLMHeadModel, encoded: Encoded, options: DecodeOptions, target_lengths_B: Tensor | None
+) -> Tensor:
+    """int64 [B, K]: the given length of each source, or those that the model predicts."""
+    if target_lengths_B is not None:
+        return target_lengths_B[:, None]
+    longest = options.max_length
+    if model.config.decoder_positions == "absolute":  # a predicted length must not exceed the number of positions
+        positions = model.config.decoder.max_position_embeddings
+        longest = min(longest or positions, positions)
+    predictor, logits_BC = model.model.length_predictor, encoded.length_logits
+    assert predictor is not None
+    assert logits_BC is not None
+    return predictor.best(logits_BC, encoded.layout.lengths, options.length_beam, options.min_length, longest)
+
+
 def _repeat(encoded: Encoded, times: int) -> Encoded:
     """Each source repeated ``times`` times, with its copies one after the other."""
     layout = encoded.layout
@@ -234,6 +258,7 @@ def _repeat(encoded: Encoded, times: int) -> Encoded:
     return replace(
         encoded,
         layout=wide,
+        tokens=encoded.tokens.index_select(0, source_N),
         hidden=encoded.hidden.index_select(0, source_N),
         latent=encoded.latent.index_select(0, source_N),
     )

@@ -27,11 +27,17 @@ class Decoded:
 
 
 def decode_graph(
-    model: BnbLMHeadModel, inputs: PackedInputs, options: DecodeOptions, *, with_scores: bool = False
+    model: BnbLMHeadModel,
+    inputs: PackedInputs,
+    options: DecodeOptions,
+    *,
+    with_scores: bool = False,
+    target_lengths_B: Tensor | None = None,
 ) -> Decoded:
-    """Decode one batch of any size. Call it in inference mode, with options that are checked."""
+    """`bnb_ds.decoding.decode.decode_batch` of a graph."""
     encoded = model.model.encode(inputs)
-    states = model.states(encoded, model.model.open(encoded))
+    slots = model.model.open(encoded, target_lengths_B)
+    states = model.states(encoded, slots, options.exit_entropy, ends_early=options.ends_early)
     states = replace(states, bias=banned_bias(model, options))
     read = ReadOptions(options.dag_options(), model.config.pad_token_id or 0)
     ids_BT, lengths_B = model.target.decode(states, read)

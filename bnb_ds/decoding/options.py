@@ -49,7 +49,12 @@ class DecodeOptions:
         merge_duplicates: with a graph, equal tokens that stand side by side become one.
         refinement: passes of the decoder behind the first one, for models with ``decoder_tokens``. In each, slots see
             their tokens of the passes before, but for the least probable ones (`bnb_ds.decoding.refinement`). With CTC
-            all slots are then predicted anew, with one token a slot those that saw none.
+            all slots are then predicted anew, with one token a slot those that saw none. A model whose
+            ``refined_tokens`` is ``"all"`` predicts all tokens anew, until those of a source no longer change.
+        exit_entropy: with ``deep_supervision``, a slot keeps its state behind the first layer whose prediction has an
+            entropy below this, in nats (`bnb_ds.model.layers.EarlyExit`); None: no slot does.
+        ends_early: further passes and layers that cannot change an output are left out. The outputs do not depend on
+            it; with partitioned weights all ranks must run the same ones.
         token_budget: source tokens and decoder slots of one batch, together; a slot counts once for each hypothesis
             of a beam. None: 4,096 on a CPU, 65,536 on a GPU. The outputs do not depend on it.
     """
@@ -70,6 +75,8 @@ class DecodeOptions:
     length_penalty: float = 1.0
     merge_duplicates: bool = True
     refinement: int = 0
+    exit_entropy: float | None = None
+    ends_early: bool = True
     token_budget: int | None = None
 
     def __post_init__(self) -> None:
@@ -77,8 +84,17 @@ class DecodeOptions:
         object.__setattr__(self, "bad_words_ids", tuple(tuple(words) for words in self.bad_words_ids))
 
     @classmethod
+    def of_model(cls, config: BnbConfig) -> DecodeOptions:
+        """The defaults of a model.
+
+        Raises:
+            ConfigError: an unknown field.
+        """
+        return cls.of(None, config.decoding)
+
+    @classmethod
     def of(cls, base: DecodeOptions | None, changes: dict[str, Any]) -> DecodeOptions:
-        """``base``, or the defaults, with some fields replaced.
+        """``base``, or the defaults of all models, with some fields replaced.
 
         Raises:
             ConfigError: an unknown field.
@@ -151,6 +167,7 @@ class DecodeOptions:
             raise ConfigError("lm is used only in the beam search: give beam_size above 1")
         self._check_bad_words(config)
         self._check_refinement(config)
+        self._check_exits(config)
         self._check_graph(config)
         if config.target_kind == "token":
             self._check_length_classification()
@@ -185,6 +202,18 @@ class DecodeOptions:
                 f"refinement is {self.refinement}: its passes show tokens to the decoder, and this model was made "
                 "without decoder_tokens; leave it out, or fine-tune the model with model.checkpoint, "
                 "model.decoder_tokens true and glancing"
+            )
+
+    def _check_exits(self, config: BnbConfig) -> None:
+        entropy = self.exit_entropy
+        if entropy is None:
+            return
+        # In this form the comparison also refuses a NaN.
+        if isinstance(entropy, bool) or not isinstance(entropy, int | float) or not 0 <= entropy < math.inf:
+            raise ConfigError(f"exit_entropy is {entropy!r}: give a number of nats of at least 0")
+        if not config.deep_supervision:
+            raise ConfigError(
+                f"exit_entropy is {entropy}: only models with deep_supervision predict behind every layer; leave it out"
             )
 
     def _check_graph(self, config: BnbConfig) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.ctc.greedy import linear_best
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.model.network import Encoded
 from bnb_ds.model.slots import DecoderSlots
@@ -34,54 +35,95 @@ def num_masked(lengths_B: Tensor, number: int, passes: int) -> Tensor:
     return lengths_B * (passes - number) // passes
 
 
-def mask_predict(
-    model: BnbLMHeadModel, encoded: Encoded, slots: DecoderSlots, bias_V: Tensor, refinement: int
+def written(
+    model: BnbLMHeadModel, encoded: Encoded, slots: DecoderSlots, bias_V: Tensor, options: DecodeOptions
 ) -> tuple[SlotStates, Tensor, Tensor]:
-    """Tokens of a model with one token a slot. Each further pass predicts the least probable ones anew.
+    """Tokens of a model with one token a slot, after all passes.
 
     Args:
         model: the model.
         encoded: the sources.
         slots: as they are opened, without a known token.
         bias_V: the head's bias; -inf switches a token off.
-        refinement: number of passes behind the first one.
+        options: say how many passes there are behind the first one, and when slots exit.
 
     Returns:
         The slots of the last pass; int64 [T], the token of each slot; float [T], its log-probability in the pass that
         wrote it.
+    """
+    if model.config.refined_tokens == "all":
+        return rewritten(model, encoded, slots, bias_V, options)
+    return mask_predict(model, encoded, slots, bias_V, options)
+
+
+def mask_predict(
+    model: BnbLMHeadModel, encoded: Encoded, slots: DecoderSlots, bias_V: Tensor, options: DecodeOptions
+) -> tuple[SlotStates, Tensor, Tensor]:
+    """`written` by a model that predicts the least probable tokens anew in each further pass.
 
     Source: Ghazvininejad et al., Mask-Predict, EMNLP 2019.
     """
-    states = model.states(encoded, slots)
+    refinement = options.refinement
+    states = _states(model, encoded, slots, options)
     best_T, log_probs_T = linear_best(states.hidden, states.weight, bias_V)
     for number in range(1, refinement + 1):
         number_B = num_masked(slots.layout.lengths, number, refinement + 1)
         everywhere_T = torch.ones_like(best_T, dtype=torch.bool)
         is_masked_T = lowest_of_each(everywhere_T, number_B, _rounded(log_probs_T), slots.layout)
-        states = model.states(encoded, _holding(slots, torch.where(is_masked_T, -1, best_T)))
+        states = _states(model, encoded, _holding(slots, torch.where(is_masked_T, -1, best_T)), options)
         again_T, again_log_probs_T = linear_best(states.hidden, states.weight, bias_V)
         best_T = torch.where(is_masked_T, again_T, best_T)
         log_probs_T = torch.where(is_masked_T, again_log_probs_T, log_probs_T)
     return states, best_T, log_probs_T
 
 
+def rewritten(
+    model: BnbLMHeadModel, encoded: Encoded, slots: DecoderSlots, bias_V: Tensor, options: DecodeOptions
+) -> tuple[SlotStates, Tensor, Tensor]:
+    """`written` by a model that predicts all tokens anew in each further pass, until those of a source are as before.
+
+    A source whose tokens did not change keeps them, whatever the others of its batch do.
+
+    Source: Lee et al., Deterministic Non-Autoregressive Neural Sequence Modeling by Iterative Refinement, EMNLP 2018.
+    """
+    layout = slots.layout
+    states = _states(model, encoded, slots, options)
+    best_T, log_probs_T = linear_best(states.hidden, states.weight, bias_V)
+    changes_B = torch.ones_like(layout.lengths, dtype=torch.bool)
+    for _ in range(options.refinement):
+        if options.ends_early and not changes_B.any():
+            break
+        states = _states(model, encoded, _holding(slots, best_T), options)
+        again_T, again_log_probs_T = linear_best(states.hidden, states.weight, bias_V)
+        is_open_T = changes_B.index_select(0, layout.sequence_ids)
+        changes_B = layout.pad(is_open_T & (again_T != best_T), False).any(1)
+        best_T = torch.where(is_open_T, again_T, best_T)
+        log_probs_T = torch.where(is_open_T, again_log_probs_T, log_probs_T)
+    return states, best_T, log_probs_T
+
+
 def rescored(
-    model: BnbLMHeadModel, encoded: Encoded, slots: DecoderSlots, bias_V: Tensor, refinement: int
+    model: BnbLMHeadModel, encoded: Encoded, slots: DecoderSlots, bias_V: Tensor, options: DecodeOptions
 ) -> SlotStates:
     """The slots of a CTC model after the last pass.
 
     In each further pass a slot sees its token of the pass before, but for blanks and the least probable tokens, fewer
     of them from pass to pass (`num_masked`). All slots are predicted anew. A model that sees all of its tokens would
-    only repeat them. Arguments are those of `mask_predict`.
+    only repeat them. Arguments are those of `written`.
     """
-    states = model.states(encoded, slots)
+    refinement = options.refinement
+    states = _states(model, encoded, slots, options)
     for number in range(1, refinement + 1):
         best_T, log_probs_T = linear_best(states.hidden, states.weight, bias_V)
         is_token_T = best_T != model.config.blank_token_id
         number_B = num_masked(slots.layout.pad(is_token_T, False).sum(1), number, refinement + 1)
         is_masked_T = lowest_of_each(is_token_T, number_B, _rounded(log_probs_T), slots.layout)
-        states = model.states(encoded, _holding(slots, torch.where(is_token_T & ~is_masked_T, best_T, -1)))
+        states = _states(model, encoded, _holding(slots, torch.where(is_token_T & ~is_masked_T, best_T, -1)), options)
     return states
+
+
+def _states(model: BnbLMHeadModel, encoded: Encoded, slots: DecoderSlots, options: DecodeOptions) -> SlotStates:
+    return model.states(encoded, slots, options.exit_entropy, ends_early=options.ends_early)
 
 
 def _rounded(log_probs_T: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ from bnb_ds.version import __version__
 PREDICTIONS_FILE = "generated_predictions.txt"
 REFERENCES_FILE = "references.txt"
 RESULTS_FILE = "eval_results.json"
+#: end of the directory's name if outputs had the length of their references
+ORACLE_SUFFIX = "-oracle_length"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def evaluate_model(
     batch_size: int = 32,
     overrides: Sequence[str] = (),
     output: Path | None = None,
+    oracle_length: bool = False,
 ) -> Evaluation:
     """Evaluate a model directory, or the best model of a run.
 
@@ -68,6 +71,8 @@ def evaluate_model(
         batch_size: samples decoded together; it does not change the scores.
         overrides: ``data.KEY=VALUE``; they replace the data settings of the fine-tuning recipe.
         output: directory for the results; default: next to the model.
+        oracle_length: give each output the length of its reference, which the model would have to predict. Published
+            scores of some non-autoregressive models are such; no user of a model has them.
 
     Raises:
         CheckpointError, ConfigError, DataError: the model, a setting or the data is wrong; the message names it.
@@ -75,7 +80,11 @@ def evaluate_model(
     model = best_model(model)
     system, data = system_and_data(model, task_name, overrides)
     split = split or system.task.validation_splits[0]
-    directory = output or model / EVALUATION / f"{system.task.name}-{split}"
+    if oracle_length:
+        _refuse_without_lengths(model, system)
+        system.oracle_length = True
+    suffix = ORACLE_SUFFIX if oracle_length else ""
+    directory = output or model / EVALUATION / f"{system.task.name}-{split}{suffix}"
     refuse_directory(directory)
     for name in (PREDICTIONS_FILE, REFERENCES_FILE, RESULTS_FILE):
         refuse_output(directory / name, files_of(data, split), makes_parents=True)
@@ -130,6 +139,7 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
         "ceilings": {name: round(value, DECIMALS) for name, value in ceilings(system, rows).items()},
         "lowercase": system.codec.lowercases,
         "rows": rows_lines(rows.info),
+        "oracle_length": system.oracle_length,
         "main_score": task.main_score,
         "bnb_ds": __version__,
         "data_fingerprint": rows.fingerprint,
@@ -143,6 +153,14 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
     written = {**values, "scores": finite_or_none(values["scores"])}
     write_atomic(directory / RESULTS_FILE, json.dumps(written, indent=1, allow_nan=False) + "\n")
     return Evaluation(directory, values, count_empty(outputs))
+
+
+def _refuse_without_lengths(model: Path, system: System) -> None:
+    config = system.load_config(model)
+    if getattr(config, "decoder_length", None) != "predicted" or not system.task.is_generation:
+        raise ConfigError(
+            f"--oracle-length: {model} predicts no lengths; give a model with decoder_length predicted, or leave it out"
+        )
 
 
 def _label(task: Task, value: np.generic) -> str:

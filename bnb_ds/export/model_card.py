@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from bnb_ds.checkpoint.run_dir import read_launches, read_recipe
+from bnb_ds.systems.bnb import BnbGenerator
+from bnb_ds.systems.kinds import GENERATORS
 from bnb_ds.tasks.task import Task
 
 _PIPELINE = """```python
@@ -48,6 +50,6 @@ def usage(task: Task | None, kind: str = "bnb") -> str:
     """
     if task is None:
         return _PIPELINE.format(example="A sentence with a [MASK] word.")
-    if kind == "bnb" and task.is_generation:
+    if task.is_generation and issubclass(GENERATORS[kind], BnbGenerator):
         return _PIPELINE.format(example="\t".join(f"A text for {name}." for name in task.sources))
     return "Run it on new rows with `bnb-ds predict . --input rows.jsonl --output outputs.jsonl`."

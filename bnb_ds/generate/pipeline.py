@@ -60,14 +60,14 @@ class BnbPipeline:
     Args:
         engine: runs the model.
         reader: from texts to token ids; its codec turns ids into texts.
-        options: decoding options.
+        options: decoding options; None: the model's own.
     """
 
     def __init__(self, engine: Engine, reader: SourceReader, options: DecodeOptions | None = None):
         self.engine = engine
         self.reader = reader
         self.codec = reader.codec
-        self.options = options or DecodeOptions()
+        self.options = options or DecodeOptions.of_model(engine.config)
         engine.check(self.options, with_scores=False)
 
     @classmethod
@@ -100,7 +100,7 @@ class BnbPipeline:
             bad_words_inside: nor inside longer words.
             bad_words_any_case: nor in upper or lower case.
             lm_path: an n-gram language model (ARPA or KenLM binary) for the beam search.
-            options: fields of `DecodeOptions`.
+            options: fields of `DecodeOptions`; None: the model's own.
 
         Raises:
             CheckpointError: the directory is not an exported model, or the model gives labels.
@@ -136,7 +136,8 @@ class BnbPipeline:
         if lm_path is not None:
             pieces = codec.target_pieces(engine.config.vocab_size)
             changes["lm"] = NgramLm(lm_path, pieces, set(codec.target.all_special_ids))
-        return cls(engine, reader, DecodeOptions.of(None, changes))
+        given = {name: value for name, value in changes.items() if value is not None}
+        return cls(engine, reader, DecodeOptions.of(DecodeOptions.of_model(engine.config), given))
 
     @overload  # a string is an iterable of strings too; the first signature that fits counts
     def __call__(self, texts: str, *, progress: bool = False) -> str: ...  # type: ignore[overload-overlap]

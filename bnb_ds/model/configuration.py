@@ -21,6 +21,8 @@ DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
 DECODER_POSITIONS = ("absolute", "shared")
 TARGETS = ("ctc", "token", "dag")
 LOSS_REDUCTIONS = ("token", "sample")
+SLOT_TOKENS = ("mask", "source")
+REFINED_TOKENS = ("unsure", "all")
 
 #: fields that must be equal in both halves if they share weights
 _SHARED_SIZES = (
@@ -59,6 +61,14 @@ class BnbConfig(PreTrainedConfig):
         link_positions: most slots of a graph.
         decoder_tokens: a slot's input holds a token too: the mask token where nothing is known, and with ``"dag"`` the
             first and the last token in the first and the last slot. Glancing and refinement need it.
+        slot_tokens: what a slot's input holds where nothing is known. ``"mask"``: the mask token. ``"source"``: the
+            source token that the slot stands for (Gu et al., ICLR 2018); both halves then have one vocabulary.
+        decoder_latent: a slot's input holds a latent. Without, latents serve the length classification only.
+        refined_tokens: what the passes behind the first one predict anew (`bnb_ds.decoding.refinement`).
+            ``"unsure"``: the least probable tokens. ``"all"``: all of them, until nothing changes (Lee et al., EMNLP
+            2018).
+        head_transform: the LM head has BERT's dense layer in front of its matrix; BART has none.
+        decoding: fields of `bnb_ds.decoding.options.DecodeOptions` that are this model's defaults.
         deep_supervision: every decoder layer predicts tokens through the LM head; the next layer reads them beside the
             hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
@@ -127,6 +137,11 @@ class BnbConfig(PreTrainedConfig):
         link_heads: int | None = None,
         link_positions: int = 1024,
         decoder_tokens: bool = False,
+        slot_tokens: str = "mask",
+        decoder_latent: bool = True,
+        refined_tokens: str = "unsure",
+        head_transform: bool = True,
+        decoding: dict[str, Any] | None = None,
         deep_supervision: bool = False,
         blank_token_id: int = 0,
         pad_token_id: int | None = 0,
@@ -162,6 +177,11 @@ class BnbConfig(PreTrainedConfig):
         self.link_heads = link_heads
         self.link_positions = link_positions
         self.decoder_tokens = decoder_tokens
+        self.slot_tokens = slot_tokens
+        self.decoder_latent = decoder_latent
+        self.refined_tokens = refined_tokens
+        self.head_transform = head_transform
+        self.decoding = dict(decoding or {})
         self.deep_supervision = deep_supervision
         self.mask_token_id = mask_token_id
         self.blank_token_id = blank_token_id
@@ -237,7 +257,10 @@ class BnbConfig(PreTrainedConfig):
         _require_choice("decoder_length", self.decoder_length, DECODER_LENGTH_POLICIES)
         _require_choice("decoder_positions", self.decoder_positions, DECODER_POSITIONS)
         _require_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
+        _require_choice("slot_tokens", self.slot_tokens, SLOT_TOKENS)
+        _require_choice("refined_tokens", self.refined_tokens, REFINED_TOKENS)
         self._check_target()
+        self._check_slot_inputs()
         if self.decoder_positions == "shared" and self.decoder.type_vocab_size < 2:
             raise ConfigError(
                 "decoder_positions 'shared' tells slots apart by token type, but decoder.type_vocab_size is "
@@ -260,6 +283,22 @@ class BnbConfig(PreTrainedConfig):
             raise ConfigError("decoder_tokens needs mask_token_id, the id of [MASK]: give it")
         if self.target_kind == "dag":
             self._check_graph()
+
+    def _check_slot_inputs(self) -> None:
+        if self.slot_tokens == "source" and not self.decoder_tokens:
+            raise ConfigError("slot_tokens 'source' shows tokens to the decoder: set decoder_tokens to true")
+        if self.slot_tokens == "source" and self.encoder.vocab_size != self.decoder.vocab_size:
+            raise ConfigError(
+                f"slot_tokens 'source' needs one vocabulary, but the encoder has {self.encoder.vocab_size} tokens and "
+                f"the decoder {self.decoder.vocab_size}: use 'mask'"
+            )
+        if not self.decoder_latent and self.decoder_length != "predicted":
+            raise ConfigError(
+                f"decoder_latent is false, and with decoder_length {self.decoder_length!r} nothing else reads the "
+                "latents: set decoder_length to 'predicted'"
+            )
+        if self.refined_tokens == "all" and self.target_kind != "token":
+            raise ConfigError(f"refined_tokens 'all' needs target 'token', not {self.target_kind!r}: use 'unsure'")
 
     def _check_graph(self) -> None:
         _require_range("link_positions", self.link_positions, minimum=2)

@@ -58,7 +58,7 @@ class RectangularBnb(nn.Module):
         hidden_NH = bnb.encoder(PackedInputs(input_ids.flatten(), torch.zeros_like(input_ids).flatten(), source))
         latent_NL = bnb.latent(hidden_NH)
         memory_NH = hidden_NH if bnb.enc_to_dec_proj is None else bnb.enc_to_dec_proj(hidden_NH)
-        slots, is_slot_BT = _rectangular_slots(lengths_B, num_rows, num_columns, config)
+        slots, is_slot_BT = _rectangular_slots(input_ids, lengths_B, config)
         best_N = self._best(bnb.decoder(latent_NL, memory_NH, slots, source, self._best))
         return torch.where(is_slot_BT, best_N.unflatten(0, (num_rows, -1)), config.blank_token_id)
 
@@ -90,10 +90,9 @@ def rectangular_layout(num_rows: int, num_columns: int, is_real_BL: Tensor) -> P
     )
 
 
-def _rectangular_slots(
-    lengths_B: Tensor, num_rows: int, num_columns: int, config: BnbConfig
-) -> tuple[DecoderSlots, Tensor]:
+def _rectangular_slots(input_ids: Tensor, lengths_B: Tensor, config: BnbConfig) -> tuple[DecoderSlots, Tensor]:
     """Slots as `bnb_ds.model.slots.open_slots` lays them out, and bool [B, T], True at a row's own slots."""
+    num_rows, num_columns = input_ids.shape
     if config.decoder_length == "padded":
         lengths_B = torch.full_like(lengths_B, 1) * num_columns
         counts_B = lengths_B
@@ -106,7 +105,8 @@ def _rectangular_slots(
     layout = rectangular_layout(num_rows, slot_T.shape[0], is_slot_BT)
     first_B1 = torch.arange(num_rows, device=lengths_B.device)[:, None] * num_columns
     source_index = (first_B1 + token_BT).flatten()
-    tokens = first_tokens(layout.position_ids, counts_B.index_select(0, layout.sequence_ids), config)
+    num_slots_T = counts_B.index_select(0, layout.sequence_ids)
+    tokens = first_tokens(layout.position_ids, num_slots_T, config, input_ids.flatten(), source_index)
     if config.decoder_positions == "absolute":
         types = torch.zeros_like(source_index)
         return DecoderSlots(layout, source_index, layout.position_ids, types, tokens), is_slot_BT

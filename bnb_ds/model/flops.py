@@ -16,7 +16,9 @@ from bnb_ds.model.configuration import BnbConfig
 TRAINING_FACTOR = 3
 
 
-def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths: np.ndarray) -> int:
+def forward_flops(
+    config: BnbConfig, source_lengths: np.ndarray, decoder_lengths: np.ndarray, *, decoder_passes: int = 1
+) -> int:
     """Matrix FLOPs of one forward pass, LM head included. Training takes `TRAINING_FACTOR` times that.
 
     With ``deep_supervision`` each decoder layer has the head, and the links of a graph, as in training. Generation
@@ -26,6 +28,7 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
         config: the model's configuration.
         source_lengths: int [B], real tokens of each source.
         decoder_lengths: int [B], decoder slots of each source.
+        decoder_passes: passes of the decoder and its head; the encoder runs once.
     """
     source_B, slots_B = np.asarray(source_lengths, np.int64), np.asarray(decoder_lengths, np.int64)
     num_source, num_slots = int(source_B.sum()), int(slots_B.sum())
@@ -34,13 +37,14 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
     cross = linear_flops(num_slots, decoder.hidden_size, 2 * decoder.hidden_size)  # query and output
     cross += linear_flops(num_source, decoder.hidden_size, 2 * decoder.hidden_size)  # key and value
     cross += attention_flops(int((slots_B * source_B).sum()), decoder.hidden_size)
-    total += decoder.num_hidden_layers * (_layer(decoder, num_slots, int((slots_B * slots_B).sum())) + cross)
+    layers = decoder.num_hidden_layers * (_layer(decoder, num_slots, int((slots_B * slots_B).sum())) + cross)
     total += linear_flops(num_source, encoder.hidden_size, config.latent_size)
     if config.decoder_length == "predicted":
         classes = config.length_difference_max - config.length_difference_min + 1
         total += linear_flops(source_B.size, config.latent_size, classes)
-        total += linear_flops(int((slots_B * source_B).sum()), config.latent_size, 1)  # stretched latents
-        total += linear_flops(num_slots, config.latent_size, decoder.hidden_size)
+        if config.decoder_latent:
+            total += linear_flops(int((slots_B * source_B).sum()), config.latent_size, 1)  # stretched latents
+            total += linear_flops(num_slots, config.latent_size, decoder.hidden_size)
     else:
         total += linear_flops(num_source, config.latent_size, decoder.hidden_size)
     links = 0
@@ -51,9 +55,10 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
     if encoder.hidden_size != decoder.hidden_size:
         total += linear_flops(num_source, encoder.hidden_size, decoder.hidden_size)
     num_heads = decoder.num_hidden_layers if config.deep_supervision else 1
-    total += (num_heads - 1) * linear_flops(num_slots, 2 * decoder.hidden_size, decoder.hidden_size)  # feedback
-    head = linear_flops(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)
-    return total + num_heads * (head + links)
+    layers += (num_heads - 1) * linear_flops(num_slots, 2 * decoder.hidden_size, decoder.hidden_size)  # feedback
+    transform = decoder.hidden_size if config.head_transform else 0
+    head = linear_flops(num_slots, decoder.hidden_size, transform + decoder.vocab_size)
+    return total + decoder_passes * (layers + num_heads * (head + links))
 
 
 def classification_flops(config: BnbConfig, source_lengths: np.ndarray) -> int:

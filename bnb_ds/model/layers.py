@@ -55,8 +55,9 @@ class BnbEncoder(nn.Module):
 class BnbDecoderEmbeddings(nn.Module):
     """Embeds position, token type and latent of each slot: ``LayerNorm(position + type + gelu(W z))``.
 
-    With ``decoder_tokens`` the sum also has the word embedding of the slot's token, times a gate. Without it, the word
-    embeddings are not used here. They are the output matrix of the LM head, but have BERT's name for them.
+    Without ``decoder_latent`` the sum has no latent. With ``decoder_tokens`` the sum also has the word embedding of
+    the slot's token, times a gate. Without it, the word embeddings are not used here. They are the output matrix of
+    the LM head, but have BERT's name for them.
     """
 
     def __init__(self, config: BnbConfig):
@@ -66,7 +67,9 @@ class BnbDecoderEmbeddings(nn.Module):
         self.word_embeddings = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
         self.position_embeddings = nn.Embedding(decoder.max_position_embeddings, decoder.hidden_size)
         self.token_type_embeddings = nn.Embedding(decoder.type_vocab_size, decoder.hidden_size)
-        self.latent_projection = nn.Linear(config.latent_size, decoder.hidden_size)
+        self.latent_projection = None
+        if config.decoder_latent:
+            self.latent_projection = nn.Linear(config.latent_size, decoder.hidden_size)
         self.token_gate = None
         if config.decoder_tokens:
             # A new model begins with an open gate. `from_pretrained` makes models on the meta device; if its checkpoint
@@ -78,11 +81,13 @@ class BnbDecoderEmbeddings(nn.Module):
 
     def forward(self, latent: Tensor, slots: DecoderSlots, *, is_stretched: bool = False) -> Tensor:
         """[T, H], from latents [N, L] of the source tokens, or [T, L] of the slots if ``is_stretched``."""
-        # Latents are projected before they are copied to the slots, because there are fewer tokens than slots.
-        hidden_TH = F.gelu(self.latent_projection(latent))
-        if not is_stretched:
-            hidden_TH = hidden_TH.index_select(0, slots.source_index)
-        hidden_TH = hidden_TH + self.position_embeddings(slots.position_ids)
+        hidden_TH = self.position_embeddings(slots.position_ids)
+        if self.latent_projection is not None:
+            # Latents are projected before they are copied to the slots, because there are fewer tokens than slots.
+            latent_TH = F.gelu(self.latent_projection(latent))
+            if not is_stretched:
+                latent_TH = latent_TH.index_select(0, slots.source_index)
+            hidden_TH = latent_TH + hidden_TH
         hidden_TH = hidden_TH + self.token_type_embeddings(slots.token_type_ids)
         if self.token_gate is not None:
             assert slots.token_ids is not None
@@ -111,6 +116,36 @@ class PredictionFeedback(nn.Module):
         return F.linear(torch.cat((hidden_TH, words_TH), -1), self.weight)
 
 
+class EarlyExit:
+    """Lets slots exit at decoding: one whose prediction is sure keeps its state in all layers behind.
+
+    Args:
+        entropies: from the hidden states [T, H] of a layer to the entropies of its predictions: float [T], in nats.
+        threshold: a slot leaves behind the first layer whose prediction has an entropy below this.
+
+    Source: Li et al., ELMER, EMNLP 2022 (hard early exit).
+    """
+
+    def __init__(self, entropies: Callable[[Tensor], Tensor], threshold: float) -> None:
+        self._entropies = entropies
+        self._threshold = threshold
+        self._kept: Tensor | None = None
+        self._has_left: Tensor | None = None
+
+    def held(self, hidden_TH: Tensor) -> Tensor:
+        """The states [T, H] behind a layer: those of slots that have left are as when they left."""
+        if self._has_left is None or self._kept is None:
+            return hidden_TH
+        return torch.where(self._has_left[:, None], self._kept, hidden_TH)
+
+    def leave(self, hidden_TH: Tensor) -> Tensor:
+        """Let sure slots leave with the states that `held` returned; bool [], whether all slots have left."""
+        leaves_T = self._entropies(hidden_TH) < self._threshold
+        self._has_left = leaves_T if self._has_left is None else self._has_left | leaves_T
+        self._kept = hidden_TH
+        return self._has_left.all()
+
+
 class BnbDecoder(nn.Module):
     """BERT layers with full self-attention among slots and cross-attention to the source.
 
@@ -136,6 +171,8 @@ class BnbDecoder(nn.Module):
         predict: Callable[[Tensor], Tensor],
         *,
         is_stretched: bool = False,
+        early_exit: EarlyExit | None = None,
+        ends_early: bool = True,
     ) -> Tensor:
         """Hidden states [T, H] of the last layer.
 
@@ -147,12 +184,18 @@ class BnbDecoder(nn.Module):
             predict: from the hidden states [T, H] of a layer to the tokens int64 [T] that the next one reads; called
                 behind each layer but the last with ``deep_supervision``, and never without.
             is_stretched: whether ``latent`` already has one row for each slot.
+            early_exit: lets sure slots keep their state; None: no slot does.
+            ends_early: whether layers are left out once all slots have left. The result is the same.
         """
         hidden_1TH = self.embeddings(latent, slots, is_stretched=is_stretched)[None]
         memory_1NH = memory_NH[None]
         for number, layer in enumerate(self.layer):
             # Positional arguments, because reentrant activation checkpointing gives gradients only to those.
             hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source)
+            if early_exit is not None:
+                hidden_1TH = early_exit.held(hidden_1TH[0])[None]
+                if number + 1 < len(self.layer) and early_exit.leave(hidden_1TH[0]) and ends_early:
+                    break
             if self.feedback is not None and number < len(self.feedback):
                 words_TH = self.embeddings.word_embeddings(predict(hidden_1TH[0]))
                 hidden_1TH = self.feedback[number](hidden_1TH, words_TH[None])
@@ -176,11 +219,16 @@ def tie_halves(decoder: BnbDecoder, encoder: BnbEncoder) -> dict[str, str]:
 
 
 class BnbLMHead(nn.Module):
-    """BERT's prediction head without its matrix, which is that of the decoder's word embeddings."""
+    """BERT's prediction head without its matrix, which is that of the decoder's word embeddings.
 
-    def __init__(self, config: BertConfig):
+    Args:
+        config: of the half that predicts.
+        has_transform: whether there is a dense layer in front of the matrix.
+    """
+
+    def __init__(self, config: BertConfig, *, has_transform: bool = True):
         super().__init__()
-        self.transform = BertPredictionHeadTransform(config)
+        self.transform = BertPredictionHeadTransform(config) if has_transform else nn.Identity()
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_TH: Tensor) -> Tensor:

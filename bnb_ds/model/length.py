@@ -28,13 +28,14 @@ class LengthPredictor(nn.Module):
         self._longest = config.decoder_length_max
         self._first_difference = config.length_difference_min
         self.classifier = nn.Linear(config.latent_size, config.length_difference_max - config.length_difference_min + 1)
-        #: logarithm of the width of `stretch_latents`, a learned parameter. Its shape is [1] because DeepSpeed cannot
-        #: broadcast a parameter without a dimension.
-        self.log_width = nn.Parameter(torch.zeros(1))
+        #: logarithm of the width of `stretch_latents`, a learned parameter; None if no slot's input holds a latent. Its
+        #: shape is [1] because DeepSpeed cannot broadcast a parameter without a dimension.
+        self.log_width = nn.Parameter(torch.zeros(1)) if config.decoder_latent else None
 
     @property
     def width(self) -> Tensor:
         """The width of `stretch_latents`: [1], float32 or wider."""
+        assert self.log_width is not None
         return self.log_width.to(exact_dtype(self.log_width.dtype)).exp()
 
     def forward(self, latent_NL: Tensor, source: PackedLayout) -> Tensor:

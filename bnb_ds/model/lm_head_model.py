@@ -6,17 +6,19 @@ sum T slots of all sequences together; H hidden size, V vocabulary, S target tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnb_ds.ctc.greedy import linear_argmax
+from bnb_ds.common.packing import PackedInputs
+from bnb_ds.ctc.greedy import linear_argmax, linear_entropies
 from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.layers import BnbLMHead
+from bnb_ds.model.layers import BnbLMHead, EarlyExit
 from bnb_ds.model.length import length_scores
 from bnb_ds.model.network import OPTIONAL_PARTS, BnbModel, BnbPreTrainedModel, Encoded
 from bnb_ds.model.outputs import BnbOutput
@@ -55,7 +57,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
     def __init__(self, config: BnbConfig):
         super().__init__(config)
         self.model = BnbModel(config)
-        self.lm_head = BnbLMHead(config.decoder)
+        self.lm_head = BnbLMHead(config.decoder, has_transform=config.head_transform)
         self.target = target_of(config)
         self.links = None
         if config.target_kind == "dag":
@@ -86,6 +88,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         mixed_ratio: float | None = None,
         mixed_draws: Tensor | None = None,
         ngram_size: int | None = None,
+        rewrites: Tensor | None = None,
+        decode: Callable[[BnbLMHeadModel, PackedInputs], Any] | None = None,
     ) -> BnbOutput:
         """Predict all target positions at once, and compute the loss of ``labels``.
 
@@ -116,6 +120,9 @@ class BnbLMHeadModel(BnbPreTrainedModel):
                 best path of the target replaces what a layer predicts for it, for the layer behind; None: 0.
             mixed_draws: float32 [sum T], in [0, 1), a draw for each slot and all its layers; with ``mixed_ratio``.
             ngram_size: the loss of a sequence is 1 minus its matches of n-grams of this size; None: its nats.
+            rewrites: in training, with labels: int64 [P, sum T], what slots hold in P further passes; -1: what they
+                wrote in the pass before. The loss is the mean of all passes. None: there are none.
+            decode: called with the model and its inputs in the place of everything else; it gives ``decoded``.
 
         Raises:
             ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
@@ -125,21 +132,20 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         """
         targets = None if labels is None else read_targets(labels, label_lengths, max_label_length)
         inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
+        if decode is not None:
+            return BnbOutput(decoded=decode(self, inputs))
         encoded = self.model.encode(inputs)
         slots = self.model.open(encoded, None if targets is None else targets.known_lengths)
-        shown = Shown(slots)
-        if targets is not None and self.training and not (glance_ratio is None and mixed_ratio is None):
-            shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
+        shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
         result = BnbOutput(
             latent=inputs.restore(encoded.latent),
             decoder_lengths=slots.layout.lengths,
             encoder_last_hidden_state=inputs.restore(encoded.hidden),
         )
-        has_losses = targets is not None and self.training and self.config.deep_supervision
-        layers = self._states_of_layers(encoded, shown) if has_losses else [self.states(encoded, shown.slots)]
-        states = layers[-1]
+        several = self._states(encoded, shown, targets, rewrites)
+        states = several[-1]
         if targets is not None:
-            self._add_scores(result, self._scores(layers, targets, shown, ngram_size), encoded, targets)
+            self._add_scores(result, self._scores(several, targets, shown, ngram_size), encoded, targets)
         if return_logits or (targets is None and return_logits is None):
             logits_TV = F.linear(states.hidden, states.weight, states.bias)
             result["logits"] = logits_TV if inputs.is_packed else slots.layout.pad(logits_TV)
@@ -148,13 +154,39 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             result["best"] = best_T if inputs.is_packed else slots.layout.pad(best_T)
         return result
 
-    def states(self, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
-        """Decode slots, up to the projection to the vocabulary."""
+    def states(
+        self, encoded: Encoded, slots: DecoderSlots, exit_entropy: float | None = None, *, ends_early: bool = True
+    ) -> SlotStates:
+        """Decode slots, up to the projection to the vocabulary.
+
+        Args:
+            encoded: the sources.
+            slots: with what their input holds.
+            exit_entropy: nats of `bnb_ds.model.layers.EarlyExit`; None: no slot exits.
+            ends_early: as in `bnb_ds.model.layers.BnbDecoder.forward`.
+        """
 
         def predict(hidden_TH: Tensor) -> Tensor:
             return self._argmax(self.lm_head(hidden_TH))
 
-        return self._slot_states(self.lm_head(self.model.decode(encoded, slots, predict)), encoded, slots)
+        def entropies(hidden_TH: Tensor) -> Tensor:
+            weight_VH = self.get_output_embeddings().weight
+            return linear_entropies(self.lm_head(hidden_TH), weight_VH, self.lm_head.bias)
+
+        early_exit = None if exit_entropy is None else EarlyExit(entropies, exit_entropy)
+        hidden_TH = self.model.decode(encoded, slots, predict, early_exit=early_exit, ends_early=ends_early)
+        return self._slot_states(self.lm_head(hidden_TH), encoded, slots)
+
+    def _states(
+        self, encoded: Encoded, shown: Shown, targets: Targets | None, rewrites_PT: Tensor | None
+    ) -> list[SlotStates]:
+        """All states that have a loss in training, else one."""
+        if targets is None or not self.training:
+            return [self.states(encoded, shown.slots)]
+        if self.config.deep_supervision:
+            return self._states_of_layers(encoded, shown)
+        first = self.states(encoded, shown.slots)
+        return [first] if rewrites_PT is None else self._states_of_passes(encoded, shown.slots, first, rewrites_PT)
 
     def _states_of_layers(self, encoded: Encoded, shown: Shown) -> list[SlotStates]:
         """`states` behind each layer of the decoder, for its loss. Layers read the tokens that are shown to them."""
@@ -167,6 +199,18 @@ class BnbLMHeadModel(BnbPreTrainedModel):
 
         last_TH = self.model.decode(encoded, shown.slots, predict)
         return [self._slot_states(each_TH, encoded, shown.slots) for each_TH in (*hidden, self.lm_head(last_TH))]
+
+    def _states_of_passes(
+        self, encoded: Encoded, slots: DecoderSlots, first: SlotStates, rewrites_PT: Tensor
+    ) -> list[SlotStates]:
+        """`states` of all passes; further ones read the tokens of ``rewrites_PT`` and of the passes before."""
+        assert slots.token_ids is not None, "further passes need decoder_tokens"
+        passes = [first]
+        for tokens_T in rewrites_PT:
+            best_T = self._argmax(passes[-1].hidden)
+            slots = replace(slots, token_ids=torch.where(tokens_T >= 0, tokens_T, best_T))
+            passes.append(self.states(encoded, slots))
+        return passes
 
     def _slot_states(self, hidden_TH: Tensor, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
         links_BTT = None if self.links is None else self.links(hidden_TH, slots.layout)
@@ -185,8 +229,12 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return states.layout.unpad(ids_BT)
 
     @torch.no_grad()
-    def _show(self, encoded: Encoded, slots: DecoderSlots, targets: Targets, glance: Chance, mix: Chance) -> Shown:
-        """What a first pass says that the decoder may see of the targets."""
+    def _show(
+        self, encoded: Encoded, slots: DecoderSlots, targets: Targets | None, glance: Chance, mix: Chance
+    ) -> Shown:
+        """What a first pass says that the decoder may see of the targets in training."""
+        if targets is None or not self.training or (glance[0] is None and mix[0] is None):
+            return Shown(slots)
         with same_dropout(encoded.hidden.device):
             states = self.states(encoded, slots)
         oracle_T = self.target.align(states, targets)
@@ -204,11 +252,11 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             mixed_T = torch.where(mixed_draws_T < mixed_ratio, right_T, -1)
         return Shown(slots, given_T, mixed_T)
 
-    def _scores(self, layers: list[SlotStates], targets: Targets, shown: Shown, ngram_size: int | None) -> Scores:
-        """The mean over layers, from one call: each layer's slots are sequences of their own there."""
-        states, given_T, times = layers[-1], shown.given, len(layers)
+    def _scores(self, several: list[SlotStates], targets: Targets, shown: Shown, ngram_size: int | None) -> Scores:
+        """The mean over layers or passes, from one call: the slots of each are sequences of their own there."""
+        states, given_T, times = several[-1], shown.given, len(several)
         if times > 1:
-            states, targets = joined_states(layers), targets.repeat(times)
+            states, targets = joined_states(several), targets.repeat(times)
             given_T = None if given_T is None else given_T.repeat(times)
         if ngram_size is not None:
             return self.target.ngram_scores(states, targets, ngram_size).mean_of(times)

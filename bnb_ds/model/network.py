@@ -64,7 +64,7 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
             # No checkpoint holds these buffers, so a model made on the meta device gets them here.
             module.position_ids.copy_(torch.arange(module.position_ids.shape[-1])[None])
             module.token_type_ids.zero_()
-        if isinstance(module, LengthPredictor):
+        if isinstance(module, LengthPredictor) and module.log_width is not None:
             module.log_width.zero_()
         if isinstance(module, BnbDecoderEmbeddings) and module.token_gate is not None:
             module.token_gate.fill_(0.0 if module.starts_closed else 1.0)
@@ -92,12 +92,14 @@ class Encoded:
 
     Attributes:
         layout: layout of the source tokens.
+        tokens: int64 [N], the source tokens.
         hidden: [N, H], hidden states of the encoder.
         latent: [N, latent_size].
         length_logits: [B, C] of `bnb_ds.model.length.LengthPredictor`; None without length classification.
     """
 
     layout: PackedLayout
+    tokens: Tensor
     hidden: Tensor
     latent: Tensor
     length_logits: Tensor | None
@@ -155,23 +157,25 @@ class BnbModel(BnbModelWithEncoder):
         length_logits_BC = None
         if self.length_predictor is not None:
             length_logits_BC = self.length_predictor(latent_NL, inputs.layout)
-        return Encoded(inputs.layout, hidden_NH, latent_NL, length_logits_BC)
+        return Encoded(inputs.layout, inputs.input_ids, hidden_NH, latent_NL, length_logits_BC)
 
-    def decode(self, encoded: Encoded, slots: DecoderSlots, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """Hidden states [sum T, H] of all slots. `BnbDecoder.forward` says what ``predict`` does."""
+    def decode(
+        self, encoded: Encoded, slots: DecoderSlots, predict: Callable[[Tensor], Tensor], **exits: Any
+    ) -> Tensor:
+        """Hidden states [sum T, H] of all slots. `BnbDecoder.forward` describes ``predict`` and ``exits``."""
         latent = self.latent_dropout(encoded.latent)
         is_stretched = self.length_predictor is not None
-        if self.length_predictor is not None:
+        if self.length_predictor is not None and self.config.decoder_latent:
             latent = stretch_latents(latent, encoded.layout, slots.layout, self.length_predictor.width)
         memory_NH = encoded.hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded.hidden)
         memory_NH = self.latent_dropout(memory_NH)
-        return self.decoder(latent, memory_NH, slots, encoded.layout, predict, is_stretched=is_stretched)
+        return self.decoder(latent, memory_NH, slots, encoded.layout, predict, is_stretched=is_stretched, **exits)
 
     def open(self, encoded: Encoded, target_lengths: Tensor | np.ndarray | None = None) -> DecoderSlots:
         """The slots of each source; with length classification those of the predicted length, if none is given."""
         if self.length_predictor is not None and target_lengths is None:
             target_lengths = self.predicted_lengths(encoded)[:, 0]
-        return open_slots(encoded.layout, self.config, target_lengths)
+        return open_slots(encoded.layout, self.config, target_lengths, encoded.tokens)
 
     def predicted_lengths(self, encoded: Encoded, num_candidates: int = 1) -> Tensor:
         """int64 [B, K], the most probable target lengths, best first."""

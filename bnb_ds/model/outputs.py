@@ -63,6 +63,7 @@ class BnbOutput(ModelOutput):
         latent: [B, L, latent_size] or [N, latent_size], of each source token, before dropout.
         decoder_lengths: int64 [B], slots of each sequence.
         encoder_last_hidden_state: [B, L, H] or packed [N, H].
+        decoded: what the caller's ``decode`` returned; only with it, and then alone.
     """
 
     loss: Tensor | None = None
@@ -76,6 +77,7 @@ class BnbOutput(ModelOutput):
     latent: Tensor | None = None
     decoder_lengths: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
+    decoded: Any = None
 
 
 @dataclass

@@ -125,7 +125,10 @@ class DecoderSlots:
 
 
 def open_slots(
-    source: PackedLayout, config: BnbConfig, target_lengths_B: Tensor | np.ndarray | None = None
+    source: PackedLayout,
+    config: BnbConfig,
+    target_lengths_B: Tensor | np.ndarray | None = None,
+    source_tokens_N: Tensor | None = None,
 ) -> DecoderSlots:
     """Lay out the decoder's slots for a batch. Slot j of T stands for source token ``floor(j * n / T)`` of n.
 
@@ -134,6 +137,7 @@ def open_slots(
         config: the model's configuration.
         target_lengths_B: int64 [B], target tokens with ``"predicted"``. The host waits for a tensor on a GPU, and for
             the source's lengths if it does not know them; for nothing else.
+        source_tokens_N: int64 [N], the source tokens; only ``slot_tokens`` ``"source"`` needs them.
 
     Raises:
         ConfigError: there are more slots or source tokens than position embeddings.
@@ -152,7 +156,7 @@ def open_slots(
     sequence_T, slot_T = layout.sequence_ids, layout.position_ids
     token_T = slot_T * source_lengths_B.index_select(0, sequence_T) // lengths_B.index_select(0, sequence_T)
     source_index_T = source.cu_seqlens.index_select(0, sequence_T).long() + token_T
-    tokens_T = first_tokens(slot_T, lengths_B.index_select(0, sequence_T), config)
+    tokens_T = first_tokens(slot_T, lengths_B.index_select(0, sequence_T), config, source_tokens_N, source_index_T)
     if config.decoder_positions == "absolute":
         return DecoderSlots(layout, source_index_T, slot_T, torch.zeros_like(slot_T), tokens_T)
     repeats_T = torch.zeros_like(source_index_T)
@@ -160,17 +164,25 @@ def open_slots(
     return DecoderSlots(layout, source_index_T, token_T, repeats_T, tokens_T)
 
 
-def first_tokens(slot_T: Tensor, num_slots_T: Tensor, config: BnbConfig) -> Tensor | None:
+def first_tokens(
+    slot_T: Tensor, num_slots_T: Tensor, config: BnbConfig, source_tokens_N: Tensor | None, source_index_T: Tensor
+) -> Tensor | None:
     """What slots hold before anything is known: int64 [T], or None without ``decoder_tokens``.
 
     Args:
         slot_T: int64, the place of a slot in its sequence.
         num_slots_T: int64, slots of its sequence.
         config: the model's configuration.
+        source_tokens_N: int64, the source tokens; only ``slot_tokens`` ``"source"`` needs them.
+        source_index_T: int64, the source token that a slot stands for.
     """
     if not config.decoder_tokens:
         return None
-    tokens_T = torch.full_like(slot_T, config.mask_token_id)
+    if config.slot_tokens == "source":
+        assert source_tokens_N is not None, "the slots hold source tokens"
+        tokens_T = source_tokens_N.index_select(0, source_index_T)
+    else:
+        tokens_T = torch.full_like(slot_T, config.mask_token_id)
     if config.target_kind != "dag":
         return tokens_T
     # Every path begins in the first slot with [CLS] and ends in the last one with [SEP].

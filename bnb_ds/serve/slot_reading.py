@@ -19,7 +19,7 @@ from bnb_ds.ctc.viterbi import best_path
 from bnb_ds.decoding.decode import inputs_of_rows
 from bnb_ds.decoding.graph import banned_bias
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.decoding.refinement import mask_predict, rescored
+from bnb_ds.decoding.refinement import rescored, written
 from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import Engine, TorchEngine
 from bnb_ds.generate.pipeline import BnbPipeline
@@ -87,9 +87,9 @@ def read_slots(
     slots = model.model.open(encoded, None if has_blank else torch.tensor([len(tokens)], device=model.device))
     bias_V = banned_bias(model, options)
     if has_blank:
-        states = rescored(model, encoded, slots, bias_V, options.refinement)
+        states = rescored(model, encoded, slots, bias_V, options)
     else:
-        states, _, _ = mask_predict(model, encoded, slots, bias_V, options.refinement)
+        states, _, _ = written(model, encoded, slots, bias_V, options)
     wanted = [config.blank_token_id, *tokens] if has_blank else list(tokens)
     best_p, best_ids, chosen = [], [], []
     for _, logits_CV in logits_in_chunks(states.hidden, states.weight, states.bias):

@@ -88,6 +88,8 @@ class System(ABC):
 
     #: ``model.kind`` of a recipe
     kind: ClassVar[str]
+    #: outputs have the true length of their targets; only for models that predict lengths
+    oracle_length: bool = False
 
     def __init__(self, task: Task, lengths: Lengths, codec: Codec, section: Section | None = None) -> None:
         self.task = task

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +16,8 @@ from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, tokenizer_dir
 from bnb_ds.config.sections import ModelSection
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.tokenization import TokenizerVocabulary, load_tokenizer
-from bnb_ds.decoding.decode import greedy_rows
+from bnb_ds.decoding.decode import decode_batch, greedy_rows
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.configuration import BnbConfig
@@ -69,6 +73,11 @@ class BnbGenerator(BnbSystem):
     _config: BnbConfig | None = None
 
     @property
+    def model_section(self) -> ModelSection:
+        """The section that the model is made of."""
+        return self.section
+
+    @property
     def _source(self) -> TokenizerVocabulary:
         return TokenizerVocabulary.of(self.codec.source)
 
@@ -78,18 +87,19 @@ class BnbGenerator(BnbSystem):
 
     def config(self) -> BnbConfig:
         if self._config is None:
-            self._config = model_config(self.section, self._source, self.lengths.source, self._target)
+            self._config = model_config(self.model_section, self._source, self.lengths.source, self._target)
             self._refuse_long_targets(self._config)
+            DecodeOptions.of_model(self._config).check(self._config)
         return self._config
 
     def empty(self, config: BnbConfig) -> nn.Module:
         return BnbForConditionalGeneration(config)
 
     def build(self) -> nn.Module:
-        return build_model(self.section, self._source, self.lengths.source, target=self._target)
+        return build_model(self.model_section, self._source, self.lengths.source, target=self._target)
 
     def check_new(self) -> None:
-        refuse_equal_slots(self.section, self.config())
+        refuse_equal_slots(self.model_section, self.config())
 
     def load(self, directory: Path) -> nn.Module:
         with checkpoint_errors(directory, "BERT-NAR-BERT model"):
@@ -120,14 +130,29 @@ class BnbGenerator(BnbSystem):
         return NgramMatches(ngram_size, glancing, mixed_training)
 
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
-        config = self.config()
+        config, options = self.config(), DecodeOptions.of_model(self.config())
         output = model(**batch.model_inputs(device), return_best=True)
         loss_sum = float(output.loss_sum)
+        if options != DecodeOptions() or self.oracle_length:
+            return Prediction(loss_sum, self._decoded(model, batch, options, device))
         if config.decoder_length == "predicted":
             # With labels there is one slot per target token; without them the model predicts the number of slots.
             output = model(**batch.source_inputs(device), return_logits=False, return_best=True)
         rows = greedy_rows(output.best, output.decoder_lengths, config)
         return Prediction(loss_sum, [row.numpy() for row in rows])
+
+    def _decoded(
+        self, model: Any, batch: PackedBatch, options: DecodeOptions, device: torch.device
+    ) -> list[np.ndarray]:
+        """Outputs of one batch by all passes of the model."""
+        # With partitioned weights, every rank must take part in the passes of all ranks.
+        is_partitioned = hasattr(model, "module") and model.zero_optimization_stage() == 3
+        lengths_B = batch.label_lengths.to(device) if self.oracle_length else None
+        options = replace(options, ends_early=not is_partitioned)
+        decode = partial(decode_batch, options=options, target_lengths_B=lengths_B)
+        decoded = model(**batch.source_inputs(device), decode=decode).decoded
+        rows = zip(decoded.ids.cpu(), decoded.lengths.tolist(), strict=True)
+        return [row[:length].numpy() for row, length in rows]
 
     def _refuse_long_targets(self, config: BnbConfig) -> None:
         limit = longest_targets(config) if config.decoder_length == "predicted" else None

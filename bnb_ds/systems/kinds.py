@@ -6,23 +6,32 @@ from typing import Annotated
 
 from pydantic import Field
 
+from bnb_ds.baselines.nar_settings import ElmerSection, InatSection, NatSection
 from bnb_ds.baselines.settings import Bert2bertSection, ClassifierSection, Seq2SeqSection, TransformerSection
 from bnb_ds.errors import ConfigError
 from bnb_ds.systems.base import System
 from bnb_ds.systems.baselines import Bert2bert, CheckpointClassifier, Seq2SeqCheckpoint, Transformer
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
+from bnb_ds.systems.nar import Elmer, Inat, Nat
 from bnb_ds.tasks.task import Task
 
 #: the ``model`` section of a recipe; its field ``kind`` selects the class
 ModelChoice = Annotated[
-    BnbModelSection | Bert2bertSection | TransformerSection | Seq2SeqSection | ClassifierSection,
+    BnbModelSection
+    | NatSection
+    | InatSection
+    | ElmerSection
+    | Bert2bertSection
+    | TransformerSection
+    | Seq2SeqSection
+    | ClassifierSection,
     Field(discriminator="kind"),
 ]
 
 
 #: kinds that write texts
 GENERATORS: dict[str, type[System]] = {
-    system.kind: system for system in (BnbGenerator, Bert2bert, Transformer, Seq2SeqCheckpoint)
+    system.kind: system for system in (BnbGenerator, Nat, Inat, Elmer, Bert2bert, Transformer, Seq2SeqCheckpoint)
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnb_ds.data.batch import GLANCING_DRAWS, MIXED_DRAWS, PackedBatch
+from bnb_ds.data.rewriting import Rewriting
 
 
 class Objective(Protocol):
@@ -35,11 +36,18 @@ class Reconstruction:
     Args:
         glancing: the ratio of glancing of a step, which is counted from 0; None: no glancing.
         mixed_training: probability that the right token replaces what a layer predicts for a slot; None: 0.
+        rewriting: the noise of further passes; None: there is one pass.
     """
 
-    def __init__(self, glancing: Callable[[int], float] | None = None, mixed_training: float | None = None) -> None:
+    def __init__(
+        self,
+        glancing: Callable[[int], float] | None = None,
+        mixed_training: float | None = None,
+        rewriting: Rewriting | None = None,
+    ) -> None:
         self._glancing = glancing
         self._mixed_training = mixed_training
+        self._rewriting = rewriting
 
     def count(self, batch: PackedBatch) -> int:
         return batch.loss_count
@@ -56,6 +64,8 @@ class Reconstruction:
         if self._mixed_training is not None:
             inputs["mixed_ratio"] = self._mixed_training
             inputs["mixed_draws"] = batch.slot_draws(MIXED_DRAWS).to(device, non_blocking=True)
+        if self._rewriting is not None:
+            inputs["rewrites"] = batch.rewrites(self._rewriting).to(device, non_blocking=True)
         return inputs
 
 
