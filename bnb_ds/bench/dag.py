@@ -18,7 +18,7 @@ from bnb_ds.bench.flags import add_common, announce, write
 from bnb_ds.bench.measure import interleaved_seconds, peak_bytes
 from bnb_ds.common.arguments import describe
 from bnb_ds.common.markdown import markdown_table
-from bnb_ds.ctc.head import add_product, empty_rows, operand, product
+from bnb_ds.ctc.operands import add_product, empty_rows, operand, product
 from bnb_ds.dag.head import default_chunk_tokens
 from bnb_ds.dag.loss import linear_dag_loss
 
