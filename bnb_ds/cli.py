@@ -51,8 +51,8 @@ _COMMANDS = (
     ),
     (
         "reproduce",
-        "list the rows of the paper's tables: commands, data and numbers",
-        "bnb_ds.commands.tasks:add_reproduce",
+        "print the paper's tables, list their rows, or run one",
+        "bnb_ds.commands.reproduce:add_reproduce",
     ),
     ("recipes", "list, show and copy the shipped recipes and JSONs", "bnb_ds.commands.shipped_files:add_recipes"),
     ("path", "print where a shipped program or file lies", "bnb_ds.commands.shipped_files:add_path"),

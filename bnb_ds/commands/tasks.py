@@ -1,4 +1,4 @@
-"""The commands ``bnb-ds evaluate``, ``predict``, ``compare``, ``glue``, ``distill`` and ``reproduce``."""
+"""The commands ``bnb-ds evaluate``, ``predict``, ``compare``, ``glue`` and ``distill``."""
 
 from __future__ import annotations
 
@@ -225,24 +225,6 @@ def add_distill(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_distill, next_step=CONTINUE_WITH_RESUME)
 
 
-def add_reproduce(command: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``bnb-ds reproduce``."""
-    describe(
-        command,
-        "List the rows of the paper's tables: the command of each, the data it needs, and its numbers.",
-        "bnb-ds reproduce --list --table 2",
-    )
-    command.add_argument("--list", action="store_true", required=True, help="print the rows (required)")
-    command.add_argument("--table", type=int, choices=(1, 2, 3, 4), help="print only this table (default: all)")
-    command.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("work/runs"),
-        help="directory of the runs with measured results (default %(default)s)",
-    )
-    command.set_defaults(run=_reproduce)
-
-
 def _distill(args: argparse.Namespace) -> None:
     from bnb_ds.finetune.distillation import DistillJob, distill
 
@@ -259,9 +241,3 @@ def _distill(args: argparse.Namespace) -> None:
         resume=args.resume,
     )
     print(distill(job))
-
-
-def _reproduce(args: argparse.Namespace) -> None:
-    from bnb_ds.evaluate.reproduce import listing
-
-    print(listing(args.runs, args.table))

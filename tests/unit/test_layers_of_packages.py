@@ -46,6 +46,7 @@ LAYERS = [
     "generate",
     "export",
     "finetune",
+    "reproduce",
     "serve",
     "bench",
     "commands",

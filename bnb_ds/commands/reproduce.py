@@ -1,0 +1,63 @@
+"""The command ``bnb-ds reproduce``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bnb_ds.common.arguments import add_overrides, describe, positive
+from bnb_ds.errors import ConfigError
+
+
+def add_reproduce(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds reproduce``."""
+    describe(
+        command,
+        "Print the paper's tables with the numbers that were published and measured, list their rows, or run one row.",
+        "bnb-ds reproduce --table 2",
+    )
+    command.add_argument("--list", action="store_true", help="print the command, the needs and the numbers of each row")
+    command.add_argument(
+        "--table", type=int, choices=(1, 2, 3, 4), help="print this table; with --list, list only its rows"
+    )
+    command.add_argument("--latex", action="store_true", help="print the table as LaTeX (default: Markdown)")
+    command.add_argument("--run", dest="row", metavar="ROW", help="train and score this row; --list names them")
+    command.add_argument(
+        "--num-gpus", type=positive, default=1, help="with --run: processes of the launcher (default %(default)s)"
+    )
+    command.add_argument(
+        "--deepspeed-config", metavar="JSON", help="with --run: another DeepSpeed JSON (default: that of the row)"
+    )
+    add_overrides(command, "with --run: replace a value of the recipe, for example epochs=1; repeatable", "KEY=VALUE")
+    command.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("work/runs"),
+        help="directory of the runs with measured results (default %(default)s)",
+    )
+    command.set_defaults(run=_reproduce)
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    from bnb_ds.reproduce.paper_tables import listing, table
+
+    if args.row is not None:
+        _run_row(args)
+    elif args.list:
+        print(listing(args.runs, args.table))
+    elif args.table is not None:
+        print(table(args.table, args.runs, latex=args.latex))
+    else:
+        raise ConfigError("bnb-ds reproduce: give --table NUMBER, --list or --run ROW")
+
+
+def _run_row(args: argparse.Namespace) -> None:
+    from bnb_ds.reproduce.paper_rows import find_row
+    from bnb_ds.reproduce.run_row import run_row
+
+    row = find_row(args.row)
+    evaluation = run_row(
+        row, args.runs, num_gpus=args.num_gpus, ds_config=args.deepspeed_config, overrides=args.overrides
+    )
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.scores.items() if value is not None)
+    print(f"{row.name}: {scores}; {evaluation.directory}")

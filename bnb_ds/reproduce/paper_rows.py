@@ -1,0 +1,172 @@
+"""The rows of the paper's tables: for each system and task the recipe, what it needs, and the command.
+
+Source: Sohrab et al., BERT-NAR-BERT, IEEE Access 2024, Tables 1 to 4.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bnb_ds.errors import ConfigError, nearest
+from bnb_ds.tasks.registry import get_task
+
+_FINETUNE = "runs/recipes/finetune"
+_GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+_WMT = ("wmt14_en_de", "wmt14_de_en", "wmt16_en_ro", "wmt16_ro_en")
+_BERT, _MBERT = "google-bert/bert-base-cased", "google-bert/bert-base-multilingual-cased"
+_WIKIPEDIA = "work/models/wikipedia_base (an exported run of runs/recipes/pretrain/wikipedia_base.yaml)"
+_PUBMED = "work/models/pubmed_base (an exported run of runs/recipes/pretrain/pubmed_base.yaml)"
+_OPTIMUS = "work/models/optimus (its encoder checkpoint, converted with bnb-ds import-optimus)"
+_WITHOUT = "BnB without additional pre-training"
+
+_SUMMARIES = ("rouge1", "rouge2", "rougeL", "ms")
+#: task -> the columns that its table has, in its order: scores, and milliseconds a sample
+COLUMNS = {
+    **{task: (get_task(task).main_score,) for task in _GLUE},
+    **dict.fromkeys(_WMT, ("bleu", "ms")),
+    "xsum": _SUMMARIES,
+    "squad_qg": ("rougeL", "bleu4", "ms"),
+    "icliniq": _SUMMARIES,
+    "healthcaremagic": _SUMMARIES,
+}
+#: the split that a table scores; every other task is scored on ``test``
+SPLITS = {**dict.fromkeys(_GLUE, "validation"), "mnli": "validation_matched"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system on one task.
+
+    Attributes:
+        table: number of the paper's table.
+        task: name of the task.
+        system: name of the system in the paper.
+        recipe: file under ``runs/recipes``.
+        needs: checkpoints and data that the run needs.
+        overrides: overrides of the recipe.
+        note: in what the run differs from what the name promises.
+    """
+
+    table: int
+    task: str
+    system: str
+    recipe: str
+    needs: str
+    overrides: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """What ``--run`` takes, for example ``xsum/bert2bert``."""
+        return f"{self.task}/{re.sub('[^a-z0-9]+', '-', self.system.lower()).strip('-')}"
+
+    @property
+    def output_dir(self) -> str:
+        """The output directory of the run, below ``work/runs``."""
+        named = [value.removeprefix("output_dir=work/runs/") for value in self.overrides if "output_dir=" in value]
+        return named[0] if named else self.recipe.rpartition("finetune/")[2].removesuffix(".yaml")
+
+    @property
+    def split(self) -> str:
+        """The split that the paper's table scores."""
+        return SPLITS.get(self.task, "test")
+
+    @property
+    def ds_config(self) -> str:
+        return f"ds_configs/finetune_{'glue' if self.table == 1 else 'bf16'}.json"
+
+    @property
+    def recipe_path(self) -> str:
+        return f"{_FINETUNE}/{self.recipe}"
+
+    @property
+    def command(self) -> str:
+        more = "".join(f" {shlex.quote(override)}" for override in self.overrides)
+        return f"deepspeed runs/finetune.py {self.recipe_path} --deepspeed-config {self.ds_config}{more}"
+
+
+def rows() -> Iterator[Row]:
+    """Yield all rows, table by table."""
+    yield from _glue()
+    yield from _english()
+    yield from _translation()
+    yield from _medical()
+
+
+def find_row(name: str) -> Row:
+    """The row of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    named = {row.name: row for row in rows()}
+    if name not in named:
+        raise ConfigError(f"--run {name}: no such row; {nearest(name, named)}; `bnb-ds reproduce --list` names all")
+    return named[name]
+
+
+def _glue() -> Iterator[Row]:
+    checkpoints = {"BERT": _BERT, "OpenAI GPT": "openai-community/openai-gpt", "Optimus": "work/models/optimus"}
+    for task in _GLUE:
+        recipe = f"glue/{task}.yaml"
+        for system, checkpoint in checkpoints.items():
+            changes = (
+                f"model={{kind: classifier, checkpoint: {checkpoint}}}",
+                f"output_dir=work/runs/glue_{system.split()[-1].lower()}/{task}",
+            )
+            needs = _OPTIMUS if system == "Optimus" else checkpoint
+            yield Row(1, task, system, recipe, f"{needs}, nyu-mll/glue", changes)
+        yield Row(1, task, "BnB", recipe, f"{_WIKIPEDIA}, nyu-mll/glue")
+
+
+def _english() -> Iterator[Row]:
+    squad = "rajpurkar/squad, work/data/du2017 (the document lists of Du et al., 2017)"
+    for task, data in (("xsum", "EdinburghNLP/xsum"), ("squad_qg", squad)):
+        autoregressive, own = f"{task}_bert2bert.yaml", f"{task}.yaml"
+
+        def kind(system: str, model: str, needs: str, note: str = "", task=task, recipe=autoregressive) -> Row:
+            folder = re.sub("[^a-z0-9]+", "_", system.lower()).strip("_")
+            changes = [f"model={{{model}}}", f"output_dir=work/runs/{task}_{folder}"]
+            changes += [] if "checkpoint:" in model else [f"data.tokenizer={_BERT}"]
+            return Row(2, task, system, recipe, needs, tuple(changes), note)
+
+        tokenizer = f"{_BERT} (its tokenizer), {data}"
+        yield kind("Transformer", "kind: transformer", tokenizer)
+        bart = "facebook/bart-base"
+        yield kind("BART", f"kind: seq2seq, checkpoint: {bart}", f"{bart}, {data}")
+        yield Row(2, task, "BERT2BERT", autoregressive, f"{_BERT}, {data}")
+        yield kind("iNAT", "kind: inat", tokenizer)
+        yield kind("NAT", "kind: nat", tokenizer, "no fertilities: slots hold a uniform copy of the source")
+        changes = (
+            f"model={{kind: bnb, encoder: {_BERT}, decoder_length_ratio: 0.5, decoder_length_min: 64}}",
+            f"output_dir=work/runs/{task}_without",
+        )
+        yield Row(2, task, _WITHOUT, own, f"{_BERT}, {data}", changes)
+        yield Row(2, task, "BnB", own, f"{_WIKIPEDIA}, {data}")
+
+
+def _translation() -> Iterator[Row]:
+    for task in _WMT:
+        data, own = f"wmt/{task[:5]}", f"{task}.yaml"
+        for system, name in (("Transformer", "transformer"), ("BERT2BERT", "bert2bert")):
+            changes = (f"task={task}", f"output_dir=work/runs/wmt_{name}/{task}")
+            needs = f"{_MBERT}{' (its tokenizer)' * (name == 'transformer')}, {data}"
+            yield Row(3, task, system, f"wmt_{name}.yaml", needs, changes)
+        random = ("model={kind: bnb, size: {}}", f"data.tokenizer={_MBERT}", f"output_dir=work/runs/{task}_random")
+        yield Row(3, task, "BnB random", own, f"{_MBERT} (its tokenizer), {data}", random)
+        yield Row(3, task, "BnB mBERT", own, f"{_BERT}, {_MBERT}, {data}")
+        distilled = f"work/data/{task}.distilled.jsonl"
+        changes = (f"data.train={distilled}", f"output_dir=work/runs/{task}_distilled")
+        needs = f"{_BERT}, {_MBERT}, {data}, {distilled} (bnb-ds distill work/runs/wmt_transformer/{task})"
+        yield Row(3, task, "BnB mBERT dist.", own, needs, changes)
+
+
+def _medical() -> Iterator[Row]:
+    for task in ("icliniq", "healthcaremagic"):
+        data = f"work/data/{task}.jsonl"
+        yield Row(4, task, "BART", f"{task}_bart.yaml", f"facebook/bart-base, {data}")
+        yield Row(4, task, "BioBART", f"{task}_biobart.yaml", f"GanjinZero/biobart-base, {data}")
+        yield Row(4, task, "BnB", f"{task}.yaml", f"{_PUBMED}, {data}")

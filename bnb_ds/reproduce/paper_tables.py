@@ -1,0 +1,178 @@
+"""The paper's tables as text: what is published, and what was measured here.
+
+A number is *reported* by the paper, *reported elsewhere*, or *measured* (from the ``eval_results.json`` of a run here).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnb_ds.common.markdown import markdown_table
+from bnb_ds.errors import DataError
+from bnb_ds.reproduce.paper_rows import COLUMNS, Row, rows
+from bnb_ds.reproduce.reported import PAPER, Reported, reported
+from bnb_ds.tasks.registry import get_task
+
+NOT_ON_RECORD = "not on record here"
+NOTHING = "-"
+
+#: claims of speed whose source could be read: the paper's abstract and its translation timings
+CLAIMS = (
+    ("BnB against BERT2BERT, average inference speed", "10x", "abstract"),
+    ("BnB against BERT2BERT, translation on a GPU", "2.7x", "translation timings"),
+    ("BnB against BERT2BERT, translation on a CPU", "2.1x", "translation timings"),
+)
+_TITLES = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "bleu4": "B-4", "bleu": "BLEU", "ms": "ms a sample"}
+#: scores that scikit-learn and scipy give as fractions
+_FRACTIONS = ("matthews_correlation", "pearson", "spearman")
+
+
+def measured(row: Row, runs: Path) -> dict[str, tuple[str, dict[str, float | None]]]:
+    """Split -> main score and all scores, of every evaluation of a row's run.
+
+    Raises:
+        DataError: a results file cannot be read.
+    """
+    found = {}
+    for path in sorted((runs / row.output_dir).glob("best/evaluation/*/eval_results.json")):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            main, scores = values["main_score"], dict(values["scores"])
+            if main not in scores:
+                raise KeyError(main)
+            if values["task"] == row.task and not values.get("oracle_length"):
+                found[values["split"]] = main, scores
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: cannot be read as results ({error}); run bnb-ds evaluate again") from None
+    return found
+
+
+def listing(runs: Path, table: int | None = None) -> str:
+    """Format the rows as text: the command of each, what it needs, and its numbers.
+
+    Args:
+        runs: directory of the runs, for measured results.
+        table: list only this table; None: all.
+
+    Raises:
+        DataError: a results file cannot be read.
+    """
+    lines: list[str] = []
+    current = None
+    for row in rows():
+        if table not in (None, row.table):
+            continue
+        if row.table != current:
+            current = row.table
+            lines += ["", f"Table {current}"] if lines else [f"Table {current}"]
+        lines += [
+            f"  {get_task(row.task).title}, {row.system}",
+            f"    run       bnb-ds reproduce --run {row.name}",
+            f"    command   {row.command}",
+            f"    needs     {row.needs}",
+            *([f"    note      {row.note}"] if row.note else []),
+            f"    paper     {_published(row)}",
+            f"    here      {_here(row, runs)}",
+        ]
+    lines += ["", "Speed (bnb-ds bench generate measures both systems side by side)"]
+    lines += [f"  {what}: {number} (reported: {source})" for what, number, source in CLAIMS]
+    return "\n".join(lines)
+
+
+def table(number: int, runs: Path, *, latex: bool = False) -> str:
+    """One of the paper's tables: a part for each task, a line for each system, a cell for each column.
+
+    A cell holds three numbers: the paper's, one that was reported elsewhere, and the one that was measured here.
+
+    Args:
+        number: 1 to 4.
+        runs: directory of the runs, for measured results.
+        latex: LaTeX instead of Markdown.
+
+    Raises:
+        DataError: a results file cannot be read.
+    """
+    tasks = list(dict.fromkeys(row.task for row in rows() if row.table == number))
+    parts = [_part(number, task, runs, latex) for task in tasks]
+    legend = f"Each cell: paper / reported elsewhere / measured here. {NOTHING}: not on record, or not measured."
+    sources = sorted({number_.source for number_ in reported() if number_.table == number and number_.source != PAPER})
+    notes = [f"The paper: {PAPER}.", *(f"Elsewhere: {source}." for source in sources), _missing(number, runs)]
+    comment = "% " if latex else ""
+    return "\n\n".join([*parts, "\n".join(comment + line for line in (legend, *notes) if line)])
+
+
+def _part(number: int, task: str, runs: Path, latex: bool) -> str:
+    columns = COLUMNS[task]
+    runnable = {row.system: row for row in rows() if row.table == number and row.task == task}
+    published = [entry for entry in reported() if entry.table == number and entry.task == task]
+    systems = list(dict.fromkeys([*runnable, *(entry.system for entry in published)]))
+    lines = [
+        (system, *(_cell(column, system, published, _scores(runnable.get(system), runs)) for column in columns))
+        for system in systems
+    ]
+    title, header = get_task(task).title, ["system", *(_TITLES.get(column, column) for column in columns)]
+    if latex:
+        return _latex(title, header, lines)
+    return f"Table {number}, {title}\n\n{markdown_table(header, lines)}"
+
+
+def _cell(column: str, system: str, published: Sequence[Reported], scores: dict[str, float | None]) -> str:
+    of_cell = [entry for entry in published if entry.column == column and entry.system == system]
+    paper = next((f"{entry.value:g}" for entry in of_cell if entry.source == PAPER), NOTHING)
+    elsewhere = next((f"{entry.value:g}" for entry in of_cell if entry.source != PAPER), NOTHING)
+    score = scores.get(column)
+    here = NOTHING if score is None else f"{score * (100 if column in _FRACTIONS else 1):.1f}"
+    return f"{paper} / {elsewhere} / {here}"
+
+
+def _scores(row: Row | None, runs: Path) -> dict[str, float | None]:
+    if row is None:
+        return {}
+    _, scores = measured(row, runs).get(row.split, ("", {}))
+    return scores
+
+
+def _missing(number: int, runs: Path) -> str:
+    """What the first row without a result needs, and how many there are."""
+    without = [row for row in rows() if row.table == number and not _scores(row, runs)]
+    if not without:
+        return ""
+    first = without[0]
+    return (
+        f"{len(without)} rows were not run here. The first, {first.name}, needs {first.needs};"
+        f" bnb-ds reproduce --run {first.name} runs it. bnb-ds reproduce --list says what the others need."
+    )
+
+
+def _latex(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    def row(cells: Sequence[str]) -> str:
+        return " & ".join(cell.replace("_", "\\_") for cell in cells) + r" \\"
+
+    return "\n".join(
+        [
+            f"% {title}",
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"\hline",
+            row(header),
+            r"\hline",
+            *map(row, lines),
+            r"\hline",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _published(row: Row) -> str:
+    found = [entry for entry in reported() if (entry.task, entry.system, entry.source) == (row.task, row.system, PAPER)]
+    named = ", ".join(f"{_TITLES.get(entry.column, entry.column)} {entry.value:g}" for entry in found)
+    return f"{named} (reported)" if found else NOT_ON_RECORD
+
+
+def _here(row: Row, runs: Path) -> str:
+    found = []
+    for split, (name, scores) in measured(row, runs).items():
+        score = scores[name]
+        found.append(f"{split}: {name} {'no number' if score is None else f'{score:.4g}'} (measured)")
+    return "; ".join(found) or "not measured"

@@ -1,0 +1,172 @@
+"""The list of the paper's rows: every command works, and every number has a source."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bnb_ds.cli import main
+from bnb_ds.config.loading import load_recipe
+from bnb_ds.errors import DataError
+from bnb_ds.evaluate.model import Evaluation
+from bnb_ds.finetune.recipe import FinetuneRecipe
+from bnb_ds.reproduce import run_row as running
+from bnb_ds.reproduce.paper_rows import COLUMNS, find_row, rows
+from bnb_ds.reproduce.paper_tables import NOT_ON_RECORD, listing, measured, table
+from bnb_ds.reproduce.reported import reported
+from bnb_ds.systems.kinds import system_class
+from bnb_ds.tasks.registry import get_task
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+RECIPES = REPOSITORY / "runs" / "recipes" / "finetune"
+
+
+@pytest.mark.parametrize("row", list(rows()), ids=lambda row: row.name)
+def test_every_row_has_a_recipe(row):
+    _, program, recipe_path, _, ds_config, *overrides = shlex.split(row.command)
+    assert (REPOSITORY / program).is_file()
+    assert (REPOSITORY / ds_config).is_file()
+    recipe = load_recipe(REPOSITORY / recipe_path, overrides, FinetuneRecipe)
+    assert recipe.task == row.task
+    assert recipe.output_dir == f"work/runs/{row.output_dir}"
+    assert system_class(recipe.model.kind, recipe.declared_task)
+
+
+def test_rows_write_into_different_directories():
+    directories = [row.output_dir for row in rows()]
+    assert len(set(directories)) == len(directories)
+
+
+def test_measured_results_are_read_and_labelled(tmp_path):
+    row = next(row for row in rows() if row.recipe == "xsum_bert2bert.yaml")
+    assert measured(row, tmp_path) == {}
+    assert "here      not measured" in listing(tmp_path, 2)
+    folder = tmp_path / "xsum_bert2bert" / "best" / "evaluation" / "xsum-test"
+    folder.mkdir(parents=True)
+    results = {"task": "xsum", "split": "test", "main_score": "rougeL", "scores": {"rougeL": 31.4159}}
+    (folder / "eval_results.json").write_text(json.dumps(results))
+    assert "here      test: rougeL 31.42 (measured)" in listing(tmp_path)
+    (folder / "eval_results.json").write_text(json.dumps({**results, "scores": {"rougeL": None}}))
+    assert "here      test: rougeL no number (measured)" in listing(tmp_path)
+    (folder / "eval_results.json").write_text("{}")
+    with pytest.raises(DataError, match=r"eval_results.json: cannot be read as results .*run bnb-ds evaluate again"):
+        listing(tmp_path)
+
+
+def test_the_command_lists_tables(tmp_path, capsys):
+    assert main(["reproduce", "--list", "--table", "3", "--runs", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "Table 3" in text
+    assert "Table 1" not in text
+    assert "WMT14 en-de, Transformer" in text
+    assert NOT_ON_RECORD in text
+    assert "2.7x (reported: translation timings)" in text
+
+
+def test_rows_of_one_task_read_the_same_data():
+    by_task: dict[str, list[dict]] = {}
+    for row in rows():
+        recipe = load_recipe(RECIPES / row.recipe, row.overrides, FinetuneRecipe)
+        differs = {"tokenizer", "target_tokenizer"} | ({"train"} if row.system.endswith(" dist.") else set())
+        data = recipe.data.model_dump(exclude=differs)
+        by_task.setdefault(row.task, []).append(data)
+    for task, data in by_task.items():
+        assert all(values | {"train": None} == data[0] | {"train": None} for values in data), task
+        assert {values.get("train", "distilled") for values in data} <= {data[0]["train"], "distilled"}, task
+
+
+def test_rows_have_names_of_their_own():
+    names = [row.name for row in rows()]
+    assert len(set(names)) == len(names)
+    assert find_row("wmt14_en_de/bnb-mbert-dist").overrides[0] == "data.train=work/data/wmt14_en_de.distilled.jsonl"
+
+
+def test_every_recorded_number_has_its_table_row_and_column():
+    tasks = {(row.table, row.task) for row in rows()}
+    places = [(entry.table, entry.task, entry.system, entry.column, entry.source) for entry in reported()]
+    assert len(set(places)) == len(places)
+    for entry in reported():
+        assert (entry.table, entry.task) in tasks
+        assert entry.column in COLUMNS[entry.task]
+        assert entry.source
+        cells = _cells(table(entry.table, Path("nowhere")), entry.task, entry.system)
+        assert f"{entry.value:g}" in cells[COLUMNS[entry.task].index(entry.column)].split(" / ")[:2]
+
+
+def _cells(text: str, task: str, system: str) -> list[str]:
+    (part,) = (part for part in text.split("Table ") if part[3:].startswith(f"{get_task(task).title}\n"))
+    (line,) = (line for line in part.splitlines() if line.startswith(f"| {system} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_every_row_stands_in_its_table(number, tmp_path):
+    for latex in (False, True):
+        text = table(number, tmp_path, latex=latex)
+        for row in rows():
+            assert (f"{row.system} " in text) or row.table != number
+    assert text.count("\\begin{tabular}") == len({row.task for row in rows() if row.table == number})
+    assert f"{sum(row.table == number for row in rows())} rows were not run here" in text
+
+
+def test_a_measured_score_stands_in_its_cell(tmp_path):
+    row = find_row("cola/bert")
+    folder = tmp_path / row.output_dir / "best" / "evaluation" / "cola-validation"
+    folder.mkdir(parents=True)
+    results = {"task": "cola", "split": "validation", "main_score": "matthews_correlation"}
+    (folder / "eval_results.json").write_text(json.dumps({**results, "scores": {"matthews_correlation": 0.5731}}))
+    assert _cells(table(1, tmp_path), "cola", "BERT") == ["- / - / 57.3"]
+    assert "| NAT | 24.04 / - / - | 3.88 / - / - | 20.32 / - / - | - / - / - |" in table(2, tmp_path)
+    assert "PreDAT & - / 38.8 / - & " in table(2, tmp_path, latex=True)
+
+
+def test_a_row_is_trained_once_and_evaluated(tmp_path, monkeypatch, capsys):
+    """The launcher itself runs in tests/distributed; here its command line is looked at."""
+    launched, evaluated = [], []
+
+    def launch(command, check):
+        launched.append(command)
+        best = tmp_path / "glue_bert" / "rte" / "best"
+        best.mkdir(parents=True)
+        (best / "task.json").write_text("{}")
+        return SimpleNamespace(returncode=0)
+
+    def evaluate(directory, split):
+        evaluated.append((directory, split))
+        return Evaluation(directory, {"scores": {"accuracy": 66.43, "loss": None}})
+
+    monkeypatch.setattr(running.subprocess, "run", launch)
+    monkeypatch.setattr(running, "evaluate_model", evaluate)
+    for _ in range(2):
+        assert main(["reproduce", "--run", "rte/bert", "--runs", str(tmp_path), "--set", "epochs=1"]) == 0
+    (command,) = launched
+    assert command[command.index("bnb_ds.finetune") :] == [
+        "bnb_ds.finetune",
+        "runs/recipes/finetune/glue/rte.yaml",
+        "model={kind: classifier, checkpoint: google-bert/bert-base-cased}",
+        "epochs=1",
+        f"output_dir={tmp_path / 'glue_bert/rte'}",
+        "--deepspeed-config",
+        "ds_configs/finetune_glue.json",
+        "--resume",
+        "auto",
+    ]
+    assert evaluated == [(tmp_path / "glue_bert" / "rte", "validation")] * 2
+    assert "rte/bert: accuracy 66.43; " in capsys.readouterr().out
+
+
+def test_a_row_that_fails_says_what_it_needs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(running.subprocess, "run", lambda command, check: SimpleNamespace(returncode=2))
+    assert main(["reproduce", "--run", "xsum/nat", "--runs", str(tmp_path)]) == 2
+    assert "xsum/nat: fine-tuning ended with exit code 2; see above" in capsys.readouterr().err
+
+
+def test_an_unknown_row_is_named_with_the_nearest(capsys):
+    assert main(["reproduce", "--run", "xsum/bert2bret"]) == 2
+    assert "--run xsum/bert2bret: no such row; did you mean 'xsum/bert2bert'?" in capsys.readouterr().err
+    assert main(["reproduce"]) == 2
+    assert "give --table NUMBER, --list or --run ROW" in capsys.readouterr().err
