@@ -1,8 +1,8 @@
 """The files that come with the package beside its modules: recipes, DeepSpeed JSONs, launch scripts, two programs.
 
 In a checkout they lie in `runs/` and `ds_configs/` at its root. A wheel has the same folders below the package, in a
-folder ``shipped``, where setup.py puts them. So the names in the documents hold in both: a relative name that is no file
-of the user stands for the shipped file of that name.
+folder ``shipped``, where setup.py puts them. So the names in the documents hold in both: a relative name that is no
+file of the user stands for the shipped file of that name.
 """
 
 from __future__ import annotations
