@@ -17,6 +17,7 @@ from bnb_ds.tasks.registry import get_task
 
 NOT_ON_RECORD = "not on record here"
 
+_PROGRAM = 'deepspeed "$(bnb-ds path finetune)"'
 _RECIPES = "runs/recipes/finetune"
 _GLUE_BASELINES = {"BERT": "google-bert/bert-base-cased", "OpenAI GPT": "openai-community/openai-gpt"}
 _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -65,7 +66,7 @@ class Row:
     @property
     def command(self) -> str:
         more = "".join(f" {shlex.quote(override)}" for override in self.overrides)
-        return f"deepspeed runs/finetune.py {_RECIPES}/{self.recipe} --deepspeed_config {self.ds_config}{more}"
+        return f"{_PROGRAM} {_RECIPES}/{self.recipe} --deepspeed-config {self.ds_config}{more}"
 
 
 def rows() -> Iterator[Row]:
