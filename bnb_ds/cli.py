@@ -55,6 +55,7 @@ _COMMANDS = (
         "bnb_ds.commands.reproduce:add_reproduce",
     ),
     ("recipes", "list, show and copy the shipped recipes and JSONs", "bnb_ds.commands.shipped_files:add_recipes"),
+    ("completion", "print a script that completes commands in a shell", "bnb_ds.commands.completion:add_completion"),
     ("path", "print where a shipped program or file lies", "bnb_ds.commands.shipped_files:add_path"),
 )
 
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int | None:
     parser = _parser()
     args = parser.parse_args(arguments)
+    args.parser = parser
     args.command_line = list(sys.argv[1:] if arguments is None else arguments)
     # Hide transformers' bars for loading and saving weights; long commands show their own.
     wrapt.register_post_import_hook(lambda module: module.disable_progress_bar(), "transformers.utils.logging")

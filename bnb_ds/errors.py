@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in a shell
@@ -53,8 +54,15 @@ class LossSpikeError(BnbError):
 
 
 def how_to_install(extra: str) -> str:
-    """The command that installs an extra of this package, which is installed from its checkout."""
-    return f'pip install ".[{extra}]" in the checkout of bnb_ds'
+    """The command that installs an extra of this package; no index has it, so without a checkout it names packages."""
+    if not Path(__file__).with_name("shipped").is_dir():
+        return f'pip install ".[{extra}]" in the checkout of bnb_ds'
+    import importlib.metadata
+    import re
+
+    mark = re.compile(rf"""(.*); extra == ['"]{extra}['"]""")
+    needed = [found[1] for line in importlib.metadata.requires("bnb_ds") or () if (found := mark.fullmatch(line))]
+    return "pip install " + " ".join(f'"{requirement}"' for requirement in needed)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -92,7 +92,7 @@ pretrain() {
     local port
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
     deepspeed --log_level error "${devices[@]}" --master_port "$port" \
-        runs/pretrain.py runs/recipes/pretrain/quickstart.yaml --deepspeed_config ds_configs/quickstart.json \
+        runs/pretrain.py runs/recipes/pretrain/quickstart.yaml --deepspeed-config ds_configs/quickstart.json \
         --resume auto "$@" steps="$steps" data.shards="$shards" output_dir="$run"
 }
 last=$(printf 'step_%08d' "$steps")

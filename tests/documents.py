@@ -37,6 +37,7 @@ def blocks(document: str) -> Iterator[tuple[str | None, str, str]]:
         yield name or None, language, content
 
 
+@functools.cache
 def named_blocks() -> dict[str, str]:
     """Content of every block with a name, in all pages together."""
     found: dict[str, str] = {}
@@ -46,6 +47,11 @@ def named_blocks() -> dict[str, str]:
                 assert name not in found, f"{page}: another block is called {name}"
                 found[name] = content
     return found
+
+
+def commands(name: str) -> list[str]:
+    """The command lines of the block below `<!-- test: name -->`, with continuation lines joined."""
+    return [line for line in named_blocks()[name].replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def links(document: str) -> list[str]:

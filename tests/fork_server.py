@@ -68,14 +68,14 @@ class Launch:
 
 
 class ForkServer:
-    """Client of the program below."""
+    """Client of the program below, which works in a directory."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path = launching.REPOSITORY, **variables: str) -> None:
         command = [sys.executable, "-m", "tests.fork_server"]
         self._process = subprocess.Popen(
             command,
-            cwd=launching.REPOSITORY,
-            env=launching.environment(),
+            cwd=directory,
+            env=launching.environment(**variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

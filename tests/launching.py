@@ -52,7 +52,7 @@ def launcher(ranks: int) -> list[str]:
 
 
 def run(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS, **options) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository to its end. A time-out kills its whole process group."""
+    """Run a command to its end, by default in the repository. A time-out kills its whole process group."""
     process = start(command, **options)
     try:
         output, errors = process.communicate(timeout=timeout)
@@ -62,11 +62,13 @@ def run(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS, **options) 
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def start(command: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    command: Sequence[str], *, env: dict[str, str] | None = None, directory: Path = REPOSITORY
+) -> subprocess.Popen[str]:
     """Start a command in a process group of its own."""
     return subprocess.Popen(
         list(command),
-        cwd=REPOSITORY,
+        cwd=directory,
         env=env or environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bnb_ds.common.arguments import describe, positive
 from bnb_ds.errors import ConfigError
-from bnb_ds.model.configuration import DECODER_LENGTH_POLICIES
+from bnb_ds.model.choices import DECODER_LENGTH_POLICIES
 
 
 def add_export(command: argparse.ArgumentParser) -> None:

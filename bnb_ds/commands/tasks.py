@@ -19,7 +19,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         "bnb-ds evaluate work/runs/xsum --split test",
     )
     command.add_argument(
-        "models", nargs="+", type=Path, metavar="MODEL", help="output_dir of runs/finetune.py, or an exported model"
+        "models", nargs="+", type=Path, metavar="MODEL", help="output_dir of a fine-tuning run, or an exported model"
     )
     command.add_argument("--task", help="task to evaluate (default: the task of the fine-tuning)")
     command.add_argument("--split", help="split to evaluate (default: the task's first validation split)")
@@ -50,7 +50,7 @@ def add_predict(command: argparse.ArgumentParser) -> None:
         "Write labels with probabilities, or texts, for rows that have none.",
         "bnb-ds predict work/runs/glue/sst2 --input rows.jsonl --output predicted.jsonl",
     )
-    command.add_argument("model", type=Path, help="a run of runs/finetune.py, or an export")
+    command.add_argument("model", type=Path, help="output_dir of a fine-tuning run, or an exported model")
     command.add_argument("--input", type=Path, required=True, help="rows without labels, in any format of a recipe")
     command.add_argument("--output", type=Path, required=True, help="JSON-lines file, which must not exist yet")
     command.add_argument("--task", help="default: what the model was fine-tuned for")
@@ -193,7 +193,7 @@ def add_distill(command: argparse.ArgumentParser) -> None:
         "Replace the targets of the training split by the outputs of an autoregressive teacher (distillation).",
         "bnb-ds distill work/runs/multi30k_teacher --output work/multi30k/train.distilled.jsonl",
     )
-    command.add_argument("teacher", type=Path, help="output_dir of runs/finetune.py, or an exported model")
+    command.add_argument("teacher", type=Path, help="output_dir of a fine-tuning run, or an exported model")
     command.add_argument(
         "--output", type=Path, required=True, help="JSON-lines file to write, for data.train of a recipe"
     )

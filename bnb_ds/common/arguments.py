@@ -47,6 +47,14 @@ class CommandParser(argparse.ArgumentParser):
             self._arguments = None
             getattr(importlib.import_module(module), function)(self)
 
+    def load_all(self) -> None:
+        """The same for this command and all below it: for what looks at the whole tree of commands."""
+        self.load()
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    command.load_all()
+
     def _with_dashes(self, argument: str) -> str:
         flag, equals, value = argument.partition("=")
         dashed = flag.replace("_", "-")

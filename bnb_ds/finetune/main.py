@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from bnb_ds.common.arguments import CommandParser
-from bnb_ds.train.launch import Prepared, Program, add_launch, run_program
+from bnb_ds.train.launch import Prepared, Program, add_command, run_program
 
 _DESCRIPTION = """\
 Fine-tune a model on a downstream task with DeepSpeed.
@@ -28,7 +28,7 @@ def main() -> int:
 def add_arguments(command: CommandParser) -> None:
     """Add the arguments of ``bnb-ds finetune``, which is the same program in one process."""
     example = "runs/recipes/finetune/sst2_small.yaml --deepspeed-config ds_configs/cpu_finetune.json --resume auto"
-    add_launch(command, PROGRAM, f"bnb-ds finetune {example}")
+    add_command(command, PROGRAM, example)
 
 
 def _prepare(args: argparse.Namespace, world_size: int) -> Prepared:

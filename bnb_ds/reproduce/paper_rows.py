@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.tasks.registry import get_task
 
+_PROGRAM = 'deepspeed "$(bnb-ds path finetune)"'
 _FINETUNE = "runs/recipes/finetune"
 _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 _WMT = ("wmt14_en_de", "wmt14_de_en", "wmt16_en_ro", "wmt16_ro_en")
@@ -85,7 +86,7 @@ class Row:
     @property
     def command(self) -> str:
         more = "".join(f" {shlex.quote(override)}" for override in self.overrides)
-        return f"deepspeed runs/finetune.py {self.recipe_path} --deepspeed-config {self.ds_config}{more}"
+        return f"{_PROGRAM} {self.recipe_path} --deepspeed-config {self.ds_config}{more}"
 
 
 def rows() -> Iterator[Row]:

@@ -31,8 +31,8 @@ def load_system(directory: Path) -> System:
         kind, task, lengths = made_for["kind"], get_task(made_for["task"]), Lengths(**made_for["lengths"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{directory}: not a fine-tuned model ({TASK_FILE}: {error}); give the `best` directory of a run of"
-            " runs/finetune.py, or an export of that run"
+            f"{directory}: not a fine-tuned model ({TASK_FILE}: {error}); give a run of `bnb-ds finetune`, its"
+            " `best` directory, or an export of that run"
         ) from None
     chosen = system_class(kind, task)
     return chosen(task, lengths, chosen.load_codec(directory))
@@ -112,7 +112,7 @@ def _untuned(model: Path, task: Task, data: TaskDataSection) -> tuple[System, Ta
         ) from None
     if not task.is_generation:
         raise CheckpointError(
-            f"{model}: was only pre-trained and has no head for {task.name}; fine-tune it with runs/finetune.py"
+            f"{model}: was only pre-trained and has no head for {task.name}; fine-tune it with `bnb-ds finetune`"
         )
     chosen = system_class(kind, task)
     return chosen(task, Lengths.of(task, data), chosen.load_codec(model)), data

@@ -83,16 +83,25 @@ def run_program(program: Program) -> int:
 
 def launch_parser(program: Program) -> CommandParser:
     """The parser of a script that the deepspeed launcher starts."""
-    script = f"{program.name}.py"
-    parser = CommandParser(prog=script)
-    add_launch(parser, program, f"deepspeed --num_gpus 8 runs/{script} {program.example}")
+    parser = CommandParser(prog=f"{program.name}.py")
+    describe(parser, program.description, f'deepspeed --num_gpus 8 "$(bnb-ds path {program.name})" {program.example}')
+    _add_launch(parser, program)
     return parser
 
 
-def add_launch(parser: CommandParser, program: Program, example: str) -> None:
+def add_command(command: CommandParser, program: Program, example: str) -> None:
+    """Make a command of ``bnb-ds`` that is the program in one process; ``example`` is its arguments."""
+    several = f'deepspeed --num_gpus 8 "$(bnb-ds path {program.name})" RECIPE --deepspeed-config JSON'
+    describe(
+        command,
+        f"{program.description}\n\nThis is one process. On several GPUs, with the same flags:\n  {several}",
+        f"bnb-ds {program.name} {example}",
+    )
+    _add_launch(command, program)
+
+
+def _add_launch(parser: CommandParser, program: Program) -> None:
     """Add the arguments of a launch; ``run`` then trains, or describes the run."""
-    several = f"deepspeed --num_gpus 8 $(bnb-ds path {program.name}) RECIPE --deepspeed-config JSON"
-    describe(parser, f"{program.description}\n\nOn several GPUs, with the same flags:\n  {several}", example)
     parser.intermixed = True
     add_launch_arguments(parser)
     parser.set_defaults(run=lambda args: _launch(program, args))

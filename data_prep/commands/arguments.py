@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.jobs.job import EXECUTORS, Options
 from data_prep.sources.filters import CONTAMINATION_WORDS, NGRAM_WORDS, Filters
 from data_prep.sources.text import DEFAULT_ID_COLUMN, EXTENSIONS, TXT_DOCUMENTS, TextFormat
-from data_prep.tokenise.engines import ENGINE_NAMES
+from data_prep.tokenise.names import ENGINE_NAMES
 
 
 def add_text_input(parser: argparse.ArgumentParser) -> None:

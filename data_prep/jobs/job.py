@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.shards.manifest import TokenizerInfo
@@ -12,7 +13,9 @@ from data_prep.jobs.progress import Counters
 from data_prep.jobs.workspace import Workspace
 from data_prep.sources.documents import DEFAULT_HOLDOUT
 from data_prep.sources.units import Source, Unit
-from data_prep.tokenise.engines import Candidate
+
+if TYPE_CHECKING:  # `bnb-ds prep text --help` reads the options, and engines take a second to import
+    from data_prep.tokenise.engines import Candidate
 
 EXECUTORS = ("local", "dask")
 

@@ -21,6 +21,7 @@ from transformers import BertTokenizerFast
 
 from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.version import __version__ as VERSION
+from data_prep.tokenise.names import ENGINE_NAMES
 from data_prep.tokenise.words import WordEngine
 
 _PIECE_CHARACTERS = 1 << 20
@@ -183,7 +184,6 @@ class Candidate:
 ENGINES: dict[str, Callable[[Tokenizer], Engine]] = {
     kind.name: kind for kind in (NanotokenEngine, WordsEngine, TokenizersEngine)
 }
-ENGINE_NAMES = ("auto", *ENGINES)  # "auto" tries them in this order, the fastest first
 
 
 def first_fault(engine: Engine, reference: TokenizersEngine) -> str | None:
@@ -216,7 +216,7 @@ def candidates(
 
     Args:
         tokenizer: what decides the ids.
-        name: one of :data:`ENGINE_NAMES`; ``"auto"`` gives all that are installed, the fastest first.
+        name: one of `data_prep.tokenise.names.ENGINE_NAMES`; ``"auto"`` gives all that are installed, fastest first.
         say: receives one line for each engine that was asked for, or found, and cannot be tried, and one if nothing
             that was asked for is left.
 

@@ -1,4 +1,7 @@
-"""Execute every command in README.md and docs/. Commands for larger machines are only planned."""
+"""Execute every command in README.md and docs/, in the checkout. Commands for larger machines are only planned.
+
+`test_newcomers.py` executes those of docs/first_steps.md, from a wheel.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bnb_ds.data.tokenization import load_tokenizer
 from tests import documents, launching
+from tests.documents import commands
 from tests.exports import save_model
 from tests.reference_files import save_as_reference
 from tests.tiny import bnb_model
@@ -39,11 +43,6 @@ TINY_BERT = {
 DATASET = "--dataset wikimedia/wikipedia --config 20231101.en"
 RECIPE = "runs/recipes/pretrain/wikipedia_base.yaml"
 SETTINGS = ["data.max_length=32", "intervals.eval_samples=8", "intervals.checkpoint_steps=2"]
-
-
-def commands(name: str) -> list[str]:
-    """The command lines of the block below `<!-- test: name -->`, with continuation lines joined."""
-    return [line for line in BLOCKS[name].replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def python(name: str, folder: Path) -> None:
@@ -83,14 +82,15 @@ def forked(fork_server, tmp_path):
 
 
 def test_no_block_is_left_out():
-    """Each block has a name that a test in this file uses, or starts a script that has its own test."""
+    """Each block has a name that a test here or from a wheel uses, or starts a script that has its own test."""
     scripts = []
     for page in documents.PAGES:
         for name, language, content in documents.blocks(page):
             if language in ("bash", "python") and name is None:
                 scripts.append(content)
     assert scripts == SCRIPTS
-    used = re.findall(r"(?:commands|python)\(\"(\w+)\"", Path(__file__).read_text(encoding="utf-8"))
+    tests = [Path(__file__), Path(__file__).with_name("test_newcomers.py")]
+    used = [name for test in tests for name in re.findall(r"(?:commands|python)\(\"(\w+)\"", test.read_text())]
     assert set(used) == set(BLOCKS)
 
 

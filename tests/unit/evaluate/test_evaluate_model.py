@@ -56,7 +56,7 @@ SET = ["{models}/texts", "--set"]
         (["{models}/absent", "--task", "sst2"], "absent: not a model directory ("),
         (
             ["{models}/model", "--task", "sst2"],
-            "model: was only pre-trained and has no head for sst2; fine-tune it with runs/finetune",
+            "model: was only pre-trained and has no head for sst2; fine-tune it with `bnb-ds finetune`",
         ),
         (["{models}/tuned", "--task", "mnli"], "--task mnli: {models}/tuned was fine-tuned for sst2; give that"),
         (["{models}/other"], "model.kind seq2seq: task sst2 needs labels; give one of: bnb, classifier"),

@@ -21,8 +21,8 @@ def test_help(module, monkeypatch, capsys):
     options, example = shown.partition("show this help message and exit\n")[2].split("\n\nexample:\n")
     flags = {text.split()[0]: " ".join(text.split()) for text in re.split(r"^  (?=--)", options, flags=re.M)[1:]}
     assert len(flags) == 8
-    assert [flag for flag, text in flags.items() if "(default" not in text] == ["--deepspeed_config"]
-    assert "(required)" in flags["--deepspeed_config"]
+    assert [flag for flag, text in flags.items() if "(default" not in text] == ["--deepspeed-config"]
+    assert "(required)" in flags["--deepspeed-config"]
     for file in re.findall(r"\S+/\S+", example):
         assert (REPOSITORY / file).is_file(), file
     assert max(map(len, shown.partition("\nexample:\n")[0].splitlines())) <= 80
