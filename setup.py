@@ -15,6 +15,7 @@ INSTALL_REQUIRES = [
     "datasets>=4",  # downstream data sets and streamed hub corpora
     "pyarrow>=15",  # reading parquet and arrow corpora in bounded memory; the dictionary of the word engine
     "lxml>=5",  # streaming PubMed XML and MediaWiki dumps
+    "huggingface_hub>=1",  # model cards, `bnb-ds push`, and models by their name on the hub
     "numpy>=1.26",  # token shards, loader and corruption
     "safetensors>=0.5",  # weights of exported models
     "pydantic>=2.7",  # typed recipes with errors that carry the path of the field
