@@ -93,6 +93,7 @@ EXTRAS_REQUIRE = {
         "schemathesis>=4",  # makes malformed requests from the OpenAPI description
         "ruff>=0.17,<0.18",  # linter, run as a test; other releases have other rules
         "mypy>=2.4,<2.5",  # checks the types of the public API, run as a test; pinned for the same reason
+        "pyright>=1.1.414,<1.1.415",  # the same from a user's side; it needs Node.js, else its test is skipped
     ],
 }
 
