@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
     "datasets>=4",  # downstream data sets and streamed hub corpora
     "pyarrow>=15",  # reading parquet and arrow corpora in bounded memory; the dictionary of the word engine
     "lxml>=5",  # streaming PubMed XML and MediaWiki dumps
+    "huggingface_hub>=1",  # model cards, `bnb-ds push`, and models by their name on the hub
     "numpy>=1.26",  # token shards, loader and corruption
     "safetensors>=0.5",  # weights of exported models
     "pydantic>=2.7",  # typed recipes with errors that carry the path of the field
@@ -105,6 +106,7 @@ EXTRAS_REQUIRE = {
         "schemathesis>=4",  # makes malformed requests from the OpenAPI description
         "ruff>=0.17,<0.18",  # linter, run as a test; other releases have other rules
         "mypy>=2.4,<2.5",  # checks the types of the public API, run as a test; pinned for the same reason
+        "pyright>=1.1.414,<1.1.415",  # the same from a user's side; it needs Node.js, else its test is skipped
     ],
 }
 

@@ -32,6 +32,7 @@ _COMMANDS = (
         "convert a model saved by the reference implementation of the paper",
         "bnb_ds.commands.export:add_import_reference",
     ),
+    ("push", "upload an exported model to the Hugging Face hub", "bnb_ds.commands.push:add_push"),
     ("generate", "write one generated line for each line of a file", "bnb_ds.commands.generate:add_generate"),
     ("serve", "answer HTTP requests with one model", "bnb_ds.commands.generate:add_serve"),
     ("show-dag", "draw the graph of slots that a model makes of a text", "bnb_ds.commands.show_dag:add_show_dag"),

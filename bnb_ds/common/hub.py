@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers.utils import cached_file, logging
 
 from bnb_ds.errors import BnbError, CheckpointError
@@ -15,6 +18,34 @@ from bnb_ds.errors import BnbError, CheckpointError
 TARGET_TOKENIZER = "target_tokenizer"
 #: the graph in a model directory that `bnb-ds export --format onnx` wrote
 ONNX_FILE = "model.onnx"
+#: what a call of the hub raises where there is no such name, no permission or no connection; the bases of its own error
+#: are OSError and that of its HTTP client, which differs between releases
+HUB_ERRORS: tuple[type[Exception], ...] = (HFValidationError, *HfHubHTTPError.__bases__)
+
+
+def hub_reason(error: Exception) -> str:
+    """The last line of an error of the hub, which says the most."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("For more information check")]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".")
+
+
+def model_directory(name: str | PathLike[str]) -> Path:
+    """A model's directory: the one of this path, or the files of OWNER/NAME on the hub, which are fetched.
+
+    Raises:
+        CheckpointError: there is no such directory, and the hub does not give its files.
+    """
+    path = Path(name)
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        return path
+    try:
+        return Path(snapshot_download(str(name)))
+    except HUB_ERRORS as error:
+        raise CheckpointError(
+            f"{name}: is no directory here, and the hub does not give it: {hub_reason(error)}; give a directory that "
+            "`bnb-ds export` wrote"
+        ) from None
 
 
 @contextmanager

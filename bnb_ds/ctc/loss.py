@@ -7,7 +7,8 @@ tokens (of the longest target), H hidden size, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from bnb_ds.ctc.autograd import LinearCtcLoss, LinearCtcNll, LogProbsCtcNll, LossOptions
 from bnb_ds.ctc.inputs import align, check_reduction, real_rows
 from bnb_ds.ctc.operands import compute_dtype
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class CtcOutput(NamedTuple):
@@ -34,7 +37,12 @@ class CtcOutput(NamedTuple):
     infeasible: Tensor
 
 
-@torch.compiler.disable  # its buffers and chunks are laid out by hand, so a compiler cannot make it faster
+def _not_compiled(function: Function) -> Function:
+    """`torch.compiler.disable`, whose own types would hide those of the function."""
+    return torch.compiler.disable(function)
+
+
+@_not_compiled  # its buffers and chunks are laid out by hand, so a compiler cannot make it faster
 def linear_ctc_loss(
     hidden: Tensor,
     weight: Tensor,

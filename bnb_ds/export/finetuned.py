@@ -11,9 +11,20 @@ from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import disk_errors, new_directory, sha256_file
 from bnb_ds.errors import CheckpointError
-from bnb_ds.export.model_card import read_history, usage, versions_and_recipe
+from bnb_ds.export.model_card import (
+    METRICS,
+    add_results,
+    command_of,
+    front_matter,
+    metadata,
+    read_history,
+    results,
+    usage,
+    versions_and_recipe,
+)
 from bnb_ds.systems.base import System
 from bnb_ds.systems.model_dir import BEST, EVALUATION, RECIPE_FILE, load_system
+from bnb_ds.train.tracking import METRICS_FILE, read_metrics
 
 
 def export_best(run: Path) -> str:
@@ -80,26 +91,43 @@ def export_task_model(run: Path, found: Path, output: Path, weights: dict[str, T
         model.save_pretrained(directory)
         system.save_files(config, directory)
         shutil.copyfile(run / "config.resolved.yaml", directory / RECIPE_FILE)
-        (directory / "README.md").write_text(_card(run, found, system), encoding="utf-8")
+        card = _card(run, found, system, scores={} if weights else _scores(run, found))
+        (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _card(run: Path, found: Path, system: System) -> str:
-    title = system.task.title
+def _card(run: Path, found: Path, system: System, *, scores: dict[str, float]) -> str:
+    """The README. ``scores`` are those of the splits at this checkpoint, as SPLIT/SCORE."""
+    task = system.task
     recipe, (first, *_) = read_history(run)
     whole = store.whole_checkpoints(run / "checkpoints")
     best = f", the best on `{recipe['selection']['split']}`" if found == store.best_checkpoint(whole) else ""
-    return f"""---
-library_name: transformers
-tags: [bert-nar-bert, bnb_ds]
----
-# {title}
+    data = metadata(recipe, task=task, kind=system.kind)
+    add_results(
+        data,
+        f"{task.title} ({system.kind})",
+        [
+            result
+            for split in task.validation_splits
+            for result in results(task, split, {name: scores.get(f"{split}/{name}") for name in METRICS})
+        ],
+    )
+    return f"""{front_matter(data)}# {task.title}
 
-Fine-tuned for {title}; step {store.step_of(found):,}{best}.
+Fine-tuned for {task.title}; step {store.step_of(found):,}{best}.
 Score it with `bnb-ds evaluate`.
 
-{usage(system.task, system.kind)}
+{usage(task, system.kind)}
 
-- command: `{" ".join(first["command"])}`
+- command: `{command_of(first)}`
 - data fingerprint: `{first["data_fingerprint"]}`; git revision {first["git_revision"] or "unknown"}
 
 {versions_and_recipe(first, recipe)}"""
+
+
+def _scores(run: Path, found: Path) -> dict[str, float]:
+    """What an evaluation of a run gave at a checkpoint; nothing if there was none."""
+    rows = read_metrics(run / METRICS_FILE) if (run / METRICS_FILE).is_file() else []
+    scores: dict[str, float] = {}
+    for row in rows:
+        scores |= row if row.get("step") == store.step_of(found) else {}
+    return scores

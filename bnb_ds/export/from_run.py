@@ -39,7 +39,7 @@ def export_average(
         export_task_model(run, newest, output, weights)
     else:
         export_pretrained_model(run, newest, output, encoder_only=False, weights=weights)
-    names = "".join(f"\n- `{path}`" for path in found)
+    names = "".join(f"\n- `{run_of(path).name}/{path.name}`" for path in found)
     card, said = output / "README.md", f"The weights are the mean of {len(found)} checkpoints:\n{names}\n"
     write_atomic(card, f"{card.read_text(encoding='utf-8')}\n## Averaged\n\n{said}")
     return found

@@ -11,7 +11,7 @@ from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import new_directory
 from bnb_ds.errors import CheckpointError
-from bnb_ds.export.model_card import read_history, usage, versions_and_recipe
+from bnb_ds.export.model_card import command_of, front_matter, metadata, read_history, usage, versions_and_recipe
 from bnb_ds.model.classification import encoder_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.modeling import BnbForConditionalGeneration, without_head
@@ -58,11 +58,8 @@ def model_card(run: Path, found: Path, *, encoder_only: bool) -> str:
     """The README of an exported model: how to use it, and how it was trained."""
     recipe, launches = read_history(run)
     first = launches[0]
-    return f"""---
-library_name: transformers
-tags: [bert-nar-bert, non-autoregressive, bnb_ds]
----
-# BERT-NAR-BERT{", its encoder" * encoder_only}
+    does = "feature-extraction" if encoder_only else "fill-mask"
+    return f"""{front_matter(metadata(recipe, pipeline_tag=does))}# BERT-NAR-BERT{", its encoder" * encoder_only}
 
 A non-autoregressive sequence-to-sequence model (Sohrab et al., IEEE Access 2024): the whole output is written in one
 parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, {store.step_of(found):,} steps.
@@ -72,7 +69,7 @@ parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, 
 ## Training
 
 - data fingerprint (SHA-256 of the shard manifest): `{first["data_fingerprint"]}`
-- command: `{" ".join(first["command"])}`
+- command: `{command_of(first)}`
 - launches: {len(launches)} on {_ranks(launches)} ranks; git revision {first["git_revision"] or "unknown"}
 
 {versions_and_recipe(first, recipe)}"""

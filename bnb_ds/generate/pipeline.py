@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 from tqdm import tqdm
 
-from bnb_ds.common.hub import ONNX_FILE
+from bnb_ds.common.hub import ONNX_FILE, model_directory
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.decoding.bad_words import BadWords
 from bnb_ds.decoding.ngram_lm import NgramLm
@@ -88,7 +88,7 @@ class BnbPipeline:
         """Load an exported model in torch or ONNX format.
 
         Args:
-            directory: a directory that ``bnb-ds export`` wrote.
+            directory: a directory that ``bnb-ds export`` wrote, or OWNER/NAME of one on the Hugging Face hub.
             device: ``cpu``, ``cuda`` or ``cuda:1``; None: a GPU if there is one, else the CPU.
             dtype: ``fp32``, ``bf16``, or ``fp16`` on a GPU. The dtype of an ONNX model is fixed at export.
             compile: use ``torch.compile`` for a few shapes; the first batch of each shape takes long.
@@ -106,7 +106,7 @@ class BnbPipeline:
             CheckpointError: the directory is not an exported model, or the model gives labels.
             ConfigError: settings do not go together, or an optional package is missing.
         """
-        directory = Path(directory)
+        directory = model_directory(directory)
         reader = SourceReader.load(directory, special_tokens)
         changes = dict(options)
         engine: Engine

@@ -22,6 +22,7 @@ def _glue(
         hub=HubData(_HUB, name),
         labels=labels,
         id_column="idx",
+        languages=("en",),
     )
 
 
@@ -52,6 +53,7 @@ GLUE = (
         labels=("entailment", "neutral", "contradiction"),
         id_column="idx",
         validation_splits=_MNLI_SPLITS,
+        languages=("en",),
     ),
     _glue("qnli", "QNLI", ("question", "sentence"), "accuracy", _YES_NO[::-1], ("accuracy",)),
     _glue("rte", "RTE", ("sentence1", "sentence2"), "accuracy", _YES_NO[::-1], ("accuracy",)),

@@ -59,10 +59,19 @@ class Task:
     validation_splits: tuple[str, ...] = ("validation",)
     #: source and target are different languages with separate tokenizers
     two_languages: bool = False
+    #: ISO 639-1 codes of the languages of the data
+    languages: tuple[str, ...] = ()
+    #: the hub's name for this kind of task, where it is not that of all tasks of its ``kind``
+    hub_task: str | None = None
 
     @property
     def is_generation(self) -> bool:
         return self.kind == "generation"
+
+    @property
+    def pipeline_tag(self) -> str:
+        """The hub's name for this kind of task."""
+        return self.hub_task or ("text-generation" if self.is_generation else "text-classification")
 
     @property
     def num_outputs(self) -> int:

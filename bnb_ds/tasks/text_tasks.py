@@ -19,6 +19,7 @@ SUMMARIZATION = Task(
     main_score="rougeL",
     max_source_length=512,
     max_target_length=128,
+    hub_task="summarization",
 )
 XSUM = replace(
     SUMMARIZATION,
@@ -27,10 +28,13 @@ XSUM = replace(
     hub=HubData("EdinburghNLP/xsum"),
     max_target_length=64,
     id_column="id",
+    languages=("en",),
 )
 # Both were published without splits; ``data.split`` makes splits by a hash.
-ICLINIQ = replace(SUMMARIZATION, name="icliniq", title="iCliniq", max_target_length=64)
-HEALTHCAREMAGIC = replace(SUMMARIZATION, name="healthcaremagic", title="HealthCareMagic", max_target_length=64)
+ICLINIQ = replace(SUMMARIZATION, name="icliniq", title="iCliniq", max_target_length=64, languages=("en",))
+HEALTHCAREMAGIC = replace(
+    SUMMARIZATION, name="healthcaremagic", title="HealthCareMagic", max_target_length=64, languages=("en",)
+)
 
 #: Rajpurkar et al., 2016. Validation is SQuAD's own; train and test divide its training set as in Du et al., 2017
 SQUAD_QG = Task(
@@ -48,6 +52,7 @@ SQUAD_QG = Task(
     form="squad",
     id_column="id",
     document_column="title",
+    languages=("en",),
 )
 
 TRANSLATION = Task(
@@ -59,6 +64,7 @@ TRANSLATION = Task(
     metrics=_TRANSLATION_METRICS,
     main_score="bleu",
     two_languages=True,
+    hub_task="translation",
 )
 
 
@@ -70,6 +76,7 @@ def _wmt(year: str, config: str, source: str, target: str) -> Task:
         sources=(f"translation.{source}",),
         target=f"translation.{target}",
         hub=HubData(f"wmt/{year}", config),
+        languages=(source, target),
     )
 
 

@@ -43,7 +43,8 @@ def test_the_mean_of_three(run, tmp_path, flag):
         torch.testing.assert_close(parameter.double(), mean, rtol=1e-6, atol=1e-8)
     card = (tmp_path / "model" / "README.md").read_text()
     assert "mean of 3 checkpoints" in card
-    assert all(path.name in card for path in chosen)
+    assert all(f"- `{run.output.name}/{path.name}`" in card for path in chosen)
+    assert str(run.output) not in card  # nor anywhere else in it
 
 
 def test_single_checkpoints_and_the_default_output(run):

