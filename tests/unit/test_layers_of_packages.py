@@ -37,6 +37,7 @@ LAYERS = [
     "checkpoint",
     "loggers",
     "train",
+    "tune",
     "pretrain",
     "tasks",
     "baselines",
