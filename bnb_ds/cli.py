@@ -45,6 +45,7 @@ _COMMANDS = (
     ("predict", "write labels or texts for rows that have none", "bnb_ds.commands.tasks:add_predict"),
     ("compare", "compare two evaluations of one split by paired bootstrap", "bnb_ds.commands.tasks:add_compare"),
     ("glue", "fine-tune on several tasks with several seeds, and write the table", "bnb_ds.commands.tasks:add_glue"),
+    ("tune", "search for the settings with which a recipe reaches the best score", "bnb_ds.commands.tune:add_tune"),
     (
         "distill",
         "make a training set with the outputs of an autoregressive teacher",

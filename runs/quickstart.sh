@@ -29,6 +29,15 @@ done
 [[ $steps =~ ^[1-9][0-9]*$ ]] && [ "$steps" -ge 2 ] || fail "--steps $steps: give a whole number of at least 2"
 [ -z "$corpus" ] || [ -e "$corpus" ] || fail "--corpus $corpus: no such file or directory"
 work=${work:-work/quickstart${corpus:+-$(basename "${corpus%.*}")}}
+# A checkout may be read-only.
+can_make() {
+    local place=$1
+    until [ -e "$place" ]; do place=$(dirname "$place"); done
+    [ -d "$place" ] && [ -w "$place" ]
+}
+can_make "$work" || fail "$work: there is no permission to write there; name another directory with --work"
+venv=${BNB_VENV:-.venv}
+[ -x "$venv/bin/python" ] || can_make "$venv" || fail "$venv: cannot make the environment there; name another directory with BNB_VENV"
 
 stage() { printf '\n== %s\n' "$1"; }
 started=$SECONDS

@@ -43,6 +43,11 @@ use_interface() {
     [ -z "$1" ] || export NCCL_SOCKET_IFNAME=$1 GLOO_SOCKET_IFNAME=$1
 }
 
+# make_logs DIR FLAG: make the directory of the logs; FLAG names another one.
+make_logs() {
+    mkdir -p "$1" 2> /dev/null || fail "$1: cannot make this directory of logs; name another one with $2"
+}
+
 # wait_through_signals PID: wait for a background process, however many signals are handled meanwhile; return its status.
 wait_through_signals() {
     local code again

@@ -33,7 +33,7 @@ else
     where=()
 fi
 
-mkdir -p "$logs"
+make_logs "$logs" --logs
 logs=$(realpath "$logs")
 export BNB_STOP_FILE=$logs/stop
 rm -f "$BNB_STOP_FILE"

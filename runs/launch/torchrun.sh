@@ -23,7 +23,7 @@ parse_options nodes gpus master interface restarts logs -- "$@"
 use_interface "$interface"
 case $master in *:*) endpoint=$master ;; *) endpoint=$master:29500 ;; esac
 
-mkdir -p "$logs"
+make_logs "$logs" --logs
 setsid torchrun --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "$restarts" --rdzv-backend c10d \
     --rdzv-endpoint "$endpoint" --rdzv-id "${BNB_JOB_ID:-bnb}" --log-dir "$logs" --tee 3 \
     "${program[@]}" --resume auto &

@@ -38,6 +38,7 @@ LAYERS = [
     "checkpoint",
     "loggers",
     "train",
+    "tune",
     "pretrain",
     "tasks",
     "baselines",
