@@ -59,6 +59,8 @@ class Task:
     validation_splits: tuple[str, ...] = ("validation",)
     #: source and target are different languages with separate tokenizers
     two_languages: bool = False
+    #: of a user's own rows: texts and classes are those of the recipe or the data, and labels are names, never numbers
+    is_own: bool = False
 
     @property
     def is_generation(self) -> bool:
