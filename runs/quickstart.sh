@@ -4,7 +4,7 @@
 #
 #   bash runs/quickstart.sh [--corpus FILE_OR_DIR] [--steps N] [--work DIR]
 #
-#   --corpus   your text (.txt, .jsonl or .parquet; default: the documentation of Python and of the packages)
+#   --corpus   your text (.txt, .jsonl, .csv, .tsv or .parquet; default: the documentation of Python and of the packages)
 #   --steps    optimizer steps (default 500)
 #   --work     directory for all files (default work/quickstart, or work/quickstart-NAME for a corpus called NAME)
 set -euo pipefail

@@ -26,6 +26,7 @@ from bnb_ds.evaluate.split import Results, ceilings, evaluate_split, one_line
 from bnb_ds.systems.base import System
 from bnb_ds.systems.model_dir import EVALUATION, best_model, system_and_data
 from bnb_ds.tasks.examples import files_of
+from bnb_ds.tasks.own_tasks import definition
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Tokenised, rows_lines, tokenise
@@ -131,6 +132,7 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
         outputs, references = ([_label(task, value) for value in values] for values in (results.outputs, rows.labels))
     values = {
         "task": task.name,
+        **definition(task),
         "split": split,
         "num_samples": len(rows),
         "loss_samples": results.loss_samples,

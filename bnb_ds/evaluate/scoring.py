@@ -65,7 +65,8 @@ def score_labels(metrics: Sequence[str], outputs: np.ndarray, references: np.nda
     """Score labels.
 
     Args:
-        metrics: ``accuracy``, ``f1`` (of class 1), ``mcc``; for regressions ``pearson``, ``spearman``.
+        metrics: ``accuracy``, ``f1`` (of class 1), ``macro_f1`` (the mean over classes), ``mcc``; for regressions
+            ``pearson``, ``spearman``.
         outputs: [N] classes or scores. If one of them is no number, neither is any score.
         references: [N].
 
@@ -93,7 +94,7 @@ def _check_rows(outputs: Sequence[Any] | np.ndarray, references: Sequence[Any] |
 def _check_labels(metrics: Sequence[str], outputs: np.ndarray, references: np.ndarray) -> None:
     for row in np.flatnonzero(~np.isfinite(references)):
         raise DataError(f"the label of row {row} is {references[row]}: give a number")
-    if set(metrics) & {"accuracy", "f1", "mcc"}:
+    if set(metrics) & {"accuracy", "f1", "macro_f1", "mcc"}:
         for row in np.flatnonzero(references < 0):
             raise DataError(
                 f"the label of row {row} is {references[row]:g}, which stands for none: score only rows with a label"
@@ -254,6 +255,13 @@ def _f1(scores: Scores, outputs: np.ndarray, references: np.ndarray) -> None:
     scores.settings["f1"] = f"{_version('scikit-learn')}, of class 1"
 
 
+def _macro_f1(scores: Scores, outputs: np.ndarray, references: np.ndarray) -> None:
+    from sklearn.metrics import f1_score
+
+    scores.values["macro_f1"] = 100 * float(f1_score(references, outputs, average="macro", zero_division=0))
+    scores.settings["macro_f1"] = f"{_version('scikit-learn')}, mean over the classes that occur"
+
+
 def _mcc(scores: Scores, outputs: np.ndarray, references: np.ndarray) -> None:
     from sklearn.metrics import matthews_corrcoef
 
@@ -297,6 +305,7 @@ _TEXT_METRICS: dict[str, Callable[..., None]] = {
 _LABEL_METRICS: dict[str, Callable[..., None]] = {
     "accuracy": _accuracy,
     "f1": _f1,
+    "macro_f1": _macro_f1,
     "mcc": _mcc,
     "pearson": _pearson,
     "spearman": _spearman,

@@ -77,7 +77,10 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
     for directory, result in zip((first, second), results, strict=True):
         if not result["is_number"]:  # texts do not show what they were read off
             raise DataError(f"{directory}: its scores are no numbers, so it cannot be compared; give another model")
+    # Models of one's own classes may know of different ones.
+    own = dict.fromkeys(label for result in results for label in result["labels"])
     task = get_task(results[0]["task"])
+    task = replace(task, labels=tuple(own)) if own else task
     name = score or task.main_score
     cases = [result["lowercase"] for result in results]
     scorers = [
@@ -144,6 +147,7 @@ def _read_results(directory: Path) -> dict[str, Any]:
         lowercase = "case:lc" in results.get("settings", {}).get("bleu", "")
         scores = {name: value for name, value in results.get("scores", {}).items() if name != "loss"}
         is_number = all(value is not None and math.isfinite(value) for value in scores.values())
+        found["labels"] = results.get("labels", [])
         return {**found, "is_number": is_number, "lowercase": bool(results.get("lowercase", lowercase))}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _no_evaluation(directory, error) from None

@@ -22,6 +22,7 @@ from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.systems.base import OneSlotPerToken, System
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.systems.task_samples import TaskSamples
+from bnb_ds.tasks.own_tasks import resolved
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
@@ -42,7 +43,7 @@ class FinetunePlan:
 
     @property
     def task(self) -> Task:
-        return self.recipe.declared_task
+        return self.system.task
 
     @property
     def scored_splits(self) -> tuple[str, ...]:
@@ -79,7 +80,7 @@ def make_system(recipe: FinetuneRecipe) -> System:
     Raises:
         ConfigError, DataError, CheckpointError: as in `make_plan`.
     """
-    task = recipe.declared_task
+    task = resolved(recipe.declared_task, recipe.data)
     chosen = system_class(recipe.model.kind, task)
     codec = chosen.make_codec(task, recipe.model, recipe.data)
     if task.is_generation and recipe.data.target_spacing == "pieces":

@@ -24,6 +24,7 @@ from bnb_ds.data.batch import PackedBatch, TargetRules
 from bnb_ds.errors import ConfigError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.own_tasks import definition
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths
 from bnb_ds.train.objectives import Objective, Reconstruction
@@ -203,5 +204,5 @@ class System(ABC):
         directory.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(directory)
         self.codec.save(directory)
-        made_for = {"kind": self.kind, "task": self.task.name, "lengths": vars(self.lengths)}
+        made_for = {"kind": self.kind, "task": self.task.name, "lengths": vars(self.lengths), **definition(self.task)}
         write_atomic(directory / TASK_FILE, json.dumps(made_for, indent=1) + "\n")

@@ -15,6 +15,7 @@ from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.systems.base import TASK_FILE, System
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.data_section import TaskDataSection
+from bnb_ds.tasks.own_tasks import restored
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths
@@ -28,7 +29,8 @@ def load_system(directory: Path) -> System:
     """
     try:
         made_for = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
-        kind, task, lengths = made_for["kind"], get_task(made_for["task"]), Lengths(**made_for["lengths"])
+        kind, lengths = made_for["kind"], Lengths(**made_for["lengths"])
+        task = restored(get_task(made_for["task"]), made_for)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{directory}: not a fine-tuned model ({TASK_FILE}: {error}); give a run of `bnb-ds finetune`, its"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bnb_ds.config.sections import Section
 
@@ -46,6 +46,8 @@ class TaskDataSection(Section):
     #: column of the task -> its name in the files (a list if the files differ), or its number in files without a
     #: header: ``{sentence: 3, label: 1}``
     columns: Annotated[dict[str, str | int | list[str]], Field(default_factory=dict)]
+    #: names of the classes in their order, for ``task: classification``; default: those of the training rows
+    labels: list[str] | None = None
     #: split -> file with the names of its documents, one per line (``doclist-*.txt`` of Du et al., 2017)
     documents: Annotated[dict[Split, str], Field(default_factory=dict)]
     #: fractions of ``train`` to set aside for splits without their own files
@@ -69,6 +71,19 @@ class TaskDataSection(Section):
     target_spacing: Literal["learnt", "pieces"] = "learnt"
     #: directory for tokenised rows; their names are hashes of their content
     cache_dir: str = "work/cache/tasks"
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_of_classes(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        for name in value:
+            if isinstance(name, bool):
+                raise ValueError(f"YAML reads {'yes' if name else 'no'} as {name}: put the names in quotes")
+        names = [str(name) if isinstance(name, int | float) else name for name in value]
+        if len(names) < 2 or len({str(name) for name in names}) < len(names):
+            raise ValueError("give the names of two or more classes, each once")
+        return names
 
     @model_validator(mode="after")
     def _one_origin_for_each_split(self) -> TaskDataSection:

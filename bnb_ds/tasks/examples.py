@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from bnb_ds.common.tables import FileNotes, PlacedRow, Row, RowFault
 from bnb_ds.errors import ConfigError, DataError, nearest
 from bnb_ds.tasks.data_section import ParallelFiles, SplitSection, TaskDataSection
 from bnb_ds.tasks.row_reader import Example, RowReader
 from bnb_ds.tasks.rows import SUFFIXES, open_hub, read_file, read_hub, read_parallel, read_text_lines, suffix_of
-from bnb_ds.tasks.tables import FileNotes, PlacedRow, Row, RowFault
 from bnb_ds.tasks.task import HubData, Task
 
 
@@ -90,6 +90,24 @@ def read_sources(task: Task, data: TaskDataSection, path: Path, counts: ReadingC
         data = data.model_copy(update={"columns": {}})
         rows = ((place, {task.sources[0]: line}) for place, line in read_text_lines(path))
     yield from _examples(RowReader(task, data, with_targets=False), _counted(rows, counts), data.skip_bad_rows, counts)
+
+
+def read_class_names(task: Task, data: TaskDataSection) -> list[str]:
+    """The different labels of the training rows: whole numbers in their order, else in the order of the alphabet.
+
+    Raises:
+        ConfigError, DataError: as in `read_examples`.
+    """
+    reader, names = RowReader(task, data), set()
+    for place, row in _rows(task, data, _origin(data, "train"), FileNotes()):
+        try:
+            if isinstance(row, RowFault):
+                raise row
+            names.add(reader.class_name(place, row))
+        except RowFault as fault:
+            if not data.skip_bad_rows:
+                raise DataError(f"{fault}, or set data.skip_bad_rows") from None
+    return sorted(names, key=int) if all(name.removeprefix("-").isdecimal() for name in names) else sorted(names)
 
 
 def files_of(data: TaskDataSection, split: str) -> list[Path]:

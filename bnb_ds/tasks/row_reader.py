@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from bnb_ds.common.tables import Row, RowFault
 from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.tables import Row, RowFault
 from bnb_ds.tasks.task import Task
 
 _WHOLE_NUMBER = re.compile(r"[0-9]+(\.0+)?")
@@ -112,7 +112,39 @@ class RowReader:
             raise RowFault("no label", f"{place}: the label ({task.target}) is empty; remove the row")
         return self._class(place, value)
 
+    def class_name(self, place: str, row: Row) -> str:
+        """The name of a row's class, for a task whose classes are the data's.
+
+        Raises:
+            RowFault: there is none.
+        """
+        value = self._value(place, row, self._task.target)
+        return self._name_of_class(place, value.strip() if isinstance(value, str) else value)
+
+    def _name_of_class(self, place: str, value: Any) -> str:
+        if _is_missing(value):
+            raise RowFault("no label", f"{place}: the label ({self._task.target}) is empty; remove the row")
+        if isinstance(value, (dict, list, bytes)):
+            raise RowFault(
+                "label is no name",
+                f"{place}: the label ({self._task.target}) is a {type(value).__name__}, not a name; give its column"
+                f" with data.columns.{self._task.target}=NAME",
+            )
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+    def _own_class(self, place: str, value: Any) -> int:
+        name = self._name_of_class(place, value)
+        if name not in self._class_of:
+            raise RowFault(
+                "unknown label",
+                f"{place}: the label {name!r} is not one of the classes ({nearest(name, self._class_of)}); correct it,"
+                " or list all classes in data.labels",
+            )
+        return self._class_of[name]
+
     def _class(self, place: str, value: Any) -> int:
+        if self._task.is_own:
+            return self._own_class(place, value)
         if isinstance(value, str) and value in self._class_of:
             return self._class_of[value]
         number, decimal_point = _class_number(value)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bnb_ds.common.files import READING_ERRORS
+from bnb_ds.common.tables import FileNotes, PlacedRow, Row, RowFault, read_table
 from bnb_ds.errors import DataError
-from bnb_ds.tasks.tables import FileNotes, PlacedRow, Row, RowFault, read_table
 from bnb_ds.tasks.task import HubData
 
 _FORMS = ".json, .jsonl, .csv, .tsv, .txt (tabs) or .parquet, text also as .gz"

@@ -63,6 +63,8 @@ class Task:
     languages: tuple[str, ...] = ()
     #: the hub's name for this kind of task, where it is not that of all tasks of its ``kind``
     hub_task: str | None = None
+    #: of a user's own rows: texts and classes are those of the recipe or the data, and labels are names, never numbers
+    is_own: bool = False
 
     @property
     def is_generation(self) -> bool:

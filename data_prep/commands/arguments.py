@@ -34,7 +34,10 @@ def add_text_input(parser: argparse.ArgumentParser) -> None:
 def add_columns(parser: argparse.ArgumentParser) -> None:
     """Add the columns of rows."""
     parser.add_argument(
-        "--text-column", default="text", metavar="NAME", help="column of .jsonl and .parquet (default: %(default)s)"
+        "--text-column",
+        default="text",
+        metavar="NAME",
+        help="column of .jsonl, .csv, .tsv and .parquet (default: %(default)s)",
     )
     ids = parser.add_mutually_exclusive_group()
     ids.add_argument(

@@ -18,7 +18,7 @@ class _Command(NamedTuple):
 _COMMANDS = (
     _Command(
         "text",
-        "tokenise .txt, .jsonl and .parquet files into token shards",
+        "tokenise .txt, .jsonl, .csv, .tsv and .parquet files into token shards",
         "Tokenise plain corpora into a shard directory. A run that was interrupted continues where it stopped, and a "
         "finished one is left as it is. The output is the same for any number of workers.",
         "bnb-ds prep text --input corpus/ --tokenizer bert-base-cased/ --output shards/ --workers 8",

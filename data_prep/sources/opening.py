@@ -19,6 +19,7 @@ from bnb_ds.errors import DataError
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 
 _BLOCK_BYTES = 1 << 18
+_LINES_BYTES = 1 << 20
 
 
 def kind(path: Path) -> str:
@@ -39,6 +40,21 @@ def open_input(path: str | os.PathLike[str]) -> BinaryIO:
     if path.suffix == ".zst":
         return io.BufferedReader(_ZstdReader(path), _BLOCK_BYTES)
     return open(path, "rb")
+
+
+def raw_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines with their ends: LF or CR LF, and CR alone in a file that begins with such lines."""
+    data = file.readline(_LINES_BYTES)
+    if data.endswith(b"\n") or b"\r" not in data:
+        if data:
+            yield data if data.endswith(b"\n") else data + file.readline()
+        yield from file
+        return
+    while block := file.read(_LINES_BYTES):
+        *lines, last = data.splitlines(keepends=True)
+        yield from lines
+        data = last + block  # the last line may go on, or its CR may be half of an end
+    yield from data.splitlines(keepends=True)
 
 
 @contextmanager

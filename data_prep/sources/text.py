@@ -1,4 +1,4 @@
-"""Readers of plain corpora: .txt, .jsonl and .parquet files, and directories of them."""
+"""Readers of plain corpora: .txt, .jsonl, .csv, .tsv and .parquet files, and directories of them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from bnb_ds.common.tables import FileNotes, RowFault, read_table
 from bnb_ds.errors import DataError
 from data_prep.sources import units
 from data_prep.sources.documents import SURROGATE, BadRecord, Document, Record, content_id, is_encodable
-from data_prep.sources.opening import kind, open_input, reading_errors, unreadable
+from data_prep.sources.opening import kind, open_input, raw_lines, reading_errors, unreadable
 from data_prep.sources.units import SourceFile, Unit
 
-EXTENSIONS = (".txt", ".jsonl", ".parquet")
+EXTENSIONS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 TXT_DOCUMENTS = ("blank-line", "line", "file")
 DEFAULT_ID_COLUMN = "id"
 
-_BLOCK_BYTES = 1 << 20
 _PARQUET_BATCH_ROWS = 64  # bounds memory within a row group, and what sampling its beginning costs
 _PARQUET_UNIT_BYTES = 1 << 27  # before compression
 _PARQUET_TRAILER_BYTES = 8  # length of the metadata, and a signature
@@ -29,7 +29,7 @@ _PARQUET_TRAILER_BYTES = 8  # length of the metadata, and a signature
 class TextFormat:
     """How documents lie in the files."""
 
-    text_column: str = "text"  # of .jsonl and .parquet
+    text_column: str = "text"  # of all but .txt
     id_column: str | None = None  # likewise; None takes `id` where there is one, else a hash of the text
     txt_documents: str = "blank-line"  # what separates documents of a .txt file: one of TXT_DOCUMENTS
     ignore_ids: bool = False  # always take a hash of the text
@@ -65,7 +65,7 @@ class TextSource:
 
 
 def find_files(inputs: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
-    """The .txt, .jsonl and .parquet files that ``inputs`` name; see :func:`data_prep.sources.units.find_files`."""
+    """The files of `EXTENSIONS` that ``inputs`` name; see :func:`data_prep.sources.units.find_files`."""
     return units.find_files(inputs, EXTENSIONS)
 
 
@@ -88,7 +88,14 @@ def read_records(file: SourceFile, text_format: TextFormat, unit: Unit | None = 
     Raises:
         DataError: the file cannot be read on.
     """
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet, ".arrow": _read_arrow}
+    readers = {
+        ".txt": _read_txt,
+        ".jsonl": _read_jsonl,
+        ".csv": _read_table,
+        ".tsv": _read_table,
+        ".parquet": _read_parquet,
+        ".arrow": _read_arrow,
+    }
     with reading_errors(file.path):
         yield from readers[kind(file.path)](file, text_format, unit)
 
@@ -125,7 +132,7 @@ def _first_byte(row_group: Any) -> int:
 def _lines(path: Path) -> Iterator[tuple[int, str | BadRecord]]:
     """Line number from 1 and line without its end; a byte order mark is dropped."""
     with open_input(path) as file:
-        for number, raw in enumerate(_raw_lines(file), start=1):
+        for number, raw in enumerate(raw_lines(file), start=1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -133,21 +140,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str | BadRecord]]:
                 yield number, BadRecord(f"{path}: line {number}", reason)
             else:
                 yield number, line.rstrip("\r\n")
-
-
-def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines with their ends: LF or CR LF, and CR alone in a file that begins with such lines."""
-    data = file.readline(_BLOCK_BYTES)
-    if data.endswith(b"\n") or b"\r" not in data:
-        if data:
-            yield data if data.endswith(b"\n") else data + file.readline()
-        yield from file
-        return
-    while block := file.read(_BLOCK_BYTES):
-        *lines, last = data.splitlines(keepends=True)
-        yield from lines
-        data = last + block  # the last line may go on, or its CR may be half of an end
-    yield from data.splitlines(keepends=True)
 
 
 def _read_txt(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:
@@ -186,6 +178,29 @@ def _jsonl_document(file: SourceFile, place: str, line: str, text_format: TextFo
     if not isinstance(row, dict):
         return BadRecord(place, f"a JSON {type(row).__name__}, not an object; write one object per line")
     return row_document(file.name, place, row, text_format)
+
+
+def _read_table(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:
+    """Rows of .csv, whose quoted fields may run over several lines, and of .tsv. The first line names the columns."""
+    delimiter = "," if kind(file.path) == ".csv" else "\t"
+    for place, row in read_table(file.path, _table_lines(file.path), delimiter, True, FileNotes()):
+        if isinstance(row, RowFault):
+            yield BadRecord(place, str(row).removeprefix(place).strip())
+            continue
+        if (missing := _missing_column(row, text_format)) is not None:
+            raise DataError(f"{file.path}: {missing}")
+        yield _checked(file.name, place, row[text_format.text_column], text_format.id_of(row) or None)
+
+
+def _table_lines(path: Path) -> Iterator[str]:
+    """Lines with their ends. One that is no text may be part of any row, so it cannot be left out."""
+    with open_input(path) as file:
+        for number, raw in enumerate(raw_lines(file), start=1):
+            try:
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                place = f"{path}: line {number}: not valid UTF-8 at byte {error.start + 1} of the line"
+                raise DataError(f"{place}; convert the file") from None
 
 
 def _read_parquet(file: SourceFile, text_format: TextFormat, unit: Unit | None) -> Iterator[Document | BadRecord]:

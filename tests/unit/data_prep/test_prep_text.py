@@ -58,8 +58,8 @@ def test_directory_named_like_a_file(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("none.txt", "none.txt: no such file or directory; check --input"),
-        ("page.html", "page.html: not a .txt, .jsonl, .parquet file; convert it or choose another --input"),
-        ("empty", "empty: no .txt, .jsonl, .parquet file in this directory; name one that has some"),
+        ("page.html", "page.html: not a .txt, .jsonl, .csv, .tsv, .parquet file; convert it or choose another --input"),
+        ("empty", "empty: no .txt, .jsonl, .csv, .tsv, .parquet file in this directory; name one that has some"),
     ],
 )
 def test_inputs_that_are_refused(tmp_path: Path, name: str, message: str) -> None:
@@ -156,7 +156,7 @@ def test_txt_documents(tmp_path: Path, separator: str, expected: list[str]) -> N
 def test_lines_that_end_in_cr_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, lines: list[str], block_bytes: int
 ) -> None:
-    monkeypatch.setattr("data_prep.sources.text._BLOCK_BYTES", max(block_bytes, content.find("\r") + 1))
+    monkeypatch.setattr("data_prep.sources.opening._LINES_BYTES", max(block_bytes, content.find("\r") + 1))
     assert texts(write(tmp_path / "a.txt", content), TextFormat(txt_documents="line")) == lines
 
 

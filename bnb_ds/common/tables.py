@@ -8,10 +8,10 @@ tsv a quotation mark is text.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from bnb_ds.errors import DataError
 
@@ -83,8 +83,8 @@ class FileNotes:
 class _Lines:
     """Hands on the lines of a file and keeps those of the current record."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, file: Iterable[str]) -> None:
+        self._file = iter(file)
         self.number = 0
         self.record: list[str] = []
 
@@ -103,12 +103,12 @@ class _Lines:
         return self.number - len(lines) + 1, lines
 
 
-def read_table(path: Path, file: TextIO, delimiter: str, header: bool, notes: FileNotes) -> Iterator[PlacedRow]:
-    """Read the rows of an open csv or tsv file.
+def read_table(path: Path, file: Iterable[str], delimiter: str, header: bool, notes: FileNotes) -> Iterator[PlacedRow]:
+    """Read the rows of a csv or tsv file.
 
     Args:
         path: for messages.
-        file: opened with ``newline="\\n"``.
+        file: its lines with their ends, as a file that was opened with ``newline="\\n"`` gives them.
         delimiter: a comma (csv) or a tab (tsv).
         header: whether the first line names the columns; otherwise they are numbered 0, 1, ...
         notes: filled in while reading.
