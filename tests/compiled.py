@@ -9,7 +9,9 @@ from pathlib import Path
 CAPABILITIES = [70, 75, 80, 90]
 
 
-def compiled(function, signature: dict[str, str], constants: dict[str, int], capability: int, num_warps: int) -> str:
+def compiled(
+    function, signature: dict[str, str], constants: dict[str, int], capability: int, num_warps: int, **options: int
+) -> str:
     """The PTX of a kernel. Arguments of ``signature`` that are 16 bytes apart end with ``:16``."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -21,7 +23,9 @@ def compiled(function, signature: dict[str, str], constants: dict[str, int], cap
     }
     types = {name: signature.get(name, "constexpr").removesuffix(":16") for name in function.arg_names}
     source = ASTSource(function, types, constexprs=constants, attrs=attributes)
-    result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    result = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps, **options}
+    )
     assert result.asm["cubin"]
     return result.asm["ptx"]
 
