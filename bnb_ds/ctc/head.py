@@ -118,7 +118,11 @@ class FusedHead:
         for begin in range(0, num_rows, self._chunk_tokens):
             rows = slice(begin, min(begin + self._chunk_tokens, num_rows))
             columns_CK = alignment.table.index_select(0, alignment.layout.sequence_ids[rows])
-            logits_CV = self._project(self._hidden_NH[rows], buffer_CV[: rows.stop - begin], with_bias=not is_fused)
+            hidden_CH, out_CV = self._hidden_NH[rows], buffer_CV[: rows.stop - begin]
+            if is_fused:
+                logits_CV = product(hidden_CH, self._weight_VH.t(), self._compute_dtype, out=out_CV)
+            else:
+                logits_CV = self._project(hidden_CH, out_CV)
             torch.gather(logits_CV, 1, columns_CK, out=log_probs_NK[rows])
             if is_fused:
                 if bias_V is not None:
@@ -142,12 +146,11 @@ class FusedHead:
         torch.add(total_C.log(), best_C, out=normalizer_C)
         return odds_CV, total_C
 
-    def _project(self, hidden_CH: Tensor, out_CV: Tensor, with_bias: bool = True) -> Tensor:
-        bias_V = self._bias_V if with_bias else None
-        if bias_V is not None and not self._is_low_precision:
-            return torch.addmm(bias_V, hidden_CH, self._weight_VH.t(), out=out_CV)
+    def _project(self, hidden_CH: Tensor, out_CV: Tensor) -> Tensor:
+        if self._bias_V is not None and not self._is_low_precision:
+            return torch.addmm(self._bias_V, hidden_CH, self._weight_VH.t(), out=out_CV)
         product(hidden_CH, self._weight_VH.t(), self._compute_dtype, out=out_CV)
-        return out_CV if bias_V is None else out_CV.add_(bias_V)
+        return out_CV if self._bias_V is None else out_CV.add_(self._bias_V)
 
     def _contract(self, odds_CV: Tensor, rows: slice, dense_C: Tensor, total_C: Tensor) -> None:
         """Add ``a_t P_t`` of a chunk to the gradients. P is ``odds / total``. This overwrites ``odds``."""

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bnb_ds.dag.kernels import uses_triton
+
 # Sums that float64 rounds to 0 are below exp(-708) of a step's largest number. What is left of that is the share of the
 # target's probability that may be dropped, exp(-40), and as much again for the number of slots and tokens.
 _DROPPED = 708.0 - 40.0 - 40.0
@@ -46,7 +48,7 @@ def nll_and_posteriors(
     target_lengths_B: Tensor,
     with_posteriors: bool = True,
 ) -> tuple[Tensor, Posteriors | None]:
-    """Forward-backward over all sequences; waits for the device once.
+    """Forward-backward over all sequences; in PyTorch it waits for the device once, in Triton not at all.
 
     Args:
         log_probs_BLS: float32 or float64, log-probability of each target token at each slot; what stands beyond a
@@ -62,6 +64,11 @@ def nll_and_posteriors(
     Source: Huang et al., Directed Acyclic Transformer for Non-Autoregressive Machine Translation, ICML 2022.
     """
     problem = Problem.of(log_probs_BLS, log_links_BLL, lengths_B, target_lengths_B)
+    if uses_triton(log_probs_BLS.device, "alignment"):
+        from bnb_ds.dag.triton import forward_backward
+
+        nll_B, slots_BLS, taken_BLL = forward_backward(*problem, with_posteriors)
+        return nll_B, Posteriors(slots_BLS, taken_BLL) if slots_BLS is not None else None
     nll_B, posteriors, is_sure_B = _scaled(problem, with_posteriors)
     again = (~is_sure_B).nonzero()[:, 0]
     if len(again):

@@ -11,6 +11,7 @@ from torch import Tensor
 from bnb_ds.ctc.loss import compute_dtype
 from bnb_ds.dag.alignment import Problem
 from bnb_ds.dag.head import LinearDagHead
+from bnb_ds.dag.kernels import uses_triton
 from bnb_ds.dag.loss import read_all
 
 
@@ -64,7 +65,14 @@ def dag_best_path(
 
 
 def best_path(problem: Problem) -> tuple[Tensor, Tensor]:
-    """int64 [B, L] and [B], as `dag_best_path` returns them; of equally good paths, that of earlier slots on a CPU."""
+    """int64 [B, L] and [B], as `dag_best_path` returns them.
+
+    Of equally good paths, that of earlier slots on a CPU and in Triton.
+    """
+    if uses_triton(problem.emissions.device, "best path"):
+        from bnb_ds.dag import triton
+
+        return triton.best_path(*problem)
     num_steps, batch_size, num_slots = problem.emissions.shape
     best_BL = torch.full_like(problem.emissions[0], -torch.inf)
     best_BL[:, 0] = problem.emissions[0, :, 0]

@@ -64,10 +64,12 @@ NAMED_TWICE = {
     "autograd": "ctc/ and dag/ have the same shape",
     "head": "ctc/ and dag/ have the same shape",
     "inputs": "ctc/ and dag/ have the same shape",
+    "kernels": "ctc/ and dag/ have the same shape",
     "loss": "ctc/ and dag/ have the same shape",
     "main": "pretrain/ and finetune/ have the same shape",
     "plan": "pretrain/ and finetune/ have the same shape",
     "run": "pretrain/ and finetune/ have the same shape",
+    "triton": "ctc/ and dag/ have the same shape",
 }
 
 

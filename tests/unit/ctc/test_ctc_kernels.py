@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import bnb_ds.ctc
 from bnb_ds.common.trials import expect, fault_of
 from bnb_ds.ctc import alignment as ctc_alignment
 from bnb_ds.ctc import head as ctc_head
@@ -36,40 +37,48 @@ def gpu(monkeypatch):
     ctc_kernels._choose.cache_clear()
 
 
-def plant_triton(monkeypatch, at_launch: Exception | None, at_import: Exception | None = None) -> None:
-    """A package named triton whose kernels do nothing or raise, in the place of the real one."""
+@pytest.fixture
+def plant_triton(monkeypatch):
+    """Put a package named triton, whose kernels do nothing or raise, in the place of the real one."""
+    ours = sys.modules.get("bnb_ds.ctc.triton")
 
-    class Kernel:
-        def __getitem__(self, grid):
-            def launch(*args, **kwargs):
-                if at_launch is not None:
-                    raise at_launch
+    def forget():
+        sys.modules.pop("bnb_ds.ctc.triton", None)
+        vars(bnb_ds.ctc).pop("triton", None)
 
-            return launch
+    def plant(at_launch: Exception | None, at_import: Exception | None = None) -> None:
+        class Kernel:
+            def __getitem__(self, grid):
+                def launch(*args, **kwargs):
+                    if at_launch is not None:
+                        raise at_launch
 
-    def jit(function=None, **options):
-        return Kernel() if function is not None else lambda function: Kernel()
+                return launch
 
-    package, language = types.ModuleType("triton"), types.ModuleType("triton.language")
-    package.__version__, package.jit, package.language = "3.2.0", jit, language
-    package.next_power_of_2 = lambda number: 1 << (number - 1).bit_length()
-    monkeypatch.setitem(sys.modules, "triton", package)
-    monkeypatch.setitem(sys.modules, "triton.language", language)
-    monkeypatch.delitem(sys.modules, "bnb_ds.ctc.triton", raising=False)
-    monkeypatch.delattr("bnb_ds.ctc.triton", raising=False)
-    if at_import is not None:
-
-        class Broken(types.ModuleType):
+        class Package(types.ModuleType):
             @property
             def __version__(self):
-                raise at_import
+                if at_import is not None:
+                    raise at_import
+                return "3.2.0"
 
-        monkeypatch.setitem(sys.modules, "triton", Broken("triton"))
+        package, language = Package("triton"), types.ModuleType("triton.language")
+        package.jit = lambda function=None, **options: Kernel() if function else lambda function: Kernel()
+        package.next_power_of_2 = lambda number: 1 << (number - 1).bit_length()
+        package.language = language
+        monkeypatch.setitem(sys.modules, "triton", package)
+        monkeypatch.setitem(sys.modules, "triton.language", language)
+        forget()
+
+    yield plant
+    forget()
+    if ours is not None:
+        sys.modules["bnb_ds.ctc.triton"] = bnb_ds.ctc.triton = ours
 
 
 @pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (9, 0)])
-def test_kernels_whose_trials_go_well_are_taken_once_and_said(gpu, monkeypatch, capability, caplog):
-    plant_triton(monkeypatch, None)
+def test_kernels_whose_trials_go_well_are_taken_once_and_said(gpu, plant_triton, capability, caplog):
+    plant_triton(None)
     tried = []
     gpu("a GPU", capability, {name: lambda device, name=name: tried.append(name) for name in ctc_kernels._TRIALS})
     caplog.set_level("INFO")
@@ -94,8 +103,8 @@ NO_COMPILER = "Failed to find C compiler. Please specify via CC environment vari
         (None, OSError("libcuda.so.1"), "triton cannot be imported: OSError: libcuda.so.1"),
     ],
 )
-def test_a_broken_triton_falls_back_with_the_reason(gpu, monkeypatch, at_launch, at_import, reason):
-    plant_triton(monkeypatch, at_launch, at_import)
+def test_a_broken_triton_falls_back_with_the_reason(gpu, plant_triton, at_launch, at_import, reason):
+    plant_triton(at_launch, at_import)
     gpu("A100", (8, 0), ctc_kernels._TRIALS)
     assert not any(ctc_kernels.uses_triton(GPU, kernel) for kernel in ctc_kernels._TRIALS)
     assert ctc_kernels.alignment_way(GPU) is native
@@ -106,8 +115,8 @@ def test_a_broken_triton_falls_back_with_the_reason(gpu, monkeypatch, at_launch,
     )
 
 
-def test_kernels_that_write_nothing_are_found_out(gpu, monkeypatch):
-    plant_triton(monkeypatch, None)
+def test_kernels_that_write_nothing_are_found_out(gpu, plant_triton, monkeypatch):
+    plant_triton(None)
     monkeypatch.setattr(torch, "empty", torch.zeros)
     monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
     gpu("A100", (8, 0), ctc_kernels._TRIALS)
@@ -115,8 +124,8 @@ def test_kernels_that_write_nothing_are_found_out(gpu, monkeypatch):
     assert "Triton 3.2.0: ArithmeticError: wrong numbers (" in ctc_kernels.description(GPU)
 
 
-def test_one_bad_kernel_leaves_the_others(gpu, monkeypatch):
-    plant_triton(monkeypatch, None)
+def test_one_bad_kernel_leaves_the_others(gpu, plant_triton):
+    plant_triton(None)
 
     def bad(device):
         raise ArithmeticError("wrong numbers (path)")
