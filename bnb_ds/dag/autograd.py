@@ -71,7 +71,7 @@ class _Passed:
     ):
         layout = options.targets.layout
         self.head = options.head(*leaves)
-        self.log_probs_NK = self.head.log_probs()
+        self.log_probs_NK, self.normalizer_N = self.head.log_probs()
         self.nll_B, self.posteriors = nll_and_posteriors(
             layout.pad(self.log_probs_NK),
             log_links_BLL.detach().to(self.log_probs_NK.dtype),
@@ -89,6 +89,7 @@ def _gradients(
     options: LossOptions,
     head: LinearDagHead,
     log_probs_NK: Tensor,
+    normalizer_N: Tensor,
     posteriors: Posteriors,
     weight_B: Tensor,
     wanted: tuple[bool, ...],
@@ -96,7 +97,7 @@ def _gradients(
     """Of hidden, weight, bias and links; posteriors and log-probabilities are overwritten."""
     weight_B = -weight_B.to(log_probs_NK.dtype)
     derivative_NK = options.targets.layout.unpad(posteriors.slots.mul_(weight_B[:, None, None]))
-    gradients = head.contract(log_probs_NK, derivative_NK, wanted[:3])
+    gradients = head.contract(log_probs_NK, normalizer_N, derivative_NK, wanted[:3])
     links_BLL = posteriors.links.mul_(weight_B[:, None, None]) if wanted[3] else None
     return gradients.hidden, gradients.weight, gradients.bias, links_BLL
 
@@ -119,7 +120,8 @@ class LinearDagLoss(torch.autograd.Function):
         passed = _Passed(options, leaves[:3], log_links_BLL, any(wanted))
         if any(wanted):
             weight_B = options.weights(passed.infeasible_B)
-            finished = _gradients(options, passed.head, passed.log_probs_NK, passed.posteriors, weight_B, wanted)
+            first_phase = (passed.log_probs_NK, passed.normalizer_N)
+            finished = _gradients(options, passed.head, *first_phase, passed.posteriors, weight_B, wanted)
             ctx.save_for_backward(*finished)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in leaves]
         nll_B = options.masked(passed.nll_B)
@@ -148,7 +150,8 @@ class LinearDagNll(torch.autograd.Function):
         leaves = (hidden_NH, weight_VH, bias_V)
         passed = _Passed(options, leaves, log_links_BLL, with_grad and any(ctx.needs_input_grad[:4]))
         if passed.posteriors is not None:
-            ctx.save_for_backward(*leaves, passed.log_probs_NK, *passed.posteriors, passed.infeasible_B)
+            first_phase = (passed.log_probs_NK, passed.normalizer_N)
+            ctx.save_for_backward(*leaves, *first_phase, *passed.posteriors, passed.infeasible_B)
         ctx.options, ctx.links_dtype = options, log_links_BLL.dtype
         ctx.mark_non_differentiable(passed.infeasible_B)
         return options.masked(passed.nll_B), passed.infeasible_B
@@ -158,12 +161,13 @@ class LinearDagNll(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(_NO_SECOND_DERIVATIVE)
         options = ctx.options
-        *leaves, log_probs_NK, slots_BLS, links_BLL, infeasible_B = ctx.saved_tensors
+        *leaves, log_probs_NK, normalizer_N, slots_BLS, links_BLL, infeasible_B = ctx.saved_tensors
         weight_B = grad_nll_B.masked_fill(infeasible_B, 0.0)
         gradients = _gradients(
             options,
             options.head(*leaves),
             log_probs_NK.clone(),
+            normalizer_N,
             Posteriors(slots_BLS.clone(), links_BLL.clone()),
             weight_B,
             ctx.needs_input_grad[:4],

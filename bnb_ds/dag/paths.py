@@ -55,7 +55,7 @@ def dag_best_path(
     with torch.autocast(hidden.device.type, enabled=False):
         dtype = compute_dtype(rows_NH, weight)
         head = LinearDagHead(rows_NH, weight, bias, read, compute_dtype=dtype, chunk_tokens=chunk_tokens)
-        log_probs_BLK = read.layout.pad(head.log_probs())
+        log_probs_BLK = read.layout.pad(head.log_probs()[0])
         links_BLL = links_BLL.to(log_probs_BLK.dtype)
         problem = Problem.of(log_probs_BLK, links_BLL, read.layout.lengths, read.target_lengths)
         path_BL, log_prob_B = best_path(problem)
