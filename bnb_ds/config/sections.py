@@ -46,6 +46,8 @@ class ModelSize(LayerSize):
     """Shape of the encoder and of the decoder if both start from random weights (default: BERT base)."""
 
     num_hidden_layers: Annotated[int, Field(gt=0)] = 12
+    #: standard deviation of all weights; a small model, and a graph above all, needs more than BERT's
+    initializer_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
 
 
 class ModelSection(Section):

@@ -121,6 +121,16 @@ def test_every_setting_of_the_section_reaches_the_model(shards):
     assert {name: getattr(config, name) for name in fields} == fields
 
 
+def test_random_weights_are_as_wide_as_the_recipe_says(shards):
+    wide = build_model(ModelSection(size={**SIZE, "initializer_range": 0.5}, target="dag"), shards, 32)
+    usual = build_model(ModelSection(size=SIZE, target="dag"), shards, 32)
+    for name in ("links.positions.weight", "model.decoder.embeddings.position_embeddings.weight"):
+        assert wide.state_dict()[name].std() == pytest.approx(0.5, rel=0.2)
+        assert usual.state_dict()[name].std() == pytest.approx(0.02, rel=0.2)
+    with pytest.raises(ValueError, match="greater than 0"):
+        ModelSection(size={**SIZE, "initializer_range": 0.0})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
