@@ -37,6 +37,7 @@ _SAME_NAME = (
     "link_positions",
     "decoder_tokens",
     "deep_supervision",
+    "segment_blocks",
 )
 #: field of a BERT configuration -> its name in a recipe
 DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}

@@ -93,6 +93,8 @@ class ModelSection(Section):
     decoder_tokens: bool = False
     #: every decoder layer predicts, the next one reads its prediction, and the loss is the mean of their losses
     deep_supervision: bool = False
+    #: with dag and infill: every segment has a block of the graph of its own, which no link passes
+    segment_blocks: bool = False
     #: with predicted lengths: smallest and largest difference (target minus source tokens) that has its own class
     length_difference_min: int = -128
     length_difference_max: int = 128

@@ -15,7 +15,7 @@ from torch import Tensor
 from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.dag.alignment import Posteriors, nll_and_posteriors
 from bnb_ds.dag.head import LinearDagHead
-from bnb_ds.dag.inputs import Targets
+from bnb_ds.dag.inputs import Targets, with_forced
 
 _NO_SECOND_DERIVATIVE = (
     "the DAG loss has no second derivative: its gradient is written by hand. Call backward without create_graph=True"
@@ -31,6 +31,8 @@ class LossOptions:
     zero_infinity: bool
     compute_dtype: torch.dtype
     chunk_tokens: int | None = None
+    #: int64 [B, L], `bnb_ds.dag.inputs.with_forced`
+    forced: Tensor | None = None
 
     def head(self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> LinearDagHead:
         dtype, chunk_tokens = self.compute_dtype, self.chunk_tokens
@@ -72,13 +74,16 @@ class _Passed:
         layout = options.targets.layout
         self.head = options.head(*leaves)
         self.log_probs_NK, self.normalizer_N = self.head.log_probs()
+        log_probs_BLS, is_forced_BLS = with_forced(layout.pad(self.log_probs_NK), options.forced)
         self.nll_B, self.posteriors = nll_and_posteriors(
-            layout.pad(self.log_probs_NK),
+            log_probs_BLS,
             log_links_BLL.detach().to(self.log_probs_NK.dtype),
             layout.lengths,
             options.targets.target_lengths,
             with_posteriors,
         )
+        if self.posteriors is not None and is_forced_BLS is not None:
+            self.posteriors.slots.masked_fill_(is_forced_BLS, 0.0)  # what costs nothing has no derivative
         self.infeasible_B = self.nll_B == torch.inf
         # A projection that is not finite must show even where the loss itself is left out.
         is_nan_B = layout.pad(self.log_probs_NK.isnan().any(1), False).any(1)

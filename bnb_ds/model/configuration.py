@@ -58,6 +58,8 @@ class BnbConfig(PreTrainedConfig):
             first and the last token in the first and the last slot. Glancing and refinement need it.
         deep_supervision: every decoder layer predicts tokens through the LM head; the next layer reads them beside the
             hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
+        segment_blocks: with ``"dag"``, where a target holds several segments with the mask token between them, as
+            infilling's have, each segment has a block of the graph (`bnb_ds.targets.blocks`).
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.
@@ -114,6 +116,7 @@ class BnbConfig(PreTrainedConfig):
         link_positions: int = 1024,
         decoder_tokens: bool = False,
         deep_supervision: bool = False,
+        segment_blocks: bool = False,
         blank_token_id: int = 0,
         pad_token_id: int | None = 0,
         bos_token_id: int | None = None,
@@ -148,6 +151,7 @@ class BnbConfig(PreTrainedConfig):
         self.link_positions = link_positions
         self.decoder_tokens = decoder_tokens
         self.deep_supervision = deep_supervision
+        self.segment_blocks = segment_blocks
         self.mask_token_id = mask_token_id
         self.blank_token_id = blank_token_id
         self.pad_token_id = pad_token_id
@@ -232,6 +236,8 @@ class BnbConfig(PreTrainedConfig):
             raise ConfigError("decoder_tokens needs mask_token_id, the id of [MASK]: give it")
         if self.target_kind == "dag":
             self._check_graph()
+        elif self.segment_blocks:
+            raise ConfigError("segment_blocks is for target 'dag': set it to false")
 
     def _check_graph(self) -> None:
         _require_range("link_positions", self.link_positions, minimum=2)
@@ -242,6 +248,8 @@ class BnbConfig(PreTrainedConfig):
             raise ConfigError("target 'dag' has no padded slots: set decoder_length to 'source' or 'predicted'")
         if self.kl_weight:
             raise ConfigError(f"kl_weight is {self.kl_weight}: target 'dag' has no smoothing term; set it to 0")
+        if self.segment_blocks and self.mask_token_id is None:
+            raise ConfigError("segment_blocks needs mask_token_id, the id of [MASK]: give it")
         if self.decoder_tokens and None in (self.bos_token_id, self.eos_token_id):
             raise ConfigError("decoder_tokens with target 'dag' needs bos_token_id and eos_token_id: give them")
 
