@@ -38,6 +38,7 @@ _SAME_NAME = (
     "decoder_tokens",
     "deep_supervision",
     "segment_blocks",
+    "embedding_range",
 )
 #: field of a BERT configuration -> its name in a recipe
 DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}

@@ -60,6 +60,8 @@ class BnbConfig(PreTrainedConfig):
             hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
         segment_blocks: with ``"dag"``, where a target holds several segments with the mask token between them, as
             infilling's have, each segment has a block of the graph (`bnb_ds.targets.blocks`).
+        embedding_range: standard deviation of new embeddings: words, positions, token types, and places of links; None:
+            as all weights (``initializer_range`` of the halves).
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.
@@ -117,6 +119,7 @@ class BnbConfig(PreTrainedConfig):
         decoder_tokens: bool = False,
         deep_supervision: bool = False,
         segment_blocks: bool = False,
+        embedding_range: float | None = None,
         blank_token_id: int = 0,
         pad_token_id: int | None = 0,
         bos_token_id: int | None = None,
@@ -152,6 +155,7 @@ class BnbConfig(PreTrainedConfig):
         self.decoder_tokens = decoder_tokens
         self.deep_supervision = deep_supervision
         self.segment_blocks = segment_blocks
+        self.embedding_range = embedding_range
         self.mask_token_id = mask_token_id
         self.blank_token_id = blank_token_id
         self.pad_token_id = pad_token_id
@@ -201,6 +205,8 @@ class BnbConfig(PreTrainedConfig):
         _require_range("length_difference_max", self.length_difference_max, minimum=self.length_difference_min)
         _require_range("length_loss_weight", self.length_loss_weight, minimum=0.0)
         _require_range("kl_weight", self.kl_weight, minimum=0.0)
+        if self.embedding_range is not None and not 0 < self.embedding_range < math.inf:
+            raise ConfigError(f"embedding_range is {self.embedding_range}: give a number above 0, or leave it out")
         if self.tie_encoder_decoder:
             self._check_shared_sizes()
             if self.deep_supervision:
