@@ -41,6 +41,8 @@ _SAME_NAME = (
     "refined_tokens",
     "decoding",
     "deep_supervision",
+    "segment_blocks",
+    "embedding_range",
 )
 #: field of a BERT configuration -> its name in a recipe
 DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}

@@ -32,8 +32,8 @@ class LayerSize(Section):
     num_attention_heads: Annotated[int, Field(gt=0)] = 12
     intermediate_size: Annotated[int, Field(gt=0)] = 3072
     max_position_embeddings: Annotated[int, Field(gt=0)] = 512
-    #: standard deviation of the random weights; BERT's 0.02 is small for layers much narrower than BERT's
-    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    #: standard deviation of the random weights; a small model, and a graph above all, needs more than BERT's
+    initializer_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
 
     @model_validator(mode="after")
     def _heads_divide(self) -> LayerSize:
@@ -102,6 +102,11 @@ class ModelSection(Section):
     decoding: dict[str, bool | int | float | str] = {}
     #: every decoder layer predicts, the next one reads its prediction, and the loss is the mean of their losses
     deep_supervision: bool = False
+    #: with dag and infill: every segment has a block of the graph of its own, which no link passes
+    segment_blocks: bool = False
+    #: standard deviation of new embeddings (words, positions, links' places); default: as all weights. A graph with
+    #: random weights learns only if its slots begin with different words
+    embedding_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     #: with predicted lengths: smallest and largest difference (target minus source tokens) that has its own class
     length_difference_min: int = -128
     length_difference_max: int = 128

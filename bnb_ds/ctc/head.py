@@ -99,7 +99,10 @@ class FusedHead:
         if self._is_low_precision and any(wanted):
             self._rounded = RoundedSums(self._hidden_NH, self._weight_VH, dense_N, wanted, self._compute_dtype)
             return
-        self.gradients = Gradients(
+        self.gradients = self._exact_gradients(wanted)
+
+    def _exact_gradients(self, wanted: tuple[bool, bool, bool]) -> Gradients:
+        return Gradients(
             hidden=self._empty(*self._hidden_NH.shape) if wanted[0] else None,
             weight=self._zeros(*self._weight_VH.shape) if wanted[1] else None,
             bias=self._zeros(self._weight_VH.shape[0]) if wanted[2] else None,

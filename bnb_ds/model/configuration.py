@@ -72,6 +72,10 @@ class BnbConfig(PreTrainedConfig):
         decoding: fields of `bnb_ds.decoding.options.DecodeOptions` that are this model's defaults.
         deep_supervision: every decoder layer predicts tokens through the LM head; the next layer reads them beside the
             hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
+        segment_blocks: with ``"dag"``, where a target holds several segments with the mask token between them, as
+            infilling's have, each segment has a block of the graph (`bnb_ds.targets.blocks`).
+        embedding_range: standard deviation of new embeddings: words, positions, token types, and places of links; None:
+            as all weights (``initializer_range`` of the halves).
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.
@@ -144,6 +148,8 @@ class BnbConfig(PreTrainedConfig):
         head_transform: bool = True,
         decoding: dict[str, Any] | None = None,
         deep_supervision: bool = False,
+        segment_blocks: bool = False,
+        embedding_range: float | None = None,
         blank_token_id: int = 0,
         pad_token_id: int | None = 0,
         bos_token_id: int | None = None,
@@ -184,6 +190,8 @@ class BnbConfig(PreTrainedConfig):
         self.head_transform = head_transform
         self.decoding = dict(decoding or {})
         self.deep_supervision = deep_supervision
+        self.segment_blocks = segment_blocks
+        self.embedding_range = embedding_range
         self.mask_token_id = mask_token_id
         self.blank_token_id = blank_token_id
         self.pad_token_id = pad_token_id
@@ -246,6 +254,8 @@ class BnbConfig(PreTrainedConfig):
         _require_range("length_difference_max", self.length_difference_max, minimum=self.length_difference_min)
         _require_range("length_loss_weight", self.length_loss_weight, minimum=0.0)
         _require_range("kl_weight", self.kl_weight, minimum=0.0)
+        if self.embedding_range is not None and not 0 < self.embedding_range < math.inf:
+            raise ConfigError(f"embedding_range is {self.embedding_range}: give a number above 0, or leave it out")
         if self.tie_encoder_decoder:
             self._check_shared_sizes()
             if self.deep_supervision:
@@ -284,6 +294,8 @@ class BnbConfig(PreTrainedConfig):
             raise ConfigError("decoder_tokens needs mask_token_id, the id of [MASK]: give it")
         if self.target_kind == "dag":
             self._check_graph()
+        elif self.segment_blocks:
+            raise ConfigError("segment_blocks is for target 'dag': set it to false")
 
     def _check_slot_inputs(self) -> None:
         if self.slot_tokens == "source" and not self.decoder_tokens:
@@ -310,6 +322,8 @@ class BnbConfig(PreTrainedConfig):
             raise ConfigError("target 'dag' has no padded slots: set decoder_length to 'source' or 'predicted'")
         if self.kl_weight:
             raise ConfigError(f"kl_weight is {self.kl_weight}: target 'dag' has no smoothing term; set it to 0")
+        if self.segment_blocks and self.mask_token_id is None:
+            raise ConfigError("segment_blocks needs mask_token_id, the id of [MASK]: give it")
         if self.decoder_tokens and None in (self.bos_token_id, self.eos_token_id):
             raise ConfigError("decoder_tokens with target 'dag' needs bos_token_id and eos_token_id: give them")
 

@@ -136,6 +136,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             return BnbOutput(decoded=decode(self, inputs))
         encoded = self.model.encode(inputs)
         slots = self.model.open(encoded, None if targets is None else targets.known_lengths)
+        if targets is not None and self.config.segment_blocks:
+            slots = slots.in_blocks(targets.tokens, targets.lengths, self.config)
         shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
         result = BnbOutput(
             latent=inputs.restore(encoded.latent),
@@ -213,10 +215,12 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return passes
 
     def _slot_states(self, hidden_TH: Tensor, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
-        links_BTT = None if self.links is None else self.links(hidden_TH, slots.layout)
+        links_BTT = None
+        if self.links is not None:
+            links_BTT = self.links(hidden_TH, slots.layout, None if slots.blocks is None else slots.blocks.furthest)
         weight_VH = self.get_output_embeddings().weight
         distinct_B = distinct_slots(slots.layout.lengths, encoded.layout.lengths, self.config)
-        return SlotStates(hidden_TH, weight_VH, self.lm_head.bias, slots.layout, links_BTT, distinct_B)
+        return SlotStates(hidden_TH, weight_VH, self.lm_head.bias, slots.layout, links_BTT, distinct_B, slots.blocks)
 
     @torch.no_grad()
     def _argmax(self, hidden_TH: Tensor) -> Tensor:

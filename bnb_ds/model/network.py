@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
@@ -60,6 +60,8 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, nn.Embedding) and self.config.embedding_range is not None:
+            initialization.normal_(module.weight, mean=0.0, std=self.config.embedding_range)
         if isinstance(module, BertEmbeddings):
             # No checkpoint holds these buffers, so a model made on the meta device gets them here.
             module.position_ids.copy_(torch.arange(module.position_ids.shape[-1])[None])

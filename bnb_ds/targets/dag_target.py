@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class DagTarget:
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """The most probable path; slots beside it have -1."""
-        path_BL, _ = dag_best_path(**states.with_targets(targets), log_links=states.links)
+        path_BL, _ = dag_best_path(**_arguments(states, targets))
         return states.layout.unpad(path_BL)
 
     def path_tokens(self, oracle_T: Tensor, targets: Targets, layout: PackedLayout) -> Tensor:
@@ -60,6 +61,8 @@ class DagTarget:
         """
         best_T = linear_argmax(states.hidden, states.weight, states.bias)
         is_on_path_T = oracle_T >= 0
+        if states.blocks is not None:
+            is_on_path_T &= states.blocks.forced < 0  # what they write is known
         is_wrong_T = is_on_path_T & (best_T != targets.at(oracle_T, states.layout))
         number_B = rounded_half_up(ratio, states.layout.pad(is_wrong_T, False).sum(1))
         return lowest_of_each(is_on_path_T, number_B, draws_T, states.layout)
@@ -70,6 +73,12 @@ class DagTarget:
         assert states.links is not None
         if options.dag.strategy != "beam":
             token_T, log_prob_T = linear_best(states.hidden, states.weight, states.bias)
+            if states.blocks is not None:
+                is_forced_T = states.blocks.forced >= 0
+                token_T, log_prob_T = (
+                    token_T.masked_fill(is_forced_T, states.blocks.token),
+                    log_prob_T.masked_fill(is_forced_T, 0.0),
+                )
             best = (layout.pad(token_T), layout.pad(log_prob_T))
             return decode_best(*best, states.links, lengths_B, options.dag, pad=options.pad)
         token_TC, log_prob_TC = _candidates(states, options.dag.beam.candidates)
@@ -85,8 +94,12 @@ def output_log_probs(states: SlotStates, ids_BT: Tensor, lengths_B: Tensor) -> T
 
 
 def _loss(states: SlotStates, targets: Targets, reduction: str, *, zero_infinity: bool = True) -> DagOutput:
-    arguments = states.with_targets(targets)
-    return linear_dag_loss(**arguments, log_links=states.links, reduction=reduction, zero_infinity=zero_infinity)
+    return linear_dag_loss(**_arguments(states, targets), reduction=reduction, zero_infinity=zero_infinity)
+
+
+def _arguments(states: SlotStates, targets: Targets) -> dict[str, Any]:
+    forced_T = None if states.blocks is None else states.blocks.forced
+    return {**states.with_targets(targets), "log_links": states.links, "forced": forced_T}
 
 
 def _candidates(states: SlotStates, number: int) -> tuple[Tensor, Tensor]:
