@@ -80,8 +80,6 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
             f"{path}: not the configuration of a BERT-NAR-BERT of the reference: {type(error).__name__} {error}; it "
             "needs encoder and decoder, with latent_size in both"
         ) from None
-    if values.get("is_vae"):
-        raise CheckpointError(f"{path}: is_vae is true; only the deterministic model of the paper can be imported")
     if latent_size != decoder_latent_size:
         raise CheckpointError(
             f"{path}: latent_size is {latent_size} in the encoder and {decoder_latent_size} in the decoder; make them"
@@ -106,6 +104,14 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
         "eos_token_id": values.get("eos_token_id"),
     }
     return BnbConfig(**fields, latent_size=latent_size, **{**defaults, **overrides})
+
+
+def was_vae(directory: Path) -> bool:
+    """Whether the reference drew latents in training (``is_vae``). Not when it decodes: there it takes their mean.
+
+    Call it with a directory that `reference_config` has read.
+    """
+    return bool(json.loads((directory / "config.json").read_text(encoding="utf-8")).get("is_vae"))
 
 
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
@@ -153,7 +159,7 @@ def _matched(path: Path, weights: dict[str, Tensor], ours: dict[str, Tensor], la
             continue
         weight, shape = weights[name], list(parameter.shape)
         if ours_name.startswith("model.latent."):
-            shape[0] *= 2  # the second half is the log variance of a VAE, which the reference neither trains nor reads
+            shape[0] *= 2  # the second half is the log variance of a VAE, which the reference does not read to decode
         if list(weight.shape) != shape:
             faults.append(f"{name} has shape {list(weight.shape)}, not {shape}")
         matched[ours_name] = weight[:latent_size] if ours_name.startswith("model.latent.") else weight
