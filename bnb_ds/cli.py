@@ -29,6 +29,7 @@ _COMMANDS = (
         "convert a model saved by the reference implementation of the paper",
         "bnb_ds.commands.export:add_import_reference",
     ),
+    ("import-optimus", "convert an encoder of Optimus to a plain BERT", "bnb_ds.commands.export:add_import_optimus"),
     ("generate", "write one generated line for each line of a file", "bnb_ds.commands.generate:add_generate"),
     ("serve", "answer HTTP requests with one model", "bnb_ds.commands.generate:add_serve"),
     ("show-dag", "draw the graph of slots that a model makes of a text", "bnb_ds.commands.show_dag:add_show_dag"),

@@ -51,7 +51,7 @@ def load_reference(model_class: type[M], directory: str | PathLike[str], overrid
     """Load a model; see `bnb_ds.modeling.BnbForConditionalGeneration.from_reference`."""
     directory = Path(directory)
     model = model_class(reference_config(directory, overrides))
-    path, weights = _read_weights(directory)
+    path, weights = read_tensors(directory)
     is_new = re.compile("|".join((r"^links\.", *OPTIONAL_PARTS)))
     ours = {name: parameter for name, parameter in model.state_dict().items() if not is_new.search(name)}
     model.load_state_dict(_matched(path, weights, ours, model.config.latent_size), strict=False)
@@ -114,7 +114,12 @@ def was_vae(directory: Path) -> bool:
     return bool(json.loads((directory / "config.json").read_text(encoding="utf-8")).get("is_vae"))
 
 
-def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+def read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The weights in ``model.safetensors`` or ``pytorch_model.bin`` of a directory, and the path of that file.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something other than tensors.
+    """
     readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
         "model.safetensors": load_file,
         # weights_only: this unpickler accepts tensors and nothing that could run code.

@@ -33,7 +33,7 @@ from bnb_ds.model.slots import DecoderSlots, longest_targets, open_slots
 
 #: weights of parts that a model of another configuration lacks
 OPTIONAL_PARTS = (r"length_predictor\.", r"token_gate$", r"decoder\.feedback\.")
-#: weights that a saved model may have, but not the one that is made of it: BERT's pooler, and latents that no slot reads
+#: weights that a saved model may have and the one made of it has not: BERT's pooler, latents that no slot reads
 OTHER_PARTS = (r"^pooler\.", r"latent_projection\.")
 
 
