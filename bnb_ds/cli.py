@@ -32,6 +32,7 @@ _COMMANDS = (
         "convert a model saved by the reference implementation of the paper",
         "bnb_ds.commands.export:add_import_reference",
     ),
+    ("import-optimus", "convert an encoder of Optimus to a plain BERT", "bnb_ds.commands.export:add_import_optimus"),
     ("push", "upload an exported model to the Hugging Face hub", "bnb_ds.commands.push:add_push"),
     ("generate", "write one generated line for each line of a file", "bnb_ds.commands.generate:add_generate"),
     ("serve", "answer HTTP requests with one model", "bnb_ds.commands.generate:add_serve"),

@@ -81,7 +81,8 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
     def from_reference(cls, directory: str | PathLike[str], **overrides: Any) -> BnbForConditionalGeneration:
         """Load a directory that the reference implementation's ``save_pretrained`` wrote.
 
-        With ``decoder_length`` ``"padded"``, the default here, the model computes the same as the reference.
+        With ``decoder_length`` ``"padded"``, the default here, the model computes the same as the reference. If that
+        drew latents in training (``is_vae``), the model has their mean, with which the reference decodes.
         ``overrides`` may set another policy, for example to train further with it.
 
         Args:

@@ -1,4 +1,4 @@
-"""The commands ``bnb-ds export`` and ``bnb-ds import-reference``."""
+"""The commands ``bnb-ds export``, ``average``, ``import-reference`` and ``import-optimus``."""
 
 from __future__ import annotations
 
@@ -83,6 +83,19 @@ def add_import_reference(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_import_reference)
 
 
+def add_import_optimus(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``bnb-ds import-optimus``."""
+    describe(
+        command,
+        "Convert an encoder of Optimus to a plain BERT, for recipes with model.kind classifier.",
+        "bnb-ds import-optimus optimus/checkpoint-encoder-508523 work/models/optimus --tokenizer bert-base-cased",
+    )
+    command.add_argument("source", type=Path, help="directory checkpoint-encoder-STEP that Optimus saved")
+    command.add_argument("output", type=Path, help="directory to write; it must be new or empty")
+    command.add_argument("--tokenizer", type=Path, help="tokenizer directory or vocab.txt (default: the one in SOURCE)")
+    command.set_defaults(run=_import_optimus)
+
+
 def _average(args: argparse.Namespace) -> None:
     from bnb_ds.export.from_run import export_average
 
@@ -121,3 +134,11 @@ def _import_reference(args: argparse.Namespace) -> None:
     for note in import_reference(args.source, args.output, tokenizer=args.tokenizer, overrides=overrides):
         print(note, file=sys.stderr)
     print(f"import-reference: {args.source} -> {args.output}")
+
+
+def _import_optimus(args: argparse.Namespace) -> None:
+    from bnb_ds.export.import_optimus import import_optimus
+
+    for note in import_optimus(args.source, args.output, tokenizer=args.tokenizer):
+        print(note, file=sys.stderr)
+    print(f"import-optimus: {args.source} -> {args.output}")

@@ -8,6 +8,7 @@ from typing import Any
 from bnb_ds.common.files import new_directory, refuse_directory
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, vocabulary_size
 from bnb_ds.errors import DataError
+from bnb_ds.model.from_reference import was_vae
 from bnb_ds.modeling import BnbForConditionalGeneration
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -45,6 +46,12 @@ def import_reference(
         model.save_pretrained(directory)
         if loaded is not None:
             save_tokenizer(loaded, directory)
+    notes = []
+    if was_vae(source):
+        notes.append(
+            f"note: {source} was trained with is_vae true; {output} has the mean of its latents, as the reference"
+            " decodes (z = mu), and no variance: training it further is training of the deterministic model"
+        )
     if loaded is None:
-        return [f"note: {source} holds no tokenizer; {output} takes only token ids unless you give --tokenizer"]
-    return []
+        notes.append(f"note: {source} holds no tokenizer; {output} takes only token ids unless you give --tokenizer")
+    return notes

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bnb_ds.checkpoint import store
+from bnb_ds.checkpoint.pooler import kept_pooler
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.common.files import new_directory
 from bnb_ds.errors import CheckpointError
@@ -38,9 +39,13 @@ def export_pretrained_model(
         raise CheckpointError(f"{run}: has no model/config.json; restore it from a copy of the run")
     model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
     model.load_state_dict(without_head(weights or read_weights(found)))
-    codec, card = Codec.load(run / "model"), model_card(run, found, encoder_only=encoder_only)
+    codec, pooler = Codec.load(run / "model"), kept_pooler(run / "model")
+    card = model_card(run, found, encoder_only=encoder_only, has_pooler=bool(pooler))
     with new_directory(output) as directory:
-        (encoder_of(model).to_bert() if encoder_only else model).save_pretrained(directory)
+        if encoder_only:
+            encoder_of(model).to_bert(pooler).save_pretrained(directory)
+        else:
+            model.save_pretrained(directory, state_dict={**model.state_dict(), **pooler})
         codec.save(directory)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
@@ -49,13 +54,15 @@ _USE_ENCODER = """```python
 from transformers import AutoModel, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
-encoder = AutoModel.from_pretrained(".", add_pooling_layer=False)
+encoder = AutoModel.from_pretrained("."{no_pooler})
 print(encoder(**tokenizer(["A sentence."], return_tensors="pt")).last_hidden_state.shape)
 ```"""
+_NO_POOLER = ", add_pooling_layer=False"
 
 
-def model_card(run: Path, found: Path, *, encoder_only: bool) -> str:
+def model_card(run: Path, found: Path, *, encoder_only: bool, has_pooler: bool) -> str:
     """The README of an exported model: how to use it, and how it was trained."""
+    use_encoder = _USE_ENCODER.format(no_pooler="" if has_pooler else _NO_POOLER)
     recipe, launches = read_history(run)
     first = launches[0]
     does = "feature-extraction" if encoder_only else "fill-mask"
@@ -64,7 +71,7 @@ def model_card(run: Path, found: Path, *, encoder_only: bool) -> str:
 A non-autoregressive sequence-to-sequence model (Sohrab et al., IEEE Access 2024): the whole output is written in one
 parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, {store.step_of(found):,} steps.
 
-{_USE_ENCODER if encoder_only else usage(None)}
+{use_encoder if encoder_only else usage(None)}
 
 ## Training
 

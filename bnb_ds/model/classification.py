@@ -32,7 +32,7 @@ _OTHER_PARTS = [r"^lm_head\.", r"^(model\.)?(latent|decoder|length_predictor|enc
 class BnbEncoderModel(BnbModelWithEncoder):
     """The encoder of a BERT-NAR-BERT, which is a BERT. It can also be loaded from the directory of a whole model."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _OTHER_PARTS
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [*_OTHER_PARTS, r"^pooler\."]
 
     def __init__(self, config: BnbConfig):
         super().__init__(config)
@@ -56,20 +56,22 @@ class BnbEncoderModel(BnbModelWithEncoder):
         inputs = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         return inputs.restore(self.encoder(inputs))
 
-    def to_bert(self) -> BertModel:
-        """A `transformers.BertModel` with the same weights, without a pooler, in evaluation mode.
+    def to_bert(self, pooler: dict[str, Tensor] | None = None) -> BertModel:
+        """A `transformers.BertModel` with the same weights, in evaluation mode.
 
         ``to_bert().save_pretrained(DIR)`` writes a directory that any BERT software can load.
+
+        Args:
+            pooler: ``pooler.dense.weight`` and ``pooler.dense.bias``; None or empty: the model has no pooler.
         """
         config = copy.deepcopy(self.config.encoder)
         config._attn_implementation = "sdpa"
-        bert = BertModel(config, add_pooling_layer=False).to(self.dtype)
-        bert.load_state_dict(
-            {
-                f"encoder.{name}" if name.startswith("layer.") else name: weight
-                for name, weight in self.encoder.state_dict().items()
-            }
-        )
+        bert = BertModel(config, add_pooling_layer=bool(pooler)).to(self.dtype)
+        own = {
+            f"encoder.{name}" if name.startswith("layer.") else name: weight
+            for name, weight in self.encoder.state_dict().items()
+        }
+        bert.load_state_dict({**own, **(pooler or {})})
         return bert.eval()
 
 
@@ -84,8 +86,9 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
     """Encoder, BERT's pooler over the first token, and a linear layer to ``config.num_labels`` classes.
 
     One label means regression. From a saved `bnb_ds.modeling.BnbForConditionalGeneration` the encoder is loaded, and
-    pooler and classifier are new. The dropout before the classifier is ``config.encoder.classifier_dropout``, or
-    ``config.encoder.hidden_dropout_prob`` if that is None.
+    so is the pooler of the BERT that its pre-training began with; without one, the pooler is new. The dropout before
+    the classifier is ``config.encoder.classifier_dropout``, or ``config.encoder.hidden_dropout_prob`` if that is
+    None.
     """
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = _OTHER_PARTS

@@ -51,7 +51,7 @@ def load_reference(model_class: type[M], directory: str | PathLike[str], overrid
     """Load a model; see `bnb_ds.modeling.BnbForConditionalGeneration.from_reference`."""
     directory = Path(directory)
     model = model_class(reference_config(directory, overrides))
-    path, weights = _read_weights(directory)
+    path, weights = read_tensors(directory)
     is_new = re.compile("|".join((r"^links\.", *OPTIONAL_PARTS)))
     ours = {name: parameter for name, parameter in model.state_dict().items() if not is_new.search(name)}
     model.load_state_dict(_matched(path, weights, ours, model.config.latent_size), strict=False)
@@ -80,8 +80,6 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
             f"{path}: not the configuration of a BERT-NAR-BERT of the reference: {type(error).__name__} {error}; it "
             "needs encoder and decoder, with latent_size in both"
         ) from None
-    if values.get("is_vae"):
-        raise CheckpointError(f"{path}: is_vae is true; only the deterministic model of the paper can be imported")
     if latent_size != decoder_latent_size:
         raise CheckpointError(
             f"{path}: latent_size is {latent_size} in the encoder and {decoder_latent_size} in the decoder; make them"
@@ -108,7 +106,20 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
     return BnbConfig(**fields, latent_size=latent_size, **{**defaults, **overrides})
 
 
-def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+def was_vae(directory: Path) -> bool:
+    """Whether the reference drew latents in training (``is_vae``). Not when it decodes: there it takes their mean.
+
+    Call it with a directory that `reference_config` has read.
+    """
+    return bool(json.loads((directory / "config.json").read_text(encoding="utf-8")).get("is_vae"))
+
+
+def read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The weights in ``model.safetensors`` or ``pytorch_model.bin`` of a directory, and the path of that file.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something other than tensors.
+    """
     readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
         "model.safetensors": load_file,
         # weights_only: this unpickler accepts tensors and nothing that could run code.
@@ -153,7 +164,7 @@ def _matched(path: Path, weights: dict[str, Tensor], ours: dict[str, Tensor], la
             continue
         weight, shape = weights[name], list(parameter.shape)
         if ours_name.startswith("model.latent."):
-            shape[0] *= 2  # the second half is the log variance of a VAE, which the reference neither trains nor reads
+            shape[0] *= 2  # the second half is the log variance of a VAE, which the reference does not read to decode
         if list(weight.shape) != shape:
             faults.append(f"{name} has shape {list(weight.shape)}, not {shape}")
         matched[ours_name] = weight[:latent_size] if ours_name.startswith("model.latent.") else weight

@@ -20,7 +20,7 @@ from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.layers import BnbLMHead, EarlyExit
 from bnb_ds.model.length import length_scores
-from bnb_ds.model.network import OPTIONAL_PARTS, BnbModel, BnbPreTrainedModel, Encoded
+from bnb_ds.model.network import OPTIONAL_PARTS, OTHER_PARTS, BnbModel, BnbPreTrainedModel, Encoded
 from bnb_ds.model.outputs import BnbOutput
 from bnb_ds.model.slots import DecoderSlots, distinct_slots
 from bnb_ds.model.target_rules import target_of
@@ -52,7 +52,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
     The output matrix is the parameter ``model.decoder.embeddings.word_embeddings.weight`` itself.
     """
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^links\.", *OPTIONAL_PARTS]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^links\.", *OTHER_PARTS, *OPTIONAL_PARTS]
 
     def __init__(self, config: BnbConfig):
         super().__init__(config)

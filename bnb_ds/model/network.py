@@ -34,6 +34,8 @@ from bnb_ds.model.slots import DecoderSlots, longest_targets, open_slots
 
 #: weights of parts that a model of another configuration lacks
 OPTIONAL_PARTS = (r"length_predictor\.", r"token_gate$", r"decoder\.feedback\.")
+#: weights that a saved model may have and the one made of it has not: BERT's pooler, latents that no slot reads
+OTHER_PARTS = (r"^pooler\.", r"latent_projection\.")
 
 
 class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
@@ -111,7 +113,12 @@ class BnbModel(BnbModelWithEncoder):
     """Encoder, latent and decoder, without the LM head."""
 
     # A model saved by `BnbLMHeadModel` has a head, which is ignored here.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\.", r"^links\.", *OPTIONAL_PARTS]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        r"^lm_head\.",
+        r"^links\.",
+        *OTHER_PARTS,
+        *OPTIONAL_PARTS,
+    ]
 
     def __init__(self, config: BnbConfig):
         super().__init__(config)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import BertTokenizerFast
 
+from bnb_ds.checkpoint.pooler import keep_pooler
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.config.sections import PretrainRecipe
 from bnb_ds.data.batch import PackedBatch
@@ -57,7 +58,7 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
         intervals=Intervals.of(recipe.intervals),
         batch_flops=_training_flops(config),
         evaluation=lambda engine, tracker: _evaluation(engine, heldout, plan, process.device, tracker),
-        save_model_files=lambda: _save_model_files(run, config, plan.tokenizer),
+        save_model_files=lambda: _save_model_files(run, recipe, config, plan.tokenizer),
         lines=[*describe_plan(plan, config, num_parameters, train), *decision.about_slots],
     )
     run_job(job, launch, process, decision.start)
@@ -101,7 +102,8 @@ def _training_flops(config: BnbConfig) -> Callable[[PackedBatch], int]:
     return training_flops
 
 
-def _save_model_files(run: RunDir, config: BnbConfig, tokenizer: BertTokenizerFast) -> None:
-    """Save the configuration and the tokenizer, so that an export needs no shards."""
+def _save_model_files(run: RunDir, recipe: PretrainRecipe, config: BnbConfig, tokenizer: BertTokenizerFast) -> None:
+    """Save the configuration, the tokenizer and BERT's pooler, so that an export needs no shards and no checkpoint."""
     config.save_pretrained(run.model)
     save_tokenizer(tokenizer, run.model)
+    keep_pooler(recipe.model, run.model)

@@ -27,13 +27,13 @@ class NarGenerator(BnbGenerator):
         return self.section.as_bnb()
 
     def config(self) -> BnbConfig:
-        config = super().config()
-        if config.slot_tokens == "source" and self._source.tokenizer_hash != self._target.tokenizer_hash:
+        copies = self._config is None and self.section.fixed.get("slot_tokens") == "source"
+        if copies and self._source.tokenizer_hash != self._target.tokenizer_hash:
             raise ConfigError(
                 f"data.target_tokenizer: kind {self.kind} copies the source's tokens to the decoder, so both halves"
                 " need one tokenizer; remove data.target_tokenizer, and model.decoder if it has another one"
             )
-        return config
+        return super().config()
 
 
 class Nat(NarGenerator):

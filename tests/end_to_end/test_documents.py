@@ -19,7 +19,8 @@ import httpx
 import pytest
 import torch
 from deepspeed.launcher.runner import parse_args
-from transformers import BertConfig, BertForMaskedLM
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForPreTraining
 
 from bnb_ds.data.tokenization import load_tokenizer
 from tests import documents, launching
@@ -97,7 +98,7 @@ def test_no_block_is_left_out():
 def save_bert(directory: Path, tokenizer) -> None:
     """A BERT checkpoint to start from."""
     tokenizer.save_pretrained(directory)
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **TINY_BERT)).save_pretrained(directory)
+    BertForPreTraining(BertConfig(vocab_size=len(tokenizer), **TINY_BERT)).save_pretrained(directory)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +238,7 @@ def test_use(prepared, capsys, forked):
     convert, encoder = commands("models")
     forked(encoder, prepared)
     assert (prepared / "models" / "encoder" / "model.safetensors").is_file()
+    assert "pooler.dense.weight" in load_file(prepared / "models" / "encoder" / "model.safetensors"), "that of its BERT"
     save_as_reference(bnb_model(dtype=torch.float32), prepared / "reference")
     assert "import-reference: " in forked(convert.replace("REFERENCE", f"{prepared}/reference"), prepared)
 

@@ -23,6 +23,7 @@ REFUSED = [
     ("export --format onnx model {d}", "bnb_ds.export.onnx.load_exported", "{d}: " + EXISTS),
     ("average run --last 2 --output {d}", "bnb_ds.export.from_run.find_checkpoints", "{d}: " + EXISTS),
     ("import-reference a {d}", "bnb_ds.modeling.BnbForConditionalGeneration.from_reference", "{d}: " + EXISTS),
+    ("import-optimus a {d}", "bnb_ds.export.import_optimus.read_tensors", "{d}: " + EXISTS),
     ("curves run --png {d}", "bnb_ds.train.tracking.read_scalars", "--png {d}: " + DIRECTORY),
     ("curves run --png {f}", "bnb_ds.train.tracking.read_scalars", "{f}: " + EXISTS),
     ("prep stats shards --png {d}", "data_prep.tools.stats.corpus_stats", "--png {d}: " + DIRECTORY),

@@ -44,6 +44,7 @@ COMMANDS = {
     "export --format onnx": (["m", ODD], "bnb_ds.export.onnx.export_onnx", None),
     "glue": (["r", "--deepspeed_config", "d", "--output", "o"], "bnb_ds.finetune.glue.run_glue", ODD),
     "import-reference": (["a", ODD], "bnb_ds.export.import_reference.import_reference", []),
+    "import-optimus": (["a", ODD], "bnb_ds.export.import_optimus.import_optimus", []),
     "predict": (["m", "--input", "i", "--output", "o"], "bnb_ds.evaluate.predict.predict", [ODD]),
     "prep docs": (["--output", ODD], "data_prep.sources.docs.write_docs", DocsReport(1, 2, 3, 4)),
     "prep vocab": (["--input", "in.txt", "--output", ODD], "data_prep.tokenise.vocab.train_vocabulary", [1]),

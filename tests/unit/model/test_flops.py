@@ -59,6 +59,15 @@ def test_equals_torchs_counter_with_length_classification():
     assert forward_flops(model.config, lengths, slots) <= counted(model, lengths.tolist())
 
 
+def test_equals_torchs_counter_without_latents_and_head_transform():
+    fields = {"decoder_latent": False, "head_transform": False, "decoder_tokens": True, "mask_token_id": 4}
+    model = bnb_model(decoder_length="predicted", length_difference_min=2, length_difference_max=2, **fields)
+    assert forward_flops(model.config, np.array([7, 7]), np.array([9, 9])) == counted(model, [7, 7])
+    more = forward_flops(model.config, np.array([7, 7]), np.array([9, 9]), decoder_passes=3)
+    encoder = forward_flops(model.config, np.array([7, 7]), np.array([0, 0]), decoder_passes=0)
+    assert more - encoder == 3 * (forward_flops(model.config, np.array([7, 7]), np.array([9, 9])) - encoder)
+
+
 def test_training_is_three_forwards(monkeypatch):
     # The other way on a CPU computes attention weights twice. The second time does not count as the model's work.
     monkeypatch.setattr("bnb_ds.model.attention.attention_way", lambda *_: "padded")

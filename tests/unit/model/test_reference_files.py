@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from bnb_ds.cli import main
 from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.export.import_reference import import_reference
 from bnb_ds.modeling import BnbForConditionalGeneration
 from tests.reference_files import save_as_reference, their_weights
 from tests.tiny import bnb_model, padded_form, source_ids
@@ -27,6 +28,22 @@ def test_halves_of_different_size_with_a_projection_between(tmp_path, binary):
     assert loaded.config.decoder_length == "padded"
     assert (loaded.config.latent_dropout, loaded.config.loss_reduction, loaded.training) == (0.1, "sample", False)
     assert torch.equal(loaded(**BATCH).logits, model(**BATCH).logits)
+
+
+def test_a_vae_has_the_mean_of_its_latents(tmp_path):
+    """The reference takes z = mu when it does not train; the other half of its latent is the log variance."""
+    model = bnb_model(dtype=torch.float32, decoder_length="padded")
+    weights = their_weights(model)
+    weights["encoder.linear.weight"][5:] = 7.0
+    weights["encoder.linear.bias"][5:] = -3.0
+    save_as_reference(model, tmp_path / "theirs", weights, is_vae=True)
+    loaded = BnbForConditionalGeneration.from_reference(tmp_path / "theirs")
+    assert torch.equal(loaded(**BATCH).logits, model(**BATCH).logits)
+    notes = import_reference(tmp_path / "theirs", tmp_path / "ours")
+    assert notes[0].startswith(f"note: {tmp_path / 'theirs'} was trained with is_vae true; {tmp_path / 'ours'} has the")
+    assert "(z = mu)" in notes[0]
+    save_as_reference(model, tmp_path / "plain")
+    assert not any("is_vae" in note for note in import_reference(tmp_path / "plain", tmp_path / "other"))
 
 
 def test_the_second_bias_of_a_binary_file_is_the_one_in_use(tmp_path):
@@ -111,7 +128,6 @@ def test_no_weights_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"is_vae": True}, "is_vae is true"),
         ({"decoder": {"latent_size": 9}}, "latent_size is 5 in the encoder and 9 in the decoder"),
         ({"encoder": {}}, "not the configuration of a BERT-NAR-BERT of the reference: KeyError 'latent_size'"),
         ({"encoder": None}, "not the configuration of a BERT-NAR-BERT of the reference: TypeError"),
