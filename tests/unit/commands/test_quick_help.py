@@ -46,6 +46,31 @@ def whole_parser():
     return parser
 
 
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """All commands without commands of their own."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in below:
+        for command in action.choices.values():
+            yield from commands(command)
+    if not below:
+        yield parser
+
+
+def test_every_command_has_a_description_and_an_example(whole_parser):
+    lacking = [each.prog for each in commands(whole_parser) if not each.description or "example" not in each.epilog]
+    assert lacking == []
+
+
+def test_every_flag_with_a_value_tells_its_default_or_is_required(whole_parser):
+    silent = []
+    for command in commands(whole_parser):
+        command.format_help()
+        for action in command._actions:
+            if action.option_strings and action.nargs != 0 and not action.required and action.help != argparse.SUPPRESS:
+                silent += [f"{command.prog} {action.option_strings[0]}"] * ("default" not in action.help)
+    assert silent == []
+
+
 def flags(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield from action.option_strings
