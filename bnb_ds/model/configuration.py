@@ -13,7 +13,11 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.model.choices import DECODER_LENGTH_POLICIES, DECODER_POSITIONS, LOSS_REDUCTIONS, TARGETS
+
+DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
+DECODER_POSITIONS = ("absolute", "shared")
+TARGETS = ("ctc", "token", "dag")
+LOSS_REDUCTIONS = ("token", "sample")
 
 #: fields that must be equal in both halves if they share weights
 _SHARED_SIZES = (

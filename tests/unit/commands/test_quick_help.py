@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from bnb_ds.cli import _COMMANDS, _parser, main
+from bnb_ds.commands import export
+from bnb_ds.model.configuration import DECODER_LENGTH_POLICIES
 from data_prep.commands.prep import _COMMANDS as PREP
 from data_prep.tokenise.engines import ENGINES
 from data_prep.tokenise.names import ENGINE_NAMES
@@ -35,8 +37,9 @@ def test_help_and_version_import_nothing_heavy():
     assert result.returncode == 0, result.stderr
 
 
-def test_the_names_of_engines_are_those_of_their_classes():
+def test_names_that_help_shows_without_importing_their_owners():
     assert ("auto", *ENGINES) == ENGINE_NAMES
+    assert export._DECODER_LENGTHS == DECODER_LENGTH_POLICIES
 
 
 @pytest.fixture(scope="module")

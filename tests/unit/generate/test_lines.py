@@ -157,37 +157,6 @@ def test_a_finished_output_is_left_alone_by_resume(exported, source, whole, tmp_
     assert target.read_bytes() == whole
 
 
-def test_an_output_that_exists_is_kept_unless_the_user_says_so(exported, source, whole, tmp_path, monkeypatch, capsys):
-    target = tmp_path / "o"
-    target.write_text("mine")
-    with monkeypatch.context() as patch:
-        patch.setattr(BnbPipeline, "from_pretrained", None)  # refused before the model is loaded
-        for arguments in ([], ["--processes", "2"]):
-            assert generate(exported, source, target, *arguments) == 2
-            assert capsys.readouterr().err == (
-                f"bnb-ds: error: {target}: already exists; add --overwrite to replace it, --resume to go on with an"
-                " unfinished one, or choose another output\n"
-            )
-        assert generate(exported, source, target, "--resume", "--overwrite") == 2
-        assert "--resume goes on with an output, and --overwrite replaces it: give one" in capsys.readouterr().err
-    assert target.read_text() == "mine"
-    for _ in range(2):
-        assert generate(exported, source, target, "--overwrite") == 0
-        assert target.read_bytes() == whole
-
-
-def test_an_empty_file_is_no_output_to_keep(exported, source, whole, tmp_path):
-    (tmp_path / "o").touch()  # as mktemp makes it
-    assert generate(exported, source, tmp_path / "o") == 0
-    assert (tmp_path / "o").read_bytes() == whole
-
-
-def test_an_unfinished_output_can_be_thrown_away(exported, source, whole, tmp_path, monkeypatch):
-    interrupted(exported, source, tmp_path / "o", monkeypatch, 3)
-    assert generate(exported, source, tmp_path / "o", "--overwrite") == 0
-    assert (tmp_path / "o").read_bytes() == whole
-
-
 def test_what_is_cut_empty_or_damaged_is_said(exported, tmp_path, capsys):
     (tmp_path / "in").write_bytes(b"word " * 500 + b"\n\nna\xefve\nshort\n")
     assert generate(exported, tmp_path / "in", tmp_path / "o") == 0
