@@ -82,7 +82,11 @@ def _run(arguments: Sequence[str] | None) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="bnb-ds", description="BERT-NAR-BERT: data, models, generation.")
+    parser = CommandParser(
+        prog="bnb-ds",
+        description="BERT-NAR-BERT: data, models, generation.",
+        epilog="`bnb-ds COMMAND --help` describes a command and shows an example.",
+    )
     parser.add_argument("--version", action="version", version=f"bnb-ds {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for entry in sorted(importlib.metadata.entry_points(group="bnb_ds.commands")):

@@ -21,5 +21,8 @@ def add_subject(subjects: argparse._SubParsersAction) -> None:
     subjects.add_parser(
         "prep",
         help="time the whole job, or parsing or extraction alone, beside other tools",
+        description="Time the whole job beside datasets.map, or parsing or extraction of wikitext alone.",
+        epilog="example:\n  bnb-ds bench prep --input corpus.parquet --tokenizer bert-base-cased/ --workers 1 4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         arguments="data_prep.commands.bench:add_arguments",
     )

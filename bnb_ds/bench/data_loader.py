@@ -202,7 +202,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    refuse_missing_parent(args.json)
+    refuse_missing_parent(args.json, overwrite=args.overwrite)
     if args.directory is not None and not args.directory.is_dir():
         raise ConfigError(f"--directory {args.directory}: no such directory: make it first")
     torch.set_num_threads(1)

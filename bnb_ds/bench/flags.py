@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from bnb_ds.common.arguments import positive
-from bnb_ds.common.files import refuse_output, write_atomic
+from bnb_ds.common.arguments import add_overwrite, positive
+from bnb_ds.common.files import refuse_output, refuse_overwriting, write_atomic
 from bnb_ds.errors import ConfigError
 
 
@@ -51,14 +51,15 @@ def add_threads(command: argparse.ArgumentParser) -> None:
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
-    """Add ``--json``."""
+    """Add ``--json`` and ``--overwrite``."""
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    add_overwrite(command)
 
 
 def announce(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """Check the flags, print the setting of the measurement, and return it."""
     refuse_missing_device(args.device)
-    refuse_missing_parent(args.json)
+    refuse_missing_parent(args.json, overwrite=args.overwrite)
     torch.set_num_threads(args.threads)
     setting = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads",
@@ -89,7 +90,14 @@ def refuse_missing_device(device: str) -> None:
         raise ConfigError("--device cuda: torch sees no GPU here: use --device cpu")
 
 
-def refuse_missing_parent(file: Path | None, flag: str = "json", inputs: Iterable[Path | None] = ()) -> None:
-    """Raise ConfigError before measuring, if an output file is a directory, lies in none, or is one of the inputs."""
+def refuse_missing_parent(
+    file: Path | None, flag: str = "json", inputs: Iterable[Path | None] = (), *, overwrite: bool
+) -> None:
+    """Refuse before measuring an output file that is a directory, lies in none, is one of the inputs, or exists.
+
+    Raises:
+        ConfigError, DataError: naming the flag or the file.
+    """
     if file is not None:
         refuse_output(file, [path for path in inputs if path is not None], flag=f"--{flag}")
+        refuse_overwriting(file, overwrite=overwrite)

@@ -232,7 +232,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     refuse_missing_device(args.device)
-    refuse_missing_parent(args.json)
+    refuse_missing_parent(args.json, overwrite=args.overwrite)
     for flag, value, most in (
         ("slots", args.slots, POSITIONS),
         ("source-tokens", args.source_tokens, POSITIONS),

@@ -251,7 +251,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     require_packages()
     refuse_missing_device(args.device)
-    refuse_missing_parent(args.json, inputs=[args.data])
+    refuse_missing_parent(args.json, inputs=[args.data], overwrite=args.overwrite)
     texts = list(dict.fromkeys(text.strip() for text in read_texts(args.data, args.num_sources)))
     pipeline = BnbPipeline.from_pretrained(args.model, device=args.device)
     expected = dict(zip(texts, pipeline(texts), strict=True))

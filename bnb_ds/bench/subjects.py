@@ -25,7 +25,12 @@ _SUBJECTS = (
 
 def add_bench(commands: argparse._SubParsersAction) -> None:
     """Add the command ``bench`` and its subjects."""
-    bench = commands.add_parser("bench", help="measure parts of the system against plain implementations")
+    bench = commands.add_parser(
+        "bench",
+        help="measure parts of the system against plain implementations",
+        description="Measure parts of the system against plain implementations.",
+        epilog="`bnb-ds bench SUBJECT --help` describes a subject and shows an example.",
+    )
     subjects = bench.add_subparsers(title="subjects", required=True, metavar="SUBJECT")
     for name, help_text, module in _SUBJECTS:
         subjects.add_parser(name, help=help_text, arguments=f"{module}:add_arguments")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from bnb_ds.common.arguments import describe, positive
 from bnb_ds.errors import ConfigError
-from bnb_ds.model.choices import DECODER_LENGTH_POLICIES
+
+#: those of `bnb_ds.model.configuration`, whose import would take seconds
+_DECODER_LENGTHS = ("source", "padded", "predicted")
 
 
 def add_export(command: argparse.ArgumentParser) -> None:
@@ -76,7 +78,7 @@ def add_import_reference(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokenizer", type=Path, help="tokenizer directory or vocab.txt (default: the one in SOURCE)")
     command.add_argument(
         "--decoder-length",
-        choices=DECODER_LENGTH_POLICIES,
+        choices=_DECODER_LENGTHS,
         default="padded",
         help="policy of decoder positions; `padded` computes the same as the reference (default %(default)s)",
     )

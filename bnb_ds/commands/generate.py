@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.common.arguments import describe, natural, positive
+from bnb_ds.common.arguments import add_overwrite, describe, natural, positive
 from bnb_ds.common.empty_outputs import count_empty, empty_warning
 from bnb_ds.errors import CONTINUE_WITH_RESUME, ConfigError
 
@@ -24,7 +24,8 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     command.add_argument("--input", required=True, help="text file, pipe, or - for standard input")
     command.add_argument("--output", required=True, help="text file, pipe or device, or - for standard output")
-    command.add_argument("--resume", action="store_true", help="continue an unfinished output")
+    command.add_argument("--resume", action="store_true", help="continue an unfinished output (default: refuse it)")
+    add_overwrite(command)
     command.add_argument(
         "--window", type=positive, default=4096, help="lines that are sorted by length together (default %(default)s)"
     )
@@ -214,6 +215,7 @@ def _generate(args: argparse.Namespace) -> None:
         args.output,
         pipeline_settings(args),
         resume=args.resume,
+        overwrite=args.overwrite,
         task_index=args.task_index,
         num_tasks=args.num_tasks,
         window=args.window,

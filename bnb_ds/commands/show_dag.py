@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bnb_ds.common.arguments import describe
-from bnb_ds.common.files import refuse_output, write_atomic
+from bnb_ds.common.arguments import add_overwrite, describe
+from bnb_ds.common.files import refuse_output, refuse_overwriting, write_atomic
 from bnb_ds.errors import ConfigError
 
 _STRATEGIES = ("lookahead", "greedy", "viterbi", "joint_viterbi")
@@ -22,6 +22,7 @@ def add_show_dag(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", type=Path, help="directory of an exported model")
     command.add_argument("--text", required=True, help="the source")
     command.add_argument("--output", type=Path, required=True, metavar="FILE", help="write the picture to this file")
+    add_overwrite(command)
     command.add_argument(
         "--strategy", choices=_STRATEGIES, default="lookahead", help="how the output is read off (default %(default)s)"
     )
@@ -39,6 +40,7 @@ def _show_dag(args: argparse.Namespace) -> None:
     if not 0 < args.least <= 1:
         raise ConfigError(f"--least {args.least}: give a probability above 0, up to 1")
     refuse_output(args.output)
+    refuse_overwriting(args.output, overwrite=args.overwrite)
     from bnb_ds.dag.strategies import DagOptions
     from bnb_ds.generate.graph_svg import draw
     from bnb_ds.generate.graph_view import view_graph

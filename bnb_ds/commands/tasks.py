@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bnb_ds.common.arguments import add_overrides, describe, natural, positive
+from bnb_ds.common.arguments import add_overrides, add_overwrite, describe, natural, positive
 from bnb_ds.common.empty_outputs import empty_warning
 from bnb_ds.errors import CONTINUE, CONTINUE_WITH_RESUME
 
@@ -30,7 +30,12 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         help="samples decoded together; it does not change the scores (default %(default)s)",
     )
     add_overrides(command, "replace a data setting of the fine-tuning recipe, for example data.test=FILE; repeatable")
-    command.add_argument("--output", type=Path, help="directory for the results (default: MODEL/evaluation/TASK-SPLIT)")
+    command.add_argument(
+        "--output",
+        type=Path,
+        help="directory for the results (default: MODEL/evaluation/TASK-SPLIT, where they replace earlier ones)",
+    )
+    add_overwrite(command)
     command.add_argument(
         "--oracle-length",
         action="store_true",
@@ -125,6 +130,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             overrides=args.overrides,
             output=args.output,
             oracle_length=args.oracle_length,
+            overwrite=args.overwrite,
         )
         evaluations[model] = evaluation
         results = evaluation.results
@@ -212,7 +218,8 @@ def add_distill(command: argparse.ArgumentParser) -> None:
         default=2048,
         help="examples that are sorted by length together (default %(default)s)",
     )
-    command.add_argument("--resume", action="store_true", help="continue an unfinished output")
+    command.add_argument("--resume", action="store_true", help="continue an unfinished output (default: refuse it)")
+    add_overwrite(command)
     command.add_argument(
         "--task-index", type=int, default=0, help="number of the share to do, from 0 (default %(default)s)"
     )
@@ -239,5 +246,6 @@ def _distill(args: argparse.Namespace) -> None:
         num_tasks=args.num_tasks,
         window=args.window,
         resume=args.resume,
+        overwrite=args.overwrite,
     )
     print(distill(job))

@@ -40,6 +40,14 @@ class CommandParser(argparse.ArgumentParser):
                 self.intermixed = True
         return super().parse_known_args(args, namespace)
 
+    def format_help(self) -> str:
+        """The help text; a flag that takes a value and says nothing of its default has none, and the text says so."""
+        for action in self._actions:
+            takes_value = bool(action.option_strings) and action.nargs != 0 and action.help is not argparse.SUPPRESS
+            if takes_value and not action.required and "default" not in (action.help or ""):
+                action.help = f"{action.help} (default: none)"
+        return super().format_help()
+
     def load(self) -> None:
         """Import the command's module, and add the arguments. Parsing does so by itself."""
         if self._arguments is not None:
@@ -73,6 +81,11 @@ def describe(command: argparse.ArgumentParser, description: str, example: str) -
 def add_overrides(command: argparse.ArgumentParser, help_text: str, metavar: str = "data.KEY=VALUE") -> None:
     """Add ``--set``, which may be repeated. ``overrides`` is the list of its values."""
     command.add_argument("--set", dest="overrides", action="append", default=[], metavar=metavar, help=help_text)
+
+
+def add_overwrite(command: argparse._ActionsContainer) -> None:
+    """Add ``--overwrite``."""
+    command.add_argument("--overwrite", action="store_true", help="replace an output that exists (default: refuse)")
 
 
 def natural(text: str) -> int:

@@ -165,6 +165,18 @@ def refuse_output(
     _refuse_protected(path, parent, flag)
 
 
+def refuse_overwriting(path: str | os.PathLike[str], *, overwrite: bool, or_else: str = "") -> None:
+    """Refuse an output that holds something, unless the user has asked to replace it; ``or_else`` is another way out.
+
+    Raises:
+        DataError: it is a file that is not empty.
+    """
+    path = Path(path)
+    if overwrite or is_stream(path) or not path.is_file() or path.stat().st_size == 0:
+        return
+    raise DataError(f"{path}: already exists; add --overwrite to replace it{or_else}, or choose another output")
+
+
 def refuse_same_file(
     path: str | os.PathLike[str] | int, inputs: Iterable[str | os.PathLike[str] | int], *, flag: str = "--output"
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,12 +59,25 @@ def checkpoint_errors(source: str | PathLike[str], kind: str) -> Iterator[None]:
     except BnbError:
         raise
     except Exception as error:  # transformers, safetensors, json and the hub raise many types, all for the same reason
+        if hint := export_hint(Path(source)):
+            raise CheckpointError(f"{source}: {hint}") from error
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CheckpointError(
             f"{source}: cannot be read as a {kind}: {reason.rstrip('.')}; restore it, or name another"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def export_hint(directory: Path) -> str | None:
+    """If a directory is a run or one of its checkpoints: what it is, and the command that makes a model of it."""
+    way = f"make one with `bnb-ds export {directory} NEW`, and give NEW"
+    # These functions know no error: a hub name may be anything.
+    if any(os.path.exists(directory / name) for name in ("config.resolved.yaml", "checkpoints")):
+        return f"is the output_dir of a run, not a model; {way}"
+    if os.path.exists(directory / "checkpoint.json"):
+        return f"is a checkpoint of a run, not a model; {way}"
+    return None
 
 
 def tokenizer_directory(checkpoint: str) -> Path | None:

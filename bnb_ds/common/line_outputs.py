@@ -27,6 +27,7 @@ from bnb_ds.common.files import (
     move_into_place,
     open_stream,
     refuse_output,
+    refuse_overwriting,
     refuse_same_file,
     sync_file,
     write_atomic,
@@ -54,6 +55,20 @@ def refuse_line_output(name: str | Path, inputs: Sequence[str | Path | int]) -> 
     if not is_stream(name):
         for path in _files_of(link_target(name)):
             refuse_same_file(path, inputs)
+
+
+def refuse_finished_output(name: str | Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output that is there already, unless the user says what should become of it.
+
+    Raises:
+        ConfigError: both flags are given.
+        DataError: the file exists, and neither is given.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume goes on with an output, and --overwrite replaces it: give one of them")
+    if name != STANDARD:
+        way = ", --resume to go on with an unfinished one"
+        refuse_overwriting(name, overwrite=resume or overwrite, or_else=way)
 
 
 def _files_of(path: Path) -> tuple[Path, Path]:
@@ -100,11 +115,13 @@ class Progress:
             self.counts[name] += count
 
 
-def open_output(name: str | Path, settings: dict[str, Any], *, resume: bool) -> ResumableOutput | StreamOutput:
+def open_output(
+    name: str | Path, settings: dict[str, Any], *, resume: bool, overwrite: bool = False
+) -> ResumableOutput | StreamOutput:
     """The output for a file, a pipe, a device, or standard output for ``-``. Arguments as of `ResumableOutput`."""
     if name == STANDARD or is_stream(name):
         return StreamOutput(name)
-    return ResumableOutput(Path(name), settings, resume=resume)
+    return ResumableOutput(Path(name), settings, resume=resume, overwrite=overwrite)
 
 
 def _encoded(lines: list[str]) -> bytes:
@@ -161,26 +178,23 @@ class ResumableOutput:
         path: the finished output.
         settings: see `Progress`.
         resume: continue an unfinished run. If False, an unfinished run is an error.
+        overwrite: throw an unfinished run away instead.
 
     Raises:
         DataError: the disk refuses, another process writes this output, or an unfinished run exists without ``resume``.
         ConfigError: the unfinished run had other settings.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool):
+    def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool = False):
         with disk_errors(path):
             self.path = link_target(path)
         self.partial, self.state_path = _files_of(self.path)
         self.progress = Progress(settings)
         found = self._read_state()
-        if found is not None and not found.complete and not resume:
+        if found is not None and not (found.complete or resume or overwrite):
             # Without an input file there is nothing to go on from.
-            way = (
-                "add --resume to go on, or remove"
-                if found.settings.get("input", True)
-                else "keep what you need, remove"
-            )
-            raise DataError(f"{self.partial}: an earlier run left this unfinished: {way} it and {self.state_path.name}")
+            way = "add --resume to go on, or" if found.settings.get("input", True) else "keep what you need, and add"
+            raise DataError(f"{self.partial}: an earlier run left this unfinished: {way} --overwrite to begin again")
         if found is not None and resume:
             self._check_same(found)
             self.progress = found

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bnb_ds.common.empty_outputs import count_empty
-from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output, write_atomic
+from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output, refuse_overwriting, write_atomic
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.scoring import DECIMALS, finite_or_none
 from bnb_ds.evaluate.split import Results, ceilings, evaluate_split, one_line
@@ -62,11 +62,12 @@ def evaluate_model(
     overrides: Sequence[str] = (),
     output: Path | None = None,
     oracle_length: bool = False,
+    overwrite: bool = True,
 ) -> Evaluation:
     """Evaluate a model directory, or the best model of a run.
 
     Args:
-        model: a directory that ``runs/finetune.py`` or ``bnb-ds export`` wrote.
+        model: a directory that ``bnb-ds finetune`` or ``bnb-ds export`` wrote.
         task_name: default: the task that the model was fine-tuned for.
         split: default: the task's first validation split.
         batch_size: samples decoded together; it does not change the scores.
@@ -74,6 +75,7 @@ def evaluate_model(
         output: directory for the results; default: next to the model.
         oracle_length: give each output the length of its reference, which the model would have to predict. Published
             scores of some non-autoregressive models are such; no user of a model has them.
+        overwrite: replace results in ``output``; those next to the model are always replaced.
 
     Raises:
         CheckpointError, ConfigError, DataError: the model, a setting or the data is wrong; the message names it.
@@ -89,6 +91,8 @@ def evaluate_model(
     refuse_directory(directory)
     for name in (PREDICTIONS_FILE, REFERENCES_FILE, RESULTS_FILE):
         refuse_output(directory / name, files_of(data, split), makes_parents=True)
+    if output is not None:
+        refuse_overwriting(directory / RESULTS_FILE, overwrite=overwrite)
     rows = tokenise(system.task, data, split, system.codec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = system.load(model).to(device)

@@ -18,7 +18,13 @@ import torch
 
 from bnb_ds.common.files import is_stream, sha256_file
 from bnb_ds.common.line_files import refuse_no_such_share, share_path
-from bnb_ds.common.line_outputs import ResumableOutput, StreamOutput, open_output, refuse_line_output
+from bnb_ds.common.line_outputs import (
+    ResumableOutput,
+    StreamOutput,
+    open_output,
+    refuse_finished_output,
+    refuse_line_output,
+)
 from bnb_ds.errors import ConfigError
 from bnb_ds.systems.baselines import AutoregressiveSystem
 from bnb_ds.systems.model_dir import best_model, system_and_data
@@ -45,6 +51,7 @@ class DistillJob:
         num_tasks: number of shares.
         window: number of examples that are sorted by length together and written at once.
         resume: continue an unfinished output.
+        overwrite: replace an output that exists.
     """
 
     teacher: Path
@@ -57,6 +64,7 @@ class DistillJob:
     num_tasks: int = 1
     window: int = 2048
     resume: bool = False
+    overwrite: bool = False
 
     def check(self) -> None:
         """Check the share and the output.
@@ -97,11 +105,12 @@ def distill(job: DistillJob) -> str:
             " (bert2bert, transformer, seq2seq)"
         )
     job.refuse_output([*files_of(data, _SPLIT), *teacher.rglob("*")])
+    refuse_finished_output(job.output_path, resume=job.resume, overwrite=job.overwrite)
     settings = _settings(job, teacher, system, data)
     counts = ReadingCounts()
     total = sum(1 for _ in read_examples(system.task, data, _SPLIT, counts))
     begin, end = (total * number // job.num_tasks for number in (job.task_index, job.task_index + 1))
-    output = open_output(job.output_path, settings, resume=job.resume)
+    output = open_output(job.output_path, settings, resume=job.resume, overwrite=job.overwrite)
     try:
         if not output.is_complete:
             # Here the progress counts examples, not bytes of an input file.

@@ -25,7 +25,13 @@ from bnb_ds.common.line_files import (
     share_of_file,
     share_path,
 )
-from bnb_ds.common.line_outputs import ResumableOutput, StreamOutput, open_output, refuse_line_output
+from bnb_ds.common.line_outputs import (
+    ResumableOutput,
+    StreamOutput,
+    open_output,
+    refuse_finished_output,
+    refuse_line_output,
+)
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.generate.open_model import fingerprint, model_files
@@ -42,6 +48,7 @@ class LineJob:
         output_name: text file, a pipe or device, or ``-`` for standard output.
         settings: keyword arguments of `BnbPipeline.from_pretrained`.
         resume: continue an unfinished output.
+        overwrite: replace an output that exists.
         task_index: number of this task's share of the input, from 0; its output is ``OUTPUT.00000-of-00004``.
         num_tasks: number of shares; with 1 the output has the given name.
         window: lines that are sorted by length together and written at once.
@@ -53,6 +60,7 @@ class LineJob:
     output_name: str
     settings: dict[str, Any]
     resume: bool = False
+    overwrite: bool = False
     task_index: int = 0
     num_tasks: int = 1
     window: int = WINDOW_TEXTS
@@ -81,6 +89,7 @@ class LineJob:
         refuse_line_output(self.output_name, inputs)
         if self.num_tasks > 1:
             refuse_line_output(self.output_path, inputs)
+        refuse_finished_output(self.written, resume=self.resume, overwrite=self.overwrite)
 
     def content_files(self) -> list[Path]:
         """The files of the model and the language model that decide the output."""
@@ -91,6 +100,11 @@ class LineJob:
     def output_path(self) -> Path:
         """The output file of this task; meaningless for standard output."""
         return share_path(Path(self.output_name), self.task_index, self.num_tasks)
+
+    @property
+    def written(self) -> str | Path:
+        """What this task writes: a file, a stream, or ``-``."""
+        return STANDARD if self.output_name == STANDARD else self.output_path
 
 
 def generate_lines(job: LineJob) -> str:
@@ -123,10 +137,10 @@ def _write(job: LineJob, pipeline: BnbPipeline, file: BinaryIO) -> tuple[dict[st
         "options": {name: _plain(value) for name, value in job.settings.items() if name != "device"},
         "window": job.window,
     }
-    name = STANDARD if job.output_name == STANDARD else job.output_path
+    name = job.written
     if not (name == STANDARD or is_stream(name)):
         settings["content"] = {os.path.relpath(path, job.model_dir): sha256_file(path) for path in job.content_files()}
-    output = open_output(name, settings, resume=job.resume)
+    output = open_output(name, settings, resume=job.resume, overwrite=job.overwrite)
     reader = read_lines(file, begin, end, name=job.input_name)
     try:
         if isinstance(output, ResumableOutput):
@@ -190,9 +204,8 @@ def _summary(job: LineJob, pipeline: BnbPipeline, counts: dict[str, int], second
         "damaged": "not valid UTF-8, read with replacement characters",
     }
     said = "".join(f"; {counts[name]} {note}" for name, note in notes.items() if counts.get(name))
-    target = job.output_name if job.output_name == STANDARD else job.output_path
     rate = f", {num_lines / seconds:.1f} sentences/s ({pipeline.engine.name})" if seconds > 0 else ""
-    summary = f"generate: {num_lines} lines from {job.input_name} to {target}{rate}{said}"
+    summary = f"generate: {num_lines} lines from {job.input_name} to {job.written}{rate}{said}"
     warning = empty_warning(counts.get("unwritten", 0), num_lines - counts.get("empty", 0))
     return summary if warning is None else f"{summary}\n{warning}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.common.hub import ONNX_FILE, TARGET_TOKENIZER, checkpoint_errors
+from bnb_ds.common.hub import ONNX_FILE, TARGET_TOKENIZER, checkpoint_errors, export_hint
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
@@ -22,9 +22,10 @@ def refuse_other_directories(directory: Path, *, or_onnx: bool = False) -> None:
     """Raise CheckpointError for a directory that ``bnb-ds export`` did not write, in torch (or ONNX) format."""
     has_weights = any(directory.glob("*.safetensors")) or (or_onnx and (directory / ONNX_FILE).is_file())
     if _model_type(directory) != BnbConfig.model_type or not has_weights:
-        raise CheckpointError(
-            f"{directory}: not an exported model; write one with `bnb-ds export CHECKPOINT {directory}`"
-        )
+        if not directory.exists():
+            raise CheckpointError(f"{directory}: no such directory; give a model that `bnb-ds export` wrote")
+        hint = export_hint(directory)
+        raise CheckpointError(f"{directory}: {hint or 'not an exported model; give one that `bnb-ds export` wrote'}")
 
 
 def load_exported(directory: Path, device: torch.device | None = None) -> BnbForConditionalGeneration:

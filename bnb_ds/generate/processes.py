@@ -11,6 +11,7 @@ import torch
 
 from bnb_ds.common.children import child_command
 from bnb_ds.common.files import disk_errors, replaced_file
+from bnb_ds.common.line_outputs import refuse_finished_output
 from bnb_ds.errors import DataError
 from bnb_ds.generate.lines import LineJob, for_task
 
@@ -28,6 +29,7 @@ def generate_in_processes(job: LineJob, command: list[str], num_processes: int) 
     """
     jobs = [for_task(job, index, num_processes) for index in range(num_processes)]
     jobs[0].check("--processes")
+    refuse_finished_output(job.output_name, resume=job.resume, overwrite=job.overwrite)
     start = time.monotonic()
     processes = [subprocess.Popen(_task_command(command, task), env=_environment(task)) for task in jobs]
     try:

@@ -16,14 +16,13 @@ from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.hf.model_code import AUTO_MAP, write_code
-from bnb_ds.model.choices import (
-    DECODER_LENGTH_POLICIES,
-    DECODER_POSITIONS,
-    LOSS_REDUCTIONS,
-    REFINED_TOKENS,
-    SLOT_TOKENS,
-    TARGETS,
-)
+
+DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
+DECODER_POSITIONS = ("absolute", "shared")
+TARGETS = ("ctc", "token", "dag")
+LOSS_REDUCTIONS = ("token", "sample")
+SLOT_TOKENS = ("mask", "source")
+REFINED_TOKENS = ("unsure", "all")
 
 #: fields that must be equal in both halves if they share weights
 _SHARED_SIZES = (

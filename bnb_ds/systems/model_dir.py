@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from bnb_ds.common.hub import ONNX_FILE
+from bnb_ds.common.hub import ONNX_FILE, export_hint
 from bnb_ds.config.loading import load_section
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.systems.base import TASK_FILE, System
@@ -32,6 +32,8 @@ def load_system(directory: Path) -> System:
         kind, lengths = made_for["kind"], Lengths(**made_for["lengths"])
         task = restored(get_task(made_for["task"]), made_for)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if hint := export_hint(directory):
+            raise CheckpointError(f"{directory}: {hint}") from None
         raise CheckpointError(
             f"{directory}: not a fine-tuned model ({TASK_FILE}: {error}); give a run of `bnb-ds finetune`, its"
             " `best` directory, or an export of that run"
@@ -109,6 +111,8 @@ def _untuned(model: Path, task: Task, data: TaskDataSection) -> tuple[System, Ta
     try:
         kind = json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError) as error:
+        if hint := export_hint(model):
+            raise CheckpointError(f"{model}: {hint}") from None
         raise CheckpointError(
             f"{model}: not a model directory ({error}); give a directory that `bnb-ds export` wrote"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 import torch
@@ -83,6 +84,19 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, small_shards):
     assert errors == [f"pretrain.py: error: {job.recipe}: unknown key 'data.max_lenght': did you mean 'max_length'?"]
     assert "Traceback" not in result.stderr
     assert not job.output.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_saves_before_it_ends_like_the_script(tmp_path, small_shards, fork_server, number):
+    """`bnb-ds` has signal handlers of its own, which `bnb-ds pretrain` replaces while it trains."""
+    job = Job(tmp_path, small_shards)
+    arguments = ["pretrain", *job.arguments("steps=100000", "intervals.checkpoint_steps=100000")]
+    launch = fork_server.launch(arguments, tmp_path / "log", ranks=0, program="bnb-ds")
+    launch.wait_for(lambda: job.last_step() >= 2)
+    launch.kill(0, number)
+    assert launch.wait() == [0], launch.text()
+    assert "; continue with --resume auto" in launch.text()
+    assert (job.output / "checkpoints" / "latest").is_file()
 
 
 @pytest.mark.parametrize(

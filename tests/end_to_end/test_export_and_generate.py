@@ -66,7 +66,7 @@ def test_generate_writes_one_line_for_each(exported, tmp_path):
     arguments = ["generate", str(exported), "--input", str(source), "--output", str(target)]
     assert main([*arguments, "--window", "3"]) == 0
     by_three = target.read_text()
-    assert main(arguments) == 0
+    assert main([*arguments, "--overwrite"]) == 0
     assert target.read_text() == by_three
     written = by_three.split("\n")
     assert len(written) == len(lines) + 1
@@ -104,7 +104,18 @@ def test_reconstruct_shows_held_out_documents(exported, small_shards, capsys):
     [
         (
             ["generate", "{tmp}", "--input", "-", "--output", "-"],
-            "not an exported model; write one with `bnb-ds export",
+            "{tmp}: not an exported model; give one that `bnb-ds export` wrote",
+        ),
+        (
+            ["generate", "{run}", "--input", "-", "--output", "-"],
+            "{run}: is the output_dir of a run, not a model; make one with `bnb-ds export {run} NEW`, and give NEW",
+        ),
+        (["reconstruct", "{run}", "--shards", "{shards}"], "{run}: is the output_dir of a run, not a model; make one"),
+        (["evaluate", "{run}"], "{run}: is the output_dir of a run, not a model; make one with"),
+        (["evaluate", "{run}", "--task", "xsum"], "{run}: is the output_dir of a run, not a model; make one with"),
+        (
+            ["generate", "{tmp}/none", "--input", "-", "--output", "-"],
+            "{tmp}/none: no such directory; give a model",
         ),
         (["generate", "{model}", "--input", "{tmp}/none", "--output", "-"], "--input {tmp}/none: cannot be read"),
         (

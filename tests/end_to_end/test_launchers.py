@@ -45,6 +45,7 @@ kill "-${1#--signal=}" $(cat "$STATE/tasks")
     [
         ("hostfile.sh", ["--num_gpus"], "hostfile.sh: error: --num_gpus needs a value"),
         ("hostfile.sh", ["--num_gpus", "x", "recipe"], "--num_gpus: give the number of GPUs of a host"),
+        ("hostfile.sh", ["--num-nodes", "2", "--num-gpus", "1", "recipe"], "--num_nodes 2 needs --hostfile"),
         ("hostfile.sh", ["--num_nodes", "2", "--num_gpus", "1", "recipe"], "--num_nodes 2 needs --hostfile"),
         ("hostfile.sh", ["--hostfile", "/no", "--num_gpus", "1", "recipe"], "--hostfile /no: no such file"),
         ("hostfile.sh", [], "bash runs/launch/hostfile.sh [--hostfile FILE --num_nodes N]"),

@@ -112,6 +112,7 @@ def test_an_engineer_launches_the_programs(trained):
         deepspeed, hostfile = (command.replace(old, new) for command in (deepspeed, hostfile))
 
     program = desk.run("bnb-ds path pretrain").strip()
+    assert program.endswith("/site/bnb_ds/shipped/runs/pretrain.py"), "the checkout must not be used"
     arguments = deepspeed.partition('"$(bnb-ds path pretrain)"')[2]
     assert "micro steps x 4 ranks" in desk.run(f"{program}{arguments}", *data, "steps=2", *plan)
 

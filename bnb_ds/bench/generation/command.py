@@ -171,7 +171,7 @@ def _run(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     refuse_missing_device(args.device)
     for flag in ("json", "png"):
-        refuse_missing_parent(getattr(args, flag), flag, [args.data, args.references])
+        refuse_missing_parent(getattr(args, flag), flag, [args.data, args.references], overwrite=args.overwrite)
     if args.png is not None:
         report.require_matplotlib()
     if args.engine == "onnx":

@@ -42,6 +42,13 @@ REFUSED = [
         "--json {f}: is the same file as {f}",
     ),
     ("bench serve model --data {f} --json {f}", "bnb_ds.bench.serve.read_texts", "--json {f}: is the same file as {f}"),
+    ("bench ctc --json {f}", "torch.set_num_threads", "{f}: already exists; add --overwrite to replace it, or choose"),
+    ("bench loader --json {f}", "bnb_ds.bench.data_loader.measure", "{f}: already exists; add --overwrite to replace"),
+    (
+        "show-dag model --text a --output {f}",
+        "bnb_ds.dag.strategies.DagOptions",
+        "{f}: already exists; add --overwrite",
+    ),
     ("bench loader --json {d}", "bnb_ds.bench.data_loader.measure", "--json {d}: " + DIRECTORY),
 ]
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from bnb_ds.cli import _COMMANDS, _parser, main
+from bnb_ds.commands import export
+from bnb_ds.model.configuration import DECODER_LENGTH_POLICIES
 from data_prep.commands.prep import _COMMANDS as PREP
 from data_prep.tokenise.engines import ENGINES
 from data_prep.tokenise.names import ENGINE_NAMES
@@ -35,8 +37,9 @@ def test_help_and_version_import_nothing_heavy():
     assert result.returncode == 0, result.stderr
 
 
-def test_the_names_of_engines_are_those_of_their_classes():
+def test_names_that_help_shows_without_importing_their_owners():
     assert ("auto", *ENGINES) == ENGINE_NAMES
+    assert export._DECODER_LENGTHS == DECODER_LENGTH_POLICIES
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,31 @@ def whole_parser():
     parser = _parser()
     parser.load_all()
     return parser
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """All commands without commands of their own."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in below:
+        for command in action.choices.values():
+            yield from commands(command)
+    if not below:
+        yield parser
+
+
+def test_every_command_has_a_description_and_an_example(whole_parser):
+    lacking = [each.prog for each in commands(whole_parser) if not each.description or "example" not in each.epilog]
+    assert lacking == []
+
+
+def test_every_flag_with_a_value_tells_its_default_or_is_required(whole_parser):
+    silent = []
+    for command in commands(whole_parser):
+        command.format_help()
+        for action in command._actions:
+            if action.option_strings and action.nargs != 0 and not action.required and action.help != argparse.SUPPRESS:
+                silent += [f"{command.prog} {action.option_strings[0]}"] * ("default" not in action.help)
+    assert silent == []
 
 
 def flags(parser: argparse.ArgumentParser) -> Iterator[str]:

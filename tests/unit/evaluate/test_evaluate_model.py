@@ -48,7 +48,7 @@ SET = ["{models}/texts", "--set"]
         ),
         (["a", "b", "--output", "o"], "--output: several models cannot write into one directory; leave it out"),
         (["{models}/absent"], "absent: not a fine-tuned model (task.json: "),
-        (["{models}/half"], "half: not a fine-tuned model (task.json: 'task'); give the `best` directory of a run"),
+        (["{models}/half"], "half: not a fine-tuned model (task.json: 'task'); give a run of `bnb-ds finetune`, its"),
         (
             ["{models}/graph"],
             "graph: is an ONNX model, for `bnb-ds generate` and `bnb-ds serve`; give the model that it",
@@ -96,6 +96,10 @@ def test_the_loss_says_over_how_many_samples_it_is(models, tmp_path, capsys):
     assert line.endswith("(over 1 samples, whose targets fit into the decoder's slots)")
     results = json.loads((tmp_path / "o" / "eval_results.json").read_text())
     assert (results["num_samples"], results["loss_samples"]) == (2, 1)
+    assert main(arguments) == 2
+    said = f"{tmp_path / 'o' / 'eval_results.json'}: already exists; add --overwrite to replace it, or choose another"
+    assert said in capsys.readouterr().err
+    assert main([*arguments, "--set", f"data.cache_dir={tmp_path / 'cache'}", "--overwrite"]) == 0
 
 
 def test_the_best_of_different_tasks():

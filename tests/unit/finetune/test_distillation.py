@@ -127,6 +127,10 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_stays(whole, teacher, tex
     distill(job(teacher, texts, output, resume=True))
     assert output.read_bytes() == whole
     assert "30 examples" in distill(job(teacher, texts, output, resume=True))
+    with pytest.raises(DataError, match=r"train\.jsonl: already exists; add --overwrite to replace it, --resume to go"):
+        distill(job(teacher, texts, output))
+    distill(job(teacher, texts, output, overwrite=True))
+    assert output.read_bytes() == whole
 
 
 @pytest.mark.slow

@@ -75,8 +75,8 @@ def test_devices_pipes_and_links_are_written_through(exported, source, whole, tm
     assert found == [whole]
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder/target")
-    for _ in range(2):
-        assert generate(exported, source, tmp_path / "link") == 0
+    for arguments in ([], ["--overwrite"]):
+        assert generate(exported, source, tmp_path / "link", *arguments) == 0
         assert os.readlink(tmp_path / "link") == "folder/target"
         assert (tmp_path / "folder" / "target").read_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "in.txt", "link", "pipe"]
@@ -189,7 +189,7 @@ def test_input_that_cannot_seek(exported, content, whole, tmp_path):
         if name is None:
             writer.join(10)  # a short text fits into the pipe
             os.close(writing)
-        assert generate(exported, name or f"/dev/fd/{reading}", tmp_path / "o") == 0
+        assert generate(exported, name or f"/dev/fd/{reading}", tmp_path / "o", "--overwrite") == 0
         assert (tmp_path / "o").read_bytes() == whole
 
 
@@ -230,7 +230,9 @@ def test_an_input_that_is_read_once_is_not_offered_to_resume(exported, source, t
     capsys.readouterr()
     assert generate(exported, source, tmp_path / "o") == 2
     said = capsys.readouterr().err
-    assert "o.partial: an earlier run left this unfinished: keep what you need, remove it and o.progress.json" in said
+    assert (
+        "o.partial: an earlier run left this unfinished: keep what you need, and add --overwrite to begin again" in said
+    )
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])

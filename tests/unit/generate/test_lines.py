@@ -157,14 +157,6 @@ def test_a_finished_output_is_left_alone_by_resume(exported, source, whole, tmp_
     assert target.read_bytes() == whole
 
 
-def test_without_resume_a_finished_output_is_made_anew(exported, source, whole, tmp_path):
-    target = tmp_path / "o"
-    target.write_text("old")
-    for _ in range(2):
-        assert generate(exported, source, target) == 0
-        assert target.read_bytes() == whole
-
-
 def test_what_is_cut_empty_or_damaged_is_said(exported, tmp_path, capsys):
     (tmp_path / "in").write_bytes(b"word " * 500 + b"\n\nna\xefve\nshort\n")
     assert generate(exported, tmp_path / "in", tmp_path / "o") == 0
@@ -229,7 +221,7 @@ def test_an_unfinished_output_is_not_overwritten_nor_mixed(exported, source, tmp
     interrupted(exported, source, target, monkeypatch, 3)
     before = (tmp_path / "o.partial").read_bytes()
     cases = [
-        ([], "an earlier run left this unfinished: add --resume to go on, or remove it and o.progress.json"),
+        ([], "an earlier run left this unfinished: add --resume to go on, or --overwrite to begin again"),
         (["--window", "8", "--resume"], "is of a run with other settings (window): give the same, or remove that"),
         (["--window", "7", "--resume", "--beam-size", "2"], "is of a run with other settings (options): give the same"),
     ]

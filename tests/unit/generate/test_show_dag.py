@@ -57,6 +57,9 @@ def test_the_command_writes_a_picture(model, tmp_path, capsys):
     assert len(root.findall(f"{SVG}path")) == len(view.links)
     said = f"{picture}: {len(view.vertices)} of {view.num_slots} slots, {len(view.links)} links; output: {view.text}\n"
     assert capsys.readouterr().out == said
+    assert main(["show-dag", str(model), "--text", TEXT, "--output", str(picture)]) == 2
+    assert f"{picture}: already exists; add --overwrite to replace it, or choose another" in capsys.readouterr().err
+    assert main(["show-dag", str(model), "--text", TEXT, "--output", str(picture), "--overwrite"]) == 0
 
 
 def test_slots_do_not_cover_each_other_and_letters_are_escaped():

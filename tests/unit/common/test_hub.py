@@ -1,0 +1,28 @@
+"""What is said of a directory that is given in the place of a model."""
+
+from __future__ import annotations
+
+import pytest
+
+from bnb_ds.common.hub import checkpoint_errors
+from bnb_ds.errors import CheckpointError
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [("config.resolved.yaml", "the output_dir of a run"), ("checkpoint.json", "a checkpoint of a run")],
+)
+def test_a_run_in_the_place_of_a_checkpoint_to_start_from(content, kind, tmp_path):
+    (tmp_path / content).touch()
+    said = f"^{tmp_path}: is {kind}, not a model; make one with `bnb-ds export {tmp_path} NEW`, and give NEW$"
+    with pytest.raises(CheckpointError, match=said), checkpoint_errors(str(tmp_path), "BERT checkpoint"):
+        raise OSError("no file named config.json")
+
+
+@pytest.mark.parametrize("name", ["org/model", "x" * 5000, "a\0b"])
+def test_other_names_keep_their_error(name):
+    with (
+        pytest.raises(CheckpointError, match="cannot be read as a BERT checkpoint: gone; restore it, or name another"),
+        checkpoint_errors(name, "BERT checkpoint"),
+    ):
+        raise OSError("gone")
