@@ -198,6 +198,11 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
             input_ids = options.pop("inputs", None)
         if input_ids is None:
             raise ConfigError("generate was given no input_ids: give the token ids of the sources")
+        if self.get_output_embeddings().weight.numel() == 0:
+            raise ConfigError(
+                "generate reads weights outside of the forward pass, and here ranks hold parts of them (ZeRO 3): train "
+                "with ZeRO 1 or 2, or without predict_with_generate, and generate with the saved model"
+            )
         decoding = options.pop("options", None)
         own = self.generation_config if decoding is None else None
         settings, returns_dict = decode_settings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -24,6 +25,7 @@ from bnb_ds.export.model_card import (
 )
 from bnb_ds.systems.base import System
 from bnb_ds.systems.model_dir import BEST, EVALUATION, RECIPE_FILE, load_system
+from bnb_ds.tasks.task import Task
 from bnb_ds.train.tracking import METRICS_FILE, read_metrics
 
 
@@ -96,21 +98,15 @@ def export_task_model(run: Path, found: Path, output: Path, weights: dict[str, T
 
 
 def _card(run: Path, found: Path, system: System, *, scores: dict[str, float]) -> str:
-    """The README. ``scores`` are those of the splits at this checkpoint, as SPLIT/SCORE."""
+    """The README. ``scores`` are what the run logged at this checkpoint, tag -> value."""
     task = system.task
     recipe, (first, *_) = read_history(run)
     whole = store.whole_checkpoints(run / "checkpoints")
     best = f", the best on `{recipe['selection']['split']}`" if found == store.best_checkpoint(whole) else ""
     data = metadata(recipe, task=task, kind=system.kind)
-    add_results(
-        data,
-        f"{task.title} ({system.kind})",
-        [
-            result
-            for split in task.validation_splits
-            for result in results(task, split, {name: scores.get(f"{split}/{name}") for name in METRICS})
-        ],
-    )
+    for split, group in _groups(task, recipe["selection"]["split"]):
+        values = {name: scores.get(f"{group}/{name}") for name in METRICS}
+        add_results(data, f"{task.title} ({system.kind})", results(task, split, values))
     return f"""{front_matter(data)}# {task.title}
 
 Fine-tuned for {task.title}; step {store.step_of(found):,}{best}.
@@ -124,8 +120,17 @@ Score it with `bnb-ds evaluate`.
 {versions_and_recipe(first, recipe)}"""
 
 
+def _groups(task: Task, selecting: str) -> Iterator[tuple[str, str]]:
+    """Splits, and what the tags of their scores begin with: in earlier releases the split, later ``eval``."""
+    if selecting == "validation" and selecting not in task.validation_splits:
+        selecting = task.validation_splits[0]
+    for split in dict.fromkeys((selecting, *task.validation_splits)):
+        yield split, split
+        yield split, "eval" if split == selecting else f"eval_{split.removeprefix('validation_')}"
+
+
 def _scores(run: Path, found: Path) -> dict[str, float]:
-    """What an evaluation of a run gave at a checkpoint; nothing if there was none."""
+    """What a run logged at a checkpoint; nothing if there is no log."""
     rows = read_metrics(run / METRICS_FILE) if (run / METRICS_FILE).is_file() else []
     scores: dict[str, float] = {}
     for row in rows:

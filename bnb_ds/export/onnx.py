@@ -22,7 +22,7 @@ import torch
 from bnb_ds.common.files import new_directory, refuse_directory
 from bnb_ds.common.hub import ONNX_FILE, TARGET_TOKENIZER
 from bnb_ds.errors import ConfigError, how_to_install
-from bnb_ds.export.model_card import usage
+from bnb_ds.export.model_card import front_matter, metadata, usage
 from bnb_ds.generate.open_model import load_exported
 from bnb_ds.generate.reading import SourceReader
 from bnb_ds.model.fixed_shape import RectangularBnb
@@ -30,7 +30,7 @@ from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.base import TASK_FILE
 
 ONNX_DTYPES = ("fp32", "int8")
-_CARD = """# A BERT-NAR-BERT model for ONNX Runtime ({dtype})
+_CARD = """{head}# A BERT-NAR-BERT model for ONNX Runtime ({dtype})
 
 Written from `{source}` by `bnb-ds export --format onnx`. Use it with `bnb-ds generate`, `bnb-ds serve`, or in Python:
 
@@ -70,7 +70,16 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
             shutil.copyfile(source / TASK_FILE, directory / TASK_FILE)
         graph = (__doc__ or "").split("\n\n", 2)[2].rstrip()
         writes = "tokenizer.json" if codec.target is codec.source else f"{TARGET_TOKENIZER}/tokenizer.json"
-        card = _CARD.format(dtype=dtype, source=source.name, usage=usage(reader.task), writes=writes, graph=graph)
+        data = metadata({}, task=reader.task, pipeline_tag=None if reader.task else "fill-mask")
+        data.library_name = "onnx"
+        card = _CARD.format(
+            head=front_matter(data),
+            dtype=dtype,
+            source=source.name,
+            usage=usage(reader.task),
+            writes=writes,
+            graph=graph,
+        )
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -36,7 +36,7 @@ def push(
     revision: str | None = None,
     message: str | None = None,
 ) -> str:
-    """Upload a model directory as one commit, and make the repository if there is none.
+    """Upload a model directory, and make the repository if there is none.
 
     Args:
         model: a directory that ``bnb-ds export`` wrote, in torch or ONNX format.
@@ -83,9 +83,10 @@ def complete_card(model: Path, repo: str, *, license: str | None, languages: Seq
     Raises:
         ConfigError: no licence is named; or the README's block for the hub cannot be read.
     """
-    path = model / CARD_FILE
+    path, name = model / CARD_FILE, repo.rpartition("/")[2]
+    new = f"---\nlibrary_name: transformers\ntags: [bnb_ds]\n---\n# {name}\n"
     try:
-        card = ModelCard(path.read_text(encoding="utf-8") if path.is_file() else "---\n{}\n---\n# Model\n")
+        card = ModelCard(path.read_text(encoding="utf-8") if path.is_file() else new)
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}; mend the block at its head") from None
     if license is not None:
@@ -96,7 +97,6 @@ def complete_card(model: Path, repo: str, *, license: str | None, languages: Seq
         raise ConfigError(
             f"{path}: names no licence, without which nobody may use the model: give --license, such as apache-2.0"
         )
-    name = repo.rpartition("/")[2]
     for file in sorted((model / EVALUATION).glob(f"*/{_RESULTS}")):
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["task"] in TASKS:

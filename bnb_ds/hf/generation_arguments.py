@@ -47,8 +47,13 @@ _WITHOUT_EFFECT = frozenset(
         "use_cache",
     )
 )
-_DEFAULTS: dict[str, Any] = GenerationConfig._get_default_generation_params()
-_KNOWN = {*GenerationConfig().to_dict(), *_DEFAULTS, *inspect.signature(GenerationMixin.generate).parameters}
+_UNSET: dict[str, Any] = GenerationConfig().to_dict()
+# Some releases of transformers keep the defaults in a new configuration, others fill them in when it is used.
+_DEFAULTS: dict[str, Any] = {
+    **{name: value for name, value in _UNSET.items() if value is not None},
+    **getattr(GenerationConfig, "_get_default_generation_params", dict)(),
+}
+_KNOWN = {*_UNSET, *_DEFAULTS, *inspect.signature(GenerationMixin.generate).parameters}
 _NO_SAMPLING = (
     "generate does not sample: all tokens of an output are chosen in one pass, given the source alone; leave it out, "
     "and search with num_beams, or with strategy if the target is 'dag'"
@@ -93,7 +98,7 @@ def decode_settings(
 
 def _set(config: GenerationConfig | None) -> dict[str, Any]:
     values = {} if config is None else config.to_dict()
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None and value != _UNSET.get(name)}
 
 
 def _later(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
 from bnb_ds.errors import ConfigError
+from bnb_ds.hf.forward_arguments import in_form, take_return_dict
 from bnb_ds.model.attention import IMPLEMENTATION
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.layers import BnbDecoder, BnbDecoderEmbeddings, BnbEncoder, PredictionFeedback, tie_halves
@@ -202,19 +203,25 @@ class BnbModel(BnbModelWithEncoder):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         target_lengths: Tensor | None = None,
+        **options: Any,
     ) -> BnbModelOutput:
         """Encode the sources and decode all slots. The other arguments are those of `BnbLMHeadModel.forward`.
 
         Args:
             target_lengths: int64 [B], target tokens with length classification; None: the most probable lengths.
+            options: ``return_dict`` (False: return a tuple), and arguments of other models, which may be None.
+
+        Raises:
+            ConfigError: an argument of other models has a value, or is unknown.
         """
+        returns_dict = take_return_dict(options, last=True)
         inputs = self.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         output = self.run(inputs, target_lengths)
         if not inputs.is_packed:
             output["last_hidden_state"] = output.decoder_layout.pad(output.last_hidden_state)
             output["latent"] = inputs.restore(output.latent)
             output["encoder_last_hidden_state"] = inputs.restore(output.encoder_last_hidden_state)
-        return output
+        return in_form(output, returns_dict)
 
     def run(self, inputs: PackedInputs, target_lengths: Tensor | None = None) -> BnbModelOutput:
         """`forward` on inputs from `pack`. All outputs stay packed.

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from bnb_ds import cli
 from bnb_ds.checkpoint.store import best_checkpoint, read_state, whole_checkpoints
@@ -146,6 +147,10 @@ def test_a_family_trains_is_evaluated_and_generates(name, shared_data, pretraine
     step = int(chosen.name[-8:])
     score = one.results["main_score"]
     assert one.scores[score] == pytest.approx(dict(scalars[f"eval/{score}"])[step], abs=2e-3)
+    listed = ModelCard.load(run.output / "best" / "README.md").data.eval_results
+    assert {result.metric_name: result.metric_value for result in listed}[score] == pytest.approx(
+        one.scores[score], abs=2e-3
+    )
     assert cli.main(["evaluate", str(run.output), "--split", "validation"]) == 0
     shown = capsys.readouterr().out
     assert str(run.output / "best" / "evaluation") in shown

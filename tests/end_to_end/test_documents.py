@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import itertools
 import json
 import re
@@ -26,6 +27,7 @@ from bnb_ds.data.tokenization import load_tokenizer
 from tests import documents, launching
 from tests.documents import commands
 from tests.exports import save_model
+from tests.hub import TOKEN, Hub
 from tests.reference_files import save_as_reference
 from tests.tiny import bnb_model
 
@@ -241,6 +243,24 @@ def test_use(prepared, capsys, forked):
     assert "pooler.dense.weight" in load_file(prepared / "models" / "encoder" / "model.safetensors"), "that of its BERT"
     save_as_reference(bnb_model(dtype=torch.float32), prepared / "reference")
     assert "import-reference: " in forked(convert.replace("REFERENCE", f"{prepared}/reference"), prepared)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate, of the extra `test`")
+def test_the_trainer_of_transformers(small_tokenizer, tmp_path, capsys):
+    save_model(tmp_path / "models" / "wikipedia_base", small_tokenizer)
+    python("trainer", tmp_path)
+    assert float(capsys.readouterr().out.splitlines()[-1]) > 0
+
+
+def test_push(small_tokenizer, tmp_path):
+    save_model(tmp_path / "models" / "xsum", small_tokenizer)
+    hub = Hub()
+    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    (command,) = commands("push")
+    said = run(f"env {shlex.join(f'{name}={value}' for name, value in settings.items())} {command}", tmp_path)
+    hub.close()
+    assert f"-> {hub.address}/OWNER/bnb-xsum/commit/" in said
+    assert "model.safetensors" in hub.repositories["OWNER/bnb-xsum"].files
 
 
 def test_shards_in_python(prepared, capsys):

@@ -123,6 +123,22 @@ def test_what_the_hub_reads_of_a_fine_tuned_model(run, found, small_tokenizer, t
     assert result["task"]["type"] == "summarization"
 
 
+def test_scores_of_two_splits(run, found, small_tokenizer, tmp_path, monkeypatch):
+    """The first selects; the tags of its scores say `eval`, and those of the other one its name."""
+    recipe = yaml.safe_load((run / "config.resolved.yaml").read_text()) | {"task": "mnli"}
+    (run / "config.resolved.yaml").write_text(yaml.safe_dump(recipe))
+    (run / "metrics.jsonl").write_text('{"step": 1, "eval/accuracy": 80.5, "eval_mismatched/accuracy": 81.5}\n')
+    save_task_model(run / "model", "mnli", Codec(small_tokenizer, small_tokenizer))
+    weights = load_system(run / "model").load(run / "model").state_dict()
+    monkeypatch.setattr("bnb_ds.export.finetuned.read_weights", lambda path: weights)
+    export_task_model(run, found, tmp_path / "out")
+    listed = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    assert [(result.dataset_split, result.metric_value) for result in listed] == [
+        ("validation_matched", 80.5),
+        ("validation_mismatched", 81.5),
+    ]
+
+
 def test_no_paths_of_the_author_in_a_card(run, found, small_tokenizer, tmp_path, monkeypatch):
     text = export_xsum(run, found, small_tokenizer, tmp_path / "out", monkeypatch).content
     for path in ("/home", "/scratch", "~", "/me", str(run)):

@@ -38,6 +38,10 @@ def test_arguments_of_other_models_may_be_none():
     assert torch.equal(model(**BATCH, **NOTHING).loss, model(**BATCH).loss)
     inputs = {**BATCH, "labels": torch.tensor([2, 0])}
     assert torch.equal(classifier()(**inputs, **NOTHING).loss, classifier()(**inputs).loss)
+    body, sources = model.model, {name: BATCH[name] for name in ("input_ids", "attention_mask")}
+    states = body(**sources).last_hidden_state
+    assert torch.equal(body(**sources, **NOTHING).last_hidden_state, states)
+    assert torch.equal(body(**sources, return_dict=False)[0], states)
 
 
 @pytest.mark.parametrize("make", [bnb_model, classifier])
@@ -72,6 +76,8 @@ def test_missing_and_unknown_arguments():
         bnb_model()(labels=BATCH["labels"])
     with pytest.raises(ConfigError, match="forward was given label_lengths: this model has no such argument"):
         classifier()(BATCH["input_ids"], label_lengths=torch.ones(2))
+    with pytest.raises(ConfigError, match="forward was given labels: this model has no such argument"):
+        bnb_model().model(**BATCH)
 
 
 def test_only_labels_count_as_labels():

@@ -116,3 +116,10 @@ def test_what_a_parallel_decoder_has_not_is_refused(options, said):
 def test_without_sources():
     with pytest.raises(ConfigError, match="generate was given no input_ids: give the token ids of the sources"):
         bnb_model().generate(max_new_tokens=3)
+
+
+def test_with_weights_in_parts():
+    model = bnb_model()
+    model.get_output_embeddings().weight.data = torch.empty(0)  # as ZeRO 3 leaves them
+    with pytest.raises(ConfigError, match=r"ranks hold parts of them \(ZeRO 3\): train with ZeRO 1 or 2"):
+        model.generate(IDS)
