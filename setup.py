@@ -61,6 +61,11 @@ EXTRAS_REQUIRE = {
         "datasketch>=2,<3",  # MinHash of `bnb-ds prep --drop-near-duplicates`
         "py3langid>=0.4,<0.5",  # `bnb-ds prep --language`; its model is in the package
     ],
+    # Loggers besides TensorBoard: `tracking.loggers` of a recipe.
+    "wandb": ["wandb>=0.20"],
+    "mlflow": ["mlflow-skinny>=3"],  # the client alone; a server needs `mlflow`
+    "trackio": ["trackio>=0.20"],
+    "tune": ["optuna>=5,<6"],  # proposals, early ends and the resumable storage of `bnb-ds tune`
     "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png` and `bnb-ds bench generate --png`
     "lm": ["kenlm>=0.2"],  # n-gram language models in the CTC beam search; built from source, with a C++ compiler
     "onnx": [
@@ -95,6 +100,10 @@ EXTRAS_REQUIRE = {
         "onnx>=1.17",  # the extra `onnx`
         "onnxscript>=0.3",
         "onnxruntime>=1.20",
+        "optuna>=5,<6",  # the extra `tune`
+        "mlflow-skinny>=3",  # the extras `mlflow`, `wandb` and `trackio`
+        "wandb>=0.20",
+        "trackio>=0.20",
         "fastapi>=0.115",  # the extra `serve`
         "uvicorn>=0.30",
         "prometheus-client>=0.20",

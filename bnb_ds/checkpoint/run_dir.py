@@ -104,7 +104,7 @@ class RunDir:
     def _refuse_other_settings(self, run: Path, weights_only: bool, extend: bool) -> list[str]:
         """Raise ConfigError for differences that change the training; return notes on differences in software."""
         old_recipe = with_defaults(read_recipe(run), type(self.recipe))
-        old_ds = _recorded(run / "ds_config.resolved.json", json.loads)
+        old_ds = read_ds_config(run)
         ours, theirs = (lasting_recipe(values, extend=extend) for values in (self.recipe.values(), old_recipe))
         changes = list(differences(ours, theirs))
         if not weights_only:
@@ -158,6 +158,15 @@ def read_recipe(run: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read.
     """
     return _recorded(run / "config.resolved.yaml", yaml.safe_load)
+
+
+def read_ds_config(run: Path) -> dict[str, Any]:
+    """The completed DeepSpeed configuration of a run.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _recorded(run / "ds_config.resolved.json", json.loads)
 
 
 def read_launches(run: Path) -> list[dict[str, Any]]:

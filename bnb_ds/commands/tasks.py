@@ -107,6 +107,15 @@ def add_glue(command: argparse.ArgumentParser) -> None:
         "--seeds", type=natural, nargs="+", default=[1, 2, 3, 4, 5], help="seeds of the runs (default %(default)s)"
     )
     command.add_argument("--output", type=Path, required=True, help="directory for the runs and the table")
+    command.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="RATE",
+        help="try these on validation with the first seed, and take the best one for each task; BERT tried 2e-5,"
+        " 3e-5, 4e-5 and 5e-5 (default: that of the DeepSpeed JSON)",
+    )
     command.add_argument("--num-gpus", type=positive, default=1, help="GPUs of each run (default %(default)s)")
     add_overrides(command, "replace a value in all recipes; repeatable", "KEY=VALUE")
     command.set_defaults(run=_glue, next_step=CONTINUE)
@@ -188,6 +197,7 @@ def _glue(args: argparse.Namespace) -> None:
         seeds=args.seeds,
         output=args.output,
         num_gpus=args.num_gpus,
+        learning_rates=args.learning_rates,
     )
     print(table, end="")
 

@@ -58,7 +58,7 @@ def _tune(args: argparse.Namespace) -> None:
     settings = Settings(recipe, read_ds_values(args.deepspeed_config))
     places = free_places(args.jobs)
     best = search(Search(settings, space, goal, args.output, places, args.trials, args.seed))
-    print(f"best: trial {best.number:04d}, {goal.tag} {best.score:.5g}")
+    print(f"best: trial {best.trial}, {goal.tag} {best.score:.5g}")
     for name, value in best.values.items():
         print(f"  {name} = {value}")
     print(f"  launch it with {best.recipe} --deepspeed_config {best.ds_config}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -15,3 +16,17 @@ def markdown_table(names: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in (names, *rows)]
     header, *rest = [f"| {line} |" for line in lines]
     return "\n".join([header, "|" + "---|" * len(names), *rest])
+
+
+def markdown_lists(names: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """Markdown with a list for each row, whose items are the cells below their names.
+
+    TensorBoard breaks the words of a table beside long texts; a list has room for both. Cells may hold any text: what
+    would change the letters is escaped, newlines become spaces.
+    """
+    lists = ("\n".join(f"- **{name}:** {_plain(cell)}" for name, cell in zip(names, row, strict=True)) for row in rows)
+    return "\n\n---\n\n".join(lists)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([\\`*_])", r"\\\1", " ".join(text.split()))

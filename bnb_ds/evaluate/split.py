@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnb_ds.common.markdown import markdown_table
+from bnb_ds.common.markdown import markdown_lists
 from bnb_ds.data.tokenization import text_of
 from bnb_ds.distributed import ranks
 from bnb_ds.distributed.shares import rounds
@@ -127,15 +127,15 @@ def one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def outputs_table(split: Tokenised, system: System, results: Results, number: int) -> str:
-    """A Markdown table with source, output and reference of the first samples, without [CLS], [SEP] and padding."""
+def shown_outputs(split: Tokenised, system: System, results: Results, number: int) -> str:
+    """Markdown with source, output and reference of the first samples, without [CLS], [SEP] and padding."""
     task = system.task
     rows = []
     for i in range(min(number, len(split))):
         source = text_of(system.codec.source, split.sources(np.array([i]))[0].tolist())
         reference = _shown(task.labels, split.labels[i]) if split.labels is not None else split.references()[i]
         rows.append((source, _shown(task.labels, results.outputs[i]), reference))
-    return markdown_table(("source", "output", "reference"), rows)
+    return markdown_lists(("source", "output", "reference"), rows)
 
 
 def _shown(labels: tuple[str, ...], output: Any) -> str:

@@ -12,23 +12,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.checkpoint.lasting import lasting_recipe
-from bnb_ds.checkpoint.run_dir import read_recipe, with_defaults
+from bnb_ds.checkpoint.lasting import lasting_ds_config, lasting_recipe
+from bnb_ds.checkpoint.run_dir import read_ds_config, read_recipe, with_defaults
 from bnb_ds.common.files import refuse_directory, refuse_output, write_atomic
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.shipped import expand_recipes
-from bnb_ds.config.loading import differences, load_recipe
+from bnb_ds.config.deepspeed import load_ds_config
+from bnb_ds.config.loading import differences, load_recipe, recipe_values
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.evaluate.scoring import finite_or_none
+from bnb_ds.finetune.goal import goal_of
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems.base import TASK_FILE
 from bnb_ds.systems.model_dir import BEST
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
+from bnb_ds.tune.places import free_places
+from bnb_ds.tune.space import DEEPSPEED, Dimension, Settings
+from bnb_ds.tune.study import Search, read_ds_values, search
 
 TABLE_FILE = "glue.md"
 FIGURES_FILE = "glue.json"
+_SWEEP = "learning_rate"
 _CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
 #: the eight rows that the paper averages, as Devlin et al. (2019) do without WNLI; of MNLI the matched split
 AVERAGED = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
@@ -92,10 +98,12 @@ def run_glue(
     seeds: Sequence[int],
     output: Path,
     num_gpus: int,
+    learning_rates: Sequence[float] = (),
 ) -> str:
     """Fine-tune every recipe with every seed, score the best models on validation, write the table; returns it.
 
-    What an earlier call has finished is not done again, what it has begun is resumed.
+    What an earlier call has finished is not done again, what it has begun is resumed. With ``learning_rates``, each
+    task is first fine-tuned with every one of them and the first seed, and takes the one with the best score.
 
     Raises:
         ConfigError: two recipes of one task, a recipe of a task without labels, or a finished run of other settings.
@@ -111,32 +119,58 @@ def run_glue(
             reason = "asks for texts" if task.is_generation else f"is that of {tasks[task.name]} too"
             raise ConfigError(f"{path}: its task {task.name} {reason}; give one recipe for each GLUE task")
         tasks[task.name] = path
-    rows = []
+    rows, rates = [], {}
     for name, path in tasks.items():
+        ds_config_of_task: str | Path = ds_config
+        if learning_rates:
+            rates[name], ds_config_of_task = _sweep(
+                path, [*overrides, f"seed={seeds[0]}"], ds_config, learning_rates, output / name / _SWEEP
+            )
         runs = {seed: output / name / f"seed-{seed}" for seed in seeds}
         for seed, run in runs.items():
             settings = [*overrides, f"seed={seed}", f"output_dir={run}"]
             if (run / BEST / TASK_FILE).is_file():
-                _refuse_other_settings(run, load_recipe(path, settings, FinetuneRecipe))
+                recipe = load_recipe(path, settings, FinetuneRecipe)
+                _refuse_other_settings(run, recipe, ds_config_of_task, num_gpus)
             else:
-                _finetune(path, settings, ds_config, num_gpus)
+                _finetune(path, settings, str(ds_config_of_task), num_gpus)
         task = get_task(name)
         for split in task.validation_splits:
             rows.append(
                 _row(task, split, {seed: evaluate_model(run, split=split).scores for seed, run in runs.items()})
             )
     table = table_of(rows)
+    if rates:
+        table += _about_rates(rates, learning_rates)
     write_atomic(output / TABLE_FILE, table)
     write_atomic(output / FIGURES_FILE, json.dumps([_figures(row) for row in rows], indent=1, allow_nan=False) + "\n")
     return table
 
 
-def _refuse_other_settings(run: Path, recipe: FinetuneRecipe) -> None:
+def _sweep(
+    recipe: str, overrides: Sequence[str], ds_config: str, rates: Sequence[float], output: Path
+) -> tuple[float, Path]:
+    """The learning rate with the best score on validation, and a DeepSpeed JSON with it."""
+    settings = Settings(recipe_values(recipe, overrides), read_ds_values(ds_config))
+    goal = goal_of(load_recipe(recipe, overrides, FinetuneRecipe))
+    space = [Dimension(DEEPSPEED, "optimizer.params.lr", tuple(rates))]
+    best = search(Search(settings, space, goal, output, free_places()))
+    return best.settings.deepspeed["optimizer"]["params"]["lr"], best.ds_config
+
+
+def _about_rates(chosen: dict[str, float], rates: Sequence[float]) -> str:
+    each = ", ".join(f"{get_task(name).title} {rate:g}" for name, rate in chosen.items())
+    return f"Learning rates, chosen on validation among {', '.join(f'{rate:g}' for rate in rates)}: {each}.\n"
+
+
+def _refuse_other_settings(run: Path, recipe: FinetuneRecipe, ds_config: str | Path, num_gpus: int) -> None:
     """A finished run is not done again, so that its scores would pass for those of other settings."""
     if not (run / "config.resolved.yaml").is_file():
         return
     ours, theirs = recipe.values(), with_defaults(read_recipe(run), FinetuneRecipe)
     changes = list(differences(*(lasting_recipe(values) for values in (ours, theirs))))
+    ds_values = (load_ds_config(ds_config, num_gpus).values, read_ds_config(run))
+    changes += differences(*(lasting_ds_config(values) for values in ds_values))
     if changes:
         raise ConfigError(
             f"{run}: is finished, but with other settings: {'; '.join(changes)}; restore them, or choose another"

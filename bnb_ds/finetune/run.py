@@ -11,7 +11,7 @@ import torch
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.common.files import disk_errors, write_atomic
 from bnb_ds.distributed import ranks
-from bnb_ds.evaluate.split import evaluate_split, outputs_table
+from bnb_ds.evaluate.split import evaluate_split, shown_outputs
 from bnb_ds.export.finetuned import export_best
 from bnb_ds.finetune.plan import (
     FinetunePlan,
@@ -111,7 +111,7 @@ def _evaluation(
             values |= {f"{group}/loss": results.loss, f"{group}/loss_samples": results.loss_samples}
             values |= {f"{group}/{score}": value for score, value in results.scores.values.items()}
             if plan.recipe.intervals.outputs and ranks.is_main():
-                shown = outputs_table(split, plan.system, results, plan.recipe.intervals.outputs)
+                shown = shown_outputs(split, plan.system, results, plan.recipe.intervals.outputs)
                 tracker.text(step, f"{group}/outputs", shown)
         return values
 

@@ -22,6 +22,7 @@ class RunInfo:
         project: group of runs that it belongs to.
         id: the same for all launches of a run; no other run has it.
         settings: dotted field -> number, text or truth value; the settings of the training, from both files.
+        chosen: the fields of ``settings`` that are not left at their defaults.
     """
 
     directory: Path
@@ -29,6 +30,7 @@ class RunInfo:
     project: str = "bnb_ds"
     id: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    chosen: frozenset[str] = frozenset()
 
 
 class Logger:

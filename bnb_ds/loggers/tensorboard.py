@@ -50,8 +50,12 @@ class TensorBoardLogger(Logger):
         return self._writer
 
     def _write_settings(self, scores: list[str]) -> None:
-        """The HParams page reads the newest value of each score, so its names are all it needs."""
+        """The HParams page reads the newest value of each score, so its names are all it needs.
+
+        A column for each setting would hide the scores.
+        """
         assert self._run is not None
-        experiment, start, self._end = hparams(self._run.settings, dict.fromkeys(scores, 0.0))
+        chosen = {name: value for name, value in self._run.settings.items() if name in self._run.chosen}
+        experiment, start, self._end = hparams(chosen, dict.fromkeys(scores, 0.0))
         self._open.file_writer.add_summary(experiment)
         self._open.file_writer.add_summary(start)

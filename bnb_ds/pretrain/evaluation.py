@@ -12,7 +12,7 @@ from rapidfuzz.distance import Levenshtein
 from sacrebleu.metrics import BLEU
 from transformers import PreTrainedTokenizerBase
 
-from bnb_ds.common.markdown import markdown_table
+from bnb_ds.common.markdown import markdown_lists
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import text_of
@@ -114,14 +114,14 @@ def _bleu(counts: list[float]) -> float:
     return BLEU.compute_bleu(matches, totals, output_length, target_length).score
 
 
-def reconstruction_table(batch: PackedBatch, outputs: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A Markdown table with source, output and target of the first ``len(outputs)`` samples of a batch.
+def shown_reconstructions(batch: PackedBatch, outputs: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Markdown with source, output and target of the first ``len(outputs)`` samples of a batch.
 
     [CLS], [SEP] and padding, which every text has, are left out. [MASK] stays.
     """
     sources = batch.input_ids.split(batch.source_lengths.tolist())
     targets = batch.labels.split(batch.label_lengths.tolist())
     rows = zip(sources, outputs, targets, strict=False)  # there may be fewer outputs than samples
-    return markdown_table(
+    return markdown_lists(
         ("source", "output", "target"), ([text_of(tokenizer, map(int, ids)) for ids in row] for row in rows)
     )

@@ -18,7 +18,7 @@ from bnb_ds.data.tokenization import save_tokenizer
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model_factory import build_model
-from bnb_ds.pretrain.evaluation import evaluate, reconstruction_table
+from bnb_ds.pretrain.evaluation import evaluate, shown_reconstructions
 from bnb_ds.pretrain.plan import PretrainPlan, decide, describe_plan, model_class, run_directory
 from bnb_ds.train import estimates
 from bnb_ds.train.job import Job, Process, hold, run_job, run_process
@@ -78,7 +78,7 @@ def _evaluation(
 
     def run_evaluation(step: int, check_in: Callable[[], None]) -> dict[str, float]:
         def show(batch: PackedBatch, outputs: list[list[int]]) -> None:
-            texts = reconstruction_table(batch, outputs[: intervals.reconstructions], plan.tokenizer)
+            texts = shown_reconstructions(batch, outputs[: intervals.reconstructions], plan.tokenizer)
             tracker.text(step, "eval/reconstructions", texts)
 
         return evaluate(

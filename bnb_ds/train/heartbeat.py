@@ -14,18 +14,18 @@ _LONGEST_SILENCE_SECONDS = 600
 
 
 class Heartbeat:
-    """While its block runs, a long silence of the loop is broken, after ever longer times. Only rank 0 speaks.
+    """Breaks long silences of the loop while its block runs, each time one that is twice as long. Only rank 0 speaks.
 
     Args:
         tracker: says it.
         phases: know what the loop does.
-        silence_seconds: how long the first silence of a phase may be.
+        silence_seconds: how long the first silence may be.
     """
 
     def __init__(self, tracker: Tracker, phases: Phases, silence_seconds: float = 10) -> None:
         self._tracker = tracker
         self._phases = phases
-        self._first = silence_seconds
+        self._patience = silence_seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
@@ -41,17 +41,16 @@ class Heartbeat:
             self._thread.join()
 
     def _watch(self) -> None:
-        tracker, longest = self._tracker, self._first
-        sign = tracker.last_sign
-        spoken = sign
-        while not self._ended.wait(min(self._first / 10, 1)):
-            if tracker.last_sign not in (sign, spoken):  # the loop itself has printed something
-                sign, longest = tracker.last_sign, self._first
-            now = time.monotonic()
-            if now - max(sign, spoken) < longest:
+        tracker, phases = self._tracker, self._phases
+        sign = own = tracker.last_sign
+        while not self._ended.wait(min(self._patience / 10, 1)):
+            if tracker.last_sign not in (sign, own):  # the loop itself has printed something, or made a step
+                sign = tracker.last_sign
+            silence = time.monotonic() - sign
+            if silence < self._patience:
                 continue
-            phases = self._phases
             doing = f"{phases.current}, {phases.part}" if phases.part else phases.current
-            tracker.show_progress(f"step {phases.step}  {doing}, for {now - sign:.0f} s so far")
-            spoken = max(now, tracker.last_sign)
-            longest = min(2 * longest, _LONGEST_SILENCE_SECONDS)
+            tracker.show_progress(f"step {phases.step}  running for {silence:.0f} s, now: {doing}")
+            own = tracker.last_sign
+            # Steps that always take so long are not told of again.
+            self._patience = min(2 * self._patience, _LONGEST_SILENCE_SECONDS)

@@ -165,7 +165,13 @@ def run_job(job: Job, launch: Launch, process: Process, start: Start) -> bool:
 def _open_tracker(job: Job, start_step: int, evaluation_due: bool) -> Tracker:
     """The tracker of this rank. If a logger of rank 0 cannot start, every rank raises its error."""
     tracking, opened = job.recipe.tracking, []
-    run = RunInfo(job.run.path, tracking.name or job.run.path.absolute().name, tracking.project, "", _settings(job))
+    run = RunInfo(
+        job.run.path,
+        tracking.name or job.run.path.absolute().name,
+        tracking.project,
+        settings=_settings(job, job.recipe.values()),
+        chosen=frozenset(_settings(job, job.recipe.model_dump(exclude_defaults=True))),
+    )
     options = {"start_step": start_step, "total_steps": job.total_steps, "evaluation_due": evaluation_due}
 
     def open_on_main() -> None:
@@ -175,10 +181,9 @@ def _open_tracker(job: Job, start_step: int, evaluation_due: bool) -> Tracker:
     return opened[0] if opened else Tracker(job.run.tensorboard, **options)
 
 
-def _settings(job: Job) -> dict[str, Any]:
-    """What loggers show beside the scores: the settings that the training depends on."""
-    recipe = lasting_recipe(job.recipe.values())
-    return flattened({**recipe, "deepspeed": lasting_ds_config(job.ds_config.values)})
+def _settings(job: Job, recipe: dict[str, Any]) -> dict[str, Any]:
+    """What loggers show beside the scores: the settings of a recipe and of the JSON that the training depends on."""
+    return {**flattened(lasting_recipe(recipe)), **flattened(lasting_ds_config(job.ds_config.values))}
 
 
 def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tuple[Any, str, dict[str, Any]]:

@@ -74,9 +74,9 @@ class Search:
 
 @dataclass(frozen=True)
 class Best:
-    """The best trial: its settings, score and files."""
+    """The best trial: its name, score, varied values, settings, and the files that hold them."""
 
-    number: int
+    trial: str
     score: float
     values: dict[str, Any]
     settings: Settings
@@ -295,7 +295,7 @@ class _Running:
         recipe, ds_config = self._job.output / BEST_RECIPE, self._job.output / BEST_DS
         write_recipe(recipe, settings.recipe)
         write_ds_config(ds_config, settings.deepspeed)
-        return Best(best.number, best.value, params, settings, recipe, ds_config)
+        return Best(self._folder(best), best.value, params, settings, recipe, ds_config)
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bnb_ds.data.batch import PackedBatch
-from bnb_ds.pretrain.evaluation import reconstruction_table
+from bnb_ds.pretrain.evaluation import shown_reconstructions
 from tests.jobs import Job
 
 pytestmark = pytest.mark.slow
@@ -28,10 +28,13 @@ def test_texts_histograms_and_a_trace(tmp_path, small_shards, fork_server):
     shown = "".join(text.tensor_proto.string_val[0].decode() for text in texts)
     assert "[CLS]" not in shown
     assert "[SEP]" not in shown
-    rows = texts[0].tensor_proto.string_val[0].decode().splitlines()
-    assert rows[0] == "| source | output | target |"
-    assert len(rows) == 2 + 2
-    assert rows[2].count("[MASK]") >= 1
+    lines = texts[0].tensor_proto.string_val[0].decode().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("- ")] == [
+        "**source:**",
+        "**output:**",
+        "**target:**",
+    ] * 2
+    assert lines[0].count("[MASK]") >= 1
     histograms = events.Tags()["histograms"]
     assert len(histograms) > 20
     assert {"weights_model.encoder.layer.0", "weights_model.decoder.layer.1", "weights_model.encoder.embeddings"} <= {
@@ -75,14 +78,15 @@ def test_fp16_overflows_are_counted_and_shown(tmp_path, small_shards, fork_serve
     assert re.search(r"step 6  loss .* tokens/s  ETA 0:00:00  skipped_overflows \d", text)
 
 
-def test_a_table_survives_its_texts(small_shards, small_tokenizer):
+def test_a_list_survives_its_texts(small_shards, small_tokenizer):
     import numpy as np
 
     from bnb_ds.shards.reader import TokenShards
     from tests.unit.data.test_samples import make_samples
 
     batch: PackedBatch = make_samples(TokenShards(small_shards, "train")).batch(np.arange(3), np.zeros(3, int))
-    pipe = small_tokenizer.encode("|", add_special_tokens=False)
-    table = reconstruction_table(batch, [pipe, pipe], small_tokenizer).splitlines()
-    assert len(table) == 2 + 2
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in table)
+    star = small_tokenizer.encode("*", add_special_tokens=False)
+    shown = shown_reconstructions(batch, [star, star], small_tokenizer)
+    samples = shown.split("\n\n---\n\n")
+    assert [len(sample.splitlines()) for sample in samples] == [3, 3]
+    assert all(sample.splitlines()[1] in ("- **output:** \\*", "- **output:** [UNK]") for sample in samples)

@@ -328,6 +328,29 @@ def test_finetune(prepared, forked):
     assert (prepared / "runs" / "glue-table" / "glue.md").is_file()
 
 
+def test_tune(prepared, forked, tmp_path, capsys):
+    """The documents' callback in a small search, which makes one trial."""
+    pytest.importorskip("optuna", reason='needs optuna (`pip install ".[tune]"` in the checkout)')
+    (tmp_path / "space.yaml").write_text("deepspeed: {optimizer.params.lr: [1e-5]}\n")
+    (tmp_path / "notify.py").write_text(BLOCKS["callback"])
+    rows = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "label": i % 2, "idx": i} for i in range(32)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [f"data.train={data}", f"data.validation={data}", f"data.cache_dir={tmp_path}", "steps=2"]
+    settings += [f"model.encoder={prepared}/bert", "model.checkpoint=null", "data.max_source_length=32"]
+    settings += [f"tracking.loggers=[{tmp_path}/notify.py:Notify]"]
+    tune, glue = commands("tune")
+    tune = tune.replace("SPACE", f"{tmp_path}/space.yaml").replace("--trials 20", "--trials 1")
+    assert "best: trial 0000, eval/accuracy 50" in forked(f"{tune} {shlex.join(settings)}", prepared)
+    said = (prepared / "tune" / "rte" / "trials" / "0000.log").read_text()
+    assert re.search(r"0000: \d\.\d{3} at step 2\n", said)
+    assert "0000: done\n" in said
+    python("callback", prepared)
+    glue = glue.replace("2e-5 3e-5 4e-5 5e-5", "2e-5").replace("--seeds 1 2 3", "--seeds 1")
+    sets = " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
+    assert "chosen on validation among 2e-05: RTE 2e-05." in forked(f"{glue} {sets}", prepared)
+
+
 def test_baselines(prepared, forked):
     """Train a small Transformer for two steps on a few pairs, and plan the launch on eight GPUs."""
     for name in ("source", "target"):

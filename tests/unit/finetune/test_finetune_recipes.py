@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
+from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.loading import dump_recipe, load_recipe
 from bnb_ds.config.sections import ModelSize
 from bnb_ds.errors import ConfigError, DataError
@@ -211,12 +212,20 @@ def test_the_figures_of_glue_are_json(tmp_path, monkeypatch):
     monkeypatch.setattr(glue, "evaluate_model", evaluate)
     recipe = REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "sst2.yaml"
     finished = load_recipe(recipe, ["seed=2", f"output_dir={tmp_path}"], schema=FinetuneRecipe)
-    (tmp_path / "sst2" / "seed-2" / "config.resolved.yaml").write_text(dump_recipe(finished))
+    run = tmp_path / "sst2" / "seed-2"
+    (run / "config.resolved.yaml").write_text(dump_recipe(finished))
+    ds_config = REPOSITORY / "ds_configs" / "finetune_glue.json"
+    ds_values = load_ds_config(ds_config, 1).values
+    (run / "ds_config.resolved.json").write_text(json.dumps(ds_values))
     with pytest.raises(
         ConfigError, match=r"seed-2: is finished, but with other settings: epochs: .*; restore them, or"
     ):
-        run_glue([str(recipe)], ["epochs=9"], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=1)
-    table = run_glue([str(recipe)], [], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=1)
+        run_glue([str(recipe)], ["epochs=9"], str(ds_config), seeds=[1, 2], output=tmp_path, num_gpus=1)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**json.loads(ds_config.read_text()), "gradient_clipping": 5.0}))
+    with pytest.raises(ConfigError, match=r"with other settings: gradient_clipping: 1.0 -> 5.0; restore them, or"):
+        run_glue([str(recipe)], [], str(other), seeds=[1, 2], output=tmp_path, num_gpus=1)
+    table = run_glue([str(recipe)], [], str(ds_config), seeds=[1, 2], output=tmp_path, num_gpus=1)
     assert "1 of 2 seeds" in table
 
     def refuse(constant):

@@ -18,7 +18,9 @@ def events_of(runs) -> EventAccumulator:
 
 
 def test_settings_stand_beside_the_last_scores(tmp_path):
-    run = RunInfo(tmp_path, "run", settings={"seed": 7, "model.encoder": "bert", "deepspeed.optimizer.params.lr": 1e-4})
+    settings = {"seed": 42, "model.encoder": "bert", "optimizer.params.lr": 1e-4}
+    chosen = frozenset({"model.encoder", "optimizer.params.lr"})
+    run = RunInfo(tmp_path, "run", settings=settings, chosen=chosen)
     tracker = Tracker(tmp_path / "runs", start_step=0, total_steps=2, run=run)
     for step in (1, 2):
         tracker.evaluation(step, {"eval/loss": 3.0 - step, "eval/bleu": 10.0 * step})
@@ -26,7 +28,8 @@ def test_settings_stand_beside_the_last_scores(tmp_path):
     events = events_of(tmp_path / "runs")
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-    assert settings["deepspeed.optimizer.params.lr"].number_value == 1e-4
+    assert set(settings) == chosen
+    assert settings["optimizer.params.lr"].number_value == 1e-4
     assert settings["model.encoder"].string_value == "bert"
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     metrics = plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos

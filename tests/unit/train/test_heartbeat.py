@@ -25,7 +25,7 @@ def test_a_long_step_says_how_far_it_is(tmp_path, capsys):
         while len(said) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
             said += capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"step 1  forward, micro step 3 of 64, for \d+ s so far", said[0])
+    assert re.fullmatch(r"step 1  running for \d+ s, now: forward, micro step 3 of 64", said[0])
     tracker.close()
 
 
@@ -36,4 +36,4 @@ def test_no_silence_no_line(tmp_path, capsys):
             tracker.scalars(step, {"train/loss": 1.0})
             tracker.advance()
     tracker.close()
-    assert "so far" not in capsys.readouterr().out
+    assert "running for" not in capsys.readouterr().out
