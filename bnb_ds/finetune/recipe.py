@@ -17,6 +17,7 @@ from bnb_ds.tasks.task import Task
 class FinetuneIntervals(Section):
     """How often a run logs, evaluates and saves, in steps."""
 
+    #: steps between lines of the log
     log_steps: Annotated[int, Field(gt=0)] = 10
     #: steps between evaluations, each with a checkpoint; default: one epoch
     eval_steps: Annotated[int, Field(gt=0)] | None = None

@@ -38,6 +38,8 @@ TINY_BERT = {
 }
 DATASET = "--dataset wikimedia/wikipedia --config 20231101.en"
 RECIPE = "runs/recipes/pretrain/wikipedia_base.yaml"
+#: language and first words of two blocks of docs/own_data.md
+_REVIEWS = (("csv", "review,verdict"), ("yaml", "# work/reviews.yaml"))
 SETTINGS = ["data.max_length=32", "intervals.eval_samples=8", "intervals.checkpoint_steps=2"]
 
 
@@ -304,6 +306,28 @@ def test_finetune(prepared, forked):
     glue = glue.replace("glue/*.yaml", "glue/sst2.yaml").replace("--seeds 1 2 3 4 5", "--seeds 1")
     assert "| SST-2 | accuracy |" in forked(f"{glue} {sets}", prepared)
     assert (prepared / "runs" / "glue-table" / "glue.md").is_file()
+
+
+def test_own_data(prepared, forked):
+    """Train three steps on the rows of the page, and write labels for them."""
+    page = documents.text("docs/own_data.md")
+    rows, recipe = (re.search(rf"```{kind}\n({start}.*?)```", page, re.DOTALL)[1] for kind, start in _REVIEWS)
+    (prepared / "data").mkdir()
+    (prepared / "data" / "reviews.csv").write_text(rows)
+    (prepared / "reviews.yaml").write_text(moved(recipe, prepared))
+    if not (prepared / "models" / "bert").exists():
+        (prepared / "models").mkdir(exist_ok=True)
+        (prepared / "models" / "bert").symlink_to(prepared / "bert")
+    settings = f"data.cache_dir={prepared}/cache"
+    check, launch, evaluate, predict = commands("own_data")
+    assert "check: no errors" in forked(f"{check} {settings}", prepared)
+    script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
+    forked(f"{script} {settings}", prepared)
+    assert "accuracy" in forked(evaluate, prepared)
+    forked(predict, prepared)
+    said = [json.loads(line) for line in (prepared / "predicted.jsonl").read_text().splitlines()]
+    assert len(said) == 6
+    assert all(row["label"] in ("bad", "good") for row in said)
 
 
 def test_baselines(prepared, forked):

@@ -9,7 +9,7 @@ import pytest
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
 
 from bnb_ds.config.loading import dump_recipe, load_recipe
-from bnb_ds.config.sections import ModelSize
+from bnb_ds.config.model_section import ModelSize
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import Evaluation
 from bnb_ds.finetune import glue
