@@ -315,19 +315,16 @@ def test_own_data(prepared, forked):
     (prepared / "data").mkdir()
     (prepared / "data" / "reviews.csv").write_text(rows)
     (prepared / "reviews.yaml").write_text(moved(recipe, prepared))
-    if not (prepared / "models" / "bert").exists():
-        (prepared / "models").mkdir(exist_ok=True)
-        (prepared / "models" / "bert").symlink_to(prepared / "bert")
-    settings = f"data.cache_dir={prepared}/cache"
+    settings = f"data.cache_dir={prepared}/cache model.encoder={prepared}/bert"
     check, launch, evaluate, predict = commands("own_data")
     assert "check: no errors" in forked(f"{check} {settings}", prepared)
     script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
     forked(f"{script} {settings}", prepared)
     assert "accuracy" in forked(evaluate, prepared)
     forked(predict, prepared)
-    said = [json.loads(line) for line in (prepared / "predicted.jsonl").read_text().splitlines()]
+    said = [json.loads(line)["label"] for line in (prepared / "predicted.jsonl").read_text().splitlines()]
     assert len(said) == 6
-    assert all(row["label"] in ("bad", "good") for row in said)
+    assert set(said) <= {"bad", "good"}
 
 
 def test_baselines(prepared, forked):
