@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from bnb_ds.config.sections import Section, TrainingRecipe
+from bnb_ds.config.section import Section
+from bnb_ds.config.sections import TrainingRecipe
 from bnb_ds.errors import nearest
 from bnb_ds.systems.kinds import ModelChoice
 from bnb_ds.tasks.data_section import TaskDataSection

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bnb_ds.config.sections import Section
+from bnb_ds.config.section import Section
 
 Split = str
 
