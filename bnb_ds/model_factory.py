@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, tokenizer_directory
-from bnb_ds.config.sections import ModelSection, ModelSize
+from bnb_ds.config.model_section import ModelSection, ModelSize
 from bnb_ds.data.tokenization import Vocabulary, load_tokenizer, tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model.configuration import BnbConfig

@@ -6,6 +6,8 @@
 #                               CONSEQUENCE of not having the extra
 #
 # BNB_VENV names the environment's directory (default: .venv in the repository). To rebuild it, delete the directory.
+# BNB_WHEELHOUSE names a directory that wheelhouse.sh filled; everything is then installed from there, without a network.
+# The versions are those of constraints.txt.
 
 find_python() {
     local candidate
@@ -19,6 +21,16 @@ find_python() {
     return 1
 }
 
+# What an environment was made from: it is installed again when one of these files changes.
+ingredients() { cat "$1/setup.py" "$1/runs/constraints.txt"; }
+
+# install_editable ROOT EXTRA: the options are an array, so that paths may hold spaces.
+install_editable() {
+    local options=(--quiet --disable-pip-version-check --constraint "$1/runs/constraints.txt")
+    [ -z "${BNB_WHEELHOUSE:-}" ] || options+=(--no-index --find-links "$BNB_WHEELHOUSE")
+    python -m pip install "${options[@]}" --editable "$1${2:+[$2]}"
+}
+
 use_environment() {
     local extra=${1:-} root venv stamp
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -30,10 +42,11 @@ use_environment() {
     # shellcheck disable=SC1091
     source "$venv/bin/activate"
     # An environment with the extra `test` also has the base packages.
-    if ! cmp --silent "$stamp" "$root/setup.py" && ! { [ -z "$extra" ] && cmp --silent "$venv/.installed-test" "$root/setup.py"; }; then
+    if ! cmp --silent "$stamp" <(ingredients "$root") &&
+        ! { [ -z "$extra" ] && cmp --silent "$venv/.installed-test" <(ingredients "$root"); }; then
         echo "installing into $venv (once; a few minutes)"
-        python -m pip install --quiet --disable-pip-version-check --editable "$root${extra:+[$extra]}"
-        cp "$root/setup.py" "$stamp"
+        install_editable "$root" "$extra"
+        ingredients "$root" > "$stamp"
     fi
 }
 
@@ -41,8 +54,8 @@ install_if_possible() {
     local extra=$1 module=$2 consequence=$3 root stamp
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     stamp=$VIRTUAL_ENV/.tried-$extra
-    if python -c "import $module" 2> /dev/null || cmp --silent "$stamp" "$root/setup.py"; then return; fi
-    cp "$root/setup.py" "$stamp"
-    python -m pip install --quiet --disable-pip-version-check --editable "$root[$extra]" > "$stamp.log" 2>&1 ||
+    if python -c "import $module" 2> /dev/null || cmp --silent "$stamp" <(ingredients "$root"); then return; fi
+    ingredients "$root" > "$stamp"
+    install_editable "$root" "$extra" > "$stamp.log" 2>&1 ||
         echo "cannot install the extra [$extra] (see $stamp.log): $consequence"
 }

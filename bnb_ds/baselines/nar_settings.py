@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bnb_ds.config.sections import ModelSection, ModelSize, Probability, Section
+from bnb_ds.config.model_section import ModelSection, ModelSize
+from bnb_ds.config.section import Probability, Section
 
 #: values of a latent, which serves the length classification only
 _LATENT_SIZE = 64

@@ -6,16 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bnb_ds.config.sections import LayerSize, Probability, Section
+from bnb_ds.config.model_section import LayerSize
+from bnb_ds.config.section import Probability, Section
 
 
 class Seq2SeqSize(LayerSize):
     """Shape of an encoder-decoder with random weights; the defaults are the paper's Transformer."""
 
+    #: numbers of a token's vector between the layers; a multiple of ``num_attention_heads``
     hidden_size: Annotated[int, Field(gt=0)] = 512
+    #: layers of the encoder
     encoder_layers: Annotated[int, Field(gt=0)] = 6
+    #: layers of the decoder
     decoder_layers: Annotated[int, Field(gt=0)] = 6
+    #: attention heads of each layer
     num_attention_heads: Annotated[int, Field(gt=0)] = 8
+    #: width of the feed-forward layers
     intermediate_size: Annotated[int, Field(gt=0)] = 2048
 
 
@@ -38,8 +44,9 @@ class Bert2bertSection(AutoregressiveSection):
     """A BERT encoder and a BERT decoder (Rothe et al., 2020), from checkpoints or with random weights of ``size``."""
 
     kind: Literal["bert2bert"]
-    #: Hugging Face directories or hub names; the default of ``decoder`` is ``encoder``
+    #: a BERT checkpoint to start the encoder from: a directory, or a name on the Hugging Face hub
     encoder: str | None = None
+    #: a BERT checkpoint to start the decoder from; default: that of the encoder
     decoder: str | None = None
     size: Seq2SeqSize | None = None
     #: both halves share one set of weights

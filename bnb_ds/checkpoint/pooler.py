@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bnb_ds.common.files import disk_errors
 from bnb_ds.common.hub import checkpoint_errors
-from bnb_ds.config.sections import ModelSection
+from bnb_ds.config.model_section import ModelSection
 from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.from_bert import read_bert
 

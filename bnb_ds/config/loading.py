@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from bnb_ds.common.shipped import find_recipe
-from bnb_ds.config.sections import PretrainRecipe, Section, TrainingRecipe
+from bnb_ds.config.section import Section
+from bnb_ds.config.sections import PretrainRecipe, TrainingRecipe
 from bnb_ds.errors import ConfigError, nearest
 
 R = TypeVar("R", bound=Section)

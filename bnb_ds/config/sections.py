@@ -10,127 +10,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from bnb_ds.config.model_section import ModelSection
+from bnb_ds.config.section import Probability, Section
 from bnb_ds.data.corruption import OBJECTIVES
 from bnb_ds.data.sequences import Building
 from bnb_ds.errors import nearest
-
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A block of a recipe. Unknown keys are errors, and values cannot change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class LayerSize(Section):
-    """Shape of the layers of a model with random weights (default: BERT base)."""
-
-    hidden_size: Annotated[int, Field(gt=0)] = 768
-    num_attention_heads: Annotated[int, Field(gt=0)] = 12
-    intermediate_size: Annotated[int, Field(gt=0)] = 3072
-    max_position_embeddings: Annotated[int, Field(gt=0)] = 512
-    #: standard deviation of the random weights; a small model, and a graph above all, needs more than BERT's
-    initializer_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> LayerSize:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        return self
-
-
-class ModelSize(LayerSize):
-    """Shape of the encoder and of the decoder if both start from random weights (default: BERT base)."""
-
-    num_hidden_layers: Annotated[int, Field(gt=0)] = 12
-
-
-class ModelSection(Section):
-    """The model to train.
-
-    ``encoder`` and ``decoder`` name BERT checkpoints (a Hugging Face directory or hub name). Without ``encoder``, the
-    model starts from random weights of the given ``size``. Without ``decoder``, the decoder starts from the encoder's
-    checkpoint. ``checkpoint`` names a whole BERT-NAR-BERT to continue from (an exported or imported directory, or a hub
-    name). Its settings then replace the defaults below; fields that the recipe sets still win.
-    """
-
-    checkpoint: str | None = None
-    encoder: str | None = None
-    decoder: str | None = None
-    size: ModelSize | None = None
-    #: position embeddings to use of both BERT checkpoints: fewer than they have, or more with ``extend_positions``
-    max_position_embeddings: Annotated[int, Field(gt=0)] | None = None
-    #: repeat a checkpoint's position embeddings if it has too few
-    extend_positions: bool = False
-    #: the decoder shares embeddings, self-attention and feed-forward layers with the encoder
-    tie_encoder_decoder: bool = False
-    latent_size: Annotated[int, Field(gt=0)] = 8
-    latent_dropout: Probability = 0.0
-    hidden_dropout: Probability = 0.1
-    attention_dropout: Probability = 0.1
-    #: source: the number of positions follows the source length; predicted: it follows the target length, which is
-    #: predicted by classification
-    decoder_length: Literal["source", "predicted"] = "source"
-    #: decoder positions = ceil(ratio x real source tokens + offset), clipped to min and max
-    decoder_length_ratio: Annotated[float, Field(gt=0)] = 2.0
-    decoder_length_offset: int = 0
-    decoder_length_min: Annotated[int, Field(ge=1)] = 1
-    decoder_length_max: Annotated[int, Field(ge=1)] | None = None
-    decoder_positions: Literal["absolute", "shared"] = "shared"
-    #: what reads the positions: ctc; token (one token each, for predicted); dag (paths through a graph of positions);
-    #: default: token for predicted, else ctc
-    target: Literal["ctc", "token", "dag"] | None = None
-    #: with dag: attention heads of the links between positions; default: as the decoder
-    link_heads: Annotated[int, Field(gt=0)] | None = None
-    #: with dag: most positions of a graph
-    link_positions: Annotated[int, Field(ge=2)] = 1024
-    #: the input of a position holds a token too, [MASK] where nothing is known; ``glancing`` needs it
-    decoder_tokens: bool = False
-    #: with decoder_tokens, what a position holds where nothing is known: mask: [MASK]; source: the source token that it
-    #: stands for
-    slot_tokens: Literal["mask", "source"] = "mask"
-    #: the input of a position holds a latent; false needs predicted lengths, which then are all that latents serve
-    decoder_latent: bool = True
-    #: what further passes of decoding predict anew: unsure: the least probable tokens; all: all of them
-    refined_tokens: Literal["unsure", "all"] = "unsure"
-    #: settings of decoding that are the trained model's defaults, such as {refinement: 3}
-    decoding: dict[str, bool | int | float | str] = {}
-    #: every decoder layer predicts, the next one reads its prediction, and the loss is the mean of their losses
-    deep_supervision: bool = False
-    #: with dag and infill: every segment has a block of the graph of its own, which no link passes
-    segment_blocks: bool = False
-    #: standard deviation of new embeddings (words, positions, links' places); default: as all weights. A graph with
-    #: random weights learns only if its slots begin with different words
-    embedding_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    #: with predicted lengths: smallest and largest difference (target minus source tokens) that has its own class
-    length_difference_min: int = -128
-    length_difference_max: int = 128
-    #: with predicted lengths: weight of the length loss, added to the mean token loss
-    length_loss_weight: Annotated[float, Field(ge=0)] = 0.1
-    #: weight of the smoothing term KL(uniform || p) of each position; ``beta`` in the paper's code
-    kl_weight: Annotated[float, Field(ge=0)] = 0.0
-    #: token: samples are weighted by their number of target tokens; sample: all weigh the same, as in the paper's code
-    loss_reduction: Literal["token", "sample"] = "token"
-
-    @model_validator(mode="after")
-    def _one_start(self) -> ModelSection:
-        others = [name for name in ("encoder", "decoder", "size") if getattr(self, name) is not None]
-        if self.checkpoint is not None and others:
-            raise ValueError(f"give checkpoint or {others[0]}, not both: a checkpoint is a whole model")
-        if self.max_position_embeddings is not None and self.encoder is None:
-            raise ValueError(
-                "max_position_embeddings applies to BERT checkpoints; without one set size.max_position_embeddings"
-            )
-        if self.encoder is not None and self.size is not None:
-            raise ValueError("give encoder or size, not both: a checkpoint has its own size")
-        if self.decoder is not None and self.encoder is None:
-            raise ValueError("decoder needs encoder: name both checkpoints or neither")
-        return self
 
 
 class DataSection(Section):
@@ -228,7 +114,9 @@ class GlancingSection(Section):
     straight line and stays there.
     """
 
+    #: the ratio of the first step
     start: Probability = 0.5
+    #: the ratio after ``steps``
     end: Probability = 0.3
     #: steps from ``start`` to ``end``; default: all steps of the run
     steps: Annotated[int, Field(gt=0)] | None = None
@@ -243,6 +131,7 @@ class ScheduleSection(Section):
 
     #: fraction of all steps spent on linear warm-up
     warmup_ratio: Probability = 0.05
+    #: how the rate goes from the peak to ``final_ratio``; constant: it stays at the peak
     decay: Literal["linear", "cosine", "constant"] = "linear"
     #: multiplier at the last step
     final_ratio: Probability = 0.0
@@ -251,8 +140,11 @@ class ScheduleSection(Section):
 class IntervalSection(Section):
     """How often a run logs, evaluates and saves, in steps."""
 
+    #: steps between lines of the log
     log_steps: Annotated[int, Field(gt=0)] = 10
+    #: steps between evaluations
     eval_steps: Annotated[int, Field(gt=0)] = 1000
+    #: steps between checkpoints
     checkpoint_steps: Annotated[int, Field(gt=0)] = 1000
     #: newest checkpoints kept on disk; the best by ``eval/loss`` is kept as well
     keep_checkpoints: Annotated[int, Field(gt=0)] = 3
@@ -293,7 +185,7 @@ class TrackingSection(Section):
 
     #: tensorboard, wandb, mlflow, trackio, a logger of another package, or a class of your own: MODULE:CLASS or
     #: FILE.py:CLASS (`bnb_ds.loggers.logger` says what it is told)
-    loggers: list[str] = ["tensorboard"]
+    loggers: Annotated[list[str], Field(default_factory=lambda: ["tensorboard"])]
     #: the project (W&B, trackio) or experiment (MLflow) that the run belongs to
     project: Annotated[str, Field(min_length=1)] = "bnb_ds"
     #: name of the run there; default: the last part of ``output_dir``
@@ -312,7 +204,9 @@ class StragglerSection(Section):
 class TrainingRecipe(Section):
     """Fields that pre-training and fine-tuning recipes share."""
 
+    #: directory of the run: checkpoints, logs and settings
     output_dir: str
+    #: of random weights, the order of the samples, their noise and dropout
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     #: optimizer steps of the run; give this or ``epochs``
     steps: Annotated[int, Field(gt=0)] | None = None

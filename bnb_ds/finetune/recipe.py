@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from bnb_ds.config.sections import Section, TrainingRecipe
+from bnb_ds.config.section import Section
+from bnb_ds.config.sections import TrainingRecipe
 from bnb_ds.errors import nearest
 from bnb_ds.systems.kinds import ModelChoice
 from bnb_ds.tasks.data_section import TaskDataSection
@@ -17,6 +18,7 @@ from bnb_ds.tasks.task import Task
 class FinetuneIntervals(Section):
     """How often a run logs, evaluates and saves, in steps."""
 
+    #: steps between lines of the log
     log_steps: Annotated[int, Field(gt=0)] = 10
     #: steps between evaluations, each with a checkpoint; default: one epoch
     eval_steps: Annotated[int, Field(gt=0)] | None = None

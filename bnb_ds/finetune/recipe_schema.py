@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from bnb_ds.config.sections import PretrainRecipe, Section
+from bnb_ds.config.section import Section
+from bnb_ds.config.sections import PretrainRecipe
 from bnb_ds.data.corruption import OBJECTIVES
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.tasks.registry import TASKS

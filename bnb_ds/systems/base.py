@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from bnb_ds.common.files import write_atomic
 from bnb_ds.common.hub import checkpoint_errors
-from bnb_ds.config.sections import Section
+from bnb_ds.config.section import Section
 from bnb_ds.data.batch import PackedBatch, TargetRules
 from bnb_ds.errors import ConfigError
 from bnb_ds.tasks.codec import Codec

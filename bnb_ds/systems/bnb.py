@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, tokenizer_directory
-from bnb_ds.config.sections import ModelSection
+from bnb_ds.config.model_section import ModelSection
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.tokenization import TokenizerVocabulary, load_tokenizer
 from bnb_ds.decoding.decode import decode_batch, greedy_rows

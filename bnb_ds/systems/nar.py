@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bnb_ds.baselines.nar_settings import ElmerSection, InatSection, NarSection, NatSection
-from bnb_ds.config.sections import ModelSection
+from bnb_ds.config.model_section import ModelSection
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.rewriting import Rewriting
 from bnb_ds.errors import ConfigError

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bnb_ds.config.sections import Section
+from bnb_ds.config.section import Section
 
 Split = str
 
@@ -14,15 +14,20 @@ Split = str
 class ParallelFiles(Section):
     """Two text files whose lines form pairs."""
 
+    #: file with one source a line
     source: str
+    #: file with one target a line
     target: str
 
 
 class SplitSection(Section):
     """Fractions of ``train`` to set aside; a seeded hash of each row's id chooses the rows."""
 
+    #: fraction of ``train`` that becomes the validation split
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    #: fraction of ``train`` that becomes the test split
     test: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    #: of the choice
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
@@ -35,11 +40,15 @@ class SplitSection(Section):
 class TaskDataSection(Section):
     """The rows: from local files if any are named, else from the task's hub data set."""
 
+    #: file of the training rows, or two text files whose lines form pairs; default: the task's hub data set
     train: str | ParallelFiles | None = None
+    #: the same for the rows that choose the best model
     validation: str | ParallelFiles | None = None
+    #: the same for the rows that are never looked at in training
     test: str | ParallelFiles | None = None
-    #: the two validation splits of MNLI
+    #: the first validation split of MNLI
     validation_matched: str | None = None
+    #: the second validation split of MNLI
     validation_mismatched: str | None = None
     #: replaces the task's hub name; may be a local directory with the layout of a hub data set
     hub: str | None = None
@@ -55,15 +64,19 @@ class TaskDataSection(Section):
     #: leave out rows that cannot be read: missing fields or columns, an empty source or target, no label or an unknown
     #: one; they are counted by reason. Otherwise such a row is an error
     skip_bad_rows: bool = False
-    #: most tokens, special tokens included; default: the task's
+    #: most tokens of a source, special tokens included; default: the task's
     max_source_length: Annotated[int, Field(ge=3)] | None = None
+    #: most tokens of a target, special tokens included; default: the task's
     max_target_length: Annotated[int, Field(ge=3)] | None = None
-    #: read only the first rows of a split, for quick trials
+    #: read only the first rows for training, for quick trials
     max_train_samples: Annotated[int, Field(gt=0)] | None = None
+    #: the same for validation
     max_validation_samples: Annotated[int, Field(gt=0)] | None = None
+    #: the same for the test split
     max_test_samples: Annotated[int, Field(gt=0)] | None = None
-    #: tokenizer directories; default: the tokenizers of the model's checkpoint
+    #: tokenizer directory of the sources; default: the tokenizer of the model's checkpoint
     tokenizer: str | None = None
+    #: tokenizer directory of the targets; default: that of the sources, or of the decoder's checkpoint
     target_tokenizer: str | None = None
     #: how spaces of text targets are kept with a BERT tokenizer. ``learnt``: the ids are the tokenizer's own, and the
     #: run learns from its training targets where spaces stand. ``pieces``: the ids say it themselves, because a mark

@@ -13,7 +13,7 @@ import torch
 
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.store import CheckpointWriter
-from bnb_ds.config.sections import Section
+from bnb_ds.config.section import Section
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.data.loader import StepLoader
 from bnb_ds.distributed import ranks

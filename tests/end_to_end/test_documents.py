@@ -45,6 +45,8 @@ TINY_BERT = {
 }
 DATASET = "--dataset wikimedia/wikipedia --config 20231101.en"
 RECIPE = "runs/recipes/pretrain/wikipedia_base.yaml"
+#: language and first words of two blocks of docs/own_data.md
+_REVIEWS = (("csv", "review,verdict"), ("yaml", "# work/reviews.yaml"))
 SETTINGS = ["data.max_length=32", "intervals.eval_samples=8", "intervals.checkpoint_steps=2"]
 
 
@@ -349,6 +351,25 @@ def test_tune(prepared, forked, tmp_path, capsys):
     glue = glue.replace("2e-5 3e-5 4e-5 5e-5", "2e-5").replace("--seeds 1 2 3", "--seeds 1")
     sets = " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
     assert "chosen on validation among 2e-05: RTE 2e-05." in forked(f"{glue} {sets}", prepared)
+
+
+def test_own_data(prepared, forked):
+    """Train three steps on the rows of the page, and write labels for them."""
+    page = documents.text("docs/own_data.md")
+    rows, recipe = (re.search(rf"```{kind}\n({start}.*?)```", page, re.DOTALL)[1] for kind, start in _REVIEWS)
+    (prepared / "data").mkdir()
+    (prepared / "data" / "reviews.csv").write_text(rows)
+    (prepared / "reviews.yaml").write_text(moved(recipe, prepared))
+    settings = f"data.cache_dir={prepared}/cache model.encoder={prepared}/bert"
+    check, launch, evaluate, predict = commands("own_data")
+    assert "check: no errors" in forked(f"{check} {settings}", prepared)
+    script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
+    forked(f"{script} {settings}", prepared)
+    assert "accuracy" in forked(evaluate, prepared)
+    forked(predict, prepared)
+    said = [json.loads(line)["label"] for line in (prepared / "predicted.jsonl").read_text().splitlines()]
+    assert len(said) == 6
+    assert set(said) <= {"bad", "good"}
 
 
 def test_baselines(prepared, forked):

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, BertForPreTraining, BertModel
 
 from bnb_ds.checkpoint.pooler import POOLER_FILE, keep_pooler, kept_pooler
-from bnb_ds.config.sections import ModelSection
+from bnb_ds.config.model_section import ModelSection
 from bnb_ds.errors import CheckpointError
 from bnb_ds.export.pretrained import export_pretrained_model
 from bnb_ds.model.classification import BnbEncoderModel, BnbForSequenceClassification

@@ -11,7 +11,7 @@ import yaml
 from transformers import BertConfig, BertModel
 
 from bnb_ds.config.deepspeed import load_ds_config
-from bnb_ds.config.sections import ModelSize
+from bnb_ds.config.model_section import ModelSize
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.pretrain.plan import describe_dry_run, make_plan
 from bnb_ds.train import estimates

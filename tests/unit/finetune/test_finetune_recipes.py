@@ -10,7 +10,7 @@ from transformers import BartConfig, BartForConditionalGeneration, BertConfig, B
 
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.loading import dump_recipe, load_recipe
-from bnb_ds.config.sections import ModelSize
+from bnb_ds.config.model_section import ModelSize
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import Evaluation
 from bnb_ds.finetune import glue

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from bnb_ds.config.sections import ModelSection
+from bnb_ds.config.model_section import ModelSection
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.model_factory import build_model, model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration

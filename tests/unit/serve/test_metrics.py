@@ -91,7 +91,7 @@ def test_the_container_starts_the_service_that_exists():
 
     from bnb_ds.commands.generate import add_serve
 
-    container = Path(REPOSITORY / "docs" / "Containerfile").read_text(encoding="utf-8")
+    container = Path(REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8")
     program, command, *arguments = json.loads(re.search(r"^ENTRYPOINT (.*)$", container, re.MULTILINE)[1])
     assert (program, command) == ("bnb-ds", "serve")
     add_serve(options := argparse.ArgumentParser())
