@@ -18,6 +18,7 @@ from bnb_ds.ctc import head as ctc_head
 from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.ctc import native, operands, recursion, sparse
 from bnb_ds.ctc.loss import linear_ctc_loss
+from tests.compiled import need_triton
 
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
 
@@ -276,7 +277,7 @@ def test_the_number_of_launches_does_not_grow_with_positions(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_on_a_gpu_takes_few_launches_and_no_wait(monkeypatch, dtype):
     """On the meta device, whose tensors have no numbers: reading one is an error. Kernels are counted, not run."""
-    pytest.importorskip("triton", reason="triton is not installed: `pip install -e '.[test]'` brings it")
+    need_triton()
     from bnb_ds.ctc import triton as ctc_triton
 
     launched = []

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from tests import compiled, launching
+from tests import compiled
 
 SIZES = {"batch_size": "i32", "num_slots": "i32", "stride_B": "i32", "stride_L": "i32"}
 TARGETS = {"last_slot": "*i64", "last_step": "*i64"}
@@ -27,13 +25,11 @@ KERNELS = {
 
 @pytest.fixture(scope="module")
 def triton():
-    return pytest.importorskip("triton", reason="triton is not installed: `pip install -e '.[test]'` brings it")
+    return compiled.need_triton()
 
 
-def test_kernels_in_the_interpreter(triton):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted/dag_kernels.py"]
-    result = launching.run(command, env=launching.environment(TRITON_INTERPRET="1"))
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_kernels_in_the_interpreter():
+    compiled.run_interpreted("tests/interpreted/dag_kernels.py")
 
 
 @pytest.mark.parametrize("capability", compiled.CAPABILITIES)
