@@ -1,4 +1,5 @@
-"""Triton kernels where there is no GPU: compiled for GPUs that need not be here, and run by Triton's interpreter."""
+"""Triton kernels where there is no GPU: compiled for GPUs that need not be here, run by Triton's interpreter,
+and counted."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.version import Version
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import launching
 
@@ -68,3 +70,20 @@ def run_interpreted(path: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
     result = launching.run(command, env=launching.environment(TRITON_INTERPRET="1"))
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations, each of which would be a launch on a GPU. Views are not."""
+
+    FREE = (
+        *("view", "slice", "select", "expand", "unsqueeze", "squeeze", "t", "transpose", "permute", "detach", "alias"),
+        *("as_strided", "split", "empty", "new_empty", "new_empty_strided", "empty_like", "_unsafe_view", "device"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.launches += function.overloadpacket.__name__ not in self.FREE
+        return function(*args, **kwargs or {})

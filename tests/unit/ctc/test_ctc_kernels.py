@@ -9,7 +9,6 @@ import types
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import bnb_ds.ctc
 from bnb_ds.common.trials import expect, fault_of
@@ -18,7 +17,7 @@ from bnb_ds.ctc import head as ctc_head
 from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.ctc import native, operands, recursion, sparse
 from bnb_ds.ctc.loss import linear_ctc_loss
-from tests.compiled import need_triton
+from tests.compiled import Counted, need_triton
 
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
 
@@ -230,23 +229,6 @@ def test_torchs_own_ctc_loss_at_the_edges():
     got = native.forward_backward(long, skips, lengths)
     torch.testing.assert_close(got[0].double(), exact[0], rtol=1e-5, atol=0)
     assert (got[1].double() - exact[1]).abs().max() < 2e-4
-
-
-class Counted(TorchDispatchMode):
-    """Counts operations, each of which would be a launch on a GPU. Views are not."""
-
-    FREE = (
-        *("view", "slice", "select", "expand", "unsqueeze", "squeeze", "t", "transpose", "permute", "detach", "alias"),
-        *("as_strided", "split", "empty", "new_empty", "new_empty_strided", "empty_like", "_unsafe_view", "device"),
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.launches = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.launches += function.overloadpacket.__name__ not in self.FREE
-        return function(*args, **kwargs or {})
 
 
 def launches_of_a_step(positions: int, device: torch.device, dtype: torch.dtype = torch.float32) -> int:
