@@ -1,10 +1,19 @@
-"""Compiling Triton kernels for GPUs that need not be here, and what the compiled code needs."""
+"""Triton kernels where there is no GPU: compiled for GPUs that need not be here, run by Triton's interpreter,
+and counted."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.version import Version
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests import launching
 
 CAPABILITIES = [70, 75, 80, 90]
 
@@ -46,3 +55,35 @@ def spilled_bytes(ptx: str, folder: Path) -> int:
             assert spills, result.stderr
             return sum(map(int, spills))
     raise AssertionError(result.stderr)
+
+
+def need_triton():
+    """The module triton; without it, a test is skipped."""
+    return pytest.importorskip("triton", reason="triton is not installed: `pip install -e '.[test]'` brings it")
+
+
+def run_interpreted(path: str) -> None:
+    """Run a file of tests in which kernels are interpreted."""
+    triton = need_triton()
+    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
+        pytest.skip(f"the interpreter of Triton {triton.__version__} needs NumPy < 2.4; {np.__version__} is installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
+    result = launching.run(command, env=launching.environment(TRITON_INTERPRET="1"))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations, each of which would be a launch on a GPU. Views are not."""
+
+    FREE = (
+        *("view", "slice", "select", "expand", "unsqueeze", "squeeze", "t", "transpose", "permute", "detach", "alias"),
+        *("as_strided", "split", "empty", "new_empty", "new_empty_strided", "empty_like", "_unsafe_view", "device"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.launches += function.overloadpacket.__name__ not in self.FREE
+        return function(*args, **kwargs or {})

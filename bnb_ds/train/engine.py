@@ -14,9 +14,10 @@ from torch import nn
 
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.ctc import kernels as ctc_kernels
+from bnb_ds.dag import kernels as dag_kernels
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.varlen import choice as varlen_attention
-from bnb_ds.train.fused import choose_optimizer, fuse_layer_norms
+from bnb_ds.train.fused import choose_optimizer, fault_of_cpu_adam, fuse_layer_norms, torch_optimizer
 from bnb_ds.train.hardware import DTYPES, refuse_emulation
 
 #: part of DeepSpeed's error for an overflow that no lower loss scale can mend
@@ -56,14 +57,7 @@ def build_engine(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     params = dict(ds_config.optimizer.get("params", {}))
     if ds_config.offloads_optimizer:
-        # DeepSpeed builds its CPU Adam from the optimizer block of the JSON; it updates the offloaded state.
-        optimizer, optimizer_name = None, "DeepSpeed CPUAdam (offloaded)"
-        kind = ds_config.optimizer["type"]
-        if kind == "Lamb":
-            raise ConfigError(f"{ds_config.path}: Lamb cannot be offloaded; use AdamW, or remove offload_optimizer")
-        # By default, DeepSpeed decouples the weight decay of "Adam" too.
-        block = {"type": kind, "params": {**params, "adam_w_mode": kind == "AdamW"}}
-        values = {**ds_config.values, "optimizer": block}
+        optimizer, optimizer_name, values = _offloaded_optimizer(ds_config, params)
     else:
         optimizer, optimizer_name = choose_optimizer(ds_config.optimizer["type"], params, device)
         values = {key: value for key, value in ds_config.values.items() if key != "optimizer"}
@@ -81,7 +75,8 @@ def build_engine(
     except (ValueError, AssertionError, DeepSpeedConfigError, ZeRORuntimeException) as error:
         # Only DeepSpeed knows all combinations of settings that exclude each other.
         raise ConfigError(f"{ds_config.path}: DeepSpeed rejects these settings; change them: {error}") from error
-    kernels = f"{optimizer_name}; {layer_norm}; {ctc_kernels.description(device)}{_attention(model, ds_config, device)}"
+    target = _dynamic_programme(model, device)
+    kernels = f"{optimizer_name}; {layer_norm}; {target}{_attention(model, ds_config, device)}"
     return engine, f"{kernels}; ZeRO stage {ds_config.zero_stage}; {ds_config.precision}"
 
 
@@ -92,6 +87,34 @@ def _attention(model: nn.Module, ds_config: DsConfig, device: torch.device) -> s
         return ""
     head_size = encoder.hidden_size // encoder.num_attention_heads
     return f"; {varlen_attention.description(device, DTYPES[ds_config.precision], head_size)}"
+
+
+def _offloaded_optimizer(
+    ds_config: DsConfig, params: dict[str, Any]
+) -> tuple[Callable[[Any], torch.optim.Optimizer] | None, str, dict[str, Any]]:
+    """What updates an offloaded state: a function that creates it, or None; its name; and DeepSpeed's settings.
+
+    With None, DeepSpeed builds its CPUAdam from the optimizer block of the settings.
+    """
+    kind = ds_config.optimizer["type"]
+    if kind == "Lamb":
+        raise ConfigError(f"{ds_config.path}: Lamb cannot be offloaded; use AdamW, or remove offload_optimizer")
+    fault = fault_of_cpu_adam()
+    if fault is not None:
+        values = {key: value for key, value in ds_config.values.items() if key != "optimizer"}
+        values["zero_force_ds_cpu_optimizer"] = False
+        name = f"torch {kind}, fused (offloaded; DeepSpeed CPUAdam does not work here: {fault})"
+        return torch_optimizer(kind, params), name, values
+    # By default, DeepSpeed decouples the weight decay of "Adam" too.
+    block = {"type": kind, "params": {**params, "adam_w_mode": kind == "AdamW"}}
+    return None, "DeepSpeed CPUAdam (offloaded)", {**ds_config.values, "optimizer": block}
+
+
+def _dynamic_programme(model: nn.Module, device: torch.device) -> str:
+    """What a line of kernels says about the loss."""
+    config = getattr(model, "config", None)
+    kernels = dag_kernels if getattr(config, "target", None) == "dag" else ctc_kernels
+    return kernels.description(device)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -16,8 +16,10 @@ from torch import nn
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.store import CheckpointWriter
 from bnb_ds.checkpoint.weights import read_weights
+from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
+from bnb_ds.train import engine
 from bnb_ds.train import step as train_step
 from bnb_ds.train.engine import parameter_groups
 from bnb_ds.train.objectives import Reconstruction
@@ -154,6 +156,23 @@ def test_offloaded_lamb_is_refused(make_loop):
     zero = {"stage": 0, "offload_optimizer": {"device": "cpu"}}
     with pytest.raises(ConfigError, match="Lamb cannot be offloaded; use AdamW"):
         make_loop(zero_optimization=zero, optimizer={"type": "Lamb", "params": {"lr": 1e-3}})
+
+
+def test_a_state_is_offloaded_without_deepspeeds_cpu_adam(make_loop, monkeypatch, tmp_path):
+    """Where it cannot be compiled, torch's AdamW updates the offloaded state, with the same numbers."""
+    plain = make_loop(steps=2, zero_optimization={"stage": 1})
+    plain.run(0, 0)
+    shutil.rmtree(tmp_path / "checkpoints")
+    monkeypatch.setattr(engine, "fault_of_cpu_adam", lambda: "RuntimeError: no C++ compiler")
+    loop = make_loop(steps=2, zero_optimization={"stage": 1, "offload_optimizer": {"device": "cpu"}})
+    loop.run(0, 0)
+    assert type(loop.engine.basic_optimizer) is torch.optim.AdamW
+    for one, other in zip(loop.engine.module.parameters(), plain.engine.module.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    ds_config = load_ds_config(tmp_path / "ds.json", 1)
+    assert engine._offloaded_optimizer(ds_config, {})[1] == (
+        "torch AdamW, fused (offloaded; DeepSpeed CPUAdam does not work here: RuntimeError: no C++ compiler)"
+    )
 
 
 def test_settings_that_only_deepspeed_refuses(make_loop, tmp_path):

@@ -7,9 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from bnb_ds.bench.ctc import Shape, measure
+from bnb_ds.ctc import alignment as ctc_alignment
 from bnb_ds.ctc import kernels as ctc_kernels
+from bnb_ds.ctc import native
 from bnb_ds.ctc.greedy import collapse, linear_argmax
 from bnb_ds.ctc.loss import linear_ctc_loss
+from bnb_ds.ctc.viterbi import linear_ctc_best_path
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,6 +80,41 @@ def test_the_host_never_waits(dtype):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_kernels_are_tried_and_said():
+    device = torch.device("cuda", torch.cuda.current_device())
+    text = ctc_kernels.description(device)
+    assert all(ctc_kernels.uses_triton(device, kernel) for kernel in ctc_kernels._TRIALS), text
+    assert text.startswith("CTC in Triton kernels (")
+
+
+@pytest.mark.parametrize("tokens", [40, 600])
+def test_torchs_ctc_loss_in_place_of_triton(monkeypatch, tokens):
+    arguments = case(torch.float32, positions=3 * tokens, tokens=tokens)
+    expected = run(*arguments)
+    monkeypatch.setattr(ctc_alignment, "alignment_way", lambda device: native)
+    for one, other in zip(run(*arguments), expected, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def test_best_paths_equal_those_of_the_cpu():
+    leaves, (targets, _, target_lengths), options = case(torch.float64)
+    options = {name: value for name, value in options.items() if name != "kl_weight"}
+    path, log_prob = linear_ctc_best_path(*leaves, targets, None, target_lengths, **options)
+    options["cu_seqlens"] = options["cu_seqlens"].cpu()
+    on_cpu = [leaf.detach().cpu() for leaf in leaves]
+    expected = linear_ctc_best_path(*on_cpu, targets.cpu(), None, target_lengths.cpu(), **options)
+    assert torch.equal(path.cpu(), expected[0])
+    torch.testing.assert_close(log_prob.cpu(), expected[1])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_on_a_device_that_is_not_the_current_one():
+    first = run(*case(torch.float16))
+    second = run(*case(torch.float16, torch.device("cuda", 1)))
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one.cpu(), other.cpu())
+
+
 def test_collapse_equals_that_of_the_cpu():
     generator = torch.Generator().manual_seed(0)
     paths, lengths = (
@@ -89,7 +127,7 @@ def test_collapse_equals_that_of_the_cpu():
 
 @pytest.mark.parametrize("tokens", [30, 512])
 def test_speed_and_memory_at_full_size(tokens):
-    if not ctc_kernels.uses_triton(CUDA):
+    if not ctc_kernels.uses_triton(CUDA, "softmax"):
         pytest.skip(ctc_kernels.description(CUDA))
     result = measure(Shape(32, 512, tokens, 28_996, 768), CUDA, torch.bfloat16, kl_weight=0.1, repeats=5)
     seconds, peak = result["seconds"], result["peak_bytes"]

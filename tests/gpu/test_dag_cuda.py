@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
+from bnb_ds.dag import kernels as dag_kernels
+from bnb_ds.dag.alignment import nll_and_posteriors
 from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.dag.loss import linear_dag_loss
 from bnb_ds.dag.paths import dag_best_path
@@ -62,6 +64,24 @@ def test_cuda_equals_cpu_in_float64(dtype, tolerance, sigma):
         expected = dag_best_path(*on_cpu, *cpu_arguments, **cpu_options)
         assert torch.equal(path.cpu(), expected[0])
         torch.testing.assert_close(log_prob.cpu(), expected[1])
+
+
+def test_kernels_are_tried_and_their_dynamic_programme_never_waits():
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert all(dag_kernels.uses_triton(device, kernel) for kernel in dag_kernels._TRIALS), dag_kernels.description(
+        device
+    )
+    links = graphs(1.0).float().to(device)
+    log_probs = torch.randn(len(LENGTHS), 90, 40, device=device).log_softmax(2)
+    lengths, tokens = torch.tensor(LENGTHS, device=device), torch.tensor(TOKENS, device=device)
+    nll_and_posteriors(log_probs, links, lengths, tokens)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        nll, _ = nll_and_posteriors(log_probs, links, lengths, tokens)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = (tensor.cpu() for tensor in (log_probs.double(), links.double(), lengths, tokens))
+    torch.testing.assert_close(nll.cpu().double(), nll_and_posteriors(*on_cpu)[0], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

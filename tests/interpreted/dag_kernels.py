@@ -16,6 +16,7 @@ from bnb_ds.dag import kernels as dag_kernels
 from bnb_ds.dag import paths as dag_paths
 from bnb_ds.dag import triton as dag_triton
 from bnb_ds.dag.alignment import Problem
+from bnb_ds.dag.loss import linear_dag_loss
 from tests.plain_dag import random_links
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: logarithms of 0, in lanes not used
@@ -95,6 +96,36 @@ def test_links_without_a_way():
     assert log_prob[0] == -torch.inf
     assert path[0].eq(-1).all()
     torch.testing.assert_close(slots[1].sum(0), torch.ones(3, dtype=torch.float64))
+
+
+def test_the_whole_loss_and_its_path(monkeypatch):
+    """Ragged graphs, of which one is infeasible and one has a single slot, through the kernels and through PyTorch."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, targets = [12, 1, 70, 3], [[5, 2, 2, 7], [3], [1, 4, 6], [1, 1, 1, 1]]
+    links = torch.full((4, 70, 70), -torch.inf, dtype=torch.float64)
+    for row, (length, graph) in enumerate(zip(lengths, links, strict=True)):
+        graph[:length, :length] = random_links(length, row, 1.0)
+    shapes = ((sum(lengths), 6), (9, 6), (9,))
+    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    arguments = (
+        torch.tensor([token for target in targets for token in target]),
+        None,
+        torch.tensor([len(target) for target in targets]),
+    )
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+
+    def run():
+        given = [leaf.clone().requires_grad_() for leaf in (*leaves, links)]
+        output = linear_dag_loss(*given, *arguments, cu_seqlens=cu_seqlens)
+        path, log_prob = dag_paths.dag_best_path(*given, *arguments, cu_seqlens=cu_seqlens)
+        return path, log_prob, output.nll, *torch.autograd.grad(output.loss, given)
+
+    expected = run()
+    for module in (dag_alignment, dag_paths):
+        monkeypatch.setattr(module, "uses_triton", lambda device, kernel: True)
+    monkeypatch.setattr(dag_alignment, "_scaled", None)  # so it is not called
+    for one, other in zip(run(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", dag_kernels._TRIALS)

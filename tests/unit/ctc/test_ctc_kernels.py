@@ -9,7 +9,6 @@ import types
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import bnb_ds.ctc
 from bnb_ds.common.trials import expect, fault_of
@@ -18,6 +17,7 @@ from bnb_ds.ctc import head as ctc_head
 from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.ctc import native, operands, recursion, sparse
 from bnb_ds.ctc.loss import linear_ctc_loss
+from tests.compiled import Counted, need_triton
 
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
 
@@ -231,23 +231,6 @@ def test_torchs_own_ctc_loss_at_the_edges():
     assert (got[1].double() - exact[1]).abs().max() < 2e-4
 
 
-class Counted(TorchDispatchMode):
-    """Counts operations, each of which would be a launch on a GPU. Views are not."""
-
-    FREE = (
-        *("view", "slice", "select", "expand", "unsqueeze", "squeeze", "t", "transpose", "permute", "detach", "alias"),
-        *("as_strided", "split", "empty", "new_empty", "new_empty_strided", "empty_like", "_unsafe_view", "device"),
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.launches = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.launches += function.overloadpacket.__name__ not in self.FREE
-        return function(*args, **kwargs or {})
-
-
 def launches_of_a_step(positions: int, device: torch.device, dtype: torch.dtype = torch.float32) -> int:
     """Of the loss and its gradients, of three sequences in one chunk."""
     lengths = [positions, positions // 2, positions // 3]
@@ -276,7 +259,7 @@ def test_the_number_of_launches_does_not_grow_with_positions(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_on_a_gpu_takes_few_launches_and_no_wait(monkeypatch, dtype):
     """On the meta device, whose tensors have no numbers: reading one is an error. Kernels are counted, not run."""
-    pytest.importorskip("triton", reason="triton is not installed: `pip install -e '.[test]'` brings it")
+    need_triton()
     from bnb_ds.ctc import triton as ctc_triton
 
     launched = []

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from tests import compiled, launching
+from tests import compiled
 
 COUNTS = dict.fromkeys(("num_steps", "num_rows", "batch_size", "num_tokens", "num_states"), "i32")
 #: types of the arguments, constants of compile time, warps; of the largest sizes that models have
@@ -43,13 +41,11 @@ KERNELS = {
 
 @pytest.fixture(scope="module")
 def triton():
-    return pytest.importorskip("triton", reason="triton is not installed: `pip install -e '.[test]'` brings it")
+    return compiled.need_triton()
 
 
-def test_kernels_in_the_interpreter(triton):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted/ctc_kernels.py"]
-    result = launching.run(command, env=launching.environment(TRITON_INTERPRET="1"))
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_kernels_in_the_interpreter():
+    compiled.run_interpreted("tests/interpreted/ctc_kernels.py")
 
 
 @pytest.mark.parametrize("capability", compiled.CAPABILITIES)

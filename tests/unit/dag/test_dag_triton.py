@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
+import torch
 
-from tests import compiled, launching
+from bnb_ds.dag import alignment, paths
+from tests import compiled
 
 SIZES = {"batch_size": "i32", "num_slots": "i32", "stride_B": "i32", "stride_L": "i32"}
 TARGETS = {"last_slot": "*i64", "last_step": "*i64"}
@@ -27,13 +27,11 @@ KERNELS = {
 
 @pytest.fixture(scope="module")
 def triton():
-    return pytest.importorskip("triton", reason="triton is not installed: `pip install -e '.[test]'` brings it")
+    return compiled.need_triton()
 
 
-def test_kernels_in_the_interpreter(triton):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted/dag_kernels.py"]
-    result = launching.run(command, env=launching.environment(TRITON_INTERPRET="1"))
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_kernels_in_the_interpreter():
+    compiled.run_interpreted("tests/interpreted/dag_kernels.py")
 
 
 @pytest.mark.parametrize("capability", compiled.CAPABILITIES)
@@ -49,7 +47,8 @@ def test_kernels_compile_without_spills(triton, name, capability, tmp_path):
     ptx = compiled.compiled(kernel, types, constants, capability, num_warps, num_stages=options["num_stages"])
     assert f".target sm_{capability}" in ptx
     assert compiled.spilled_bytes(ptx, tmp_path) == 0
-    assert "cp.async" not in ptx  # nothing is fetched ahead of a barrier
+    assert "cp.async" not in ptx  # nothing is fetched ahead of a barrier,
+    assert "ld.global.nc" not in ptx  # or from a cache that does not see what this kernel writes
     if name in ("forward_kernel", "backward_kernel", "best_kernel"):
         # What one step wrote, other threads read at the next. The interpreter is serial and cannot show a race.
         assert "bar.sync" in ptx or "barrier.sync" in ptx
@@ -63,3 +62,31 @@ def test_sizes_are_not_specialised(triton):
         assert all(
             kernel.params[kernel.arg_names.index(size)].do_not_specialize for size in SIZES if size in kernel.arg_names
         )
+
+
+def test_the_number_of_launches_does_not_grow_with_tokens(triton, monkeypatch):
+    """On the meta device, where reading a number is an error; kernels are counted, not run."""
+    from bnb_ds.dag import triton as dag_triton
+
+    launched = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: launched.append(grid)
+
+    for name in KERNELS:
+        monkeypatch.setattr(dag_triton, name, Kernel())
+    for module in (alignment, paths):
+        monkeypatch.setattr(module, "uses_triton", lambda device, kernel: True)
+    counts = []
+    for tokens in (3, 300):
+        launched.clear()
+        log_probs = torch.empty(2, 900, tokens, device="meta")
+        links, lengths = torch.empty(2, 900, 900, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
+        with compiled.Counted() as counted:
+            alignment.nll_and_posteriors(log_probs, links, lengths, lengths)
+            paths.best_path(alignment.Problem.of(log_probs, links, lengths, lengths))
+        counts.append((counted.launches, len(launched)))
+    assert counts[0] == counts[1]
+    assert counts[0][1] == 5
+    assert counts[0][0] < 80, counts

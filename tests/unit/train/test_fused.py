@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
 
 import pytest
@@ -9,9 +11,10 @@ import torch
 from torch import nn
 
 from bnb_ds.errors import ConfigError
+from bnb_ds.train import fused
 from bnb_ds.train.fused import choose_optimizer, find_apex, fuse_layer_norms
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def install(tmp_path, monkeypatch):
 def test_the_other_apex_is_refused_by_name(install, init):
     install({"__init__.py": init}, "Pyramid toolkit to add Velruse, Flash Messages, CSRF, ReCaptcha and Sessions")
     with pytest.raises(ConfigError, match=r"'apex' \(Pyramid toolkit .* is not NVIDIA apex; run `pip uninstall apex`"):
-        find_apex()
+        find_apex(CPU)
 
 
 def test_a_build_without_extensions_is_passed_over(install):
@@ -46,18 +49,18 @@ def test_a_build_without_extensions_is_passed_over(install):
     )
     files = {"__init__.py": "", "normalization.py": layer, "optimizers.py": "FusedAdam = FusedLAMB = None"}
     install(files, "PyTorch Extensions written by NVIDIA")
-    apex = find_apex()
+    apex = find_apex(CPU)
     assert not apex.usable
     assert "without its CUDA extensions (no fused_layer_norm_cuda)" in apex.description
 
 
 def test_a_build_without_its_parts_is_passed_over(install):
     install({"__init__.py": ""}, "PyTorch Extensions written by NVIDIA")
-    assert "without its layers and optimizers" in find_apex().description
+    assert "without its layers and optimizers" in find_apex(CPU).description
 
 
 def test_without_apex_torch_is_used():
-    assert find_apex().description == "NVIDIA apex is not installed"
+    assert find_apex(CPU).description == "NVIDIA apex is not installed"
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     assert fuse_layer_norms(model, CPU) == "torch LayerNorm"
     assert type(model[1]) is nn.LayerNorm
@@ -76,3 +79,101 @@ def test_optimizer_on_a_cpu_is_torchs(kind, expected):
 def test_lamb_needs_a_gpu():
     with pytest.raises(ConfigError, match="Lamb needs a CUDA device; use AdamW on a CPU"):
         choose_optimizer("Lamb", {"lr": 0.1}, CPU)
+
+
+class Nothing(torch.optim.Optimizer):
+    """An optimizer whose kernel runs and does nothing."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, options)
+
+    def step(self):
+        pass
+
+
+class Climbs(Nothing):
+    """An optimizer that goes the wrong way."""
+
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.add_(parameter.grad, alpha=0.1)
+
+
+class Biased(nn.LayerNorm):
+    """A layer whose kernel gives wrong numbers."""
+
+    def forward(self, values):
+        return super().forward(values) + 0.01
+
+
+def refuse(*args, **kwargs):
+    raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+
+def right_lamb(groups, **options):
+    return torch.optim.SGD(groups, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "adam", "lamb", "fault"),
+    [
+        (nn.LayerNorm, torch.optim.AdamW, right_lamb, None),
+        (Biased, torch.optim.AdamW, right_lamb, r"ArithmeticError: wrong numbers \(layer norm\)"),
+        (nn.LayerNorm, Nothing, right_lamb, r"ArithmeticError: wrong numbers \(step of AdamW\)"),
+        (nn.LayerNorm, torch.optim.AdamW, Nothing, r"ArithmeticError: wrong numbers \(size of a step of Lamb\)"),
+        (nn.LayerNorm, torch.optim.AdamW, Climbs, r"ArithmeticError: wrong numbers \(step of Lamb\)"),
+        (nn.LayerNorm, refuse, right_lamb, "RuntimeError: CUDA error: no kernel image is available"),
+    ],
+)
+def test_apex_is_tried_beside_torch(install, monkeypatch, layer, adam, lamb, fault):
+    """A planted package that is imported and built without an error; its kernels run on the CPU here."""
+    install(dict.fromkeys(("__init__.py", "normalization.py", "optimizers.py"), ""), "Extensions written by NVIDIA")
+    normalization, optimizers = (importlib.import_module(f"apex.{name}") for name in ("normalization", "optimizers"))
+    built = []
+
+    def fused_adam(groups, adam_w_mode=True, **options):
+        built.append(groups)
+        return Nothing(groups) if len(built) == 1 else adam(groups, **options)
+
+    normalization.FusedLayerNorm, optimizers.FusedAdam, optimizers.FusedLAMB = layer, fused_adam, lamb
+    tries_here(monkeypatch)
+    apex = find_apex(GPU)
+    assert apex.usable == (fault is None)
+    if fault is not None:
+        assert re.fullmatch(rf"NVIDIA apex does not work here \({fault}.*\)", apex.description)
+        monkeypatch.setattr(fused, "find_apex", lambda device: apex)
+        assert choose_optimizer("AdamW", {"lr": 0.1}, GPU)[1] == f"torch AdamW, fused ({apex.description})"
+        assert fuse_layer_norms(nn.LayerNorm(4), GPU) == f"torch LayerNorm ({apex.description})"
+
+
+def tries_here(monkeypatch):
+    """Trials for a GPU run on the CPU."""
+    for trial in (fused._try_layer_norm, fused._try_adam, fused._try_lamb):
+        monkeypatch.setattr(fused, trial.__name__, lambda made, device, trial=trial: trial(made, CPU))
+
+
+def test_an_apex_that_fails_at_import_is_passed_over(install):
+    broken = "raise OSError('undefined symbol: _ZN3c10')"
+    install({"__init__.py": "", "normalization.py": broken, "optimizers.py": ""}, "Extensions written by NVIDIA")
+    assert find_apex(CPU).description == "NVIDIA apex cannot be imported (OSError: undefined symbol: _ZN3c10)"
+
+
+def test_deepspeeds_lamb_is_tried(monkeypatch):
+    tries_here(monkeypatch)
+    monkeypatch.setattr("deepspeed.ops.lamb.FusedLamb", right_lamb)
+    assert choose_optimizer("Lamb", {"lr": 0.1}, GPU)[1] == "DeepSpeed FusedLamb"
+    monkeypatch.setattr("deepspeed.ops.lamb.FusedLamb", refuse)
+    message = (
+        "optimizer.type Lamb: NVIDIA apex is not installed, and DeepSpeed's FusedLamb does not work here "
+        "(RuntimeError: CUDA error: no kernel image is available for execution on the device); use AdamW, or install "
+        "the CUDA toolkit that torch was built with, with which DeepSpeed compiles it"
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        choose_optimizer("Lamb", {"lr": 0.1}, GPU)
+
+
+def test_cpu_adam_is_tried(monkeypatch):
+    monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", torch.optim.AdamW)
+    assert fused.fault_of_cpu_adam() is None
+    monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", Nothing)
+    assert fused.fault_of_cpu_adam() == "ArithmeticError: wrong numbers (step of AdamW)"
