@@ -6,6 +6,8 @@
 #                               CONSEQUENCE of not having the extra
 #
 # BNB_VENV names the environment's directory (default: .venv in the repository). To rebuild it, delete the directory.
+# BNB_TORCH_INDEX is the index from which torch is installed (default: PyPI's). A V100 needs
+# https://download.pytorch.org/whl/cu126, because PyPI's wheels have no code for it.
 
 find_python() {
     local candidate
@@ -32,9 +34,25 @@ use_environment() {
     # An environment with the extra `test` also has the base packages.
     if ! cmp --silent "$stamp" "$root/setup.py" && ! { [ -z "$extra" ] && cmp --silent "$venv/.installed-test" "$root/setup.py"; }; then
         echo "installing into $venv (once; a few minutes)"
+        if [ -n "${BNB_TORCH_INDEX:-}" ]; then
+            python -m pip install --quiet --disable-pip-version-check torch --index-url "$BNB_TORCH_INDEX"
+        fi
         python -m pip install --quiet --disable-pip-version-check --editable "$root${extra:+[$extra]}"
         cp "$root/setup.py" "$stamp"
     fi
+    require_usable_gpu
+}
+
+# Where a GPU is seen, run one kernel. If torch cannot, say which wheel to take, and take that of BNB_TORCH_INDEX.
+require_usable_gpu() {
+    if [ -z "${CUDA_VISIBLE_DEVICES-all}" ] || ! nvidia-smi -L > /dev/null 2>&1; then return; fi
+    local code=0
+    if [ -n "${BNB_TORCH_INDEX:-}" ] && ! python -m bnb_ds.common.torch_build 2> /dev/null; then
+        echo "installing torch from $BNB_TORCH_INDEX, because the installed one cannot use this GPU"
+        python -m pip install --quiet --disable-pip-version-check --force-reinstall torch --index-url "$BNB_TORCH_INDEX"
+    fi
+    python -m bnb_ds.common.torch_build || code=$?
+    return "$code"
 }
 
 install_if_possible() {
