@@ -21,6 +21,7 @@ from bnb_ds.version import __version__
 #: name, help, and the function that adds the arguments
 _COMMANDS = (
     ("check", "check a launch without its machines", "bnb_ds.commands.check:add_check"),
+    ("plan", "compute how fast a step would be on many GPUs", "bnb_ds.commands.scaling_plan:add_plan"),
     ("curves", "show the first and last values that runs logged, or draw curves", "bnb_ds.commands.curves:add_curves"),
     ("export", "write a checkpoint as a Hugging Face directory", "bnb_ds.commands.export:add_export"),
     ("average", "average the weights of several checkpoints of one model", "bnb_ds.commands.export:add_average"),
