@@ -1,7 +1,7 @@
 """A model of the time of a training step on 1 to 1,024 GPUs: computation, communication, waiting, saving.
 
 It says where a launch would stop scaling, and why, before any GPU is rented. Every number in it is a data sheet's, a
-formula's, or the caller's; none is fitted. `docs/scaling.md` says how far it can be trusted.
+formula's, or the caller's; none is fitted. `docs/gpus.md` says how far it can be trusted.
 """
 
 from __future__ import annotations
@@ -119,11 +119,12 @@ class Traffic(NamedTuple):
     """Bytes of whole tensors that the ranks hand to collective operations in a step."""
 
     all_reduce: float
+    reduce_scatter: float
     all_gather: float
 
     def sent(self, ranks: int) -> float:
-        """Bytes that each rank sends around a ring. A reduction goes round twice: scattered, then gathered."""
-        return (2 * self.all_reduce + self.all_gather) * (ranks - 1) / ranks
+        """Bytes that each rank sends around a ring. An all-reduce goes round twice: scattered, then gathered."""
+        return (2 * self.all_reduce + self.reduce_scatter + self.all_gather) * (ranks - 1) / ranks
 
 
 @dataclass(frozen=True)
@@ -175,17 +176,21 @@ class StepTime:
 def traffic(num_parameters: int, ds_config: DsConfig) -> Traffic:
     """What DeepSpeed sends in a step at each ZeRO stage; `tests/distributed/test_traffic.py` measures the same.
 
-    Stages 0 and 1 reduce gradients once a step, stages 2 and 3 in every micro step. Stages 1 and 2 gather the updated
-    weights once. Stage 3 gathers the weights for the forward and the backward pass of every micro step.
+    Stages 0 and 1 reduce gradients once a step, stages 2 and 3 in every micro step; only stage 3 leaves each rank its
+    part of them. Stages 1 and 2 gather the updated weights once. Stage 3 gathers the weights in every micro step, and
+    again for its backward pass if the model is larger than ``stage3_max_live_parameters`` (10^9).
     """
     half = ds_config.precision != "fp32" and not ds_config.values.get("torch_autocast", {}).get("enabled")
     weight = 2 if half else 4
     named = {"fp16": 2, "bf16": 2, "fp32": 4}
     gradient = named.get(str(ds_config.values.get("communication_data_type")), weight)
     stage, micro_steps = ds_config.zero_stage, ds_config.accumulation_steps
+    zero = ds_config.values.get("zero_optimization", {})
+    stays = num_parameters <= zero.get("stage3_max_live_parameters", 10**9)
     reductions = micro_steps if stage >= 2 else 1
-    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * micro_steps}[stage]
-    return Traffic(reductions * gradient * num_parameters, gathers * weight * num_parameters)
+    gathers = {0: 0, 1: 1, 2: 1, 3: micro_steps if stays else 2 * micro_steps}[stage]
+    gradients, weights = reductions * gradient * num_parameters, gathers * weight * num_parameters
+    return Traffic(0.0, gradients, weights) if stage == 3 else Traffic(gradients, 0.0, weights)
 
 
 def of_ranks(path: str | Path, ranks: int, batch: int | None = None) -> DsConfig | None:
@@ -302,7 +307,8 @@ def advice(times: list[StepTime], ds_config: DsConfig, setting: Setting) -> Iter
         if time.is_host_bound and time.compute > 0.5 * time.seconds:
             cause = "launches"
         yield f"from {time.ranks:,} GPUs on, a GPU does {share:.0%} of the work of one alone, because of {cause}:"
-        yield _WAYS_OUT[cause].format(stage=ds_config.zero_stage, lost=f"{lost:.3g}")
+        kind = "traffic once a step" if cause == "traffic" and ds_config.zero_stage <= 1 else cause
+        yield _WAYS_OUT[kind].format(lost=f"{lost:.3g}")
         break
     else:
         yield f"every GPU does at least {_WORTH_IT:.0%} of the work of one alone, up to {times[-1].ranks:,} GPUs"
@@ -316,9 +322,13 @@ _WAYS_OUT = {
         " (loader.micro_batch_tokens), or take ZeRO stage 1, whose ranks meet once a step"
     ),
     "traffic": (
-        "  {lost} s of a step are communication at ZeRO stage {stage}. Take stage 1 where memory allows, larger micro"
-        " batches, overlap_comm with stage 2, or a larger train_batch_size (with LAMB:"
-        " ds_configs/a100_autocast_lamb.json)"
+        "  {lost} s of a step are communication that nothing hides. Take ZeRO stage 1, which sends gradients once a step,"
+        " where memory allows; or larger micro batches and overlap_comm"
+    ),
+    "traffic once a step": (
+        "  {lost} s of a step are communication. Take a larger train_batch_size (with LAMB:"
+        " ds_configs/a100_autocast_lamb.json), stage 2 with overlap_comm if a step has one or two micro steps, a 16-bit"
+        " communication_data_type, or a faster network"
     ),
     "update": "  {lost} s of a step are the optimizer's. Take ZeRO stage 1, which divides it among ranks",
     "saving": "  {lost} s of a step are checkpoints. Save less often (intervals.checkpoint_steps), or faster",

@@ -40,7 +40,7 @@ def test_a_ring_sends_what_the_model_says(num_ranks):
     values = np.random.default_rng(0).integers(0, 9, (num_ranks, 48))
     reduced, sent = ring_all_reduce(values)
     assert (reduced == values.sum(0)).all()
-    assert set(sent) == {Traffic(48, 0).sent(num_ranks)}
+    assert set(sent) == {Traffic(48, 0, 0).sent(num_ranks)}
 
 
 @pytest.mark.parametrize("num_ranks", [2, 8, 128, 1024])
@@ -61,17 +61,17 @@ def config_of(tmp_path, stage=1, micro=4, batch=64, **more):
 @pytest.mark.parametrize(
     ("stage", "more", "expected"),
     [
-        (0, {}, (4, 0)),
-        (1, {}, (4, 4)),
-        (1, {"fp16": {"enabled": True}, "communication_data_type": "fp32"}, (4, 2)),
-        (1, {"bf16": {"enabled": True}}, (2, 2)),
-        (2, {"bf16": {"enabled": True}}, (2 * 2, 2)),
-        (3, {"bf16": {"enabled": True}}, (2 * 2, 2 * 2 * 2)),
+        (0, {}, (4, 0, 0)),
+        (1, {}, (4, 0, 4)),
+        (1, {"fp16": {"enabled": True}, "communication_data_type": "fp32"}, (4, 0, 2)),
+        (1, {"bf16": {"enabled": True}}, (2, 0, 2)),
+        (2, {"bf16": {"enabled": True}}, (2 * 2, 0, 2)),
+        (3, {"bf16": {"enabled": True}}, (0, 2 * 2, 2 * 2)),
     ],
 )
 def test_the_traffic_of_each_stage(tmp_path, stage, more, expected):
     ds_config = of_ranks(config_of(tmp_path, stage, **more), 8)  # two micro steps
-    assert traffic(1000, ds_config) == (1000 * expected[0], 1000 * expected[1])
+    assert traffic(1000, ds_config) == tuple(1000 * each for each in expected)
 
 
 def test_the_micro_batch_shrinks_with_a_ranks_share(tmp_path):
@@ -100,7 +100,7 @@ def test_an_ideal_cluster_computes_and_does_nothing_else():
 @pytest.mark.parametrize(
     ("changes", "counts", "told"),
     [
-        ({"network": 1e9}, [1, 8, 64], ["because of traffic", "Take stage 1 where memory allows"]),
+        ({"network": 1e9}, [1, 8, 64], ["because of traffic", "Take ZeRO stage 1, which sends gradients once a step"]),
         ({"variation": 0.5}, [1, 8, 64], ["because of waiting", "Count micro batches in tokens"]),
         ({"host_seconds": 0.3}, [1, 256], ["because of launches", "too small to keep a GPU busy"]),
         ({"storage": 1e6}, [1, 64], ["because of saving", "Save less often"]),
@@ -113,6 +113,13 @@ def test_where_it_stops_scaling_and_what_to_set(changes, counts, told):
     lines = "\n".join(advice(times, ds_config, setting))
     for words in told:
         assert words in lines
+
+
+def test_stage_1_has_other_ways_out_than_stage_2(tmp_path):
+    setting = Setting(GPUS["a100"], network=1e9)
+    path = config_of(tmp_path, 1, micro=10, batch=1280, bf16={"enabled": True})
+    times, ds_config = times_on([1, 64], setting, path)
+    assert "Take a larger train_batch_size (with LAMB" in "\n".join(advice(times, ds_config, setting))
 
 
 def test_traffic_that_computation_hides_costs_nothing(tmp_path):
