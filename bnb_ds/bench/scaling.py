@@ -322,8 +322,8 @@ _WAYS_OUT = {
         " (loader.micro_batch_tokens), or take ZeRO stage 1, whose ranks meet once a step"
     ),
     "traffic": (
-        "  {lost} s of a step are communication that nothing hides. Take ZeRO stage 1, which sends gradients once a step,"
-        " where memory allows; or larger micro batches and overlap_comm"
+        "  {lost} s of a step are communication that nothing hides. Take ZeRO stage 1, which sends gradients once a"
+        " step, where memory allows; or larger micro batches and overlap_comm"
     ),
     "traffic once a step": (
         "  {lost} s of a step are communication. Take a larger train_batch_size (with LAMB:"
