@@ -24,6 +24,7 @@ _COMMANDS = (
     ("check", "check a launch without its machines", "bnb_ds.commands.check:add_check"),
     ("pretrain", "pre-train a model, in this process", "bnb_ds.pretrain.main:add_arguments"),
     ("finetune", "fine-tune a model on a task, in this process", "bnb_ds.finetune.main:add_arguments"),
+    ("plan", "compute how fast a step would be on many GPUs", "bnb_ds.commands.scaling_plan:add_plan"),
     ("curves", "show the first and last values that runs logged, or draw curves", "bnb_ds.commands.curves:add_curves"),
     ("export", "write a checkpoint as a Hugging Face directory", "bnb_ds.commands.export:add_export"),
     ("average", "average the weights of several checkpoints of one model", "bnb_ds.commands.export:add_average"),

@@ -8,6 +8,8 @@
 # BNB_VENV names the environment's directory (default: .venv in the repository). To rebuild it, delete the directory.
 # BNB_WHEELHOUSE names a directory that wheelhouse.sh filled; everything is then installed from there, without a network.
 # The versions are those of constraints.txt.
+# BNB_TORCH_INDEX is the index from which torch is installed (default: PyPI's). A V100 needs
+# https://download.pytorch.org/whl/cu126, because PyPI's wheels have no code for it.
 
 find_python() {
     local candidate
@@ -31,6 +33,12 @@ install_editable() {
     python -m pip install "${options[@]}" --editable "$1${2:+[$2]}"
 }
 
+# install_torch ROOT [OPTION]: from BNB_TORCH_INDEX.
+install_torch() {
+    python -m pip install --quiet --disable-pip-version-check --constraint "$1/runs/constraints.txt" ${2:+"$2"} torch \
+        --index-url "$BNB_TORCH_INDEX"
+}
+
 use_environment() {
     local extra=${1:-} root venv stamp
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -45,9 +53,23 @@ use_environment() {
     if ! cmp --silent "$stamp" <(ingredients "$root") &&
         ! { [ -z "$extra" ] && cmp --silent "$venv/.installed-test" <(ingredients "$root"); }; then
         echo "installing into $venv (once; a few minutes)"
+        [ -z "${BNB_TORCH_INDEX:-}" ] || install_torch "$root"
         install_editable "$root" "$extra"
         ingredients "$root" > "$stamp"
     fi
+    require_usable_gpu "$root"
+}
+
+# require_usable_gpu ROOT: where a GPU is seen, run one kernel. If torch cannot, say which wheel to take, and take that of BNB_TORCH_INDEX.
+require_usable_gpu() {
+    if [ -z "${CUDA_VISIBLE_DEVICES-all}" ] || ! nvidia-smi -L > /dev/null 2>&1; then return; fi
+    local code=0
+    if [ -n "${BNB_TORCH_INDEX:-}" ] && ! python -m bnb_ds.common.torch_build 2> /dev/null; then
+        echo "installing torch from $BNB_TORCH_INDEX, because the installed one cannot use this GPU"
+        install_torch "$1" --force-reinstall
+    fi
+    python -m bnb_ds.common.torch_build || code=$?
+    return "$code"
 }
 
 install_if_possible() {

@@ -103,9 +103,11 @@ def _batch(sources: list[Tensor], targets: list[Tensor], setting: Setting) -> Ba
         "labels": torch.nn.utils.rnn.pad_sequence(targets, batch_first=True),
         "label_lengths": label_lengths,
     }
-    packed, padded = ({name: t.to(setting.device) for name, t in form.items()} for form in (packed, padded))
-    counts = {"max_seqlen": int(lengths.max()), "max_label_length": int(label_lengths.max())}
-    return Batch({**packed, **counts}, padded, int(lengths.sum()))
+    # As a loader gives it: the lengths of packed sequences stay on the host, which then never waits for the device.
+    for name in ("input_ids", "labels"):
+        packed[name] = packed[name].to(setting.device)
+    padded = {name: tensor.to(setting.device) for name, tensor in padded.items()}
+    return Batch(packed, padded, int(lengths.sum()))
 
 
 class Contest:

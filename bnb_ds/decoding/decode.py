@@ -102,7 +102,8 @@ def generate(
         if len(batches) > 1:
             index = torch.tensor(rows).to(input_ids.device, non_blocking=True)
             given = tuple(None if tensor is None else tensor.index_select(0, index) for tensor in given)
-        inputs = model.model.pack(*given, host_lengths=None if lengths is None else lengths[rows])
+        ids, mask, types = given
+        inputs = model.model.pack(ids, mask, types, host_lengths=None if lengths is None else lengths[rows])
         parts.append(decode_batch(model, inputs, options, with_scores=return_scores))
     joined = _joined(parts, [row for rows in batches for row in rows], config.pad_token_id or 0)
     return joined if return_scores else joined.sequences

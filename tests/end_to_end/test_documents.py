@@ -34,8 +34,8 @@ from tests.tiny import bnb_model
 pytestmark = pytest.mark.slow
 
 BLOCKS = documents.named_blocks()
-#: scripts that are executed elsewhere: by test_quickstart.py, or by the person who runs the tests
-SCRIPTS = ["bash runs/quickstart.sh\n", "bash runs/test.sh\n"]
+#: scripts that are executed elsewhere: by test_quickstart.py, by the person who runs the tests, by test_gpu_check.py
+SCRIPTS = ["bash runs/quickstart.sh\n", "bash runs/test.sh\n", "bash runs/gpu_check.sh\n"]
 TINY_BERT = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -97,6 +97,11 @@ def test_no_block_is_left_out():
     tests = [Path(__file__), Path(__file__).with_name("test_newcomers.py")]
     used = [name for test in tests for name in re.findall(r"(?:commands|python)\(\"(\w+)\"", test.read_text())]
     assert set(used) == set(BLOCKS)
+
+
+def test_scaling_plan(forked):
+    (command,) = commands("scaling_plan")
+    assert "| 128 < | 10 x 1 |" in forked(command, "work")
 
 
 def save_bert(directory: Path, tokenizer) -> None:

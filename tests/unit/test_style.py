@@ -28,6 +28,7 @@ WRITERS = {
     "bnb_ds/checkpoint/run_lock.py": "locks",
     "bnb_ds/checkpoint/store.py": "checkpoints",
     "bnb_ds/distributed/ranks.py": "tries out whether ranks share a file system",
+    "bnb_ds/bench/gpu_check/figures.py": "appends figures of several processes",
     "bnb_ds/train/step.py": "the samples of a bad step",
     "bnb_ds/train/tracking.py": "appends to the log",
     "bnb_ds/shards/npy_files.py": "shards",

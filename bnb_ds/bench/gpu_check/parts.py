@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bnb_ds.bench.gpu_check.figures import FAILED, Figure, Figures, read_figures, table
+from bnb_ds.common.files import write_atomic
 
 #: part -> the functions that it runs one after the other, and its limit in seconds
 PARTS: dict[str, tuple[tuple[str, ...], int]] = {
@@ -74,7 +75,7 @@ def _table(lines: Path, report: Path, expected: list[str]) -> int:
     figures += [Figure(part, "the part", "did not end in time", FAILED) for part in expected if part not in ended]
     wrong = sum(figure.verdict == FAILED for figure in figures)
     entries = {"failed": wrong, "figures": [asdict(figure) for figure in figures]}
-    report.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    write_atomic(report, json.dumps(entries, indent=1) + "\n")
     print(table(figures))
     print(f"\n{len(figures)} figures, {wrong} failed; also in {report}")
     return 1 if wrong or not figures else 0

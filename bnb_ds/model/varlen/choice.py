@@ -101,7 +101,7 @@ def _trial(way: Way, device: torch.device, dtype: torch.dtype, head_size: int, d
         for lengths in (_QUERIES, _KEYS, _KEYS, _QUERIES)
     )
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
-    attended = way(*leaves, layout, key_layout, dropout, None)
+    attended = way(leaves[0], leaves[1], leaves[2], layout, key_layout, dropout, None)
     gradients = torch.autograd.grad(attended, leaves, signal)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
