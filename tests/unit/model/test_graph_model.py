@@ -215,7 +215,6 @@ def test_refused_inputs():
         ({"length_penalty": 11.0}, "length_penalty is 11.0: give a number from 0 to 10"),
         ({"max_length": 4}, "strategy 'lookahead' keeps to no min_length or max_length"),
         ({"beam_size": 4, "strategy": "greedy"}, "beam_size is 4, but strategy is 'greedy'"),
-        ({"no_repeat_ngram_size": 2}, "need CTC: leave them out with target 'dag'"),
     ):
         with pytest.raises(ConfigError, match=message):
             model.generate(source, **options)
