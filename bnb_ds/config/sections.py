@@ -95,8 +95,8 @@ class ModelSection(Section):
     deep_supervision: bool = False
     #: with dag and infill: every segment has a block of the graph of its own, which no link passes
     segment_blocks: bool = False
-    #: standard deviation of new embeddings (words, positions, links' places); default: as all weights. A graph with
-    #: random weights learns only if its slots begin with different words
+    #: standard deviation of the decoder's new embeddings (words, positions, links' places); default: as all
+    #: weights. A graph with random weights learns only if its slots begin with different words
     embedding_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     #: with predicted lengths: smallest and largest difference (target minus source tokens) that has its own class
     length_difference_min: int = -128

@@ -183,7 +183,7 @@ def best_slots(
     if options.strategy in ("greedy", "lookahead"):
         beta = options.lookahead_beta if options.strategy == "lookahead" else 0.0
         bonus_BL = beta * log_prob_BL if beta else None
-        return _walk(_next_slots(links_BLL, bonus_BL, last_B), last_B, most_slots)
+        return walk(next_slots(links_BLL, bonus_BL, last_B), last_B, most_slots)
     emission_BL = log_prob_BL if options.strategy == "joint_viterbi" else torch.zeros_like(log_prob_BL)
     limits = (options.length_penalty, options.min_length, options.max_length)
     path_BL, length_B, _ = viterbi(emission_BL, links_BLL, last_B, *limits)
@@ -206,7 +206,7 @@ def sampled_path(
     link_BL = slot_uniforms(keys, LINK_DRAWS, num_slots, device)
     next_BL = draw(links_BLL, link_BL, options.temperature, options.top_p)
     has_link_BL = links_BLL.amax(2) > -torch.inf
-    path_BL, length_B = _walk(torch.where(has_link_BL, next_BL, last_B[:, None]), last_B)
+    path_BL, length_B = walk(torch.where(has_link_BL, next_BL, last_B[:, None]), last_B)
     return path_BL, length_B, slot_uniforms(keys, TOKEN_DRAWS, num_slots, device).gather(1, path_BL)
 
 
@@ -271,14 +271,14 @@ def _checked(values_BL: Tensor, log_links: Tensor, lengths: Tensor) -> tuple[Ten
     return torch.where(is_link_BLL, links_BLL, -torch.inf), last_B
 
 
-def _next_slots(links_BLL: Tensor, bonus_BL: Tensor | None, last_B: Tensor) -> Tensor:
+def next_slots(links_BLL: Tensor, bonus_BL: Tensor | None, last_B: Tensor) -> Tensor:
     """int64 [B, L], where a walk goes on from each slot; from the last one, or where no link leads on, to the last."""
     score_BLL = links_BLL if bonus_BL is None else links_BLL + bonus_BL[:, None]
     best_BL, next_BL = score_BLL.max(2)
     return torch.where(best_BL == -torch.inf, last_B[:, None], next_BL)
 
 
-def _walk(next_BL: Tensor, last_B: Tensor, most_slots: int | None = None) -> tuple[Tensor, Tensor]:
+def walk(next_BL: Tensor, last_B: Tensor, most_slots: int | None = None) -> tuple[Tensor, Tensor]:
     """The slots from the first to the last, int64 [B, L] padded with the last, and how many they are, int64 [B].
 
     Step t of a walk is reached by jumps of 1, 2, 4, ... slots, those of the binary digits of t: log2 L rounds in all.

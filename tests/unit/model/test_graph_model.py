@@ -9,7 +9,6 @@ import torch
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.slots import longest_targets, slots_of_targets
 from bnb_ds.model.target_rules import check_ngrams
 from tests.tiny import bnb_config, bnb_model, source_ids
@@ -206,8 +205,6 @@ def test_refused_inputs():
     source = source_ids([6])[0][None]
     with pytest.raises(ConfigError, match="a source of 6 tokens needs a graph of 12 slots, but link_positions is 8"):
         model(source)
-    with pytest.raises(ConfigError, match="only models with CTC can be compiled or exported to ONNX"):
-        RectangularBnb(model)
     source = source_ids([3])[0][None]
     for options, message in (
         ({"strategy": "guess"}, "strategy is 'guess'"),
