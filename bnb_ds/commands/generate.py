@@ -135,7 +135,7 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
     decoding.add_argument(
         "--strategy",
         help="how a path through a graph of slots is chosen, for models with target dag: greedy, lookahead, viterbi,"
-        " joint_viterbi or beam (default: lookahead)",
+        " joint_viterbi, beam or sample (default: lookahead)",
     )
     decoding.add_argument(
         "--lookahead-beta", type=float, default=1.0, help="weight of a slot's token in lookahead (default %(default)s)"
@@ -146,6 +146,12 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         default=1.0,
         help="power of the length that divides the score of a path; more favours longer outputs (default %(default)s)",
     )
+    for flag, help_text in (
+        ("--temperature", "below 1, --strategy sample draws likely links and tokens more often"),
+        ("--top-p", "--strategy sample draws from the most probable ones, which hold this much together"),
+    ):
+        decoding.add_argument(flag, type=float, default=1.0, help=f"{help_text} (default %(default)s)")
+    decoding.add_argument("--seed", type=natural, default=0, help="seed of --strategy sample (default %(default)s)")
     for flag, kind, help_text in (
         ("--length-beam", positive, "number of lengths to try, for models with length classification"),
         ("--refinement", natural, "further passes, which see the tokens before them; for models with decoder_tokens"),
@@ -190,6 +196,9 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "strategy",
         "lookahead_beta",
         "length_penalty",
+        "temperature",
+        "top_p",
+        "seed",
         "refinement",
         "exit_entropy",
         "beam_classes",

@@ -73,8 +73,8 @@ class BnbConfig(PreTrainedConfig):
             hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
         segment_blocks: with ``"dag"``, where a target holds several segments with the mask token between them, as
             infilling's have, each segment has a block of the graph (`bnb_ds.targets.blocks`).
-        embedding_range: standard deviation of new embeddings: words, positions, token types, and places of links; None:
-            as all weights (``initializer_range`` of the halves).
+        embedding_range: standard deviation of new embeddings of the decoder: words, positions, and places of links;
+            None: as all weights (``initializer_range`` of the halves).
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.

@@ -15,7 +15,8 @@ from bnb_ds.dag.inputs import fits
 from bnb_ds.dag.loss import DagOutput, linear_dag_loss
 from bnb_ds.dag.ngrams import linear_dag_ngram_loss
 from bnb_ds.dag.paths import dag_best_path
-from bnb_ds.dag.strategies import decode_best, decode_candidates
+from bnb_ds.dag.sampling import draw
+from bnb_ds.dag.strategies import decode_best, decode_candidates, emitted, sampled_path
 from bnb_ds.targets.glancing import lowest_of_each, rounded_half_up
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count, ngram_scores
 
@@ -71,6 +72,8 @@ class DagTarget:
         """By the strategy of ``options.dag``."""
         layout, lengths_B = states.layout, states.layout.lengths
         assert states.links is not None
+        if options.dag.strategy == "sample":
+            return _sampled(states, options)
         if options.dag.strategy != "beam":
             token_T, log_prob_T = linear_best(states.hidden, states.weight, states.bias)
             if states.blocks is not None:
@@ -84,6 +87,23 @@ class DagTarget:
         token_TC, log_prob_TC = _candidates(states, options.dag.beam.candidates)
         candidates = (layout.pad(token_TC), layout.pad(log_prob_TC))
         return decode_candidates(*candidates, states.links, lengths_B, options.dag, pad=options.pad)
+
+
+def _sampled(states: SlotStates, options: ReadOptions) -> tuple[Tensor, Tensor]:
+    """Tokens are drawn only for the slots on the paths."""
+    layout, dag = states.layout, options.dag
+    assert options.keys is not None, "sample needs keys"
+    like_BT = layout.pad(states.hidden[:, 0])
+    path_BT, lengths_B, uniform_BT = sampled_path(like_BT, states.links, layout.lengths, dag, options.keys)
+    is_on_BT = torch.arange(path_BT.shape[1], device=path_BT.device) < lengths_B[:, None]
+    rows_M = (layout.cu_seqlens.long()[:-1, None] + path_BT)[is_on_BT]
+    hidden_MH, uniform_M = states.hidden.index_select(0, rows_M), uniform_BT[is_on_BT]
+    drawn = [
+        draw(logits_CV, uniform_M[rows], dag.temperature, dag.top_p)
+        for rows, logits_CV in logits_in_chunks(hidden_MH, states.weight, states.bias)
+    ]
+    token_BT = torch.zeros_like(path_BT).masked_scatter_(is_on_BT, torch.cat(drawn))
+    return emitted(token_BT, lengths_B, dag.merge_duplicates, options.pad)
 
 
 def output_log_probs(states: SlotStates, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:

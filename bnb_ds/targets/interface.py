@@ -180,10 +180,12 @@ class ReadOptions:
     Attributes:
         dag: for a graph.
         pad: what ids hold behind an output.
+        keys: uint64 [B], hashes that seed the draws of each sequence, for a graph's ``sample``; None without draws.
     """
 
     dag: DagOptions = field(default_factory=lambda: DagOptions("lookahead"))
     pad: int = 0
+    keys: np.ndarray | None = None
 
 
 class Target(Protocol):

@@ -9,7 +9,6 @@ import torch
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.slots import longest_targets, slots_of_targets
 from bnb_ds.model.target_rules import check_ngrams
 from tests.tiny import bnb_config, bnb_model, source_ids
@@ -206,8 +205,6 @@ def test_refused_inputs():
     source = source_ids([6])[0][None]
     with pytest.raises(ConfigError, match="a source of 6 tokens needs a graph of 12 slots, but link_positions is 8"):
         model(source)
-    with pytest.raises(ConfigError, match="only models with CTC can be compiled or exported to ONNX"):
-        RectangularBnb(model)
     source = source_ids([3])[0][None]
     for options, message in (
         ({"strategy": "guess"}, "strategy is 'guess'"),
@@ -215,7 +212,6 @@ def test_refused_inputs():
         ({"length_penalty": 11.0}, "length_penalty is 11.0: give a number from 0 to 10"),
         ({"max_length": 4}, "strategy 'lookahead' keeps to no min_length or max_length"),
         ({"beam_size": 4, "strategy": "greedy"}, "beam_size is 4, but strategy is 'greedy'"),
-        ({"no_repeat_ngram_size": 2}, "need CTC: leave them out with target 'dag'"),
     ):
         with pytest.raises(ConfigError, match=message):
             model.generate(source, **options)

@@ -147,6 +147,8 @@ def test_embeddings_may_be_wider_than_other_weights(shards, tmp_path):
     model = build_model(section, shards, 32)
     for name, weight in model.state_dict().items():
         if name.endswith(("embeddings.weight", "positions.weight")):
+            if "encoder." in name or "type" in name:
+                continue
             assert weight.std() == pytest.approx(1.0, rel=0.5), name
         elif name.endswith("dense.weight"):
             assert weight.std() == pytest.approx(0.02, rel=0.3), name
