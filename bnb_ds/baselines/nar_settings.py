@@ -41,15 +41,16 @@ class TransformerSize(ModelSize):
 class NarSection(Section):
     """Fields of all non-autoregressive baselines.
 
-    ``encoder``, ``decoder``, ``size`` and ``checkpoint`` are as for a BERT-NAR-BERT. Without any of them, the model
-    starts from random weights of the size of Transformer base.
+    ``encoder``, ``decoder``, ``size`` and ``checkpoint`` are as for a BERT-NAR-BERT. ``encoder`` may also be a BART,
+    such as ELMER's public checkpoint, which gives both halves their weights. Without any of them, the model starts from
+    random weights of the size of Transformer base.
     """
 
     checkpoint: str | None = None
     encoder: str | None = None
     decoder: str | None = None
     size: TransformerSize | None = None
-    #: position embeddings to use of BERT checkpoints
+    #: position embeddings to use of BERT or BART checkpoints
     max_position_embeddings: Annotated[int, Field(gt=0)] | None = None
     hidden_dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
