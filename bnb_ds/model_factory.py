@@ -39,7 +39,6 @@ _SAME_NAME = (
     "slot_tokens",
     "decoder_latent",
     "refined_tokens",
-    "decoding",
     "deep_supervision",
 )
 #: field of a BERT configuration -> its name in a recipe
@@ -188,6 +187,7 @@ def bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
     """Fields of `BnbConfig` that a recipe's ``model`` section and the targets' vocabulary set."""
     return {
         **{name: getattr(section, name) for name in _SAME_NAME},
+        "decoding": section.decoding.model_dump(exclude_none=True),
         "blank_token_id": target.special_ids["pad"],
         "pad_token_id": target.special_ids["pad"],
         "bos_token_id": target.special_ids["cls"],

@@ -122,7 +122,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(f"evaluate: {model}, {results['task']} {results['split']}, {results['num_samples']:,} samples")
         for line in results["rows"]:
             print(f"  {line}")
-        if results["oracle_length"]:
+        if results.get("oracle_length"):
             print("  outputs have the true length of their references (--oracle-length)")
         for name, value in evaluation.scores.items():
             settings = results["settings"].get(name, results["settings"].get("rouge") if "rouge" in name else None)

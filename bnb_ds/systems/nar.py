@@ -67,6 +67,18 @@ class NarGenerator(BnbGenerator):
             self._refuse_long_targets(self._config)
         return super().config()
 
+    def objective(
+        self,
+        glancing: Callable[[int], float] | None = None,
+        ngram_size: int | None = None,
+        mixed_training: float | None = None,
+    ) -> Objective:
+        if glancing is not None and self.config().kl_weight:
+            raise ConfigError(
+                "glancing with one token for each position has no smoothing term: set model.label_smoothing to 0"
+            )
+        return super().objective(glancing, ngram_size, mixed_training)
+
     def build(self) -> nn.Module:
         if not is_bart(self.section.encoder):
             return super().build()

@@ -220,6 +220,9 @@ def test_systems_refuse():
             system_of(kind).objective(ngram_size=2)
     with pytest.raises(ConfigError, match="glancing: kind inat has its own noise; remove glancing"):
         system_of("inat").objective(glancing=lambda step: 0.5)
+    with pytest.raises(ConfigError, match=r"has no smoothing term: set model.label_smoothing to 0"):
+        system_of("nat").objective(glancing=lambda step: 0.5)
+    system_of("nat", label_smoothing=0.0).objective(glancing=lambda step: 0.5)
     with pytest.raises(ConfigError, match="mixed_training replaces what the decoder's layers predict"):
         system_of("inat").objective(mixed_training=0.5)
     with pytest.raises(ConfigError, match=r"data.max_target_length 30: the decoder has 24 positions; set it to 24"):
