@@ -125,6 +125,18 @@ class InatSection(NarSection):
         return {**super().decoding(), **({"refinement": self.iterations - 1} if self.iterations > 1 else {})}
 
 
+class CmlmSection(NarSection):
+    """CMLM (Ghazvininejad et al., EMNLP 2019): the decoder sees some tokens of the target, and predicts the others."""
+
+    kind: Literal["cmlm"]
+    length_beam: Annotated[int, Field(ge=1)] = 5
+    #: passes at decoding; each but the first predicts the least probable tokens anew
+    iterations: Annotated[int, Field(ge=1)] = 10
+
+    def decoding(self) -> dict[str, Any]:
+        return {**super().decoding(), **({"refinement": self.iterations - 1} if self.iterations > 1 else {})}
+
+
 class ElmerSection(NarSection):
     """ELMER (Li et al., EMNLP 2022): every decoder layer predicts, and the next one reads what it predicts.
 

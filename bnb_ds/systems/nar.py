@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bnb_ds.baselines.from_bart import halves_of_bart, is_bart, load_bart
-from bnb_ds.baselines.nar_settings import ElmerSection, InatSection, NarSection, NatSection
+from bnb_ds.baselines.nar_settings import CmlmSection, ElmerSection, InatSection, NarSection, NatSection
 from bnb_ds.baselines.tokenizers import read_tokenizer
 from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.config.sections import ModelSection
@@ -27,7 +27,7 @@ from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
-from bnb_ds.train.objectives import Objective, Reconstruction
+from bnb_ds.train.objectives import MaskedTokens, Objective, Reconstruction
 
 
 class NarGenerator(BnbGenerator):
@@ -131,6 +131,24 @@ class Inat(NarGenerator):
 
     def flops(self, config: BnbConfig, batch: PackedBatch) -> int:
         return forward_flops(config, batch.source_lengths, batch.decoder_lengths, decoder_passes=self.section.passes)
+
+
+class Cmlm(NarGenerator):
+    """CMLM, which is trained to predict masked tokens of the target."""
+
+    kind = "cmlm"
+    section: CmlmSection
+
+    def objective(
+        self,
+        glancing: Callable[[int], float] | None = None,
+        ngram_size: int | None = None,
+        mixed_training: float | None = None,
+    ) -> Objective:
+        if glancing is not None:
+            raise ConfigError("glancing: kind cmlm has its own noise; remove glancing")
+        super().objective(glancing, ngram_size, mixed_training)  # refuses what a model of one token a slot has not
+        return MaskedTokens()
 
 
 class Elmer(NarGenerator):

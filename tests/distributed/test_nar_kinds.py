@@ -30,6 +30,7 @@ SIZE = {
 KINDS = {
     "nat": {"length_beam": 2},
     "inat": {"iterations": 4},
+    "cmlm": {"iterations": 3, "length_beam": 2},
     "elmer": {"exit_entropy": 5.0},
 }
 DS_CONFIG = {

@@ -10,7 +10,14 @@ from dataclasses import replace
 
 import torch
 
-from bnb_ds.baselines.nar_settings import ElmerSection, InatSection, NarSection, NatSection, TransformerSize
+from bnb_ds.baselines.nar_settings import (
+    CmlmSection,
+    ElmerSection,
+    InatSection,
+    NarSection,
+    NatSection,
+    TransformerSize,
+)
 from bnb_ds.bench.generation.reference_style import SIZES, Rows, Setting
 from bnb_ds.data.tokenization import TokenizerVocabulary
 from bnb_ds.decoding.decode import decode_batch, inputs_of_rows
@@ -24,9 +31,15 @@ from bnb_ds.tasks.codec import Codec
 NAR_CONTENDERS = {
     "nat": "6 + 6 layers, hidden size 512, one pass",
     "inat": "nat with ten passes at most",
+    "cmlm": "ten passes, five lengths",
     "elmer": "nat with a prediction behind every layer",
 }
-_SECTIONS: dict[str, type[NarSection]] = {"nat": NatSection, "inat": InatSection, "elmer": ElmerSection}
+_SECTIONS: dict[str, type[NarSection]] = {
+    "nat": NatSection,
+    "inat": InatSection,
+    "cmlm": CmlmSection,
+    "elmer": ElmerSection,
+}
 
 
 def nar_contender(name: str, setting: Setting, codec: Codec) -> BnbForConditionalGeneration:
