@@ -28,6 +28,10 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     )
     add_overrides(command, "replace a data setting of the fine-tuning recipe, for example data.test=FILE; repeatable")
     command.add_argument("--output", type=Path, help="directory for the results (default: MODEL/evaluation/TASK-SPLIT)")
+    for flag, kind in (("--length-beam", positive), ("--refinement", natural), ("--exit-entropy", float)):
+        command.add_argument(
+            flag, type=kind, metavar="N", help="as for `bnb-ds generate` (default: what the model was saved with)"
+        )
     command.add_argument(
         "--oracle-length",
         action="store_true",
@@ -101,11 +105,13 @@ def add_glue(command: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from bnb_ds.errors import ConfigError
     from bnb_ds.evaluate.model import best_of_evaluations, evaluate_model, refuse_choosing_on_test
+    from bnb_ds.model.configuration import DECODING
 
     if args.select:
         refuse_choosing_on_test(args.split)
     if args.output is not None and len(args.models) > 1:
         raise ConfigError("--output: several models cannot write into one directory; leave it out")
+    decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
     evaluations = {}
     for model in args.models:
         evaluation = evaluate_model(
@@ -116,6 +122,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             overrides=args.overrides,
             output=args.output,
             oracle_length=args.oracle_length,
+            decoding=decoding,
         )
         evaluations[model] = evaluation
         results = evaluation.results

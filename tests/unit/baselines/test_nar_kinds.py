@@ -285,6 +285,22 @@ def test_evaluation_with_true_lengths_beside_the_honest_one(tmp_path):
     assert honest.scores["loss"] == oracle.scores["loss"]
     texts = (oracle.directory / "generated_predictions.txt").read_text()
     assert texts != (honest.directory / "generated_predictions.txt").read_text()
+    one_pass = evaluate_model(model, overrides=overrides, decoding={"refinement": 0})
+    assert one_pass.directory == model / "evaluation" / "translation-validation-refinement_0"
+    assert one_pass.results["decoding"] == {"refinement": 0}
+    alone = (one_pass.directory / "generated_predictions.txt").read_text()
+    assert alone != (honest.directory / "generated_predictions.txt").read_text()
+    again = saved(tmp_path / "again", "inat", iterations=1)
+    assert (evaluate_model(again, overrides=overrides).directory / "generated_predictions.txt").read_text() == alone
+    with pytest.raises(ConfigError, match=r"exit_entropy is 1.0: only models with deep_supervision"):
+        evaluate_model(model, overrides=overrides, decoding={"exit_entropy": 1.0})
+    shape = {**SIZE, "encoder_layers": 1, "decoder_layers": 1}
+    del shape["num_hidden_layers"]
+    other = saved(tmp_path / "other", "transformer", size=shape)
+    with pytest.raises(ConfigError, match=r"--length-beam: .*other is a model of kind transformer, which has no such"):
+        evaluate_model(other, overrides=overrides, decoding={"length_beam": 2})
+    with pytest.raises(ConfigError, match=r"--oracle-length: .*other predicts no lengths"):
+        evaluate_model(other, overrides=overrides, oracle_length=True)
     ctc = saved(tmp_path / "ctc", "bnb")
     with pytest.raises(
         ConfigError, match=r"--oracle-length: .*ctc predicts no lengths; give a model with decoder_length"
