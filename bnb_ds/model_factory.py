@@ -39,7 +39,6 @@ _SAME_NAME = (
     "slot_tokens",
     "decoder_latent",
     "refined_tokens",
-    "decoding",
     "deep_supervision",
     "segment_blocks",
     "embedding_range",
@@ -72,20 +71,25 @@ def model_config(
         _refuse_other_tokenizer(section.checkpoint, source)
         _refuse_other_tokenizer(str(own) if own.is_dir() else section.checkpoint, target)
     elif section.encoder is None:
-        size = {**(section.size or ModelSize()).model_dump(), **_dropout_fields(section)}
+        size = {**(section.size or ModelSize()).model_dump(), **dropout_fields(section)}
         halves = {
             half: {**size, "vocab_size": vocabulary.vocab_size, "pad_token_id": vocabulary.special_ids["pad"]}
             for half, vocabulary in (("encoder", source), ("decoder", target))
         }
-        config = BnbConfig(**halves, **_bnb_fields(section, target))
+        config = BnbConfig(**halves, **bnb_fields(section, target))
     else:
         config = config_from_bert(section.encoder, section.decoder, _overrides_of_bert(section, target))
         _refuse_other_tokenizer(section.encoder, source)
         _refuse_other_tokenizer(section.decoder or section.encoder, target)
+    refuse_misfits(config, source, max_length, target)
+    return config
+
+
+def refuse_misfits(config: BnbConfig, source: Vocabulary, max_length: int, target: Vocabulary) -> None:
+    """Refuse a configuration with too few tokens or positions. Arguments and errors are those of `model_config`."""
     _refuse_small_vocabulary(config, source, target)
     field = "data.max_length" if isinstance(source, Corpus) else "data.max_source_length"
     _refuse_short_positions(config, max_length, field)
-    return config
 
 
 def refuse_equal_slots(section: ModelSection, config: BnbConfig) -> None:
@@ -141,7 +145,8 @@ def build_model(
     return model_class.from_bert(section.encoder, section.decoder, **_overrides_of_bert(section, target or source))
 
 
-def _dropout_fields(section: ModelSection) -> dict[str, float]:
+def dropout_fields(section: ModelSection) -> dict[str, float]:
+    """Fields of both BERT configurations that a recipe's ``model`` section sets."""
     return {
         "hidden_dropout_prob": section.hidden_dropout,
         "attention_probs_dropout_prob": section.attention_dropout,
@@ -150,8 +155,8 @@ def _dropout_fields(section: ModelSection) -> dict[str, float]:
 
 def _overrides_of_bert(section: ModelSection, target: Vocabulary) -> dict[str, object]:
     return {
-        **_bnb_fields(section, target),
-        **_dropout_fields(section),
+        **bnb_fields(section, target),
+        **dropout_fields(section),
         "max_position_embeddings": section.max_position_embeddings,
         "extend_positions": section.extend_positions,
     }
@@ -165,12 +170,12 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
         raise ConfigError(f"model.{fixed[0]}: model.checkpoint already decides it; remove one of the two")
     with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
         config = BnbConfig.from_pretrained(section.checkpoint)
-    replaced = {name: value for name, value in _bnb_fields(section, target).items() if name in given}
+    replaced = {name: value for name, value in bnb_fields(section, target).items() if name in given}
     config.update(replaced)
     if config.mask_token_id is None:  # models made before slots could hold tokens do not have it
         config.mask_token_id = target.special_ids["mask"]
     for half in (config.encoder, config.decoder):
-        half.update({name: value for name, value in _dropout_fields(section).items() if DROPOUT_NAMES[name] in given})
+        half.update({name: value for name, value in dropout_fields(section).items() if DROPOUT_NAMES[name] in given})
     if config.decoder_length == "padded":
         raise ConfigError(
             f"{section.checkpoint}: its decoder_length is 'padded', which needs padded batches; set"
@@ -180,9 +185,11 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
     return config
 
 
-def _bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
+def bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
+    """Fields of `BnbConfig` that a recipe's ``model`` section and the targets' vocabulary set."""
     return {
         **{name: getattr(section, name) for name in _SAME_NAME},
+        "decoding": section.decoding.model_dump(exclude_none=True),
         "blank_token_id": target.special_ids["pad"],
         "pad_token_id": target.special_ids["pad"],
         "bos_token_id": target.special_ids["cls"],

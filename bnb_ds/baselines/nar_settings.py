@@ -42,15 +42,16 @@ class TransformerSize(ModelSize):
 class NarSection(Section):
     """Fields of all non-autoregressive baselines.
 
-    ``encoder``, ``decoder``, ``size`` and ``checkpoint`` are as for a BERT-NAR-BERT. Without any of them, the model
-    starts from random weights of the size of Transformer base.
+    ``encoder``, ``decoder``, ``size`` and ``checkpoint`` are as for a BERT-NAR-BERT. ``encoder`` may also be a BART,
+    such as ELMER's public checkpoint, which gives both halves their weights. Without any of them, the model starts from
+    random weights of the size of Transformer base.
     """
 
     checkpoint: str | None = None
     encoder: str | None = None
     decoder: str | None = None
     size: TransformerSize | None = None
-    #: position embeddings to use of BERT checkpoints
+    #: position embeddings to use of BERT or BART checkpoints
     max_position_embeddings: Annotated[int, Field(gt=0)] | None = None
     hidden_dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
@@ -120,6 +121,18 @@ class InatSection(NarSection):
     #: most passes at decoding; a source whose tokens no longer change needs fewer
     iterations: Annotated[int, Field(ge=1)] = 10
     fixed: ClassVar[dict[str, Any]] = {"slot_tokens": "source", "refined_tokens": "all"}
+
+    def decoding(self) -> dict[str, Any]:
+        return {**super().decoding(), **({"refinement": self.iterations - 1} if self.iterations > 1 else {})}
+
+
+class CmlmSection(NarSection):
+    """CMLM (Ghazvininejad et al., EMNLP 2019): the decoder sees some tokens of the target, and predicts the others."""
+
+    kind: Literal["cmlm"]
+    length_beam: Annotated[int, Field(ge=1)] = 5
+    #: passes at decoding; each but the first predicts the least probable tokens anew
+    iterations: Annotated[int, Field(ge=1)] = 10
 
     def decoding(self) -> dict[str, Any]:
         return {**super().decoding(), **({"refinement": self.iterations - 1} if self.iterations > 1 else {})}

@@ -36,6 +36,10 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         help="directory for the results (default: MODEL/evaluation/TASK-SPLIT, where they replace earlier ones)",
     )
     add_overwrite(command)
+    for flag, kind in (("--length-beam", positive), ("--refinement", natural), ("--exit-entropy", float)):
+        command.add_argument(
+            flag, type=kind, metavar="N", help="as for `bnb-ds generate` (default: what the model was saved with)"
+        )
     command.add_argument(
         "--oracle-length",
         action="store_true",
@@ -124,11 +128,13 @@ def add_glue(command: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from bnb_ds.errors import ConfigError
     from bnb_ds.evaluate.model import best_of_evaluations, evaluate_model, refuse_choosing_on_test
+    from bnb_ds.model.configuration import DECODING
 
     if args.select:
         refuse_choosing_on_test(args.split)
     if args.output is not None and len(args.models) > 1:
         raise ConfigError("--output: several models cannot write into one directory; leave it out")
+    decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
     evaluations = {}
     for model in args.models:
         evaluation = evaluate_model(
@@ -140,13 +146,14 @@ def _evaluate(args: argparse.Namespace) -> None:
             output=args.output,
             oracle_length=args.oracle_length,
             overwrite=args.overwrite,
+            decoding=decoding,
         )
         evaluations[model] = evaluation
         results = evaluation.results
         print(f"evaluate: {model}, {results['task']} {results['split']}, {results['num_samples']:,} samples")
         for line in results["rows"]:
             print(f"  {line}")
-        if results["oracle_length"]:
+        if results.get("oracle_length"):
             print("  outputs have the true length of their references (--oracle-length)")
         for name, value in evaluation.scores.items():
             settings = results["settings"].get(name, results["settings"].get("rouge") if "rouge" in name else None)

@@ -39,6 +39,17 @@ class ModelSize(LayerSize):
     num_hidden_layers: Annotated[int, Field(gt=0)] = 12
 
 
+class DecodingSection(Section):
+    """How a model decodes if nothing else is said (`bnb_ds.decoding.options.DecodeOptions`)."""
+
+    #: lengths to try, with predicted lengths; default: one
+    length_beam: Annotated[int, Field(ge=1)] | None = None
+    #: passes of the decoder behind the first one; default: none
+    refinement: Annotated[int, Field(ge=0)] | None = None
+    #: entropy in nats below which a position exits a layer, with deep_supervision; default: none exits
+    exit_entropy: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
 class ModelSection(Section):
     """The model to train.
 
@@ -100,8 +111,8 @@ class ModelSection(Section):
     decoder_latent: bool = True
     #: what further passes of decoding predict anew: unsure: the least probable tokens; all: all of them
     refined_tokens: Literal["unsure", "all"] = "unsure"
-    #: settings of decoding that are the trained model's defaults, such as {refinement: 3}
-    decoding: Annotated[dict[str, bool | int | float | str], Field(default_factory=dict)]
+    #: how the trained model decodes if nothing else is said
+    decoding: DecodingSection = DecodingSection()
     #: every decoder layer predicts, the next one reads its prediction, and the loss is the mean of their losses
     deep_supervision: bool = False
     #: with dag and infill: every segment has a block of the graph of its own, which no link passes

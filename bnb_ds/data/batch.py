@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.common.randomness import packed_draws, stream_keys
+from bnb_ds.data.masking import masked_tokens
 from bnb_ds.data.rewriting import Rewriting
 
 #: streams of draws for slots, each for one use; corruption has the streams below them
@@ -133,6 +134,13 @@ class PackedBatch:
         draws = packed_draws(stream_keys(self.noise_keys, stream), cu_slots)
         # 24 bits are exact in float32, and so stay below 1.
         return torch.from_numpy((draws >> np.uint32(7)).astype(np.float32) / np.float32(2**24))
+
+    def masked_targets(self) -> Tensor:
+        """bool [M], the target tokens that mask-predict has to predict in training, from ``noise_keys``."""
+        assert self.noise_keys is not None, "the samples give no keys"
+        assert self.label_lengths is not None, "tokens of texts are masked"
+        cu_seqlens = np.concatenate(([0], np.cumsum(self.label_lengths.numpy())))
+        return torch.from_numpy(masked_tokens(cu_seqlens, self.noise_keys))
 
     def rewrites(self, rewriting: Rewriting) -> Tensor:
         """int64 [P, M], what slots read in further passes of training, from ``noise_keys``; one slot for each token."""

@@ -165,7 +165,7 @@ def decode_batch(
         options: how outputs are chosen.
         with_scores: whether to compute scores.
         target_lengths_B: int64 [B], target tokens that a model with length classification opens slots for; None: those
-            that it predicts.
+            that it predicts. With one token a slot also [B, K], the candidates of each source.
     """
     if model.config.target_kind == "dag":
         return decode_graph(model, inputs, options, with_scores=with_scores, target_lengths_B=target_lengths_B)
@@ -238,9 +238,9 @@ def _decode_lengths(
 def _candidate_lengths(
     model: BnbLMHeadModel, encoded: Encoded, options: DecodeOptions, target_lengths_B: Tensor | None
 ) -> Tensor:
-    """int64 [B, K]: the given length of each source, or those that the model predicts."""
+    """int64 [B, K]: the given lengths of each source, or those that the model predicts."""
     if target_lengths_B is not None:
-        return target_lengths_B[:, None]
+        return target_lengths_B if target_lengths_B.dim() == 2 else target_lengths_B[:, None]
     longest = options.max_length
     if model.config.decoder_positions == "absolute":  # a predicted length must not exceed the number of positions
         positions = model.config.decoder.max_position_embeddings

@@ -92,11 +92,7 @@ class DecodeOptions:
 
     @classmethod
     def of_model(cls, config: BnbConfig) -> DecodeOptions:
-        """The defaults of a model.
-
-        Raises:
-            ConfigError: an unknown field.
-        """
+        """The defaults of a model."""
         return cls.of(None, config.decoding)
 
     @classmethod

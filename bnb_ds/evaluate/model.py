@@ -20,10 +20,12 @@ import torch
 
 from bnb_ds.common.empty_outputs import count_empty
 from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output, refuse_overwriting, write_atomic
+from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.scoring import DECIMALS, finite_or_none
 from bnb_ds.evaluate.split import Results, ceilings, evaluate_split, one_line
 from bnb_ds.systems.base import System
+from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.model_dir import EVALUATION, best_model, system_and_data
 from bnb_ds.tasks.examples import files_of
 from bnb_ds.tasks.own_tasks import definition
@@ -63,6 +65,7 @@ def evaluate_model(
     output: Path | None = None,
     oracle_length: bool = False,
     overwrite: bool = True,
+    decoding: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Evaluate a model directory, or the best model of a run.
 
@@ -76,6 +79,8 @@ def evaluate_model(
         oracle_length: give each output the length of its reference, which the model would have to predict. Published
             scores of some non-autoregressive models are such; no user of a model has them.
         overwrite: replace results in ``output``; those next to the model are always replaced.
+        decoding: ``length_beam``, ``refinement`` and ``exit_entropy`` of `bnb_ds.decoding.options.DecodeOptions` that
+            replace those that the model was saved with. The results then have a directory of their own.
 
     Raises:
         CheckpointError, ConfigError, DataError: the model, a setting or the data is wrong; the message names it.
@@ -83,10 +88,9 @@ def evaluate_model(
     model = best_model(model)
     system, data = system_and_data(model, task_name, overrides)
     split = split or system.task.validation_splits[0]
-    if oracle_length:
-        _refuse_without_lengths(model, system)
-        system.oracle_length = True
-    suffix = ORACLE_SUFFIX if oracle_length else ""
+    system.decoding, system.oracle_length = decoding or {}, oracle_length
+    _refuse_other_decoding(model, system)
+    suffix = "".join(f"-{name}_{value}" for name, value in system.decoding.items()) + ORACLE_SUFFIX * oracle_length
     directory = output or model / EVALUATION / f"{system.task.name}-{split}{suffix}"
     refuse_directory(directory)
     for name in (PREDICTIONS_FILE, REFERENCES_FILE, RESULTS_FILE):
@@ -145,6 +149,7 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
         "ceilings": {name: round(value, DECIMALS) for name, value in ceilings(system, rows).items()},
         "lowercase": system.codec.lowercases,
         "rows": rows_lines(rows.info),
+        "decoding": system.decoding,
         "oracle_length": system.oracle_length,
         "main_score": task.main_score,
         "bnb_ds": __version__,
@@ -161,12 +166,19 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
     return Evaluation(directory, values, count_empty(outputs))
 
 
-def _refuse_without_lengths(model: Path, system: System) -> None:
-    config = system.load_config(model)
-    if getattr(config, "decoder_length", None) != "predicted" or not system.task.is_generation:
+def _refuse_other_decoding(model: Path, system: System) -> None:
+    """Refuse settings of decoding that the model cannot have."""
+    if not system.decoding and not system.oracle_length:
+        return
+    config, is_ours = system.load_config(model), isinstance(system, BnbGenerator)
+    if system.oracle_length and (not is_ours or config.decoder_length != "predicted"):
         raise ConfigError(
             f"--oracle-length: {model} predicts no lengths; give a model with decoder_length predicted, or leave it out"
         )
+    if not is_ours:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in system.decoding)
+        raise ConfigError(f"{flags}: {model} is a model of kind {system.kind}, which has no such setting; leave it out")
+    DecodeOptions.of(DecodeOptions.of_model(config), system.decoding).check(config)
 
 
 def _label(task: Task, value: np.generic) -> str:

@@ -23,6 +23,7 @@ TARGETS = ("ctc", "token", "dag")
 LOSS_REDUCTIONS = ("token", "sample")
 SLOT_TOKENS = ("mask", "source")
 REFINED_TOKENS = ("unsure", "all")
+DECODING = ("length_beam", "refinement", "exit_entropy")
 
 #: fields that must be equal in both halves if they share weights
 _SHARED_SIZES = (
@@ -68,7 +69,8 @@ class BnbConfig(PreTrainedConfig):
             ``"unsure"``: the least probable tokens. ``"all"``: all of them, until nothing changes (Lee et al., EMNLP
             2018).
         head_transform: the LM head has BERT's dense layer in front of its matrix; BART has none.
-        decoding: fields of `bnb_ds.decoding.options.DecodeOptions` that are this model's defaults.
+        decoding: ``length_beam``, ``refinement`` and ``exit_entropy`` of `bnb_ds.decoding.options.DecodeOptions` if
+            nothing else is said; those that are left out have the values that all models have.
         deep_supervision: every decoder layer predicts tokens through the LM head; the next layer reads them beside the
             hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
         segment_blocks: with ``"dag"``, where a target holds several segments with the mask token between them, as
@@ -309,6 +311,8 @@ class BnbConfig(PreTrainedConfig):
                 f"decoder_latent is false, and with decoder_length {self.decoder_length!r} nothing else reads the "
                 "latents: set decoder_length to 'predicted'"
             )
+        for name in self.decoding:
+            _require_choice("decoding: a field", name, DECODING)
         if self.refined_tokens == "all" and self.target_kind != "token":
             raise ConfigError(f"refined_tokens 'all' needs target 'token', not {self.target_kind!r}: use 'unsure'")
 

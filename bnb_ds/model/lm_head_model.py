@@ -26,6 +26,7 @@ from bnb_ds.model.slots import DecoderSlots, distinct_slots
 from bnb_ds.model.target_rules import target_of
 from bnb_ds.targets.glancing import same_dropout
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, joined_states, read_targets
+from bnb_ds.targets.token_target import TokenTarget
 
 #: the ratio of a way to show targets, and a draw for each slot, float32 [sum T]; both None: that way is not taken
 Chance = tuple[float | None, Tensor | None]
@@ -38,11 +39,13 @@ class Shown:
     Attributes:
         slots: with the tokens that they hold.
         given: bool [sum T], slots whose input holds their target token; None: no slot.
+        masked: bool [sum T], the slots that have a loss, with one token a slot; None: all of them.
         mixed: int64 [sum T], the token that the layers read instead of their prediction; -1: none. None: no slot.
     """
 
     slots: DecoderSlots
     given: Tensor | None = None
+    masked: Tensor | None = None
     mixed: Tensor | None = None
 
 
@@ -88,6 +91,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         mixed_ratio: float | None = None,
         mixed_draws: Tensor | None = None,
         ngram_size: int | None = None,
+        masked: Tensor | None = None,
         rewrites: Tensor | None = None,
         decode: Callable[[BnbLMHeadModel, PackedInputs], Any] | None = None,
     ) -> BnbOutput:
@@ -116,6 +120,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             return_best: return ``best`` of `BnbOutput` too. This does not hold the logits of all slots.
             glance_ratio: in training, with labels: the ratio of glancing (`bnb_ds.targets.glancing`); None: none.
             glance_draws: float32 [sum T], in [0, 1), a draw for each slot; with ``glance_ratio``.
+            masked: in training, with labels, one token a slot: bool [sum T], slots to predict; others hold their token.
             mixed_ratio: in training, with labels and ``deep_supervision``: the probability that a slot's token on the
                 best path of the target replaces what a layer predicts for it, for the layer behind; None: 0.
             mixed_draws: float32 [sum T], in [0, 1), a draw for each slot and all its layers; with ``mixed_ratio``.
@@ -138,7 +143,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         slots = self.model.open(encoded, None if targets is None else targets.known_lengths)
         if targets is not None and self.config.segment_blocks:
             slots = slots.in_blocks(targets.tokens, targets.lengths, self.config)
-        shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
+        shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws), masked)
         result = BnbOutput(
             latent=inputs.restore(encoded.latent),
             decoder_lengths=slots.layout.lengths,
@@ -150,10 +155,9 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             self._add_scores(result, self._scores(several, targets, shown, ngram_size), encoded, targets)
         if return_logits or (targets is None and return_logits is None):
             logits_TV = F.linear(states.hidden, states.weight, states.bias)
-            result["logits"] = logits_TV if inputs.is_packed else slots.layout.pad(logits_TV)
+            result["logits"] = _in_form(logits_TV, inputs, slots)
         if return_best:
-            best_T = self._best(states)
-            result["best"] = best_T if inputs.is_packed else slots.layout.pad(best_T)
+            result["best"] = _in_form(self._best(states), inputs, slots)
         return result
 
     def states(
@@ -234,10 +238,22 @@ class BnbLMHeadModel(BnbPreTrainedModel):
 
     @torch.no_grad()
     def _show(
-        self, encoded: Encoded, slots: DecoderSlots, targets: Targets | None, glance: Chance, mix: Chance
+        self,
+        encoded: Encoded,
+        slots: DecoderSlots,
+        targets: Targets | None,
+        glance: Chance,
+        mix: Chance,
+        masked_T: Tensor | None,
     ) -> Shown:
-        """What a first pass says that the decoder may see of the targets in training."""
-        if targets is None or not self.training or (glance[0] is None and mix[0] is None):
+        """What the decoder may see of the targets in training; a first pass may say it."""
+        if targets is None or not self.training:
+            return Shown(slots)
+        if masked_T is not None:
+            assert slots.token_ids is not None, "tokens are shown with decoder_tokens"
+            tokens_T = torch.where(masked_T, slots.token_ids, targets.tokens)
+            return Shown(replace(slots, token_ids=tokens_T), masked=masked_T)
+        if glance[0] is None and mix[0] is None:
             return Shown(slots)
         with same_dropout(encoded.hidden.device):
             states = self.states(encoded, slots)
@@ -254,11 +270,14 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             assert mixed_draws_T is not None, "mixed_ratio comes with draws"
             right_T = self.target.path_tokens(oracle_T, targets, slots.layout)
             mixed_T = torch.where(mixed_draws_T < mixed_ratio, right_T, -1)
-        return Shown(slots, given_T, mixed_T)
+        return Shown(slots, given_T, mixed=mixed_T)
 
     def _scores(self, several: list[SlotStates], targets: Targets, shown: Shown, ngram_size: int | None) -> Scores:
         """The mean over layers or passes, from one call: the slots of each are sequences of their own there."""
         states, given_T, times = several[-1], shown.given, len(several)
+        if shown.masked is not None:
+            assert isinstance(self.target, TokenTarget), "tokens are masked with one token a slot"
+            return self.target.masked_scores(states, targets, shown.masked)
         if times > 1:
             states, targets = joined_states(several), targets.repeat(times)
             given_T = None if given_T is None else given_T.repeat(times)
@@ -280,3 +299,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, scores.kl
         result["num_infeasible"] = scores.num_infeasible
         result["loss"] = loss_sum / count.clamp(min=1)
+
+
+def _in_form(values_T: Tensor, inputs: PackedInputs, slots: DecoderSlots) -> Tensor:
+    """Values of slots, [sum T, ...], packed or padded as the inputs are."""
+    return values_T if inputs.is_packed else slots.layout.pad(values_T)

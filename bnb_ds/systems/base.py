@@ -97,6 +97,8 @@ class System(ABC):
         self.lengths = lengths
         self.codec = codec
         self.section = section
+        #: fields of `bnb_ds.decoding.options.DecodeOptions` that replace the model's own; only for BERT-NAR-BERTs
+        self.decoding: dict[str, Any] = {}
 
     @classmethod
     @abstractmethod

@@ -130,7 +130,7 @@ class BnbGenerator(BnbSystem):
         return NgramMatches(ngram_size, glancing, mixed_training)
 
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
-        config, options = self.config(), DecodeOptions.of_model(self.config())
+        config, options = self.config(), DecodeOptions.of(DecodeOptions.of_model(self.config()), self.decoding)
         output = model(**batch.model_inputs(device), return_best=True)
         loss_sum = float(output.loss_sum)
         if options != DecodeOptions() or self.oracle_length:

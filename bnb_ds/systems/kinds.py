@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bnb_ds.baselines.nar_settings import ElmerSection, InatSection, NatSection
+from bnb_ds.baselines.nar_settings import CmlmSection, ElmerSection, InatSection, NatSection
 from bnb_ds.baselines.settings import Bert2bertSection, ClassifierSection, Seq2SeqSection, TransformerSection
 from bnb_ds.errors import ConfigError
 from bnb_ds.systems.base import System
 from bnb_ds.systems.baselines import Bert2bert, CheckpointClassifier, Seq2SeqCheckpoint, Transformer
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
-from bnb_ds.systems.nar import Elmer, Inat, Nat
+from bnb_ds.systems.nar import Cmlm, Elmer, Inat, Nat
 from bnb_ds.tasks.task import Task
 
 #: the ``model`` section of a recipe; its field ``kind`` selects the class
@@ -20,6 +20,7 @@ ModelChoice = Annotated[
     BnbModelSection
     | NatSection
     | InatSection
+    | CmlmSection
     | ElmerSection
     | Bert2bertSection
     | TransformerSection
@@ -31,7 +32,7 @@ ModelChoice = Annotated[
 
 #: kinds that write texts
 GENERATORS: dict[str, type[System]] = {
-    system.kind: system for system in (BnbGenerator, Nat, Inat, Elmer, Bert2bert, Transformer, Seq2SeqCheckpoint)
+    system.kind: system for system in (BnbGenerator, Nat, Inat, Cmlm, Elmer, Bert2bert, Transformer, Seq2SeqCheckpoint)
 }
 
 

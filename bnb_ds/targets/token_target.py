@@ -51,6 +51,15 @@ class TokenTarget:
         count = (targets.lengths * (left_B > 0)).sum()
         return Scores((nll_T * weight_T).sum(), count, infeasible, nll_T.new_zeros(()), targets.lengths)
 
+    def masked_scores(self, states: SlotStates, targets: Targets, masked_T: Tensor) -> Scores:
+        """The loss of the tokens where ``masked_T``, bool [T], is True; a sequence weighs as much as it has of them."""
+        places = masked_T.nonzero()[:, 0]
+        hidden, tokens = states.hidden.index_select(0, places), targets.tokens.index_select(0, places)
+        operands = (hidden, states.weight, states.bias, tokens)
+        ctc = cross_entropy_sum(*operands, blank=self.blank, kl_weight=self.kl_weight)
+        masked_B = states.layout.pad(masked_T, False).sum(1)
+        return Scores(ctc.loss, masked_B.sum(), targets.lengths.new_zeros(()), ctc.kl, masked_B)
+
     def ngram_scores(self, states: SlotStates, targets: Targets, size: int) -> Scores:
         """There is none (`bnb_ds.model.target_rules.check_ngrams`)."""
         raise NotImplementedError("one token a slot has no loss of n-grams")

@@ -69,6 +69,17 @@ class Reconstruction:
         return inputs
 
 
+class MaskedTokens(Reconstruction):
+    """The loss of target tokens that are masked; the decoder sees the others."""
+
+    def count(self, batch: PackedBatch) -> int:
+        return int(batch.masked_targets().sum())
+
+    def inputs(self, batch: PackedBatch, device: torch.device, step: int) -> dict[str, Any]:
+        masked = batch.masked_targets().to(device, non_blocking=True)
+        return {**super().inputs(batch, device, step), "masked": masked}
+
+
 class NgramMatches(Reconstruction):
     """1 minus how well the n-grams of outputs and target agree, a mean over sequences: a second phase of training.
 

@@ -8,12 +8,18 @@ import pytest
 import torch
 import yaml
 
+from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.checkpoint.store import whole_checkpoints
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.evaluate.predict import predict
 from bnb_ds.export.from_run import export
+from bnb_ds.finetune.distillation import DistillJob, distill
 from bnb_ds.generate.pipeline import BnbPipeline
+from bnb_ds.systems.baselines import Transformer
+from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.tokenised import Lengths
 from bnb_ds.train.tracking import read_metrics
 from tests.serving import running
 
@@ -30,6 +36,7 @@ SIZE = {
 KINDS = {
     "nat": {"length_beam": 2},
     "inat": {"iterations": 4},
+    "cmlm": {"iterations": 3, "length_beam": 2},
     "elmer": {"exit_entropy": 5.0},
 }
 DS_CONFIG = {
@@ -44,12 +51,15 @@ def recipe_of(kind: str, folder, small_texts, small_tokenizer) -> dict:
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "held_out.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:13]))
     small_tokenizer.save_pretrained(folder / "tokenizer")
+    train = folder / "rows.jsonl"
+    if kind == "nat":  # one of them learns what a teacher writes
+        train = distilled(folder, train, small_tokenizer)
     return {
         "task": "translation",
         "steps": 4,
         "model": {"kind": kind, "size": SIZE, **KINDS[kind]},
         "data": {
-            "train": str(folder / "rows.jsonl"),
+            "train": str(train),
             "validation": str(folder / "held_out.jsonl"),
             "tokenizer": str(folder / "tokenizer"),
             "max_source_length": 40,
@@ -58,6 +68,20 @@ def recipe_of(kind: str, folder, small_texts, small_tokenizer) -> dict:
         },
         "intervals": {"log_steps": 1, "eval_steps": 2, "keep_checkpoints": 4},
     }
+
+
+def distilled(folder, rows, tokenizer):
+    """The rows with targets that an untrained Transformer writes."""
+    size = {**SIZE, "encoder_layers": 1, "decoder_layers": 1}
+    del size["num_hidden_layers"]
+    section = TransformerSection(kind="transformer", size=size, num_beams=1)
+    system = Transformer(get_task("translation"), Lengths(40, 8), Codec(tokenizer, tokenizer), section)
+    model = system.build()
+    model.save_pretrained(folder / "teacher")
+    system.save_files(model.config, folder / "teacher")
+    overrides = [f"data.train={rows}", f"data.cache_dir={folder / 'cache'}"]
+    distill(DistillJob(folder / "teacher", folder / "distilled.jsonl", overrides=overrides))
+    return folder / "distilled.jsonl"
 
 
 @pytest.mark.parametrize("kind", KINDS)

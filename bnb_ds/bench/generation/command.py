@@ -25,6 +25,7 @@ from bnb_ds.bench.generation import reference_style as bench
 from bnb_ds.bench.generation import report
 from bnb_ds.bench.generation.contenders import CONTENDERS
 from bnb_ds.bench.generation.latency import Effort, Systems
+from bnb_ds.bench.generation.nar_contenders import NAR_CONTENDERS
 from bnb_ds.bench.generation.sources import read_sources
 from bnb_ds.bench.generation.workloads import Workload, fixed_policy, of_references, random_rows
 from bnb_ds.common.arguments import describe, positive
@@ -35,23 +36,23 @@ from bnb_ds.generate.engines import DTYPES, has_bf16
 from bnb_ds.tasks.codec import Codec
 
 REFERENCE = "reference-style"
+_OTHERS = {**CONTENDERS, **NAR_CONTENDERS}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench generate``."""
     describe(
         command,
-        "Measure the generation speed of BnB against its reference implementation or against autoregressive models.\n"
+        "Measure the generation speed of BnB against its reference implementation or against other models.\n"
         "All weights are random, because speed depends only on sizes and lengths.",
         "bnb-ds bench generate --against bert2bert --size tiny --batch-size 1 8 --output-tokens 25",
     )
     command.add_argument(
         "--against",
         nargs="+",
-        choices=(REFERENCE, *CONTENDERS, "all"),
+        choices=(REFERENCE, *_OTHERS, "all"),
         required=True,
-        help="systems to compare with; all: every autoregressive model; "
-        + "; ".join(f"{k}: {v}" for k, v in CONTENDERS.items()),
+        help="systems to compare with; all: every model; " + "; ".join(f"{k}: {v}" for k, v in _OTHERS.items()),
     )
     command.add_argument(
         "--size", choices=tuple(bench.SIZES), default="base", help="size of the models (default %(default)s)"
@@ -238,7 +239,7 @@ def _against_autoregressive(args: argparse.Namespace, device: torch.device) -> I
     codec = _codec(args)
     workloads = _workloads(args, codec)
     setting = bench.Setting(args.size, len(codec.source), args.dtype, device, args.repeats, args.engine)
-    names = list(CONTENDERS) if "all" in args.against else [name for name in CONTENDERS if name in args.against]
+    names = [name for name in _OTHERS if name in args.against or "all" in args.against]
     systems = Systems(replace(setting, target_vocab_size=len(codec.target)), codec, names)
     millions = (f"{name} {count / 1e6:.1f} M" for name, count in systems.parameters().items())
     print("parameters: " + ", ".join(millions), flush=True)

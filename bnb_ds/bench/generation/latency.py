@@ -1,4 +1,4 @@
-"""``bnb-ds bench generate --against MODEL``: measure BnB and autoregressive models on the same batches.
+"""``bnb-ds bench generate --against MODEL``: measure BnB and other models on the same batches.
 
 A system with a number of beams is a *way*. A way at one batch size is a *cell*. The ways of a batch size take turns
 after each batch, so that slow phases of the machine affect all of them. A cell that would take too long, or too much
@@ -16,7 +16,8 @@ import psutil
 import torch
 from transformers.utils import logging
 
-from bnb_ds.bench.generation.contenders import cache_bytes, contender, write_exactly
+from bnb_ds.bench.generation.contenders import CONTENDERS, cache_bytes, contender, write_exactly
+from bnb_ds.bench.generation.nar_contenders import NAR_CONTENDERS, nar_contender, write_lengths
 from bnb_ds.bench.generation.reference_style import Rows, Setting, bnb_model, engine_of, policy_of
 from bnb_ds.bench.generation.workloads import Workload
 from bnb_ds.bench.measure import Timing, stopwatch
@@ -74,11 +75,12 @@ class Systems:
         logging.set_verbosity_error()
         self.setting = setting
         self.bnb = bnb_model(setting)
-        self.others = {name: contender(name, setting, codec) for name in names}
+        self.others = {name: contender(name, setting, codec) for name in names if name in CONTENDERS}
+        self.nar = {name: nar_contender(name, setting, codec) for name in names if name in NAR_CONTENDERS}
 
     def parameters(self) -> dict[str, int]:
         """The number of parameters of each model."""
-        models = {OURS: self.bnb, **self.others}
+        models = {OURS: self.bnb, **self.others, **self.nar}
         return {name: sum(weight.numel() for weight in model.parameters()) for name, model in models.items()}
 
     def measure(self, workload: Workload, effort: Effort) -> Iterator[dict[str, Any]]:
@@ -110,6 +112,11 @@ class Systems:
                         partial(cache_bytes, model, num_beams=num_beams),
                     )
                 )
+            if num_beams == 1:  # the lengths that they try are part of their settings
+                ways += [
+                    Way(name, partial(write_lengths, model), lambda rows, lengths: 0)
+                    for name, model in self.nar.items()
+                ]
         return ways
 
 

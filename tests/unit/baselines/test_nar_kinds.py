@@ -28,7 +28,7 @@ SIZE = {
     "max_position_embeddings": 24,
     "initializer_range": 0.3,
 }
-KINDS = ("nat", "inat", "elmer")
+KINDS = ("nat", "inat", "cmlm", "elmer")
 SOURCES, TARGETS = source_ids([7, 1, 10, 3]), source_ids([4, 9, 2, 6], seed=2)
 KEYS = torch.arange(1, 5).numpy().astype("uint64") * 2**40
 
@@ -80,13 +80,15 @@ def test_what_a_kind_fixes():
         )
         assert config.decoder_tokens
         assert not config.decoder_latent
-        assert config.slot_tokens == ("mask" if kind == "elmer" else "source")
+        assert config.slot_tokens == ("source" if kind in ("nat", "inat") else "mask")
         assert config.refined_tokens == ("all" if kind == "inat" else "unsure")
         assert config.deep_supervision == (kind == "elmer")
     assert system_of("nat").config().decoding == {}
     assert system_of("nat", length_beam=3).config().decoding == {"length_beam": 3}
     assert system_of("inat").config().decoding == {"refinement": 9}
     assert system_of("inat", iterations=1).config().decoding == {}
+    assert system_of("cmlm").config().decoding == {"length_beam": 5, "refinement": 9}
+    assert system_of("cmlm", iterations=1, length_beam=1).config().decoding == {}
     assert system_of("elmer", exit_entropy=0.5).config().decoding == {"exit_entropy": 0.5}
 
 
@@ -154,6 +156,32 @@ def test_the_loss_of_inat_is_the_mean_of_its_passes():
     assert "rewrites" not in system_of("inat", passes=1).objective().inputs(batch, torch.device("cpu"), 1)
 
 
+def test_cmlm_predicts_masked_tokens_beside_those_it_sees():
+    system = still("cmlm")
+    model, batch = system.build().train(), batch_for(system)
+    objective = system.objective()
+    loss = objective.loss_sum(model, batch, torch.device("cpu"), 1)
+    masked = batch.masked_targets()
+    assert objective.count(batch) == int(masked.sum()) < batch.labels.numel()
+    encoded = model.model.encode(model.model.pack(**packed_form(SOURCES)))
+    slots = model.model.open(encoded, batch.label_lengths)
+    seen = torch.where(masked, 4, batch.labels)
+    states = model.states(encoded, type(slots)(**{**vars(slots), "token_ids": seen}))
+    logits = F.linear(states.hidden, states.weight, states.bias)[masked]
+    nats = F.cross_entropy(logits, batch.labels[masked], reduction="sum")
+    uniform = -logits.log_softmax(1).mean(1).sum() - masked.sum() * torch.log(torch.tensor(float(VOCAB)))
+    lengths = model.model.length_predictor.nll(
+        encoded.length_logits, torch.tensor([len(source) for source in SOURCES]), batch.label_lengths
+    )
+    of_sequences = torch.stack([part.sum() for part in masked.split(batch.label_lengths.tolist())])
+    expected = nats + model.config.kl_weight * uniform + 0.1 * (lengths * of_sequences).sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    plain = model.eval()(**batch.model_inputs(torch.device("cpu")))
+    assert plain.loss_count.item() == batch.labels.numel(), "evaluation: the loss of the first pass, which sees nothing"
+
+
 def test_elmer_mixes_right_tokens_in():
     system = system_of("elmer")
     batch = batch_for(system)
@@ -215,11 +243,15 @@ def test_systems_refuse():
     with pytest.raises(ConfigError, match=r"data.target_tokenizer: kind nat copies the source's tokens .* remove"):
         system_of("nat", tokenizer(VOCAB - 3)).config()
     system_of("elmer", tokenizer(VOCAB - 3)).config()
-    for kind in ("inat", "elmer"):
+    for kind in ("inat", "cmlm", "elmer"):
         with pytest.raises(ConfigError, match="ngram_size: a model of one token a slot has no loss of n-grams"):
             system_of(kind).objective(ngram_size=2)
-    with pytest.raises(ConfigError, match="glancing: kind inat has its own noise; remove glancing"):
-        system_of("inat").objective(glancing=lambda step: 0.5)
+    for kind in ("inat", "cmlm"):
+        with pytest.raises(ConfigError, match=f"glancing: kind {kind} has its own noise; remove glancing"):
+            system_of(kind).objective(glancing=lambda step: 0.5)
+    with pytest.raises(ConfigError, match=r"has no smoothing term: set model.label_smoothing to 0"):
+        system_of("nat").objective(glancing=lambda step: 0.5)
+    system_of("nat", label_smoothing=0.0).objective(glancing=lambda step: 0.5)
     with pytest.raises(ConfigError, match="mixed_training replaces what the decoder's layers predict"):
         system_of("inat").objective(mixed_training=0.5)
     with pytest.raises(ConfigError, match=r"data.max_target_length 30: the decoder has 24 positions; set it to 24"):
@@ -253,6 +285,22 @@ def test_evaluation_with_true_lengths_beside_the_honest_one(tmp_path):
     assert honest.scores["loss"] == oracle.scores["loss"]
     texts = (oracle.directory / "generated_predictions.txt").read_text()
     assert texts != (honest.directory / "generated_predictions.txt").read_text()
+    one_pass = evaluate_model(model, overrides=overrides, decoding={"refinement": 0})
+    assert one_pass.directory == model / "evaluation" / "translation-validation-refinement_0"
+    assert one_pass.results["decoding"] == {"refinement": 0}
+    alone = (one_pass.directory / "generated_predictions.txt").read_text()
+    assert alone != (honest.directory / "generated_predictions.txt").read_text()
+    again = saved(tmp_path / "again", "inat", iterations=1)
+    assert (evaluate_model(again, overrides=overrides).directory / "generated_predictions.txt").read_text() == alone
+    with pytest.raises(ConfigError, match=r"exit_entropy is 1.0: only models with deep_supervision"):
+        evaluate_model(model, overrides=overrides, decoding={"exit_entropy": 1.0})
+    shape = {**SIZE, "encoder_layers": 1, "decoder_layers": 1}
+    del shape["num_hidden_layers"]
+    other = saved(tmp_path / "other", "transformer", size=shape)
+    with pytest.raises(ConfigError, match=r"--length-beam: .*other is a model of kind transformer, which has no such"):
+        evaluate_model(other, overrides=overrides, decoding={"length_beam": 2})
+    with pytest.raises(ConfigError, match=r"--oracle-length: .*other predicts no lengths"):
+        evaluate_model(other, overrides=overrides, oracle_length=True)
     ctc = saved(tmp_path / "ctc", "bnb")
     with pytest.raises(
         ConfigError, match=r"--oracle-length: .*ctc predicts no lengths; give a model with decoder_length"

@@ -12,6 +12,7 @@ import torch
 
 from bnb_ds.bench.generation import reference_style as bench
 from bnb_ds.bench.generation.contenders import CONTENDERS, cache_bytes, contender, contender_config, write_exactly
+from bnb_ds.bench.generation.nar_contenders import NAR_CONTENDERS, nar_contender, write_lengths
 from bnb_ds.bench.generation.sources import read_sources
 from bnb_ds.bench.generation.workloads import Workload, of_references
 from bnb_ds.bench.measure import interleaved
@@ -78,6 +79,14 @@ def test_baselines_have_the_sizes_of_their_papers(small_tokenizer):
         config = configs[name]
         assert (config.encoder_layers, config.decoder_layers, config.d_model) == (6, 6, width)
         assert config.decoder_ffn_dim == 4 * width
+
+
+@pytest.mark.parametrize("name", NAR_CONTENDERS)
+def test_non_autoregressive_models_write_the_lengths_of_references(name, small_tokenizer, other_tokenizer):
+    model = nar_contender(name, SETTING, Codec(other_tokenizer, small_tokenizer))
+    assert model.config.encoder.num_hidden_layers == 1
+    outputs = write_lengths(model, [[2, 5, 3], [2, 3]], [7, 2])
+    assert [len(output) for output in outputs] == [7, 2]
 
 
 def test_the_cache_is_that_of_all_hypotheses(small_tokenizer):
@@ -215,7 +224,7 @@ def test_all_systems_are_measured_on_the_same_pairs(tmp_path, squad, small_token
     assert captured.err.splitlines() == ["measured: squad.json, batch 2", "measured: squad.json, batch 4"]
     assert "| ratio 2.0, min 40, max 512 | 9 of 9 |" in captured.out
     results = json.loads((tmp_path / "r.json").read_text())["results"]
-    ways = [name + suffix for suffix in ("", ", beam 2") for name in ("bnb", *CONTENDERS)]
+    ways = ["bnb", *CONTENDERS, *NAR_CONTENDERS, *(f"{name}, beam 2" for name in ("bnb", *CONTENDERS))]
     lengths = [len(small_tokenizer(question)["input_ids"]) - 1 for question in QUESTIONS]
     for result, batch_size, num_batches in zip(results, (2, 4), (5, 3), strict=True):
         assert (result["batch_size"], result["num_batches"], result["num_sources"]) == (batch_size, num_batches, 9)

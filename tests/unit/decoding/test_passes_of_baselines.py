@@ -162,7 +162,11 @@ def test_true_lengths_are_used_where_they_are_given(kind):
         ({"slot_tokens": "blank"}, {}, "slot_tokens is 'blank': use one of: mask, source"),
         ({"decoder_latent": False}, {}, "decoder_latent is false, and with decoder_length 'source' nothing else reads"),
         ({"refined_tokens": "all"}, {}, "refined_tokens 'all' needs target 'token', not 'ctc': use 'unsure'"),
-        ({"decoding": {"beams": 3}}, {}, "generate has no setting 'beams'"),
+        (
+            {"decoding": {"beams": 3}},
+            {},
+            "decoding: a field is 'beams': use one of: length_beam, refinement",
+        ),
         (
             {**NAR, "slot_tokens": "source", "decoder": {"vocab_size": 31}},
             {},
