@@ -202,6 +202,13 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def free_port() -> int:
+    """A port of this host that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def _become_single_rank_without_launcher() -> None:
     if "RANK" in os.environ:
         return
@@ -211,10 +218,8 @@ def _become_single_rank_without_launcher() -> None:
                 f"{name} is {os.environ[name]} but RANK is not set: every task would train alone into one output_dir;"
                 " start with deepspeed or torchrun"
             )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    port = str(free_port())
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 
 
 def _name_interface() -> None:

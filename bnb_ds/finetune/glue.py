@@ -19,6 +19,7 @@ from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.shipped import expand_recipes
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.loading import differences, load_recipe, recipe_values
+from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.evaluate.scoring import finite_or_none
@@ -224,7 +225,9 @@ def _about_average(averaged: Sequence[Row]) -> str:
 
 def _finetune(recipe: str, settings: Sequence[str], ds_config: str, num_gpus: int) -> None:
     """One run through the launcher: a job of its own, whose failure leaves this one alive."""
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_gpus), "--module"]
+    # The launcher's own port may be in use: by another sweep of this host, for example.
+    flags = ["--num_gpus", str(num_gpus), "--master_port", str(ranks.free_port()), "--module"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *flags]
     script = ["bnb_ds.finetune", recipe, *settings, "--deepspeed-config", ds_config, "--resume", "auto"]
     result = subprocess.run([*launcher, *script], check=False)
     if result.returncode:

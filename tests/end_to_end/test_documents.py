@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import importlib.util
 import itertools
@@ -12,6 +13,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -331,7 +333,11 @@ def test_finetune(prepared, forked):
     assert "accuracy: " in forked(compare, prepared)
     sets = " ".join(f"--set {shlex.quote(setting)}" for setting in [*settings, "steps=2"])
     glue = glue.replace("glue/*.yaml", "glue/sst2.yaml").replace("--seeds 1 2 3 4 5", "--seeds 1")
-    assert "| SST-2 | accuracy |" in forked(f"{glue} {sets}", prepared)
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # or something of this host has it already
+            taken.bind(("", 29500))  # the launcher's own port, as another sweep would take it
+            taken.listen()
+        assert "| SST-2 | accuracy |" in forked(f"{glue} {sets}", prepared)
     assert (prepared / "runs" / "glue-table" / "glue.md").is_file()
 
 
