@@ -63,7 +63,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._send(401, {"error": "Invalid username or password."})
         elif self.path == "/api/validate-yaml":
-            self._send(200, {"errors": [], "warnings": []})
+            is_known = re.search(r"^license: (apache-2\.0|mit)$", json.loads(body)["content"], re.MULTILINE)
+            has_licence = "\nlicense: " in json.loads(body)["content"]
+            errors = [{"message": '"license" must be one of [apache-2.0, mit]'}] if has_licence and not is_known else []
+            self._send(400 if errors else 200, {"errors": errors, "warnings": []})
         elif self.path == "/api/repos/create":
             self._create(json.loads(body))
         elif match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", self.path):

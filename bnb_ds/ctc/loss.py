@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class CtcOutput(NamedTuple):
 
 def _not_compiled(function: Function) -> Function:
     """`torch.compiler.disable`, whose own types would hide those of the function."""
-    return torch.compiler.disable(function)
+    return cast(Function, torch.compiler.disable(function))
 
 
 @_not_compiled  # its buffers and chunks are laid out by hand, so a compiler cannot make it faster

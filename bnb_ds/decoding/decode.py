@@ -298,9 +298,9 @@ def _joined(parts: list[Decoded], order: list[int], pad: int) -> GenerateOutput:
     back = torch.empty(len(order), dtype=torch.int64)
     back[torch.tensor(order, dtype=torch.int64)] = torch.arange(len(order))
     back = back.to(device, non_blocking=True)
-    scores = None
+    scores = FILLED
     if parts[0].scores is not None:
-        scores = torch.cat([part.scores for part in parts]).index_select(0, back)
+        scores = torch.cat([part.scores for part in parts if part.scores is not None]).index_select(0, back)
     return GenerateOutput(
         sequences=sequences.index_select(0, back), scores=scores, lengths=lengths.index_select(0, back)
     )

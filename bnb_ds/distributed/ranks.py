@@ -69,6 +69,7 @@ def init(
     # DeepSpeed calls functions that newer torch releases have renamed. A user cannot change that.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     accelerator = get_accelerator()
+    assert accelerator is not None
     if accelerator.device_name() == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce at start-up. That takes 40 s and a compiler, and a process
         # killed meanwhile leaves a lock on which every later run hangs. gloo does the same work.

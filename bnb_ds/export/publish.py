@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import EvalResult, HfApi, ModelCard
 
 from bnb_ds.common.files import write_atomic
 from bnb_ds.common.hub import HUB_ERRORS, ONNX_FILE, hub_reason
@@ -61,7 +62,7 @@ def push(
         shutil.copytree(model, folder, copy_function=_link, ignore=shutil.ignore_patterns(EVALUATION, ".*"))
         _replace(folder / CARD_FILE, complete_card(model, repo, license=license, languages=languages))
         if (model / RECIPE_FILE).is_file():
-            recipe = yaml.safe_load((model / RECIPE_FILE).read_text(encoding="utf-8"))
+            recipe = _read(model / RECIPE_FILE, yaml.safe_load)
             _replace(folder / RECIPE_FILE, yaml.safe_dump(without_paths(recipe), sort_keys=False))
         api = HfApi()
         try:
@@ -69,7 +70,10 @@ def push(
             commit = api.upload_folder(
                 repo_id=name, folder_path=folder, revision=revision, commit_message=message or "Upload with bnb-ds push"
             )
-        except HUB_ERRORS as error:
+        except (
+            ValueError,
+            *HUB_ERRORS,
+        ) as error:  # ValueError: the README's block, of which the hub has seen the faults
             raise ConfigError(
                 f"{repo}: the hub does not take it: {hub_reason(error)}; check the name, the connection and "
                 "`hf auth whoami`"
@@ -98,10 +102,22 @@ def complete_card(model: Path, repo: str, *, license: str | None, languages: Seq
             f"{path}: names no licence, without which nobody may use the model: give --license, such as apache-2.0"
         )
     for file in sorted((model / EVALUATION).glob(f"*/{_RESULTS}")):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["task"] in TASKS:
-            add_results(card.data, name, results(TASKS[found["task"]], found["split"], found["scores"]))
+        add_results(card.data, name, _read(file, _results_in))
     return str(card).replace('from_pretrained(".")', f'from_pretrained("{repo}")')
+
+
+def _results_in(text: str) -> list[EvalResult]:
+    found = json.loads(text)
+    return results(TASKS[found["task"]], found["split"], found["scores"]) if found["task"] in TASKS else []
+
+
+def _read(file: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be read ({' '.join(str(error).split())}); restore or remove it"
+        ) from None
 
 
 def _refuse_other_directories(model: Path) -> None:

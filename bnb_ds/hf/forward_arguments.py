@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
-
-from transformers.modeling_outputs import ModelOutput
 
 from bnb_ds.errors import ConfigError
 
@@ -47,8 +44,8 @@ def take_return_dict(options: dict[str, Any], *, last: bool = False) -> bool:
     return returns_dict
 
 
-def in_form(output: ModelOutput, returns_dict: bool) -> Any:
+def in_form(output: Any, returns_dict: bool) -> Any:
     """The output, or the tuple of its values in the order of its fields; the loss comes first, if there is one."""
     if returns_dict:
         return output
-    return tuple(output[field.name] for field in fields(output) if field.name in output)
+    return tuple(output[name] for name in output.__dataclass_fields__ if name in output)

@@ -53,7 +53,7 @@ _DEFAULTS: dict[str, Any] = {
     **{name: value for name, value in _UNSET.items() if value is not None},
     **getattr(GenerationConfig, "_get_default_generation_params", dict)(),
 }
-_KNOWN = {*_UNSET, *_DEFAULTS, *inspect.signature(GenerationMixin.generate).parameters}
+_KNOWN = {*_UNSET, *_DEFAULTS, *inspect.signature(vars(GenerationMixin)["generate"]).parameters}
 _NO_SAMPLING = (
     "generate does not sample: all tokens of an output are chosen in one pass, given the source alone; leave it out, "
     "and search with num_beams, or with strategy if the target is 'dag'"

@@ -66,7 +66,8 @@ class BnbEncoderModel(BnbModelWithEncoder):
         """
         config = copy.deepcopy(self.config.encoder)
         config._attn_implementation = "sdpa"
-        bert = BertModel(config, add_pooling_layer=bool(pooler)).to(self.dtype)
+        bert = BertModel(config, add_pooling_layer=bool(pooler))
+        bert.to(self.dtype)  # pyright: ignore[reportArgumentType] - transformers declares it without its `self`
         own = {
             f"encoder.{name}" if name.startswith("layer.") else name: weight
             for name, weight in self.encoder.state_dict().items()
@@ -101,7 +102,9 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
         self.pooler = BertPooler(config.encoder)
         dropout = config.encoder.classifier_dropout
         self.dropout = nn.Dropout(config.encoder.hidden_dropout_prob if dropout is None else dropout)
-        self.classifier = nn.Linear(config.encoder.hidden_size, config.num_labels)
+        num_labels = config.num_labels
+        assert num_labels is not None, "transformers gives every configuration a number of labels"
+        self.classifier = nn.Linear(config.encoder.hidden_size, num_labels)
         self.post_init()
 
     @classmethod
@@ -180,13 +183,14 @@ def classification_output(logits_BC: Tensor, labels: Tensor | None) -> BnbClassi
     if labels.shape != logits_BC.shape[:1]:
         raise ValueError(f"labels has shape {list(labels.shape)} for {logits_BC.shape[0]} sequences: give one for each")
     exact = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
-    result["loss_sum"] = (
+    loss_sum = (
         F.mse_loss(exact[:, 0], labels.to(exact.dtype), reduction="sum")
         if exact.shape[1] == 1
         else F.cross_entropy(exact, labels, reduction="sum")
     )
+    result["loss_sum"] = loss_sum
     result["loss_count"] = torch.full((), labels.numel(), device=labels.device)
-    result["loss"] = result.loss_sum / labels.numel()
+    result["loss"] = loss_sum / labels.numel()
     return result
 
 

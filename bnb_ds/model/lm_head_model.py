@@ -288,6 +288,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
     def _add_scores(self, result: BnbOutput, scores: Scores, encoded: Encoded, targets: Targets) -> None:
         loss_sum, count = scores.loss_sum, scores.count
         if self.model.length_predictor is not None:
+            assert encoded.length_logits is not None
             length_sum, result["length_loss"] = length_scores(
                 self.model.length_predictor,
                 encoded.length_logits,

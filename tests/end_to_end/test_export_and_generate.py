@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def test_export_is_a_hugging_face_directory(exported, whole_run, small_shards):
     }
     card = (exported / "README.md").read_text()
     assert TokenShards(small_shards, "train").fingerprint in card
-    assert f"pretrain.py {whole_run.recipe}" in card.replace("--local_rank=0 ", "")
+    assert f"pretrain.py {Path(whole_run.recipe).name}" in card.replace("--local_rank=0 ", "")
+    assert str(whole_run.output.parent) not in card  # no paths of this machine
     generation = json.loads((exported / "generation_config.json").read_text())
     special = TokenShards(small_shards, "train").special_ids
     assert (generation["pad_token_id"], generation["eos_token_id"]) == (special["pad"], special["sep"])

@@ -120,10 +120,17 @@ def test_what_is_refused(hub, model, tmp_path, capsys, monkeypatch):
     )
     assert "not a model directory; give one that `bnb-ds export` wrote" in refused(capsys, tmp_path, "a/b")
     assert "a b: the hub does not take it: " in refused(capsys, model, "a b", "--license", "mit")
+    assert '"license" must be one of [apache-2.0, mit]; check the name' in refused(
+        capsys, model, "a/b", "--license", "free"
+    )
+    hub.repositories.clear()
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     message = refused(capsys, model, "a/b", "--license", "mit")
     assert "a/b: the hub does not take it: Invalid username or password; check the name, the connection and" in message
     assert hub.repositories == {}
+    for file, content in (("recipe.yaml", "["), ("evaluation/xsum-test/eval_results.json", '{"task": "xsum"}')):
+        (model / file).write_text(content)
+        assert f"{model / file}: cannot be read (" in refused(capsys, model, "a/b", "--license", "mit")
     (model / "README.md").write_text("---\n[\n---\n")
     assert "mend the block at its head" in refused(capsys, model, "a/b", "--license", "mit")
 
