@@ -170,7 +170,8 @@ def _open_tracker(job: Job, start_step: int, evaluation_due: bool) -> Tracker:
         tracking.name or job.run.path.absolute().name,
         tracking.project,
         settings=_settings(job, job.recipe.values()),
-        chosen=frozenset(_settings(job, job.recipe.model_dump(exclude_defaults=True))),
+        # How rows are read is no setting that runs are compared by.
+        chosen=frozenset(_settings(job, job.recipe.model_dump(exclude_defaults=True, exclude={"data"}))),
     )
     options = {"start_step": start_step, "total_steps": job.total_steps, "evaluation_due": evaluation_due}
 

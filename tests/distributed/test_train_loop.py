@@ -209,7 +209,8 @@ def test_a_spike_is_not_taken_and_counted(make_loop, tmp_path, stage):
     assert torch.equal(weights[1], weights[2])
     assert not torch.equal(weights[2], weights[3])
     assert all(weight.isfinite().all() for weight in weights)
-    assert [value for _, value in read_scalars(tmp_path / "runs")["train/skipped_spikes"]] == [0, 0, 1, 1]
+    assert read_scalars(tmp_path / "runs")["train/skipped_spikes"] == [(3, 1), (4, 1)]
+    assert [row["train/skipped_spikes"] for row in read_metrics(tmp_path / "metrics.jsonl")[:4]] == [0, 0, 1, 1]
     state = store.read_state(tmp_path / "checkpoints" / "step_00000004")
     assert state["spikes"]["skipped"] == 1
     assert len(state["spikes"]["recent"]) == 2

@@ -94,6 +94,23 @@ def test_outputs_times_and_slots_are_shown(page, client, exported):
     assert (slots[0]["candidates"][0][0] or "∅ blank") in rows.first.inner_text()
 
 
+def test_an_empty_text_of_special_tokens_is_explained(page, client):
+    """A model that has hardly been trained writes [CLS] alone."""
+    slot = {"token": "[CLS]", "probability": 0.9, "writes": 0, "candidates": [["[CLS]", 0.9]]}
+    times = {"queue_ms": 1.0, "model_ms": 1.0, "num_source_tokens": 3, "is_truncated": False}
+    page.route("**/generate", lambda route: route.fulfill(body=json.dumps({**answer, **times}) + "\n"))
+    page.goto(f"{client.base_url}/")
+    page.get_by_label("Text", exact=True).fill("a text")
+    explanation = page.get_by_text("only special tokens were written, and a text leaves them out")
+    answer = {"index": 0, "text": "", "slots": []}
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("1 of 1 outputs in").wait_for()
+    assert explanation.count() == 0
+    answer = {"index": 0, "text": "", "slots": [slot]}
+    page.get_by_role("button", name="Generate").click()
+    explanation.wait_for()
+
+
 def test_outputs_appear_as_they_come(page, exported):
     class OneByOne(SlowPipeline):
         def from_sources(self, sources, *arguments, **options):
