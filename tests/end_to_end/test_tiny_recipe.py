@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from bnb_ds.cli import main
+from bnb_ds.train.tracking import read_metrics
 from tests.launching import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -19,7 +18,7 @@ def test_the_tiny_recipe_learns_to_write(small_shards, fork_server, tmp_path, ca
     arguments = [str(recipe), "--deepspeed_config", str(ds_config), "--stop-at", "200", *places]
     code, text = fork_server.run("pretrain.py", arguments, tmp_path / "log")
     assert code == 0, text
-    rows = [json.loads(line) for line in (tmp_path / "run" / "runs" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["eval/token_accuracy"] for row in rows if "eval/token_accuracy" in row][-1] > 0.5
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "model")]) == 0
     capsys.readouterr()
