@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from bnb_ds.cli import main
@@ -12,7 +14,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_tiny_recipe_learns_to_write(small_shards, fork_server, tmp_path, capsys):
-    recipe, ds_config = REPOSITORY / "runs/recipes/pretrain/tiny.yaml", REPOSITORY / "ds_configs/cpu_debug.json"
+    recipe, ds_config = REPOSITORY / "runs/recipes/pretrain/tiny.yaml", tmp_path / "ds.json"
+    settings = json.loads((REPOSITORY / "ds_configs/cpu_debug.json").read_text())
+    # A step has the same samples, at once.
+    ds_config.write_text(json.dumps({**settings, "train_micro_batch_size_per_gpu": 16}))
     places = [f"data.shards={small_shards}", f"output_dir={tmp_path}/run"]
     # On a vocabulary of 600 it learns in fewer steps than the recipe has.
     arguments = [str(recipe), "--deepspeed_config", str(ds_config), "--stop-at", "200", *places]
