@@ -29,7 +29,7 @@ from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.alignment import nll_and_occupancy
 from bnb_ds.ctc.inputs import Alignment
 from bnb_ds.ctc.kernels import uses_triton
-from bnb_ds.ctc.operands import empty_rows, exact_dtype, operand, product
+from bnb_ds.ctc.operands import empty_rows, exact_dtype, operand, operand_rows, product
 from bnb_ds.ctc.rounded import RoundedSums
 from bnb_ds.ctc.sparse import add_rows, spread
 
@@ -160,7 +160,7 @@ class FusedHead:
             strength_C = odds_CV.gather(1, rival_C1)[:, 0] * factor_C
             odds_CV.scatter_(1, rival_C1, 0.0)
             odds_CV.mul_((factor_C / self._rounded.scale)[:, None])
-            self._rounded.add(operand(odds_CV, self._compute_dtype), rows, rival_C1[:, 0], strength_C)
+            self._rounded.add(operand_rows(odds_CV, self._compute_dtype), rows, rival_C1[:, 0], strength_C)
             return
         if gradients.bias is not None:
             gradients.bias.addmv_(odds_CV.t(), factor_C)
@@ -183,7 +183,7 @@ class FusedHead:
             logits_CV, bias_V, own_C, self._rounded.scaled_N[rows], self._compute_dtype
         )
         strength_C.mul_(self._rounded.scaled_N[rows]).mul_(self._rounded.scale)
-        self._rounded.add(operand(scaled_CV, self._compute_dtype), rows, rival_C, strength_C)
+        self._rounded.add(operand_rows(scaled_CV, self._compute_dtype), rows, rival_C, strength_C)
         return normalizer_C
 
     def _contract_own_columns(self, own_NK: Tensor) -> None:
