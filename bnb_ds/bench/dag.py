@@ -18,7 +18,7 @@ from bnb_ds.bench.flags import add_common, announce, write
 from bnb_ds.bench.measure import interleaved_seconds, peak_bytes
 from bnb_ds.common.arguments import describe
 from bnb_ds.common.markdown import markdown_table
-from bnb_ds.ctc.head import add_product, empty_rows, operand, product
+from bnb_ds.ctc.head import operand, product
 from bnb_ds.dag.head import default_chunk_tokens
 from bnb_ds.dag.loss import linear_dag_loss
 
@@ -125,12 +125,16 @@ class Case:
         weight_VH, hidden_NH = operand(self.weight, dtype), operand(self.hidden.flatten(0, 1), dtype)
         grad_weight, grad_hidden = torch.zeros_like(weight_VH, dtype=exact), torch.empty_like(hidden_NH, dtype=exact)
         chunk_tokens = default_chunk_tokens(self.weight, hidden_NH.shape[0])
-        buffer_CV = empty_rows(chunk_tokens, weight_VH.shape[0], weight_VH.dtype, weight_VH.device)
+        buffer_CV = weight_VH.new_empty(chunk_tokens, weight_VH.shape[0])
         for begin in range(0, hidden_NH.shape[0], chunk_tokens):
             rows = slice(begin, begin + chunk_tokens)
             logits_CV = torch.mm(hidden_NH[rows], weight_VH.t(), out=buffer_CV[: hidden_NH[rows].shape[0]])
-            product(logits_CV, weight_VH, dtype, out=grad_hidden[rows])
-            add_product(grad_weight, logits_CV.t(), hidden_NH[rows], dtype)
+            if logits_CV.dtype == exact:
+                torch.mm(logits_CV, weight_VH, out=grad_hidden[rows])
+                grad_weight.addmm_(logits_CV.t(), hidden_NH[rows])
+            else:
+                grad_hidden[rows] = product(logits_CV, weight_VH, exact)
+                grad_weight += product(logits_CV.t(), hidden_NH[rows], exact)
 
     def _backward(self, loss: Tensor) -> Tensor:
         loss.backward()

@@ -36,7 +36,7 @@ class _Columns:
     layout: PackedLayout
     table: Tensor
     is_first: Tensor
-    may_add: Tensor
+    may_add: None = None
 
 
 class LinearDagHead(FusedHead):
@@ -101,7 +101,7 @@ class LinearDagHead(FusedHead):
         is_live_N = ~(size_N <= negligible_B.index_select(0, layout.sequence_ids))  # a NaN lives
         live_M = is_live_N.nonzero()[:, 0]
         if len(live_M) == layout.num_tokens:
-            columns = _Columns(layout, self._targets.table, self._targets.is_first, self._targets.may_add)
+            columns = _Columns(layout, self._targets.table, self._targets.is_first)
             return self._at_rows(self._hidden_NH, columns).contract(log_probs_NK, derivative_NK, wanted)
         rows = self._at_rows(self._hidden_NH.index_select(0, live_M), self._columns_of(live_M))
         log_probs_MK, derivative_MK = log_probs_NK.index_select(0, live_M), derivative_NK.index_select(0, live_M)
@@ -122,7 +122,7 @@ class LinearDagHead(FusedHead):
             0, layout.sequence_ids.index_select(0, index_M), torch.ones_like(index_M)
         )
         layout = PackedLayout.from_lengths(counts_B, num_tokens=len(index_M), max_seqlen=layout.max_seqlen)
-        return _Columns(layout, self._targets.table, self._targets.is_first, self._targets.may_add)
+        return _Columns(layout, self._targets.table, self._targets.is_first)
 
 
 class _LiveRows(FusedHead):
@@ -131,7 +131,7 @@ class _LiveRows(FusedHead):
     def contract(self, log_probs_MK: Tensor, derivative_MK: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
         """As `LinearDagHead.contract`."""
         dense_M = -derivative_MK.sum(1)
-        self._begin_gradients(wanted, dense_M)
+        self._begin_gradients(wanted)
         self._pass_over_vocabulary(dense_M, with_gradients=True)
         own_MK = log_probs_MK.exp_().mul_(dense_M[:, None])
         own_MK.mul_(self._alignment.is_first.index_select(0, self._alignment.layout.sequence_ids))
