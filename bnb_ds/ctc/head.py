@@ -29,7 +29,7 @@ from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.alignment import nll_and_occupancy
 from bnb_ds.ctc.inputs import Alignment
 from bnb_ds.ctc.kernels import uses_triton
-from bnb_ds.ctc.operands import empty_rows, exact_dtype, operand, product
+from bnb_ds.ctc.operands import empty_rows, exact_dtype, operand, operand_rows, product
 from bnb_ds.ctc.rounded import RoundedSums
 from bnb_ds.ctc.sparse import add_rows, spread
 
@@ -50,7 +50,7 @@ class OwnColumns(Protocol):
         layout: where each sequence lies among the N rows.
         table: int64 [B, K], the vocabulary id of each column.
         is_first: bool [B, K], the first column of its sequence that holds this id.
-        may_add: bool [B, K], columns that add to gradients; the others' coefficients are 0.
+        may_add: bool [B, K], columns that add to gradients; the others' coefficients are 0. None: all may.
     """
 
     @property
@@ -60,7 +60,7 @@ class OwnColumns(Protocol):
     @property
     def is_first(self) -> Tensor: ...
     @property
-    def may_add(self) -> Tensor: ...
+    def may_add(self) -> Tensor | None: ...
 
 
 class FusedHead:
@@ -94,15 +94,9 @@ class FusedHead:
         self._rounded: RoundedSums | None = None
         self.gradients = Gradients(None, None, None)
 
-    def _begin_gradients(self, wanted: tuple[bool, bool, bool], dense_N: Tensor) -> None:
-        """Prepare for the gradients that are wanted, of hidden, weight and bias, with the dense factors ``a``."""
-        if self._is_low_precision and any(wanted):
-            self._rounded = RoundedSums(self._hidden_NH, self._weight_VH, dense_N, wanted, self._compute_dtype)
-            return
-        self.gradients = self._exact_gradients(wanted)
-
-    def _exact_gradients(self, wanted: tuple[bool, bool, bool]) -> Gradients:
-        return Gradients(
+    def _begin_gradients(self, wanted: tuple[bool, bool, bool]) -> None:
+        """Memory for those of hidden, weight and bias that are wanted; those of hidden are not filled yet."""
+        self.gradients = Gradients(
             hidden=self._empty(*self._hidden_NH.shape) if wanted[0] else None,
             weight=self._zeros(*self._weight_VH.shape) if wanted[1] else None,
             bias=self._zeros(self._weight_VH.shape[0]) if wanted[2] else None,
@@ -113,8 +107,12 @@ class FusedHead:
         alignment, num_rows = self._alignment, self._hidden_NH.shape[0]
         log_probs_NK = self._empty(num_rows, alignment.table.shape[1])
         normalizer_N = self._empty(num_rows)
+        if with_gradients and self._is_low_precision:
+            wanted = tuple(g is not None for g in (self.gradients.hidden, self.gradients.weight, self.gradients.bias))
+            self.gradients = Gradients(None, None, None)  # these come at the end, and take the same memory
+            self._rounded = RoundedSums(self._hidden_NH, self._weight_VH, dense_N, wanted, self._compute_dtype)
         buffer_CV = self._chunk_of_logits()
-        is_fused = with_gradients and self._rounded is not None and uses_triton(buffer_CV.device, "softmax")
+        is_fused = self._rounded is not None and uses_triton(buffer_CV.device, "softmax")
         bias_V = self._bias_V
         if is_fused and bias_V is not None:  # the kernel adds it, and reads it in rows as long as those of the logits
             bias_V = F.pad(bias_V, (0, buffer_CV.stride(0) - len(bias_V)))
@@ -136,7 +134,7 @@ class FusedHead:
             if with_gradients:
                 odds_CV.scatter_(1, columns_CK, 0.0)
                 self._contract(odds_CV, rows, dense_N[rows], total_C)
-        if with_gradients and self._rounded is not None:
+        if self._rounded is not None:
             self.gradients = Gradients(self._rounded.hidden, *self._rounded.finish())
         log_probs_NK -= normalizer_N[:, None]
         return log_probs_NK, normalizer_N
@@ -163,7 +161,7 @@ class FusedHead:
             strength_C = odds_CV.gather(1, rival_C1)[:, 0] * factor_C
             odds_CV.scatter_(1, rival_C1, 0.0)
             odds_CV.mul_((factor_C / self._rounded.scale)[:, None])
-            self._rounded.add(operand(odds_CV, self._compute_dtype), rows, rival_C1[:, 0], strength_C)
+            self._rounded.add(operand_rows(odds_CV, self._compute_dtype), rows, rival_C1[:, 0], strength_C)
             return
         if gradients.bias is not None:
             gradients.bias.addmv_(odds_CV.t(), factor_C)
@@ -186,7 +184,7 @@ class FusedHead:
             logits_CV, bias_V, own_C, self._rounded.scaled_N[rows], self._compute_dtype
         )
         strength_C.mul_(self._rounded.scaled_N[rows]).mul_(self._rounded.scale)
-        self._rounded.add(operand(scaled_CV, self._compute_dtype), rows, rival_C, strength_C)
+        self._rounded.add(operand_rows(scaled_CV, self._compute_dtype), rows, rival_C, strength_C)
         return normalizer_C
 
     def _contract_own_columns(self, own_NK: Tensor) -> None:
@@ -198,7 +196,8 @@ class FusedHead:
             gradients.hidden.add_(layout.unpad(own_BTK @ weight_BKH.unflatten(0, table_BK.shape)))
         if gradients.weight is None and gradients.bias is None:
             return
-        index = spread(table_BK, self._alignment.may_add, len(self._weight_VH)).flatten()
+        may_add_BK = self._alignment.may_add
+        index = (table_BK if may_add_BK is None else spread(table_BK, may_add_BK, len(self._weight_VH))).flatten()
         to_bias = own_BTK.sum(1).flatten()
         rivals = None if self._rounded is None else self._rounded.rivals()
         if rivals is not None:
@@ -248,7 +247,7 @@ class LinearCtcHead(FusedHead):
         weight_of_nll_N = self._per_position(weight_of_nll_B)
         weight_of_kl_N = None if weight_of_kl_B is None else self._per_position(weight_of_kl_B)
         dense_N = weight_of_nll_N if weight_of_kl_N is None else weight_of_nll_N + weight_of_kl_N
-        self._begin_gradients(wanted, dense_N)
+        self._begin_gradients(wanted)
         log_probs_NK, normalizer_N = self._pass_over_vocabulary(dense_N, any(wanted))
         self.nll, occupancy_NK = nll_and_occupancy(log_probs_NK, self._alignment, any(wanted))
         # 0, or NaN where the projection was not finite: that must show even where the loss itself is left out.

@@ -90,6 +90,17 @@ def empty_rows(num_rows: int, num_columns: int, dtype: torch.dtype, device: torc
     return torch.empty(num_rows, stride, dtype=dtype, device=device)[:, :num_columns]
 
 
+def operand_rows(values_CV: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    """`operand` of the rows of `empty_rows`, for 16 bits; the result has their alignment too."""
+    if values_CV.device.type == "cpu":
+        return operand(values_CV, compute_dtype)
+    held = compute_dtype if values_CV.is_cuda and _MM_HAS_OUT_DTYPE else torch.float32
+    for dtype in (compute_dtype, held):
+        if values_CV.dtype != dtype:
+            values_CV = empty_rows(*values_CV.shape, dtype, values_CV.device).copy_(values_CV)
+    return values_CV
+
+
 def _tensor_cores(left: Tensor, compute_dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
     """Let a product of 16-bit numbers that are held in float32 run in TF32, which holds them without rounding."""
     is_rounded = compute_dtype.itemsize == 2 and left.dtype == torch.float32

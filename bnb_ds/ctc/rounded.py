@@ -40,7 +40,7 @@ class RoundedSums:
         hidden_NH: Tensor,
         weight_VH: Tensor,
         dense_N: Tensor,
-        wanted: tuple[bool, bool, bool],
+        wanted: tuple[bool, ...],
         compute_dtype: torch.dtype,
     ):
         exact = exact_dtype(compute_dtype)

@@ -37,7 +37,7 @@ class _Columns:
     layout: PackedLayout
     table: Tensor
     is_first: Tensor
-    may_add: Tensor
+    may_add: None = None
 
 
 class LinearDagHead(FusedHead):
@@ -104,7 +104,7 @@ class LinearDagHead(FusedHead):
         is_live_N = ~(size_N <= negligible_B.index_select(0, layout.sequence_ids))  # a NaN lives
         live_M = is_live_N.nonzero()[:, 0]
         if len(live_M) == layout.num_tokens:
-            columns = _Columns(layout, self._targets.table, self._targets.is_first, self._targets.may_add)
+            columns = _Columns(layout, self._targets.table, self._targets.is_first)
             return self._at_rows(self._hidden_NH, columns).contract(log_probs_NK, normalizer_N, derivative_NK, wanted)
         rows = self._at_rows(self._hidden_NH.index_select(0, live_M), self._columns_of(live_M))
         of_live = (values.index_select(0, live_M) for values in (log_probs_NK, normalizer_N, derivative_NK))
@@ -139,7 +139,7 @@ class LinearDagHead(FusedHead):
             0, layout.sequence_ids.index_select(0, index_M), torch.ones_like(index_M)
         )
         layout = PackedLayout.from_lengths(counts_B, num_tokens=len(index_M), max_seqlen=layout.max_seqlen)
-        return _Columns(layout, self._targets.table, self._targets.is_first, self._targets.may_add)
+        return _Columns(layout, self._targets.table, self._targets.is_first)
 
 
 class _LiveRows(FusedHead):
@@ -154,13 +154,12 @@ class _LiveRows(FusedHead):
         """As `LinearDagHead.contract`."""
         dense_M = -derivative_MK.sum(1)
         sequence_ids = self._alignment.layout.sequence_ids
+        self._begin_gradients(wanted)
         if self._weight_VH.device.type == "cpu":
-            self.gradients = self._exact_gradients(wanted)
             tiled = TiledProjection(self._hidden_NH, self._weight_VH, self._bias_V, self.tile_rows)
             own_MK = self._alignment.table.index_select(0, sequence_ids)
             tiled.contract(normalizer_M, dense_M, own_MK, self.gradients)
         else:
-            self._begin_gradients(wanted, dense_M)
             self._pass_over_vocabulary(dense_M, with_gradients=True)
         own_MK = log_probs_MK.exp_().mul_(dense_M[:, None])
         own_MK.mul_(self._alignment.is_first.index_select(0, sequence_ids))

@@ -41,11 +41,7 @@ class Targets:
     is_token: Tensor
     is_first: Tensor
     infeasible: Tensor
-
-    @property
-    def may_add(self) -> Tensor:
-        """bool [B, K], columns that add to gradients: tokens, and of those behind a target one for its id."""
-        return self.is_token | self.is_first
+    may_add: None = None  # as `bnb_ds.ctc.head.OwnColumns` says; few columns lie behind targets here
 
 
 def fits(num_tokens: Number, num_slots: Number) -> Number:

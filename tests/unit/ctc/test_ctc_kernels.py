@@ -305,7 +305,13 @@ def test_rows_on_a_gpu_keep_their_alignment():
         rows = operands.empty_rows(3, num_columns, torch.float32, META)
         assert rows.shape == (3, num_columns)
         assert rows.stride() == (stride, 1)
+        for dtype in (torch.float32, torch.bfloat16):
+            rounded = operands.operand_rows(rows.to(dtype), torch.bfloat16)
+            assert rounded.dtype == torch.float32  # the meta device cannot add up 16 bits in float32
+            assert rounded.stride() == (stride, 1)
     assert operands.empty_rows(3, 28_996, torch.float32, CPU).is_contiguous()
+    numbers = torch.randn(3, 70)
+    assert torch.equal(operands.operand_rows(numbers, torch.bfloat16), numbers.bfloat16().float())
 
 
 def test_sixteen_bits_held_in_float32_run_on_tensor_cores(monkeypatch):
