@@ -55,7 +55,11 @@ def table() -> str:
     return "\n".join(rows)
 
 
-@pytest.mark.parametrize("path", [path for path in DS_CONFIGS if "cpu" not in path.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in DS_CONFIGS if path.stem.partition("_")[0] in (*CLUSTERS, "finetune", "quickstart")],
+    ids=lambda path: path.stem,
+)
 def test_buffers_are_smaller_than_the_gradients_of_a_base_model(path):
     """DeepSpeed's default is larger: it takes a GiB or more, and overlap_comm then sends nothing before the end."""
     ds_config = load_ds_config(path, 1)
