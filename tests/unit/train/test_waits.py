@@ -13,6 +13,7 @@ import torch
 from bnb_ds.data.batch import PackedBatch, batch_of_texts
 from bnb_ds.decoding.decode import generate, generate_rows
 from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.distributed import ranks
 from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.modeling import BnbForPretraining
@@ -137,6 +138,24 @@ def test_a_graph_waits_twice_more_in_a_micro_step(tmp_path, monkeypatch):
     with elsewhere(monkeypatch) as waits:
         take_step(moved(model_of(GRAPH)), ELSEWHERE, tmp_path)
         assert [wait.split()[0] for wait in waits] == ["aten::nonzero"] * 4 + ["tolist"]
+
+
+def test_the_counts_are_added_up_while_the_first_micro_batch_runs(tmp_path, monkeypatch):
+    events = []
+
+    def start_all_sum(tensor):
+        events.append("begin")
+        return lambda: events.append("finish") or tensor
+
+    monkeypatch.setattr(ranks, "start_all_sum", start_all_sum)
+    backward = Engine.backward
+    monkeypatch.setattr(
+        Engine, "__call__", lambda engine, **inputs: events.append("forward") or engine.module(**inputs)
+    )
+    monkeypatch.setattr(Engine, "backward", lambda engine, loss: events.append("backward") or backward(engine, loss))
+    take_step(model_of({}), torch.device("cpu"), tmp_path)
+    assert events[:4] == ["begin", "forward", "finish", "backward"]
+    assert events.count("begin") == 1
 
 
 def test_a_run_that_skips_spikes_waits_once_more(tmp_path, monkeypatch):
