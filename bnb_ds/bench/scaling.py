@@ -19,7 +19,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model.slots import decoder_lengths
-from bnb_ds.train.estimates import activation_bytes, state_bytes
+from bnb_ds.train.estimates import DEFAULT_BUCKET, activation_bytes, buffer_bytes, state_bytes
 
 _GIB = 2**30
 #: share of a step in which gradients are ready to be sent: the backward pass is two of three parts
@@ -193,6 +193,15 @@ def traffic(num_parameters: int, ds_config: DsConfig) -> Traffic:
     return Traffic(0.0, gradients, weights) if stage == 3 else Traffic(gradients, 0.0, weights)
 
 
+def early_share(num_parameters: int, ds_config: DsConfig) -> float:
+    """The share of the gradients that DeepSpeed sends before the backward pass has computed all of them.
+
+    Stages 2 and 3 send a bucket when it is full, and the last one at the end.
+    """
+    bucket = ds_config.values.get("zero_optimization", {}).get("reduce_bucket_size", DEFAULT_BUCKET)
+    return max(0.0, 1 - bucket / num_parameters) if ds_config.zero_stage >= 2 else 0.0
+
+
 def of_ranks(path: str | Path, ranks: int, batch: int | None = None) -> DsConfig | None:
     """A DeepSpeed JSON on a number of ranks, with the largest micro batch up to its own that divides a rank's share.
 
@@ -271,7 +280,7 @@ def step_time(
     operations = (1 if stage < 2 else ds_config.accumulation_steps) * (1 if stage < 3 else 3)
     seconds = ring_seconds(sent.sent(ranks), ranks, operations, setting)
     overlaps = ds_config.values.get("zero_optimization", {}).get("overlap_comm", stage == 3)
-    hidden = min(seconds, _BACKWARD * compute if stage >= 2 and overlaps else 0.0)
+    hidden = min(seconds * early_share(num_parameters, ds_config), _BACKWARD * compute) if overlaps else 0.0
     updated = num_parameters / (ranks if stage >= 1 else 1)
     states = state_bytes(num_parameters, ds_config)
     return StepTime(
@@ -286,7 +295,9 @@ def step_time(
         saving=16 * num_parameters / setting.storage / setting.checkpoint_steps,
         tokens=float(lengths.mean()) * ds_config.global_batch,
         flops=flops,
-        memory=states + activation_bytes(config, ds_config, int(lengths.max()), ds_config.micro_batch),
+        memory=states
+        + buffer_bytes(ds_config)
+        + activation_bytes(config, ds_config, int(lengths.max()), ds_config.micro_batch),
         is_host_bound=setting.host_seconds > micro_step,
     )
 

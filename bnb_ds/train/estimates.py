@@ -12,6 +12,8 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 
 _GIB = 2**30
+#: numbers of a buffer in which ZeRO reduces gradients, if the JSON does not say (``reduce_bucket_size``)
+DEFAULT_BUCKET = 500_000_000
 _CTC_CHUNK_BYTES = 2**28  # logits that bnb_ds.ctc.head holds at a time on a GPU
 
 
@@ -50,14 +52,22 @@ def memory(
         max_length: tokens of the longest sequence.
         micro_batch_tokens: most tokens of a micro batch, or None if micro batches are counted in samples.
     """
-    states = state_bytes(num_parameters, ds_config)
+    states = state_bytes(num_parameters, ds_config) + buffer_bytes(ds_config)
     micro_batch, name = ds_config.micro_batch, f"{ds_config.micro_batch} x {max_length} tokens"
     if micro_batch_tokens is not None:
         micro_batch, name = micro_batch_tokens / max_length, f"{micro_batch_tokens:,} tokens"
     activations = activation_bytes(config, ds_config, max_length, micro_batch)
     yield f"memory/GPU   about {(states + activations) / _GIB:.2f} GiB:"
-    yield f"             {states / _GIB:.2f} GiB weights, gradients and optimizer (ZeRO stage {ds_config.zero_stage})"
+    stage = ds_config.zero_stage
+    yield f"             {states / _GIB:.2f} GiB weights, gradients, optimizer and buffers (ZeRO stage {stage})"
     yield (f"             {activations / _GIB:.2f} GiB activations and CTC head of a micro batch of {name}")
+    zero = ds_config.values.get("zero_optimization", {})
+    bucket = zero.get("reduce_bucket_size", DEFAULT_BUCKET)
+    if zero.get("overlap_comm") and ds_config.world_size > 1 and bucket >= num_parameters:
+        yield (
+            f"             overlap_comm sends nothing early: reduce_bucket_size {bucket:,} holds all {num_parameters:,}"
+            " gradients; set a fifth of them, or less"
+        )
 
 
 def state_bytes(num_parameters: int, ds_config: DsConfig) -> float:
@@ -79,6 +89,20 @@ def state_bytes(num_parameters: int, ds_config: DsConfig) -> float:
     if ds_config.zero_stage >= 3:
         weights /= ranks
     return num_parameters * (weights + gradients + optimizer)
+
+
+def buffer_bytes(ds_config: DsConfig) -> float:
+    """Bytes of the buffers in which ZeRO reduces gradients: one at stage 1 and later, and two with ``overlap_comm``.
+
+    DeepSpeed allocates each in its full size, however small the model is.
+    """
+    zero = ds_config.values.get("zero_optimization", {})
+    if ds_config.zero_stage == 0 or not zero.get("contiguous_gradients", True):
+        return 0.0
+    half = ds_config.precision != "fp32" and not ds_config.values.get("torch_autocast", {}).get("enabled")
+    overlaps = zero.get("overlap_comm", ds_config.zero_stage == 3)
+    size = zero.get("reduce_bucket_size", DEFAULT_BUCKET) * (2.0 if half else 4.0)
+    return size * (2 if overlaps and ds_config.zero_stage == 2 else 1)
 
 
 def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int, micro_batch: float) -> float:

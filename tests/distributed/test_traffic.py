@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bnb_ds.bench.scaling import of_ranks, traffic
+from bnb_ds.bench.scaling import early_share, of_ranks, traffic
 from tests.distributed.traffic import model
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,9 @@ CASES = {
     "1, bf16": (1, HALF),
     "2": (2, {}),
     "2, bf16 with fp32 gradients": (2, {**HALF, "data_types": {"grad_accum_dtype": "fp32"}}),
+    "2, in buckets": (2, {"zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 12_000}}),
     "3": (3, {}),
+    "3, in buckets": (3, {"zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 12_000}}),
     "3, bf16": (3, HALF),
     "3, gathered twice": (3, {"zero_optimization": {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}}),
 }
@@ -37,6 +39,7 @@ def test_a_step_sends_what_the_model_says(name, tmp_path, fork_server):
     launch = fork_server.launch([str(path), "2", str(output)], tmp_path / "log", program="tests.distributed.traffic")
     assert launch.wait() == [0, 0], launch.text()
     sent = json.loads(output.read_text())[-1]
+    early = sent.pop("early", 0)
     num_parameters = sum(parameter.numel() for parameter in model().parameters())
     expected = traffic(num_parameters, of_ranks(path, 2))
     names = {
@@ -48,3 +51,5 @@ def test_a_step_sends_what_the_model_says(name, tmp_path, fork_server):
     got |= {names.get(name, name): number for name, number in sent.items()}
     # ZeRO pads its partitions to whole alignments.
     assert got == pytest.approx(expected._asdict(), rel=0.02)
+    reduced = got["all_reduce"] + got["reduce_scatter"]
+    assert early / reduced == pytest.approx(early_share(num_parameters, of_ranks(path, 2)), abs=0.15)

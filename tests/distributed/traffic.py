@@ -1,5 +1,8 @@
 """One rank of `test_traffic`: a step under DeepSpeed, and the bytes that it hands to each collective operation.
 
+``early`` are the bytes of reductions that begin before the last gradient of a backward pass is there, and so can be
+sent while others are computed.
+
 Arguments: a DeepSpeed JSON, micro steps, output file.
 """
 
@@ -42,7 +45,23 @@ def model() -> nn.Module:
     return tiny.bnb_model(dtype=torch.float32, encoder=size, decoder=size).train()
 
 
-def count(operations: Counter[str]) -> None:
+class Gradients:
+    """How many numbers of the gradient a backward pass has computed so far."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+
+    def watch(self, module: nn.Module) -> None:
+        for parameter in module.parameters():
+            size = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
+            self.total += size
+            parameter.register_hook(lambda gradient, size=size: self._add(size))
+
+    def _add(self, size: int) -> None:
+        self.done += size
+
+
+def count(operations: Counter[str], gradients: Gradients) -> None:
     """From here on, note the bytes of every collective operation."""
     depth = []
 
@@ -55,6 +74,8 @@ def count(operations: Counter[str]) -> None:
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             if not depth and size >= SMALLEST_BYTES:  # some call each other
                 operations[name] += size
+                if name in ("all_reduce", "reduce_scatter_tensor") and 0 < gradients.done < gradients.total:
+                    operations["early"] += size
             depth.append(name)
             try:
                 return function(*args, **kwargs)
@@ -71,9 +92,11 @@ def count(operations: Counter[str]) -> None:
 def main() -> None:
     path, micro_steps, output = Path(sys.argv[-3]), int(sys.argv[-2]), Path(sys.argv[-1])
     operations: Counter[str] = Counter()
-    count(operations)  # before DeepSpeed looks the functions up
+    gradients = Gradients()
+    count(operations, gradients)  # before DeepSpeed looks the functions up
     device = ranks.init()
     engine, _ = build_engine(model(), load_ds_config(path, ranks.world_size()), device, lambda step: 1.0)
+    gradients.watch(engine.module)
     inputs = tiny.packed_form(tiny.source_ids([5, 3, 9]), tiny.source_ids([3, 2, 4], seed=2))
     per_step = []
     for _ in range(3):
@@ -81,6 +104,7 @@ def main() -> None:
         for micro_step in range(micro_steps):
             last = micro_step == micro_steps - 1
             engine.set_gradient_accumulation_boundary(last)
+            gradients.done = 0
             engine.backward(engine(**inputs).loss)
             if not last:
                 engine.step()

@@ -51,11 +51,25 @@ def table() -> str:
             ds_config = load_ds_config(path, ranks)
             cells = []
             for config, num_parameters in sizes.values():
-                states = estimates.state_bytes(num_parameters, ds_config) / GIB
+                states = (estimates.state_bytes(num_parameters, ds_config) + estimates.buffer_bytes(ds_config)) / GIB
                 activations = estimates.activation_bytes(config, ds_config, MAX_LENGTH, ds_config.micro_batch) / GIB
                 cells.append(f"{states:.1f} + {activations:.1f} = {states + activations:.1f}")
             rows.append(f"| `{path.stem}` | {ranks} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in DS_CONFIGS if path.stem.partition("_")[0] in (*CLUSTERS, "finetune", "quickstart")],
+    ids=lambda path: path.stem,
+)
+def test_buffers_are_smaller_than_the_gradients_of_a_base_model(path):
+    """DeepSpeed's default is larger: it takes a GiB or more, and overlap_comm then sends nothing before the end."""
+    ds_config = load_ds_config(path, 1)
+    if ds_config.zero_stage:
+        _, num_parameters = plan_of_size(SIZES["base"])
+        assert ds_config.values["zero_optimization"]["reduce_bucket_size"] < num_parameters / 4
+        assert estimates.buffer_bytes(ds_config) <= 0.2 * GIB
 
 
 def test_the_table_is_what_the_dry_run_says():

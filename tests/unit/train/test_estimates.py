@@ -100,6 +100,31 @@ def test_state_bytes_follow_the_zero_paper(settings, changes, world_size, bytes_
     assert estimates.state_bytes(1000, ds_config) == pytest.approx(1000 * bytes_per_parameter)
 
 
+@pytest.mark.parametrize(
+    ("zero", "gib"),
+    [
+        ({"stage": 0}, 0),
+        ({"stage": 1}, 4 * 5e8 / 2**30),
+        ({"stage": 1, "reduce_bucket_size": 1000}, 4000 / 2**30),
+        ({"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000}, 8000 / 2**30),
+        ({"stage": 2, "contiguous_gradients": False}, 0),
+        ({"stage": 3, "reduce_bucket_size": 1000}, 4000 / 2**30),
+    ],
+)
+def test_buffers_of_zero(settings, zero, gib):
+    ds_config = load_ds_config(settings(zero_optimization=zero)[1], 2)
+    assert estimates.buffer_bytes(ds_config) / 2**30 == pytest.approx(gib)
+
+
+@pytest.mark.parametrize(("bucket", "told"), [(2_000_000, True), (100, False)])
+def test_a_bucket_that_holds_all_gradients_is_told(settings, bucket, told):
+    zero = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": bucket}
+    plan = make_plan(*(settings(zero_optimization=zero)[0], [], settings(zero_optimization=zero)[1]), 2)
+    config = model_config(plan.recipe.model, plan.train_shards, 32)
+    lines = "\n".join(estimates.memory(config, 1_000_000, plan.ds_config, 32))
+    assert ("reduce_bucket_size 2,000,000 holds all 1,000,000 gradients; set a fifth of them" in lines) == told
+
+
 def test_activation_checkpointing_lowers_the_estimate(settings):
     recipe, ds_config = settings()
     plan = make_plan(recipe, [], ds_config, 1)

@@ -13,7 +13,10 @@ import torch
 from bnb_ds.data.batch import PackedBatch, batch_of_texts
 from bnb_ds.decoding.decode import generate, generate_rows
 from bnb_ds.decoding.options import DecodeOptions
+from bnb_ds.distributed import ranks
+from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.target_rules import BnbTargetRules
+from bnb_ds.modeling import BnbForPretraining
 from bnb_ds.train.objectives import Reconstruction
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
@@ -137,10 +140,54 @@ def test_a_graph_waits_twice_more_in_a_micro_step(tmp_path, monkeypatch):
         assert [wait.split()[0] for wait in waits] == ["aten::nonzero"] * 4 + ["tolist"]
 
 
+def test_the_counts_are_added_up_while_the_first_micro_batch_runs(tmp_path, monkeypatch):
+    events = []
+
+    def start_all_sum(tensor):
+        events.append("begin")
+        return lambda: events.append("finish") or tensor
+
+    monkeypatch.setattr(ranks, "start_all_sum", start_all_sum)
+    backward = Engine.backward
+    monkeypatch.setattr(
+        Engine, "__call__", lambda engine, **inputs: events.append("forward") or engine.module(**inputs)
+    )
+    monkeypatch.setattr(Engine, "backward", lambda engine, loss: events.append("backward") or backward(engine, loss))
+    take_step(model_of({}), torch.device("cpu"), tmp_path)
+    assert events[:4] == ["begin", "forward", "finish", "backward"]
+    assert events.count("begin") == 1
+
+
 def test_a_run_that_skips_spikes_waits_once_more(tmp_path, monkeypatch):
     with elsewhere(monkeypatch) as waits:
         take_step(moved(model_of({})), ELSEWHERE, tmp_path, spikes=SpikeDetector(2.0, 1))
         assert [wait.split(" at ")[1] for wait in waits] == ["train/step.py:_read < train/step.py:take"] * 2
+
+
+@pytest.mark.parametrize("kind", ["labels", "masked tokens"])
+def test_other_losses_wait_nowhere(kind, monkeypatch):
+    lengths = torch.tensor([0, 5, 8], dtype=torch.int32)
+    ids = torch.cat(tiny.source_ids([5, 3]))
+    torch.manual_seed(0)
+    if kind == "labels":
+        model = BnbForSequenceClassification(tiny.bnb_config(encoder=NO_DROPOUT, num_labels=3))
+        given = {"labels": torch.tensor([2, 0])}
+    else:
+        model = BnbForPretraining(tiny.bnb_config(encoder=NO_DROPOUT, decoder=NO_DROPOUT, latent_dropout=0.0))
+        given = {"masked_index": torch.tensor([1, 6]), "masked_labels": torch.tensor([9, 7]), "labels": ids}
+    more = {} if kind == "labels" else {"label_lengths": torch.tensor([5, 3])}
+
+    def loss_of(model, device):
+        there = {name: tensor.to(device, non_blocking=True) for name, tensor in {"input_ids": ids, **given}.items()}
+        output = model.train()(**there, cu_seqlens=lengths, **more)
+        loss = output.loss_sum if kind == "labels" else output.loss_sum + output.encoder_mlm_sum
+        loss.backward()
+        return loss
+
+    with elsewhere(monkeypatch) as waits:
+        far = loss_of(moved(model), ELSEWHERE)
+        assert waits == []
+    torch.testing.assert_close(far.held, loss_of(model, "cpu"))
 
 
 def test_each_wait_is_seen(monkeypatch):
