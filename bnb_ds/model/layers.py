@@ -65,6 +65,8 @@ class BnbDecoderEmbeddings(nn.Module):
         # No padding_idx, because [PAD] is the CTC blank, the most frequent output, and must be trained.
         self.word_embeddings = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
         self.position_embeddings = nn.Embedding(decoder.max_position_embeddings, decoder.hidden_size)
+        for embeddings in (self.word_embeddings, self.position_embeddings):
+            embeddings.initializer_range = config.embedding_range
         self.token_type_embeddings = nn.Embedding(decoder.type_vocab_size, decoder.hidden_size)
         self.latent_projection = nn.Linear(config.latent_size, decoder.hidden_size)
         self.token_gate = None
