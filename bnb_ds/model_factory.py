@@ -37,6 +37,7 @@ _SAME_NAME = (
     "link_positions",
     "decoder_tokens",
     "deep_supervision",
+    "deep_supervision_every",
     "segment_blocks",
     "embedding_range",
 )

@@ -19,8 +19,8 @@ TRAINING_FACTOR = 3
 def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths: np.ndarray) -> int:
     """Matrix FLOPs of one forward pass, LM head included. Training takes `TRAINING_FACTOR` times that.
 
-    With ``deep_supervision`` each decoder layer has the head, and the links of a graph, as in training. Generation
-    needs the links of the last layer only.
+    With ``deep_supervision`` each decoder layer that predicts has the head, and the links of a graph, as in training.
+    Generation needs the links of the last layer only.
 
     Args:
         config: the model's configuration.
@@ -50,7 +50,7 @@ def forward_flops(config: BnbConfig, source_lengths: np.ndarray, decoder_lengths
         links += attention_flops(int((slots_B * slots_B).sum()), decoder.hidden_size) // 2  # scores, but no values
     if encoder.hidden_size != decoder.hidden_size:
         total += linear_flops(num_source, encoder.hidden_size, decoder.hidden_size)
-    num_heads = decoder.num_hidden_layers if config.deep_supervision else 1
+    num_heads = 1 + len(config.predicting_layers)
     total += (num_heads - 1) * linear_flops(num_slots, 2 * decoder.hidden_size, decoder.hidden_size)  # feedback
     head = linear_flops(num_slots, decoder.hidden_size, decoder.hidden_size + decoder.vocab_size)
     return total + num_heads * (head + links)

@@ -116,7 +116,7 @@ class PredictionFeedback(nn.Module):
 class BnbDecoder(nn.Module):
     """BERT layers with full self-attention among slots and cross-attention to the source.
 
-    With ``deep_supervision``, ``feedback`` has one module behind each layer but the last.
+    With ``deep_supervision``, ``feedback`` has a module behind each layer whose predictions the next one reads.
     """
 
     def __init__(self, config: BnbConfig):
@@ -126,8 +126,12 @@ class BnbDecoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(decoder, layer_idx=i) for i in range(decoder.num_hidden_layers))
         self.feedback = None
         if config.deep_supervision:
-            between = range(decoder.num_hidden_layers - 1)
-            self.feedback = nn.ModuleList(PredictionFeedback(decoder.hidden_size) for _ in between)
+            # A layer that does not predict keeps its place, so that the names of weights say which layer they serve.
+            self.feedback = nn.ModuleList(
+                PredictionFeedback(decoder.hidden_size) if number in config.predicting_layers else nn.Identity()
+                for number in range(decoder.num_hidden_layers - 1)
+            )
+        self._predicting = frozenset(config.predicting_layers)
 
     def forward(
         self,
@@ -147,7 +151,7 @@ class BnbDecoder(nn.Module):
             slots: positions and token types of the slots.
             source: layout of the source tokens.
             predict: from the hidden states [T, H] of a layer to the tokens int64 [T] that the next one reads; called
-                behind each layer but the last with ``deep_supervision``, and never without.
+                behind the layers of `BnbConfig.predicting_layers`.
             is_stretched: whether ``latent`` already has one row for each slot.
         """
         hidden_1TH = self.embeddings(latent, slots, is_stretched=is_stretched)[None]
@@ -155,7 +159,7 @@ class BnbDecoder(nn.Module):
         for number, layer in enumerate(self.layer):
             # Positional arguments, because reentrant activation checkpointing gives gradients only to those.
             hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source)
-            if self.feedback is not None and number < len(self.feedback):
+            if self.feedback is not None and number in self._predicting:
                 words_TH = self.embeddings.word_embeddings(predict(hidden_1TH[0]))
                 hidden_1TH = self.feedback[number](hidden_1TH, words_TH[None])
         return hidden_1TH[0]
