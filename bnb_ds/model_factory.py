@@ -40,6 +40,7 @@ _SAME_NAME = (
     "decoder_latent",
     "refined_tokens",
     "deep_supervision",
+    "deep_supervision_every",
     "segment_blocks",
     "embedding_range",
 )

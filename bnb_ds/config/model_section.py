@@ -115,6 +115,8 @@ class ModelSection(Section):
     decoding: DecodingSection = DecodingSection()
     #: every decoder layer predicts, the next one reads its prediction, and the loss is the mean of their losses
     deep_supervision: bool = False
+    #: with deep_supervision: every n-th layer only, counted from the last one
+    deep_supervision_every: Annotated[int, Field(ge=1)] = 1
     #: with dag and infill: every segment has a block of the graph of its own, which no link passes
     segment_blocks: bool = False
     #: standard deviation of new embeddings (words, positions, links' places); default: as all weights. A graph with

@@ -73,6 +73,8 @@ class BnbConfig(PreTrainedConfig):
             nothing else is said; those that are left out have the values that all models have.
         deep_supervision: every decoder layer predicts tokens through the LM head; the next layer reads them beside the
             hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
+        deep_supervision_every: with ``deep_supervision``, only every n-th layer predicts, counted from the last one;
+            fewer heads make training and generation cheaper.
         segment_blocks: with ``"dag"``, where a target holds several segments with the mask token between them, as
             infilling's have, each segment has a block of the graph (`bnb_ds.targets.blocks`).
         embedding_range: standard deviation of new embeddings of the decoder: words, positions, and places of links;
@@ -149,6 +151,7 @@ class BnbConfig(PreTrainedConfig):
         head_transform: bool = True,
         decoding: dict[str, Any] | None = None,
         deep_supervision: bool = False,
+        deep_supervision_every: int = 1,
         segment_blocks: bool = False,
         embedding_range: float | None = None,
         blank_token_id: int = 0,
@@ -191,6 +194,7 @@ class BnbConfig(PreTrainedConfig):
         self.head_transform = head_transform
         self.decoding = dict(decoding or {})
         self.deep_supervision = deep_supervision
+        self.deep_supervision_every = deep_supervision_every
         self.segment_blocks = segment_blocks
         self.embedding_range = embedding_range
         self.mask_token_id = mask_token_id
@@ -222,6 +226,14 @@ class BnbConfig(PreTrainedConfig):
     def target_kind(self) -> str:
         """``"ctc"``, ``"token"`` or ``"dag"``; `target` with its default."""
         return self.target or ("token" if self.decoder_length == "predicted" else "ctc")
+
+    @property
+    def predicting_layers(self) -> list[int]:
+        """Layers of the decoder behind which the next one reads predictions; the last layer is not among them."""
+        last = self.decoder.num_hidden_layers - 1
+        return (
+            [n for n in range(last) if (last - n) % self.deep_supervision_every == 0] if self.deep_supervision else []
+        )
 
     def __eq__(self, other: object) -> bool:
         # transformers turns configurations into dataclasses whose generated __eq__ would not see our fields.
@@ -257,6 +269,7 @@ class BnbConfig(PreTrainedConfig):
         _require_range("kl_weight", self.kl_weight, minimum=0.0)
         if self.embedding_range is not None and not 0 < self.embedding_range < math.inf:
             raise ConfigError(f"embedding_range is {self.embedding_range}: give a number above 0, or leave it out")
+        self._check_deep_supervision()
         if self.tie_encoder_decoder:
             self._check_shared_sizes()
             if self.deep_supervision:
@@ -264,6 +277,15 @@ class BnbConfig(PreTrainedConfig):
                     "deep_supervision gives the decoder's layers a task that the encoder's layers do not have, but "
                     "tie_encoder_decoder makes them one: set one of the two to false"
                 )
+
+    def _check_deep_supervision(self) -> None:
+        _require_range("deep_supervision_every", self.deep_supervision_every, minimum=1)
+        if self.deep_supervision_every > 1 and not self.predicting_layers:
+            way_out = "lower it" if self.deep_supervision else "set deep_supervision to true"
+            raise ConfigError(
+                f"deep_supervision_every is {self.deep_supervision_every}, and no layer predicts but the last of "
+                f"{self.decoder.num_hidden_layers}: {way_out}, or leave it out"
+            )
 
     def _check_choices(self) -> None:
         _require_choice("decoder_length", self.decoder_length, DECODER_LENGTH_POLICIES)

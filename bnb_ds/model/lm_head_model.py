@@ -67,6 +67,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             decoder = config.decoder
             heads = config.link_heads or decoder.num_attention_heads
             self.links = LinkNetwork(decoder.hidden_size, heads, config.link_positions, decoder.initializer_range)
+            self.links.positions.initializer_range = config.embedding_range
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Embedding:

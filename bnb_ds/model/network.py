@@ -23,7 +23,6 @@ from transformers import PreTrainedModel, initialization
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
-from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.errors import ConfigError
 from bnb_ds.hf.forward_arguments import in_form, take_return_dict
 from bnb_ds.model.attention import IMPLEMENTATION
@@ -63,6 +62,10 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        std = getattr(module, "initializer_range", None)
+        if isinstance(module, nn.Embedding) and std is not None:
+            initialization.normal_(module.weight, mean=0.0, std=std)  # only once: what is initialised is marked
+            return
         super()._init_weights(module)
         if isinstance(module, BertEmbeddings):
             # No checkpoint holds these buffers, so a model made on the meta device gets them here.
@@ -74,16 +77,6 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
             module.token_gate.fill_(0.0 if module.starts_closed else 1.0)
         if isinstance(module, PredictionFeedback):
             module.reset()
-        if self.config.embedding_range is not None:
-            for embeddings in _decoder_embeddings(module):
-                initialization.normal_(embeddings.weight, mean=0.0, std=self.config.embedding_range)
-
-
-def _decoder_embeddings(module: nn.Module) -> tuple[nn.Embedding, ...]:
-    """Those by which slots differ from each other."""
-    if isinstance(module, BnbDecoderEmbeddings):
-        return module.word_embeddings, module.position_embeddings
-    return (module.positions,) if isinstance(module, LinkNetwork) else ()
 
 
 class BnbModelWithEncoder(BnbPreTrainedModel):

@@ -37,7 +37,7 @@ GRAPHS = [
     {"target": "dag"},
     {
         "target": "dag",
-        "decoder_length_ratio": 3.0,
+        "decoder_length_ratio": 1.5,
         "decoder_positions": "absolute",
         "decoder_tokens": True,
         "mask_token_id": 4,
