@@ -11,12 +11,14 @@ from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.finetune.plan import describe_dry_run, make_plan
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths
+from tests.launching import REPOSITORY
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
@@ -101,6 +103,21 @@ def test_a_model_is_saved_loaded_and_generates(tmp_path):
     assert again.source("ab").input_ids == system.codec.source("ab").input_ids == [0, 5 + 64, 5 + 65, 2]
     text = BnbPipeline.from_pretrained(tmp_path / "model", device="cpu")("ab c")
     assert isinstance(text, str)
+
+
+def test_a_run_is_planned_with_the_tokenizer_of_bart(tmp_path):
+    save_bart(tmp_path / "bart")
+    rows = "".join(json.dumps({"source": f"text {i}", "target": f"of {i}"}) + "\n" for i in range(20))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    overrides = [f"data.{split}={tmp_path / 'rows.jsonl'}" for split in ("train", "validation")]
+    overrides += ["data.test=null", "data.tokenizer=null", "data.max_source_length=20", "data.max_target_length=20"]
+    overrides += [f"data.cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'out'}"]
+    overrides += ["model.size=null", f"model.encoder={tmp_path / 'bart'}"]
+    recipe = REPOSITORY / "runs" / "recipes" / "finetune" / "multi30k_elmer.yaml"
+    plan = make_plan(str(recipe), overrides, str(REPOSITORY / "ds_configs" / "finetune_glue.json"), 8)
+    lines = "\n".join(describe_dry_run(plan))
+    assert "model kind elmer" in lines
+    assert "targets that do not fit: train 0 of 20" in lines
 
 
 def test_refused(tmp_path):
