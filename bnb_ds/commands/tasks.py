@@ -128,7 +128,7 @@ def add_glue(command: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from bnb_ds.errors import ConfigError
     from bnb_ds.evaluate.model import best_of_evaluations, evaluate_model, refuse_choosing_on_test
-    from bnb_ds.model.configuration import DECODING
+    from bnb_ds.model.settings_rules import DECODING
 
     if args.select:
         refuse_choosing_on_test(args.split)

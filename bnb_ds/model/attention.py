@@ -7,7 +7,7 @@ through their keyword arguments.
 Seven implementations compute the same numbers. `attention_way` chooses one:
 
 - ``flash_attn``, ``flash``, ``efficient``, ``jagged``: varlen kernels for GPUs (`bnb_ds.model.varlen`).
-- ``single``: one sequence after the other (:mod:`bnb_ds.model.dropout_attention`); for dropout on a CPU.
+- ``single``: one sequence after the other (:mod:`bnb_ds.model.varlen.dropout_attention`); for dropout on a CPU.
 - ``each``: SDPA for one sequence after the other, without padding or mask; for long sequences on a CPU.
 - ``padded``: sequences are padded for SDPA and unpadded after it; for every device.
 
@@ -26,8 +26,8 @@ from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.model.dropout_attention import attend_with_dropout, sequences
 from bnb_ds.model.varlen.choice import best_way
+from bnb_ds.model.varlen.dropout_attention import attend_with_dropout, sequences
 from bnb_ds.model.varlen.operators import WAYS
 
 IMPLEMENTATION = "bnb_packed"

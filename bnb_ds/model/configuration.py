@@ -7,7 +7,6 @@ A few more settings join them: the latent, the number of decoder slots of a sour
 from __future__ import annotations
 
 import copy
-import math
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,27 +15,7 @@ from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.hf.model_code import AUTO_MAP, write_code
-
-DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
-DECODER_POSITIONS = ("absolute", "shared")
-TARGETS = ("ctc", "token", "dag")
-LOSS_REDUCTIONS = ("token", "sample")
-SLOT_TOKENS = ("mask", "source")
-REFINED_TOKENS = ("unsure", "all")
-DECODING = ("length_beam", "refinement", "exit_entropy")
-
-#: fields that must be equal in both halves if they share weights
-_SHARED_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "layer_norm_eps",
-)
+from bnb_ds.model.settings_rules import check_settings
 
 
 class BnbConfig(PreTrainedConfig):
@@ -253,112 +232,7 @@ class BnbConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range, or for values that do not fit together."""
-        self._check_choices()
-        _require_range("latent_size", self.latent_size, minimum=1)
-        _require_range("latent_dropout", self.latent_dropout, minimum=0.0, below=1.0)
-        _require_range("blank_token_id", self.blank_token_id, minimum=0, below=self.decoder.vocab_size)
-        _require_range("decoder_length_min", self.decoder_length_min, minimum=1)
-        if not 0 < self.decoder_length_ratio < math.inf:
-            raise ConfigError(f"decoder_length_ratio is {self.decoder_length_ratio}: give a number above 0")
-        if isinstance(self.decoder_length_offset, bool) or not isinstance(self.decoder_length_offset, int):
-            raise ConfigError(f"decoder_length_offset is {self.decoder_length_offset!r}: give a whole number of slots")
-        if self.decoder_length_max is not None:
-            _require_range("decoder_length_max", self.decoder_length_max, minimum=self.decoder_length_min)
-        _require_range("length_difference_max", self.length_difference_max, minimum=self.length_difference_min)
-        _require_range("length_loss_weight", self.length_loss_weight, minimum=0.0)
-        _require_range("kl_weight", self.kl_weight, minimum=0.0)
-        if self.embedding_range is not None and not 0 < self.embedding_range < math.inf:
-            raise ConfigError(f"embedding_range is {self.embedding_range}: give a number above 0, or leave it out")
-        self._check_deep_supervision()
-        if self.tie_encoder_decoder:
-            self._check_shared_sizes()
-            if self.deep_supervision:
-                raise ConfigError(
-                    "deep_supervision gives the decoder's layers a task that the encoder's layers do not have, but "
-                    "tie_encoder_decoder makes them one: set one of the two to false"
-                )
-
-    def _check_deep_supervision(self) -> None:
-        _require_range("deep_supervision_every", self.deep_supervision_every, minimum=1)
-        if self.deep_supervision_every > 1 and not self.predicting_layers:
-            way_out = "lower it" if self.deep_supervision else "set deep_supervision to true"
-            raise ConfigError(
-                f"deep_supervision_every is {self.deep_supervision_every}, and no layer predicts but the last of "
-                f"{self.decoder.num_hidden_layers}: {way_out}, or leave it out"
-            )
-
-    def _check_choices(self) -> None:
-        _require_choice("decoder_length", self.decoder_length, DECODER_LENGTH_POLICIES)
-        _require_choice("decoder_positions", self.decoder_positions, DECODER_POSITIONS)
-        _require_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
-        _require_choice("slot_tokens", self.slot_tokens, SLOT_TOKENS)
-        _require_choice("refined_tokens", self.refined_tokens, REFINED_TOKENS)
-        self._check_target()
-        self._check_slot_inputs()
-        if self.decoder_positions == "shared" and self.decoder.type_vocab_size < 2:
-            raise ConfigError(
-                "decoder_positions 'shared' tells slots apart by token type, but decoder.type_vocab_size is "
-                f"{self.decoder.type_vocab_size}: give 2 or more, or use 'absolute'"
-            )
-
-    def _check_target(self) -> None:
-        if self.target is not None:
-            _require_choice("target", self.target, TARGETS)
-        if self.target_kind == "token" and self.decoder_length != "predicted":
-            raise ConfigError(
-                f"target 'token' needs as many slots as target tokens, but decoder_length is {self.decoder_length!r}: "
-                "set decoder_length to 'predicted'"
-            )
-        if self.decoder_length == "predicted" and self.loss_reduction != "token":
-            raise ConfigError(
-                "loss_reduction 'sample' needs decoder_length 'source' or 'padded': with 'predicted' use 'token'"
-            )
-        if self.decoder_tokens and self.mask_token_id is None:
-            raise ConfigError("decoder_tokens needs mask_token_id, the id of [MASK]: give it")
-        if self.target_kind == "dag":
-            self._check_graph()
-        elif self.segment_blocks:
-            raise ConfigError("segment_blocks is for target 'dag': set it to false")
-
-    def _check_slot_inputs(self) -> None:
-        if self.slot_tokens == "source" and not self.decoder_tokens:
-            raise ConfigError("slot_tokens 'source' shows tokens to the decoder: set decoder_tokens to true")
-        if self.slot_tokens == "source" and self.encoder.vocab_size != self.decoder.vocab_size:
-            raise ConfigError(
-                f"slot_tokens 'source' needs one vocabulary, but the encoder has {self.encoder.vocab_size} tokens and "
-                f"the decoder {self.decoder.vocab_size}: use 'mask'"
-            )
-        if not self.decoder_latent and self.decoder_length != "predicted":
-            raise ConfigError(
-                f"decoder_latent is false, and with decoder_length {self.decoder_length!r} nothing else reads the "
-                "latents: set decoder_length to 'predicted'"
-            )
-        for name in self.decoding:
-            _require_choice("decoding: a field", name, DECODING)
-        if self.refined_tokens == "all" and self.target_kind != "token":
-            raise ConfigError(f"refined_tokens 'all' needs target 'token', not {self.target_kind!r}: use 'unsure'")
-
-    def _check_graph(self) -> None:
-        _require_range("link_positions", self.link_positions, minimum=2)
-        heads, size = self.link_heads, self.decoder.hidden_size
-        if heads is not None and (heads < 1 or size % heads):
-            raise ConfigError(f"link_heads is {heads}: give a divisor of decoder.hidden_size, {size}")
-        if self.decoder_length == "padded":
-            raise ConfigError("target 'dag' has no padded slots: set decoder_length to 'source' or 'predicted'")
-        if self.kl_weight:
-            raise ConfigError(f"kl_weight is {self.kl_weight}: target 'dag' has no smoothing term; set it to 0")
-        if self.segment_blocks and self.mask_token_id is None:
-            raise ConfigError("segment_blocks needs mask_token_id, the id of [MASK]: give it")
-        if self.decoder_tokens and None in (self.bos_token_id, self.eos_token_id):
-            raise ConfigError("decoder_tokens with target 'dag' needs bos_token_id and eos_token_id: give them")
-
-    def _check_shared_sizes(self) -> None:
-        different = [name for name in _SHARED_SIZES if getattr(self.encoder, name) != getattr(self.decoder, name)]
-        if different:
-            raise ConfigError(
-                f"tie_encoder_decoder needs two halves of the same size, but these differ: {', '.join(different)}: "
-                "make them equal, or set tie_encoder_decoder to false"
-            )
+        check_settings(self)
 
 
 def _bert_config(field: str, value: BertConfig | dict[str, Any] | None) -> BertConfig:
@@ -370,19 +244,6 @@ def _bert_config(field: str, value: BertConfig | dict[str, Any] | None) -> BertC
         found = value if isinstance(value, str) else getattr(value, "model_type", None) or type(value).__name__
         raise ConfigError(f"{field} is a configuration of type {found!r}: give a BertConfig or a dict of its fields")
     return copy.deepcopy(value)  # changes to one half must not reach the other half or the caller's object
-
-
-def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{field} is {value!r}: use one of: {', '.join(choices)}")
-
-
-def _require_range(field: str, value: float, *, minimum: float, below: float | None = None) -> None:
-    # In this form the comparison also refuses a NaN.
-    if not minimum <= value < (math.inf if below is None else below):
-        bound = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
-        bound += ", and no infinite one" if value == math.inf else ""
-        raise ConfigError(f"{field} is {value}: give a value of {bound}")
 
 
 AutoConfig.register(BnbConfig.model_type, BnbConfig, exist_ok=True)

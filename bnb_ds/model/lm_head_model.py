@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnb_ds.common.packing import PackedInputs
+from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.ctc.greedy import linear_argmax, linear_entropies
 from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.model.configuration import BnbConfig
@@ -151,14 +151,10 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             encoder_last_hidden_state=inputs.restore(encoded.hidden),
         )
         several = self._states(encoded, shown, targets, rewrites)
-        states = several[-1]
         if targets is not None:
             self._add_scores(result, self._scores(several, targets, shown, ngram_size), encoded, targets)
-        if return_logits or (targets is None and return_logits is None):
-            logits_TV = F.linear(states.hidden, states.weight, states.bias)
-            result["logits"] = _in_form(logits_TV, inputs, slots)
-        if return_best:
-            result["best"] = _in_form(self._best(states), inputs, slots)
+        with_logits = return_logits or (targets is None and return_logits is None)
+        self._add_outputs(result, several[-1], inputs, with_logits=with_logits, with_best=return_best)
         return result
 
     def states(
@@ -238,6 +234,15 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return states.layout.unpad(ids_BT)
 
     @torch.no_grad()
+    def _add_outputs(
+        self, result: BnbOutput, states: SlotStates, inputs: PackedInputs, *, with_logits: bool, with_best: bool
+    ) -> None:
+        if with_logits:
+            logits_TV = F.linear(states.hidden, states.weight, states.bias)
+            result["logits"] = _in_form(logits_TV, inputs, states.layout)
+        if with_best:
+            result["best"] = _in_form(self._best(states), inputs, states.layout)
+
     def _show(
         self,
         encoded: Encoded,
@@ -303,6 +308,6 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         result["loss"] = loss_sum / count.clamp(min=1)
 
 
-def _in_form(values_T: Tensor, inputs: PackedInputs, slots: DecoderSlots) -> Tensor:
+def _in_form(values_T: Tensor, inputs: PackedInputs, layout: PackedLayout) -> Tensor:
     """Values of slots, [sum T, ...], packed or padded as the inputs are."""
-    return values_T if inputs.is_packed else slots.layout.pad(values_T)
+    return values_T if inputs.is_packed else layout.pad(values_T)

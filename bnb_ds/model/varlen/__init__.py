@@ -1,4 +1,4 @@
-"""Attention on a GPU over sequences of different lengths without padding: the kernels, and which of them work.
+"""Attention over sequences of different lengths without padding: kernels of GPUs, which of them work, and a CPU's way.
 
 Face: `choice.best_way`, `choice.description`, `operators.WAYS`.
 """

@@ -11,7 +11,7 @@ import pytest
 
 from bnb_ds.cli import _COMMANDS, _parser, main
 from bnb_ds.commands import export
-from bnb_ds.model.configuration import DECODER_LENGTH_POLICIES
+from bnb_ds.model.settings_rules import DECODER_LENGTH_POLICIES
 from data_prep.commands.prep import _COMMANDS as PREP
 from data_prep.tokenise.engines import ENGINES
 from data_prep.tokenise.names import ENGINE_NAMES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.model.dropout_attention import attend_with_dropout
+from bnb_ds.model.varlen.dropout_attention import attend_with_dropout
 from tests.tiny import layout_of
 
 
