@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -49,6 +49,45 @@ class GenerateOutput(ModelOutput):
     sequences: Tensor = FILLED
     scores: Tensor = FILLED
     lengths: Tensor = FILLED
+
+
+@overload
+def generate(
+    model: BnbLMHeadModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    *,
+    return_scores: Literal[True],
+    options: DecodeOptions | None = None,
+    **changes: Any,
+) -> GenerateOutput: ...
+
+
+@overload
+def generate(
+    model: BnbLMHeadModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    *,
+    return_scores: Literal[False] = False,
+    options: DecodeOptions | None = None,
+    **changes: Any,
+) -> Tensor: ...
+
+
+@overload
+def generate(
+    model: BnbLMHeadModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    *,
+    return_scores: bool,
+    options: DecodeOptions | None = None,
+    **changes: Any,
+) -> Tensor | GenerateOutput: ...
 
 
 @torch.inference_mode()

@@ -37,7 +37,7 @@ from transformers import GenerationConfig
 
 from bnb_ds import BnbConfig, BnbForConditionalGeneration, BnbPipeline, __version__, distributed
 from bnb_ds.ctc import CtcOutput, linear_ctc_loss
-from bnb_ds.decoding import DecodeOptions, GenerateOutput
+from bnb_ds.decoding import DecodeOptions, GenerateOutput, generate
 from bnb_ds.errors import BnbError
 from bnb_ds.generate.pipeline import Generated
 from bnb_ds.shards import Manifest, TokenShards, read_manifest
@@ -59,6 +59,8 @@ def write(directory: Path) -> list[str]:
     new = BnbForConditionalGeneration(BnbConfig())
     assert_type(new.generate(ids, return_scores=True), GenerateOutput)
     assert_type(new.generate(ids, return_dict_in_generate=True, num_beams=4), GenerateOutput)
+    assert_type(generate(new, ids, beam_size=4), torch.Tensor)
+    assert_type(generate(new, ids, return_scores=True), GenerateOutput)
     new.generate(ids, generation_config=GenerationConfig(num_beams=4), max_new_tokens=3).tolist()
     pipeline = BnbPipeline.from_pretrained(directory, device="cpu", beam_size=4)
     assert_type(pipeline("one text"), str)
