@@ -95,6 +95,17 @@ def run_reporting_errors(program: str, function: Callable[[], int | None]) -> in
         prefix = f"{program}: error" + (f" on rank {rank}" if rank else "")
         print(f"{prefix}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
+    except UnicodeEncodeError as error:
+        if error.encoding.lower().startswith("utf"):
+            raise
+        # A recipe is UTF-8 everywhere, and may name a directory that the locale cannot.
+        print(
+            f"{program}: error: {error.object!a} has characters that this locale ({error.encoding}) cannot write;"
+            " set PYTHONUTF8=1, or LC_ALL to a UTF-8 locale",
+            file=sys.stderr,
+            flush=True,
+        )
+        return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         if os.environ.get("RANK", "0") == "0":
             next_step = str(interrupt) or REPEAT

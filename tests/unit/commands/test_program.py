@@ -134,6 +134,16 @@ def test_too_little_memory_is_one_line(ask, reason, capsys):
         run_command("bnb-ds", lambda: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
 
 
+def test_a_name_that_the_locale_cannot_write_is_one_line(capsys):
+    assert run_command("bnb-ds", lambda: os.mkdir("/nowhere/日".encode("latin-1"))) == 2
+    said = (
+        "bnb-ds: error: '/nowhere/\\u65e5' has characters that this locale (latin-1) cannot write; set PYTHONUTF8=1, or"
+    )
+    assert capsys.readouterr().err == f"{said} LC_ALL to a UTF-8 locale\n"
+    with pytest.raises(UnicodeEncodeError):
+        run_command("bnb-ds", lambda: print("\udcff".encode()))
+
+
 def test_a_signal_that_is_ignored_stays_so(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
