@@ -29,8 +29,8 @@ def load_system(directory: Path) -> System:
     """
     try:
         made_for = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
-        kind, lengths = made_for["kind"], Lengths(**made_for["lengths"])
-        task = restored(get_task(made_for["task"]), made_for)
+        kind, task = made_for["kind"], restored(get_task(made_for["task"]), made_for)
+        lengths = Lengths(**made_for["lengths"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         if hint := export_hint(directory):
             raise CheckpointError(f"{directory}: {hint}") from None
