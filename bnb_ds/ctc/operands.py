@@ -97,7 +97,7 @@ def operand_rows(values_CV: Tensor, compute_dtype: torch.dtype) -> Tensor:
     held = compute_dtype if values_CV.is_cuda and _MM_HAS_OUT_DTYPE else torch.float32
     for dtype in (compute_dtype, held):
         if values_CV.dtype != dtype:
-            values_CV = empty_rows(*values_CV.shape, dtype, values_CV.device).copy_(values_CV)
+            values_CV = empty_rows(len(values_CV), values_CV.shape[1], dtype, values_CV.device).copy_(values_CV)
     return values_CV
 
 

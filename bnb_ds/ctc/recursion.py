@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 OCCUPANCY_BLOCK = 64  # number of positions whose occupancy is computed together, for all sequences
 
@@ -133,19 +132,19 @@ def best_states(emissions_TBK: Tensor, skips_BS: Tensor, target_lengths_B: Tenso
     num_states = 2 * num_columns - 1
     state_X = torch.arange(num_states, device=emissions_TBK.device)
     column_X = torch.where(state_X % 2 == 1, (state_X + 1) // 2, 0)
-    may_skip_BX = torch.zeros(batch_size, num_states, dtype=torch.bool, device=emissions_TBK.device)
-    may_skip_BX[:, 1::2] = skips_BS
-    # Before the first position a path is in the first blank; from there it may go on to the first token.
-    score_BX = emissions_TBK.new_full((batch_size, num_states), -torch.inf)
-    score_BX[:, 0] = 0.0
+    no_skip_BX = emissions_TBK.new_full((batch_size, num_states), -torch.inf)
+    no_skip_BX[:, 1::2].masked_fill_(skips_BS, 0.0)
+    # Two states that no path is in lie before the first blank, so that each state has two before it. Before the first
+    # position a path is in the first blank; from there it may go on to the first token.
+    score_BY = emissions_TBK.new_full((batch_size, num_states + 2), -torch.inf)
+    score_BY[:, 2] = 0.0
     back_TBX = torch.empty(num_steps, batch_size, num_states, dtype=torch.uint8, device=emissions_TBK.device)
     for step in range(num_steps):
-        from_next_BX = F.pad(score_BX, (1, 0), value=-torch.inf)[:, :-1]
-        from_skip_BX = F.pad(score_BX, (2, 0), value=-torch.inf)[:, :num_states]
-        from_skip_BX = from_skip_BX.masked_fill(~may_skip_BX, -torch.inf)
-        best_BX, back_BX = torch.stack((score_BX, from_next_BX, from_skip_BX)).max(0)
+        from_skip_BX = score_BY[:, :-2] + no_skip_BX
+        best_BX, back_BX = torch.stack((score_BY[:, 2:], score_BY[:, 1:-1], from_skip_BX)).max(0)
         back_TBX[step] = back_BX
-        score_BX = best_BX + emissions_TBK[step].index_select(1, column_X)
+        torch.add(best_BX, emissions_TBK[step].index_select(1, column_X), out=score_BY[:, 2:])
+    score_BX = score_BY[:, 2:]
     state_B, log_prob_B = last_states(score_BX, target_lengths_B)
     states_TB = torch.empty(num_steps, batch_size, dtype=torch.int64, device=emissions_TBK.device)
     for step in range(num_steps - 1, -1, -1):

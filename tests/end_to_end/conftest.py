@@ -19,7 +19,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def forked(fork_server, tmp_path):
-    """Like `tests.executing_documents.run`, for a Python program. It runs from a fork server, which saves the seconds for the imports."""
+    """Like `tests.executing_documents.run`, for a Python program. A fork server saves the seconds for the imports."""
     from tests.executing_documents import moved
 
     numbers = itertools.count()

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from bnb_ds.data.tokenization import load_tokenizer
 from tests import documents, launching
 from tests.documents import commands
-from tests.executing_documents import moved, python, run
+from tests.executing_documents import moved, python, run, save_bert
 from tests.exports import save_model
 from tests.hub import TOKEN, Hub
 from tests.reference_files import save_as_reference
@@ -48,10 +48,8 @@ def test_no_block_is_left_out():
             if language in ("bash", "python") and name is None:
                 scripts.append(content)
     assert scripts == SCRIPTS
-    tests = [
-        Path(__file__),
-        *(Path(__file__).with_name(f"test_{name}.py") for name in ("finetuning_documents", "newcomers")),
-    ]
+    names = ("documents", "finetuning_documents", "newcomers")
+    tests = [Path(__file__).with_name(f"test_{name}.py") for name in names]
     used = [name for test in tests for name in re.findall(r"(?:commands|python)\(\"(\w+)\"", test.read_text())]
     assert set(used) == set(BLOCKS)
 

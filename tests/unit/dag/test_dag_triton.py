@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.dag import alignment, paths
+from bnb_ds.dag import alignment, kernels, paths
 from tests import compiled
 
 SIZES = {"batch_size": "i32", "num_slots": "i32", "stride_B": "i32", "stride_L": "i32"}
@@ -90,3 +90,28 @@ def test_the_number_of_launches_does_not_grow_with_tokens(triton, monkeypatch):
     assert counts[0] == counts[1]
     assert counts[0][1] == 5
     assert counts[0][0] < 80, counts
+
+
+def test_a_kernel_that_fails_is_passed_over_with_the_reason(triton, monkeypatch):
+    """A GPU is only pretended; the trial of the best path goes well, and that of the alignment does not."""
+
+    def fail(device):
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(kernels, "_TRIALS", {"alignment": fail, "best path": lambda device: None})
+    kernels._choose.cache_clear()
+    device = torch.device("cuda", 0)
+    try:
+        assert not kernels.uses_triton(device, "alignment")
+        assert kernels.uses_triton(device, "best path")
+        assert kernels.description(device) == (
+            "DAG partly in Triton kernels: alignment in batched PyTorch (Tesla V100: capability 7.0; alignment: "
+            f"Triton {triton.__version__}: RuntimeError: Failed to find C compiler.)"
+        )
+    finally:
+        kernels._choose.cache_clear()
+    assert not kernels.uses_triton(torch.device("cpu"), "alignment")
+    assert kernels.description(torch.device("cpu")) == "DAG in batched PyTorch (cpu)"
+    kernels._choose.cache_clear()

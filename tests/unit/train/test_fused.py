@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import types
 
 import pytest
 import torch
 from torch import nn
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.train import fused
+from bnb_ds.train import engine, fused
 from bnb_ds.train.fused import choose_optimizer, find_apex, fuse_layer_norms
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -177,3 +178,13 @@ def test_cpu_adam_is_tried(monkeypatch):
     assert fused.fault_of_cpu_adam() is None
     monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", Nothing)
     assert fused.fault_of_cpu_adam() == "ArithmeticError: wrong numbers (step of AdamW)"
+
+
+@pytest.mark.parametrize(
+    ("target", "text"), [("ctc", "CTC in batched PyTorch (cpu)"), ("dag", "DAG in batched PyTorch (cpu)")]
+)
+def test_the_line_of_kernels_names_those_of_the_models_loss(target, text):
+    model = nn.Linear(1, 1)
+    model.config = types.SimpleNamespace(target=target)
+    assert engine._dynamic_programme(model, CPU) == text
+    assert engine._dynamic_programme(nn.Linear(1, 1), CPU) == "CTC in batched PyTorch (cpu)"
