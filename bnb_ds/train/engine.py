@@ -15,7 +15,7 @@ from torch import nn
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.errors import ConfigError
-from bnb_ds.model.varlen import choice as varlen_attention
+from bnb_ds.model.varlen import kernel_choice as varlen_attention
 from bnb_ds.train.fused import choose_optimizer, fuse_layer_norms
 from bnb_ds.train.hardware import DTYPES, refuse_emulation
 

@@ -1,4 +1,4 @@
 """Attention on a GPU over sequences of different lengths without padding: the kernels, and which of them work.
 
-Face: `choice.best_way`, `choice.description`, `operators.WAYS`.
+Face: `kernel_choice.best_way`, `kernel_choice.description`, `operators.WAYS`.
 """
