@@ -26,8 +26,8 @@ from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.model.varlen.choice import best_way
 from bnb_ds.model.varlen.dropout_attention import attend_with_dropout, sequences
+from bnb_ds.model.varlen.kernel_choice import best_way
 from bnb_ds.model.varlen.operators import WAYS
 
 IMPLEMENTATION = "bnb_packed"

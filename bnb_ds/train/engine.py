@@ -16,7 +16,7 @@ from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.dag import kernels as dag_kernels
 from bnb_ds.errors import ConfigError
-from bnb_ds.model.varlen import choice as varlen_attention
+from bnb_ds.model.varlen import kernel_choice as varlen_attention
 from bnb_ds.train.fused import choose_optimizer, fault_of_cpu_adam, fuse_layer_norms, torch_optimizer
 from bnb_ds.train.hardware import DTYPES, refuse_emulation
 

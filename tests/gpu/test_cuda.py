@@ -11,7 +11,7 @@ from transformers.models.bert.modeling_bert import BertCrossAttention
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.attention import attention_way, packed_attention
 from bnb_ds.model.target_rules import BnbTargetRules
-from bnb_ds.model.varlen import choice
+from bnb_ds.model.varlen import kernel_choice as choice
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from tests import launching
 from tests.jobs import Job

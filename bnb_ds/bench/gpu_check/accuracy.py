@@ -12,7 +12,7 @@ from bnb_ds.bench.gpu_check.figures import FAILED, OK, SKIPPED, Figures
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.attention import attention_way
 from bnb_ds.model.fixed_shape import RectangularBnb
-from bnb_ds.model.varlen.choice import best_way, fault_of
+from bnb_ds.model.varlen.kernel_choice import best_way, fault_of
 from bnb_ds.model.varlen.operators import WAYS
 
 _CPU = torch.device("cpu")

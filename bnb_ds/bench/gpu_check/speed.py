@@ -18,8 +18,8 @@ from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model.slots import decoder_lengths
-from bnb_ds.model.varlen import choice
-from bnb_ds.model.varlen.choice import fault_of
+from bnb_ds.model.varlen import kernel_choice as choice
+from bnb_ds.model.varlen.kernel_choice import fault_of
 from bnb_ds.model.varlen.operators import WAYS
 from bnb_ds.train.hardware import DTYPES, peak_of
 from bnb_ds.version import __version__

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bnb_ds.model import attention
-from bnb_ds.model.varlen import choice
-from bnb_ds.model.varlen.choice import best_way, description, fault_of
+from bnb_ds.model.varlen import kernel_choice as choice
+from bnb_ds.model.varlen.kernel_choice import best_way, description, fault_of
 from bnb_ds.model.varlen.operators import WAYS
 from tests import plain_varlen
 from tests.tiny import bnb_model, layout_of, packed_form, source_ids
