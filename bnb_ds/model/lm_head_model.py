@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bnb_ds.ctc.greedy import linear_argmax
 from bnb_ds.dag.links import LinkNetwork
+from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.layers import BnbLMHead
 from bnb_ds.model.length import length_scores
@@ -118,7 +119,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
 
         Raises:
             ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
-                classification, an empty target.
+                classification, an empty target; a ratio out of [0, 1], or without a draw for each slot.
             ConfigError: a source or its decoder slots do not fit the position embeddings; or the input is packed, but
                 ``decoder_length`` is ``"padded"``.
         """
@@ -129,6 +130,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         if targets is not None and self.config.segment_blocks:
             slots = slots.in_blocks(targets.tokens, targets.lengths, self.config)
         shown = Shown(slots)
+        for name, chance in (("glance", (glance_ratio, glance_draws)), ("mixed", (mixed_ratio, mixed_draws))):
+            _check_chance(name, chance, slots)
         if targets is not None and self.training and not (glance_ratio is None and mixed_ratio is None):
             shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
         result = BnbOutput(
@@ -196,13 +199,13 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         given_T = mixed_T = None
         (ratio, draws_T), (mixed_ratio, mixed_draws_T) = glance, mix
         if ratio is not None:
-            assert slots.token_ids is not None, "glancing needs decoder_tokens"
-            assert draws_T is not None, "glance_ratio comes with draws"
+            assert slots.token_ids is not None
+            assert draws_T is not None
             given_T = self.target.glanced(states, targets, oracle_T, ratio, draws_T)
             tokens_T = torch.where(given_T, targets.at(oracle_T, slots.layout), slots.token_ids)
             slots = replace(slots, token_ids=tokens_T)
         if mixed_ratio is not None:
-            assert mixed_draws_T is not None, "mixed_ratio comes with draws"
+            assert mixed_draws_T is not None
             right_T = self.target.path_tokens(oracle_T, targets, slots.layout)
             mixed_T = torch.where(mixed_draws_T < mixed_ratio, right_T, -1)
         return Shown(slots, given_T, mixed_T)
@@ -231,3 +234,18 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, scores.kl
         result["num_infeasible"] = scores.num_infeasible
         result["loss"] = loss_sum / count.clamp(min=1)
+
+
+def _check_chance(name: str, chance: Chance, slots: DecoderSlots) -> None:
+    """Refuse a ratio that is none, or draws that do not fit the slots."""
+    ratio, draws_T = chance
+    if ratio is None:
+        return
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"{name}_ratio is {ratio}: give a number from 0 to 1")
+    num_slots = slots.layout.num_tokens
+    if draws_T is None or tuple(draws_T.shape) != (num_slots,):
+        given = "none" if draws_T is None else f"those of shape {tuple(draws_T.shape)}"
+        raise ValueError(f"{name}_ratio needs {name}_draws, one for each of {num_slots} slots, not {given}")
+    if name == "glance" and slots.token_ids is None:
+        raise ConfigError("glancing shows target tokens to the decoder: set decoder_tokens to true")
