@@ -23,7 +23,7 @@ from bnb_ds.model.network import OPTIONAL_PARTS, BnbModel, BnbPreTrainedModel, E
 from bnb_ds.model.outputs import BnbOutput
 from bnb_ds.model.slots import DecoderSlots, distinct_slots
 from bnb_ds.model.target_rules import target_of
-from bnb_ds.targets.glancing import same_dropout
+from bnb_ds.targets.glancing import same_dropout, seen_by_mask_predict
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, joined_states, read_targets
 
 #: the ratio of a way to show targets, and a draw for each slot, float32 [sum T]; both None: that way is not taken
@@ -85,6 +85,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return_best: bool = False,
         glance_ratio: float | None = None,
         glance_draws: Tensor | None = None,
+        mask_share: float = 0.0,
         mixed_ratio: float | None = None,
         mixed_draws: Tensor | None = None,
         ngram_size: int | None = None,
@@ -112,6 +113,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             return_best: return ``best`` of `BnbOutput` too. This does not hold the logits of all slots.
             glance_ratio: in training, with labels: the ratio of glancing (`bnb_ds.targets.glancing`); None: none.
             glance_draws: float32 [sum T], in [0, 1), a draw for each slot; with ``glance_ratio``.
+            mask_share: with ``glance_ratio`` and one token a slot: the share of sequences of which mask-predict says
+                how many tokens are seen (`bnb_ds.targets.glancing.seen_by_mask_predict`).
             mixed_ratio: in training, with labels and ``deep_supervision``: the probability that a slot's token on the
                 best path of the target replaces what a layer predicts for it, for the layer behind; None: 0.
             mixed_draws: float32 [sum T], in [0, 1), a draw for each slot and all its layers; with ``mixed_ratio``.
@@ -132,8 +135,11 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         shown = Shown(slots)
         for name, chance in (("glance", (glance_ratio, glance_draws)), ("mixed", (mixed_ratio, mixed_draws))):
             _check_chance(name, chance, slots)
+        if not 0 <= mask_share <= 1 or (mask_share and self.config.target_kind != "token"):
+            raise ValueError(f"mask_share is {mask_share}: give a number from 0 to 1, above 0 only to target 'token'")
         if targets is not None and self.training and not (glance_ratio is None and mixed_ratio is None):
-            shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
+            chances = ((glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
+            shown = self._show(encoded, slots, targets, *chances, mask_share)
         result = BnbOutput(
             latent=inputs.restore(encoded.latent),
             decoder_lengths=slots.layout.lengths,
@@ -191,7 +197,15 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return states.layout.unpad(ids_BT)
 
     @torch.no_grad()
-    def _show(self, encoded: Encoded, slots: DecoderSlots, targets: Targets, glance: Chance, mix: Chance) -> Shown:
+    def _show(
+        self,
+        encoded: Encoded,
+        slots: DecoderSlots,
+        targets: Targets,
+        glance: Chance,
+        mix: Chance,
+        mask_share: float = 0.0,
+    ) -> Shown:
         """What a first pass says that the decoder may see of the targets."""
         with same_dropout(encoded.hidden.device):
             states = self.states(encoded, slots)
@@ -202,6 +216,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             assert slots.token_ids is not None
             assert draws_T is not None
             given_T = self.target.glanced(states, targets, oracle_T, ratio, draws_T)
+            if mask_share:
+                given_T = seen_by_mask_predict(given_T, draws_T, mask_share, slots.layout)
             tokens_T = torch.where(given_T, targets.at(oracle_T, slots.layout), slots.token_ids)
             slots = replace(slots, token_ids=tokens_T)
         if mixed_ratio is not None:

@@ -52,6 +52,22 @@ def glance_by_chance(is_wrong_T: Tensor, ratio: float, draws_T: Tensor, layout: 
     return draws_T < probability_B.index_select(0, layout.sequence_ids)
 
 
+def seen_by_mask_predict(given_T: Tensor, draws_T: Tensor, share: float, layout: PackedLayout) -> Tensor:
+    """bool [T]: the slots of ``given_T``, but in some sequences as many as further passes of decoding may show.
+
+    With probability ``share``, a sequence of S slots has its lowest draws seen: none to S - 1 of them, each number with
+    the same probability. No draws are needed beside ``draws_T``: the fraction of their sum is uniform, and independent
+    of their order.
+
+    Source: Ghazvininejad et al., Mask-Predict, EMNLP 2019, but that all tokens may be masked, as decoding begins.
+    """
+    sum_B = layout.pad(draws_T.double()).sum(1)
+    fraction_B = sum_B - sum_B.floor()
+    number_B = (fraction_B / share * layout.lengths).floor().long()
+    seen_T = lowest_of_each(torch.ones_like(given_T), number_B, draws_T, layout)
+    return torch.where((fraction_B < share).index_select(0, layout.sequence_ids), seen_T, given_T)
+
+
 @contextmanager
 def same_dropout(device: torch.device) -> Iterator[None]:
     """What follows the block draws the same dropout masks as the block did."""
