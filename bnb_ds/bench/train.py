@@ -36,7 +36,7 @@ from bnb_ds.shards.reader import TokenShards
 
 WAYS = ("ours", "padded")
 #: fields of the configuration for each method
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "glancing": {"decoder_tokens": True, "mask_token_id": 0},
     "deep_supervision": {"deep_supervision": True},
 }

@@ -120,6 +120,9 @@ class GlancingSection(Section):
     end: Probability = 0.3
     #: steps from ``start`` to ``end``; default: all steps of the run
     steps: Annotated[int, Field(gt=0)] | None = None
+    #: with one token a position: the share of samples of which not their errors but mask-predict's noise says how many
+    #: tokens are seen, none to all but one; for models that decode with ``refinement``
+    mask_predict: Probability = 0.0
 
     def ratio(self, step: int, total_steps: int) -> float:
         """The ratio of a step, which is counted from 0, of a run of ``total_steps``."""

@@ -60,13 +60,12 @@ class BeamOptions:
     banned_sequences: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("beam_size", "candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        for name, least in (("beam_size", 1), ("candidates", 1), ("no_repeat_ngram_size", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}")
         if not math.isfinite(self.lm_weight):
             raise ValueError(f"lm_weight is {self.lm_weight}: give a finite number")
-        if self.no_repeat_ngram_size < 0:
-            raise ValueError(f"no_repeat_ngram_size is {self.no_repeat_ngram_size}: give at least 0")
 
     def longest_allowed(self, tokens: Sequence[int]) -> int:
         """Tokens of the longest beginning of a text that keeps all rules."""

@@ -63,6 +63,10 @@ class DagOptions:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy is {self.strategy!r}: {nearest(self.strategy, STRATEGIES)}")
+        for name in ("lookahead_beta", "length_penalty", "temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} is {value!r}: give a number")
         if not 0 <= self.lookahead_beta < math.inf:
             raise ValueError(f"lookahead_beta is {self.lookahead_beta}: give a finite number of at least 0")
         if not 0 <= self.length_penalty <= HIGHEST_PENALTY:
@@ -120,8 +124,8 @@ def dag_decode(
         lengths: int64 [B].
 
     Raises:
-        ValueError: tensors of the wrong shape, a length out of [1, L], NaN in a link (both looked for on a CPU alone),
-            or options that `DagOptions` refuses.
+        ValueError: tensors or ``keys`` of the wrong shape, a length out of [1, L], NaN in a link (both looked for on a
+            CPU alone), or options that `DagOptions` refuses.
         TypeError: lengths that are not integers.
     """
     options = DagOptions(
@@ -142,6 +146,9 @@ def dag_decode(
         return decode_candidates(best_BLC.indices, best_BLC.values, log_links, lengths, options, pad=pad)
     if strategy == "sample":
         seeds = np.arange(len(log_probs)) if keys is None else np.asarray(keys)
+        if seeds.shape != (len(log_probs),) or (seeds.size and (seeds.dtype.kind not in "iu" or seeds.min() < 0)):
+            found, wanted = seeds.tolist(), len(log_probs)
+            raise ValueError(f"keys are {found}: give a whole number of at least 0 for each of {wanted} graphs")
         path_BL, length_B, uniform_BL = sampled_path(log_probs[..., 0], log_links, lengths, options, hash64(seeds))
         on_path_BLV = log_probs.gather(1, path_BL[..., None].expand_as(log_probs))
         return emitted(draw(on_path_BLV, uniform_BL, temperature, top_p), length_B, merge_duplicates, pad)
@@ -160,7 +167,7 @@ def decode_best(
     pad: int = 0,
     most_slots: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`dag_decode` by any strategy but ``beam``, from the best token of each slot and its log-probability alone.
+    """`dag_decode` from the best token of each slot and its log-probability alone, not for ``beam`` and ``sample``.
 
     Nothing here waits for a device. ``greedy`` and ``lookahead`` can be exported with a dynamic number of slots, if
     ``most_slots`` says how many there can be.
@@ -173,10 +180,11 @@ def decode_best(
 def best_slots(
     log_prob_BL: Tensor, log_links: Tensor, lengths: Tensor, options: DagOptions, *, most_slots: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The slots that a strategy (any but ``beam``) passes: int64 [B, L], then the last slot; int64 [B], how many.
+    """The slots that a strategy passes: int64 [B, L], then the last slot; and int64 [B], how many they are.
 
-    Arguments as in `decode_best`.
+    Not for ``beam`` and ``sample``. Arguments as in `decode_best`.
     """
+    assert options.strategy not in ("beam", "sample"), "these choose more than a path"
     links_BLL, last_B = _checked(log_prob_BL, log_links, lengths)
     is_slot_BL = torch.arange(log_prob_BL.shape[1], device=log_prob_BL.device) <= last_B[:, None]
     log_prob_BL = torch.where(is_slot_BL, log_prob_BL.to(links_BLL.dtype), 0.0)

@@ -24,7 +24,7 @@ from bnb_ds.model.network import OPTIONAL_PARTS, OTHER_PARTS, BnbModel, BnbPreTr
 from bnb_ds.model.outputs import BnbOutput
 from bnb_ds.model.slots import DecoderSlots, distinct_slots
 from bnb_ds.model.target_rules import target_of
-from bnb_ds.targets.glancing import same_dropout
+from bnb_ds.targets.glancing import check_chance, same_dropout, seen_by_mask_predict
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, joined_states, read_targets
 from bnb_ds.targets.token_target import TokenTarget
 
@@ -89,6 +89,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return_best: bool = False,
         glance_ratio: float | None = None,
         glance_draws: Tensor | None = None,
+        mask_share: float = 0.0,
         mixed_ratio: float | None = None,
         mixed_draws: Tensor | None = None,
         ngram_size: int | None = None,
@@ -122,6 +123,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             glance_ratio: in training, with labels: the ratio of glancing (`bnb_ds.targets.glancing`); None: none.
             glance_draws: float32 [sum T], in [0, 1), a draw for each slot; with ``glance_ratio``.
             masked: in training, with labels, one token a slot: bool [sum T], slots to predict; others hold their token.
+            mask_share: with ``glance_ratio`` and one token a slot: the share of sequences of which mask-predict says
+                how many tokens are seen (`bnb_ds.targets.glancing.seen_by_mask_predict`).
             mixed_ratio: in training, with labels and ``deep_supervision``: the probability that a slot's token on the
                 best path of the target replaces what a layer predicts for it, for the layer behind; None: 0.
             mixed_draws: float32 [sum T], in [0, 1), a draw for each slot and all its layers; with ``mixed_ratio``.
@@ -132,7 +135,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
 
         Raises:
             ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
-                classification, an empty target.
+                classification, an empty target; a ratio out of [0, 1], or without a draw for each slot.
             ConfigError: a source or its decoder slots do not fit the position embeddings; or the input is packed, but
                 ``decoder_length`` is ``"padded"``.
         """
@@ -144,7 +147,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         slots = self.model.open(encoded, None if targets is None else targets.known_lengths)
         if targets is not None and self.config.segment_blocks:
             slots = slots.in_blocks(targets.tokens, targets.lengths, self.config)
-        shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws), masked)
+        glance, mix = (glance_ratio, glance_draws), (mixed_ratio, mixed_draws)
+        shown = self._show(encoded, slots, targets, glance, mix, masked, mask_share)
         result = BnbOutput(
             latent=inputs.restore(encoded.latent),
             decoder_lengths=slots.layout.lengths,
@@ -233,7 +237,6 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         ids_BT, _ = self.target.decode(states, ReadOptions(pad=-1))
         return states.layout.unpad(ids_BT)
 
-    @torch.no_grad()
     def _add_outputs(
         self, result: BnbOutput, states: SlotStates, inputs: PackedInputs, *, with_logits: bool, with_best: bool
     ) -> None:
@@ -243,6 +246,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         if with_best:
             result["best"] = _in_form(self._best(states), inputs, states.layout)
 
+    @torch.no_grad()
     def _show(
         self,
         encoded: Encoded,
@@ -251,8 +255,13 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         glance: Chance,
         mix: Chance,
         masked_T: Tensor | None,
+        mask_share: float,
     ) -> Shown:
         """What the decoder may see of the targets in training; a first pass may say it."""
+        for name, chance in (("glance", glance), ("mixed", mix)):
+            check_chance(name, *chance, slots.layout.num_tokens, has_tokens=slots.token_ids is not None)
+        if not 0 <= mask_share <= 1 or (mask_share and self.config.target_kind != "token"):
+            raise ValueError(f"mask_share is {mask_share}: give a number from 0 to 1, above 0 only to target 'token'")
         if targets is None or not self.training:
             return Shown(slots)
         if masked_T is not None:
@@ -267,13 +276,15 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         given_T = mixed_T = None
         (ratio, draws_T), (mixed_ratio, mixed_draws_T) = glance, mix
         if ratio is not None:
-            assert slots.token_ids is not None, "glancing needs decoder_tokens"
-            assert draws_T is not None, "glance_ratio comes with draws"
+            assert slots.token_ids is not None
+            assert draws_T is not None
             given_T = self.target.glanced(states, targets, oracle_T, ratio, draws_T)
+            if mask_share:
+                given_T = seen_by_mask_predict(given_T, draws_T, mask_share, slots.layout)
             tokens_T = torch.where(given_T, targets.at(oracle_T, slots.layout), slots.token_ids)
             slots = replace(slots, token_ids=tokens_T)
         if mixed_ratio is not None:
-            assert mixed_draws_T is not None, "mixed_ratio comes with draws"
+            assert mixed_draws_T is not None
             right_T = self.target.path_tokens(oracle_T, targets, slots.layout)
             mixed_T = torch.where(mixed_draws_T < mixed_ratio, right_T, -1)
         return Shown(slots, given_T, mixed=mixed_T)

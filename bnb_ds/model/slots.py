@@ -134,6 +134,7 @@ class DecoderSlots:
             target_lengths_B: int64 [B].
             config: the model's configuration, with ``segment_blocks``.
         """
+        assert config.mask_token_id is not None  # the configuration's check says so
         blocks = blocks_of(tokens, target_lengths_B, config.mask_token_id, self.layout)
         token_ids = self.token_ids
         if token_ids is not None:

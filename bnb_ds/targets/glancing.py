@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
+from bnb_ds.errors import ConfigError
 
 
 def rounded_down(ratio: float, wrong_B: Tensor) -> Tensor:
@@ -50,6 +51,47 @@ def glance_by_chance(is_wrong_T: Tensor, ratio: float, draws_T: Tensor, layout: 
     wrong_B = layout.pad(is_wrong_T, False).sum(1)
     probability_B = ratio * wrong_B.double() / layout.lengths
     return draws_T < probability_B.index_select(0, layout.sequence_ids)
+
+
+def seen_by_mask_predict(given_T: Tensor, draws_T: Tensor, share: float, layout: PackedLayout) -> Tensor:
+    """bool [T]: the slots of ``given_T``, but in some sequences as many as further passes of decoding may show.
+
+    With probability ``share``, a sequence of S slots has its lowest draws seen: none to S - 1 of them, each number with
+    the same probability. No draws are needed beside ``draws_T``: the fraction of their sum is uniform, and independent
+    of their order.
+
+    Source: Ghazvininejad et al., Mask-Predict, EMNLP 2019, but that all tokens may be masked, as decoding begins.
+    """
+    sum_B = layout.pad(draws_T.double()).sum(1)
+    fraction_B = sum_B - sum_B.floor()
+    number_B = (fraction_B / share * layout.lengths).floor().long()
+    seen_T = lowest_of_each(torch.ones_like(given_T), number_B, draws_T, layout)
+    return torch.where((fraction_B < share).index_select(0, layout.sequence_ids), seen_T, given_T)
+
+
+def check_chance(name: str, ratio: float | None, draws_T: Tensor | None, num_slots: int, *, has_tokens: bool) -> None:
+    """Refuse a ratio that is none, or draws that do not fit the slots.
+
+    Args:
+        name: ``"glance"`` or ``"mixed"``.
+        ratio: None: that way is not taken, and nothing is checked.
+        draws_T: float32 [T].
+        num_slots: T.
+        has_tokens: whether slots hold tokens.
+
+    Raises:
+        ValueError: the ratio is not from 0 to 1, or the draws are not one for each slot.
+        ConfigError: glancing, and the slots hold no tokens.
+    """
+    if ratio is None:
+        return
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"{name}_ratio is {ratio}: give a number from 0 to 1")
+    if draws_T is None or tuple(draws_T.shape) != (num_slots,):
+        given = "none" if draws_T is None else f"those of shape {tuple(draws_T.shape)}"
+        raise ValueError(f"{name}_ratio needs {name}_draws, one for each of {num_slots} slots, not {given}")
+    if name == "glance" and not has_tokens:
+        raise ConfigError("glancing shows target tokens to the decoder: set decoder_tokens to true")
 
 
 @contextmanager

@@ -219,6 +219,29 @@ def test_refused_inputs():
         bnb_model().generate(source, strategy="lookahead")
 
 
+@pytest.mark.parametrize(
+    ("fields", "given", "error", "message"),
+    [
+        (TOKENS, {"glance_ratio": 2.0}, ValueError, r"glance_ratio is 2\.0: give a number from 0 to 1"),
+        (TOKENS, {"glance_ratio": float("nan")}, ValueError, "glance_ratio is nan: give a number from 0 to 1"),
+        (TOKENS, {"glance_ratio": 0.5}, ValueError, "needs glance_draws, one for each of 12 slots, not none"),
+        (
+            TOKENS,
+            {"glance_ratio": 0.5, "glance_draws": torch.rand(7)},
+            ValueError,
+            r"glance_draws, one for each of 12 slots, not those of shape \(7,\)",
+        ),
+        ({}, {"glance_ratio": 0.5, "glance_draws": torch.rand(12)}, ConfigError, "set decoder_tokens to true"),
+        ({}, {"mixed_ratio": -0.1}, ValueError, r"mixed_ratio is -0\.1: give a number from 0 to 1"),
+    ],
+)
+def test_ratios_that_are_none_are_refused(fields, given, error, message):
+    source = torch.stack(source_ids([3, 3]))
+    labels = torch.tensor([[2, 9, 3], [2, 9, 3]])
+    with pytest.raises(error, match=message):
+        bnb_model(**DAG, **fields).train()(source, labels=labels, **given)
+
+
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize(
     "target",
