@@ -82,24 +82,45 @@ def rewritten(
 ) -> tuple[SlotStates, Tensor, Tensor]:
     """`written` by a model that predicts all tokens anew in each further pass, until those of a source are as before.
 
-    A source whose tokens did not change keeps them, whatever the others of its batch do.
+    A source whose tokens did not change keeps them, whatever the others of its batch do; further passes leave it out.
 
     Source: Lee et al., Deterministic Non-Autoregressive Neural Sequence Modeling by Iterative Refinement, EMNLP 2018.
     """
-    layout = slots.layout
-    states = _states(model, encoded, slots, options)
-    best_T, log_probs_T = linear_best(states.hidden, states.weight, bias_V)
-    changes_B = torch.ones_like(layout.lengths, dtype=torch.bool)
+    first = states = _states(model, encoded, slots, options)
+    hidden_TH = states.hidden
+    best_T, log_probs_T = linear_best(hidden_TH, states.weight, bias_V)
+    places = torch.arange(best_T.numel(), device=best_T.device)
     for _ in range(options.refinement):
-        if options.ends_early and not changes_B.any():
+        before = best_T.index_select(0, places)
+        states = _states(model, encoded, _holding(slots, before), options)
+        again, log_probs = linear_best(states.hidden, states.weight, bias_V)
+        best_T = best_T.index_copy(0, places, again)
+        log_probs_T = log_probs_T.index_copy(0, places, log_probs)
+        hidden_TH = hidden_TH.index_copy(0, places, states.hidden)
+        if not options.ends_early:
+            continue
+        rows = slots.layout.pad(again != before, False).any(1).nonzero()[:, 0].tolist()
+        if not rows:
             break
-        states = _states(model, encoded, _holding(slots, best_T), options)
-        again_T, again_log_probs_T = linear_best(states.hidden, states.weight, bias_V)
-        is_open_T = changes_B.index_select(0, layout.sequence_ids)
-        changes_B = layout.pad(is_open_T & (again_T != best_T), False).any(1)
-        best_T = torch.where(is_open_T, again_T, best_T)
-        log_probs_T = torch.where(is_open_T, again_log_probs_T, log_probs_T)
-    return states, best_T, log_probs_T
+        if len(rows) < len(slots.layout.lengths):
+            lengths_B = slots.layout.lengths[rows]
+            _, kept = slots.layout.rows(rows)
+            places, encoded = places.index_select(0, kept), _of_rows(encoded, rows)
+            slots = model.model.open(encoded, lengths_B)
+    return replace(first, hidden=hidden_TH), best_T, log_probs_T
+
+
+def _of_rows(encoded: Encoded, rows: list[int]) -> Encoded:
+    """These sources of a batch."""
+    layout, places = encoded.layout.rows(rows)
+    return replace(
+        encoded,
+        layout=layout,
+        tokens=encoded.tokens.index_select(0, places),
+        hidden=encoded.hidden.index_select(0, places),
+        latent=encoded.latent.index_select(0, places),
+        length_logits=None,
+    )
 
 
 def rescored(
