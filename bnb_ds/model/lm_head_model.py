@@ -67,7 +67,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             decoder = config.decoder
             heads = config.link_heads or decoder.num_attention_heads
             self.links = LinkNetwork(decoder.hidden_size, heads, config.link_positions, decoder.initializer_range)
-            self.links.positions.initializer_range = config.embedding_range
+            embeddings: Any = self.links.positions  # torch declares that attributes of modules are tensors or modules
+            embeddings.initializer_range = config.embedding_range
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Embedding:
@@ -144,9 +145,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         if decode is not None:
             return BnbOutput(decoded=decode(self, inputs))
         encoded = self.model.encode(inputs)
-        slots = self.model.open(encoded, None if targets is None else targets.known_lengths)
-        if targets is not None and self.config.segment_blocks:
-            slots = slots.in_blocks(targets.tokens, targets.lengths, self.config)
+        slots = self._open(encoded, targets)
         glance, mix = (glance_ratio, glance_draws), (mixed_ratio, mixed_draws)
         shown = self._show(encoded, slots, targets, glance, mix, masked, mask_share)
         result = BnbOutput(
@@ -236,6 +235,12 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             return self._argmax(states.hidden)
         ids_BT, _ = self.target.decode(states, ReadOptions(pad=-1))
         return states.layout.unpad(ids_BT)
+
+    def _open(self, encoded: Encoded, targets: Targets | None) -> DecoderSlots:
+        slots = self.model.open(encoded, None if targets is None else targets.known_lengths)
+        if targets is not None and self.config.segment_blocks:
+            return slots.in_blocks(targets.tokens, targets.lengths, self.config)
+        return slots
 
     def _add_outputs(
         self, result: BnbOutput, states: SlotStates, inputs: PackedInputs, *, with_logits: bool, with_best: bool

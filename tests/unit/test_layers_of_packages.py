@@ -70,6 +70,7 @@ NAMED_TWICE = {
     "plan": "pretrain/ and finetune/ have the same shape",
     "run": "pretrain/ and finetune/ have the same shape",
     "triton": "ctc/ and dag/ have the same shape",
+    "viterbi": "ctc/ and dag/ have the same shape",
 }
 
 
