@@ -114,8 +114,8 @@ EXTRAS_REQUIRE = {
         "playwright>=1.48",  # drives an installed Chromium for tests of the service's pages
         "schemathesis>=4",  # makes malformed requests from the OpenAPI description
         "ruff>=0.17,<0.18",  # linter, run as a test; other releases have other rules
-        # Compiles the GPU kernels and interprets them where there is no GPU; torch for CUDA brings the release it
-        # needs. Without it, pip takes the newest one: 0.3 GB to download, 1 GB on the disk. It exists for Linux alone.
+        # Compiles the kernels for GPUs and interprets them where there is none. Torch for CUDA brings the release it
+        # needs; beside torch for the CPU, pip takes the newest: 0.3 GB to download, 1 GB unpacked. Linux alone has it.
         "triton>=3.2; platform_system == 'Linux'",
         "mypy>=2.4,<2.5",  # checks the types of the public API, run as a test; pinned for the same reason
         "pyright>=1.1.414,<1.1.415",  # the same from a user's side; it needs Node.js, else its test is skipped

@@ -20,8 +20,8 @@ CAPABILITIES = [70, 75, 80, 90]
 
 def compiled(
     function, signature: dict[str, str], constants: dict[str, int], capability: int, num_warps: int, **options: int
-) -> str:
-    """The PTX of a kernel. Arguments of ``signature`` that are 16 bytes apart end with ``:16``."""
+) -> dict[str, str]:
+    """The forms of a compiled kernel by name. Types in ``signature`` of what is a multiple of 16 end with ``:16``."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -36,7 +36,7 @@ def compiled(
         source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps, **options}
     )
     assert result.asm["cubin"]
-    return result.asm["ptx"]
+    return result.asm
 
 
 def spilled_bytes(ptx: str, folder: Path) -> int:

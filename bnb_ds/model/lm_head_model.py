@@ -144,10 +144,9 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         if decode is not None:
             return BnbOutput(decoded=decode(self, inputs))
-        encoded = self.model.encode(inputs)
+        encoded, chances = self.model.encode(inputs), ((glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
         slots = self._open(encoded, targets)
-        glance, mix = (glance_ratio, glance_draws), (mixed_ratio, mixed_draws)
-        shown = self._show(encoded, slots, targets, glance, mix, masked, mask_share)
+        shown = self._show(encoded, slots, targets, *chances, masked, mask_share)
         result = BnbOutput(
             latent=inputs.restore(encoded.latent),
             decoder_lengths=slots.layout.lengths,

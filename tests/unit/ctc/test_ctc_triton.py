@@ -56,7 +56,7 @@ def test_kernels_compile_without_spills(triton, name, capability, tmp_path):
     kernel = getattr(ctc_triton, name)
     types, constants, num_warps = KERNELS[name]
     counts = {count: kind for count, kind in COUNTS.items() if count in kernel.arg_names}
-    ptx = compiled.compiled(kernel, {**types, **counts}, constants, capability, num_warps)
+    ptx = compiled.compiled(kernel, {**types, **counts}, constants, capability, num_warps)["ptx"]
     assert f".target sm_{capability}" in ptx
     assert compiled.spilled_bytes(ptx, tmp_path) == 0
     if name in ("forward_kernel", "best_kernel"):

@@ -44,13 +44,15 @@ def test_kernels_compile_without_spills(triton, name, capability, tmp_path):
     types = {argument: kind for argument, kind in types.items() if argument in kernel.arg_names}
     constants = {"TILE": options["TILE"]} if "TILE" in kernel.arg_names else {}
     num_warps = options["num_warps"] if constants else 1
-    ptx = compiled.compiled(kernel, types, constants, capability, num_warps, num_stages=options["num_stages"])
+    forms = compiled.compiled(kernel, types, constants, capability, num_warps, num_stages=options["num_stages"])
+    ptx = forms["ptx"]
     assert f".target sm_{capability}" in ptx
     assert compiled.spilled_bytes(ptx, tmp_path) == 0
     assert "cp.async" not in ptx  # nothing is fetched ahead of a barrier,
     assert "ld.global.nc" not in ptx  # or from a cache that does not see what this kernel writes
     if name in ("forward_kernel", "backward_kernel", "best_kernel"):
         # What one step wrote, other threads read at the next. The interpreter is serial and cannot show a race.
+        assert "barrier" in forms["ttgir"]
         assert "bar.sync" in ptx or "barrier.sync" in ptx
 
 
