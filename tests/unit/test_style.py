@@ -29,6 +29,7 @@ WRITERS = {
     "bnb_ds/checkpoint/store.py": "checkpoints",
     "bnb_ds/distributed/ranks.py": "tries out whether ranks share a file system",
     "bnb_ds/train/step.py": "the samples of a bad step",
+    "bnb_ds/tune/trial_run.py": "appends to the log of a trial",
     "bnb_ds/train/tracking.py": "appends to the log",
     "bnb_ds/shards/npy_files.py": "shards",
     "bnb_ds/shards/writer.py": "shards",
