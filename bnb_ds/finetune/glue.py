@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from bnb_ds.checkpoint.lasting import lasting_ds_config, lasting_recipe
 from bnb_ds.checkpoint.run_dir import read_ds_config, read_recipe, with_defaults
+from bnb_ds.common.children import run_in_session
 from bnb_ds.common.files import refuse_directory, refuse_output, write_atomic
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.config.deepspeed import load_ds_config
@@ -225,9 +225,9 @@ def _finetune(recipe: str, settings: Sequence[str], ds_config: str, num_gpus: in
     """One run through the launcher: a job of its own, whose failure leaves this one alive."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_gpus), "--module"]
     script = ["bnb_ds.finetune.main", recipe, *settings, "--deepspeed_config", ds_config, "--resume", "auto"]
-    result = subprocess.run([*launcher, *script], check=False)
-    if result.returncode:
+    code = run_in_session([*launcher, *script])
+    if code:
         raise DataError(
-            f"{recipe} ({' '.join(settings[-2:])}): fine-tuning ended with exit code {result.returncode}; see above,"
+            f"{recipe} ({' '.join(settings[-2:])}): fine-tuning ended with exit code {code}; see above,"
             " then repeat this command to go on"
         )
