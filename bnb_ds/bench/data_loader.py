@@ -23,6 +23,7 @@ from bnb_ds.bench.flags import add_json, add_repeats, refuse_missing_parent, ver
 from bnb_ds.bench.measure import interleaved_seconds
 from bnb_ds.bench.synthetic import tokenizer, wikipedia_lengths, write_shards
 from bnb_ds.common.arguments import describe, positive
+from bnb_ds.common.children import ctrl_c_held_back
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.loader import StepLoader
@@ -121,7 +122,14 @@ def measure_index(directory: Path, num_documents: int) -> list[dict[str, Any]]:
 
 def _in_new_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        with ctrl_c_held_back():
+            result = pool.submit(function, *arguments)
+        try:
+            return result.result()
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 def _first_batch(directory: Path, building: Building) -> dict[str, Any]:

@@ -9,9 +9,15 @@ import ctypes
 import os
 import runpy
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 _PR_SET_PDEATHSIG = 1
+#: how long a launcher and its ranks may take to save a checkpoint and end
+_ENDING_SECONDS = 60.0
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
@@ -25,6 +31,43 @@ def end_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended before the line above
         os._exit(128 + signal.SIGKILL)
+
+
+@contextmanager
+def ctrl_c_held_back() -> Iterator[None]:
+    """Start children in this block: they never see Ctrl-C, not even while they import. This process gets it afterwards.
+
+    A child that Ctrl-C meets in its imports would print a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_in_session(command: Sequence[str]) -> int:
+    """Run a command in a session of its own, which Ctrl-C does not reach; return its exit code.
+
+    If this process is asked to end meanwhile, all processes of the session get SIGTERM, and time to end in order.
+    """
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait()
+    except BaseException:
+        _end_session(process)
+        raise
+
+
+def _end_session(leader: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _ENDING_SECONDS
+    with suppress(ProcessLookupError):  # the last process has ended
+        os.killpg(leader.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            leader.poll()
+            os.killpg(leader.pid, 0)
+            time.sleep(0.05)
+        os.killpg(leader.pid, signal.SIGKILL)
 
 
 def main() -> None:

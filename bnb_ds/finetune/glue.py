@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,11 +17,11 @@ from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.shipped import expand_recipes
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.loading import differences, load_recipe, recipe_values
-from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.evaluate.scoring import finite_or_none
 from bnb_ds.finetune.goal import goal_of
+from bnb_ds.finetune.launching import run_finetuning
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems.base import TASK_FILE
 from bnb_ds.systems.model_dir import BEST
@@ -225,13 +223,9 @@ def _about_average(averaged: Sequence[Row]) -> str:
 
 def _finetune(recipe: str, settings: Sequence[str], ds_config: str, num_gpus: int) -> None:
     """One run through the launcher: a job of its own, whose failure leaves this one alive."""
-    # The launcher's own port may be in use: by another sweep of this host, for example.
-    flags = ["--num_gpus", str(num_gpus), "--master_port", str(ranks.free_port()), "--module"]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *flags]
-    script = ["bnb_ds.finetune", recipe, *settings, "--deepspeed-config", ds_config, "--resume", "auto"]
-    result = subprocess.run([*launcher, *script], check=False)
-    if result.returncode:
+    code = run_finetuning(recipe, settings, ds_config, num_gpus)
+    if code:
         raise DataError(
-            f"{recipe} ({' '.join(settings[-2:])}): fine-tuning ended with exit code {result.returncode}; see above,"
+            f"{recipe} ({' '.join(settings[-2:])}): fine-tuning ended with exit code {code}; see above,"
             " then repeat this command to go on"
         )

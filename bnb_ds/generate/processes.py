@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bnb_ds.common.children import child_command
+from bnb_ds.common.children import child_command, ctrl_c_held_back
 from bnb_ds.common.files import disk_errors, replaced_file
 from bnb_ds.common.line_outputs import refuse_finished_output
 from bnb_ds.errors import DataError
@@ -31,7 +31,8 @@ def generate_in_processes(job: LineJob, command: list[str], num_processes: int) 
     jobs[0].check("--processes")
     refuse_finished_output(job.output_name, resume=job.resume, overwrite=job.overwrite)
     start = time.monotonic()
-    processes = [subprocess.Popen(_task_command(command, task), env=_environment(task)) for task in jobs]
+    with ctrl_c_held_back():
+        processes = [subprocess.Popen(_task_command(command, task), env=_environment(task)) for task in jobs]
     try:
         codes = [process.wait() for process in processes]
     finally:

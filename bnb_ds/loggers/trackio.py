@@ -28,4 +28,4 @@ class TrackioLogger(Logger):
         self._run.log({tag: trackio.Markdown(markdown)}, step=step)
 
     def finish(self, outcome: Outcome) -> None:
-        self._run.finish()
+        trackio.finish()  # the run's own method would be called again when the process ends

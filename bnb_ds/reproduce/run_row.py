@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bnb_ds.errors import DataError
 from bnb_ds.evaluate.model import Evaluation, evaluate_model
+from bnb_ds.finetune.launching import run_finetuning
 from bnb_ds.reproduce.paper_rows import Row
 from bnb_ds.systems.base import TASK_FILE
 from bnb_ds.systems.model_dir import BEST
@@ -33,14 +32,11 @@ def run_row(
     output = runs / row.output_dir
     if not (output / BEST / TASK_FILE).is_file():
         own = [override for override in row.overrides if not override.startswith("output_dir=")]
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_gpus), "--module"]
         settings = [*own, *overrides, f"output_dir={output}"]
-        script = ["bnb_ds.finetune", row.recipe_path, *settings]
-        flags = ["--deepspeed-config", ds_config or row.ds_config, "--resume", "auto"]
-        result = subprocess.run([*launcher, *script, *flags], check=False)
-        if result.returncode:
+        code = run_finetuning(row.recipe_path, settings, ds_config or row.ds_config, num_gpus)
+        if code:
             raise DataError(
-                f"{row.name}: fine-tuning ended with exit code {result.returncode}; see above, then repeat this command"
-                f" to go on (it needs {row.needs})"
+                f"{row.name}: fine-tuning ended with exit code {code}; see above, then repeat this command to go on"
+                f" (it needs {row.needs})"
             )
     return evaluate_model(output, split=row.split)

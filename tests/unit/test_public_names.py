@@ -22,6 +22,7 @@ PUBLIC = {
     "bnb_ds.decoding": "generate generate_rows DecodeOptions GenerateOutput",
     "bnb_ds.distributed": "rank local_rank world_size is_main barrier init",
     "bnb_ds.tasks": "get_task Task TASKS HubData",
+    "bnb_ds.loggers": "Logger RunInfo Outcome",
 }
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bnb_ds.common.children import ctrl_c_held_back
+
 # Starts a child that waits, and says its number.
 _PARENT = """
 import subprocess
@@ -56,3 +58,41 @@ def test_a_child_whose_parent_has_ended_already_does_nothing():
     command = [sys.executable, "-m", "bnb_ds.common.children", "1", "this"]
     result = subprocess.run(command, capture_output=True, check=False)
     assert (result.returncode, result.stdout) == (137, b"")
+
+
+def test_children_of_a_block_never_see_ctrl_c():
+    with ctrl_c_held_back():
+        child = subprocess.Popen([sys.executable, "-c", "print('up', flush=True); input()"], stdin=-1, stdout=-1)
+        os.kill(child.pid, signal.SIGINT)
+    assert child.stdout.readline() == b"up\n"
+    os.kill(child.pid, signal.SIGINT)
+    child.communicate(b"\n", timeout=20)
+    assert child.returncode == 0
+    with pytest.raises(KeyboardInterrupt), ctrl_c_held_back():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+# Runs a shell and a program below it, and interrupts itself once the program has come up.
+_INTERRUPTED = """
+import pathlib, signal, sys, threading, time
+from bnb_ds.common.children import run_in_session
+ready, ended = map(pathlib.Path, sys.argv[1:])
+def interrupt():
+    while not ready.exists():
+        time.sleep(0.01)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+program = "import pathlib, signal, time; "
+program += f"signal.signal(15, lambda *_: (pathlib.Path({str(ended)!r}).touch(), exit())); "
+program += f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+try:
+    run_in_session(["sh", "-c", f"{sys.executable} -c \\"$0\\"; true", program])
+except KeyboardInterrupt:
+    print(ended.exists())
+"""
+
+
+def test_a_session_is_given_time_to_end(tmp_path):
+    command = [sys.executable, "-c", _INTERRUPTED, str(tmp_path / "ready"), str(tmp_path / "ended")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.stdout, result.stderr) == ("True\n", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
@@ -158,11 +157,11 @@ def test_recipes_that_glue_does_not_take(tmp_path):
 def test_a_run_of_glue_that_fails(tmp_path, monkeypatch):
     launched = []
 
-    def run(command, *, check):
+    def run(command):
         launched.append(command)
-        return subprocess.CompletedProcess(command, 3)
+        return 3
 
-    monkeypatch.setattr("bnb_ds.finetune.glue.subprocess.run", run)
+    monkeypatch.setattr("bnb_ds.finetune.glue.run_in_session", run)
     recipe = str(REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "rte.yaml")
     message = r"rte\.yaml \(seed=1 output_dir=.*\): fine-tuning ended with exit code 3; see above"
     with pytest.raises(DataError, match=message):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -125,42 +124,36 @@ def test_a_measured_score_stands_in_its_cell(tmp_path):
 
 
 def test_a_row_is_trained_once_and_evaluated(tmp_path, monkeypatch, capsys):
-    """The launcher itself runs in tests/distributed; here its command line is looked at."""
+    """The launcher itself runs in the tests of `bnb-ds glue`; here what it is given is looked at."""
     launched, evaluated = [], []
 
-    def launch(command, check):
-        launched.append(command)
+    def launch(*arguments):
+        launched.append(arguments)
         best = tmp_path / "glue_bert" / "rte" / "best"
         best.mkdir(parents=True)
         (best / "task.json").write_text("{}")
-        return SimpleNamespace(returncode=0)
+        return 0
 
     def evaluate(directory, split):
         evaluated.append((directory, split))
         return Evaluation(directory, {"scores": {"accuracy": 66.43, "loss": None}})
 
-    monkeypatch.setattr(running.subprocess, "run", launch)
+    monkeypatch.setattr(running, "run_finetuning", launch)
     monkeypatch.setattr(running, "evaluate_model", evaluate)
     for _ in range(2):
         assert main(["reproduce", "--run", "rte/bert", "--runs", str(tmp_path), "--set", "epochs=1"]) == 0
-    (command,) = launched
-    assert command[command.index("bnb_ds.finetune") :] == [
-        "bnb_ds.finetune",
-        "runs/recipes/finetune/glue/rte.yaml",
+    settings = [
         "model={kind: classifier, checkpoint: google-bert/bert-base-cased}",
         "epochs=1",
         f"output_dir={tmp_path / 'glue_bert/rte'}",
-        "--deepspeed-config",
-        "ds_configs/finetune_glue.json",
-        "--resume",
-        "auto",
     ]
+    assert launched == [("runs/recipes/finetune/glue/rte.yaml", settings, "ds_configs/finetune_glue.json", 1)]
     assert evaluated == [(tmp_path / "glue_bert" / "rte", "validation")] * 2
     assert "rte/bert: accuracy 66.43; " in capsys.readouterr().out
 
 
 def test_a_row_that_fails_says_what_it_needs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(running.subprocess, "run", lambda command, check: SimpleNamespace(returncode=2))
+    monkeypatch.setattr(running, "run_finetuning", lambda *arguments: 2)
     assert main(["reproduce", "--run", "xsum/nat", "--runs", str(tmp_path)]) == 2
     assert "xsum/nat: fine-tuning ended with exit code 2; see above" in capsys.readouterr().err
 

@@ -26,3 +26,16 @@ def test_help(module, monkeypatch, capsys):
     for file in re.findall(r"\S+/\S+", example):
         assert (REPOSITORY / file).is_file(), file
     assert max(map(len, shown.partition("\nexample:\n")[0].splitlines())) <= 80
+
+
+def test_a_launch_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):
+    """Before the first step, or with a second Ctrl-C."""
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnb_ds.pretrain.plan.make_plan", interrupted)
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "recipe.yaml", "--deepspeed_config", "ds.json"])
+    assert pretrain.main() == 130
+    said = "pretrain.py: interrupted; add --resume auto to continue from the newest checkpoint, if there is one\n"
+    assert capsys.readouterr().err == said

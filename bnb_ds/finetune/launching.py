@@ -1,0 +1,25 @@
+"""Fine-tuning in a job of its own, through the launcher: its failure leaves the caller alive."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from bnb_ds.common.children import run_in_session
+from bnb_ds.distributed import ranks
+
+
+def run_finetuning(recipe: str, settings: Sequence[str], ds_config: str, num_gpus: int) -> int:
+    """Fine-tune; what was begun is resumed. Returns the exit code.
+
+    Args:
+        recipe: path or name of the recipe.
+        settings: its overrides.
+        ds_config: path or name of the DeepSpeed JSON.
+        num_gpus: ranks on this host.
+    """
+    # The launcher's own port may be in use: by another sweep of this host, for example.
+    flags = ["--num_gpus", str(num_gpus), "--master_port", str(ranks.free_port()), "--module"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *flags]
+    script = ["bnb_ds.finetune", recipe, *settings, "--deepspeed-config", ds_config, "--resume", "auto"]
+    return run_in_session([*launcher, *script])
