@@ -19,11 +19,13 @@ from bnb_ds.ctc.head import Gradients
 
 _TILE_BYTES = 10 << 20
 _MOST_ROWS = 2048
+#: columns of a tile are a multiple of this: MKL writes rows that begin within a cache line at half the speed
+_ALIGNED = 16
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Equal numbers of rows and of columns, all rows of the first ones before the others.
+    """Nearly equal numbers of rows and of columns, all tiles of the first rows before the others.
 
     Attributes:
         num_rows, vocab_size: what the tiles cover.
@@ -40,7 +42,12 @@ class Tiles:
         """Tiles of at most 10 MB, or of one column; as few rows as ``chunk_rows``, if it is given."""
         vocab_size, itemsize = weight_VH.shape[0], weight_VH.element_size()
         rows = _equal(num_rows, chunk_rows or _MOST_ROWS)
-        return cls(num_rows, vocab_size, rows, _equal(vocab_size, max(_TILE_BYTES // (itemsize * rows), 1)))
+        most = max(_TILE_BYTES // (itemsize * rows), 1)
+        if most >= _ALIGNED:
+            most -= most % _ALIGNED
+            columns = _equal(vocab_size, most)
+            return cls(num_rows, vocab_size, rows, columns + -columns % _ALIGNED)
+        return cls(num_rows, vocab_size, rows, most)
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         for row in range(0, self.num_rows, self.rows):
