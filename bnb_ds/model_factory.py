@@ -40,6 +40,9 @@ _SAME_NAME = (
     "decoder_latent",
     "refined_tokens",
     "deep_supervision",
+    "deep_supervision_every",
+    "segment_blocks",
+    "embedding_range",
 )
 #: field of a BERT configuration -> its name in a recipe
 DROPOUT_NAMES = {"hidden_dropout_prob": "hidden_dropout", "attention_probs_dropout_prob": "attention_dropout"}

@@ -21,6 +21,7 @@ from bnb_ds.common.markdown import markdown_table
 from bnb_ds.ctc.head import operand, product
 from bnb_ds.dag.head import default_chunk_tokens
 from bnb_ds.dag.loss import linear_dag_loss
+from bnb_ds.dag.tiles import Tiles
 
 WAYS = ("fused", "naive", "floor")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -120,21 +121,25 @@ class Case:
 
     @torch.no_grad()
     def floor(self) -> None:
-        """The three matrix products of any such loss and nothing else, in the same chunks and the same buffers."""
+        """The three matrix products of any such loss and nothing else, in the same tiles and the same memory."""
         dtype, exact = self.weight.dtype, torch.float32
         weight_VH, hidden_NH = operand(self.weight, dtype), operand(self.hidden.flatten(0, 1), dtype)
-        grad_weight, grad_hidden = torch.zeros_like(weight_VH, dtype=exact), torch.empty_like(hidden_NH, dtype=exact)
-        chunk_tokens = default_chunk_tokens(self.weight, hidden_NH.shape[0])
-        buffer_CV = weight_VH.new_empty(chunk_tokens, weight_VH.shape[0])
-        for begin in range(0, hidden_NH.shape[0], chunk_tokens):
-            rows = slice(begin, begin + chunk_tokens)
-            logits_CV = torch.mm(hidden_NH[rows], weight_VH.t(), out=buffer_CV[: hidden_NH[rows].shape[0]])
-            if logits_CV.dtype == exact:
-                torch.mm(logits_CV, weight_VH, out=grad_hidden[rows])
-                grad_weight.addmm_(logits_CV.t(), hidden_NH[rows])
+        grad_weight, grad_hidden = torch.zeros_like(weight_VH, dtype=exact), torch.zeros_like(hidden_NH, dtype=exact)
+        tiles = Tiles.of(hidden_NH.shape[0], weight_VH)
+        if weight_VH.is_cuda:
+            rows = default_chunk_tokens(self.weight, hidden_NH.shape[0])
+            tiles = Tiles(hidden_NH.shape[0], weight_VH.shape[0], rows, weight_VH.shape[0])
+        buffer = weight_VH.new_empty(tiles.rows * tiles.columns)
+        for rows, columns in tiles:
+            hidden_RH, weight_CH = hidden_NH[rows], weight_VH[columns]
+            shape = (len(hidden_RH), len(weight_CH))
+            logits_RC = torch.mm(hidden_RH, weight_CH.t(), out=buffer[: shape[0] * shape[1]].view(shape))
+            if logits_RC.dtype == exact:
+                grad_hidden[rows].addmm_(logits_RC, weight_CH)
+                grad_weight[columns].addmm_(logits_RC.t(), hidden_RH)
             else:
-                grad_hidden[rows] = product(logits_CV, weight_VH, exact)
-                grad_weight += product(logits_CV.t(), hidden_NH[rows], exact)
+                grad_hidden[rows] += product(logits_RC, weight_CH, exact)
+                grad_weight[columns] += product(logits_RC.t(), hidden_RH, exact)
 
     def _backward(self, loss: Tensor) -> Tensor:
         loss.backward()

@@ -3,7 +3,8 @@
 Both ways train the same weights on the same samples: documents of a shard directory, cut to a maximum length, with
 their first tokens as target. *ours* computes only real tokens, with the fused loss. *padded* works like the reference
 implementation: it pads every source to the maximum, has as many decoder slots, and computes all logits,
-``log_softmax``, torch's CTC loss and the KL term.
+``log_softmax``, torch's CTC loss and the KL term. With ``--method``, ours is measured again with glancing or deep
+supervision, whose price is then shown.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,17 @@ from bnb_ds.common.markdown import markdown_table
 from bnb_ds.common.randomness import permuted
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 
 WAYS = ("ours", "padded")
+#: fields of the configuration for each method
+METHODS: dict[str, dict[str, Any]] = {
+    "glancing": {"decoder_tokens": True, "mask_token_id": 0},
+    "deep_supervision": {"deep_supervision": True},
+}
+_GLANCING_RATIO = 0.5
 
 #: name -> hidden size, layers of each half, attention heads
 SIZES = {"tiny": (128, 2, 2), "mid": (256, 4, 4), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -51,6 +60,7 @@ class Setting:
     dtype: torch.dtype
     device: torch.device
     repeats: int
+    methods: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -109,7 +119,7 @@ def _batch(sources: list[Tensor], targets: list[Tensor], setting: Setting) -> Ba
 
 
 class Contest:
-    """The two ways. Each has its own model and optimizer; both models start from equal weights."""
+    """The ways. Each has its own model and optimizer; the models start from equal weights."""
 
     def __init__(self, setting: Setting, vocab_size: int):
         hidden, layers, heads = SIZES[setting.size]
@@ -128,9 +138,15 @@ class Contest:
             BnbConfig(decoder_length="padded", **{**common, "decoder_positions": "absolute"})
         )
         padded.load_state_dict(ours.state_dict())
+        with_methods = {}
+        for name in setting.methods:
+            config = BnbConfig(decoder_length_ratio=setting.decoder_ratio, **common, **METHODS[name])
+            with_methods[name] = BnbForConditionalGeneration(config)
+            with_methods[name].load_state_dict(ours.state_dict(), strict=False)  # what a method adds is new
         self._kl_weight = setting.kl_weight
         self._dtype, self._device = setting.dtype, setting.device
-        self._models = {"ours": ours.to(setting.device).train(), "padded": padded.to(setting.device).train()}
+        models = {"ours": ours, "padded": padded, **with_methods}
+        self._models = {name: model.to(setting.device).train() for name, model in models.items()}
         self._optimizers = {name: torch.optim.AdamW(m.parameters(), lr=1e-5) for name, m in self._models.items()}
 
     def ways(self) -> dict[str, Callable[[Batch], None]]:
@@ -138,7 +154,16 @@ class Contest:
         return {
             "ours": lambda batch: self._step("ours", batch, lambda model: model(**batch.packed).loss),
             "padded": lambda batch: self._step("padded", batch, lambda model: self._plain_loss(model, batch.padded)),
+            **{name: partial(self._step_with, name) for name in self._models if name in METHODS},
         }
+
+    def _step_with(self, name: str, batch: Batch) -> None:
+        glance: dict[str, Any] = {}
+        if name == "glancing":
+            slots = decoder_lengths(batch.packed["cu_seqlens"].diff(), self._models[name].config)
+            draws = torch.rand(int(slots.sum()), device=self._device)
+            glance = {"glance_ratio": _GLANCING_RATIO, "glance_draws": draws}
+        self._step(name, batch, lambda model: model(**batch.packed, **glance).loss)
 
     def num_parameters(self) -> int:
         """The number of parameters of each model."""
@@ -175,7 +200,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         raise ConfigError(f"--max-length {setting.max_length}: give at least 3 tokens")
     contest = Contest(setting, TokenShards(setting.shards, "train").vocab_size)
     steps, ways, seconds_of = batches(setting), contest.ways(), clock(setting.device)
-    seconds = dict.fromkeys(WAYS, 0.0)
+    seconds = dict.fromkeys(ways, 0.0)
     for run in ways.values():  # warm-up: it makes optimizer states and chooses kernels
         run(steps[0])
     for step in steps:
@@ -200,7 +225,20 @@ def table(result: dict[str, Any]) -> str:
         ("real source tokens/s", f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{rates[0] / rates[1]:.2f} x"),
         ("peak of a step, MiB", f"{mib[0]:,.0f}", f"{mib[1]:,.0f}", f"1/{mib[1] / mib[0]:.1f}"),
     )
-    return markdown_table(("", "ours", "padded", "ours against padded"), rows)
+    tables = [markdown_table(("", "ours", "padded", "ours against padded"), rows)]
+    methods = [name for name in seconds if name in METHODS]
+    if methods:
+        prices = [
+            (
+                name,
+                f"{tokens / seconds[name]:,.0f}",
+                f"{seconds[name] / seconds['ours']:.2f} x",
+                f"{peak[name] / 2**20:,.0f}",
+            )
+            for name in methods
+        ]
+        tables.append(markdown_table(("with", "real source tokens/s", "time of ours", "peak of a step, MiB"), prices))
+    return "\n\n".join(tables)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -226,16 +264,25 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--decoder-ratio", type=float, default=1.0, help="our decoder slots per source token (default %(default)s)"
     )
+    command.add_argument(
+        "--method",
+        dest="methods",
+        action="append",
+        choices=METHODS,
+        default=[],
+        help="also measure our steps with this method; may be repeated",
+    )
     add_common(command, dtypes=("fp32", "bf16"), repeats=6)
     command.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
     chosen = ("shards", "size", "batch_size", "max_length", "target_tokens", "decoder_ratio")
-    setting = announce(args, **{name: getattr(args, name) for name in chosen})
+    setting = announce(args, **{name: getattr(args, name) for name in (*chosen, "methods")})
     result = measure(
         Setting(
             **{name: getattr(args, name) for name in (*chosen, "kl_weight", "repeats")},
+            methods=tuple(dict.fromkeys(args.methods)),
             dtype=ctc.DTYPES[args.dtype],
             device=torch.device(args.device),
         )

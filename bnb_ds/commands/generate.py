@@ -133,7 +133,7 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
     decoding.add_argument(
         "--strategy",
         help="how a path through a graph of slots is chosen, for models with target dag: greedy, lookahead, viterbi,"
-        " joint_viterbi or beam (default: lookahead)",
+        " joint_viterbi, beam or sample (default: lookahead)",
     )
     decoding.add_argument(
         "--lookahead-beta", type=float, default=1.0, help="weight of a slot's token in lookahead (default %(default)s)"
@@ -150,6 +150,12 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         ("--exit-entropy", float, "nats below which a position exits a layer; for models with deep_supervision"),
     ):
         decoding.add_argument(flag, type=kind, metavar="N", help=f"{help_text} (default: the model's own, or none)")
+    for flag, help_text in (
+        ("--temperature", "below 1, --strategy sample draws likely links and tokens more often"),
+        ("--top-p", "--strategy sample draws from the most probable ones, which hold this much together"),
+    ):
+        decoding.add_argument(flag, type=float, default=1.0, help=f"{help_text} (default %(default)s)")
+    decoding.add_argument("--seed", type=natural, default=0, help="seed of --strategy sample (default %(default)s)")
     decoding.add_argument("--max-length", type=positive, help="most tokens of an output (default: no limit)")
     decoding.add_argument(
         "--no-repeat-ngram-size",
@@ -188,6 +194,9 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "strategy",
         "lookahead_beta",
         "length_penalty",
+        "temperature",
+        "top_p",
+        "seed",
         "refinement",
         "exit_entropy",
         "beam_classes",

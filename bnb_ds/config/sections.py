@@ -48,16 +48,16 @@ class ModelSize(LayerSize):
     """Shape of the encoder and of the decoder if both start from random weights (default: BERT base)."""
 
     num_hidden_layers: Annotated[int, Field(gt=0)] = 12
+    #: standard deviation of all weights; a small model, and a graph above all, needs more than BERT's
+    initializer_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
 
 
 class DecodingSection(Section):
     """How a model decodes if nothing else is said (`bnb_ds.decoding.options.DecodeOptions`)."""
 
-    #: lengths to try, with predicted lengths; default: one
+    #: lengths to try; passes of the decoder behind the first one; entropy in nats below which a position exits a layer
     length_beam: Annotated[int, Field(ge=1)] | None = None
-    #: passes of the decoder behind the first one; default: none
     refinement: Annotated[int, Field(ge=0)] | None = None
-    #: entropy in nats below which a position exits a layer, with deep_supervision; default: none exits
     exit_entropy: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
@@ -102,8 +102,7 @@ class ModelSection(Section):
     link_positions: Annotated[int, Field(ge=2)] = 1024
     #: the input of a position holds a token too, [MASK] where nothing is known; ``glancing`` needs it
     decoder_tokens: bool = False
-    #: with decoder_tokens, what a position holds where nothing is known: mask: [MASK]; source: the source token that it
-    #: stands for
+    #: with decoder_tokens, what a position holds where nothing is known: [MASK], or the source token it stands for
     slot_tokens: Literal["mask", "source"] = "mask"
     #: the input of a position holds a latent; false needs predicted lengths, which then are all that latents serve
     decoder_latent: bool = True
@@ -113,6 +112,13 @@ class ModelSection(Section):
     decoding: DecodingSection = DecodingSection()
     #: every decoder layer predicts, the next one reads its prediction, and the loss is the mean of their losses
     deep_supervision: bool = False
+    #: with deep_supervision: every n-th layer only, counted from the last one
+    deep_supervision_every: Annotated[int, Field(ge=1)] = 1
+    #: with dag and infill: every segment has a block of the graph of its own, which no link passes
+    segment_blocks: bool = False
+    #: standard deviation of the decoder's new embeddings (words, positions, links' places); default: as all
+    #: weights. A graph with random weights learns only if its slots begin with different words
+    embedding_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     #: with predicted lengths: smallest and largest difference (target minus source tokens) that has its own class
     length_difference_min: int = -128
     length_difference_max: int = 128
@@ -224,6 +230,9 @@ class GlancingSection(Section):
     end: Probability = 0.3
     #: steps from ``start`` to ``end``; default: all steps of the run
     steps: Annotated[int, Field(gt=0)] | None = None
+    #: with one token a position: the share of samples of which not their errors but mask-predict's noise says how many
+    #: tokens are seen, none to all but one; for models that decode with ``refinement``
+    mask_predict: Probability = 0.0
 
     def ratio(self, step: int, total_steps: int) -> float:
         """The ratio of a step, which is counted from 0, of a run of ``total_steps``."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.dag.alignment import Posteriors, nll_and_posteriors
 from bnb_ds.dag.head import LinearDagHead
-from bnb_ds.dag.inputs import Targets
+from bnb_ds.dag.inputs import Targets, with_forced
 
 _NO_SECOND_DERIVATIVE = (
     "the DAG loss has no second derivative: its gradient is written by hand. Call backward without create_graph=True"
@@ -31,6 +31,8 @@ class LossOptions:
     zero_infinity: bool
     compute_dtype: torch.dtype
     chunk_tokens: int | None = None
+    #: int64 [B, L], `bnb_ds.dag.inputs.with_forced`
+    forced: Tensor | None = None
 
     def head(self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> LinearDagHead:
         dtype, chunk_tokens = self.compute_dtype, self.chunk_tokens
@@ -71,14 +73,17 @@ class _Passed:
     ):
         layout = options.targets.layout
         self.head = options.head(*leaves)
-        self.log_probs_NK = self.head.log_probs()
+        self.log_probs_NK, self.normalizer_N = self.head.log_probs()
+        log_probs_BLS, is_forced_BLS = with_forced(layout.pad(self.log_probs_NK), options.forced)
         self.nll_B, self.posteriors = nll_and_posteriors(
-            layout.pad(self.log_probs_NK),
+            log_probs_BLS,
             log_links_BLL.detach().to(self.log_probs_NK.dtype),
             layout.lengths,
             options.targets.target_lengths,
             with_posteriors,
         )
+        if self.posteriors is not None and is_forced_BLS is not None:
+            self.posteriors.slots.masked_fill_(is_forced_BLS, 0.0)  # what costs nothing has no derivative
         self.infeasible_B = self.nll_B == torch.inf
         # A projection that is not finite must show even where the loss itself is left out.
         is_nan_B = layout.pad(self.log_probs_NK.isnan().any(1), False).any(1)
@@ -89,6 +94,7 @@ def _gradients(
     options: LossOptions,
     head: LinearDagHead,
     log_probs_NK: Tensor,
+    normalizer_N: Tensor,
     posteriors: Posteriors,
     weight_B: Tensor,
     wanted: tuple[bool, ...],
@@ -96,7 +102,7 @@ def _gradients(
     """Of hidden, weight, bias and links; posteriors and log-probabilities are overwritten."""
     weight_B = -weight_B.to(log_probs_NK.dtype)
     derivative_NK = options.targets.layout.unpad(posteriors.slots.mul_(weight_B[:, None, None]))
-    gradients = head.contract(log_probs_NK, derivative_NK, wanted[:3])
+    gradients = head.contract(log_probs_NK, normalizer_N, derivative_NK, wanted[:3])
     links_BLL = posteriors.links.mul_(weight_B[:, None, None]) if wanted[3] else None
     return gradients.hidden, gradients.weight, gradients.bias, links_BLL
 
@@ -119,7 +125,8 @@ class LinearDagLoss(torch.autograd.Function):
         passed = _Passed(options, leaves[:3], log_links_BLL, any(wanted))
         if any(wanted):
             weight_B = options.weights(passed.infeasible_B)
-            finished = _gradients(options, passed.head, passed.log_probs_NK, passed.posteriors, weight_B, wanted)
+            first_phase = (passed.log_probs_NK, passed.normalizer_N)
+            finished = _gradients(options, passed.head, *first_phase, passed.posteriors, weight_B, wanted)
             ctx.save_for_backward(*finished)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in leaves]
         nll_B = options.masked(passed.nll_B)
@@ -148,7 +155,8 @@ class LinearDagNll(torch.autograd.Function):
         leaves = (hidden_NH, weight_VH, bias_V)
         passed = _Passed(options, leaves, log_links_BLL, with_grad and any(ctx.needs_input_grad[:4]))
         if passed.posteriors is not None:
-            ctx.save_for_backward(*leaves, passed.log_probs_NK, *passed.posteriors, passed.infeasible_B)
+            first_phase = (passed.log_probs_NK, passed.normalizer_N)
+            ctx.save_for_backward(*leaves, *first_phase, *passed.posteriors, passed.infeasible_B)
         ctx.options, ctx.links_dtype = options, log_links_BLL.dtype
         ctx.mark_non_differentiable(passed.infeasible_B)
         return options.masked(passed.nll_B), passed.infeasible_B
@@ -158,12 +166,13 @@ class LinearDagNll(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(_NO_SECOND_DERIVATIVE)
         options = ctx.options
-        *leaves, log_probs_NK, slots_BLS, links_BLL, infeasible_B = ctx.saved_tensors
+        *leaves, log_probs_NK, normalizer_N, slots_BLS, links_BLL, infeasible_B = ctx.saved_tensors
         weight_B = grad_nll_B.masked_fill(infeasible_B, 0.0)
         gradients = _gradients(
             options,
             options.head(*leaves),
             log_probs_NK.clone(),
+            normalizer_N,
             Posteriors(slots_BLS.clone(), links_BLL.clone()),
             weight_B,
             ctx.needs_input_grad[:4],

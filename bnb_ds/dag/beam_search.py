@@ -31,9 +31,6 @@ class OutputRule(Protocol):
     def may_end(self, state: int) -> bool:
         """Whether the text may end here."""
 
-    def longest(self, tokens: Sequence[int]) -> int:
-        """Tokens of the longest beginning of a text that is allowed and may end."""
-
 
 @dataclass(frozen=True)
 class BeamOptions:
@@ -44,7 +41,10 @@ class BeamOptions:
         candidates: ways that are followed from each slot: the most probable pairs of a later slot and its token.
         lm: gives the nats of a token behind a text (a tuple of ids, empty for the first); None: no language model.
         lm_weight: what these nats are multiplied by.
+        lm_end: gives the nats of a text's end, for the language model; None: 0.
         rule: what outputs are allowed; None: all.
+        no_repeat_ngram_size: no n-gram of this many tokens occurs twice in an output; 0: no such limit.
+        banned_sequences: tokens that no output holds one behind the other.
 
     Raises:
         ValueError: a number out of its range.
@@ -54,14 +54,32 @@ class BeamOptions:
     candidates: int = 5
     lm: LanguageModel | None = None
     lm_weight: float = 0.0
+    lm_end: Callable[[tuple[int, ...]], float] | None = None
     rule: OutputRule | None = None
+    no_repeat_ngram_size: int = 0
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("beam_size", "candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        for name, least in (("beam_size", 1), ("candidates", 1), ("no_repeat_ngram_size", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}")
         if not math.isfinite(self.lm_weight):
             raise ValueError(f"lm_weight is {self.lm_weight}: give a finite number")
+
+    def longest_allowed(self, tokens: Sequence[int]) -> int:
+        """Tokens of the longest beginning of a text that keeps all rules."""
+        states, text, longest = _RememberedStates(self), tuple(tokens), 0
+        for end in range(1, len(text) + 1):
+            if states(text[:end]) < 0:
+                break
+            if states.may_end(text[:end]):
+                longest = end
+        return longest
+
+    def allow(self, tokens: Sequence[int]) -> bool:
+        """Whether a whole text keeps all rules."""
+        return self.longest_allowed(tokens) == len(tokens)
 
 
 class Found(NamedTuple):
@@ -97,7 +115,7 @@ def search(
     num_slots = len(tokens_LC)
     slots: list[dict[tuple[int, ...], float]] = [{} for _ in range(num_slots)]
     nats = _RememberedNats(options)
-    states = _RememberedStates(options.rule)
+    states = _RememberedStates(options)
     longest = math.inf if max_length is None else max(max_length, min(num_slots, 2))
 
     def score(text: tuple[int, ...], log_prob: float) -> float:
@@ -118,7 +136,7 @@ def search(
                 if is_same or (len(text) < longest and states(longer) >= 0):
                     _add(slots[slot + 1 + place], longer, log_prob + gained)
     ends = ((text, log_prob) for text, log_prob in slots[-1].items() if states.may_end(text))
-    found = [Found(text, log_prob, score(text, log_prob)) for text, log_prob in ends]
+    found = [Found(text, log_prob, score(text, log_prob + nats.of_end(text))) for text, log_prob in ends]
     enough = min(min_length, max((len(one.tokens) for one in found), default=0))
     return sorted((one for one in found if len(one.tokens) >= enough), key=lambda one: -one.score)
 
@@ -138,20 +156,40 @@ class _RememberedNats:
             self._of[text] = self(text[:-1]) + self._options.lm_weight * lm(text[:-1], text[-1])
         return self._of[text]
 
+    def of_end(self, text: tuple[int, ...]) -> float:
+        """Weighted nats of the end of a text."""
+        lm, lm_end = self._options.lm, self._options.lm_end
+        return 0.0 if lm is None or lm_end is None else self._options.lm_weight * lm_end(text)
+
 
 class _RememberedStates:
-    """The states of texts under a rule; without one, all texts are in state 0."""
+    """The states of texts, of which all beginnings are allowed, under the rules; -1: not allowed."""
 
-    def __init__(self, rule: OutputRule | None):
-        self._rule = rule
+    def __init__(self, options: BeamOptions):
+        self._rule, self._size = options.rule, options.no_repeat_ngram_size
+        self._banned = options.banned_sequences
+        self._has_rules = self._rule is not None or self._size > 0 or bool(self._banned)
         self._of: dict[tuple[int, ...], int] = {(): 0}
 
     def __call__(self, text: tuple[int, ...]) -> int:
-        if self._rule is None:
+        if not self._has_rules:
             return 0
         if text not in self._of:
-            self._of[text] = self._rule.after(self(text[:-1]), text[-1])
+            self._of[text] = -1 if self._is_broken(text) else self._after(text)
         return self._of[text]
+
+    def _after(self, text: tuple[int, ...]) -> int:
+        return 0 if self._rule is None else self._rule.after(self(text[:-1]), text[-1])
+
+    def _is_broken(self, text: tuple[int, ...]) -> bool:
+        """By the last token."""
+        if any(text[-len(words) :] == words for words in self._banned):
+            return True
+        size = self._size
+        if not 0 < size < len(text):
+            return False
+        last = text[-size:]
+        return any(text[begin : begin + size] == last for begin in range(len(text) - size))
 
     def may_end(self, text: tuple[int, ...]) -> bool:
         """Whether the text may end here."""

@@ -25,8 +25,9 @@ from torch import Tensor
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.head import FusedHead, Gradients, exact_dtype
 from bnb_ds.dag.inputs import Targets
+from bnb_ds.dag.tiles import TiledProjection
 
-_CHUNK_BYTES_ON_CPU = 12 << 20
+_CHUNK_BYTES = 192 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class LinearDagHead(FusedHead):
         hidden_NH, weight_VH, bias_V: of any floating dtypes.
         targets: own columns are those of ``targets.table``.
         compute_dtype: of the operands of the matrix products, which are summed up in float32 (float64 for float64).
-        chunk_tokens: rows of a chunk; None: `default_chunk_tokens`.
+        chunk_tokens: rows of a chunk; None: `default_chunk_tokens` on a GPU, `bnb_ds.dag.tiles.Tiles` on a CPU.
     """
 
     def __init__(
@@ -58,35 +59,37 @@ class LinearDagHead(FusedHead):
         compute_dtype: torch.dtype,
         chunk_tokens: int | None,
     ):
+        self._given_chunk_tokens = chunk_tokens
         chunk_tokens = chunk_tokens or default_chunk_tokens(weight_VH, hidden_NH.shape[0])
         super().__init__(hidden_NH, weight_VH, bias_V, targets, compute_dtype=compute_dtype, chunk_tokens=chunk_tokens)
         self._targets = targets
 
-    def log_probs(self) -> Tensor:
-        """The first phase: [N, K] log-probabilities of each sequence's own columns.
+    def log_probs(self) -> tuple[Tensor, Tensor]:
+        """The first phase: [N, K] log-probabilities of each sequence's own columns, and logsumexp [N] of each row.
 
         A slot whose projection is not finite has NaN in all of them.
         """
+        if self._weight_VH.device.type == "cpu":
+            normalizer_N = self._tiled().normalizers()
+            return self._own_logits().sub_(normalizer_N[:, None]), normalizer_N
         num_rows, sequence_ids = self._hidden_NH.shape[0], self._targets.layout.sequence_ids
-        log_probs_NK = self._empty(num_rows, self._targets.table.shape[1])
+        log_probs_NK, normalizer_N = self._empty(num_rows, self._targets.table.shape[1]), self._empty(num_rows)
         buffer_CV = self._empty(min(self._chunk_tokens, num_rows), self._weight_VH.shape[0])
         for begin in range(0, num_rows, self._chunk_tokens):
             rows = slice(begin, min(begin + self._chunk_tokens, num_rows))
             logits_CV = self._project(self._hidden_NH[rows], buffer_CV[: rows.stop - begin])
             columns_CK = self._targets.table.index_select(0, sequence_ids[rows])
-            if logits_CV.device.type == "cpu":
-                # One kernel that keeps a row in the cache.
-                torch.log_softmax(logits_CV, 1, out=logits_CV)
-                log_probs_NK[rows] = logits_CV.gather(1, columns_CK)
-            else:
-                log_probs_NK[rows] = logits_CV.gather(1, columns_CK) - logits_CV.logsumexp(1, keepdim=True)
-        return log_probs_NK
+            normalizer_N[rows] = logits_CV.logsumexp(1)
+            log_probs_NK[rows] = logits_CV.gather(1, columns_CK) - normalizer_N[rows, None]
+        return log_probs_NK, normalizer_N
 
-    def contract(self, log_probs_NK: Tensor, derivative_NK: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
+    def contract(
+        self, log_probs_NK: Tensor, normalizer_N: Tensor, derivative_NK: Tensor, wanted: tuple[bool, bool, bool]
+    ) -> Gradients:
         """The second phase; a GPU must wait here for the number of live rows.
 
         Args:
-            log_probs_NK: what the first phase returned; overwritten.
+            log_probs_NK, normalizer_N: what the first phase returned; log-probabilities are overwritten.
             derivative_NK: U, 0 at columns that are no target tokens; of any sign.
             wanted: which gradients: of hidden, weight, bias.
         """
@@ -101,10 +104,10 @@ class LinearDagHead(FusedHead):
         live_M = is_live_N.nonzero()[:, 0]
         if len(live_M) == layout.num_tokens:
             columns = _Columns(layout, self._targets.table, self._targets.is_first)
-            return self._at_rows(self._hidden_NH, columns).contract(log_probs_NK, derivative_NK, wanted)
+            return self._at_rows(self._hidden_NH, columns).contract(log_probs_NK, normalizer_N, derivative_NK, wanted)
         rows = self._at_rows(self._hidden_NH.index_select(0, live_M), self._columns_of(live_M))
-        log_probs_MK, derivative_MK = log_probs_NK.index_select(0, live_M), derivative_NK.index_select(0, live_M)
-        gradients = rows.contract(log_probs_MK, derivative_MK, wanted)
+        of_live = (values.index_select(0, live_M) for values in (log_probs_NK, normalizer_N, derivative_NK))
+        gradients = rows.contract(*of_live, wanted)
         hidden_NH = None
         if wanted[0]:
             hidden_NH = self._zeros(*self._hidden_NH.shape).index_copy_(0, live_M, gradients.hidden)
@@ -112,7 +115,21 @@ class LinearDagHead(FusedHead):
 
     def _at_rows(self, hidden_MH: Tensor, columns: _Columns) -> _LiveRows:
         options = {"compute_dtype": self._compute_dtype, "chunk_tokens": self._chunk_tokens}
-        return _LiveRows(hidden_MH, self._weight_VH, self._bias_V, columns, **options)
+        rows = _LiveRows(hidden_MH, self._weight_VH, self._bias_V, columns, **options)
+        rows.tile_rows = self._given_chunk_tokens
+        return rows
+
+    def _tiled(self) -> TiledProjection:
+        return TiledProjection(self._hidden_NH, self._weight_VH, self._bias_V, self._given_chunk_tokens)
+
+    def _own_logits(self) -> Tensor:
+        """[N, K], of each sequence's own columns."""
+        layout, table_BK = self._targets.layout, self._targets.table
+        weight_BKH = self._weight_VH.index_select(0, table_BK.flatten()).unflatten(0, table_BK.shape)
+        logits_NK = layout.unpad(layout.pad(self._hidden_NH) @ weight_BKH.mT)
+        if self._bias_V is None:
+            return logits_NK
+        return logits_NK.add_(self._bias_V[table_BK].index_select(0, layout.sequence_ids))
 
     def _columns_of(self, index_M: Tensor) -> _Columns:
         """Own columns, where some of the rows are all there are."""
@@ -127,29 +144,30 @@ class LinearDagHead(FusedHead):
 class _LiveRows(FusedHead):
     """The second phase, for rows whose gradients matter."""
 
-    def contract(self, log_probs_MK: Tensor, derivative_MK: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
+    #: of a tile, on a CPU; None: `bnb_ds.dag.tiles.Tiles` decides
+    tile_rows: int | None = None
+
+    def contract(
+        self, log_probs_MK: Tensor, normalizer_M: Tensor, derivative_MK: Tensor, wanted: tuple[bool, bool, bool]
+    ) -> Gradients:
         """As `LinearDagHead.contract`."""
         dense_M = -derivative_MK.sum(1)
+        sequence_ids = self._alignment.layout.sequence_ids
         self._begin_gradients(wanted)
-        self._pass_over_vocabulary(dense_M, with_gradients=True)
+        if self._weight_VH.device.type == "cpu":
+            tiled = TiledProjection(self._hidden_NH, self._weight_VH, self._bias_V, self.tile_rows)
+            own_MK = self._alignment.table.index_select(0, sequence_ids)
+            tiled.contract(normalizer_M, dense_M, own_MK, self.gradients)
+        else:
+            self._pass_over_vocabulary(dense_M, with_gradients=True)
         own_MK = log_probs_MK.exp_().mul_(dense_M[:, None])
-        own_MK.mul_(self._alignment.is_first.index_select(0, self._alignment.layout.sequence_ids))
+        own_MK.mul_(self._alignment.is_first.index_select(0, sequence_ids))
         self._contract_own_columns(own_MK.add_(derivative_MK))
         return self.gradients
 
-    def _odds(self, logits_CV: Tensor, normalizer_C: Tensor) -> tuple[Tensor, Tensor]:
-        """On a CPU by one kernel that keeps a row in the cache; the logsumexp is known already, and left out."""
-        if logits_CV.device.type != "cpu":
-            return super()._odds(logits_CV, normalizer_C)
-        return torch.softmax(logits_CV, 1, out=logits_CV), torch.ones_like(normalizer_C)
-
 
 def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:
-    """Rows of a chunk: equal chunks, as few as keep the logits of one within 12 MB, on a GPU 192 MB.
-
-    The gradient of the weight and one chunk are all that is large here, so a chunk is smaller than CTC's.
-    """
-    chunk_bytes = _CHUNK_BYTES_ON_CPU if weight_VH.device.type == "cpu" else 192 << 20
-    most = max(chunk_bytes // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
+    """Rows of a chunk on a GPU: equal chunks, as few as keep the logits of one within 192 MB."""
+    most = max(_CHUNK_BYTES // (exact_dtype(weight_VH.dtype).itemsize * weight_VH.shape[0]), 1)
     num_chunks = max(-(-num_rows // most), 1)
     return max(-(-num_rows // num_chunks), 1)

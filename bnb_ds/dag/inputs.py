@@ -118,6 +118,46 @@ def read_links(log_links: Tensor, lengths_B: Tensor, longest: int, *, num_column
     return torch.where(is_forward_LL & is_real_BL[:, None], links_BLL, -torch.inf)
 
 
+def read_forced(forced: Tensor | None, targets: Targets, *, num_columns: int | None) -> Tensor | None:
+    """int64 [B, L], the index of the target token that a slot must emit, -1 for any; None if none is forced.
+
+    Args:
+        forced: integers [B, ``num_columns``], or packed [N] if that is None.
+        targets: the targets.
+        num_columns: the slots of padded hidden; None: packed.
+
+    Raises:
+        ValueError: another shape, or a token that the target does not have (looked for on a CPU alone).
+    """
+    if forced is None:
+        return None
+    layout = targets.layout
+    shape = (layout.num_tokens,) if num_columns is None else (layout.batch_size, num_columns)
+    if tuple(forced.shape) != shape:
+        raise ValueError(f"forced has shape {tuple(forced.shape)}: give {list(shape)}, an index or -1 for each slot")
+    forced = forced.long()
+    forced_BL = layout.pad(forced, -1) if num_columns is None else forced[:, : layout.max_seqlen]
+    if forced.device.type == "cpu":
+        wrong = ((forced_BL >= targets.target_lengths[:, None]) | (forced_BL < -1)).nonzero()
+        if len(wrong):
+            sequence, slot = wrong[0].tolist()
+            raise ValueError(
+                f"forced[{sequence}, {slot}] is {int(forced_BL[sequence, slot])}: give -1, or the index of one of the "
+                f"target's {int(targets.target_lengths[sequence])} tokens"
+            )
+    return forced_BL
+
+
+def with_forced(log_probs_BLS: Tensor, forced_BL: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Emissions where forced slots emit their token for certain and no other slot does; and where that is."""
+    if forced_BL is None:
+        return log_probs_BLS, None
+    index_S = torch.arange(log_probs_BLS.shape[2], device=log_probs_BLS.device)
+    is_forced_BLS = forced_BL[..., None] == index_S
+    is_shut_BLS = (forced_BL >= 0)[..., None] | is_forced_BLS.any(1, keepdim=True)
+    return log_probs_BLS.masked_fill(is_shut_BLS, -torch.inf).masked_fill(is_forced_BLS, 0.0), is_forced_BLS
+
+
 def _check_values(links_BLL: Tensor, is_pair_BLL: Tensor, is_forward_LL: Tensor) -> None:
     is_nan, is_backward, is_high = (
         links_BLL.isnan(),

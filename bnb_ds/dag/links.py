@@ -73,22 +73,35 @@ class LinkNetwork(nn.Module):
         Raises:
             ValueError: a sequence has more slots than there are places.
         """
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            return self._traced(hidden_NH, layout, furthest_N)
         if layout.max_seqlen > self.positions.num_embeddings:
             raise ValueError(
                 f"a graph of {layout.max_seqlen} slots is longer than the {self.positions.num_embeddings} places of "
                 "the links: make max_slots larger, or use fewer slots"
             )
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            dtype = exact_dtype(hidden_NH.dtype)
-            places_NH = F.embedding(layout.position_ids, self.positions.weight.to(dtype))
-            states_NU = torch.cat((hidden_NH.to(dtype), places_NH), 1)
-            query_BALD, key_BALD = (self._heads(states_NU, linear, layout) for linear in (self.query, self.key))
-            gate_BAL = layout.pad(self._project(states_NU, self.gate).log_softmax(1)).transpose(1, 2)
-            furthest_BL = layout.lengths[:, None] - 1
-            furthest_BL = furthest_BL.expand(-1, layout.max_seqlen)
-            if furthest_N is not None:
-                furthest_BL = torch.minimum(layout.pad(furthest_N), furthest_BL)
-            return _MixedLinks.apply(query_BALD, key_BALD, gate_BAL, furthest_BL)
+            return _MixedLinks.apply(*self._operands(hidden_NH, layout, furthest_N))
+
+    def _traced(self, hidden_NH: Tensor, layout: PackedLayout, furthest_N: Tensor | None) -> Tensor:
+        """Without blocks, which an exported graph could not have, and without the gradient written by hand."""
+        query_BALD, key_BALD, gate_BAL, furthest_BL = self._operands(hidden_NH, layout, furthest_N)
+        log_probs_BALL = _log_probs(query_BALD, key_BALD, furthest_BL, slice(None))
+        return (log_probs_BALL + gate_BAL[..., None]).logsumexp(1)
+
+    def _operands(
+        self, hidden_NH: Tensor, layout: PackedLayout, furthest_N: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries and keys [B, A, L, D], log-gates [B, A, L], and int64 [B, L], the last slot to link to."""
+        dtype = exact_dtype(hidden_NH.dtype)
+        places_NH = F.embedding(layout.position_ids, self.positions.weight.to(dtype))
+        states_NU = torch.cat((hidden_NH.to(dtype), places_NH), 1)
+        query_BALD, key_BALD = (self._heads(states_NU, linear, layout) for linear in (self.query, self.key))
+        gate_BAL = layout.pad(self._project(states_NU, self.gate).log_softmax(1)).transpose(1, 2)
+        furthest_BL = (layout.lengths[:, None] - 1).expand(-1, layout.max_seqlen)
+        if furthest_N is not None:
+            furthest_BL = torch.minimum(layout.pad(furthest_N), furthest_BL)
+        return query_BALD, key_BALD, gate_BAL, furthest_BL
 
     def _heads(self, states_NU: Tensor, linear: nn.Linear, layout: PackedLayout) -> Tensor:
         """[B, A, L, D], 0 beyond a length."""

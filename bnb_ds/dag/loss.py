@@ -14,7 +14,7 @@ from torch import Tensor
 from bnb_ds.ctc.inputs import check_reduction, real_rows
 from bnb_ds.ctc.loss import compute_dtype
 from bnb_ds.dag.autograd import LinearDagLoss, LinearDagNll, LossOptions
-from bnb_ds.dag.inputs import Targets, read_links, read_targets
+from bnb_ds.dag.inputs import Targets, read_forced, read_links, read_targets
 
 
 class DagOutput(NamedTuple):
@@ -48,6 +48,7 @@ def linear_dag_loss(
     cu_seqlens: Tensor | None = None,
     max_input_length: int | None = None,
     max_target_length: int | None = None,
+    forced: Tensor | None = None,
 ) -> DagOutput:
     """Negative log-likelihood of targets, summed over all paths through a graph of slots; no [B, L, V] tensor exists.
 
@@ -76,11 +77,13 @@ def linear_dag_loss(
         cu_seqlens: int32 [B+1], starts of the sequences in packed ``hidden``.
         max_input_length, max_target_length: the longest of each, if the caller knows them. On a GPU they spare some
             waiting for the device, and lengths, labels and links are trusted; on a CPU everything is checked anyway.
+        forced: integers [B, L] or packed [N], the index of the target token that a slot must emit; -1: any. No other
+            slot may emit that token, a path without that slot has probability 0, and its emission costs nothing.
 
     Raises:
-        ValueError: a label outside [0, V); a length that is negative or beyond its axis; a concatenation of the wrong
-            size; links of the wrong shape, one that is NaN, leads backwards or has a probability above 1; an unknown
-            reduction; ``chunk_tokens`` below 1.
+        ValueError: a label outside [0, V); a forced token that its target does not have; a length that is negative or
+            beyond its axis; a concatenation of the wrong size; links of the wrong shape, one that is NaN, leads
+            backwards or has a probability above 1; an unknown reduction; ``chunk_tokens`` below 1.
         TypeError: lengths or targets that are not integers, links that are.
         RuntimeError: a second derivative is asked for.
 
@@ -99,7 +102,8 @@ def linear_dag_loss(
         max_input_length=max_input_length,
         max_target_length=max_target_length,
     )
-    options = LossOptions(read, reduction, zero_infinity, compute_dtype(rows_NH, weight), chunk_tokens)
+    forced_BL = read_forced(forced, read, num_columns=None if cu_seqlens is not None else hidden.shape[1])
+    options = LossOptions(read, reduction, zero_infinity, compute_dtype(rows_NH, weight), chunk_tokens, forced_BL)
     with_grad = torch.is_grad_enabled()
     with torch.autocast(hidden.device.type, enabled=False):
         if reduction == "none":

@@ -168,7 +168,7 @@ class _LinearNgramLoss(torch.autograd.Function):
         wanted = tuple(with_grad and needed for needed in ctx.needs_input_grad[:4])
         layout = options.targets.layout
         head = options.head(hidden_NH, weight_VH, bias_V)
-        log_probs_NK = head.log_probs()
+        log_probs_NK, normalizer_N = head.log_probs()
         own_BLK = layout.pad(log_probs_NK).double().requires_grad_(any(wanted))
         links_BLL = log_links_BLL.detach().double().requires_grad_(any(wanted))
         with torch.set_grad_enabled(any(wanted)):
@@ -176,7 +176,8 @@ class _LinearNgramLoss(torch.autograd.Function):
             loss = scores_B.mean() if options.reduction == "mean" else scores_B.sum()
         if any(wanted):
             own, links = torch.autograd.grad(loss, (own_BLK, links_BLL))
-            gradients = head.contract(log_probs_NK, layout.unpad(own.to(log_probs_NK.dtype)), wanted[:3])
+            derivative_NK = layout.unpad(own.to(log_probs_NK.dtype))
+            gradients = head.contract(log_probs_NK, normalizer_N, derivative_NK, wanted[:3])
             links = links.to(log_probs_NK.dtype) if wanted[3] else None
             ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias, links)
         leaves = (hidden_NH, weight_VH, bias_V, log_links_BLL)

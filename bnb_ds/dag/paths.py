@@ -11,6 +11,7 @@ from torch import Tensor
 from bnb_ds.ctc.loss import compute_dtype
 from bnb_ds.dag.alignment import Problem
 from bnb_ds.dag.head import LinearDagHead
+from bnb_ds.dag.inputs import read_forced, with_forced
 from bnb_ds.dag.loss import read_all
 
 
@@ -29,6 +30,7 @@ def dag_best_path(
     cu_seqlens: Tensor | None = None,
     max_input_length: int | None = None,
     max_target_length: int | None = None,
+    forced: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The most probable path that emits each target; arguments as in `bnb_ds.dag.loss.linear_dag_loss`.
 
@@ -55,7 +57,8 @@ def dag_best_path(
     with torch.autocast(hidden.device.type, enabled=False):
         dtype = compute_dtype(rows_NH, weight)
         head = LinearDagHead(rows_NH, weight, bias, read, compute_dtype=dtype, chunk_tokens=chunk_tokens)
-        log_probs_BLK = read.layout.pad(head.log_probs())
+        forced_BL = read_forced(forced, read, num_columns=None if cu_seqlens is not None else hidden.shape[1])
+        log_probs_BLK, _ = with_forced(read.layout.pad(head.log_probs()[0]), forced_BL)
         links_BLL = links_BLL.to(log_probs_BLK.dtype)
         problem = Problem.of(log_probs_BLK, links_BLL, read.layout.lengths, read.target_lengths)
         path_BL, log_prob_B = best_path(problem)

@@ -1,21 +1,25 @@
 """Reading an output off a graph of slots.
 
-Shapes: B sequences, L slots of the longest, V vocabulary, M lengths of paths that are compared.
+Shapes: B sequences, L slots of the longest, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.common.randomness import hash64
 from bnb_ds.dag.beam_search import BeamOptions, search
+from bnb_ds.dag.sampling import LINK_DRAWS, TOKEN_DRAWS, draw, slot_uniforms
+from bnb_ds.dag.viterbi import viterbi
 from bnb_ds.errors import nearest
 
-STRATEGIES = ("greedy", "lookahead", "viterbi", "joint_viterbi", "beam")
+STRATEGIES = ("greedy", "lookahead", "viterbi", "joint_viterbi", "beam", "sample")
 #: those that compare whole paths, and therefore can keep to limits of length
 SEARCHES = ("viterbi", "joint_viterbi", "beam")
 HIGHEST_PENALTY = 10.0
@@ -30,7 +34,7 @@ class DagOptions:
             plus ``lookahead_beta`` times that of the best token of the slot it leads to; ``viterbi`` takes the path of
             the highest sum of link log-probabilities over length to the power ``length_penalty``, ``joint_viterbi``
             that of links and best tokens; ``beam`` the output of the highest probability summed over paths, divided
-            likewise.
+            likewise; ``sample`` draws each link, and then the tokens (`bnb_ds.dag.sampling`).
         lookahead_beta: at least 0; 0 is ``greedy``.
         length_penalty: from 0, which compares sums as they are, to 10; more favours longer outputs.
         merge_duplicates: equal tokens that stand side by side become one.
@@ -38,6 +42,9 @@ class DagOptions:
             duplicates are merged. Where no path is so long, the longest ones are compared; where none is so short, the
             path is the first slot and the last.
         beam: what only ``beam`` reads.
+        temperature: of ``sample``, above 0; below 1 makes likely links and tokens likelier.
+        top_p: of ``sample``, above 0, at most 1: unlikely links and tokens are left out, so that the others hold at
+            least this much of the probability.
 
     Raises:
         ValueError: an unknown strategy, a number out of its range, or limits that the strategy does not keep.
@@ -50,14 +57,24 @@ class DagOptions:
     min_length: int = 0
     max_length: int | None = None
     beam: BeamOptions = field(default_factory=BeamOptions)
+    temperature: float = 1.0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy is {self.strategy!r}: {nearest(self.strategy, STRATEGIES)}")
+        for name in ("lookahead_beta", "length_penalty", "temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} is {value!r}: give a number")
         if not 0 <= self.lookahead_beta < math.inf:
             raise ValueError(f"lookahead_beta is {self.lookahead_beta}: give a finite number of at least 0")
         if not 0 <= self.length_penalty <= HIGHEST_PENALTY:
             raise ValueError(f"length_penalty is {self.length_penalty}: give a number from 0 to {HIGHEST_PENALTY}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}: give a finite number above 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: give a number above 0 and at most 1")
         if self.min_length < 0:
             raise ValueError(f"min_length is {self.min_length}: give at least 0")
         if self.max_length is not None and self.max_length < max(self.min_length, 1):
@@ -85,6 +102,9 @@ def dag_decode(
     candidates: int = 5,
     lm: Callable[[tuple[int, ...], int], float] | None = None,
     lm_weight: float = 0.0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    keys: Sequence[int] | None = None,
     pad: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Outputs of a batch of graphs; each depends on its own graph alone.
@@ -95,6 +115,8 @@ def dag_decode(
         lengths: integers [B], slots of each graph, at least 1; what stands beyond them is not read.
         strategy, lookahead_beta, length_penalty, merge_duplicates, min_length, max_length: see `DagOptions`.
         beam_size, candidates, lm, lm_weight: see `bnb_ds.dag.beam_search.BeamOptions`.
+        temperature, top_p: see `DagOptions`.
+        keys: B numbers of at least 0 that seed the draws of ``sample``; None: 0, 1, 2, ...
         pad: what ids hold behind an output.
 
     Returns:
@@ -102,8 +124,8 @@ def dag_decode(
         lengths: int64 [B].
 
     Raises:
-        ValueError: tensors of the wrong shape, a length out of [1, L], NaN in a link (both looked for on a CPU alone),
-            or options that `DagOptions` refuses.
+        ValueError: tensors or ``keys`` of the wrong shape, a length out of [1, L], NaN in a link (both looked for on a
+            CPU alone), or options that `DagOptions` refuses.
         TypeError: lengths that are not integers.
     """
     options = DagOptions(
@@ -114,12 +136,22 @@ def dag_decode(
         min_length,
         max_length,
         BeamOptions(beam_size, candidates, lm, lm_weight),
+        temperature,
+        top_p,
     )
     if log_probs.dim() != 3:
         raise ValueError(f"log_probs has shape {tuple(log_probs.shape)}: give [B, L, V]")
     if strategy == "beam":
         best_BLC = log_probs.topk(min(candidates, log_probs.shape[2]), 2)
         return decode_candidates(best_BLC.indices, best_BLC.values, log_links, lengths, options, pad=pad)
+    if strategy == "sample":
+        seeds = np.arange(len(log_probs)) if keys is None else np.asarray(keys)
+        if seeds.shape != (len(log_probs),) or (seeds.size and (seeds.dtype.kind not in "iu" or seeds.min() < 0)):
+            found, wanted = seeds.tolist(), len(log_probs)
+            raise ValueError(f"keys are {found}: give a whole number of at least 0 for each of {wanted} graphs")
+        path_BL, length_B, uniform_BL = sampled_path(log_probs[..., 0], log_links, lengths, options, hash64(seeds))
+        on_path_BLV = log_probs.gather(1, path_BL[..., None].expand_as(log_probs))
+        return emitted(draw(on_path_BLV, uniform_BL, temperature, top_p), length_B, merge_duplicates, pad)
     best_BL = log_probs.max(2)
     return decode_best(best_BL.indices, best_BL.values, log_links, lengths, options, pad=pad)
 
@@ -135,7 +167,7 @@ def decode_best(
     pad: int = 0,
     most_slots: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`dag_decode` by any strategy but ``beam``, from the best token of each slot and its log-probability alone.
+    """`dag_decode` from the best token of each slot and its log-probability alone, not for ``beam`` and ``sample``.
 
     Nothing here waits for a device. ``greedy`` and ``lookahead`` can be exported with a dynamic number of slots, if
     ``most_slots`` says how many there can be.
@@ -148,21 +180,42 @@ def decode_best(
 def best_slots(
     log_prob_BL: Tensor, log_links: Tensor, lengths: Tensor, options: DagOptions, *, most_slots: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The slots that a strategy (any but ``beam``) passes: int64 [B, L], then the last slot; int64 [B], how many.
+    """The slots that a strategy passes: int64 [B, L], then the last slot; and int64 [B], how many they are.
 
-    Arguments as in `decode_best`.
+    Not for ``beam`` and ``sample``. Arguments as in `decode_best`.
     """
+    assert options.strategy not in ("beam", "sample"), "these choose more than a path"
     links_BLL, last_B = _checked(log_prob_BL, log_links, lengths)
     is_slot_BL = torch.arange(log_prob_BL.shape[1], device=log_prob_BL.device) <= last_B[:, None]
     log_prob_BL = torch.where(is_slot_BL, log_prob_BL.to(links_BLL.dtype), 0.0)
     if options.strategy in ("greedy", "lookahead"):
         beta = options.lookahead_beta if options.strategy == "lookahead" else 0.0
         bonus_BL = beta * log_prob_BL if beta else None
-        return _walk(_next_slots(links_BLL, bonus_BL, last_B), last_B, most_slots)
+        return walk(next_slots(links_BLL, bonus_BL, last_B), last_B, most_slots)
     emission_BL = log_prob_BL if options.strategy == "joint_viterbi" else torch.zeros_like(log_prob_BL)
     limits = (options.length_penalty, options.min_length, options.max_length)
     path_BL, length_B, _ = viterbi(emission_BL, links_BLL, last_B, *limits)
     return path_BL, length_B
+
+
+@torch.no_grad()
+def sampled_path(
+    values_BL: Tensor, log_links: Tensor, lengths: Tensor, options: DagOptions, keys: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The slots of drawn paths, as `best_slots`; and float64 [B, L], a number in [0, 1) for the token of each.
+
+    Args:
+        values_BL: of any values; says shape and device.
+        log_links, lengths, options: as in `decode_best`.
+        keys: uint64 [B], hashes.
+    """
+    links_BLL, last_B = _checked(values_BL, log_links, lengths)
+    num_slots, device = values_BL.shape[1], values_BL.device
+    link_BL = slot_uniforms(keys, LINK_DRAWS, num_slots, device)
+    next_BL = draw(links_BLL, link_BL, options.temperature, options.top_p)
+    has_link_BL = links_BLL.amax(2) > -torch.inf
+    path_BL, length_B = walk(torch.where(has_link_BL, next_BL, last_B[:, None]), last_B)
+    return path_BL, length_B, slot_uniforms(keys, TOKEN_DRAWS, num_slots, device).gather(1, path_BL)
 
 
 @torch.no_grad()
@@ -196,8 +249,7 @@ def decode_candidates(
                 token_BLC[alone, :, 0], log_prob_BLC[alone, :, 0], log_links[alone], lengths[alone], instead
             )
             tokens = ids[0, : int(length)].cpu()
-            if options.beam.rule is not None:
-                tokens = tokens[: options.beam.rule.longest(tokens.tolist())]
+            tokens = tokens[: options.beam.longest_allowed(tokens.tolist())]
         ids_BL[index, : len(tokens)] = tokens
         length_B[index] = len(tokens)
     return ids_BL.to(token_BLC.device), length_B.to(token_BLC.device)
@@ -227,14 +279,14 @@ def _checked(values_BL: Tensor, log_links: Tensor, lengths: Tensor) -> tuple[Ten
     return torch.where(is_link_BLL, links_BLL, -torch.inf), last_B
 
 
-def _next_slots(links_BLL: Tensor, bonus_BL: Tensor | None, last_B: Tensor) -> Tensor:
+def next_slots(links_BLL: Tensor, bonus_BL: Tensor | None, last_B: Tensor) -> Tensor:
     """int64 [B, L], where a walk goes on from each slot; from the last one, or where no link leads on, to the last."""
     score_BLL = links_BLL if bonus_BL is None else links_BLL + bonus_BL[:, None]
     best_BL, next_BL = score_BLL.max(2)
     return torch.where(best_BL == -torch.inf, last_B[:, None], next_BL)
 
 
-def _walk(next_BL: Tensor, last_B: Tensor, most_slots: int | None = None) -> tuple[Tensor, Tensor]:
+def walk(next_BL: Tensor, last_B: Tensor, most_slots: int | None = None) -> tuple[Tensor, Tensor]:
     """The slots from the first to the last, int64 [B, L] padded with the last, and how many they are, int64 [B].
 
     Step t of a walk is reached by jumps of 1, 2, 4, ... slots, those of the binary digits of t: log2 L rounds in all.
@@ -263,53 +315,3 @@ def emitted(token_BL: Tensor, length_B: Tensor, merge_duplicates: bool, pad: int
     spare = token_BL.new_full((token_BL.shape[0], num_slots + 1), pad)
     ids_BL = spare.scatter(1, place_BL, torch.where(is_kept_BL, token_BL, pad))
     return ids_BL[:, :num_slots], is_kept_BL.sum(1)
-
-
-@torch.no_grad()
-def viterbi(
-    emission_BL: Tensor,
-    links_BLL: Tensor,
-    last_B: Tensor,
-    length_penalty: float,
-    min_length: int = 0,
-    max_length: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best path of each length from the first slot to the last, and of these the best by length-penalised score.
-
-    Returns:
-        path: int64 [B, L], its slots, then the last slot.
-        length: int64 [B].
-        score: float64 [B], log-probability over ``length ** length_penalty``; -inf if no path reaches the last slot
-            within ``max_length``, where the path is said to be the first slot and the last.
-    """
-    num_slots = emission_BL.shape[1]
-    num_lengths = num_slots if max_length is None else min(max_length, num_slots)
-    shortest = 1 if num_slots == 1 else 2
-    num_lengths = max(num_lengths, shortest)  # a path has no fewer
-    best_BL = torch.full_like(emission_BL, -torch.inf)
-    best_BL[:, 0] = emission_BL[:, 0]
-    at_end_MB, before_MBL = [best_BL.gather(1, last_B[:, None])[:, 0]], []
-    buffer_BLL = torch.empty_like(links_BLL)
-    for _ in range(1, num_lengths):
-        torch.add(best_BL[:, :, None], links_BLL, out=buffer_BLL)
-        arriving_BL, source_BL = buffer_BLL.max(1)
-        best_BL = arriving_BL + emission_BL
-        before_MBL.append(source_BL.int())
-        at_end_MB.append(best_BL.gather(1, last_B[:, None])[:, 0])
-    total_BM = torch.stack(at_end_MB, 1)
-    count_M = torch.arange(1, num_lengths + 1, device=total_BM.device)
-    missing_M = (min_length - count_M).clamp(min=0)
-    missing_BM = torch.where(total_BM == -torch.inf, num_slots + min_length + 1, missing_M)
-    is_compared_BM = missing_BM == missing_BM.amin(1, keepdim=True)
-    score_BM = torch.where(is_compared_BM, total_BM.double() / count_M.double() ** length_penalty, -torch.inf)
-    score_B, index_B = score_BM.max(1)
-    length_B = torch.where(score_B > -torch.inf, index_B + 1, torch.where(last_B == 0, 1, 2))
-    path_BL = last_B[:, None].repeat(1, num_slots)
-    slot_B = last_B
-    for step in range(num_lengths - 1, 0, -1):
-        is_on_B = step < length_B
-        source_B = before_MBL[step - 1].gather(1, slot_B[:, None])[:, 0].long()
-        slot_B = torch.where(is_on_B, source_B, slot_B)
-        path_BL[:, step - 1] = torch.where(is_on_B, slot_B, path_BL[:, step - 1])
-    path_BL[:, 0] = 0
-    return path_BL, length_B, score_B

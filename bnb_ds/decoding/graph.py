@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedInputs
+from bnb_ds.common.randomness import hash64
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.targets.dag_target import output_log_probs
@@ -40,12 +42,14 @@ def decode_graph(
     states = model.states(encoded, slots, options.exit_entropy, ends_early=options.ends_early)
     states = replace(states, bias=banned_bias(model, options))
     read = ReadOptions(options.dag_options(), model.config.pad_token_id or 0)
+    if read.dag.strategy == "sample":
+        read = replace(read, keys=source_keys(inputs, options.seed))
     ids_BT, lengths_B = model.target.decode(states, read)
-    if options.bad_words and read.dag.strategy != "beam":
+    if options.has_rules and read.dag.strategy != "beam":
         rows = zip(ids_BT.tolist(), lengths_B.tolist(), strict=True)
-        broken = [row for row, (ids, end) in enumerate(rows) if not options.bad_words.allow(ids[:end])]
+        broken = [row for row, (ids, end) in enumerate(rows) if not read.dag.beam.allow(ids[:end])]
         if broken:
-            # Only the beam search can go round a word.
+            # Only the beam search can go round a word, or round an n-gram that was there before.
             read = replace(read, dag=replace(read.dag, strategy="beam"))
             index = torch.tensor(broken, device=ids_BT.device)
             found_RT, found_R = model.target.decode(_rows(states, broken), read)
@@ -53,6 +57,16 @@ def decode_graph(
             lengths_B[index] = found_R
     scores_B = output_log_probs(states, ids_BT, lengths_B) if with_scores else None
     return Decoded(ids_BT, lengths_B, scores_B)
+
+
+def source_keys(inputs: PackedInputs, seed: int) -> np.ndarray:
+    """uint64 [B], hashes of the seed and of each source: draws depend on nothing else; waits for the device."""
+    cu_seqlens = inputs.layout.cu_seqlens.tolist()
+    tokens = inputs.input_ids.cpu().numpy().astype(np.uint64)
+    # The hash of a source is the sum of the hashes of its tokens and their places.
+    words = hash64(tokens, inputs.layout.position_ids.cpu().numpy())
+    sums = np.concatenate((np.zeros(1, np.uint64), words.cumsum()))
+    return hash64(seed, sums[cu_seqlens[1:]] - sums[cu_seqlens[:-1]])
 
 
 def _rows(states: SlotStates, rows: list[int]) -> SlotStates:

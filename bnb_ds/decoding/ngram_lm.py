@@ -106,6 +106,55 @@ class _Heard:
     num_words: int = 0
 
 
+class TextScores:
+    """A language model's weighted nats of texts that grow token by token, for the search in a graph.
+
+    Args:
+        lm: the language model.
+        weight: factor on its nats.
+        word_bonus: nats for every word.
+    """
+
+    def __init__(self, lm: NgramLm, weight: float, word_bonus: float):
+        self._lm, self._weight, self._bonus = lm, weight, word_bonus
+        self._heard: dict[tuple[int, ...], _Heard] = {(): _Heard(lm.begin())}
+
+    def __call__(self, text: tuple[int, ...], token: int) -> float:
+        """What one more token adds: the nats of the word that it shows to be whole, and the bonus of a new one."""
+        return self._total((*text, token)) - self._total(text)
+
+    def end(self, text: tuple[int, ...]) -> float:
+        """What the end of a text adds: the nats of its last word and of the end of the sentence."""
+        heard = self._of(text)
+        state, nats = heard.state, 0.0
+        for word in (heard.last_word, "</s>") if heard.num_words else ("</s>",):
+            state, more = self._lm.add(state, word)
+            nats += more
+        return self._weight * nats
+
+    def _of(self, text: tuple[int, ...]) -> _Heard:
+        if text not in self._heard:
+            self._heard[text] = _hear(self._lm, self._of(text[:-1]), text[-1])
+        return self._heard[text]
+
+    def _total(self, text: tuple[int, ...]) -> float:
+        heard = self._of(text)
+        return self._weight * heard.nats + self._bonus * heard.num_words
+
+
+def _hear(lm: NgramLm, heard: _Heard, token: int) -> _Heard:
+    """What is known of a prefix with one more token."""
+    word, continues = lm.part(token)
+    if word is None:
+        return heard
+    if heard.num_words == 0:
+        return replace(heard, last_word=word, num_words=1)
+    if continues:
+        return replace(heard, last_word=heard.last_word + word)
+    state, nats = lm.add(heard.state, heard.last_word)
+    return _Heard(state, heard.nats + nats, word, heard.num_words + 1)
+
+
 class LmScores:
     """A language model's scores of prefixes and outputs in one search. Prefixes are known by the hash of their tokens.
 
@@ -155,16 +204,5 @@ class LmScores:
     def _gain(self, prefix: int, parent: int, token: int) -> float:
         heard = self._heard.get(prefix)
         if heard is None:
-            heard = self._heard[prefix] = self._with(self._heard[parent], token)
+            heard = self._heard[prefix] = _hear(self._lm, self._heard[parent], token)
         return self._weight * heard.nats + self._bonus * heard.num_words
-
-    def _with(self, heard: _Heard, token: int) -> _Heard:
-        word, continues = self._lm.part(token)
-        if word is None:
-            return heard
-        if heard.num_words == 0:
-            return replace(heard, last_word=word, num_words=1)
-        if continues:
-            return replace(heard, last_word=heard.last_word + word)
-        state, nats = self._lm.add(heard.state, heard.last_word)
-        return _Heard(state, heard.nats + nats, word, heard.num_words + 1)

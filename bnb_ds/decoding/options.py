@@ -10,7 +10,7 @@ from typing import Any
 from bnb_ds.dag.beam_search import BeamOptions
 from bnb_ds.dag.strategies import DagOptions
 from bnb_ds.decoding.bad_words import BadWords
-from bnb_ds.decoding.ngram_lm import NgramLm
+from bnb_ds.decoding.ngram_lm import NgramLm, TextScores
 from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.model.configuration import BnbConfig
 
@@ -34,18 +34,22 @@ class DecodeOptions:
         min_length: fewest tokens of an output. An output never has more tokens than decoder slots, so with fewer slots
             it has as many tokens as fit.
         max_length: most tokens of an output; None: as many as there are slots.
-        no_repeat_ngram_size: no n-gram of this many tokens occurs twice in an output; 0: no such limit. CTC only.
-        bad_words_ids: token sequences that no output holds. Sequences of several tokens need CTC.
+        no_repeat_ngram_size: no n-gram of this many tokens occurs twice in an output; 0: no such limit. For CTC and
+            graphs.
+        bad_words_ids: token sequences that no output holds. Sequences of several tokens need CTC or a graph.
         bad_words: words that no output holds, however they are spelled; None: no such words.
-        lm: an n-gram language model for the search; it needs ``beam_size`` above 1.
+        lm: an n-gram language model for the search; it needs ``beam_size`` above 1, or ``strategy`` ``beam``.
         lm_weight: factor on its natural log-probabilities.
         word_bonus: nats added for every word, because the language model favours short outputs.
         strategy: how a path through a graph of slots is chosen (`bnb_ds.dag.strategies.DagOptions`); None: ``beam``
             with ``beam_size`` above 1, else ``lookahead``. Only for models with target ``dag``. Of the limits above,
-            ``viterbi``, ``joint_viterbi`` and ``beam`` keep lengths.
+            ``viterbi``, ``joint_viterbi`` and ``beam`` keep lengths. Outputs of other strategies that break a rule on
+            words or n-grams are searched again by ``beam``.
         lookahead_beta: with ``lookahead``, the weight of the next slot's best token.
         length_penalty: with ``viterbi``, ``joint_viterbi`` and ``beam``, the power of the length that divides the
             log-probability of a path; more favours longer outputs.
+        temperature, top_p: of ``sample`` (`bnb_ds.dag.strategies.DagOptions`).
+        seed: of ``sample``. What is drawn depends on it and on the source, and on nothing else that is decoded.
         merge_duplicates: with a graph, equal tokens that stand side by side become one.
         refinement: passes of the decoder behind the first one, for models with ``decoder_tokens``. In each, slots see
             their tokens of the passes before, but for the least probable ones (`bnb_ds.decoding.refinement`). With CTC
@@ -73,6 +77,9 @@ class DecodeOptions:
     strategy: str | None = None
     lookahead_beta: float = 1.0
     length_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
     merge_duplicates: bool = True
     refinement: int = 0
     exit_entropy: float | None = None
@@ -114,6 +121,11 @@ class DecodeOptions:
         return any(limits)
 
     @property
+    def has_rules(self) -> bool:
+        """Whether some words or n-grams are shut out that a path through a graph may yet write."""
+        return bool(self.no_repeat_ngram_size or self.banned_sequences or self.bad_words)
+
+    @property
     def banned_tokens(self) -> list[int]:
         """The tokens of all bad words of one token."""
         return sorted({words[0] for words in self.bad_words_ids if len(words) == 1})
@@ -131,7 +143,16 @@ class DecodeOptions:
         """
         strategy = self.strategy or ("beam" if self.beam_size > 1 else "lookahead")
         beam = BeamOptions() if self.beam_size == 1 else BeamOptions(self.beam_size, self.beam_classes)
-        beam = replace(beam, rule=self.bad_words or None)
+        beam = replace(
+            beam,
+            rule=self.bad_words or None,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            banned_sequences=tuple(self.banned_sequences),
+        )
+        if self.lm is not None:
+            # A memory of texts of its own for each batch.
+            heard = TextScores(self.lm, self.lm_weight, self.word_bonus)
+            beam = replace(beam, lm=heard, lm_end=heard.end, lm_weight=1.0)
         try:
             return DagOptions(
                 strategy,
@@ -141,6 +162,8 @@ class DecodeOptions:
                 self.min_length,
                 self.max_length,
                 beam,
+                self.temperature,
+                self.top_p,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -149,18 +172,20 @@ class DecodeOptions:
         """Raise ConfigError for a value out of range, or for a value that does not fit the model."""
         for name in ("beam_size", "beam_classes", "length_beam"):
             _require(name, getattr(self, name), 1)
-        for name in ("min_length", "no_repeat_ngram_size", "refinement"):
+        for name in ("min_length", "no_repeat_ngram_size", "refinement", "seed"):
             _require(name, getattr(self, name), 0)
         if self.max_length is not None:
             _require("max_length", self.max_length, max(self.min_length, 1))
         if self.token_budget is not None:
             _require("token_budget", self.token_budget, 1)
-        for name in ("lm_weight", "word_bonus", "lookahead_beta", "length_penalty"):
+        for name in ("lm_weight", "word_bonus", "lookahead_beta", "length_penalty", "temperature", "top_p"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ConfigError(f"{name} is {value!r}: give a finite number")
-        if self.lm is not None and self.beam_size == 1:
+        if self.lm is not None and self.beam_size == 1 and self.strategy != "beam":
             raise ConfigError("lm is used only in the beam search: give beam_size above 1")
+        if self.strategy != "sample" and (self.temperature, self.top_p, self.seed) != (1.0, 1.0, 0):
+            raise ConfigError("temperature, top_p and seed belong to strategy 'sample': give it, or leave them out")
         self._check_bad_words(config)
         self._check_refinement(config)
         self._check_exits(config)
@@ -224,10 +249,6 @@ class DecodeOptions:
             raise ConfigError(
                 f"beam_size is {self.beam_size}, but strategy is {self.strategy!r}: leave one of them out"
             )
-        if self.lm is not None or self.no_repeat_ngram_size or self.banned_sequences:
-            raise ConfigError(
-                "lm, no_repeat_ngram_size, and bad words of several tokens, need CTC: leave them out with target 'dag'"
-            )
         self.dag_options()
 
     def _check_length_classification(self) -> None:
@@ -238,8 +259,8 @@ class DecodeOptions:
             )
         if self.no_repeat_ngram_size or self.banned_sequences:
             raise ConfigError(
-                "no_repeat_ngram_size, and bad words of several tokens, need CTC: leave them out with decoder_length "
-                "'predicted'"
+                "no_repeat_ngram_size, and bad words of several tokens, need CTC or a graph: leave them out with "
+                "decoder_length 'predicted'"
             )
 
 

@@ -6,6 +6,11 @@ fine-tuned model ``task.json`` with its lengths.
     inputs    input_ids       int64 [batch, columns]   real tokens first in each row
               attention_mask  int64 [batch, columns]   1 at real tokens, else 0
     output    path            int64 [batch, slots]     the best class of each slot; merge repeats, then drop the blank
+
+With a graph of slots there is one more input, and the output needs no merging:
+
+    input     lookahead_beta  float32 []               weight of tokens in the choice of links; 1, or 0: greedy
+    output    path            int64 [batch, slots]     the tokens of the output, then -1
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import io
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,7 +59,7 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
 
     Raises:
         CheckpointError: the source is not an exported model, or gives labels.
-        ConfigError: a package is missing, or the model uses length classification.
+        ConfigError: a package is missing, or the model predicts lengths.
         DataError: ``output`` exists already.
     """
     if dtype not in ONNX_DTYPES:
@@ -98,16 +104,22 @@ def _trace(graph: RectangularBnb, path: Path) -> None:
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, columns // 2 :] = 0
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    inputs: dict[str, tuple[torch.Tensor, Any]] = {
+        "input_ids": (input_ids, axes),
+        "attention_mask": (attention_mask, axes),
+    }
+    if graph.config.target_kind == "dag":
+        inputs["lookahead_beta"] = (torch.tensor(1.0), None)
     # The exporter prints its progress, and a warning about torchvision, to standard output.
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             graph,
-            (input_ids, attention_mask),
+            tuple(value for value, _ in inputs.values()),
             dynamo=True,
-            input_names=["input_ids", "attention_mask"],
+            input_names=list(inputs),
             output_names=["path"],
-            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            dynamic_shapes={name: shape for name, (_, shape) in inputs.items()},
             verbose=False,
         )
         program.save(str(path))

@@ -23,7 +23,7 @@ from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
-from bnb_ds.train.objectives import Objective
+from bnb_ds.train.objectives import Glancing, Objective
 
 #: samples of a split whose ceiling a launch works out; an evaluation takes all
 _CEILING_SAMPLES = 1000
@@ -88,7 +88,10 @@ def make_objective(plan: FinetunePlan, total_steps: int) -> Objective:
 
 
 def _objective(system: System, recipe: FinetuneRecipe, total_steps: int) -> Objective:
-    glancing = None if recipe.glancing is None else partial(recipe.glancing.ratio, total_steps=total_steps)
+    glancing = None
+    if recipe.glancing is not None:
+        ratio = partial(recipe.glancing.ratio, total_steps=total_steps)
+        glancing = Glancing(ratio, recipe.glancing.mask_predict)
     return system.objective(glancing, recipe.ngram_size, recipe.mixed_training)
 
 

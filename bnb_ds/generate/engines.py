@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +79,16 @@ class _GraphEngine:
     def check(self, options: DecodeOptions, *, with_scores: bool) -> None:
         """See `Engine`."""
         options.check(self.config)
-        if with_scores or options != DecodeOptions(token_budget=options.token_budget):
+        allowed = DecodeOptions(token_budget=options.token_budget)
+        if self.config.target_kind == "dag":
+            if options.strategy in (None, "greedy", "lookahead"):
+                allowed = replace(allowed, strategy=options.strategy, lookahead_beta=options.lookahead_beta)
+            if with_scores or options != allowed:
+                raise ConfigError(
+                    f"{self._kind} decodes a graph by greedy or lookahead, without scores or limits: leave other "
+                    "options out, or run the torch model without --compile"
+                )
+        elif with_scores or options != allowed:
             raise ConfigError(
                 f"{self._kind} only decodes greedily, without scores or limits, in one pass: leave those options out, "
                 "or run the torch model without --compile"
@@ -90,10 +100,14 @@ class _GraphEngine:
         """See `Engine`."""
         outputs: list[Output] = [([], None)] * len(rows)
         lengths = [self._columns(len(row)) for row in rows]
+        is_graph = self.config.target_kind == "dag"
+        beta = np.float32(0.0 if options.strategy == "greedy" else options.lookahead_beta)
+        more = (np.array(beta),) if is_graph else ()
         for batch in plan_batches(lengths, self.config, options.token_budget or self._budget):
-            path = self._run(*self._rectangle([rows[index] for index in batch]))[: len(batch)]
+            path = self._run(*self._rectangle([rows[index] for index in batch]), *more)[: len(batch)]
             counts = torch.full((len(batch),), path.shape[1])
-            ids, ends = collapse(path, counts, self.config.blank_token_id)
+            blank = self.config.blank_token_id
+            ids, ends = (path, (path >= 0).sum(1)) if is_graph else collapse(path, counts, blank)
             for index, tokens, end in zip(batch, ids.tolist(), ends.tolist(), strict=True):
                 outputs[index] = (tokens[:end], None)
         return outputs
@@ -116,7 +130,8 @@ class _GraphEngine:
             mask[place, : len(row)] = 1
         return ids, mask
 
-    def _run(self, ids_BL: np.ndarray, mask_BL: np.ndarray) -> Tensor:
+    def _run(self, *inputs: np.ndarray) -> Tensor:
+        """The result of `RectangularBnb` for its inputs."""
         raise NotImplementedError
 
 
@@ -142,7 +157,7 @@ class CompiledEngine(_GraphEngine):
         settings: Any = importlib.import_module("torch._dynamo.config")
         settings.recompile_limit = max(settings.recompile_limit, 8 * len(self._buckets))
         mode = "reduce-overhead" if model.device.type == "cuda" else None
-        self._graph: Callable[[Tensor, Tensor], Tensor] = torch.compile(RectangularBnb(model), dynamic=False, mode=mode)
+        self._graph: Callable[..., Tensor] = torch.compile(RectangularBnb(model), dynamic=False, mode=mode)
 
     def _columns(self, num_tokens: int) -> int:
         if self.config.decoder_length == "padded":
@@ -153,9 +168,8 @@ class CompiledEngine(_GraphEngine):
         return 1 << (num_sources - 1).bit_length()
 
     @torch.inference_mode()
-    def _run(self, ids_BL: np.ndarray, mask_BL: np.ndarray) -> Tensor:
-        ids, mask = (torch.from_numpy(array).to(self._device) for array in (ids_BL, mask_BL))
-        return self._graph(ids, mask).clone().cpu()
+    def _run(self, *inputs: np.ndarray) -> Tensor:
+        return self._graph(*(torch.from_numpy(array).to(self._device) for array in inputs)).clone().cpu()
 
 
 class OnnxEngine(_GraphEngine):
@@ -187,8 +201,9 @@ class OnnxEngine(_GraphEngine):
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{directory / ONNX_FILE}: cannot be read ({reason}); export it again") from None
 
-    def _run(self, ids_BL: np.ndarray, mask_BL: np.ndarray) -> Tensor:
-        (path,) = self._session.run(None, {"input_ids": ids_BL, "attention_mask": mask_BL})
+    def _run(self, *inputs: np.ndarray) -> Tensor:
+        names = [given.name for given in self._session.get_inputs()]
+        (path,) = self._session.run(None, dict(zip(names, inputs, strict=True)))
         return torch.from_numpy(path)
 
 
@@ -205,6 +220,8 @@ def _slowly(dtype: str, device: torch.device) -> str:
 
 
 def _fits(num_columns: int, config: BnbConfig) -> bool:
+    if config.target_kind == "dag" and num_slot_columns(num_columns, config) > config.link_positions:
+        return False
     if config.decoder_positions == "shared":
         return num_columns <= config.decoder.max_position_embeddings
     return num_slot_columns(num_columns, config) <= config.decoder.max_position_embeddings

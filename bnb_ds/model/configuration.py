@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, require_choice, require_range
 
 DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
 DECODER_POSITIONS = ("absolute", "shared")
@@ -70,6 +70,12 @@ class BnbConfig(PreTrainedConfig):
             nothing else is said; those that are left out have the values that all models have.
         deep_supervision: every decoder layer predicts tokens through the LM head; the next layer reads them beside the
             hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
+        deep_supervision_every: with ``deep_supervision``, only every n-th layer predicts, counted from the last one;
+            fewer heads make training and generation cheaper.
+        segment_blocks: with ``"dag"``, where a target holds several segments with the mask token between them, as
+            infilling's have, each segment has a block of the graph (`bnb_ds.targets.blocks`).
+        embedding_range: standard deviation of new embeddings of the decoder: words, positions, and places of links;
+            None: as all weights (``initializer_range`` of the halves).
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.
@@ -131,6 +137,9 @@ class BnbConfig(PreTrainedConfig):
         head_transform: bool = True,
         decoding: dict[str, Any] | None = None,
         deep_supervision: bool = False,
+        deep_supervision_every: int = 1,
+        segment_blocks: bool = False,
+        embedding_range: float | None = None,
         blank_token_id: int = 0,
         pad_token_id: int | None = 0,
         bos_token_id: int | None = None,
@@ -170,6 +179,9 @@ class BnbConfig(PreTrainedConfig):
         self.head_transform = head_transform
         self.decoding = dict(decoding or {})
         self.deep_supervision = deep_supervision
+        self.deep_supervision_every = deep_supervision_every
+        self.segment_blocks = segment_blocks
+        self.embedding_range = embedding_range
         self.mask_token_id = mask_token_id
         self.blank_token_id = blank_token_id
         self.pad_token_id = pad_token_id
@@ -186,6 +198,14 @@ class BnbConfig(PreTrainedConfig):
     def target_kind(self) -> str:
         """``"ctc"``, ``"token"`` or ``"dag"``; `target` with its default."""
         return self.target or ("token" if self.decoder_length == "predicted" else "ctc")
+
+    @property
+    def predicting_layers(self) -> list[int]:
+        """Layers of the decoder behind which the next one reads predictions; the last layer is not among them."""
+        last = self.decoder.num_hidden_layers - 1
+        return (
+            [n for n in range(last) if (last - n) % self.deep_supervision_every == 0] if self.deep_supervision else []
+        )
 
     def __eq__(self, other: object) -> bool:
         # transformers turns configurations into dataclasses whose generated __eq__ would not see our fields.
@@ -206,19 +226,22 @@ class BnbConfig(PreTrainedConfig):
     def check(self) -> None:
         """Raise ConfigError for a value out of range, or for values that do not fit together."""
         self._check_choices()
-        _require_range("latent_size", self.latent_size, minimum=1)
-        _require_range("latent_dropout", self.latent_dropout, minimum=0.0, below=1.0)
-        _require_range("blank_token_id", self.blank_token_id, minimum=0, below=self.decoder.vocab_size)
-        _require_range("decoder_length_min", self.decoder_length_min, minimum=1)
+        require_range("latent_size", self.latent_size, minimum=1)
+        require_range("latent_dropout", self.latent_dropout, minimum=0.0, below=1.0)
+        require_range("blank_token_id", self.blank_token_id, minimum=0, below=self.decoder.vocab_size)
+        require_range("decoder_length_min", self.decoder_length_min, minimum=1)
         if not 0 < self.decoder_length_ratio < math.inf:
             raise ConfigError(f"decoder_length_ratio is {self.decoder_length_ratio}: give a number above 0")
         if isinstance(self.decoder_length_offset, bool) or not isinstance(self.decoder_length_offset, int):
             raise ConfigError(f"decoder_length_offset is {self.decoder_length_offset!r}: give a whole number of slots")
         if self.decoder_length_max is not None:
-            _require_range("decoder_length_max", self.decoder_length_max, minimum=self.decoder_length_min)
-        _require_range("length_difference_max", self.length_difference_max, minimum=self.length_difference_min)
-        _require_range("length_loss_weight", self.length_loss_weight, minimum=0.0)
-        _require_range("kl_weight", self.kl_weight, minimum=0.0)
+            require_range("decoder_length_max", self.decoder_length_max, minimum=self.decoder_length_min)
+        require_range("length_difference_max", self.length_difference_max, minimum=self.length_difference_min)
+        require_range("length_loss_weight", self.length_loss_weight, minimum=0.0)
+        require_range("kl_weight", self.kl_weight, minimum=0.0)
+        if self.embedding_range is not None and not 0 < self.embedding_range < math.inf:
+            raise ConfigError(f"embedding_range is {self.embedding_range}: give a number above 0, or leave it out")
+        self._check_deep_supervision()
         if self.tie_encoder_decoder:
             self._check_shared_sizes()
             if self.deep_supervision:
@@ -227,12 +250,21 @@ class BnbConfig(PreTrainedConfig):
                     "tie_encoder_decoder makes them one: set one of the two to false"
                 )
 
+    def _check_deep_supervision(self) -> None:
+        require_range("deep_supervision_every", self.deep_supervision_every, minimum=1)
+        if self.deep_supervision_every > 1 and not self.predicting_layers:
+            way_out = "lower it" if self.deep_supervision else "set deep_supervision to true"
+            raise ConfigError(
+                f"deep_supervision_every is {self.deep_supervision_every}, and no layer predicts but the last of "
+                f"{self.decoder.num_hidden_layers}: {way_out}, or leave it out"
+            )
+
     def _check_choices(self) -> None:
-        _require_choice("decoder_length", self.decoder_length, DECODER_LENGTH_POLICIES)
-        _require_choice("decoder_positions", self.decoder_positions, DECODER_POSITIONS)
-        _require_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
-        _require_choice("slot_tokens", self.slot_tokens, SLOT_TOKENS)
-        _require_choice("refined_tokens", self.refined_tokens, REFINED_TOKENS)
+        require_choice("decoder_length", self.decoder_length, DECODER_LENGTH_POLICIES)
+        require_choice("decoder_positions", self.decoder_positions, DECODER_POSITIONS)
+        require_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
+        require_choice("slot_tokens", self.slot_tokens, SLOT_TOKENS)
+        require_choice("refined_tokens", self.refined_tokens, REFINED_TOKENS)
         self._check_target()
         self._check_slot_inputs()
         if self.decoder_positions == "shared" and self.decoder.type_vocab_size < 2:
@@ -243,7 +275,7 @@ class BnbConfig(PreTrainedConfig):
 
     def _check_target(self) -> None:
         if self.target is not None:
-            _require_choice("target", self.target, TARGETS)
+            require_choice("target", self.target, TARGETS)
         if self.target_kind == "token" and self.decoder_length != "predicted":
             raise ConfigError(
                 f"target 'token' needs as many slots as target tokens, but decoder_length is {self.decoder_length!r}: "
@@ -257,6 +289,8 @@ class BnbConfig(PreTrainedConfig):
             raise ConfigError("decoder_tokens needs mask_token_id, the id of [MASK]: give it")
         if self.target_kind == "dag":
             self._check_graph()
+        elif self.segment_blocks:
+            raise ConfigError("segment_blocks is for target 'dag': set it to false")
 
     def _check_slot_inputs(self) -> None:
         if self.slot_tokens == "source" and not self.decoder_tokens:
@@ -272,12 +306,12 @@ class BnbConfig(PreTrainedConfig):
                 "latents: set decoder_length to 'predicted'"
             )
         for name in self.decoding:
-            _require_choice("decoding: a field", name, DECODING)
+            require_choice("decoding: a field", name, DECODING)
         if self.refined_tokens == "all" and self.target_kind != "token":
             raise ConfigError(f"refined_tokens 'all' needs target 'token', not {self.target_kind!r}: use 'unsure'")
 
     def _check_graph(self) -> None:
-        _require_range("link_positions", self.link_positions, minimum=2)
+        require_range("link_positions", self.link_positions, minimum=2)
         heads, size = self.link_heads, self.decoder.hidden_size
         if heads is not None and (heads < 1 or size % heads):
             raise ConfigError(f"link_heads is {heads}: give a divisor of decoder.hidden_size, {size}")
@@ -285,6 +319,8 @@ class BnbConfig(PreTrainedConfig):
             raise ConfigError("target 'dag' has no padded slots: set decoder_length to 'source' or 'predicted'")
         if self.kl_weight:
             raise ConfigError(f"kl_weight is {self.kl_weight}: target 'dag' has no smoothing term; set it to 0")
+        if self.segment_blocks and self.mask_token_id is None:
+            raise ConfigError("segment_blocks needs mask_token_id, the id of [MASK]: give it")
         if self.decoder_tokens and None in (self.bos_token_id, self.eos_token_id):
             raise ConfigError("decoder_tokens with target 'dag' needs bos_token_id and eos_token_id: give them")
 
@@ -306,19 +342,6 @@ def _bert_config(field: str, value: BertConfig | dict[str, Any] | None) -> BertC
         found = value if isinstance(value, str) else getattr(value, "model_type", None) or type(value).__name__
         raise ConfigError(f"{field} is a configuration of type {found!r}: give a BertConfig or a dict of its fields")
     return copy.deepcopy(value)  # changes to one half must not reach the other half or the caller's object
-
-
-def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{field} is {value!r}: use one of: {', '.join(choices)}")
-
-
-def _require_range(field: str, value: float, *, minimum: float, below: float | None = None) -> None:
-    # In this form the comparison also refuses a NaN.
-    if not minimum <= value < (math.inf if below is None else below):
-        bound = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
-        bound += ", and no infinite one" if value == math.inf else ""
-        raise ConfigError(f"{field} is {value}: give a value of {bound}")
 
 
 AutoConfig.register(BnbConfig.model_type, BnbConfig, exist_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout
+from bnb_ds.dag.strategies import emitted, next_slots, walk
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
@@ -21,10 +22,10 @@ from bnb_ds.model.slots import DecoderSlots, decoder_lengths, first_tokens, uncl
 
 
 class RectangularBnb(nn.Module):
-    """Encoder, decoder and arg-max of a model with CTC. It shares the model's parameters.
+    """Encoder, decoder and arg-max of a model with CTC or with a graph of slots. It shares the model's parameters.
 
     Raises:
-        ConfigError: the model has length classification, so the number of slots depends on the source's values.
+        ConfigError: the model predicts lengths, so the number of slots depends on the source's values.
     """
 
     def __init__(self, model: BnbLMHeadModel):
@@ -32,24 +33,22 @@ class RectangularBnb(nn.Module):
         if model.config.decoder_length == "predicted":
             raise ConfigError(
                 "decoder_length is 'predicted': the number of slots depends on the source's values, which a fixed "
-                "graph cannot follow; only models with CTC can be compiled or exported to ONNX"
-            )
-        if model.config.target_kind == "dag":
-            raise ConfigError(
-                "target is 'dag': only models with CTC can be compiled or exported to ONNX; use the torch format"
+                "graph cannot follow; only models with decoder_length 'source' can be compiled or exported to ONNX"
             )
         self.model = model
         self.config: BnbConfig = model.config
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The best class of each slot.
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, lookahead_beta: Tensor | None = None) -> Tensor:
+        """The best class of each slot; of a graph of slots, the output.
 
         Args:
             input_ids: int64 [B, L], real tokens first in each row.
             attention_mask: int64 [B, L], 1 at real tokens, else 0.
+            lookahead_beta: float32 [], for a graph: `bnb_ds.dag.strategies.DagOptions`; 0 is greedy.
 
         Returns:
-            int64 [B, T], with the blank beyond a row's own slots. T is the number of slots of a source of L tokens.
+            int64 [B, T], with the blank beyond a row's own slots, -1 behind the output of a graph. T is the number of
+            slots of a source of L tokens.
         """
         bnb, config = self.model.model, self.config
         lengths_B = attention_mask.sum(1)
@@ -59,12 +58,32 @@ class RectangularBnb(nn.Module):
         latent_NL = bnb.latent(hidden_NH)
         memory_NH = hidden_NH if bnb.enc_to_dec_proj is None else bnb.enc_to_dec_proj(hidden_NH)
         slots, is_slot_BT = _rectangular_slots(input_ids, lengths_B, config)
-        best_N = self._best(bnb.decoder(latent_NL, memory_NH, slots, source, self._best))
+        states_NH = bnb.decoder(latent_NL, memory_NH, slots, source, self._best)
+        if self.model.links is not None:
+            return self._output(states_NH, slots, is_slot_BT, lookahead_beta)
+        best_N = self._best(states_NH)
         return torch.where(is_slot_BT, best_N.unflatten(0, (num_rows, -1)), config.blank_token_id)
 
     def _best(self, hidden_NH: Tensor) -> Tensor:
-        head = self.model.lm_head
-        return F.linear(head(hidden_NH), self.model.get_output_embeddings().weight, head.bias).argmax(-1)
+        return self._logits(self.model.lm_head(hidden_NH)).argmax(-1)
+
+    def _logits(self, hidden_NH: Tensor) -> Tensor:
+        return F.linear(hidden_NH, self.model.get_output_embeddings().weight, self.model.lm_head.bias)
+
+    def _output(self, states_NH: Tensor, slots: DecoderSlots, is_slot_BT: Tensor, beta: Tensor | None) -> Tensor:
+        """By greedy or look-ahead decoding (`bnb_ds.dag.strategies`), with duplicates merged."""
+        hidden_NH = self.model.lm_head(states_NH)
+        logits_NV = self._logits(hidden_NH)
+        last_B = is_slot_BT.sum(1) - 1
+        links = self.model.links
+        assert links is not None
+        assert beta is not None, "a graph needs lookahead_beta"
+        links_BTT = links(hidden_NH, slots.layout, last_B.index_select(0, slots.layout.sequence_ids))
+        best_N, token_N = logits_NV.max(-1)
+        log_prob_BT = (best_N - logits_NV.logsumexp(-1)).unflatten(0, (is_slot_BT.shape[0], -1))
+        next_BT = next_slots(links_BTT, beta * log_prob_BT.to(links_BTT.dtype), last_B)
+        path_BT, length_B = walk(next_BT, last_B, self.config.link_positions)
+        return emitted(token_N.unflatten(0, (is_slot_BT.shape[0], -1)).gather(1, path_BT), length_B, True, pad=-1)[0]
 
 
 def num_slot_columns(num_columns: int, config: BnbConfig) -> int:

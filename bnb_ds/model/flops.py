@@ -21,8 +21,8 @@ def forward_flops(
 ) -> int:
     """Matrix FLOPs of one forward pass, LM head included. Training takes `TRAINING_FACTOR` times that.
 
-    With ``deep_supervision`` each decoder layer has the head, and the links of a graph, as in training. Generation
-    needs the links of the last layer only.
+    With ``deep_supervision`` each decoder layer that predicts has the head, and the links of a graph, as in training.
+    Generation needs the links of the last layer only.
 
     Args:
         config: the model's configuration.
@@ -54,7 +54,7 @@ def forward_flops(
         links += attention_flops(int((slots_B * slots_B).sum()), decoder.hidden_size) // 2  # scores, but no values
     if encoder.hidden_size != decoder.hidden_size:
         total += linear_flops(num_source, encoder.hidden_size, decoder.hidden_size)
-    num_heads = decoder.num_hidden_layers if config.deep_supervision else 1
+    num_heads = 1 + len(config.predicting_layers)
     layers += (num_heads - 1) * linear_flops(num_slots, 2 * decoder.hidden_size, decoder.hidden_size)  # feedback
     transform = decoder.hidden_size if config.head_transform else 0
     head = linear_flops(num_slots, decoder.hidden_size, transform + decoder.vocab_size)

@@ -66,6 +66,8 @@ class BnbDecoderEmbeddings(nn.Module):
         # No padding_idx, because [PAD] is the CTC blank, the most frequent output, and must be trained.
         self.word_embeddings = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
         self.position_embeddings = nn.Embedding(decoder.max_position_embeddings, decoder.hidden_size)
+        for embeddings in (self.word_embeddings, self.position_embeddings):
+            embeddings.initializer_range = config.embedding_range
         self.token_type_embeddings = nn.Embedding(decoder.type_vocab_size, decoder.hidden_size)
         self.latent_projection = None
         if config.decoder_latent:
@@ -149,7 +151,7 @@ class EarlyExit:
 class BnbDecoder(nn.Module):
     """BERT layers with full self-attention among slots and cross-attention to the source.
 
-    With ``deep_supervision``, ``feedback`` has one module behind each layer but the last.
+    With ``deep_supervision``, ``feedback`` has a module behind each layer whose predictions the next one reads.
     """
 
     def __init__(self, config: BnbConfig):
@@ -159,8 +161,12 @@ class BnbDecoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(decoder, layer_idx=i) for i in range(decoder.num_hidden_layers))
         self.feedback = None
         if config.deep_supervision:
-            between = range(decoder.num_hidden_layers - 1)
-            self.feedback = nn.ModuleList(PredictionFeedback(decoder.hidden_size) for _ in between)
+            # A layer that does not predict keeps its place, so that the names of weights say which layer they serve.
+            self.feedback = nn.ModuleList(
+                PredictionFeedback(decoder.hidden_size) if number in config.predicting_layers else nn.Identity()
+                for number in range(decoder.num_hidden_layers - 1)
+            )
+        self._predicting = frozenset(config.predicting_layers)
 
     def forward(
         self,
@@ -182,7 +188,7 @@ class BnbDecoder(nn.Module):
             slots: positions and token types of the slots.
             source: layout of the source tokens.
             predict: from the hidden states [T, H] of a layer to the tokens int64 [T] that the next one reads; called
-                behind each layer but the last with ``deep_supervision``, and never without.
+                behind the layers of `BnbConfig.predicting_layers`.
             is_stretched: whether ``latent`` already has one row for each slot.
             early_exit: lets sure slots keep their state; None: no slot does.
             ends_early: whether layers are left out once all slots have left. The result is the same.
@@ -194,9 +200,9 @@ class BnbDecoder(nn.Module):
             hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source)
             if early_exit is not None:
                 hidden_1TH = early_exit.held(hidden_1TH[0])[None]
-                if number + 1 < len(self.layer) and early_exit.leave(hidden_1TH[0]) and ends_early:
+                if number in self._predicting and early_exit.leave(hidden_1TH[0]) and ends_early:
                     break
-            if self.feedback is not None and number < len(self.feedback):
+            if self.feedback is not None and number in self._predicting:
                 words_TH = self.embeddings.word_embeddings(predict(hidden_1TH[0]))
                 hidden_1TH = self.feedback[number](hidden_1TH, words_TH[None])
         return hidden_1TH[0]

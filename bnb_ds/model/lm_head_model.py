@@ -24,12 +24,9 @@ from bnb_ds.model.network import OPTIONAL_PARTS, OTHER_PARTS, BnbModel, BnbPreTr
 from bnb_ds.model.outputs import BnbOutput
 from bnb_ds.model.slots import DecoderSlots, distinct_slots
 from bnb_ds.model.target_rules import target_of
-from bnb_ds.targets.glancing import same_dropout
+from bnb_ds.targets.glancing import Chances, check_chances, same_dropout, seen_by_mask_predict
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, joined_states, read_targets
 from bnb_ds.targets.token_target import TokenTarget
-
-#: the ratio of a way to show targets, and a draw for each slot, float32 [sum T]; both None: that way is not taken
-Chance = tuple[float | None, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +64,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             decoder = config.decoder
             heads = config.link_heads or decoder.num_attention_heads
             self.links = LinkNetwork(decoder.hidden_size, heads, config.link_positions, decoder.initializer_range)
+            self.links.positions.initializer_range = config.embedding_range
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Embedding:
@@ -88,6 +86,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return_best: bool = False,
         glance_ratio: float | None = None,
         glance_draws: Tensor | None = None,
+        mask_share: float = 0.0,
         mixed_ratio: float | None = None,
         mixed_draws: Tensor | None = None,
         ngram_size: int | None = None,
@@ -118,6 +117,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             return_best: return ``best`` of `BnbOutput` too. This does not hold the logits of all slots.
             glance_ratio: in training, with labels: the ratio of glancing (`bnb_ds.targets.glancing`); None: none.
             glance_draws: float32 [sum T], in [0, 1), a draw for each slot; with ``glance_ratio``.
+            mask_share: with ``glance_ratio`` and one token a slot: the share of sequences of which mask-predict says
+                how many tokens are seen (`bnb_ds.targets.glancing.seen_by_mask_predict`).
             masked: in training, with labels, one token a slot: bool [sum T], slots to predict; others hold their token.
             mixed_ratio: in training, with labels and ``deep_supervision``: the probability that a slot's token on the
                 best path of the target replaces what a layer predicts for it, for the layer behind; None: 0.
@@ -129,7 +130,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
 
         Raises:
             ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
-                classification, an empty target.
+                classification, an empty target; a ratio out of [0, 1], or without a draw for each slot.
             ConfigError: a source or its decoder slots do not fit the position embeddings; or the input is packed, but
                 ``decoder_length`` is ``"padded"``.
         """
@@ -138,13 +139,10 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         if decode is not None:
             return BnbOutput(decoded=decode(self, inputs))
         encoded = self.model.encode(inputs)
-        slots = self.model.open(encoded, None if targets is None else targets.lengths)
-        shown = self._show(encoded, slots, targets, (glance_ratio, glance_draws), (mixed_ratio, mixed_draws), masked)
-        result = BnbOutput(
-            latent=inputs.restore(encoded.latent),
-            decoder_lengths=slots.layout.lengths,
-            encoder_last_hidden_state=inputs.restore(encoded.hidden),
-        )
+        slots = self._opened(encoded, targets)
+        chances = Chances((glance_ratio, glance_draws), (mixed_ratio, mixed_draws), mask_share)
+        shown = self._show(encoded, slots, targets, chances, masked)
+        result = _output_of(encoded, inputs, slots)
         several = self._states(encoded, shown, targets, rewrites)
         states = several[-1]
         if targets is not None:
@@ -155,6 +153,12 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         if return_best:
             result["best"] = _in_form(self._best(states), inputs, slots)
         return result
+
+    def _opened(self, encoded: Encoded, targets: Targets | None) -> DecoderSlots:
+        slots = self.model.open(encoded, None if targets is None else targets.lengths)
+        if targets is not None and self.config.segment_blocks:
+            slots = slots.in_blocks(targets.tokens, targets.lengths, self.config)
+        return slots
 
     def states(
         self, encoded: Encoded, slots: DecoderSlots, exit_entropy: float | None = None, *, ends_early: bool = True
@@ -215,10 +219,12 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         return passes
 
     def _slot_states(self, hidden_TH: Tensor, encoded: Encoded, slots: DecoderSlots) -> SlotStates:
-        links_BTT = None if self.links is None else self.links(hidden_TH, slots.layout)
+        links_BTT = None
+        if self.links is not None:
+            links_BTT = self.links(hidden_TH, slots.layout, None if slots.blocks is None else slots.blocks.furthest)
         weight_VH = self.get_output_embeddings().weight
         distinct_B = distinct_slots(slots.layout.lengths, encoded.layout.lengths, self.config)
-        return SlotStates(hidden_TH, weight_VH, self.lm_head.bias, slots.layout, links_BTT, distinct_B)
+        return SlotStates(hidden_TH, weight_VH, self.lm_head.bias, slots.layout, links_BTT, distinct_B, slots.blocks)
 
     @torch.no_grad()
     def _argmax(self, hidden_TH: Tensor) -> Tensor:
@@ -236,32 +242,36 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         encoded: Encoded,
         slots: DecoderSlots,
         targets: Targets | None,
-        glance: Chance,
-        mix: Chance,
+        chances: Chances,
         masked_T: Tensor | None,
     ) -> Shown:
         """What the decoder may see of the targets in training; a first pass may say it."""
+        check_chances(
+            chances, slots.layout.num_tokens, slots.token_ids is not None, isinstance(self.target, TokenTarget)
+        )
         if targets is None or not self.training:
             return Shown(slots)
         if masked_T is not None:
             assert slots.token_ids is not None, "tokens are shown with decoder_tokens"
             tokens_T = torch.where(masked_T, slots.token_ids, targets.tokens)
             return Shown(replace(slots, token_ids=tokens_T), masked=masked_T)
-        if glance[0] is None and mix[0] is None:
+        if chances.glance[0] is None and chances.mix[0] is None:
             return Shown(slots)
         with same_dropout(encoded.hidden.device):
             states = self.states(encoded, slots)
         oracle_T = self.target.align(states, targets)
         given_T = mixed_T = None
-        (ratio, draws_T), (mixed_ratio, mixed_draws_T) = glance, mix
+        (ratio, draws_T), (mixed_ratio, mixed_draws_T) = chances.glance, chances.mix
         if ratio is not None:
-            assert slots.token_ids is not None, "glancing needs decoder_tokens"
-            assert draws_T is not None, "glance_ratio comes with draws"
+            assert slots.token_ids is not None
+            assert draws_T is not None
             given_T = self.target.glanced(states, targets, oracle_T, ratio, draws_T)
+            if chances.mask_share:
+                given_T = seen_by_mask_predict(given_T, draws_T, chances.mask_share, slots.layout)
             tokens_T = torch.where(given_T, targets.at(oracle_T, slots.layout), slots.token_ids)
             slots = replace(slots, token_ids=tokens_T)
         if mixed_ratio is not None:
-            assert mixed_draws_T is not None, "mixed_ratio comes with draws"
+            assert mixed_draws_T is not None
             right_T = self.target.path_tokens(oracle_T, targets, slots.layout)
             mixed_T = torch.where(mixed_draws_T < mixed_ratio, right_T, -1)
         return Shown(slots, given_T, mixed=mixed_T)
@@ -293,6 +303,15 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, scores.kl
         result["num_infeasible"] = scores.num_infeasible
         result["loss"] = loss_sum / count.clamp(min=1)
+
+
+def _output_of(encoded: Encoded, inputs: PackedInputs, slots: DecoderSlots) -> BnbOutput:
+    """What is known before the slots are decoded."""
+    return BnbOutput(
+        latent=inputs.restore(encoded.latent),
+        decoder_lengths=slots.layout.lengths,
+        encoder_last_hidden_state=inputs.restore(encoded.hidden),
+    )
 
 
 def _in_form(values_T: Tensor, inputs: PackedInputs, slots: DecoderSlots) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
@@ -56,6 +56,10 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        std = getattr(module, "initializer_range", None)
+        if isinstance(module, nn.Embedding) and std is not None:
+            initialization.normal_(module.weight, mean=0.0, std=std)  # only once: what is initialised is marked
+            return
         super()._init_weights(module)
         if isinstance(module, BertEmbeddings):
             # No checkpoint holds these buffers, so a model made on the meta device gets them here.

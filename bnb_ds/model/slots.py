@@ -5,7 +5,7 @@ Shapes: B sequences, N real source tokens of all sequences together, T decoder s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.targets.blocks import Blocks, blocks_of
 
 Lengths = TypeVar("Lengths", np.ndarray, Tensor)
 Number = TypeVar("Number", np.ndarray, Tensor, int)
@@ -115,6 +116,7 @@ class DecoderSlots:
         position_ids: int64 [T], rows of the position embedding.
         token_type_ids: int64 [T], rows of the token type embedding.
         token_ids: int64 [T], the token that a slot's input holds; None without ``decoder_tokens``.
+        blocks: of a graph in blocks, for a given target; None: one block.
     """
 
     layout: PackedLayout
@@ -122,6 +124,22 @@ class DecoderSlots:
     position_ids: Tensor
     token_type_ids: Tensor
     token_ids: Tensor | None = None
+    blocks: Blocks | None = None
+
+    def in_blocks(self, tokens: Tensor, target_lengths_B: Tensor, config: BnbConfig) -> DecoderSlots:
+        """With a block for each segment of the targets. The input of a forced slot holds the last token, [SEP].
+
+        Args:
+            tokens: int64 [sum S], the targets, concatenated.
+            target_lengths_B: int64 [B].
+            config: the model's configuration, with ``segment_blocks``.
+        """
+        assert config.mask_token_id is not None  # the configuration's check says so
+        blocks = blocks_of(tokens, target_lengths_B, config.mask_token_id, self.layout)
+        token_ids = self.token_ids
+        if token_ids is not None:
+            token_ids = token_ids.masked_fill(blocks.forced >= 0, config.eos_token_id)
+        return replace(self, token_ids=token_ids, blocks=blocks)
 
 
 def open_slots(

@@ -60,12 +60,17 @@ def target_of(config: BnbConfig) -> Target:
     return CtcTarget(config.blank_token_id, config.loss_reduction, config.kl_weight)
 
 
-def check_glancing(config: BnbConfig) -> None:
+def check_glancing(config: BnbConfig, mask_share: float = 0.0) -> None:
     """Raise ConfigError if a model cannot be trained with glancing."""
     if not config.decoder_tokens:
         raise ConfigError("glancing shows target tokens to the decoder: set model.decoder_tokens to true")
     if config.target_kind == "token" and config.kl_weight:
         raise ConfigError("glancing with one token for each slot has no smoothing term: set model.kl_weight to 0")
+    if mask_share and config.target_kind != "token":
+        raise ConfigError(
+            f"glancing.mask_predict is {mask_share}, and mask-predict needs one token for each position: leave it out, "
+            "or set model.target to token and model.decoder_length to predicted"
+        )
 
 
 def check_mixed_training(config: BnbConfig) -> None:

@@ -114,7 +114,7 @@ def configuration(recipe: PretrainRecipe, shards: TokenShards) -> BnbConfig:
     """
     config = model_config(recipe.model, shards, recipe.data.max_length)
     if recipe.glancing is not None:
-        check_glancing(config)
+        check_glancing(config, recipe.glancing.mask_predict)
     if recipe.mixed_training is not None:
         check_mixed_training(config)
     return config

@@ -24,7 +24,7 @@ from bnb_ds.train import estimates
 from bnb_ds.train.job import Job, Process, open_run, run_job, run_process
 from bnb_ds.train.launch import Launch
 from bnb_ds.train.loop import Evaluation, Intervals
-from bnb_ds.train.objectives import Objective, Reconstruction, ReconstructionAndEncoderMlm
+from bnb_ds.train.objectives import Glancing, Objective, Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.train.tracking import Tracker
 
 
@@ -66,7 +66,9 @@ def _pretrain(plan: PretrainPlan, launch: Launch, process: Process) -> None:
 
 
 def _objective(recipe: PretrainRecipe, total_steps: int) -> Objective:
-    ratio = None if recipe.glancing is None else partial(recipe.glancing.ratio, total_steps=total_steps)
+    ratio = None
+    if recipe.glancing is not None:
+        ratio = Glancing(partial(recipe.glancing.ratio, total_steps=total_steps), recipe.glancing.mask_predict)
     if recipe.objective.encoder_mlm_weight:
         return ReconstructionAndEncoderMlm(recipe.objective.encoder_mlm_weight, ratio, recipe.mixed_training)
     return Reconstruction(ratio, recipe.mixed_training)

@@ -31,7 +31,7 @@ from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
-from bnb_ds.train.objectives import NgramMatches, Objective, Reconstruction
+from bnb_ds.train.objectives import Glancing, NgramMatches, Objective, Reconstruction
 
 
 class BnbModelSection(ModelSection):
@@ -121,7 +121,7 @@ class BnbGenerator(BnbSystem):
         mixed_training: float | None = None,
     ) -> Objective:
         if glancing is not None:
-            check_glancing(self.config())
+            check_glancing(self.config(), glancing.mask_share if isinstance(glancing, Glancing) else 0.0)
         if mixed_training is not None:
             check_mixed_training(self.config())
         if ngram_size is None:

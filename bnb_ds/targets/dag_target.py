@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from bnb_ds.dag.inputs import fits
 from bnb_ds.dag.loss import DagOutput, linear_dag_loss
 from bnb_ds.dag.ngrams import linear_dag_ngram_loss
 from bnb_ds.dag.paths import dag_best_path
-from bnb_ds.dag.strategies import decode_best, decode_candidates
+from bnb_ds.dag.sampling import draw
+from bnb_ds.dag.strategies import decode_best, decode_candidates, emitted, sampled_path
 from bnb_ds.targets.glancing import lowest_of_each, rounded_half_up
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count, ngram_scores
 
@@ -46,7 +48,7 @@ class DagTarget:
 
     def align(self, states: SlotStates, targets: Targets) -> Tensor:
         """The most probable path; slots beside it have -1."""
-        path_BL, _ = dag_best_path(**states.with_targets(targets), log_links=states.links)
+        path_BL, _ = dag_best_path(**_arguments(states, targets))
         return states.layout.unpad(path_BL)
 
     def path_tokens(self, oracle_T: Tensor, targets: Targets, layout: PackedLayout) -> Tensor:
@@ -60,6 +62,8 @@ class DagTarget:
         """
         best_T = linear_argmax(states.hidden, states.weight, states.bias)
         is_on_path_T = oracle_T >= 0
+        if states.blocks is not None:
+            is_on_path_T &= states.blocks.forced < 0  # what they write is known
         is_wrong_T = is_on_path_T & (best_T != targets.at(oracle_T, states.layout))
         number_B = rounded_half_up(ratio, states.layout.pad(is_wrong_T, False).sum(1))
         return lowest_of_each(is_on_path_T, number_B, draws_T, states.layout)
@@ -68,13 +72,38 @@ class DagTarget:
         """By the strategy of ``options.dag``."""
         layout, lengths_B = states.layout, states.layout.lengths
         assert states.links is not None
+        if options.dag.strategy == "sample":
+            return _sampled(states, options)
         if options.dag.strategy != "beam":
             token_T, log_prob_T = linear_best(states.hidden, states.weight, states.bias)
+            if states.blocks is not None:
+                is_forced_T = states.blocks.forced >= 0
+                token_T, log_prob_T = (
+                    token_T.masked_fill(is_forced_T, states.blocks.token),
+                    log_prob_T.masked_fill(is_forced_T, 0.0),
+                )
             best = (layout.pad(token_T), layout.pad(log_prob_T))
             return decode_best(*best, states.links, lengths_B, options.dag, pad=options.pad)
         token_TC, log_prob_TC = _candidates(states, options.dag.beam.candidates)
         candidates = (layout.pad(token_TC), layout.pad(log_prob_TC))
         return decode_candidates(*candidates, states.links, lengths_B, options.dag, pad=options.pad)
+
+
+def _sampled(states: SlotStates, options: ReadOptions) -> tuple[Tensor, Tensor]:
+    """Tokens are drawn only for the slots on the paths."""
+    layout, dag = states.layout, options.dag
+    assert options.keys is not None, "sample needs keys"
+    like_BT = layout.pad(states.hidden[:, 0])
+    path_BT, lengths_B, uniform_BT = sampled_path(like_BT, states.links, layout.lengths, dag, options.keys)
+    is_on_BT = torch.arange(path_BT.shape[1], device=path_BT.device) < lengths_B[:, None]
+    rows_M = (layout.cu_seqlens.long()[:-1, None] + path_BT)[is_on_BT]
+    hidden_MH, uniform_M = states.hidden.index_select(0, rows_M), uniform_BT[is_on_BT]
+    drawn = [
+        draw(logits_CV, uniform_M[rows], dag.temperature, dag.top_p)
+        for rows, logits_CV in logits_in_chunks(hidden_MH, states.weight, states.bias)
+    ]
+    token_BT = torch.zeros_like(path_BT).masked_scatter_(is_on_BT, torch.cat(drawn))
+    return emitted(token_BT, lengths_B, dag.merge_duplicates, options.pad)
 
 
 def output_log_probs(states: SlotStates, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
@@ -85,8 +114,12 @@ def output_log_probs(states: SlotStates, ids_BT: Tensor, lengths_B: Tensor) -> T
 
 
 def _loss(states: SlotStates, targets: Targets, reduction: str, *, zero_infinity: bool = True) -> DagOutput:
-    arguments = states.with_targets(targets)
-    return linear_dag_loss(**arguments, log_links=states.links, reduction=reduction, zero_infinity=zero_infinity)
+    return linear_dag_loss(**_arguments(states, targets), reduction=reduction, zero_infinity=zero_infinity)
+
+
+def _arguments(states: SlotStates, targets: Targets) -> dict[str, Any]:
+    forced_T = None if states.blocks is None else states.blocks.forced
+    return {**states.with_targets(targets), "log_links": states.links, "forced": forced_T}
 
 
 def _candidates(states: SlotStates, number: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.dag.strategies import DagOptions
+from bnb_ds.targets.blocks import Blocks
 
 IGNORED_LABEL = -100
 
@@ -78,6 +79,7 @@ class SlotStates:
         layout: layout of the slots.
         links: float [B, T, T], log-probabilities of links between slots; None without a graph.
         distinct: int64 [B], slots of each sequence that CTC can use; slots that are equal count once.
+        blocks: of a graph in blocks, in training; None: one block.
     """
 
     hidden: Tensor
@@ -86,6 +88,7 @@ class SlotStates:
     layout: PackedLayout
     links: Tensor | None = None
     distinct: Tensor | None = None
+    blocks: Blocks | None = None
 
     def with_targets(self, targets: Targets) -> dict[str, Any]:
         """The keyword arguments that the losses and the best paths of CTC and of a graph have in common."""
@@ -116,6 +119,7 @@ def joined_states(several: Sequence[SlotStates]) -> SlotStates:
         layout=layout,
         links=None if first.links is None else torch.cat([states.links for states in several]),
         distinct=None if first.distinct is None else first.distinct.repeat(times),
+        blocks=None if first.blocks is None else first.blocks.repeat(times),
     )
 
 
@@ -169,10 +173,12 @@ class ReadOptions:
     Attributes:
         dag: for a graph.
         pad: what ids hold behind an output.
+        keys: uint64 [B], hashes that seed the draws of each sequence, for a graph's ``sample``; None without draws.
     """
 
     dag: DagOptions = field(default_factory=lambda: DagOptions("lookahead"))
     pad: int = 0
+    keys: np.ndarray | None = None
 
 
 class Target(Protocol):

@@ -86,9 +86,9 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int, mi
 
     In half precision, a layer keeps 34 bytes per token and hidden unit (Korthikanti et al., MLSys 2023, equation 1,
     without the attention matrix, which SDPA does not keep). fp32 doubles this, and cross-attention adds half. With
-    activation checkpointing, a layer keeps only its input. With ``deep_supervision``, each decoder layer but the last
-    keeps 8 numbers more: those of its head, its hidden gradient, and what the next layer reads. The fused CTC head
-    holds one chunk of logits and the fp32 gradient of its matrix; their size does not depend on the batch.
+    activation checkpointing, a layer keeps only its input. With ``deep_supervision``, each decoder layer that predicts,
+    but the last, keeps 8 numbers more: those of its head, its hidden gradient, and what the next layer reads. The fused
+    CTC head holds one chunk of logits and the fp32 gradient of its matrix; their size does not depend on the batch.
 
     Args:
         config: of the model.
@@ -103,7 +103,6 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int, mi
     encoder, decoder = config.encoder, config.decoder
     per_sample = max_length * encoder.num_hidden_layers * encoder.hidden_size * per_unit
     per_sample += slots * decoder.num_hidden_layers * decoder.hidden_size * per_unit * (1 if recomputed else 1.5)
-    if config.deep_supervision:
-        per_sample += slots * (decoder.num_hidden_layers - 1) * decoder.hidden_size * 8 * element
+    per_sample += slots * len(config.predicting_layers) * decoder.hidden_size * 8 * element
     head = _CTC_CHUNK_BYTES + 4 * config.vocab_size * decoder.hidden_size
     return micro_batch * per_sample + head

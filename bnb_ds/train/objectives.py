@@ -4,6 +4,7 @@ sum over the global batch by the global count, so the result does not depend on 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,23 @@ class Objective(Protocol):
             device: device of this rank.
             step: the optimizer step, from 1.
         """
+
+
+@dataclass(frozen=True)
+class Glancing:
+    """How targets are shown to the decoder.
+
+    Attributes:
+        ratio: of glancing, of a step that is counted from 0.
+        mask_share: with one token a slot, the share of sequences that are shown as mask-predict does.
+    """
+
+    ratio: Callable[[int], float]
+    mask_share: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """The ratio of a step."""
+        return self.ratio(step)
 
 
 class Reconstruction:
@@ -61,6 +79,8 @@ class Reconstruction:
         if self._glancing is not None:
             inputs["glance_ratio"] = self._glancing(step - 1)
             inputs["glance_draws"] = batch.slot_draws(GLANCING_DRAWS).to(device, non_blocking=True)
+            if isinstance(self._glancing, Glancing) and self._glancing.mask_share:
+                inputs["mask_share"] = self._glancing.mask_share
         if self._mixed_training is not None:
             inputs["mixed_ratio"] = self._mixed_training
             inputs["mixed_draws"] = batch.slot_draws(MIXED_DRAWS).to(device, non_blocking=True)

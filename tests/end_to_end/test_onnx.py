@@ -48,6 +48,25 @@ def test_tokens_are_the_same_at_every_length_and_batch(pair):
 
 
 @pytest.mark.slow
+def test_graphs_are_walked_in_onnxruntime(small_tokenizer, tmp_path, capsys):
+    fields = {"target": "dag", "decoder_length_ratio": 2.5, "decoder_tokens": True, "mask_token_id": 4}
+    save_model(tmp_path / "model", small_tokenizer, **fields)
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "onnx"), "--format", "onnx"]) == 0
+    model, engine = load_exported(tmp_path / "model"), OnnxEngine(tmp_path / "onnx", num_threads=1)
+    rng = np.random.default_rng(0)
+    rows = [[2, *rng.integers(5, 500, size).tolist(), 3] for size in (1, 5, MAX_TOKENS - 2, 17, 30, 2)]
+    for budget in (1, 10_000):
+        for how in ({}, {"strategy": "greedy"}, {"strategy": "lookahead", "lookahead_beta": 0.3}):
+            options = DecodeOptions(token_budget=budget, **how)
+            engine.check(options, with_scores=False)
+            assert engine.decode(rows, options) == TorchEngine(model).decode(rows, options)
+    (tmp_path / "in").write_text("some text\n")
+    arguments = ["generate", str(tmp_path / "onnx"), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "o")]
+    assert main([*arguments, "--strategy", "viterbi"]) == 2
+    assert "an ONNX model decodes a graph by greedy or lookahead, without scores or limits" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_the_command_line_takes_it(pair, tmp_path, capsys):
     (tmp_path / "in").write_text("some text\n\nmore of it\n")
     for directory in pair:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bnb_ds.dag import tiles
 from bnb_ds.dag.loss import linear_dag_loss
 from bnb_ds.dag.paths import dag_best_path
 from bnb_ds.dag.strategies import dag_decode
@@ -68,8 +69,8 @@ def scalar(loss):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @settings(max_examples=120, deadline=None)
-@given(batch=batches())
-def test_loss_and_gradients_equal_plain_loops(dtype, batch):
+@given(batch=batches(), tile_bytes=st.sampled_from([8, 64, 10 << 20]))
+def test_loss_and_gradients_equal_plain_loops(dtype, batch, tile_bytes):
     rows, weight, bias, links, targets, reduction, chunk_tokens, is_padded = batch
     leaves = [tensor.requires_grad_() for tensor in (*rows, *links, weight, bias) if tensor is not None]
     expected = plain_linear_dag(rows, weight, bias, links, targets, reduction=reduction)
@@ -77,13 +78,14 @@ def test_loss_and_gradients_equal_plain_loops(dtype, batch):
     count = len(rows)
     ours_weight, ours_bias = ours_leaves[2 * count], ours_leaves[-1] if bias is not None else None
     hidden, log_links, named = arguments(ours_leaves[:count], ours_leaves[count : 2 * count], targets, is_padded, dtype)
-    got = linear_dag_loss(
-        hidden, ours_weight, ours_bias, log_links, reduction=reduction, chunk_tokens=chunk_tokens, **named
-    )
+    options = {"reduction": reduction, "chunk_tokens": chunk_tokens, **named}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "_TILE_BYTES", tile_bytes)
+        got = linear_dag_loss(hidden, ours_weight, ours_bias, log_links, **options)
+        ours = torch.autograd.grad(scalar(got.loss), ours_leaves, allow_unused=True, materialize_grads=True)
     tolerance = {"rtol": 0, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 1e-4}
     torch.testing.assert_close(got.loss.double(), expected, **tolerance)
     theirs = torch.autograd.grad(scalar(expected), leaves, allow_unused=True, materialize_grads=True)
-    ours = torch.autograd.grad(scalar(got.loss), ours_leaves, allow_unused=True, materialize_grads=True)
     size = max(gradient.abs().max().item() for gradient in theirs if gradient.numel())
     for one, other in zip(ours, theirs, strict=True):
         atol = 1e-9 if dtype == torch.float64 else 3e-5 * max(size, 1.0)

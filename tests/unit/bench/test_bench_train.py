@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
-from bnb_ds.bench.train import WAYS, Contest, Setting, batches, measure
+from bnb_ds.bench.train import WAYS, Contest, Setting, batches, measure, table
 from bnb_ds.cli import main
+from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 
 
@@ -66,6 +67,24 @@ def test_measures_are_of_both_ways(small_shards):
     assert result["padded_tokens"] == 2 * 3 * 40
     assert 0 < result["tokens"] <= 240
     assert all(value > 0 for value in (*result["seconds"].values(), *result["peak_bytes"].values()))
+
+
+def test_methods_are_measured_beside_ours(small_shards, monkeypatch):
+    shown = []
+    forward = BnbForConditionalGeneration.forward
+
+    def noted(self, *args, **kwargs):
+        ratio, draws = kwargs.get("glance_ratio"), kwargs.get("glance_draws")
+        shown.append((self.config.deep_supervision, ratio, None if draws is None else len(draws)))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(BnbForConditionalGeneration, "forward", noted)
+    result = measure(setting(small_shards, repeats=1, methods=("glancing", "deep_supervision")))
+    assert set(shown) == {(False, None, None), (False, 0.5, result["tokens"]), (True, None, None)}
+    assert result["seconds"].keys() == result["peak_bytes"].keys() == {*WAYS, "glancing", "deep_supervision"}
+    lines = table(result).splitlines()
+    assert lines[5].startswith("| with ")
+    assert [line.split(" | ")[0] for line in lines[7:]] == ["| glancing", "| deep_supervision"]
 
 
 @pytest.mark.slow

@@ -184,10 +184,11 @@ def test_strategies_in_order_of_probability():
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_output_does_not_depend_on_its_company(strategy):
     emissions, links, lengths = batch(LENGTHS)
-    ids, out_lengths = dag_decode(emissions.float(), links.float(), lengths, strategy)
+    ids, out_lengths = dag_decode(emissions.float(), links.float(), lengths, strategy, keys=range(len(LENGTHS)))
     for index, n in enumerate(LENGTHS):
         log_probs, own = graph(n, index)
-        alone, length = dag_decode(log_probs[None].float(), own[None].float(), torch.tensor([n]), strategy)
+        inputs = (log_probs[None].float(), own[None].float(), torch.tensor([n]))
+        alone, length = dag_decode(*inputs, strategy, keys=[index])
         assert length[0] == out_lengths[index]
         assert torch.equal(alone[0, : length[0]], ids[index, : length[0]])
         assert (ids[index, length[0] :] == 0).all()
@@ -198,8 +199,9 @@ def test_a_slot_without_a_way_on_leads_to_the_last(strategy):
     log_probs, links = graph(5)
     links[0] = torch.tensor([-math.inf, 0, -math.inf, -math.inf, -math.inf])
     links[1] = -math.inf
-    ids, lengths = dag_decode(log_probs[None], links[None], torch.tensor([5]), strategy, merge_duplicates=False)
-    slots = [0, 1, 4] if strategy in ("greedy", "lookahead") else [0, 4]
+    options = {"merge_duplicates": False, "top_p": 1e-9}
+    ids, lengths = dag_decode(log_probs[None], links[None], torch.tensor([5]), strategy, **options)
+    slots = [0, 1, 4] if strategy in ("greedy", "lookahead", "sample") else [0, 4]
     assert ids[0, : lengths[0]].tolist() == log_probs.argmax(1)[slots].tolist()
 
 
@@ -279,7 +281,7 @@ def test_walks_run_in_onnxruntime(strategy, tmp_path):
     ("changes", "error", "message"),
     [
         ({"strategy": "look-ahead"}, ValueError, "strategy is 'look-ahead': did you mean 'lookahead'?"),
-        ({"strategy": "sampling"}, ValueError, "strategy is 'sampling': known: beam, greedy"),
+        ({"strategy": "guess"}, ValueError, "strategy is 'guess': known: beam, greedy"),
         ({"lookahead_beta": -0.1}, ValueError, "lookahead_beta is -0.1: give a finite number of at least 0"),
         ({"lookahead_beta": math.inf}, ValueError, "lookahead_beta is inf"),
         ({"length_penalty": -1.0}, ValueError, "length_penalty is -1.0: give a number from 0 to 10.0"),
@@ -290,8 +292,17 @@ def test_walks_run_in_onnxruntime(strategy, tmp_path):
         ({"min_length": 5, "max_length": 4, "strategy": "viterbi"}, ValueError, "max_length is 4: give at least 1 and"),
         ({"min_length": 3}, ValueError, "strategy 'greedy' keeps to no min_length or max_length: use one of viterbi"),
         ({"max_length": 3, "strategy": "lookahead"}, ValueError, "strategy 'lookahead' keeps to no"),
-        ({"beam_size": 0, "strategy": "beam"}, ValueError, "beam_size is 0: give at least 1"),
-        ({"candidates": 0, "strategy": "beam"}, ValueError, "candidates is 0: give at least 1"),
+        ({"beam_size": 0, "strategy": "beam"}, ValueError, "beam_size is 0: give a whole number of at least 1"),
+        ({"candidates": 0, "strategy": "beam"}, ValueError, "candidates is 0: give a whole number of at least 1"),
+        ({"beam_size": 2.5, "strategy": "beam"}, ValueError, "beam_size is 2.5: give a whole number of at least 1"),
+        ({"lookahead_beta": "1"}, ValueError, "lookahead_beta is '1': give a number"),
+        (
+            {"keys": [1], "strategy": "sample"},
+            ValueError,
+            r"keys are \[1\]: give a whole number of at least 0 for each of 2",
+        ),
+        ({"keys": [1, -1], "strategy": "sample"}, ValueError, r"keys are \[1, -1\]: give a whole number"),
+        ({"keys": [1, 0.5], "strategy": "sample"}, ValueError, r"keys are \[1.0, 0.5\]: give a whole number"),
         ({"lm_weight": math.nan, "strategy": "beam"}, ValueError, "lm_weight is nan: give a finite number"),
         ({"log_probs": torch.zeros(2, 3)}, ValueError, r"log_probs has shape \(2, 3\): give \[B, L, V\]"),
         ({"log_links": torch.zeros(2, 3, 4)}, ValueError, r"log_links has shape \(2, 3, 4\): .* B = 2 and L = 3"),

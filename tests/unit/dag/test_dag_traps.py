@@ -11,6 +11,7 @@ from torch import Tensor
 from bnb_ds.dag import alignment, head
 from bnb_ds.dag.alignment import nll_and_posteriors
 from bnb_ds.dag.loss import linear_dag_loss
+from bnb_ds.dag.tiles import TiledProjection, Tiles
 from tests.plain_dag import plain_nll, random_links
 
 
@@ -164,7 +165,7 @@ def test_slots_that_cannot_be_reached_have_no_gradient_of_nan():
 @pytest.mark.parametrize("num_live", [3, 12])
 def test_rows_that_no_path_passes_are_not_projected_again(monkeypatch, num_live):
     """And what is left out changes nothing."""
-    rows, project = [], head.FusedHead._project
+    rows, begin = [], TiledProjection.__init__
     targets = torch.arange(num_live)[None]
     hidden, weight, bias, links = trained_like(40, 16, 12, targets)
     links = torch.full_like(links, -math.inf)
@@ -172,9 +173,9 @@ def test_rows_that_no_path_passes_are_not_projected_again(monkeypatch, num_live)
     links[0, path[:-1], path[1:]] = 0.0
     whole = with_gradients(hidden, weight, bias, links, targets)
     monkeypatch.setattr(
-        head.FusedHead,
-        "_project",
-        lambda self, hidden_CH, out: (rows.append(len(hidden_CH)), project(self, hidden_CH, out))[1],
+        TiledProjection,
+        "__init__",
+        lambda self, hidden_NH, *others: (rows.append(len(hidden_NH)), begin(self, hidden_NH, *others))[1],
     )
     assert all(
         torch.equal(a, b) for a, b in zip(whole, with_gradients(hidden, weight, bias, links, targets), strict=True)
@@ -242,13 +243,36 @@ def test_nothing_depends_on_the_chunk(chunk_tokens):
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 108, 109, 1024, 100_000])
-def test_default_chunks_are_equal_and_bounded_in_bytes(num_rows):
+def test_default_chunks_of_a_gpu_are_equal_and_bounded_in_bytes(num_rows):
     weight = torch.empty(28_996, 0)
     chunk_tokens = head.default_chunk_tokens(weight, num_rows)
-    assert 1 <= chunk_tokens <= (12 << 20) // (28_996 * 4)
+    assert 1 <= chunk_tokens <= (192 << 20) // (28_996 * 4)
     num_chunks = math.ceil(num_rows / chunk_tokens)
     assert num_rows - (num_chunks - 1) * chunk_tokens >= chunk_tokens - num_chunks
     assert head.default_chunk_tokens(torch.empty(100_000_000, 0), 7) == 1
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2048, 2049, 5000])
+@pytest.mark.parametrize("vocab_size", [2, 28_996])
+@pytest.mark.parametrize("chunk_rows", [None, 700])
+def test_tiles_cover_everything_once_within_their_bytes(num_rows, vocab_size, chunk_rows):
+    tiles, seen = Tiles.of(num_rows, torch.empty(vocab_size, 0), chunk_rows), torch.zeros(num_rows, vocab_size)
+    for rows, columns in tiles:
+        seen[rows, columns] += 1
+        assert 4 * seen[rows, columns].numel() <= 10 << 20
+        assert len(seen[rows]) <= (chunk_rows or 2048)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("impossible", [[], [0, 1, 2], [4, 5, 6, 7]], ids=str)
+def test_logsumexp_is_added_up_over_tiles(impossible, monkeypatch):
+    """Also where a whole tile, or the first column of one, is impossible."""
+    monkeypatch.setattr("bnb_ds.dag.tiles._TILE_BYTES", 2 * 4 * 4)
+    hidden, weight, bias = normal(2, 5).float(), normal(11, 5, seed=1).float(), normal(11, seed=2).float()
+    bias[impossible] = -math.inf
+    expected = torch.logsumexp(hidden.double() @ weight.double().T + bias, 1)
+    got = TiledProjection(hidden, weight, bias, None).normalizers()
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-6)
 
 
 def test_the_same_input_gives_the_same_bits():
@@ -260,12 +284,11 @@ def test_the_same_input_gives_the_same_bits():
         assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("function", [torch.softmax, torch.log_softmax])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_torch_can_write_a_softmax_over_its_input(function, dtype):
+def test_torch_can_write_a_softmax_over_its_input(dtype):
     """The head does so on a CPU, where a second buffer would be half of what it holds."""
     for shape in ((3, 1), (5, 7), (2, 28_996)):
         logits = 5 * normal(*shape, dtype=dtype)
-        expected = function(logits, 1)
-        assert function(logits, 1, out=logits) is logits
+        expected = torch.log_softmax(logits, 1)
+        assert torch.log_softmax(logits, 1, out=logits) is logits
         assert torch.equal(logits, expected)

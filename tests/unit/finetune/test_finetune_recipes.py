@@ -33,7 +33,13 @@ def stand_ins(tmp_path_factory, small_tokenizer):
     folder = tmp_path_factory.mktemp("recipes")
     bert = {**SIZE.model_dump(), "vocab_size": len(small_tokenizer)}
     BertModel(BertConfig(**bert)).save_pretrained(folder / "bert")
-    config = BnbConfig(encoder=bert, decoder=bert, decoder_positions="shared")
+    config = BnbConfig(
+        encoder=bert,
+        decoder={**bert, "num_hidden_layers": 4},
+        decoder_positions="shared",
+        bos_token_id=small_tokenizer.cls_token_id,
+        eos_token_id=small_tokenizer.sep_token_id,
+    )
     BnbForConditionalGeneration(config).save_pretrained(folder / "bnb")
     BartForConditionalGeneration(
         BartConfig(

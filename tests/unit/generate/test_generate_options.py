@@ -179,8 +179,16 @@ def test_bad_words_are_not_written(policy):
         ("source", {"lookahead_beta": float("nan")}, "lookahead_beta is nan: give a finite number"),
         ("source", {"length_penalty": "1"}, "length_penalty is '1': give a finite number"),
         ("predicted", {"beam_size": 2}, "beam_size is 2: the prefix beam search needs CTC"),
-        ("predicted", {"no_repeat_ngram_size": 2}, "need CTC: leave them out with decoder_length 'predicted'"),
-        ("predicted", {"bad_words_ids": [[4, 5]]}, "need CTC: leave them out with decoder_length 'predicted'"),
+        (
+            "predicted",
+            {"no_repeat_ngram_size": 2},
+            "need CTC or a graph: leave them out with",
+        ),
+        (
+            "predicted",
+            {"bad_words_ids": [[4, 5]]},
+            "need CTC or a graph: leave them out with",
+        ),
     ],
 )
 def test_options_that_cannot_work_are_refused(policy, options, message):

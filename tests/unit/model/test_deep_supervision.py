@@ -13,6 +13,7 @@ import torch
 from bnb_ds.data.batch import GLANCING_DRAWS, MIXED_DRAWS, PackedBatch
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.fixed_shape import RectangularBnb
+from bnb_ds.model.layers import PredictionFeedback
 from bnb_ds.model.length import stretch_latents
 from bnb_ds.model.target_rules import check_mixed_training
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbModel
@@ -44,7 +45,7 @@ def deep_model(*, layers: int = 3, dropout: dict[str, float] = QUIET, **fields):
     model = bnb_model(**halves, deep_supervision=True, **fields).train()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for feedback in model.model.decoder.feedback:
+        for feedback in (each for each in model.model.decoder.feedback if isinstance(each, PredictionFeedback)):
             feedback.weight.copy_(0.4 * torch.randn(feedback.weight.shape, generator=generator, dtype=torch.float64))
     return model
 

@@ -33,6 +33,31 @@ def test_outputs_are_those_of_packed_execution(fields):
     assert torch.equal(ids[:, : int(lengths.max())], model.generate(**inputs))
 
 
+GRAPHS = [
+    {"target": "dag"},
+    {
+        "target": "dag",
+        "decoder_length_ratio": 1.5,
+        "decoder_positions": "absolute",
+        "decoder_tokens": True,
+        "mask_token_id": 4,
+    },
+]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fields", GRAPHS, ids=str)
+def test_outputs_of_graphs_are_those_of_packed_execution(fields, beta):
+    model = bnb_model(**fields)
+    inputs = padded_form(source_ids(LENGTHS))
+    with torch.no_grad():
+        path = RectangularBnb(model)(inputs["input_ids"], inputs["attention_mask"], torch.tensor(beta))
+    strategy = {"strategy": "lookahead", "lookahead_beta": beta} if beta else {"strategy": "greedy"}
+    expected = model.generate(**inputs, **strategy)
+    assert torch.equal(path[:, : expected.shape[1]].clamp(min=0), expected)
+    assert (path[:, expected.shape[1] :] == -1).all()
+
+
 @pytest.mark.parametrize("fields", SHAPES[:4], ids=str)
 @pytest.mark.parametrize("num_columns", [1, 2, 7, 24])
 def test_slot_columns_are_the_policys(fields, num_columns):
@@ -41,7 +66,7 @@ def test_slot_columns_are_the_policys(fields, num_columns):
 
 
 def test_length_classification_is_refused():
-    with pytest.raises(ConfigError, match="only models with CTC can be compiled or exported to ONNX"):
+    with pytest.raises(ConfigError, match="only models with decoder_length 'source' can be compiled or"):
         RectangularBnb(bnb_model(decoder_length="predicted"))
 
 

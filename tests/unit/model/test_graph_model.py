@@ -9,7 +9,6 @@ import torch
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.slots import longest_targets, slots_of_targets
 from bnb_ds.model.target_rules import check_ngrams
 from tests.tiny import bnb_config, bnb_model, source_ids
@@ -206,8 +205,6 @@ def test_refused_inputs():
     source = source_ids([6])[0][None]
     with pytest.raises(ConfigError, match="a source of 6 tokens needs a graph of 12 slots, but link_positions is 8"):
         model(source)
-    with pytest.raises(ConfigError, match="only models with CTC can be compiled or exported to ONNX"):
-        RectangularBnb(model)
     source = source_ids([3])[0][None]
     for options, message in (
         ({"strategy": "guess"}, "strategy is 'guess'"),
@@ -215,12 +212,34 @@ def test_refused_inputs():
         ({"length_penalty": 11.0}, "length_penalty is 11.0: give a number from 0 to 10"),
         ({"max_length": 4}, "strategy 'lookahead' keeps to no min_length or max_length"),
         ({"beam_size": 4, "strategy": "greedy"}, "beam_size is 4, but strategy is 'greedy'"),
-        ({"no_repeat_ngram_size": 2}, "need CTC: leave them out with target 'dag'"),
     ):
         with pytest.raises(ConfigError, match=message):
             model.generate(source, **options)
     with pytest.raises(ConfigError, match="the model's target is 'ctc': leave it out, or make a graph of this model"):
         bnb_model().generate(source, strategy="lookahead")
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "error", "message"),
+    [
+        (TOKENS, {"glance_ratio": 2.0}, ValueError, r"glance_ratio is 2\.0: give a number from 0 to 1"),
+        (TOKENS, {"glance_ratio": float("nan")}, ValueError, "glance_ratio is nan: give a number from 0 to 1"),
+        (TOKENS, {"glance_ratio": 0.5}, ValueError, "needs glance_draws, one for each of 12 slots, not none"),
+        (
+            TOKENS,
+            {"glance_ratio": 0.5, "glance_draws": torch.rand(7)},
+            ValueError,
+            r"glance_draws, one for each of 12 slots, not those of shape \(7,\)",
+        ),
+        ({}, {"glance_ratio": 0.5, "glance_draws": torch.rand(12)}, ConfigError, "set decoder_tokens to true"),
+        ({}, {"mixed_ratio": -0.1}, ValueError, r"mixed_ratio is -0\.1: give a number from 0 to 1"),
+    ],
+)
+def test_ratios_that_are_none_are_refused(fields, given, error, message):
+    source = torch.stack(source_ids([3, 3]))
+    labels = torch.tensor([[2, 9, 3], [2, 9, 3]])
+    with pytest.raises(error, match=message):
+        bnb_model(**DAG, **fields).train()(source, labels=labels, **given)
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel
 from bnb_ds.config.sections import ModelSection
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.model_factory import build_model, model_config, refuse_equal_slots
+from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 from tests.tiny import bnb_model
 
@@ -129,6 +130,34 @@ def test_every_setting_of_the_section_reaches_the_model(shards):
     }
     config = model_config(ModelSection(size=SIZE, **fields), shards, 32)
     assert {name: getattr(config, name) for name in fields} == fields
+
+
+def test_random_weights_are_as_wide_as_the_recipe_says(shards):
+    wide = build_model(ModelSection(size={**SIZE, "initializer_range": 0.5}, target="dag"), shards, 32)
+    usual = build_model(ModelSection(size=SIZE, target="dag"), shards, 32)
+    for name in ("links.positions.weight", "model.decoder.embeddings.position_embeddings.weight"):
+        assert wide.state_dict()[name].std() == pytest.approx(0.5, rel=0.2)
+        assert usual.state_dict()[name].std() == pytest.approx(0.02, rel=0.2)
+    with pytest.raises(ValueError, match="greater than 0"):
+        ModelSection(size={**SIZE, "initializer_range": 0.0})
+
+
+def test_embeddings_may_be_wider_than_other_weights(shards, tmp_path):
+    section = ModelSection(size=SIZE, target="dag", embedding_range=1.0)
+    model = build_model(section, shards, 32)
+    for name, weight in model.state_dict().items():
+        if name.endswith(("embeddings.weight", "positions.weight")):
+            if "encoder." in name or "type" in name:
+                continue
+            assert weight.std() == pytest.approx(1.0, rel=0.5), name
+        elif name.endswith("dense.weight"):
+            assert weight.std() == pytest.approx(0.02, rel=0.3), name
+    model.save_pretrained(tmp_path)
+    again = BnbForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.config.embedding_range == 1.0
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
+    with pytest.raises(ConfigError, match=r"embedding_range is -1\.0: give a number above 0, or leave it out"):
+        BnbConfig(embedding_range=-1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""The best path through a graph of slots as a whole, for each length.
+
+Shapes: B sequences, L slots of the longest, M lengths of paths that are compared.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def viterbi(
+    emission_BL: Tensor,
+    links_BLL: Tensor,
+    last_B: Tensor,
+    length_penalty: float,
+    min_length: int = 0,
+    max_length: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best path of each length from the first slot to the last, and of these the best by length-penalised score.
+
+    Returns:
+        path: int64 [B, L], its slots, then the last slot.
+        length: int64 [B].
+        score: float64 [B], log-probability over ``length ** length_penalty``; -inf if no path reaches the last slot
+            within ``max_length``, where the path is said to be the first slot and the last.
+    """
+    num_slots = emission_BL.shape[1]
+    num_lengths = num_slots if max_length is None else min(max_length, num_slots)
+    shortest = 1 if num_slots == 1 else 2
+    num_lengths = max(num_lengths, shortest)  # a path has no fewer
+    best_BL = torch.full_like(emission_BL, -torch.inf)
+    best_BL[:, 0] = emission_BL[:, 0]
+    at_end_MB, before_MBL = [best_BL.gather(1, last_B[:, None])[:, 0]], []
+    buffer_BLL = torch.empty_like(links_BLL)
+    for _ in range(1, num_lengths):
+        torch.add(best_BL[:, :, None], links_BLL, out=buffer_BLL)
+        arriving_BL, source_BL = buffer_BLL.max(1)
+        best_BL = arriving_BL + emission_BL
+        before_MBL.append(source_BL.int())
+        at_end_MB.append(best_BL.gather(1, last_B[:, None])[:, 0])
+    total_BM = torch.stack(at_end_MB, 1)
+    count_M = torch.arange(1, num_lengths + 1, device=total_BM.device)
+    missing_M = (min_length - count_M).clamp(min=0)
+    missing_BM = torch.where(total_BM == -torch.inf, num_slots + min_length + 1, missing_M)
+    is_compared_BM = missing_BM == missing_BM.amin(1, keepdim=True)
+    score_BM = torch.where(is_compared_BM, total_BM.double() / count_M.double() ** length_penalty, -torch.inf)
+    score_B, index_B = score_BM.max(1)
+    length_B = torch.where(score_B > -torch.inf, index_B + 1, torch.where(last_B == 0, 1, 2))
+    path_BL = last_B[:, None].repeat(1, num_slots)
+    slot_B = last_B
+    for step in range(num_lengths - 1, 0, -1):
+        is_on_B = step < length_B
+        source_B = before_MBL[step - 1].gather(1, slot_B[:, None])[:, 0].long()
+        slot_B = torch.where(is_on_B, source_B, slot_B)
+        path_BL[:, step - 1] = torch.where(is_on_B, slot_B, path_BL[:, step - 1])
+    path_BL[:, 0] = 0
+    return path_BL, length_B, score_B
