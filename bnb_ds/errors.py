@@ -8,6 +8,7 @@ bnb_ds and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 import time
@@ -115,3 +116,18 @@ def run_reporting_errors(program: str, function: Callable[[], int | None]) -> in
         # The reader of our output (`| head`) has closed the pipe. Python must not fail again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError for a value that is none of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{field} is {value!r}: use one of: {', '.join(choices)}")
+
+
+def require_range(field: str, value: float, *, minimum: float, below: float | None = None) -> None:
+    """Raise ConfigError for a number outside its range."""
+    # In this form the comparison also refuses a NaN.
+    if not minimum <= value < (math.inf if below is None else below):
+        bound = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
+        bound += ", and no infinite one" if value == math.inf else ""
+        raise ConfigError(f"{field} is {value}: give a value of {bound}")

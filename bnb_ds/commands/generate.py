@@ -146,18 +146,18 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         default=1.0,
         help="power of the length that divides the score of a path; more favours longer outputs (default %(default)s)",
     )
-    for flag, help_text in (
-        ("--temperature", "below 1, --strategy sample draws likely links and tokens more often"),
-        ("--top-p", "--strategy sample draws from the most probable ones, which hold this much together"),
-    ):
-        decoding.add_argument(flag, type=float, default=1.0, help=f"{help_text} (default %(default)s)")
-    decoding.add_argument("--seed", type=natural, default=0, help="seed of --strategy sample (default %(default)s)")
     for flag, kind, help_text in (
         ("--length-beam", positive, "number of lengths to try, for models with length classification"),
         ("--refinement", natural, "further passes, which see the tokens before them; for models with decoder_tokens"),
         ("--exit-entropy", float, "nats below which a position exits a layer; for models with deep_supervision"),
     ):
         decoding.add_argument(flag, type=kind, metavar="N", help=f"{help_text} (default: the model's own, or none)")
+    for flag, help_text in (
+        ("--temperature", "below 1, --strategy sample draws likely links and tokens more often"),
+        ("--top-p", "--strategy sample draws from the most probable ones, which hold this much together"),
+    ):
+        decoding.add_argument(flag, type=float, default=1.0, help=f"{help_text} (default %(default)s)")
+    decoding.add_argument("--seed", type=natural, default=0, help="seed of --strategy sample (default %(default)s)")
     decoding.add_argument("--max-length", type=positive, help="most tokens of an output (default: no limit)")
     decoding.add_argument(
         "--no-repeat-ngram-size",

@@ -1,7 +1,8 @@
 """The noise of mask-predict: the decoder sees some tokens of a target, and predicts the others.
 
 How many are masked is uniform from one to all of them; then each choice of that many is equally probable. All draws
-belong to a sample, so they do not depend on ranks or micro batches.
+belong to a sample, so they do not depend on ranks or micro batches. (``glancing.mask_predict`` has the same chances in
+the second pass of glancing. Here there is one pass, and the host knows how many tokens have a loss.)
 
 Shapes: B sequences, M target tokens of all sequences together.
 

@@ -24,12 +24,9 @@ from bnb_ds.model.network import OPTIONAL_PARTS, OTHER_PARTS, BnbModel, BnbPreTr
 from bnb_ds.model.outputs import BnbOutput
 from bnb_ds.model.slots import DecoderSlots, distinct_slots
 from bnb_ds.model.target_rules import target_of
-from bnb_ds.targets.glancing import check_chance, same_dropout, seen_by_mask_predict
+from bnb_ds.targets.glancing import Chances, check_chances, same_dropout, seen_by_mask_predict
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, joined_states, read_targets
 from bnb_ds.targets.token_target import TokenTarget
-
-#: the ratio of a way to show targets, and a draw for each slot, float32 [sum T]; both None: that way is not taken
-Chance = tuple[float | None, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +120,9 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             return_best: return ``best`` of `BnbOutput` too. This does not hold the logits of all slots.
             glance_ratio: in training, with labels: the ratio of glancing (`bnb_ds.targets.glancing`); None: none.
             glance_draws: float32 [sum T], in [0, 1), a draw for each slot; with ``glance_ratio``.
-            masked: in training, with labels, one token a slot: bool [sum T], slots to predict; others hold their token.
             mask_share: with ``glance_ratio`` and one token a slot: the share of sequences of which mask-predict says
                 how many tokens are seen (`bnb_ds.targets.glancing.seen_by_mask_predict`).
+            masked: in training, with labels, one token a slot: bool [sum T], slots to predict; others hold their token.
             mixed_ratio: in training, with labels and ``deep_supervision``: the probability that a slot's token on the
                 best path of the target replaces what a layer predicts for it, for the layer behind; None: 0.
             mixed_draws: float32 [sum T], in [0, 1), a draw for each slot and all its layers; with ``mixed_ratio``.
@@ -144,14 +141,11 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         if decode is not None:
             return BnbOutput(decoded=decode(self, inputs))
-        encoded, chances = self.model.encode(inputs), ((glance_ratio, glance_draws), (mixed_ratio, mixed_draws))
+        encoded = self.model.encode(inputs)
         slots = self._open(encoded, targets)
-        shown = self._show(encoded, slots, targets, *chances, masked, mask_share)
-        result = BnbOutput(
-            latent=inputs.restore(encoded.latent),
-            decoder_lengths=slots.layout.lengths,
-            encoder_last_hidden_state=inputs.restore(encoded.hidden),
-        )
+        chances = Chances((glance_ratio, glance_draws), (mixed_ratio, mixed_draws), mask_share)
+        shown = self._show(encoded, slots, targets, chances, masked)
+        result = _output_of(encoded, inputs, slots)
         several = self._states(encoded, shown, targets, rewrites)
         if targets is not None:
             self._add_scores(result, self._scores(several, targets, shown, ngram_size), encoded, targets)
@@ -256,35 +250,32 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         encoded: Encoded,
         slots: DecoderSlots,
         targets: Targets | None,
-        glance: Chance,
-        mix: Chance,
+        chances: Chances,
         masked_T: Tensor | None,
-        mask_share: float,
     ) -> Shown:
         """What the decoder may see of the targets in training; a first pass may say it."""
-        for name, chance in (("glance", glance), ("mixed", mix)):
-            check_chance(name, *chance, slots.layout.num_tokens, has_tokens=slots.token_ids is not None)
-        if not 0 <= mask_share <= 1 or (mask_share and self.config.target_kind != "token"):
-            raise ValueError(f"mask_share is {mask_share}: give a number from 0 to 1, above 0 only to target 'token'")
+        check_chances(
+            chances, slots.layout.num_tokens, slots.token_ids is not None, isinstance(self.target, TokenTarget)
+        )
         if targets is None or not self.training:
             return Shown(slots)
         if masked_T is not None:
             assert slots.token_ids is not None, "tokens are shown with decoder_tokens"
             tokens_T = torch.where(masked_T, slots.token_ids, targets.tokens)
             return Shown(replace(slots, token_ids=tokens_T), masked=masked_T)
-        if glance[0] is None and mix[0] is None:
+        if chances.glance[0] is None and chances.mix[0] is None:
             return Shown(slots)
         with same_dropout(encoded.hidden.device):
             states = self.states(encoded, slots)
         oracle_T = self.target.align(states, targets)
         given_T = mixed_T = None
-        (ratio, draws_T), (mixed_ratio, mixed_draws_T) = glance, mix
+        (ratio, draws_T), (mixed_ratio, mixed_draws_T) = chances.glance, chances.mix
         if ratio is not None:
             assert slots.token_ids is not None
             assert draws_T is not None
             given_T = self.target.glanced(states, targets, oracle_T, ratio, draws_T)
-            if mask_share:
-                given_T = seen_by_mask_predict(given_T, draws_T, mask_share, slots.layout)
+            if chances.mask_share:
+                given_T = seen_by_mask_predict(given_T, draws_T, chances.mask_share, slots.layout)
             tokens_T = torch.where(given_T, targets.at(oracle_T, slots.layout), slots.token_ids)
             slots = replace(slots, token_ids=tokens_T)
         if mixed_ratio is not None:
@@ -321,6 +312,15 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         result["loss_sum"], result["loss_count"], result["kl"] = loss_sum, count, scores.kl
         result["num_infeasible"] = scores.num_infeasible
         result["loss"] = loss_sum / count.clamp(min=1)
+
+
+def _output_of(encoded: Encoded, inputs: PackedInputs, slots: DecoderSlots) -> BnbOutput:
+    """What is known before the slots are decoded."""
+    return BnbOutput(
+        latent=inputs.restore(encoded.latent),
+        decoder_lengths=slots.layout.lengths,
+        encoder_last_hidden_state=inputs.restore(encoded.hidden),
+    )
 
 
 def _in_form(values_T: Tensor, inputs: PackedInputs, layout: PackedLayout) -> Tensor:

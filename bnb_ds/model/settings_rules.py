@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import ConfigError, require_choice, require_range
 
 DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
 DECODER_POSITIONS = ("absolute", "shared")
@@ -32,19 +32,19 @@ _SHARED_SIZES = (
 def check_settings(config: Any) -> None:
     """Raise ConfigError for a value of a `bnb_ds.model.configuration.BnbConfig` out of range, or that does not fit."""
     _check_choices(config)
-    _require_range("latent_size", config.latent_size, minimum=1)
-    _require_range("latent_dropout", config.latent_dropout, minimum=0.0, below=1.0)
-    _require_range("blank_token_id", config.blank_token_id, minimum=0, below=config.decoder.vocab_size)
-    _require_range("decoder_length_min", config.decoder_length_min, minimum=1)
+    require_range("latent_size", config.latent_size, minimum=1)
+    require_range("latent_dropout", config.latent_dropout, minimum=0.0, below=1.0)
+    require_range("blank_token_id", config.blank_token_id, minimum=0, below=config.decoder.vocab_size)
+    require_range("decoder_length_min", config.decoder_length_min, minimum=1)
     if not 0 < config.decoder_length_ratio < math.inf:
         raise ConfigError(f"decoder_length_ratio is {config.decoder_length_ratio}: give a number above 0")
     if isinstance(config.decoder_length_offset, bool) or not isinstance(config.decoder_length_offset, int):
         raise ConfigError(f"decoder_length_offset is {config.decoder_length_offset!r}: give a whole number of slots")
     if config.decoder_length_max is not None:
-        _require_range("decoder_length_max", config.decoder_length_max, minimum=config.decoder_length_min)
-    _require_range("length_difference_max", config.length_difference_max, minimum=config.length_difference_min)
-    _require_range("length_loss_weight", config.length_loss_weight, minimum=0.0)
-    _require_range("kl_weight", config.kl_weight, minimum=0.0)
+        require_range("decoder_length_max", config.decoder_length_max, minimum=config.decoder_length_min)
+    require_range("length_difference_max", config.length_difference_max, minimum=config.length_difference_min)
+    require_range("length_loss_weight", config.length_loss_weight, minimum=0.0)
+    require_range("kl_weight", config.kl_weight, minimum=0.0)
     if config.embedding_range is not None and not 0 < config.embedding_range < math.inf:
         raise ConfigError(f"embedding_range is {config.embedding_range}: give a number above 0, or leave it out")
     _check_deep_supervision(config)
@@ -58,7 +58,7 @@ def check_settings(config: Any) -> None:
 
 
 def _check_deep_supervision(config: Any) -> None:
-    _require_range("deep_supervision_every", config.deep_supervision_every, minimum=1)
+    require_range("deep_supervision_every", config.deep_supervision_every, minimum=1)
     if config.deep_supervision_every > 1 and not config.predicting_layers:
         way_out = "lower it" if config.deep_supervision else "set deep_supervision to true"
         raise ConfigError(
@@ -68,11 +68,11 @@ def _check_deep_supervision(config: Any) -> None:
 
 
 def _check_choices(config: Any) -> None:
-    _require_choice("decoder_length", config.decoder_length, DECODER_LENGTH_POLICIES)
-    _require_choice("decoder_positions", config.decoder_positions, DECODER_POSITIONS)
-    _require_choice("loss_reduction", config.loss_reduction, LOSS_REDUCTIONS)
-    _require_choice("slot_tokens", config.slot_tokens, SLOT_TOKENS)
-    _require_choice("refined_tokens", config.refined_tokens, REFINED_TOKENS)
+    require_choice("decoder_length", config.decoder_length, DECODER_LENGTH_POLICIES)
+    require_choice("decoder_positions", config.decoder_positions, DECODER_POSITIONS)
+    require_choice("loss_reduction", config.loss_reduction, LOSS_REDUCTIONS)
+    require_choice("slot_tokens", config.slot_tokens, SLOT_TOKENS)
+    require_choice("refined_tokens", config.refined_tokens, REFINED_TOKENS)
     _check_target(config)
     _check_slot_inputs(config)
     if config.decoder_positions == "shared" and config.decoder.type_vocab_size < 2:
@@ -84,7 +84,7 @@ def _check_choices(config: Any) -> None:
 
 def _check_target(config: Any) -> None:
     if config.target is not None:
-        _require_choice("target", config.target, TARGETS)
+        require_choice("target", config.target, TARGETS)
     if config.target_kind == "token" and config.decoder_length != "predicted":
         raise ConfigError(
             f"target 'token' needs as many slots as target tokens, but decoder_length is {config.decoder_length!r}: "
@@ -116,13 +116,13 @@ def _check_slot_inputs(config: Any) -> None:
             "latents: set decoder_length to 'predicted'"
         )
     for name in config.decoding:
-        _require_choice("decoding: a field", name, DECODING)
+        require_choice("decoding: a field", name, DECODING)
     if config.refined_tokens == "all" and config.target_kind != "token":
         raise ConfigError(f"refined_tokens 'all' needs target 'token', not {config.target_kind!r}: use 'unsure'")
 
 
 def _check_graph(config: Any) -> None:
-    _require_range("link_positions", config.link_positions, minimum=2)
+    require_range("link_positions", config.link_positions, minimum=2)
     heads, size = config.link_heads, config.decoder.hidden_size
     if heads is not None and (heads < 1 or size % heads):
         raise ConfigError(f"link_heads is {heads}: give a divisor of decoder.hidden_size, {size}")
@@ -143,16 +143,3 @@ def _check_shared_sizes(config: Any) -> None:
             f"tie_encoder_decoder needs two halves of the same size, but these differ: {', '.join(different)}: "
             "make them equal, or set tie_encoder_decoder to false"
         )
-
-
-def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{field} is {value!r}: use one of: {', '.join(choices)}")
-
-
-def _require_range(field: str, value: float, *, minimum: float, below: float | None = None) -> None:
-    # In this form the comparison also refuses a NaN.
-    if not minimum <= value < (math.inf if below is None else below):
-        bound = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
-        bound += ", and no infinite one" if value == math.inf else ""
-        raise ConfigError(f"{field} is {value}: give a value of {bound}")

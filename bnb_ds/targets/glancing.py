@@ -11,12 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.errors import ConfigError
+
+#: the ratio of a way to show targets, and a draw for each slot, float32 [sum T]; both None: that way is not taken
+Chance = tuple[float | None, Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Chances:
+    """How targets are shown by chance in training.
+
+    Attributes:
+        glance: of glancing.
+        mix: of the right tokens in the place of layers' predictions.
+        mask_share: share of sequences of which mask-predict says how many tokens are seen.
+    """
+
+    glance: Chance
+    mix: Chance
+    mask_share: float
 
 
 def rounded_down(ratio: float, wrong_B: Tensor) -> Tensor:
@@ -69,31 +88,6 @@ def seen_by_mask_predict(given_T: Tensor, draws_T: Tensor, share: float, layout:
     return torch.where((fraction_B < share).index_select(0, layout.sequence_ids), seen_T, given_T)
 
 
-def check_chance(name: str, ratio: float | None, draws_T: Tensor | None, num_slots: int, *, has_tokens: bool) -> None:
-    """Refuse a ratio that is none, or draws that do not fit the slots.
-
-    Args:
-        name: ``"glance"`` or ``"mixed"``.
-        ratio: None: that way is not taken, and nothing is checked.
-        draws_T: float32 [T].
-        num_slots: T.
-        has_tokens: whether slots hold tokens.
-
-    Raises:
-        ValueError: the ratio is not from 0 to 1, or the draws are not one for each slot.
-        ConfigError: glancing, and the slots hold no tokens.
-    """
-    if ratio is None:
-        return
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"{name}_ratio is {ratio}: give a number from 0 to 1")
-    if draws_T is None or tuple(draws_T.shape) != (num_slots,):
-        given = "none" if draws_T is None else f"those of shape {tuple(draws_T.shape)}"
-        raise ValueError(f"{name}_ratio needs {name}_draws, one for each of {num_slots} slots, not {given}")
-    if name == "glance" and not has_tokens:
-        raise ConfigError("glancing shows target tokens to the decoder: set decoder_tokens to true")
-
-
 @contextmanager
 def same_dropout(device: torch.device) -> Iterator[None]:
     """What follows the block draws the same dropout masks as the block did."""
@@ -103,3 +97,27 @@ def same_dropout(device: torch.device) -> Iterator[None]:
     torch.set_rng_state(state)
     if device_state is not None:
         torch.cuda.set_rng_state(device_state, device)
+
+
+def check_chances(chances: Chances, num_slots: int, has_tokens: bool, is_token_target: bool) -> None:
+    """Refuse a ratio or a share that is none, draws that do not fit the slots, or what their model has not.
+
+    Args:
+        chances: as the caller gave them.
+        num_slots: slots of all sequences together.
+        has_tokens: whether slots hold tokens.
+        is_token_target: whether there is one token a slot.
+    """
+    for name, (ratio, draws_T) in (("glance", chances.glance), ("mixed", chances.mix)):
+        if ratio is None:
+            continue
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"{name}_ratio is {ratio}: give a number from 0 to 1")
+        if draws_T is None or tuple(draws_T.shape) != (num_slots,):
+            given = "none" if draws_T is None else f"those of shape {tuple(draws_T.shape)}"
+            raise ValueError(f"{name}_ratio needs {name}_draws, one for each of {num_slots} slots, not {given}")
+        if name == "glance" and not has_tokens:
+            raise ConfigError("glancing shows target tokens to the decoder: set decoder_tokens to true")
+    share = chances.mask_share
+    if not 0 <= share <= 1 or (share and not is_token_target):
+        raise ValueError(f"mask_share is {share}: give a number from 0 to 1, above 0 only to target 'token'")

@@ -29,7 +29,6 @@ WRITERS = {
     "bnb_ds/checkpoint/store.py": "checkpoints",
     "bnb_ds/distributed/ranks.py": "tries out whether ranks share a file system",
     "bnb_ds/bench/gpu_check/figures.py": "appends figures of several processes",
-    "bnb_ds/tune/trial_run.py": "what a trial says",
     "bnb_ds/train/step.py": "the samples of a bad step",
     "bnb_ds/tune/trial_run.py": "appends to the log of a trial",
     "bnb_ds/train/tracking.py": "appends to the log",
