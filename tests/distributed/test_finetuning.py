@@ -246,7 +246,10 @@ def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_ser
             "data.test={validation}",
             "data.test {validation}: is also data.validation or data.train; name a file that holds",
         ),
-        ("model.kind=nothing", "model.kind: give one of bnb, bert2bert, transformer, seq2seq, classifier"),
+        (
+            "model.kind=nothing",
+            "model.kind: give one of bnb, nat, inat, cmlm, elmer, bert2bert, transformer, seq2seq, classifier",
+        ),
         ("model.depth=3", "unknown key 'model.depth'"),
         ("data.max_source_length=100", "data.max_source_length 100: the encoder has 64 positions; set it to 64"),
         ("loader.micro_batch_tokens=16", "a source can have 32 tokens; give at least 32"),
