@@ -32,6 +32,7 @@ from bnb_ds.bench.flags import add_device, add_json, refuse_missing_device, refu
 from bnb_ds.bench.generation.sources import read_texts
 from bnb_ds.bench.measure import percentile_95
 from bnb_ds.common.arguments import describe, natural, positive
+from bnb_ds.common.children import ctrl_c_held_back
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import BnbError
 from bnb_ds.generate.pipeline import BnbPipeline
@@ -161,7 +162,8 @@ def bad_neighbours(port: int, expected: dict[str, str]) -> Iterator[dict[str, in
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
         command = [sys.executable, "-m", "bnb_ds.bench.bad_neighbours", str(port), str(file)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with ctrl_c_held_back():
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             yield counts
         finally:
