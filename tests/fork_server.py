@@ -10,6 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+
+# pyarrow's memory would begin a thread, and a process with threads cannot be forked. Loggers that DeepSpeed finds
+# installed bring pyarrow with them.
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+
 import resource
 import signal
 import subprocess

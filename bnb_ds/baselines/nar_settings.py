@@ -33,9 +33,13 @@ _SAME_NAME = (
 class TransformerSize(ModelSize):
     """Shape of a model with random weights; the defaults are those of Transformer base."""
 
+    #: numbers of a token's vector between the layers; a multiple of ``num_attention_heads``
     hidden_size: Annotated[int, Field(gt=0)] = 512
+    #: layers of the encoder, and as many of the decoder
     num_hidden_layers: Annotated[int, Field(gt=0)] = 6
+    #: attention heads of each layer
     num_attention_heads: Annotated[int, Field(gt=0)] = 8
+    #: width of the feed-forward layers
     intermediate_size: Annotated[int, Field(gt=0)] = 2048
 
 
@@ -47,18 +51,25 @@ class NarSection(Section):
     random weights of the size of Transformer base.
     """
 
+    #: a whole model of this kind to continue from: a directory, or a name on the Hugging Face hub
     checkpoint: str | None = None
+    #: a BERT or BART checkpoint to start from; default: random weights
     encoder: str | None = None
+    #: a BERT checkpoint to start the decoder from; default: that of the encoder
     decoder: str | None = None
+    #: shape of a model with random weights
     size: TransformerSize | None = None
     #: position embeddings to use of BERT or BART checkpoints
     max_position_embeddings: Annotated[int, Field(gt=0)] | None = None
+    #: dropout probability of hidden states
     hidden_dropout: Probability = 0.1
+    #: dropout probability of attention weights
     attention_dropout: Probability = 0.1
     #: fraction of the target distribution that is uniform during training
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    #: smallest and largest length difference (target minus source tokens) that has its own class
+    #: smallest length difference (target minus source tokens) that has its own class
     length_difference_min: int = -128
+    #: largest length difference that has its own class
     length_difference_max: int = 128
     #: weight of the length loss, added to the mean token loss
     length_loss_weight: Annotated[float, Field(ge=0)] = 0.1
@@ -130,6 +141,7 @@ class CmlmSection(NarSection):
     """CMLM (Ghazvininejad et al., EMNLP 2019): the decoder sees some tokens of the target, and predicts the others."""
 
     kind: Literal["cmlm"]
+    #: lengths that are tried for each source; the one whose tokens are most probable wins
     length_beam: Annotated[int, Field(ge=1)] = 5
     #: passes at decoding; each but the first predicts the least probable tokens anew
     iterations: Annotated[int, Field(ge=1)] = 10
@@ -146,6 +158,7 @@ class ElmerSection(NarSection):
     """
 
     kind: Literal["elmer"]
+    #: fraction of the target distribution that is uniform during training
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     #: probability that the right token replaces what a layer predicts for a position, in training
     mixed_training: Probability = 0.3

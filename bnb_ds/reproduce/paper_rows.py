@@ -131,7 +131,8 @@ def _english() -> Iterator[Row]:
         def kind(system: str, model: str, needs: str, note: str = "", task=task, recipe=autoregressive) -> Row:
             folder = re.sub("[^a-z0-9]+", "_", system.lower()).strip("_")
             changes = [f"model={{{model}}}", f"output_dir=work/runs/{task}_{folder}"]
-            changes += [] if "checkpoint:" in model else [f"data.tokenizer={_BERT}"]
+            has_own = "checkpoint:" in model or "encoder:" in model
+            changes += [] if has_own else [f"data.tokenizer={_BERT}"]
             return Row(2, task, system, recipe, needs, tuple(changes), note)
 
         tokenizer = f"{_BERT} (its tokenizer), {data}"
@@ -140,7 +141,15 @@ def _english() -> Iterator[Row]:
         yield kind("BART", f"kind: seq2seq, checkpoint: {bart}", f"{bart}, {data}")
         yield Row(2, task, "BERT2BERT", autoregressive, f"{_BERT}, {data}")
         yield kind("iNAT", "kind: inat", tokenizer)
+        passes = "10 passes; the paper does not state the number"
+        yield kind("CMLM, semi-autoregressive", "kind: cmlm", tokenizer, passes)
+        yield kind("CMLM", "kind: cmlm, iterations: 1", tokenizer)
         yield kind("NAT", "kind: nat", tokenizer, "no fertilities: slots hold a uniform copy of the source")
+        elmer = "RUCAIBox/elmer"
+        exits = "kind: elmer, exit_entropy: 0.5"
+        threshold = "the published threshold of the exits could not be found"
+        yield kind("ELMER-hard", f"{exits}, encoder: {elmer}", f"{elmer}, {data}", threshold)
+        yield kind("ELMER-soft", f"kind: elmer, encoder: {elmer}", f"{elmer}, {data}")
         changes = (
             f"model={{kind: bnb, encoder: {_BERT}, decoder_length_ratio: 0.5, decoder_length_min: 64}}",
             f"output_dir=work/runs/{task}_without",

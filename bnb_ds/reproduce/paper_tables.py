@@ -42,7 +42,8 @@ def measured(row: Row, runs: Path) -> dict[str, tuple[str, dict[str, float | Non
             main, scores = values["main_score"], dict(values["scores"])
             if main not in scores:
                 raise KeyError(main)
-            if values["task"] == row.task and not values.get("oracle_length"):
+            # With the references' lengths, or decoded otherwise than the model was saved, it is not the row's result.
+            if values["task"] == row.task and not values.get("oracle_length") and not values.get("decoding"):
                 found[values["split"]] = main, scores
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: cannot be read as results ({error}); run bnb-ds evaluate again") from None
