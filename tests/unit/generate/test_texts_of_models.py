@@ -90,7 +90,7 @@ def generated(model, rows: list[tuple[str, ...]], folder, *arguments: str) -> li
     """The outputs of `bnb-ds generate`; the two texts of a source have a tab between them."""
     (folder / "in.txt").write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
     command = ["generate", str(model), "--input", str(folder / "in.txt"), "--output", str(folder / "out.txt")]
-    assert main([*command, *arguments]) == 0
+    assert main([*command, "--overwrite", *arguments]) == 0
     return (folder / "out.txt").read_text(encoding="utf-8").split("\n")[:-1]
 
 
