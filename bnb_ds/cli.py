@@ -78,8 +78,8 @@ def _run(arguments: Sequence[str] | None) -> int | None:
     wrapt.register_post_import_hook(lambda module: module.disable_progress_bar(), "transformers.utils.logging")
     try:
         return args.run(args)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(getattr(args, "next_step", "")) from None
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(str(interrupt) or getattr(args, "next_step", "")) from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -60,7 +60,8 @@ use_environment() {
     require_usable_gpu "$root"
 }
 
-# require_usable_gpu ROOT: where a GPU is seen, run one kernel. If torch cannot, say which wheel to take, and take that of BNB_TORCH_INDEX.
+# require_usable_gpu ROOT: where a GPU is seen, run one kernel. If torch cannot, say which wheel to take, and take that
+# of BNB_TORCH_INDEX.
 require_usable_gpu() {
     if [ -z "${CUDA_VISIBLE_DEVICES-all}" ] || ! nvidia-smi -L > /dev/null 2>&1; then return; fi
     local code=0

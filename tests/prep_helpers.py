@@ -16,13 +16,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # As `bnb-ds`, but without importing the model, which would take too long in tests that start many processes.
 _MAIN = """
 import sys
-from bnb_ds.common.arguments import CommandParser
-from bnb_ds.common.program import run_command
-from data_prep.cli import add_commands
-parser = CommandParser(prog="bnb-ds")
-add_commands(parser.add_subparsers(required=True))
-args = parser.parse_args(sys.argv[1:])
-sys.exit(run_command("bnb-ds", lambda: args.run(args)))
+from bnb_ds.cli import main
+sys.exit(main())
 """
 
 

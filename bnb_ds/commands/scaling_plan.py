@@ -66,7 +66,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     from bnb_ds.bench.scaling import GPUS, Setting, advice, of_ranks, step_time
     from bnb_ds.common.markdown import markdown_table
-    from bnb_ds.config.sections import ModelSize
+    from bnb_ds.config.model_section import ModelSize
     from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
     from bnb_ds.train.estimates import count_parameters
 

@@ -16,15 +16,17 @@ def add_tune(command: CommandParser) -> None:
         "Search for the settings with which a recipe reaches the best score. Optuna proposes settings (TPE). Trials\n"
         "run side by side, and those whose evaluations fall behind the median of the others end early. The same\n"
         "command continues a search. The best settings are written as OUTPUT/best.yaml and OUTPUT/best.json.",
-        "bnb-ds tune runs/recipes/finetune/glue/rte.yaml --deepspeed_config ds_configs/finetune_glue.json"
+        "bnb-ds tune runs/recipes/finetune/glue/rte.yaml --deepspeed-config ds_configs/finetune_glue.json"
         " --space space.yaml --output work/tune/rte",
     )
-    command.add_argument("recipe", help="YAML file of a run; shipped ones are under runs/recipes/")
+    command.add_argument("recipe", help="YAML file of a run, or the name of a shipped one (`bnb-ds recipes`)")
     command.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="replace a value of the recipe in all trials"
     )
     command.intermixed = True
-    command.add_argument("--deepspeed_config", required=True, help="JSON file; shipped ones are under ds_configs/")
+    command.add_argument(
+        "--deepspeed-config", required=True, metavar="JSON", help="JSON file, or the name of a shipped one"
+    )
     command.add_argument(
         "--space", type=Path, required=True, metavar="FILE", help="YAML file that says what varies, and within what"
     )
@@ -54,11 +56,11 @@ def _tune(args: argparse.Namespace) -> None:
         goal = goal_of(load_recipe(args.recipe, args.overrides, FinetuneRecipe))
     else:
         load_recipe(args.recipe, args.overrides)
-        goal = Goal("bnb_ds.pretrain.main", "eval/loss", False, PretrainRecipe)
+        goal = Goal("bnb_ds.pretrain", "eval/loss", False, PretrainRecipe)
     settings = Settings(recipe, read_ds_values(args.deepspeed_config))
     places = free_places(args.jobs)
     best = search(Search(settings, space, goal, args.output, places, args.trials, args.seed))
     print(f"best: trial {best.trial}, {goal.tag} {best.score:.5g}")
     for name, value in best.values.items():
         print(f"  {name} = {value}")
-    print(f"  launch it with {best.recipe} --deepspeed_config {best.ds_config}")
+    print(f"  launch it with {best.recipe} --deepspeed-config {best.ds_config}")

@@ -18,6 +18,8 @@ from bnb_ds.errors import ConfigError
 _SAME = ("min_length", "max_length", "no_repeat_ngram_size", "bad_words_ids", "length_penalty")
 #: settings of sampling
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+#: those that drawing from a graph has too
+_OF_DRAWING = ("temperature", "top_p")
 #: nothing is cached, and no output waits for its last token: any value of these changes nothing
 _WITHOUT_EFFECT = frozenset(
     (
@@ -56,7 +58,7 @@ _DEFAULTS: dict[str, Any] = {
 _KNOWN = {*_UNSET, *_DEFAULTS, *inspect.signature(vars(GenerationMixin)["generate"]).parameters}
 _NO_SAMPLING = (
     "generate does not sample: all tokens of an output are chosen in one pass, given the source alone; leave it out, "
-    "and search with num_beams, or with strategy if the target is 'dag'"
+    "and search with num_beams; if the target is 'dag', draw with strategy='sample'"
 )
 
 
@@ -79,8 +81,9 @@ def decode_settings(
     """
     settings = {name: value for name, value in _set(own).items() if value != _DEFAULTS.get(name)}
     settings = _later(settings, _set(given))
+    draws = options.get("strategy") == "sample"  # from a graph of slots
     for name, value in options.items():
-        if name in _SAMPLING and not _is_default(name, value):
+        if name in _SAMPLING and not (draws and name in _OF_DRAWING) and not _is_default(name, value):
             raise ConfigError(f"{name} is {value!r}: {_NO_SAMPLING}")
     _refuse_two_names(options)
     settings = _later(settings, {name: value for name, value in options.items() if value is not None})
@@ -88,9 +91,10 @@ def decode_settings(
         raise ConfigError(f"do_sample is True: {_NO_SAMPLING}")
     returns_dict = bool(settings.pop("return_dict_in_generate", False))
     fields = _renamed(settings, predicts_lengths=predicts_lengths)
-    for name in _WITHOUT_EFFECT.union(_SAMPLING):
+    kept = _SAME + (_OF_DRAWING if draws else ())
+    for name in _WITHOUT_EFFECT.union(_SAMPLING).difference(kept):
         fields.pop(name, None)
-    for name in [name for name in fields if name in _KNOWN and name not in _SAME]:
+    for name in [name for name in fields if name in _KNOWN and name not in kept]:
         if not _is_default(name, fields.pop(name)):
             raise ConfigError(f"generate was given {name}: {_reason(name)}")
     return fields, returns_dict

@@ -18,6 +18,7 @@ from typing import Any
 from bnb_ds.checkpoint.run_lock import RunLock
 from bnb_ds.common.files import write_atomic
 from bnb_ds.common.markdown import markdown_table
+from bnb_ds.common.shipped import find_ds_config
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.loading import differences, load_recipe
 from bnb_ds.config.sections import TrainingRecipe
@@ -91,7 +92,7 @@ def read_ds_values(path: str | Path) -> dict[str, Any]:
         ConfigError: as `load_ds_config`.
     """
     load_ds_config(path, 1)
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return json.loads(find_ds_config(path).read_text(encoding="utf-8"))
 
 
 def search(job: Search) -> Best:

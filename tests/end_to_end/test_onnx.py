@@ -159,7 +159,7 @@ def test_a_model_of_labels_has_no_graph(small_tokenizer, tmp_path, capsys):
 def test_length_classification_and_a_missing_runtime(small_tokenizer, tmp_path, capsys, monkeypatch):
     save_model(tmp_path / "model", small_tokenizer, decoder_length="predicted")
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "onnx"), "--format", "onnx"]) == 2
-    assert "only models with CTC can be compiled or exported to ONNX" in capsys.readouterr().err
+    assert "only models with decoder_length 'source' can be compiled or exported to ONNX" in capsys.readouterr().err
     (tmp_path / "model" / "model.onnx").touch()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["generate", str(tmp_path / "model"), "--input", __file__, "--output", str(tmp_path / "o")]) == 2

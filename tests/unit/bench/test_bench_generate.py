@@ -204,7 +204,7 @@ def test_the_commands_print_write_and_draw(tmp_path, small_tokenizer, capsys, th
     assert result["timings"].keys() == {"ours", "reference-style"}
     assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
     flags = ["--output-tokens", "4", "--source-tokens", "9", "--slots-per-token", "1.5"]
-    assert main([*common, "--against", "bert2bert", *flags, *files]) == 0
+    assert main([*common, "--against", "bert2bert", *flags, *files, "--overwrite"]) == 0
     shown = capsys.readouterr().out
     assert "| 9 random tokens -> 4 | 32 | 9.0 (9) | 4.0 (4) | 6.0 (6) | min 6, max 6 | - |" in shown
     result = json.loads((tmp_path / "r.json").read_text())["results"][0]

@@ -147,7 +147,9 @@ def machine(tmp_path):
         "venv/bin/activate": "",
         "bin/nvidia-smi": "#!/bin/sh\necho 'Tesla V100-SXM2-16GB, 560.35.03'\n",
         "bin/python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
-        "venv/.installed-base": (REPOSITORY / "setup.py").read_text(),
+        "venv/.installed-base": "".join(
+            (REPOSITORY / name).read_text() for name in ("setup.py", "runs/constraints.txt")
+        ),
     }
     for name, text in files.items():
         path = tmp_path / name

@@ -163,7 +163,7 @@ def test_a_beam_that_drops_nothing_finds_the_best_of_graph_and_language_model(tm
         ({"strategy": "sample", "seed": -1}, "seed is -1: give a whole number of at least 0"),
         ({"strategy": "sample", "max_length": 4}, "strategy 'sample' keeps to no min_length or max_length"),
         ({"strategy": "sample", "beam_size": 2}, "beam_size is 2, but strategy is 'sample'"),
-        ({"temperature": 0.5}, "temperature, top_p and seed belong to strategy 'sample': give it, or leave them out"),
+        ({"seed": 1}, "temperature, top_p and seed belong to strategy 'sample': give it, or leave them out"),
         ({"lm": object()}, "lm is used only in the beam search: give beam_size above 1"),
     ],
 )

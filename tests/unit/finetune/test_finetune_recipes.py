@@ -161,7 +161,7 @@ def test_a_run_of_glue_that_fails(tmp_path, monkeypatch):
         launched.append(command)
         return 3
 
-    monkeypatch.setattr("bnb_ds.finetune.glue.run_in_session", run)
+    monkeypatch.setattr("bnb_ds.finetune.launching.run_in_session", run)
     recipe = str(REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "rte.yaml")
     message = r"rte\.yaml \(seed=1 output_dir=.*\): fine-tuning ended with exit code 3; see above"
     with pytest.raises(DataError, match=message):
