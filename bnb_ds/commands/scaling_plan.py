@@ -21,7 +21,7 @@ def add_plan(command: CommandParser) -> None:
     )
     command.add_argument("--gpu", choices=("v100", "a100", "h100", "h200"), required=True, help="kind of GPU")
     command.add_argument("--gpus", type=positive, help="number of GPUs whose step is explained (default: the fastest)")
-    command.add_argument("--deepspeed_config", help="JSON file (default: the shipped one for the GPU)")
+    command.add_argument("--deepspeed-config", help="JSON file (default: the shipped one for the GPU)")
     command.add_argument("--size", choices=("base", "large"), default="base", help="both halves (default %(default)s)")
     command.add_argument("--batch", type=positive, help="samples of a step (default: that of the JSON)")
     command.add_argument("--length", type=positive, default=512, help="tokens of a sample (default %(default)s)")

@@ -48,7 +48,7 @@ class TrialRun:
             recipe.parent.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, {**settings.recipe, "output_dir": str(self.directory)})
         write_ds_config(ds_config, settings.deepspeed)
-        arguments = [str(recipe), "--deepspeed_config", str(ds_config), "--resume", "auto"]
+        arguments = [str(recipe), "--deepspeed-config", str(ds_config), "--resume", "auto"]
         with disk_errors(self._log), open(self._log, "ab") as log:
             self._process = subprocess.Popen(
                 child_command(module, *arguments),

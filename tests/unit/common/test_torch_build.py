@@ -189,7 +189,8 @@ def test_the_script_takes_the_wheel_where_it_may(machine):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         f"installing torch from {index}, because the installed one cannot use this GPU",
-        f"pip install --quiet --disable-pip-version-check --force-reinstall torch --index-url {index}",
+        "pip install --quiet --disable-pip-version-check --constraint"
+        f" {REPOSITORY / 'runs' / 'constraints.txt'} --force-reinstall torch --index-url {index}",
         "ready",
     ]
     assert machine(BNB_TORCH_INDEX=index).stdout == "ready\n"
