@@ -17,7 +17,7 @@ import yaml
 
 def main() -> None:
     recipe = yaml.safe_load(Path(sys.argv[1]).read_text())
-    rate = json.loads(Path(sys.argv[sys.argv.index("--deepspeed_config") + 1]).read_text())["optimizer"]["params"]["lr"]
+    rate = json.loads(Path(sys.argv[sys.argv.index("--deepspeed-config") + 1]).read_text())["optimizer"]["params"]["lr"]
     run = Path(recipe["output_dir"])
     for name in ("checkpoints", "best"):
         (run / name).mkdir(parents=True, exist_ok=True)
