@@ -36,7 +36,8 @@ fi
     while read -r part limit; do
         left=$((seconds_in_all - SECONDS))
         [ "$limit" -le "$left" ] || limit=$left
-        [ "$limit" -lt 5 ] || timeout "$limit" "$python" -m bnb_ds.bench.gpu_check.parts "$part" --out "$out" "${dry[@]}" 2>&1
+        [ "$limit" -lt 5 ] ||
+            timeout -k 5 "$limit" "$python" -m bnb_ds.bench.gpu_check.parts "$part" --out "$out" "${dry[@]}" 2>&1
     done <<< "$parts"
     # shellcheck disable=SC2046
     check table $(cut -d ' ' -f 1 <<< "$parts")

@@ -255,7 +255,8 @@ def decode_candidates(
             tokens = tokens[: options.beam.longest_allowed(tokens.tolist())]
         ids_BL[index, : len(tokens)] = tokens
         length_B[index] = len(tokens)
-    return tuple(found.to(token_BLC.device, non_blocking=True) for found in (ids_BL, length_B))
+    device = token_BLC.device
+    return ids_BL.to(device, non_blocking=True), length_B.to(device, non_blocking=True)
 
 
 def _checked(values_BL: Tensor, log_links: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
