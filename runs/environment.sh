@@ -63,7 +63,7 @@ use_environment() {
 # require_usable_gpu ROOT: where a GPU is seen, run one kernel. If torch cannot, say which wheel to take, and take that
 # of BNB_TORCH_INDEX.
 require_usable_gpu() {
-    if [ -z "${CUDA_VISIBLE_DEVICES-all}" ] || ! nvidia-smi -L > /dev/null 2>&1; then return; fi
+    if ! command -v nvidia-smi > /dev/null; then return; fi
     local code=0
     if [ -n "${BNB_TORCH_INDEX:-}" ] && ! python -m bnb_ds.common.torch_build 2> /dev/null; then
         echo "installing torch from $BNB_TORCH_INDEX, because the installed one cannot use this GPU"

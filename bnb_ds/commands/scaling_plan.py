@@ -20,7 +20,7 @@ def add_plan(command: CommandParser) -> None:
         "bnb-ds plan --gpus 128 --gpu a100",
     )
     command.add_argument("--gpu", choices=("v100", "a100", "h100", "h200"), required=True, help="kind of GPU")
-    command.add_argument("--gpus", type=positive, help="number of GPUs whose step is explained (default: the fastest)")
+    command.add_argument("--gpus", type=positive, help="number of GPUs that is added to the table and marked")
     command.add_argument("--deepspeed-config", help="JSON file (default: the shipped one for the GPU)")
     command.add_argument("--size", choices=("base", "large"), default="base", help="both halves (default %(default)s)")
     command.add_argument("--batch", type=positive, help="samples of a step (default: that of the JSON)")
@@ -30,15 +30,17 @@ def add_plan(command: CommandParser) -> None:
     )
     command.add_argument("--host-ms", type=_number, default=20, help="ms to launch a micro step (default %(default)s)")
     command.add_argument("--node", type=positive, default=8, help="GPUs of a machine (default %(default)s)")
-    command.add_argument("--link", type=_number, help="GB/s from a GPU to its machine's others (default: data sheet)")
-    command.add_argument("--network", type=_number, help="GB/s of a machine's network (default: data sheet)")
+    command.add_argument(
+        "--link", type=_above_zero, help="GB/s from a GPU to its machine's others (default: data sheet)"
+    )
+    command.add_argument("--network", type=_above_zero, help="GB/s of a machine's network (default: data sheet)")
     command.add_argument(
         "--variation",
         type=_number,
         default=0.05,
         help="deviation of a micro step's time, a share (default %(default)s)",
     )
-    command.add_argument("--storage", type=_number, default=2, help="GB/s of a checkpoint (default %(default)s)")
+    command.add_argument("--storage", type=_above_zero, default=2, help="GB/s of a checkpoint (default %(default)s)")
     command.add_argument(
         "--checkpoint-steps", type=positive, default=1000, help="steps between checkpoints (default %(default)s)"
     )
@@ -46,9 +48,19 @@ def add_plan(command: CommandParser) -> None:
 
 
 def _number(text: str) -> float:
-    value = float(text) if text.replace(".", "", 1).isdigit() else -1.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 0")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    value = _number(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
     return value
 
 
@@ -79,7 +91,7 @@ def _plan(args: argparse.Namespace) -> int:
         link=(args.link or 0) * _GIGA,
         network=(args.network or 0) * _GIGA,
         variation=args.variation,
-        storage=max(args.storage, 1e-3) * _GIGA,
+        storage=args.storage * _GIGA,
         checkpoint_steps=args.checkpoint_steps,
     )
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -107,7 +119,8 @@ def _plan(args: argparse.Namespace) -> int:
     batch = planned[0].global_batch
     print(f"{gpu.name}, {args.size}, {num_parameters:,} parameters, {path}, {batch:,} samples a step; seconds:")
     print(markdown_table(names, rows))
-    left = [n for n in counts if n > planned[-1].world_size]
+    reached = [ds_config.world_size for ds_config in planned]
+    left = sorted((n for n in counts if n not in reached), key=lambda n: (n != args.gpus, n))
     if left:
         print(
             f"{left[0]:,} GPUs: {batch:,} samples cannot be divided among them; give a larger batch"

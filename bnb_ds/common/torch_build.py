@@ -6,6 +6,7 @@ only at the first kernel. `runs/environment.sh` calls this after an installation
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,8 @@ def fault() -> str | None:
     reason, capability = _why_not()
     if reason is None:
         return None
-    if driver and int(driver.split(".")[0]) < _DRIVER_OF_CUDA_12:
+    release = re.match(r"\d+", driver)
+    if release is not None and int(release[0]) < _DRIVER_OF_CUDA_12:
         way_out = f"update the driver to {_DRIVER_OF_CUDA_12} or later"
     else:
         wheel = "cu126" if capability is None or capability < _BLACKWELL else "cu128"
@@ -40,10 +42,12 @@ def fault() -> str | None:
 
 
 def _card() -> tuple[str, str] | None:
-    """Name and driver of the first GPU, by its own tool, which needs no torch; None without a GPU."""
+    """Name and driver of the first GPU, by its own tool, which needs no torch; None if none is there or seen."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return None
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        told = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode(errors="replace")
     except (OSError, subprocess.SubprocessError):
         return None
     name, _, driver = (told.splitlines() or [""])[0].rpartition(",")
@@ -52,7 +56,11 @@ def _card() -> tuple[str, str] | None:
 
 def _why_not() -> tuple[str | None, tuple[int, int] | None]:
     """Why torch cannot compute on the first GPU (None: it can), and the GPU's capability if torch knows it."""
-    import torch
+    try:
+        import torch
+    except Exception as error:  # a broken installation may raise anything
+        reason = " ".join(str(error).split())
+        return f"torch cannot be imported ({type(error).__name__}: {reason})", None
 
     release = f"torch {torch.__version__}"
     if torch.version.cuda is None:

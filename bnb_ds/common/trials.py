@@ -13,7 +13,7 @@ def fault_of(trial: Callable[[], None]) -> str | None:
     """Run ``trial``; None if it ends, else its error in one line."""
     try:
         # A trial leaves no trace in the graph, and autocast would change what it compares.
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             trial()
     except Exception as error:  # whatever a broken package raises: the caller has another way
         text = " ".join(str(error).split())

@@ -29,7 +29,7 @@ def slot_uniforms(keys: np.ndarray, stream: int, num_slots: int, device: torch.d
     """
     of_slots = np.repeat(stream_keys(keys, stream), num_slots)
     draws = draws_at(of_slots, np.tile(np.arange(num_slots), keys.size)).reshape(keys.size, num_slots)
-    return torch.from_numpy(draws.astype(np.float64) / DRAWS).to(device)
+    return torch.from_numpy(draws.astype(np.float64) / DRAWS).to(device, non_blocking=True)
 
 
 def draw(log_probs: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:

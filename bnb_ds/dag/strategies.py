@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnb_ds.common.packing import on_host
 from bnb_ds.common.randomness import hash64
 from bnb_ds.dag.beam_search import BeamOptions, search
 from bnb_ds.dag.sampling import LINK_DRAWS, TOKEN_DRAWS, draw, slot_uniforms
@@ -226,8 +227,10 @@ def decode_candidates(
     links_BLL, last_B = _checked(token_BLC[..., 0], log_links, lengths)
     ids_BL = torch.full(token_BLC.shape[:2], pad, dtype=torch.int64)
     length_B = torch.zeros(len(ids_BL), dtype=torch.int64)
-    host = (token_BLC.cpu().numpy(), log_prob_BLC.double().cpu().numpy(), links_BLL.double().cpu().numpy())
-    for index, last in enumerate(last_B.tolist()):
+    # Here the host waits for the device, once for each dtype.
+    tokens, on_host_B = on_host((token_BLC, last_B))
+    host = [values.numpy() for values in (tokens, *on_host((log_prob_BLC.double(), links_BLL.double())))]
+    for index, last in enumerate(on_host_B.tolist()):
         tokens_LC, log_probs_LC, links_LL = (values[index, : last + 1] for values in host)
         best = search(
             tokens_LC,
@@ -252,7 +255,8 @@ def decode_candidates(
             tokens = tokens[: options.beam.longest_allowed(tokens.tolist())]
         ids_BL[index, : len(tokens)] = tokens
         length_B[index] = len(tokens)
-    return ids_BL.to(token_BLC.device), length_B.to(token_BLC.device)
+    device = token_BLC.device
+    return ids_BL.to(device, non_blocking=True), length_B.to(device, non_blocking=True)
 
 
 def _checked(values_BL: Tensor, log_links: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

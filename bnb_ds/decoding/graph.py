@@ -60,13 +60,13 @@ def decode_graph(
 
 
 def source_keys(inputs: PackedInputs, seed: int) -> np.ndarray:
-    """uint64 [B], hashes of the seed and of each source: draws depend on nothing else; waits for the device."""
-    cu_seqlens = inputs.layout.cu_seqlens.tolist()
-    tokens = inputs.input_ids.cpu().numpy().astype(np.uint64)
+    """uint64 [B], hashes of the seed and of each source: draws depend on nothing else; waits for the device once."""
+    given = (inputs.input_ids.long(), inputs.layout.position_ids.long(), inputs.layout.cu_seqlens.long())
+    tokens, places, starts = (tensor.numpy() for tensor in on_host(given))
     # The hash of a source is the sum of the hashes of its tokens and their places.
-    words = hash64(tokens, inputs.layout.position_ids.cpu().numpy())
+    words = hash64(tokens.astype(np.uint64), places)
     sums = np.concatenate((np.zeros(1, np.uint64), words.cumsum()))
-    return hash64(seed, sums[cu_seqlens[1:]] - sums[cu_seqlens[:-1]])
+    return hash64(seed, sums[starts[1:]] - sums[starts[:-1]])
 
 
 def _rows(states: SlotStates, rows: list[int]) -> SlotStates:

@@ -96,13 +96,14 @@ def _sampled(states: SlotStates, options: ReadOptions) -> tuple[Tensor, Tensor]:
     like_BT = layout.pad(states.hidden[:, 0])
     path_BT, lengths_B, uniform_BT = sampled_path(like_BT, states.links, layout.lengths, dag, options.keys)
     is_on_BT = torch.arange(path_BT.shape[1], device=path_BT.device) < lengths_B[:, None]
-    rows_M = (layout.cu_seqlens.long()[:-1, None] + path_BT)[is_on_BT]
-    hidden_MH, uniform_M = states.hidden.index_select(0, rows_M), uniform_BT[is_on_BT]
+    on_M = is_on_BT.flatten().nonzero()[:, 0]  # the host waits here
+    rows_M = (layout.cu_seqlens.long()[:-1, None] + path_BT).flatten().index_select(0, on_M)
+    hidden_MH, uniform_M = states.hidden.index_select(0, rows_M), uniform_BT.flatten().index_select(0, on_M)
     drawn = [
         draw(logits_CV, uniform_M[rows], dag.temperature, dag.top_p)
         for rows, logits_CV in logits_in_chunks(hidden_MH, states.weight, states.bias)
     ]
-    token_BT = torch.zeros_like(path_BT).masked_scatter_(is_on_BT, torch.cat(drawn))
+    token_BT = torch.zeros_like(path_BT).flatten().index_copy_(0, on_M, torch.cat(drawn)).view_as(path_BT)
     return emitted(token_BT, lengths_B, dag.merge_duplicates, options.pad)
 
 

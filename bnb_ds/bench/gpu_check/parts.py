@@ -34,6 +34,7 @@ PARTS: dict[str, tuple[tuple[str, ...], int]] = {
 }
 #: what each part notes last
 _END = "seconds of the part"
+_WHY_NOT = "its time was up, or its lines above say why"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _table(lines: Path, report: Path, expected: list[str]) -> int:
     figures = read_figures(lines)
     ended = {figure.part for figure in figures if figure.name == _END}
-    figures += [Figure(part, "the part", "did not end in time", FAILED) for part in expected if part not in ended]
+    figures += [Figure(part, "the part", "did not end", FAILED, _WHY_NOT) for part in expected if part not in ended]
     wrong = sum(figure.verdict == FAILED for figure in figures)
     entries = {"failed": wrong, "figures": [asdict(figure) for figure in figures]}
     write_atomic(report, json.dumps(entries, indent=1) + "\n")

@@ -35,7 +35,7 @@ def environment(figures: Figures, scale: Scale) -> None:
         import triton
 
         figures.put("triton", triton.__version__)
-    except ImportError as error:
+    except Exception as error:  # a broken installation may raise anything
         figures.put("triton", f"missing: {error}")
     if figures.device.type == "cuda":
         major, minor = torch.cuda.get_device_capability()

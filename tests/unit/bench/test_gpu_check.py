@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from bnb_ds.bench.gpu_check import cases, host_waits, parts
+from bnb_ds.bench.gpu_check import cases, host_waits, parts, speed
 from bnb_ds.bench.gpu_check.figures import FAILED, MISSED, OK, Figures, read_figures
 from tests.launching import REPOSITORY
 
@@ -83,8 +83,29 @@ def test_the_script_ends_parts_for_which_no_time_is_left(tmp_path):
     result = run_script(tmp_path, PARTS="waits environment", SECONDS_IN_ALL="0")
     assert result.returncode == 1, result.stderr
     assert "2 figures, 2 failed" in result.stdout
-    assert (tmp_path / "report.txt").read_text().count("did not end in time") == 2
-    assert run_script(tmp_path, PARTS="nothing").returncode == 2
+    assert (tmp_path / "report.txt").read_text().count("did not end") == 2
+    for wrong, parts_given in {"nothing": "nothing", "wait": "waits wait"}.items():
+        refused = run_script(tmp_path, PARTS=parts_given)
+        assert (refused.returncode, refused.stderr) == (2, f"PARTS: there is no such part: {wrong}\n")
+
+
+def test_paths_are_those_of_the_caller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "python").symlink_to(sys.executable)
+    result = run_script("results", PARTS="waits", PYTHON="./python", SECONDS_IN_ALL="0")
+    assert "1 figures, 1 failed" in result.stdout, result.stderr
+    assert (tmp_path / "results" / "report.json").exists()
+
+
+def test_a_broken_triton_is_a_line_of_the_table(tmp_path, monkeypatch):
+    (tmp_path / "triton.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    figures = Figures("environment", tmp_path / "figures.jsonl", torch.device("cpu"))
+    speed.environment(figures, cases.Scale(True))
+    named = {figure.name: figure for figure in read_figures(tmp_path / "figures.jsonl")}
+    assert named["triton"].value == "missing: libcuda.so.1: cannot open shared object file"
+    assert named["CTC"].value == "CTC in batched PyTorch (cpu)"
 
 
 @pytest.mark.slow

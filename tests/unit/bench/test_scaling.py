@@ -156,7 +156,22 @@ def test_a_v100_has_no_bf16():
         times_on([1], Setting(GPUS["v100"]))
 
 
-@pytest.mark.parametrize("flag", [["--efficiency", "1.5"], ["--variation", "-1"], ["--network", "fast"]])
+def test_a_number_of_gpus_that_cannot_share_the_batch_is_told(capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert main(["plan", "--gpus", "3", "--gpu", "a100", "--host-ms", "1e1"]) == 0
+    out = capsys.readouterr().out
+    assert "3 GPUs: 1,280 samples cannot be divided among them" in out
+    assert "512 GPUs" not in out
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *(["--efficiency", value] for value in ("1.5", "nan", "0")),
+        *(["--variation", value] for value in ("-1", "inf", "²")),
+        *([name, value] for name in ("--network", "--link", "--storage") for value in ("fast", "0")),
+    ],
+)
 def test_numbers_out_of_range_are_refused(flag, capsys):
     with pytest.raises(SystemExit):
         main(["plan", "--gpu", "a100", *flag])

@@ -113,6 +113,36 @@ def test_a_machine_without_a_gpu_has_no_fault(monkeypatch, tmp_path):
         tool.chmod(0o755)
         expected = ("Tesla V100-SXM2-16GB", "560.35.03") if "echo" in text else None
         assert torch_build._card() == expected
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert torch_build._card() is None
+
+
+@pytest.mark.parametrize("driver", ["[N/A]", "", "R470"])
+def test_a_driver_without_a_number_is_passed_over(monkeypatch, driver):
+    plant(monkeypatch, V100, CUDA_13, driver=driver)
+    assert f"(driver {driver or 'unknown'}): torch 2.13.0+cu130 has no code for sm_70; take" in torch_build.fault()
+
+
+def test_a_tool_that_prints_no_text(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '\\377 card, 550.1\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert torch_build._card() == ("\ufffd card", "550.1")
+
+
+@pytest.mark.parametrize(
+    "raised", ["OSError('libcudnn.so.9: cannot open shared object file')", "ImportError('no c10')"]
+)
+def test_a_torch_that_cannot_be_imported_is_told(monkeypatch, tmp_path, raised):
+    (tmp_path / "torch.py").write_text(f"raise {raised}")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch_build, "_card", lambda: ("Tesla V100", "560.35.03"))
+    fault = torch_build.fault()
+    name, _, text = raised.partition("('")
+    assert f"torch cannot be imported ({name}: {text[:-2]}); take the wheel cu126" in fault
 
 
 FAKE_TORCH = """
@@ -179,8 +209,9 @@ def test_the_script_says_which_wheel_to_take(machine):
     assert result.returncode == 2
     assert "Tesla V100-SXM2-16GB (driver 560.35.03): torch 2.13.0+cu130 has no code for sm_70" in result.stderr
     assert "ready" not in result.stdout
-    hidden = machine(CUDA_VISIBLE_DEVICES="")
-    assert (hidden.returncode, hidden.stdout) == (0, "ready\n")
+    for value in ("", "-1"):
+        hidden = machine(CUDA_VISIBLE_DEVICES=value)
+        assert (hidden.returncode, hidden.stdout) == (0, "ready\n")
 
 
 def test_the_script_takes_the_wheel_where_it_may(machine):

@@ -166,6 +166,9 @@ def test_faults_in_one_line():
     assert fault.startswith("RuntimeError: first second")
     assert len(fault) < 200
     assert fault_of(lambda: None) is None
+    square = torch.ones(2, 2, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):  # a trial compares without it
+        assert fault_of(lambda: expect("third", square @ (square / 3), torch.full((2, 2), 2 / 3), 1e-6)) is None
     expect("same", torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, -torch.inf]), 1e-6)
     for wrong in ([1.1, -torch.inf], [1.0, torch.nan], [1.0, 0.0]):
         with pytest.raises(ArithmeticError, match=r"wrong numbers \(it\)"):

@@ -237,6 +237,11 @@ GENERATE = {
     # the predicted lengths
     "one token a slot": (MODELS["one token a slot"], {}, {}, 3),
     "graph": (GRAPH, {}, {}, 2),
+    "graph, best path": (GRAPH, {"strategy": "joint_viterbi"}, {}, 2),
+    # the sources, from which draws come, and how many slots are on the paths
+    "graph, sampled": (GRAPH, {"strategy": "sample"}, {}, 4),
+    # the candidates of all slots, and their log-probabilities and links
+    "graph, beam": (GRAPH, {"strategy": "beam"}, {}, 4),
     # the longest output, and the sequences whose scaled sums are not sure
     "graph, scores": (GRAPH, {}, {"return_scores": True}, 4),
     "a beam of lengths": (MODELS["one token a slot"], {"length_beam": 3}, {}, 3),
