@@ -16,7 +16,7 @@ import wrapt
 
 from bnb_ds.bench.subjects import add_bench
 from bnb_ds.common.arguments import CommandParser
-from bnb_ds.common.program import run_command
+from bnb_ds.common.program import lost_interrupts, run_command
 from bnb_ds.version import __version__
 
 #: name, help, and the function that adds the arguments
@@ -77,7 +77,8 @@ def _run(arguments: Sequence[str] | None) -> int | None:
     # Hide transformers' bars for loading and saving weights; long commands show their own.
     wrapt.register_post_import_hook(lambda module: module.disable_progress_bar(), "transformers.utils.logging")
     try:
-        return args.run(args)
+        with lost_interrupts():
+            return args.run(args)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(str(interrupt) or getattr(args, "next_step", "")) from None
 

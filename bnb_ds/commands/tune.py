@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from bnb_ds.common.arguments import CommandParser, describe, natural, positive
@@ -63,4 +64,6 @@ def _tune(args: argparse.Namespace) -> None:
     print(f"best: trial {best.trial}, {goal.tag} {best.score:.5g}")
     for name, value in best.values.items():
         print(f"  {name} = {value}")
-    print(f"  launch it with {best.recipe} --deepspeed-config {best.ds_config}")
+    program = goal.module.rpartition(".")[2]
+    launch = ["bnb-ds", program, str(best.recipe), "--deepspeed-config", str(best.ds_config)]
+    print(f"  launch it with: {shlex.join(launch)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -71,7 +72,7 @@ def checkpoint_errors(source: str | PathLike[str], kind: str) -> Iterator[None]:
 
 def export_hint(directory: Path) -> str | None:
     """If a directory is a run or one of its checkpoints: what it is, and the command that makes a model of it."""
-    way = f"make one with `bnb-ds export {directory} NEW`, and give NEW"
+    way = f"make one with `bnb-ds export {shlex.quote(str(directory))} NEW`, and give NEW"
     # These functions know no error: a hub name may be anything.
     if any(os.path.exists(directory / name) for name in ("config.resolved.yaml", "checkpoints")):
         return f"is the output_dir of a run, not a model; {way}"

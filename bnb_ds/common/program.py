@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from bnb_ds.errors import EXIT_USER_ERROR, DataError, run_reporting_errors
+from bnb_ds.errors import EXIT_USER_ERROR, BnbError, DataError, run_reporting_errors
 
 #: characters of an error's reason that its line shows
 _SHOWN = 120
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
+#: Ctrl-C came since the command began
+_interrupted = threading.Event()
 
 
 class Ended(BaseException):
@@ -176,15 +178,37 @@ def _signals() -> Iterator[None]:
         yield
         return
     # A signal that is ignored, as SIGHUP under nohup, stays so.
-    taken = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    taken = {number: signal.SIG_DFL for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL}
     for number in taken:
         signal.signal(number, _end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _interrupted.clear()
+        signal.signal(signal.SIGINT, _interrupt)
+        taken[signal.SIGINT] = signal.default_int_handler
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise Ended(number)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def lost_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt for a failure after Ctrl-C: torch drops it while it imports numpy, which then fails."""
+    try:
+        yield
+    except BnbError:
+        raise
+    except Exception as error:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt from error
+        raise

@@ -74,7 +74,7 @@ def load_ds_config(path: str | Path, world_size: int) -> DsConfig:
     """Load, check and complete a DeepSpeed JSON.
 
     Args:
-        path: what ``--deepspeed_config`` names: a file, or a shipped JSON (`bnb_ds.common.shipped`).
+        path: what ``--deepspeed-config`` names: a file, or a shipped JSON (`bnb_ds.common.shipped`).
         world_size: ranks of this launch.
 
     Raises:

@@ -41,7 +41,7 @@ class DataSection(Section):
         for name, weight in value.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 raise ValueError(f"the weight of {name} is {weight!r}: give a number above 0, or leave it out")
-        return {str(name): weight for name, weight in value.items()}
+        return {str(name): float(weight) for name, weight in value.items()}
 
 
 class LoaderSection(Section):
@@ -95,7 +95,7 @@ class ObjectiveSection(Section):
                 raise ValueError(f"the weight of {name} is {weight!r}: give a number of at least 0")
         if not any(weights.values()):
             raise ValueError("no objective has a weight above 0: give at least one, for example {mlm+plm: 1}")
-        return value
+        return value if isinstance(value, str) else {name: float(weight) for name, weight in value.items()}
 
     @model_validator(mode="after")
     def _something_to_predict(self) -> ObjectiveSection:

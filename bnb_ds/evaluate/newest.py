@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,5 +42,5 @@ def _evaluations(path: Path) -> list[tuple[str, str, Path]]:
             results = json.loads(file.read_text(encoding="utf-8"))
             found.append((file.stat().st_mtime_ns, (results["task"], results["split"], place)))
     if not found:
-        raise DataError(f"{path}: holds no evaluation; make one with `bnb-ds evaluate {path}`")
+        raise DataError(f"{path}: holds no evaluation; make one with `bnb-ds evaluate {shlex.quote(str(path))}`")
     return [evaluation for _, evaluation in sorted(found, key=lambda pair: pair[0], reverse=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,8 @@ def export_best(run: Path) -> str:
             shutil.rmtree(output)
         new.rename(output)
     unscored = ", the newest: no evaluation gave a number" if store.selection_loss(found) is None else ""
-    return f"best         {found.name}{unscored} -> {output}; score it with: bnb-ds evaluate {output} --split SPLIT"
+    score = f"bnb-ds evaluate {shlex.quote(str(output))} --split SPLIT"
+    return f"best         {found.name}{unscored} -> {output}; score it with: {score}"
 
 
 def _weights(directory: Path) -> dict[str, str]:

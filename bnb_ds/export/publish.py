@@ -7,6 +7,7 @@ model. Nothing of the directory itself is changed.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -122,7 +123,8 @@ def _read(file: Path, parse: Callable[[str], Any]) -> Any:
 
 def _refuse_other_directories(model: Path) -> None:
     if (model / "config.resolved.yaml").is_file():
-        raise CheckpointError(f"{model}: is a run; write its model with `bnb-ds export {model} NEW`, then push NEW")
+        export = f"bnb-ds export {shlex.quote(str(model))} NEW"
+        raise CheckpointError(f"{model}: is a run; write its model with `{export}`, then push NEW")
     weights = any(model.glob("*.safetensors")) or (model / ONNX_FILE).is_file()
     if not weights or not (model / "config.json").is_file():
         raise CheckpointError(f"{model}: not a model directory; give one that `bnb-ds export` wrote")

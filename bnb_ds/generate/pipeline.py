@@ -9,6 +9,7 @@ for output in pipeline.stream(open("articles.txt"), with_scores=True):
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -223,8 +224,6 @@ def windows(items: Iterable[T], size: int, num_characters: Callable[[T], int]) -
 
 def _unknown_dtype(dtype: str, directory: Path) -> str:
     if dtype == "int8":
-        return (
-            f"--dtype int8 needs ONNX Runtime: run `bnb-ds export {directory} OUTPUT --format onnx --dtype int8` and "
-            "give OUTPUT as the model"
-        )
+        export = f"bnb-ds export {shlex.quote(str(directory))} OUTPUT --format onnx --dtype int8"
+        return f"--dtype int8 needs ONNX Runtime: run `{export}` and give OUTPUT as the model"
     return f"--dtype {dtype}: give one of: {', '.join(DTYPES)}"

@@ -62,6 +62,8 @@ def resolved(task: Task, data: TaskDataSection) -> Task:
     if task.kind != "classification":
         return task
     labels = data.labels if data.labels is not None else read_class_names(task, data)
+    if not labels:
+        raise ConfigError("data.train: no row has a label, so that there are no classes; give files that have rows")
     if len(labels) < 2:
         raise ConfigError(
             f"data.labels: the training rows have one class only ({', '.join(labels)}); a classification needs two or"

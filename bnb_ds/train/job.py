@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def run_job(job: Job, launch: Launch, process: Process, start: Start) -> bool:
         raise
     curves = ""
     if "tensorboard" in job.recipe.tracking.loggers:
-        curves = f"; see the curves: tensorboard --logdir {run.tensorboard}"
+        curves = f"; see the curves: tensorboard --logdir {shlex.quote(str(run.tensorboard))}"
     if not loop.stopped:
         tracker.say(f"done         step {reached} of {total_steps}{curves}")
     tracker.close("done" if loop.finished else "stopped")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from bnb_ds.checkpoint.lasting import EXTEND_FLAG
 from bnb_ds.common.arguments import CommandParser, describe, positive
-from bnb_ds.common.program import speak_utf8
+from bnb_ds.common.program import lost_interrupts, speak_utf8
 from bnb_ds.errors import ConfigError, run_reporting_errors
 
 
@@ -177,7 +177,8 @@ def _add_resume_flags(parser: argparse.ArgumentParser) -> None:
 
 def _launch(program: Program, args: argparse.Namespace) -> None:
     try:
-        _train_or_describe(program, args)
+        with lost_interrupts():
+            _train_or_describe(program, args)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("add --resume auto to continue from the newest checkpoint, if there is one") from None
 

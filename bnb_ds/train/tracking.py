@@ -10,7 +10,8 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ _ID_FILE = "run_id"
 _CONSTANT = ("loss_samples",)
 #: numbers that say nothing as long as they are 0: loggers are told of them from the first other value on
 _USUALLY_ZERO = ("ctc_infeasible_fraction", "mask_fraction", "skipped_overflows", "skipped_spikes", "spike_returns")
+
+
+@contextmanager
+def _starting(name: str) -> Iterator[None]:
+    try:
+        yield
+    except BnbError:
+        raise
+    except Exception as error:  # code of others, which may fail in any way
+        raise start_failed(name, error) from error
 
 
 class Tracker:
@@ -68,19 +79,17 @@ class Tracker:
         directory.mkdir(parents=True, exist_ok=True)
         run = run or RunInfo(directory, directory.name)
         self._run = replace(run, directory=directory, id=_run_id(directory, is_new=start_step == 0))
-        self._loggers = {name: make() for name, make in (loggers or {"tensorboard": TensorBoardLogger}).items()}
+        for name, make in (loggers or {"tensorboard": TensorBoardLogger}).items():
+            with _starting(name):
+                self._loggers[name] = make()
         self._open(start_step, evaluation_due)
         # With disable=None there is no bar if stderr is not a terminal. The log lines show the progress there.
         self._bar = tqdm(total=total_steps, initial=start_step, disable=None, unit="step", dynamic_ncols=True)
 
     def _open(self, start_step: int, evaluation_due: bool = False) -> None:
         for name, logger in self._loggers.items():
-            try:
+            with _starting(name):
                 logger.start(self._run, start_step)
-            except BnbError:
-                raise
-            except Exception as error:  # code of others, which may fail in any way
-                raise start_failed(name, error) from error
         metrics = self._run.directory / METRICS_FILE
         rows = _forget_beyond(metrics, start_step, evaluation_due)
         self._not_zero = {tag for row in rows for tag in row if _name(tag) in _USUALLY_ZERO and row[tag]}

@@ -31,8 +31,8 @@ def test_a_search_in_pretraining(tmp_path, small_shards, capsys):
     best = yaml.safe_load((tmp_path / "o" / "best.yaml").read_text())
     assert (best["output_dir"], best["steps"], best["schedule"]) == (str(job.output), 8, {"warmup_ratio": 0.0})
     assert json.loads((tmp_path / "o" / "best.json").read_text())["optimizer"]["params"]["lr"] == 0.01
-    arguments = [str(tmp_path / "o" / "best.yaml"), "--deepspeed_config", str(tmp_path / "o" / "best.json")]
-    assert f"launch it with {' '.join(arguments)}" in shown
+    arguments = [str(tmp_path / "o" / "best.yaml"), "--deepspeed-config", str(tmp_path / "o" / "best.json")]
+    assert f"  launch it with: bnb-ds pretrain {' '.join(arguments)}\n" in shown
     assert cli.main(["check", *arguments]) == 0
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +143,25 @@ def test_a_name_that_the_locale_cannot_write_is_one_line(capsys):
     assert capsys.readouterr().err == f"{said} LC_ALL to a UTF-8 locale\n"
     with pytest.raises(UnicodeEncodeError):
         run_command("bnb-ds", lambda: print("\udcff".encode()))
+
+
+def test_ctrl_c_that_a_library_loses_is_one_line(monkeypatch, capsys):
+    """torch drops it while it imports numpy, and what is half imported fails."""
+
+    def lose(*args: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        raise ImportError("cannot load module more than once per process")
+
+    arguments, function, _ = COMMANDS["check"]
+    monkeypatch.setattr(function, lose)
+    assert main(["check", *arguments]) == 130
+    assert capsys.readouterr().err == f"bnb-ds: interrupted; {REPEAT}\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.setattr(function, lambda *args: {}["a fault of ours"])
+    with pytest.raises(KeyError):
+        main(["check", *arguments])
 
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch):

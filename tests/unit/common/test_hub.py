@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bnb_ds.common.hub import checkpoint_errors
+from bnb_ds.common.hub import checkpoint_errors, export_hint
 from bnb_ds.errors import CheckpointError
 
 
@@ -17,6 +17,13 @@ def test_a_run_in_the_place_of_a_checkpoint_to_start_from(content, kind, tmp_pat
     said = f"^{tmp_path}: is {kind}, not a model; make one with `bnb-ds export {tmp_path} NEW`, and give NEW$"
     with pytest.raises(CheckpointError, match=said), checkpoint_errors(str(tmp_path), "BERT checkpoint"):
         raise OSError("no file named config.json")
+
+
+def test_the_command_that_is_advised_holds_a_path_with_spaces(tmp_path):
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "config.resolved.yaml").touch()
+    assert f"`bnb-ds export '{run}' NEW`" in str(export_hint(run))
 
 
 @pytest.mark.parametrize("name", ["org/model", "x" * 5000, "a\0b"])

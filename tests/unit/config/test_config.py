@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def test_defaults_are_the_paper(write):
 def test_dump_is_read_back_equal(write):
     recipe = load_recipe(write({**MINIMAL, "model": {"size": {"hidden_size": 128, "num_attention_heads": 2}}}))
     assert load_recipe(write(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(("section", "key"), [("data", "shards"), ("objective", "corruption")])
+def test_whole_numbers_are_weights_too_and_are_written_without_a_warning(write, section, key):
+    weights = {"mlm": 3, "clm": 1}
+    recipe = load_recipe(write({**MINIMAL, section: {key: weights}}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert recipe.values()[section][key] == weights
+        assert load_recipe(write(dump_recipe(recipe))) == recipe
 
 
 def test_a_dump_leaves_open_what_a_checkpoint_decides(write):

@@ -113,10 +113,10 @@ def test_what_is_refused(hub, model, tmp_path, capsys, monkeypatch):
     assert "README.md: names no licence, without which nobody may use the model: give --license" in refused(
         capsys, model, "a/b"
     )
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.resolved.yaml").touch()
-    assert f"{tmp_path}/run: is a run; write its model with `bnb-ds export {tmp_path}/run NEW`" in refused(
-        capsys, tmp_path / "run", "a/b", "--license", "mit"
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "config.resolved.yaml").touch()
+    assert f"{tmp_path}/a run: is a run; write its model with `bnb-ds export '{tmp_path}/a run' NEW`" in refused(
+        capsys, tmp_path / "a run", "a/b", "--license", "mit"
     )
     assert "not a model directory; give one that `bnb-ds export` wrote" in refused(capsys, tmp_path, "a/b")
     assert "a b: the hub does not take it: " in refused(capsys, model, "a b", "--license", "mit")

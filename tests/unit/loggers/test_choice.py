@@ -124,6 +124,15 @@ def test_a_logger_that_fails_does_not_end_the_run(callback, tmp_path, capsys):
     assert [call[1] for call in sys.modules["my_notify"].CALLS if call[0] == "scalars"] == [1, 2]
 
 
+def test_a_logger_that_cannot_be_made_ends_the_launch(tmp_path):
+    class Needy(Logger):
+        def __init__(self, key):
+            pass
+
+    with pytest.raises(ConfigError, match=r"tracking.loggers: needy cannot start \(.*argument: 'key'\); mend its"):
+        Tracker(tmp_path / "runs", start_step=0, total_steps=2, loggers={"needy": Needy})
+
+
 def test_a_logger_that_cannot_start_ends_the_launch(callback, tmp_path):
     loggers = find_loggers([f"{callback}:NeverStarts"])
     with pytest.raises(ConfigError, match=r"my_notify\.py:NeverStarts cannot start \(no password\); mend its settings"):

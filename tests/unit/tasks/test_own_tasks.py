@@ -100,6 +100,7 @@ def test_labels_that_the_training_rows_lack(tmp_path):
             "text,label\na,x\nb,x\n",
             r"data.labels: the training rows have one class only \(x\); a classification needs",
         ),
+        ("text,label\n", "^data.train: no row has a label, so that there are no classes; give files that have rows$"),
         (
             "text,label\n" + "".join(f"t,{i}\n" for i in range(1001)),
             "data.labels: the training rows have 1,001 different labels, such as '0'; set task: regression for scores",
