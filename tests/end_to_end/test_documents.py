@@ -49,7 +49,7 @@ def test_no_block_is_left_out():
                 scripts.append(content)
     assert scripts == SCRIPTS
     names = ("documents", "finetuning_documents", "newcomers")
-    tests = [Path(__file__).with_name(f"test_{name}.py") for name in names]
+    tests = [Path(__file__).with_name(f"test_{name}.py") for name in names] + [Path(__file__).with_name("conftest.py")]
     used = [name for test in tests for name in re.findall(r"(?:commands|python)\(\"(\w+)\"", test.read_text())]
     assert set(used) == set(BLOCKS)
 

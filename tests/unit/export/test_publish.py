@@ -42,6 +42,7 @@ def hub(monkeypatch, tmp_path):
     }.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: False, raising=False)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # it keeps the address of its first use
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield server
     server.close()
