@@ -136,3 +136,11 @@ def _members(node: ast.AST) -> set[str]:
 @functools.cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def reviews() -> tuple[str, str]:
+    """The rows and the recipe of the first section of docs/own_data.md."""
+    blocks = (("csv", "review,verdict"), ("yaml", "# work/reviews.yaml"))
+    page = text("docs/own_data.md")
+    rows, recipe = (re.search(rf"```{kind}\n({start}.*?)```", page, re.DOTALL)[1] for kind, start in blocks)
+    return rows, recipe

@@ -18,8 +18,6 @@ from tests.executing_documents import moved, python
 pytestmark = pytest.mark.slow
 
 BLOCKS = documents.named_blocks()
-#: language and first words of two blocks of docs/own_data.md
-_REVIEWS = (("csv", "review,verdict"), ("yaml", "# work/reviews.yaml"))
 
 
 def test_finetune(prepared, forked):
@@ -74,16 +72,15 @@ def test_tune(prepared, forked, tmp_path, capsys):
 
 def test_own_data(prepared, forked):
     """Train three steps on the rows of the page, and write labels for them."""
-    page = documents.text("docs/own_data.md")
-    rows, recipe = (re.search(rf"```{kind}\n({start}.*?)```", page, re.DOTALL)[1] for kind, start in _REVIEWS)
+    rows, recipe = documents.reviews()
     (prepared / "data").mkdir()
     (prepared / "data" / "reviews.csv").write_text(rows)
     (prepared / "reviews.yaml").write_text(moved(recipe, prepared))
     settings = f"data.cache_dir={prepared}/cache model.encoder={prepared}/bert"
     check, launch, evaluate, predict = commands("own_data")
     assert "check: no errors" in forked(f"{check} {settings}", prepared)
-    script = f"{sys.executable} runs/finetune.py{moved(launch, prepared).partition('runs/finetune.py')[2]}"
-    forked(f"{script} {settings}", prepared)
+    arguments = moved(launch, prepared).partition('"$(bnb-ds path finetune)"')[2]
+    forked(f"{sys.executable} runs/finetune.py{arguments} {settings}", prepared)
     assert "accuracy" in forked(evaluate, prepared)
     forked(predict, prepared)
     said = [json.loads(line)["label"] for line in (prepared / "predicted.jsonl").read_text().splitlines()]

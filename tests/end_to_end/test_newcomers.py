@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests import launching
-from tests.documents import commands, named_blocks
+from tests.documents import commands, named_blocks, reviews
+from tests.executing_documents import save_bert
 from tests.fork_server import ForkServer
 from tests.installing import Installed
 
@@ -90,6 +91,27 @@ def test_a_student_gets_from_a_text_to_a_model_that_fills_in_words(trained):
     assert reconstruct.count("source    ") == 3
     assert "generate: 5 lines from LINES to work/outputs.txt" in generate
     assert (desk.folder / "work" / "outputs.txt").read_text().count("\n") == 5
+
+
+def test_a_student_trains_on_two_csv_files(desk, small_tokenizer):
+    """docs/own_data.md, with a second file of rows to choose the model on."""
+    rows, recipe = reviews()
+    work = desk.folder / "work"
+    (work / "data").mkdir()
+    (work / "data" / "reviews.csv").write_text(rows)
+    (work / "data" / "validation.csv").write_text('review,verdict\nI like it.,good\n"It is, in short, bad.",bad\n')
+    (work / "reviews.yaml").write_text(recipe)
+    save_bert(work / "models" / "bert", small_tokenizer)
+    check, launch, evaluate, predict = commands("own_data")
+    files = ["data.validation=work/data/validation.csv", "data.split=null"]
+    assert "check: no errors" in desk.run(check, *files)
+    arguments = launch.partition('"$(bnb-ds path finetune)"')[2]
+    assert "validation: 2 rows read, 2 kept" in desk.run(f"bnb-ds finetune{arguments}", *files)
+    assert "accuracy" in desk.run(evaluate)
+    desk.run(predict)
+    said = [json.loads(line)["label"] for line in (work / "predicted.jsonl").read_text().splitlines()]
+    assert len(said) == 6
+    assert set(said) <= {"bad", "good"}
 
 
 def test_a_student_finds_recipes_and_makes_one(desk):
