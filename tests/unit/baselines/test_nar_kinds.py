@@ -101,6 +101,7 @@ def test_the_default_is_transformer_base():
         assert shape == (512, 6, 8, 2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_bert_and_from_a_model_of_its_own(kind, tmp_path):
     torch.manual_seed(0)

@@ -66,6 +66,7 @@ def test_wrong_and_missing_answers_are_counted(model, capsys):
     assert len(alone(service.port, ["a text"], {}).lost) == 1
 
 
+@pytest.mark.slow
 def test_a_service_that_does_not_start_speaks_for_itself(tmp_path):
     with (
         pytest.raises(BnbError, match=r"the service did not start: .*no_model"),

@@ -30,6 +30,7 @@ def triton():
     return compiled.need_triton()
 
 
+@pytest.mark.slow
 def test_kernels_in_the_interpreter():
     compiled.run_interpreted("tests/interpreted/dag_kernels.py")
 

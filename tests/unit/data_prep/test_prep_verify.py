@@ -81,6 +81,7 @@ def test_the_list_of_files_is_whole(whole: Path) -> None:
     assert files_of(whole) == NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore")  # NumPy's, about damaged headers
 def test_every_flipped_byte_is_found(shards: Path, name: str) -> None:

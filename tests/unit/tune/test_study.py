@@ -41,6 +41,7 @@ def trials(output: Path) -> dict[str, list[str]]:
     return {name: cells for name, *cells in rows}
 
 
+@pytest.mark.slow
 def test_the_best_settings_are_found_and_written(tmp_path):
     job, lines = make(tmp_path / "o", RATE, Dimension("recipe", "schedule.warmup_ratio", (0.0, 0.5)), trials=14)
     best = search(job)
@@ -59,6 +60,7 @@ def test_the_best_settings_are_found_and_written(tmp_path):
     assert kept == [best.trial], "only the best trial keeps its weights"
 
 
+@pytest.mark.slow
 def test_a_trial_behind_the_median_ends_early(tmp_path):
     """Five trials are made to the end; the sixth holds, and is far behind."""
     good, bad = [1e-3 * factor for factor in (1.0, 1.1, 1.2, 1.3, 1.4)], 1e-6
@@ -78,6 +80,7 @@ def test_a_trial_behind_the_median_ends_early(tmp_path):
     assert lines[-1].startswith("trial 0005  deepspeed.optimizer.params.lr 1e-06: ended early at step 1, eval/loss 4")
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_continues(tmp_path):
     output = tmp_path / "o"
 
