@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from torch import nn
@@ -33,6 +34,8 @@ from bnb_ds.train.objectives import MaskedTokens, Objective, Reconstruction
 class NarGenerator(BnbGenerator):
     """A BERT-NAR-BERT with one position for each token, and some fields fixed by its kind."""
 
+    #: whether training shows tokens of the target in a way of its own, beside which there is no glancing
+    has_own_noise: ClassVar[bool] = False
     section: NarSection
 
     @classmethod
@@ -73,6 +76,8 @@ class NarGenerator(BnbGenerator):
         ngram_size: int | None = None,
         mixed_training: float | None = None,
     ) -> Objective:
+        if glancing is not None and self.has_own_noise:
+            raise ConfigError(f"glancing: kind {self.kind} has its own noise; remove glancing")
         if glancing is not None and self.config().kl_weight:
             raise ConfigError(
                 "glancing with one token for each position has no smoothing term: set model.label_smoothing to 0"
@@ -109,6 +114,7 @@ class Inat(NarGenerator):
     """iNAT, which is trained on several passes."""
 
     kind = "inat"
+    has_own_noise = True
     section: InatSection
 
     def objective(
@@ -117,8 +123,6 @@ class Inat(NarGenerator):
         ngram_size: int | None = None,
         mixed_training: float | None = None,
     ) -> Objective:
-        if glancing is not None:
-            raise ConfigError("glancing: kind inat has its own noise; remove glancing")
         super().objective(glancing, ngram_size, mixed_training)  # refuses what a model of one token a slot has not
         section, vocabulary = self.section, self._target
         if section.passes == 1:
@@ -137,6 +141,7 @@ class Cmlm(NarGenerator):
     """CMLM, which is trained to predict masked tokens of the target."""
 
     kind = "cmlm"
+    has_own_noise = True
     section: CmlmSection
 
     def objective(
@@ -145,8 +150,6 @@ class Cmlm(NarGenerator):
         ngram_size: int | None = None,
         mixed_training: float | None = None,
     ) -> Objective:
-        if glancing is not None:
-            raise ConfigError("glancing: kind cmlm has its own noise; remove glancing")
         super().objective(glancing, ngram_size, mixed_training)  # refuses what a model of one token a slot has not
         return MaskedTokens()
 
