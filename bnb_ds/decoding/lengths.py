@@ -5,8 +5,6 @@ Shapes: B sequences, T decoder slots of the longest sequence (in packed form: of
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -78,10 +76,4 @@ def _repeat(encoded: Encoded, times: int) -> Encoded:
     layout = encoded.layout
     wide = PackedLayout.from_host(layout.lengths_on_host().repeat(times), layout.cu_seqlens.device)
     source_N = layout.cu_seqlens.long().index_select(0, wide.sequence_ids // times) + wide.position_ids
-    return replace(
-        encoded,
-        layout=wide,
-        tokens=encoded.tokens.index_select(0, source_N),
-        hidden=encoded.hidden.index_select(0, source_N),
-        latent=encoded.latent.index_select(0, source_N),
-    )
+    return encoded.at(wide, source_N)

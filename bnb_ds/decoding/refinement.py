@@ -105,22 +105,9 @@ def rewritten(
         if len(rows) < len(slots.layout.lengths):
             lengths_B = slots.layout.lengths[rows]
             _, kept = slots.layout.rows(rows)
-            places, encoded = places.index_select(0, kept), _of_rows(encoded, rows)
+            places, encoded = places.index_select(0, kept), encoded.at(*encoded.layout.rows(rows))
             slots = model.model.open(encoded, lengths_B)
     return replace(first, hidden=hidden_TH), best_T, log_probs_T
-
-
-def _of_rows(encoded: Encoded, rows: list[int]) -> Encoded:
-    """These sources of a batch."""
-    layout, places = encoded.layout.rows(rows)
-    return replace(
-        encoded,
-        layout=layout,
-        tokens=encoded.tokens.index_select(0, places),
-        hidden=encoded.hidden.index_select(0, places),
-        latent=encoded.latent.index_select(0, places),
-        length_logits=None,
-    )
 
 
 def rescored(

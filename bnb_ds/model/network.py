@@ -111,6 +111,21 @@ class Encoded:
     latent: Tensor
     length_logits: Tensor | None
 
+    def at(self, layout: PackedLayout, index: Tensor) -> Encoded:
+        """Sources made of these tokens, without length logits.
+
+        Args:
+            layout: of the new sources.
+            index: int64, the place of each of their tokens in this batch.
+        """
+        return Encoded(
+            layout,
+            self.tokens.index_select(0, index),
+            self.hidden.index_select(0, index),
+            self.latent.index_select(0, index),
+            None,
+        )
+
 
 class BnbModel(BnbModelWithEncoder):
     """Encoder, latent and decoder, without the LM head."""
