@@ -17,6 +17,11 @@ _SUBJECTS = (
         "measure generation against the reference and autoregressive models",
         "bnb_ds.bench.generation.command",
     ),
+    (
+        "frontier",
+        "measure quality against speed of trained models, with seeds",
+        "bnb_ds.bench.frontier.command",
+    ),
     ("serve", "measure the service under many clients and under one", "bnb_ds.bench.serve"),
     ("floors", "compute BLEU of copying the source and of word-for-word translation", "bnb_ds.bench.floors"),
     ("ceilings", "score references that were tokenised and decoded again", "bnb_ds.bench.ceilings"),

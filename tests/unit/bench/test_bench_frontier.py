@@ -1,0 +1,167 @@
+"""`bnb-ds bench frontier`: scores are those of `bnb-ds evaluate`, what is done is kept, and the line is right."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from bnb_ds.baselines.settings import TransformerSection
+from bnb_ds.bench.frontier import measuring
+from bnb_ds.bench.frontier.contestants import Contestant, read_contestant
+from bnb_ds.bench.frontier.report import on_the_line
+from bnb_ds.cli import main
+from bnb_ds.evaluate.model import evaluate_model
+from bnb_ds.systems.baselines import Transformer
+from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.tokenised import Lengths
+from tests.exports import save_task_model
+
+SIZE = {"hidden_size": 12, "encoder_layers": 1, "decoder_layers": 1, "num_attention_heads": 3, "intermediate_size": 20}
+NUM_ROWS = 7
+
+
+def save_transformer(directory: Path, codec: Codec, seed: int) -> None:
+    section = TransformerSection(kind="transformer", size=SIZE, num_beams=2)
+    system = Transformer(get_task("translation"), Lengths(16, 12), codec, section)
+    torch.manual_seed(seed)
+    model = system.build()
+    model.save_pretrained(directory)
+    system.save_files(model.config, directory)
+
+
+@pytest.fixture(scope="module")
+def folder(small_tokenizer, small_texts, tmp_path_factory):
+    """Two Transformers, a CTC model, a graph and a model for labels, each with the validation rows in its recipe."""
+    made = tmp_path_factory.mktemp("frontier")
+    codec = Codec(small_tokenizer, small_tokenizer)
+    rows = [{"source": " ".join(text.split()[: 3 + i]), "target": text[:20]} for i, text in enumerate(small_texts[:NUM_ROWS])]
+    (made / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"validation": str(made / "rows.jsonl"), "cache_dir": str(made / "cache")}
+    data |= {"columns": {"translation.source": "source", "translation.target": "target"}}
+    save_transformer(made / "first", codec, 1)
+    save_transformer(made / "second", codec, 2)
+    save_task_model(made / "ctc", "translation", codec, decoder_length_ratio=2.0)
+    save_task_model(made / "dag", "translation", codec, target="dag", decoder_length_ratio=2.0)
+    save_task_model(made / "labels", "sst2", codec)
+    for name in ("first", "second", "ctc", "dag"):
+        (made / name / "recipe.yaml").write_text(yaml.safe_dump({"task": "translation", "data": data}))
+    return made
+
+
+def frontier(*arguments: object) -> int:
+    return main(["bench", "frontier", *map(str, arguments)])
+
+
+def test_scores_are_those_of_evaluations_and_what_is_done_is_kept(folder, tmp_path, monkeypatch, capsys):
+    seeds = f"Transformer={folder / 'first'},{folder / 'second'}"
+    greedy = f"graph, greedy={folder / 'dag'}:strategy=greedy"
+    systems = [seeds, folder / "ctc", greedy]
+    arguments = [*systems, "--batch-size", 1, 3, "--rounds", 2, "--threads", 1, "--output", tmp_path / "out"]
+    assert frontier(*arguments, "--picture", tmp_path / "picture.svg", "--score", "length_ratio", "bleu") == 0
+    text = capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    by_name = {system["system"]: system for system in results["systems"]}
+    assert list(by_name) == ["Transformer", "ctc", "graph, greedy"]
+    for name, models in (("Transformer", ("first", "second")), ("ctc", ("ctc",))):
+        own = [evaluate_model(folder / model).scores for model in models]
+        for score in ("bleu", "length_ratio"):
+            assert by_name[name]["scores"][score] == [scores[score] for scores in own]
+    ratios = by_name["Transformer"]["scores"]["length_ratio"]
+    assert f"{statistics.mean(ratios):.2f} ± {statistics.stdev(ratios):.2f}" in text
+    assert "<svg" in (tmp_path / "picture.svg").read_text()[:500]
+    for system in by_name.values():
+        assert list(system["speed"]) == ["1", "3"]
+        for speed in system["speed"].values():
+            rounds = [wall for wall, _ in speed["wall_and_cpu_seconds_of_rounds"]]
+            assert len(rounds) == 2
+            assert speed["sentences_per_second"] == NUM_ROWS / statistics.median(rounds)
+    assert "All systems read the same tokens." in text
+    monkeypatch.setattr(measuring, "_round", None)
+    monkeypatch.setattr(measuring, "scores_of", None)
+    assert frontier(*arguments, "--score", "length_ratio", "bleu") == 0
+    assert json.loads((tmp_path / "out" / "frontier.json").read_text()) == results
+
+
+def test_another_round_is_added_to_those_before(folder, tmp_path):
+    arguments = [folder / "ctc", "--batch-size", 7, "--sentences", 5, "--output", tmp_path]
+    for rounds in (1, 3):
+        assert frontier(*arguments, "--rounds", rounds) == 0
+        (system,) = json.loads((tmp_path / "frontier.json").read_text())["systems"]
+        taken = system["speed"]["7"]["wall_and_cpu_seconds_of_rounds"]
+        assert len(taken) == rounds
+    (rounds,) = json.loads((tmp_path / "state.json").read_text())["rounds"].values()
+    assert len(rounds["7"]) == 3
+
+
+def test_scores_alone(folder, tmp_path, capsys):
+    arguments = [f"greedy={folder / 'first'}:num_beams=1", folder / "first", "--rounds", 0, "--output", tmp_path]
+    assert frontier(*arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"translation, validation, {NUM_ROWS} rows"
+    assert lines[2] == "| system | kind | decoding | parameters | models | bleu |"
+    assert [line.split(" | ")[2] for line in lines[4:6]] == ["num_beams 1", "as saved"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("work/a", Contestant("a", (Path("work/a"),))),
+        ("work/a/best", Contestant("a", (Path("work/a/best"),))),
+        ("A, b=x,y", Contestant("A, b", (Path("x"), Path("y")))),
+        ("x:strategy=greedy", Contestant("x", (Path("x"),), {"strategy": "greedy"})),
+        ("A=x:lm_weight=0.3,merge_duplicates=false", Contestant("A", (Path("x"),), {"lm_weight": 0.3, "merge_duplicates": False})),
+    ],
+)
+def test_how_a_system_is_written(text, expected):
+    assert read_contestant(text) == expected
+
+
+def test_the_line_is_what_no_other_point_beats():
+    points = {"slow": (1.0, 30.0), "middle": (5.0, 28.0), "beaten": (4.0, 28.0), "fast": (9.0, 10.0), "last": (9.0, 9.0)}
+    assert on_the_line(points) == ["slow", "middle", "fast"]
+    assert on_the_line({"a": (1.0, 1.0), "b": (1.0, 1.0)}) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a="], "a=: write a system as MODEL, or as NAME=MODEL,MODEL:KEY=VALUE,KEY=VALUE"),
+        (["a=b:c=1,d"], "'d' is no KEY=VALUE"),
+        (["{folder}/ctc", "{folder}/ctc"], "ctc: two systems have this name; write NAME=MODEL to give them others"),
+        (["{folder}/labels"], "labels: gives labels; bench frontier compares models that write texts"),
+        (["{folder}/ctc:num_beams=2"], "ctc: a model of kind bnb has no setting 'num_beams'; known: "),
+        (["{folder}/first:strategy=greedy"], "a model of kind transformer has no setting 'strategy'; known: num_beams"),
+        (["{folder}/first:num_beams=none"], "first: num_beams is 'none'; give a whole number of at least 1"),
+        (["{folder}/ctc:strategy=greedy"], "strategy is 'greedy', but the model's target is 'ctc'"),
+        (["{folder}/ctc", "--score", "blue"], "--score blue: is not a score of translation; did you mean 'bleu'?"),
+        (["{folder}/ctc", "--picture", "x.jpg"], "--picture x.jpg: give a name that ends with .png or .svg"),
+        (["{folder}/ctc", "--picture", "x.svg"], "--picture: there is no speed to draw with --rounds 0"),
+        (["{folder}/ctc", "--dtype", "fp16"], "--dtype fp16 needs a GPU: use bf16 or fp32 on a CPU"),
+    ],
+)
+def test_what_is_refused_is_one_line(folder, tmp_path, capsys, arguments, message):
+    given = [argument.format(folder=folder) for argument in arguments]
+    assert frontier(*given, "--rounds", 0, "--output", tmp_path / "out") == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(said) == 1
+    assert message.format(folder=folder) in said[0]
+
+
+def test_models_of_other_data_and_a_damaged_state_are_refused(folder, tmp_path, capsys):
+    other = tmp_path / "rows.jsonl"
+    other.write_text(json.dumps({"source": "the value", "target": "the object"}) + "\n")
+    recipe = yaml.safe_load((folder / "ctc" / "recipe.yaml").read_text())
+    recipe["data"]["validation"] = str(other)
+    (folder / "dag" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = [folder / "ctc", folder / "dag", "--rounds", 0, "--output", tmp_path]
+    assert frontier(*arguments) == 2
+    assert "dag: its translation rows have other references than those of the model before" in capsys.readouterr().err
+    (tmp_path / "state.json").write_text("{")
+    assert frontier(*arguments) == 2
+    assert "state.json: cannot be read (JSONDecodeError" in capsys.readouterr().err
