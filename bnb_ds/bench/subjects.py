@@ -20,7 +20,7 @@ _SUBJECTS = (
     (
         "frontier",
         "measure quality against speed of trained models, with seeds",
-        "bnb_ds.bench.frontier.command",
+        "bnb_ds.bench.frontier.comparing",
     ),
     ("serve", "measure the service under many clients and under one", "bnb_ds.bench.serve"),
     ("floors", "compute BLEU of copying the source and of word-for-word translation", "bnb_ds.bench.floors"),

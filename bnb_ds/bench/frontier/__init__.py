@@ -1,4 +1,4 @@
 """``bnb-ds bench frontier``: quality against speed of trained models, in one process.
 
-Face: `command.add_arguments`, `contestants.read_contestant`, `measuring.measure`.
+Face: `comparing.add_arguments`, `contestants.read_contestant`, `measuring.measure`.
 """

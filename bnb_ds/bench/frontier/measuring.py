@@ -211,9 +211,7 @@ def _time(outcomes: list[Outcome], first: dict[str, Opened], setting: Setting, k
     )
     for batch_size in sorted(set(setting.batch_sizes)):
         batches = [order[begin : begin + batch_size] for begin in range(0, count, batch_size)]
-        runs = {
-            name: [partial(one.write, one.sources(batch)) for batch in batches] for name, one in first.items()
-        }
+        runs = {name: [partial(one.write, one.sources(batch)) for batch in batches] for name, one in first.items()}
         rounds = known.rounds(key, batch_size)
         if len(rounds) < setting.rounds:
             for parts in runs.values():  # the first batch of a process is slow

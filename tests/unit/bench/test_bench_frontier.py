@@ -13,7 +13,7 @@ import yaml
 from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.bench.frontier import measuring
 from bnb_ds.bench.frontier.contestants import Contestant, read_contestant
-from bnb_ds.bench.frontier.report import on_the_line
+from bnb_ds.bench.frontier.pareto import on_the_line
 from bnb_ds.cli import main
 from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.systems.baselines import Transformer
@@ -40,10 +40,12 @@ def folder(small_tokenizer, small_texts, tmp_path_factory):
     """Two Transformers, a CTC model, a graph and a model for labels, each with the validation rows in its recipe."""
     made = tmp_path_factory.mktemp("frontier")
     codec = Codec(small_tokenizer, small_tokenizer)
-    rows = [{"source": " ".join(text.split()[: 3 + i]), "target": text[:20]} for i, text in enumerate(small_texts[:NUM_ROWS])]
+    rows = [
+        {"source": " ".join(text.split()[: 3 + i]), "target": text[:20]}
+        for i, text in enumerate(small_texts[:NUM_ROWS])
+    ]
     (made / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"validation": str(made / "rows.jsonl"), "cache_dir": str(made / "cache")}
-    data |= {"columns": {"translation.source": "source", "translation.target": "target"}}
     save_transformer(made / "first", codec, 1)
     save_transformer(made / "second", codec, 2)
     save_task_model(made / "ctc", "translation", codec, decoder_length_ratio=2.0)
@@ -58,6 +60,7 @@ def frontier(*arguments: object) -> int:
     return main(["bench", "frontier", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_evaluations_and_what_is_done_is_kept(folder, tmp_path, monkeypatch, capsys):
     seeds = f"Transformer={folder / 'first'},{folder / 'second'}"
     greedy = f"graph, greedy={folder / 'dag'}:strategy=greedy"
@@ -115,7 +118,10 @@ def test_scores_alone(folder, tmp_path, capsys):
         ("work/a/best", Contestant("a", (Path("work/a/best"),))),
         ("A, b=x,y", Contestant("A, b", (Path("x"), Path("y")))),
         ("x:strategy=greedy", Contestant("x", (Path("x"),), {"strategy": "greedy"})),
-        ("A=x:lm_weight=0.3,merge_duplicates=false", Contestant("A", (Path("x"),), {"lm_weight": 0.3, "merge_duplicates": False})),
+        (
+            "A=x:lm_weight=0.3,merge_duplicates=false",
+            Contestant("A", (Path("x"),), {"lm_weight": 0.3, "merge_duplicates": False}),
+        ),
     ],
 )
 def test_how_a_system_is_written(text, expected):
@@ -123,7 +129,13 @@ def test_how_a_system_is_written(text, expected):
 
 
 def test_the_line_is_what_no_other_point_beats():
-    points = {"slow": (1.0, 30.0), "middle": (5.0, 28.0), "beaten": (4.0, 28.0), "fast": (9.0, 10.0), "last": (9.0, 9.0)}
+    points = {
+        "slow": (1.0, 30.0),
+        "middle": (5.0, 28.0),
+        "beaten": (4.0, 28.0),
+        "fast": (9.0, 10.0),
+        "last": (9.0, 9.0),
+    }
     assert on_the_line(points) == ["slow", "middle", "fast"]
     assert on_the_line({"a": (1.0, 1.0), "b": (1.0, 1.0)}) == ["a", "b"]
 
@@ -135,7 +147,10 @@ def test_the_line_is_what_no_other_point_beats():
         (["a=b:c=1,d"], "'d' is no KEY=VALUE"),
         (["{folder}/ctc", "{folder}/ctc"], "ctc: two systems have this name; write NAME=MODEL to give them others"),
         (["{folder}/labels"], "labels: gives labels; bench frontier compares models that write texts"),
-        (["{folder}/ctc:num_beams=2"], "ctc: a model of kind bnb has no setting 'num_beams'; known: "),
+        (
+            ["{folder}/ctc:num_beams=2"],
+            "ctc: a model of kind bnb has no setting 'num_beams'; did you mean 'length_beam'?",
+        ),
         (["{folder}/first:strategy=greedy"], "a model of kind transformer has no setting 'strategy'; known: num_beams"),
         (["{folder}/first:num_beams=none"], "first: num_beams is 'none'; give a whole number of at least 1"),
         (["{folder}/ctc:strategy=greedy"], "strategy is 'greedy', but the model's target is 'ctc'"),

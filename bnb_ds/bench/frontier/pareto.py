@@ -17,7 +17,8 @@ Point = tuple[float, float]  # sentences a second, quality
 
 PICTURES = (".png", ".svg")
 _MARKS = "os^vDP*Xhd<>"
-_LABEL_GAP_PIXELS = 15.0
+# of names beside points, at 8 points
+_LETTER_POINTS, _LINE_POINTS = 4.5, 9.0
 
 
 def check_scores(comparison: Comparison, names: Sequence[str]) -> None:
@@ -32,7 +33,9 @@ def on_the_line(points: dict[str, Point]) -> list[str]:
     """The names of the points that no other point beats, from slow to fast."""
 
     def beaten(point: Point) -> bool:
-        return any(other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other in points.values())
+        return any(
+            other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other in points.values()
+        )
 
     return sorted((name for name, point in points.items() if not beaten(point)), key=lambda name: points[name])
 
@@ -145,9 +148,14 @@ def draw(path: Path, comparison: Comparison, score: str, title: str) -> None:
 
 
 def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> None:
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
     places = points(comparison, batch_size, score)
     line = on_the_line(places)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.step(*zip(*(places[name] for name in line), strict=True), where="pre", color="0.6", linewidth=1.2, zorder=1)
     kinds = list(dict.fromkeys(outcome.kind for outcome in comparison.outcomes))
     marks = dict(zip(kinds, itertools.cycle(_MARKS)))
@@ -156,9 +164,7 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
         if name in places:
             _, deviation = outcome.mean_sd(score) or (0.0, None)
             colour = f"C{kinds.index(outcome.kind) % 10}"
-            axes.errorbar(
-                *places[name], yerr=deviation, fmt=marks[outcome.kind], color=colour, capsize=2, markersize=6
-            )
+            axes.errorbar(*places[name], yerr=deviation, fmt=marks[outcome.kind], color=colour, capsize=2, markersize=6)
     axes.set_xlabel(f"sentences a second, batch {batch_size}")
     axes.set_ylabel(score)
     axes.margins(x=0.25, y=0.08)
@@ -166,18 +172,22 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
 
 
 def _label(axes: Any, places: dict[str, Point]) -> None:
-    """Write names beside their points, pushed apart from below where they would overlap."""
+    """Write names beside their points, each raised until it covers no name below it."""
     axes.figure.draw_without_rendering()
-    height_below = -float("inf")
+    in_points = 72 / axes.figure.dpi
+    placed: list[tuple[float, float, float]] = []  # left and right end, and lower edge, in points
     for name, point in sorted(places.items(), key=lambda item: item[1][1]):
-        height = axes.transData.transform(point)[1]
-        shift = max(height_below + _LABEL_GAP_PIXELS - height, 0.0)
-        height_below = height + shift
+        left, height = axes.transData.transform(point) * in_points
+        right, lower = left + _LETTER_POINTS * (len(name) + 2), height
+        for other_left, other_right, other_lower in sorted(placed, key=lambda box: box[2]):
+            if left < other_right and other_left < right and abs(lower - other_lower) < _LINE_POINTS:
+                lower = other_lower + _LINE_POINTS
+        placed.append((left, right, lower))
         axes.annotate(
             name,
             point,
-            xytext=(8, shift * 72 / axes.figure.dpi - 3),
+            xytext=(7, lower - height - 3),
             textcoords="offset points",
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.6} if shift else None,
+            arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.6} if lower > height else None,
         )

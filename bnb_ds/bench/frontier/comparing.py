@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bnb_ds.bench.flags import add_device, add_threads, refuse_missing_device, versions
-from bnb_ds.bench.frontier import report
+from bnb_ds.bench.frontier import pareto
 from bnb_ds.bench.frontier.contestants import SETTINGS, read_contestant
 from bnb_ds.bench.frontier.measuring import Setting, measure
 from bnb_ds.common.arguments import add_overrides, describe, natural, positive
@@ -86,10 +86,10 @@ def _run(args: argparse.Namespace) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     comparison = measure(contestants, setting, args.output / _STATE)
     scores = args.score or [comparison.main_score]
-    report.check_scores(comparison, scores)
+    pareto.check_scores(comparison, scores)
     speed = f"; speed of {comparison.num_timed:,} sentences, {setting.hardware}, {args.dtype}" if args.rounds else ""
     about = f"{comparison.task}, {comparison.split}, {comparison.num_rows:,} rows{speed}"
-    table = f"{about}\n\n{report.table(comparison, scores)}\n{_notes(comparison)}"
+    table = f"{about}\n\n{pareto.table(comparison, scores)}\n{_notes(comparison)}"
     figures = {
         "task": comparison.task,
         "split": comparison.split,
@@ -99,16 +99,16 @@ def _run(args: argparse.Namespace) -> None:
         "dtype": args.dtype,
         "device": setting.hardware,
         **versions(),
-        "systems": report.as_json(comparison, scores),
+        "systems": pareto.as_json(comparison, scores),
     }
     write_atomic(args.output / _TABLE, table)
     write_atomic(args.output / _JSON, json.dumps(figures, indent=1, allow_nan=False) + "\n")
     print(table)
     if args.picture is not None:
-        report.draw(args.picture, comparison, scores[0], about)
+        pareto.draw(args.picture, comparison, scores[0], about)
 
 
-def _notes(comparison: report.Comparison) -> str:
+def _notes(comparison: pareto.Comparison) -> str:
     """What else the figures depend on."""
     tokenizers = {outcome.tokenizer for outcome in comparison.outcomes}
     if len(tokenizers) == 1:
@@ -126,9 +126,9 @@ def _check(args: argparse.Namespace, models: list[Path]) -> None:
         refuse_output(args.output / name, inputs, makes_parents=True)
     if args.picture is None:
         return
-    if args.picture.suffix not in report.PICTURES:
-        raise ConfigError(f"--picture {args.picture}: give a name that ends with {' or '.join(report.PICTURES)}")
+    if args.picture.suffix not in pareto.PICTURES:
+        raise ConfigError(f"--picture {args.picture}: give a name that ends with {' or '.join(pareto.PICTURES)}")
     if not args.rounds:
         raise ConfigError("--picture: there is no speed to draw with --rounds 0; leave one of them out")
     refuse_output(args.picture, inputs, flag="--picture")
-    report.require_matplotlib()
+    pareto.require_matplotlib()
