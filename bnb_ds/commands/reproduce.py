@@ -23,6 +23,11 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
     command.add_argument("--latex", action="store_true", help="print the table as LaTeX (default: Markdown)")
     command.add_argument("--run", dest="row", metavar="ROW", help="train and score this row; --list names them")
     command.add_argument(
+        "--time",
+        metavar="TASK",
+        help="measure the speed of all rows of a task that were run, in one process, and file it for the tables",
+    )
+    command.add_argument(
         "--num-gpus", type=positive, default=1, help="with --run: processes of the launcher (default %(default)s)"
     )
     command.add_argument(
@@ -43,12 +48,14 @@ def _reproduce(args: argparse.Namespace) -> None:
 
     if args.row is not None:
         _run_row(args)
+    elif args.time is not None:
+        _time(args)
     elif args.list:
         print(listing(args.runs, args.table))
     elif args.table is not None:
         print(table(args.table, args.runs, latex=args.latex))
     else:
-        raise ConfigError("bnb-ds reproduce: give --table NUMBER, --list or --run ROW")
+        raise ConfigError("bnb-ds reproduce: give --table NUMBER, --list, --run ROW or --time TASK")
 
 
 def _run_row(args: argparse.Namespace) -> None:
@@ -61,3 +68,24 @@ def _run_row(args: argparse.Namespace) -> None:
     )
     scores = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.scores.items() if value is not None)
     print(f"{row.name}: {scores}; {evaluation.directory}")
+
+
+def _time(args: argparse.Namespace) -> None:
+    import torch
+
+    from bnb_ds.bench.frontier import pareto
+    from bnb_ds.bench.frontier.contestants import Contestant
+    from bnb_ds.bench.frontier.measuring import STATE_FILE, Setting, measure
+    from bnb_ds.common.files import disk_errors
+    from bnb_ds.reproduce.latency import directory_of, timed_rows
+    from bnb_ds.reproduce.paper_rows import WHOLE_BATCH
+
+    found = timed_rows(args.time, args.runs)
+    contestants = [Contestant(row.system, (args.runs / row.output_dir,)) for row in found]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    setting = Setting(found[0].split, batch_sizes=(1, WHOLE_BATCH), device=device, threads=torch.get_num_threads())
+    directory = directory_of(args.time, args.runs)
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    comparison = measure(contestants, setting, directory / STATE_FILE)
+    print(pareto.write(directory, comparison, [comparison.main_score], setting))

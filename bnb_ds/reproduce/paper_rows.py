@@ -23,13 +23,16 @@ _PUBMED = "work/models/pubmed_base (an exported run of runs/recipes/pretrain/pub
 _OPTIMUS = "work/models/optimus (its encoder checkpoint, converted with bnb-ds import-optimus)"
 _WITHOUT = "BnB without additional pre-training"
 
-_SUMMARIES = ("rouge1", "rouge2", "rougeL", "ms")
-#: task -> the columns that its table has, in its order: scores, and milliseconds a sample
+#: columns of speed: milliseconds a sample, one at a time; seconds of the whole split in batches of `WHOLE_BATCH`
+SPEED = ("ms", "s")
+WHOLE_BATCH = 32
+_SUMMARIES = ("rouge1", "rouge2", "rougeL", *SPEED)
+#: task -> the columns that its table has, in its order: scores, and speed
 COLUMNS = {
     **{task: (get_task(task).main_score,) for task in _GLUE},
-    **dict.fromkeys(_WMT, ("bleu", "ms")),
+    **dict.fromkeys(_WMT, ("bleu", *SPEED)),
     "xsum": _SUMMARIES,
-    "squad_qg": ("rougeL", "bleu4", "ms"),
+    "squad_qg": ("rougeL", "bleu4", *SPEED),
     "icliniq": _SUMMARIES,
     "healthcaremagic": _SUMMARIES,
 }

@@ -11,20 +11,25 @@ from pathlib import Path
 
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import DataError
-from bnb_ds.reproduce.paper_rows import COLUMNS, Row, rows
-from bnb_ds.reproduce.reported import PAPER, Reported, reported
+from bnb_ds.reproduce.effort import EFFICIENCY, GPU, effort_of
+from bnb_ds.reproduce.latency import latencies, setting_of
+from bnb_ds.reproduce.paper_rows import COLUMNS, SPEED, Row, rows
+from bnb_ds.reproduce.reported import PAPER, PAPER_ADDRESS, Reported, reported
 from bnb_ds.tasks.registry import get_task
 
-NOT_ON_RECORD = "not on record here"
-NOTHING = "-"
+NOT_ON_RECORD = f"not on record here; see {PAPER_ADDRESS}"
+#: in a cell: no such number; a number of the paper that could not be read
+NOTHING, UNREAD = "-", "?"
 
-#: claims of speed whose source could be read: the paper's abstract and its translation timings
+#: the paper's claims of speed that could be read
 CLAIMS = (
     ("BnB against BERT2BERT, average inference speed", "10x", "abstract"),
     ("BnB against BERT2BERT, translation on a GPU", "2.7x", "translation timings"),
     ("BnB against BERT2BERT, translation on a CPU", "2.1x", "translation timings"),
+    ("BnB against CMLM, semi-autoregressive", "7.92x", "Table 2"),
 )
-_TITLES = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "bleu4": "B-4", "bleu": "BLEU", "ms": "ms a sample"}
+_TITLES = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "bleu4": "B-4", "bleu": "BLEU"}
+_TITLES |= {"ms": "ms a sample", "s": "s, whole split"}
 #: scores that scikit-learn and scipy give as fractions
 _FRACTIONS = ("matthews_correlation", "pearson", "spearman")
 
@@ -85,7 +90,8 @@ def listing(runs: Path, table: int | None = None) -> str:
 def table(number: int, runs: Path, *, latex: bool = False) -> str:
     """One of the paper's tables: a part for each task, a line for each system, a cell for each column.
 
-    A cell holds three numbers: the paper's, one that was reported elsewhere, and the one that was measured here.
+    A cell holds three numbers: the paper's, one that was reported elsewhere, and the one that was measured here. What
+    was not run has the hours in its place that it would take.
 
     Args:
         number: 1 to 4.
@@ -97,11 +103,18 @@ def table(number: int, runs: Path, *, latex: bool = False) -> str:
     """
     tasks = list(dict.fromkeys(row.task for row in rows() if row.table == number))
     parts = [_part(number, task, runs, latex) for task in tasks]
-    legend = f"Each cell: paper / reported elsewhere / measured here. {NOTHING}: not on record, or not measured."
+    legend = (
+        f"Each cell: paper / reported elsewhere / measured here. {UNREAD}: stands in the paper ({PAPER_ADDRESS}), but"
+        f" could not be read when this table was made. {NOTHING}: none. (3.0 h): not run here; the hours of one {GPU}"
+        f" at {EFFICIENCY:.0%} of its peak, with samples as long as the recipe allows, and without an early end."
+    )
     sources = sorted({number_.source for number_ in reported() if number_.table == number and number_.source != PAPER})
-    notes = [f"The paper: {PAPER}.", *(f"Elsewhere: {source}." for source in sources), _missing(number, runs)]
-    comment = "% " if latex else ""
-    return "\n\n".join([*parts, "\n".join(comment + line for line in (legend, *notes) if line)])
+    notes = [legend, f"The paper: {PAPER}.", *(f"Elsewhere: {source}." for source in sources)]
+    notes += [line for task in tasks if (line := setting_of(task, runs))]
+    missing = _missing(number, runs)
+    if latex:
+        return "\n\n".join([*parts, "\n".join(f"% {line}" for line in [*notes, *missing.splitlines()])])
+    return "\n\n".join([*parts, "\n".join(notes), *([missing] if missing else [])])
 
 
 def _part(number: int, task: str, runs: Path, latex: bool) -> str:
@@ -109,22 +122,33 @@ def _part(number: int, task: str, runs: Path, latex: bool) -> str:
     runnable = {row.system: row for row in rows() if row.table == number and row.task == task}
     published = [entry for entry in reported() if entry.table == number and entry.task == task]
     systems = list(dict.fromkeys([*runnable, *(entry.system for entry in published)]))
-    lines = [
-        (system, *(_cell(column, system, published, _scores(runnable.get(system), runs)) for column in columns))
-        for system in systems
-    ]
+    speeds, lines = latencies(task, runs), []
+    for system in systems:
+        own = [entry for entry in published if entry.system == system]
+        lines.append((system, *(_cell(column, own, runnable.get(system), runs, speeds) for column in columns)))
     title, header = get_task(task).title, ["system", *(_TITLES.get(column, column) for column in columns)]
     if latex:
         return _latex(title, header, lines)
     return f"Table {number}, {title}\n\n{markdown_table(header, lines)}"
 
 
-def _cell(column: str, system: str, published: Sequence[Reported], scores: dict[str, float | None]) -> str:
-    of_cell = [entry for entry in published if entry.column == column and entry.system == system]
-    paper = next((f"{entry.value:g}" for entry in of_cell if entry.source == PAPER), NOTHING)
+def _cell(
+    column: str,
+    published: Sequence[Reported],
+    row: Row | None,
+    runs: Path,
+    speeds: dict[str, dict[str, float]],
+) -> str:
+    """The three numbers of a system, of which ``published`` are known; ``row`` is None if it cannot be run here."""
+    of_cell = [entry for entry in published if entry.column == column]
+    unread = NOTHING if row is None else UNREAD
+    paper = next((f"{entry.value:g}" for entry in of_cell if entry.source == PAPER), unread)
     elsewhere = next((f"{entry.value:g}" for entry in of_cell if entry.source != PAPER), NOTHING)
-    score = scores.get(column)
+    scores = _scores(row, runs)
+    score = (speeds.get(row.system, {}) if row and column in SPEED else scores).get(column)
     here = NOTHING if score is None else f"{score * (100 if column in _FRACTIONS else 1):.1f}"
+    if row is not None and not scores and column not in SPEED:
+        here = f"({effort_of(row).short})"
     return f"{paper} / {elsewhere} / {here}"
 
 
@@ -136,15 +160,20 @@ def _scores(row: Row | None, runs: Path) -> dict[str, float | None]:
 
 
 def _missing(number: int, runs: Path) -> str:
-    """What the first row without a result needs, and how many there are."""
+    """What the rows without a result need; empty if there are none."""
     without = [row for row in rows() if row.table == number and not _scores(row, runs)]
     if not without:
         return ""
-    first = without[0]
-    return (
-        f"{len(without)} rows were not run here. The first, {first.name}, needs {first.needs};"
-        f" bnb-ds reproduce --run {first.name} runs it. bnb-ds reproduce --list says what the others need."
+    efforts = {row: effort_of(row) for row in without}
+    lines = [
+        (row.name, f"{effort.steps:,} x {effort.samples:,}", effort.short, row.needs) for row, effort in efforts.items()
+    ]
+    total = sum(effort.hours for effort in efforts.values())
+    head = (
+        f"{len(without)} rows were not run here; together {total:,.1f} h, pre-training not counted."
+        " bnb-ds reproduce --run ROW runs one:"
     )
+    return head + "\n\n" + markdown_table(("row", "steps x samples", "GPU hours", "needs"), lines)
 
 
 def _latex(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

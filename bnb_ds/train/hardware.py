@@ -52,10 +52,18 @@ def peak_of(device: torch.device, precision: str) -> Peak | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
+    flops = data_sheet_flops(name, precision)
+    if flops is not None:
+        return Peak(flops, f"{name}, data sheet")
+    return Peak(_measure_matmul(device, DTYPES[precision]), "measured with a matrix product")
+
+
+def data_sheet_flops(name: str, precision: str) -> float | None:
+    """FLOP/s of dense matrix products of a GPU by the name that torch gives it; None if it is not known."""
     for (start, known_precision), flops in _PEAK_FLOPS.items():
         if name.startswith(start) and precision == known_precision and not any(x in name for x in _OTHER_CLOCKS):
-            return Peak(flops, f"{name}, data sheet")
-    return Peak(_measure_matmul(device, DTYPES[precision]), "measured with a matrix product")
+            return flops
+    return None
 
 
 def refuse_emulation(device: torch.device, precision: str, path: Path) -> None:

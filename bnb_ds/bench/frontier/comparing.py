@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
-from bnb_ds.bench.flags import add_device, add_threads, refuse_missing_device, versions
+from bnb_ds.bench.flags import add_device, add_threads, refuse_missing_device
 from bnb_ds.bench.frontier import pareto
 from bnb_ds.bench.frontier.contestants import SETTINGS, read_contestant
-from bnb_ds.bench.frontier.measuring import Setting, measure
+from bnb_ds.bench.frontier.measuring import STATE_FILE, Setting, measure
 from bnb_ds.common.arguments import add_overrides, describe, natural, positive
-from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output, write_atomic
+from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output
 from bnb_ds.errors import CONTINUE, ConfigError
 from bnb_ds.generate.engines import DTYPES
-
-_STATE, _JSON, _TABLE = "state.json", "frontier.json", "frontier.md"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -61,7 +58,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         required=True,
-        help=f"directory for {_JSON} and {_TABLE}; what it holds is not measured again",
+        help=f"directory for {pareto.JSON_FILE} and {pareto.TABLE_FILE}; what it holds is not measured again",
     )
     command.add_argument("--picture", type=Path, metavar="FILE", help="also draw an SVG or a PNG; replaces the file")
     add_overrides(command, "replace a data setting of all models, for example data.test=FILE; repeatable")
@@ -84,36 +81,12 @@ def _run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     with disk_errors(args.output):
         args.output.mkdir(parents=True, exist_ok=True)
-    comparison = measure(contestants, setting, args.output / _STATE)
+    comparison = measure(contestants, setting, args.output / STATE_FILE)
     scores = args.score or [comparison.main_score]
     pareto.check_scores(comparison, scores)
-    speed = f"; speed of {comparison.num_timed:,} sentences, {setting.hardware}, {args.dtype}" if args.rounds else ""
-    about = f"{comparison.task}, {comparison.split}, {comparison.num_rows:,} rows{speed}"
-    table = f"{about}\n\n{pareto.table(comparison, scores)}\n{_notes(comparison)}"
-    figures = {
-        "task": comparison.task,
-        "split": comparison.split,
-        "rows": comparison.num_rows,
-        "timed_sentences": comparison.num_timed,
-        "rounds": args.rounds,
-        "dtype": args.dtype,
-        "device": setting.hardware,
-        **versions(),
-        "systems": pareto.as_json(comparison, scores),
-    }
-    write_atomic(args.output / _TABLE, table)
-    write_atomic(args.output / _JSON, json.dumps(figures, indent=1, allow_nan=False) + "\n")
-    print(table)
+    print(pareto.write(args.output, comparison, scores, setting))
     if args.picture is not None:
-        pareto.draw(args.picture, comparison, scores[0], about)
-
-
-def _notes(comparison: pareto.Comparison) -> str:
-    """What else the figures depend on."""
-    tokenizers = {outcome.tokenizer for outcome in comparison.outcomes}
-    if len(tokenizers) == 1:
-        return "\nAll systems read the same tokens.\n"
-    return f"\nThe systems have {len(tokenizers)} different tokenizers, so they read different tokens.\n"
+        pareto.draw(args.picture, comparison, scores[0], pareto.about(comparison, setting))
 
 
 def _check(args: argparse.Namespace, models: list[Path]) -> None:
@@ -122,7 +95,7 @@ def _check(args: argparse.Namespace, models: list[Path]) -> None:
         raise ConfigError("--dtype fp16 needs a GPU: use bf16 or fp32 on a CPU")
     refuse_directory(args.output)
     inputs = [path for model in models for path in model.rglob("*")]
-    for name in (_STATE, _JSON, _TABLE):
+    for name in (STATE_FILE, pareto.JSON_FILE, pareto.TABLE_FILE):
         refuse_output(args.output / name, inputs, makes_parents=True)
     if args.picture is None:
         return

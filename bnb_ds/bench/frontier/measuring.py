@@ -28,6 +28,8 @@ from bnb_ds.evaluate.split import one_line
 from bnb_ds.generate.open_model import fingerprint
 from bnb_ds.systems.model_dir import best_model
 
+#: in the output directory: what is done
+STATE_FILE = "state.json"
 _SCORING_BATCH = 32
 
 #: batch size -> wall-clock and CPU seconds of all sentences, one pair for each round

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.bench.frontier.measuring import Comparison, Outcome
-from bnb_ds.common.files import replaced_file
+from bnb_ds.bench.flags import versions
+from bnb_ds.bench.frontier.measuring import Comparison, Outcome, Setting
+from bnb_ds.common.files import replaced_file, write_atomic
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import ConfigError, how_to_install, nearest
 
@@ -16,6 +18,8 @@ from bnb_ds.errors import ConfigError, how_to_install, nearest
 Point = tuple[float, float]  # sentences a second, quality
 
 PICTURES = (".png", ".svg")
+#: what `write` writes
+JSON_FILE, TABLE_FILE = "frontier.json", "frontier.md"
 _MARKS = "os^vDP*Xhd<>"
 # of names beside points, at 8 points
 _LETTER_POINTS, _LINE_POINTS = 4.5, 9.0
@@ -86,7 +90,36 @@ def shown_score(outcome: Outcome, score: str) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-def as_json(comparison: Comparison, scores: Sequence[str]) -> list[dict[str, Any]]:
+def write(directory: Path, comparison: Comparison, scores: Sequence[str], setting: Setting) -> str:
+    """Write `JSON_FILE` and `TABLE_FILE`; returns the table with what it depends on."""
+    tokenizers = {outcome.tokenizer for outcome in comparison.outcomes}
+    note = "All systems read the same tokens."
+    if len(tokenizers) > 1:
+        note = f"The systems have {len(tokenizers)} different tokenizers, so they read different tokens."
+    text = f"{about(comparison, setting)}\n\n{table(comparison, scores)}\n\n{note}\n"
+    figures = {
+        "task": comparison.task,
+        "split": comparison.split,
+        "rows": comparison.num_rows,
+        "timed_sentences": comparison.num_timed,
+        "rounds": setting.rounds,
+        "dtype": setting.dtype,
+        "device": setting.hardware,
+        **versions(),
+        "systems": _systems(comparison, scores),
+    }
+    write_atomic(directory / TABLE_FILE, text)
+    write_atomic(directory / JSON_FILE, json.dumps(figures, indent=1, allow_nan=False) + "\n")
+    return text
+
+
+def about(comparison: Comparison, setting: Setting) -> str:
+    """One line: the data, and what speed was measured on."""
+    speed = f"; speed of {comparison.num_timed:,} sentences, {setting.hardware}, {setting.dtype}"
+    return f"{comparison.task}, {comparison.split}, {comparison.num_rows:,} rows{speed if setting.rounds else ''}"
+
+
+def _systems(comparison: Comparison, scores: Sequence[str]) -> list[dict[str, Any]]:
     """The figures of each system."""
     found = []
     for outcome in comparison.outcomes:

@@ -92,7 +92,7 @@ def test_scores_are_those_of_evaluations_and_what_is_done_is_kept(folder, tmp_pa
 
 
 def test_another_round_is_added_to_those_before(folder, tmp_path):
-    arguments = [folder / "ctc", "--batch-size", 7, "--sentences", 5, "--output", tmp_path]
+    arguments = [folder / "ctc", "--batch-size", 7, "--sentences", 5, "--threads", 1, "--output", tmp_path]
     for rounds in (1, 3):
         assert frontier(*arguments, "--rounds", rounds) == 0
         (system,) = json.loads((tmp_path / "frontier.json").read_text())["systems"]

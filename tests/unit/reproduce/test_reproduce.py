@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from bnb_ds.errors import DataError
 from bnb_ds.evaluate.model import Evaluation
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.reproduce import run_row as running
+from bnb_ds.reproduce.effort import Effort, effort_of
 from bnb_ds.reproduce.paper_rows import COLUMNS, find_row, rows
 from bnb_ds.reproduce.paper_tables import NOT_ON_RECORD, listing, measured, table
-from bnb_ds.reproduce.reported import reported
+from bnb_ds.reproduce.reported import PAPER, PAPER_ADDRESS, reported
 from bnb_ds.systems.kinds import system_class
+from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.registry import get_task
+from tests.exports import save_task_model
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPES = REPOSITORY / "runs" / "recipes" / "finetune"
@@ -84,16 +88,33 @@ def test_rows_have_names_of_their_own():
     assert find_row("wmt14_en_de/bnb-mbert-dist").overrides[0] == "data.train=work/data/wmt14_en_de.distilled.jsonl"
 
 
-def test_every_recorded_number_has_its_table_row_and_column():
-    tasks = {(row.table, row.task) for row in rows()}
-    places = [(entry.table, entry.task, entry.system, entry.column, entry.source) for entry in reported()]
+def test_every_recorded_number_has_its_table_row_and_column(tmp_path):
+    tables = {number: table(number, tmp_path) for number in (1, 2, 3, 4)}
+    runnable = {(row.table, row.task, row.system) for row in rows()}
+    tasks = {(number, task) for number, task, _ in runnable}
+    places = [(entry.table, entry.task, entry.system, entry.column, entry.source == PAPER) for entry in reported()]
     assert len(set(places)) == len(places)
     for entry in reported():
         assert (entry.table, entry.task) in tasks
         assert entry.column in COLUMNS[entry.task]
-        assert entry.source
-        cells = _cells(table(entry.table, Path("nowhere")), entry.task, entry.system)
-        assert f"{entry.value:g}" in cells[COLUMNS[entry.task].index(entry.column)].split(" / ")[:2]
+        assert (entry.table, entry.task, entry.system) in runnable or entry.source != PAPER
+        cells = _cells(tables[entry.table], entry.task, entry.system)
+        cell = cells[COLUMNS[entry.task].index(entry.column)].split(" / ")
+        assert cell[0 if entry.source == PAPER else 1] == f"{entry.value:g}"
+        assert entry.source == PAPER or f"Elsewhere: {entry.source}." in tables[entry.table]
+    numbers = sum(cell not in ("?", "-") for row in _rows_of(tables) for cell in row)
+    assert numbers == len(places)
+
+
+def _rows_of(tables: dict[int, str]) -> list[list[str]]:
+    """The paper's and the others' number of every cell."""
+    found = []
+    for text in tables.values():
+        lines = text.partition("Each cell:")[0].splitlines()
+        for line in lines:
+            cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+            found += [cell.split(" / ")[:2] for cell in cells if cell.count(" / ") == 2]
+    return found
 
 
 def _cells(text: str, task: str, system: str) -> list[str]:
@@ -110,6 +131,11 @@ def test_every_row_stands_in_its_table(number, tmp_path):
             assert (f"{row.system} " in text) or row.table != number
     assert text.count("\\begin{tabular}") == len({row.task for row in rows() if row.table == number})
     assert f"{sum(row.table == number for row in rows())} rows were not run here" in text
+    assert PAPER_ADDRESS in text
+    for row in rows():
+        if row.table == number:
+            effort = effort_of(row)
+            assert f"| {row.name} | {effort.steps:,} x {effort.samples:,} | {effort.short} | {row.needs} |" in text
 
 
 def test_a_measured_score_stands_in_its_cell(tmp_path):
@@ -118,9 +144,69 @@ def test_a_measured_score_stands_in_its_cell(tmp_path):
     folder.mkdir(parents=True)
     results = {"task": "cola", "split": "validation", "main_score": "matthews_correlation"}
     (folder / "eval_results.json").write_text(json.dumps({**results, "scores": {"matthews_correlation": 0.5731}}))
-    assert _cells(table(1, tmp_path), "cola", "BERT") == ["- / - / 57.3"]
-    assert "| NAT | 24.04 / - / - | 3.88 / - / - | 20.32 / - / - | - / - / - |" in table(2, tmp_path)
+    assert _cells(table(1, tmp_path), "cola", "BERT") == ["? / 56.53 / 57.3"]
+    hours = f"({effort_of(find_row('xsum/nat')).short})"
+    first, *_, speed, _ = _cells(table(2, tmp_path), "xsum", "NAT")
+    assert (first, speed) == (f"24.04 / 24.04 / {hours}", "? / - / -")
     assert "PreDAT & - / 38.8 / - & " in table(2, tmp_path, latex=True)
+
+
+def test_the_effort_of_a_row_is_that_of_its_recipe():
+    """By hand: 3 epochs of 8,551 sentences of 64 tokens, 12 layers of 768 numbers; forward, and twice that backward."""
+    effort = effort_of(find_row("cola/bert"))
+    assert (effort.steps, effort.samples) == (math.ceil(3 * 8551 / 32), 32)
+    tokens, width = 64, 768
+    layer = 2 * tokens * (4 * width * width + 2 * width * 4 * width) + 4 * tokens * tokens * width
+    flops = 3 * (12 * layer + 2 * width * 2)
+    assert effort.hours == pytest.approx(802 * 32 * flops / (0.4 * 19.5e12) / 3600)
+    hours = {name: effort_of(find_row(f"xsum/{name}")).hours for name in ("nat", "inat", "bnb", "bert2bert", "bart")}
+    assert hours["nat"] < hours["inat"] < hours["bart"] < hours["bert2bert"] < hours["bnb"]
+
+
+@pytest.mark.parametrize(("hours", "short"), [(0.001, "1 min"), (0.26, "16 min"), (3.04, "3.0 h"), (1234.5, "1,234 h")])
+def test_hours_are_short(hours, short):
+    assert Effort(1, 1, hours).short == short
+
+
+@pytest.fixture
+def timed(small_tokenizer, tmp_path):
+    """Runs of two rows of XSum, untrained, on three summaries."""
+    data = tmp_path / "rows.jsonl"
+    texts = ("the value of the object", "a class of objects", "it is")
+    data.write_text(
+        "".join(json.dumps({"id": str(i), "document": t, "summary": t}) + "\n" for i, t in enumerate(texts))
+    )
+    settings = {"data": {"test": str(data), "cache_dir": str(tmp_path / "cache")}}
+    for name, target in (("xsum/bnb", "ctc"), ("xsum/nat", "dag")):
+        best = tmp_path / find_row(name).output_dir / "best"
+        save_task_model(best, "xsum", Codec(small_tokenizer, small_tokenizer), decoder_length_ratio=2.0, target=target)
+        (best / "recipe.yaml").write_text(json.dumps(settings))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_latencies_are_measured_together_and_stand_in_the_table(timed, capsys):
+    assert main(["reproduce", "--time", "xsum", "--runs", str(timed)]) == 0
+    capsys.readouterr()
+    text = table(2, timed)
+    for system in ("BnB", "NAT"):
+        *_, milliseconds, seconds = _cells(text, "xsum", system)
+        assert float(milliseconds.removeprefix("? / - / ")) > 0
+        assert float(seconds.removeprefix("? / - / ")) >= 0
+    assert "Speed here, xsum: 3 sentences of test, CPU, " in text
+    assert "Speed here, xsum: 3 sentences of test, CPU, " in table(2, timed, latex=True)
+    (timed / "latency" / "xsum" / "frontier.json").write_text("{}")
+    with pytest.raises(DataError, match=r"frontier.json: cannot be read .*; run bnb-ds reproduce --time xsum again"):
+        table(2, timed)
+
+
+def test_what_cannot_be_timed_is_told(tmp_path, capsys):
+    assert main(["reproduce", "--time", "xsun", "--runs", str(tmp_path)]) == 2
+    assert "--time xsun: no table has the speed of such a task; did you mean 'xsum'?" in capsys.readouterr().err
+    assert main(["reproduce", "--time", "cola", "--runs", str(tmp_path)]) == 2
+    assert "--time cola: no table has the speed of such a task" in capsys.readouterr().err
+    assert main(["reproduce", "--time", "xsum", "--runs", str(tmp_path)]) == 2
+    assert f"--time xsum: no row of it was run below {tmp_path}; run one with bnb-ds" in capsys.readouterr().err
 
 
 def test_a_row_is_trained_once_and_evaluated(tmp_path, monkeypatch, capsys):
@@ -162,4 +248,4 @@ def test_an_unknown_row_is_named_with_the_nearest(capsys):
     assert main(["reproduce", "--run", "xsum/bert2bret"]) == 2
     assert "--run xsum/bert2bret: no such row; did you mean 'xsum/bert2bert'?" in capsys.readouterr().err
     assert main(["reproduce"]) == 2
-    assert "give --table NUMBER, --list or --run ROW" in capsys.readouterr().err
+    assert "give --table NUMBER, --list, --run ROW or --time TASK" in capsys.readouterr().err
