@@ -17,8 +17,9 @@ from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import BertTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from bnb_ds.data.tokenization import plain_backend
 from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.version import __version__ as VERSION
 from data_prep.tokenise.names import ENGINE_NAMES
@@ -210,7 +211,7 @@ def first_fault(engine: Engine, reference: TokenizersEngine) -> str | None:
 
 
 def candidates(
-    tokenizer: BertTokenizerFast, name: str, say: Callable[[str], None] = lambda line: None
+    tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[Candidate]:
     """The engines to try, one after the other until one proves itself; the last is the tokenizer itself.
 
@@ -225,7 +226,7 @@ def candidates(
     """
     if name not in ENGINE_NAMES:
         raise ConfigError(f"--engine must be one of {', '.join(ENGINE_NAMES)}, got {name!r}")
-    backend = document_backend(tokenizer)
+    backend = plain_backend(tokenizer)
     reference = TokenizersEngine(backend)
     whole = _has_added_tokens(backend)
     for asked in ENGINES if name == "auto" else (name,):
@@ -247,15 +248,6 @@ def candidates(
         yield Candidate(asked, engine, reference, whole)
     say(f"engine {reference.name}: used instead")
     yield Candidate(reference.name, reference, reference, whole)
-
-
-def document_backend(tokenizer: BertTokenizerFast) -> Tokenizer:
-    """A copy of the tokenizer's Rust half as documents need it: whole texts, no special tokens found in them."""
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
-    backend.encode_special_tokens = True
-    return backend
 
 
 def _ragged(rows: list[np.ndarray]) -> Ragged:

@@ -1,0 +1,376 @@
+"""What the pieces of a vocabulary write, and where words begin: one object of rules for each family of tokenizers.
+
+=============  ==========================================  ============================================
+family         a piece                                     examples
+=============  ==========================================  ============================================
+`wordpiece`    ``##ing`` continues a word                  BERT, ELECTRA, DistilBERT, MiniLM
+`byte-level`   holds bytes; ``Ġ`` is a space               RoBERTa, BART, ModernBERT
+`metaspace`    ``▁`` is a space; ``<0xE4>`` may be a byte  SentencePiece: XLM-R (Unigram), BPE
+=============  ==========================================  ============================================
+
+The family is read off the tokenizer's own model and decoder, never off a name. Whole-word masking, the language model
+of words, bad words and names of pieces all ask these rules.
+
+In the last two families a piece may end inside a character. Its text then holds lone surrogates in the place of the
+bytes, as Python's ``surrogateescape`` writes them; :func:`healed` joins them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import string
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+Family = Literal["wordpiece", "byte-level", "metaspace"]
+
+_SPACE = "▁"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_CHINESE = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
+#: scripts that put no spaces between words, beside Chinese: Thai, Lao, Burmese, Khmer, kana
+_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF))
+#: first bytes of characters that mostly stand alone: general punctuation and symbols, kana and Chinese, pictures
+_LONE_FIRST_BYTES = frozenset((0xE2, *range(0xE3, 0xEA), 0xF0))
+
+
+@dataclass(frozen=True, eq=False)
+class WordStarts:
+    """Where words begin in rows of token ids.
+
+    Attributes:
+        begins: bool [vocab_size], pieces that begin a word wherever they stand.
+        closes: bool [vocab_size], pieces behind which a word begins, unless the next piece is in ``inner``.
+        inner: bool [vocab_size], pieces that begin inside a character.
+    """
+
+    begins: np.ndarray
+    closes: np.ndarray
+    inner: np.ndarray
+
+    def __call__(self, tokens: np.ndarray) -> np.ndarray:
+        """Whether a word begins at each token: bool [N] for ids [N], which may be of several texts.
+
+        The first token of a text, or of a part of one, begins a word too; its place is the caller's to know.
+        """
+        begins = self.begins.take(tokens)
+        if self.closes.any():
+            begins[1:] |= self.closes.take(tokens[:-1]) & ~self.inner.take(tokens[1:])
+        return begins
+
+
+class PieceRules(ABC):
+    """What each id of a vocabulary writes.
+
+    Args:
+        pieces: the piece of each id; an empty one writes nothing.
+        special_ids: ids that write nothing.
+
+    Attributes:
+        family: the family of the tokenizer.
+        pieces: as given.
+        texts: what each id adds to a text; None: nothing.
+    """
+
+    family: Family
+
+    def __init__(self, pieces: Sequence[str], special_ids: Iterable[int]) -> None:
+        self.pieces = list(pieces)
+        special = set(special_ids)
+        self.texts: list[str | None] = [
+            None if number in special else self._text(piece) for number, piece in enumerate(self.pieces)
+        ]
+
+    @property
+    @abstractmethod
+    def writes_bytes(self) -> bool:
+        """Whether every text can be written, if need be byte by byte."""
+
+    @functools.cached_property
+    @abstractmethod
+    def starts(self) -> WordStarts:
+        """Where words begin."""
+
+    @abstractmethod
+    def begins_word(self, token: int) -> bool:
+        """Whether a space stands before what a token writes, although its text does not say so."""
+
+    @abstractmethod
+    def grow(self, open_text: str, token: int) -> tuple[list[str], str]:
+        """Take in one more token of a text, for a language model of words.
+
+        Words are those of BERT's basic tokeniser: white space divides them, and punctuation marks and Chinese
+        characters are words of their own.
+
+        Args:
+            open_text: what was returned last; empty at the beginning.
+            token: an id.
+
+        Returns:
+            The words that are whole now, and the text of the last word, which may go on; :func:`word_of` gives the
+            word.
+        """
+
+    @abstractmethod
+    def name(self, token: int) -> str:
+        """A piece as people can read it."""
+
+    @abstractmethod
+    def _text(self, piece: str) -> str: ...
+
+
+class WordPieceRules(PieceRules):
+    """``##`` continues a word. The arguments are those of `PieceRules`."""
+
+    family = "wordpiece"
+    writes_bytes = False
+
+    @functools.cached_property
+    def starts(self) -> WordStarts:
+        """Where words begin."""
+        begins = np.array([not piece.startswith("##") for piece in self.pieces])
+        nowhere = np.zeros(len(self.pieces), dtype=bool)
+        return WordStarts(begins, nowhere, nowhere)
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a space stands before what a token writes."""
+        return not _continues(self.pieces[token])
+
+    def grow(self, open_text: str, token: int) -> tuple[list[str], str]:
+        """Take in one more token of a text; see `PieceRules.grow`."""
+        text = self.texts[token]
+        if text is None:
+            return [], open_text
+        if not open_text:
+            return [], text
+        return ([], open_text + text) if _continues(self.pieces[token]) else ([open_text], text)
+
+    def name(self, token: int) -> str:
+        """A piece as people can read it."""
+        return self.pieces[token]
+
+    def _text(self, piece: str) -> str:
+        return piece[2:] if _continues(piece) else piece
+
+
+class _SpacedRules(PieceRules):
+    """Pieces that hold their spaces, and perhaps bytes."""
+
+    @functools.cached_property
+    def starts(self) -> WordStarts:
+        """Where words begin: behind spaces, and on both sides of marks and of characters of scripts without spaces."""
+        return WordStarts(
+            np.array([not text or (not _is_inner(text) and _is_edge(text[0])) for text in self.texts]),
+            np.array([not text or (text.strip(" ") != "" and _is_edge(text[-1], at_end=True)) for text in self.texts]),
+            np.array([bool(text) and _is_inner(text) for text in self.texts]),
+        )
+
+    def begins_word(self, token: int) -> bool:
+        """False: the text holds its space."""
+        return False
+
+    def grow(self, open_text: str, token: int) -> tuple[list[str], str]:
+        """Take in one more token of a text; see `PieceRules.grow`."""
+        text = healed(open_text + (self.texts[token] or ""))
+        begins = [begin for begin, _ in _basic_words(text)]
+        if not begins:
+            return [], ""
+        words = [word_of(text[begin:end]) for begin, end in zip(begins[:-1], begins[1:], strict=True)]
+        return words, text[begins[-1] :]
+
+    def name(self, token: int) -> str:
+        """A piece as people can read it: ``▁`` stands for a space, ``<0xE4>`` for a byte."""
+        text = self.texts[token]
+        if text is None:
+            return self.pieces[token]
+        return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if _is_byte(c) else c for c in text.replace(" ", _SPACE))
+
+
+class ByteLevelRules(_SpacedRules):
+    """Every character of a piece is one byte. The arguments are those of `PieceRules`."""
+
+    family = "byte-level"
+    writes_bytes = True
+
+    def _text(self, piece: str) -> str:
+        values = _byte_values()
+        if all(character in values for character in piece):
+            return bytes(values[character] for character in piece).decode("utf-8", "surrogateescape")
+        return piece  # an added token, which stands for itself
+
+
+class MetaspaceRules(_SpacedRules):
+    """``▁`` is a space.
+
+    Args:
+        pieces, special_ids: as for `PieceRules`.
+        has_bytes: ``<0xE4>`` is a byte.
+    """
+
+    family = "metaspace"
+
+    def __init__(self, pieces: Sequence[str], special_ids: Iterable[int], *, has_bytes: bool = False) -> None:
+        self._has_bytes = has_bytes
+        super().__init__(pieces, special_ids)
+
+    @property
+    def writes_bytes(self) -> bool:
+        """Whether every text can be written."""
+        return self._has_bytes
+
+    def _text(self, piece: str) -> str:
+        if self._has_bytes and (match := _BYTE.fullmatch(piece)):
+            return bytes([int(match[1], 16)]).decode("utf-8", "surrogateescape")
+        return spaced(piece)
+
+
+def family_of(state: Mapping[str, Any]) -> Family | None:
+    """The family of a tokenizer from the content of its ``tokenizer.json``; None: none of those that are known."""
+    model = state["model"]["type"]
+    if model == "WordPiece":
+        return "wordpiece" if state["model"].get("continuing_subword_prefix") == "##" else None
+    decoders = _parts(state["decoder"], "decoders")
+    if model not in ("BPE", "Unigram") or state["model"].get("end_of_word_suffix"):
+        return None
+    if any(decoder["type"] == "ByteLevel" for decoder in decoders):
+        return "byte-level"
+    for decoder in decoders:
+        replaced = decoder.get("pattern", {}).get("String") if decoder["type"] == "Replace" else None
+        if _SPACE in (replaced, decoder.get("replacement") if decoder["type"] == "Metaspace" else None):
+            return "metaspace"
+    return None
+
+
+def piece_rules(tokenizer: PreTrainedTokenizerFast, vocab_size: int | None = None) -> PieceRules:
+    """The rules of a tokenizer.
+
+    Args:
+        tokenizer: of any family; one that is of none is read as WordPiece, whose pieces stand for themselves.
+        vocab_size: of the model, which may have more ids than the tokenizer; None: that of the tokenizer.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    known = 1 + max(tokenizer.get_vocab().values())
+    size = known if vocab_size is None else vocab_size
+    pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(list(range(min(size, known))))]
+    pieces += [""] * (size - len(pieces))
+    special = tokenizer.all_special_ids
+    family = family_of(state)
+    if family == "byte-level":
+        return ByteLevelRules(pieces, special)
+    if family == "metaspace":
+        decoders = _parts(state["decoder"], "decoders")
+        return MetaspaceRules(pieces, special, has_bytes=any(part["type"] == "ByteFallback" for part in decoders))
+    return WordPieceRules(pieces, special)
+
+
+def healed(text: str) -> str:
+    """A text in which bytes that make characters together have become them."""
+    if text.isascii() or not any(map(_is_byte, text)):
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+
+
+def split_at_open_bytes(text: str) -> tuple[str, str]:
+    """A :func:`healed` text, and apart from it the bytes at its end that begin a character and may yet become one.
+
+    Bytes elsewhere make no character, and are written as U+FFFD.
+    """
+    end = len(text)
+    for size in range(1, 1 + min(3, end)):
+        if not _is_byte(text[-size]):
+            break
+        first = ord(text[-size]) - 0xDC00
+        if first >= 0xC0:
+            needed = 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+            end -= size if size < needed and 0xC2 <= first <= 0xF4 else 0
+            break
+    return "".join("\ufffd" if _is_byte(character) else character for character in text[:end]), text[end:]
+
+
+def spaced(text: str) -> str:
+    """A text or piece with spaces in the place of ``▁``."""
+    return text.replace(_SPACE, " ")
+
+
+def word_of(open_text: str) -> str:
+    """The word of an open text of :meth:`PieceRules.grow`; bytes that make no character become U+FFFD."""
+    if open_text.isascii():
+        return open_text.strip()
+    return "".join("\ufffd" if _is_byte(character) else character for character in open_text).strip()
+
+
+def is_letter(character: str) -> bool:
+    """Whether a character is part of a run. Marks, symbols, spaces and Chinese characters stand alone."""
+    if unicodedata.category(character)[0] in "PSZC":
+        return False
+    return not _is_in(_CHINESE, character)
+
+
+def is_punctuation(character: str) -> bool:
+    """Whether BERT's basic tokeniser takes a character for punctuation: ASCII signs and Unicode punctuation."""
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+def _basic_words(text: str) -> list[tuple[int, int]]:
+    """Where the words of BERT's basic tokeniser begin and end."""
+    words: list[tuple[int, int]] = []
+    is_open = False
+    for place, character in enumerate(text):
+        if character.isspace():
+            is_open = False
+        elif is_punctuation(character) or _is_in(_CHINESE, character):
+            words.append((place, place + 1))
+            is_open = False
+        elif is_open:
+            words[-1] = (words[-1][0], place + 1)
+        else:
+            words.append((place, place + 1))
+            is_open = True
+    return words
+
+
+def _continues(piece: str) -> bool:
+    return piece.startswith("##") and len(piece) > 2
+
+
+def _is_byte(character: str) -> bool:
+    return "\udc80" <= character <= "\udcff"
+
+
+def _is_inner(text: str) -> bool:
+    """Whether a text begins inside a character."""
+    return _is_byte(text[0]) and ord(text[0]) - 0xDC00 < 0xC0
+
+
+def _is_edge(character: str, *, at_end: bool = False) -> bool:
+    """Whether a word ends at a character; of a byte, what most characters that begin with it are."""
+    if _is_byte(character):
+        return not at_end and ord(character) - 0xDC00 in _LONE_FIRST_BYTES
+    return character.isspace() or not is_letter(character) or _is_in(_UNSPACED, character)
+
+
+def _is_in(ranges: Sequence[tuple[int, int]], character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in ranges)
+
+
+def _parts(section: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+    """The parts of a decoder, a normalizer or a pre-tokenizer, those of sequences too."""
+    if section is None:
+        return []
+    return [part for one in section[name] for part in _parts(one, name)] if section["type"] == "Sequence" else [section]
+
+
+@functools.cache
+def _byte_values() -> dict[str, int]:
+    """The byte for which each character of a byte-level piece stands (Radford et al., GPT-2, 2019)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    values = {chr(byte): byte for byte in shown}
+    hidden = [byte for byte in range(0x100) if byte not in shown]
+    return values | {chr(0x100 + number): byte for number, byte in enumerate(hidden)}
