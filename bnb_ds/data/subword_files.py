@@ -75,7 +75,8 @@ def read_subword_tokenizer(path: Path, backend: Tokenizer) -> PreTrainedTokenize
     missing = [name for name in REQUIRED_TOKENS if f"{name}_token" not in settings]
     if missing:
         raise DataError(
-            f"{path}: its tokenizer has no {missing[0]} token; name one of its tokens as {missing[0]}_token in {_CONFIG}"
+            f"{path}: its tokenizer has no {missing[0]} token; name one of its tokens as"
+            f" {missing[0]}_token in {_CONFIG}"
         )
     # As the file has them: which spaces around it belong to a token decides ids.
     tokens = {
@@ -122,7 +123,8 @@ def refuse_slow_files(path: Path) -> None:
     found = getattr(transformers, kind, None) if isinstance(kind, str) else None
     if isinstance(found, type) and not issubclass(found, PreTrainedTokenizerFast):
         raise DataError(
-            f"{path}: its tokenizer, {kind}, is Python code without a tokenizer.json; choose a model with a fast tokenizer"
+            f"{path}: its tokenizer, {kind}, is Python code without a tokenizer.json; choose a model with a fast"
+            " tokenizer"
         )
     for name, package in SLOW_FILES.items():
         if (path / name).is_file():

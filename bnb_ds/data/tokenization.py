@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -184,8 +185,8 @@ class DocumentEncoder:
     """Encodes documents as shards hold them: whole, and without special tokens.
 
     It is equal to ``tokenizer(text, add_special_tokens=False, split_special_tokens=True)``: if a text contains the
-    letters ``[MASK]``, they become ordinary tokens, for a Unigram model too. The given tokenizer is not changed, and its
-    padding and truncation settings have no effect.
+    letters ``[MASK]``, they become ordinary tokens, for a Unigram model too. The given tokenizer is not changed, and
+    its padding and truncation settings have no effect.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -18,6 +18,7 @@ bytes, as Python's ``surrogateescape`` writes them; :func:`healed` joins them.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import string
@@ -47,13 +48,24 @@ class WordStarts:
 
     Attributes:
         begins: bool [vocab_size], pieces that begin a word wherever they stand.
-        closes: bool [vocab_size], pieces behind which a word begins, unless the next piece is in ``inner``.
+        stands: bool [vocab_size], pieces whose first character stands alone: a word begins there, but not behind a
+            piece that is a space.
+        closes: bool [vocab_size], pieces whose last character stands alone: a word begins behind them, but not inside a
+            character.
         inner: bool [vocab_size], pieces that begin inside a character.
+        spaces: bool [vocab_size], pieces that are a space.
     """
 
     begins: np.ndarray
+    stands: np.ndarray
     closes: np.ndarray
     inner: np.ndarray
+    spaces: np.ndarray
+
+    @classmethod
+    def at(cls, begins: np.ndarray) -> WordStarts:
+        """Words begin at these pieces, bool [vocab_size], and nowhere else."""
+        return cls(begins, *[np.zeros_like(begins)] * 4)
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
         """Whether a word begins at each token: bool [N] for ids [N], which may be of several texts.
@@ -61,9 +73,17 @@ class WordStarts:
         The first token of a text, or of a part of one, begins a word too; its place is the caller's to know.
         """
         begins = self.begins.take(tokens)
-        if self.closes.any():
-            begins[1:] |= self.closes.take(tokens[:-1]) & ~self.inner.take(tokens[1:])
+        if self._is_plain:
+            return begins
+        before, after = tokens[:-1], tokens[1:]
+        edges = self.closes.take(before) & ~self.inner.take(after)
+        edges |= self.stands.take(after) & ~self.spaces.take(before)
+        begins[1:] |= edges
         return begins
+
+    @functools.cached_property
+    def _is_plain(self) -> bool:
+        return not (self.closes.any() or self.stands.any())
 
 
 class PieceRules(ABC):
@@ -135,9 +155,7 @@ class WordPieceRules(PieceRules):
     @functools.cached_property
     def starts(self) -> WordStarts:
         """Where words begin."""
-        begins = np.array([not piece.startswith("##") for piece in self.pieces])
-        nowhere = np.zeros(len(self.pieces), dtype=bool)
-        return WordStarts(begins, nowhere, nowhere)
+        return WordStarts.at(np.array([not piece.startswith("##") for piece in self.pieces]))
 
     def begins_word(self, token: int) -> bool:
         """Whether a space stands before what a token writes."""
@@ -166,10 +184,13 @@ class _SpacedRules(PieceRules):
     @functools.cached_property
     def starts(self) -> WordStarts:
         """Where words begin: behind spaces, and on both sides of marks and of characters of scripts without spaces."""
+        texts = [text or "" for text in self.texts]
         return WordStarts(
-            np.array([not text or (not _is_inner(text) and _is_edge(text[0])) for text in self.texts]),
-            np.array([not text or (text.strip(" ") != "" and _is_edge(text[-1], at_end=True)) for text in self.texts]),
-            np.array([bool(text) and _is_inner(text) for text in self.texts]),
+            begins=np.array([text == "" or text[0].isspace() for text in texts]),
+            stands=np.array([text != "" and _is_edge(text[0]) for text in texts]),
+            closes=np.array([text != " " and (text == "" or _is_edge(text[-1], at_end=True)) for text in texts]),
+            inner=np.array([text != "" and _is_inner(text) for text in texts]),
+            spaces=np.array([text == " " for text in texts]),
         )
 
     def begins_word(self, token: int) -> bool:
@@ -182,7 +203,7 @@ class _SpacedRules(PieceRules):
         begins = [begin for begin, _ in _basic_words(text)]
         if not begins:
             return [], ""
-        words = [word_of(text[begin:end]) for begin, end in zip(begins[:-1], begins[1:], strict=True)]
+        words = [word_of(text[begin:end]) for begin, end in itertools.pairwise(begins)]
         return words, text[begins[-1] :]
 
     def name(self, token: int) -> str:

@@ -1,8 +1,9 @@
 """An n-gram language model of words for the CTC search, through the package ``kenlm``.
 
 The search writes word pieces, but the language model knows words. So pieces are joined (``un ##believ ##able``, or
-``Ġun believ able``), and a word is scored when the next one begins. Words are those of BERT's basic tokeniser: punctuation marks are separate
-words, and text is in lower case if the vocabulary is. Train the language model on text that is split like this.
+``Ġun believ able``), and a word is scored when the next one begins. Words are those of BERT's basic tokeniser, whatever
+the tokenizer: punctuation marks are separate words, and text is in lower case if the vocabulary is. Train the language
+model on text that is split like this.
 
 Source: Heafield, KenLM: Faster and Smaller Language Model Queries, WMT 2011.
 """

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bnb_ds.common.randomness import hash64
-from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.corruption import NO_TOKEN, Corruption
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError

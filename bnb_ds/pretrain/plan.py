@@ -112,8 +112,8 @@ def open_shards(recipe: PretrainRecipe) -> tuple[Corpus, Corpus, PreTrainedToken
         for name, weight in recipe.objective.mixture.items():
             if weight and NEEDS_MASK.intersection(name.split("+")):
                 raise ConfigError(
-                    f"objective.corruption {name}: needs a mask token, and the tokenizer of data.shards has none; use ae,"
-                    " plm or clm, or name one in tokenizer_config.json and prepare the data again"
+                    f"objective.corruption {name}: needs a mask token, and the tokenizer of data.shards has none; use"
+                    " ae, plm or clm, or name one in tokenizer_config.json and prepare the data again"
                 )
     return train_shards, heldout_shards, tokenizer
 

@@ -1,8 +1,8 @@
 """Training byte-level BPE and SentencePiece (Unigram) vocabularies, with the special tokens of RoBERTa and XLM-R.
 
 The trainers are those of ``tokenizers``. Byte-level BPE is the same from run to run, because its alphabet, all bytes,
-gets its ids before the trainer starts. The Unigram trainer adds up its numbers in an order that it draws, so that scores
-differ in the fourth digit from run to run, and with them the order of equal tokens.
+gets its ids before the trainer starts. The Unigram trainer adds up its numbers in an order that it draws, so that
+scores differ in the fourth digit from run to run, and with them the order of equal tokens.
 """
 
 from __future__ import annotations

@@ -38,10 +38,10 @@ def rows_of(tokens, cu_seqlens):
 
 
 def whole_words(corruption):
-    begins, nowhere = np.ones(VOCAB, dtype=bool), np.zeros(VOCAB, dtype=bool)
+    begins = np.ones(VOCAB, dtype=bool)
     begins[VOCAB // 2 :] = False
     fields = (corruption.mask_probability, corruption.permute_probability, MASK, VOCAB, corruption.mixture, SPECIALS)
-    return Corruption(*fields, WordStarts(begins, nowhere, nowhere))
+    return Corruption(*fields, WordStarts.at(begins))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64])
