@@ -29,7 +29,7 @@ from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.loader import StepLoader
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.sequences import Building
-from bnb_ds.data.word_pieces import piece_rules
+from bnb_ds.data.subwords.rules import piece_rules
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.target_rules import BnbTargetRules

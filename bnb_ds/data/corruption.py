@@ -20,7 +20,7 @@ import numpy as np
 
 from bnb_ds.common.randomness import DRAWS, draws_at, packed_draws, stream_keys
 from bnb_ds.data.infilling import segments
-from bnb_ds.data.word_pieces import WordStarts
+from bnb_ds.data.subwords.rules import WordStarts
 
 #: the objectives, described at the head of this file
 OBJECTIVES = ("ae", "mlm", "plm", "mlm+plm", "clm", "infill")

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnb_ds.data.word_pieces import PieceRules, healed, is_letter, piece_rules, spaced, split_at_open_bytes
+from bnb_ds.data.subwords.characters import healed, is_letter, spaced, split_at_open_bytes
+from bnb_ds.data.subwords.rules import PieceRules, piece_rules
 from bnb_ds.errors import ConfigError
 
 _DEAD = -1  # the text holds a bad word

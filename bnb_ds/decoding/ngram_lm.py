@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnb_ds.data.word_pieces import PieceRules, word_of
+from bnb_ds.data.subwords.characters import word_of
+from bnb_ds.data.subwords.rules import PieceRules
 from bnb_ds.errors import ConfigError, DataError, how_to_install
 
 _LOG_10 = math.log(10.0)

@@ -18,8 +18,8 @@ from bnb_ds.data.corruption import NEEDS_MASK, NO_TOKEN, Corruption
 from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refuse_misfits
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.streams import quotas
+from bnb_ds.data.subwords.rules import piece_rules
 from bnb_ds.data.tokenization import load_tokenizer, tokenizer_hash
-from bnb_ds.data.word_pieces import piece_rules
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.loggers.choice import find_loggers

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from bnb_ds.common.hub import TARGET_TOKENIZER
+from bnb_ds.data.subwords.rules import PieceRules, piece_rules
 from bnb_ds.data.tokenization import load_tokenizer, plain_backend, save_tokenizer
-from bnb_ds.data.word_pieces import PieceRules, piece_rules
 from bnb_ds.errors import ConfigError
 from bnb_ds.tasks.spacing import SPACING_FILE, Spacing, WordJoiner, learns_spacing, target_backend
 

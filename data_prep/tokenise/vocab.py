@@ -8,6 +8,8 @@ before the trainer starts, and with them every tie, so that one corpus gives one
 from __future__ import annotations
 
 import os
+import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +19,6 @@ from transformers import BertTokenizerFast
 
 from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import SPECIAL_TOKEN_TEXTS, save_tokenizer, tokenizer_from_vocabulary
-from bnb_ds.data.word_pieces import is_punctuation
 from bnb_ds.errors import ConfigError, DataError
 from data_prep.sources.documents import Document
 
@@ -107,7 +108,8 @@ class _SpacedPunctuation(dict[int, str]):
 
     def __missing__(self, codepoint: int) -> str:
         character = chr(codepoint)
-        self[codepoint] = f" {character} " if is_punctuation(character) else character
+        is_split = character in string.punctuation or unicodedata.category(character).startswith("P")
+        self[codepoint] = f" {character} " if is_split else character
         return self[codepoint]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from bnb_ds.common.randomness import hash64
 from bnb_ds.data.corruption import OBJECTIVES, Corruption, prefix_lengths
-from bnb_ds.data.word_pieces import WordStarts
+from bnb_ds.data.subwords.rules import WordStarts
 from tests import plain_corruption
 
 UNK, CLS, SEP, MASK, VOCAB = 0, 1, 2, 3, 1000

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bnb_ds.ctc.greedy import collapse
-from bnb_ds.data.word_pieces import WordPieceRules
+from bnb_ds.data.subwords.rules import WordPieceRules
 from bnb_ds.decoding.bad_words import BadWords
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import Slots, refine

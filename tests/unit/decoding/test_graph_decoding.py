@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bnb_ds.dag.sampling import draw
 from bnb_ds.dag.strategies import DagOptions, dag_decode, decode_candidates
-from bnb_ds.data.word_pieces import WordPieceRules
+from bnb_ds.data.subwords.rules import WordPieceRules
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError

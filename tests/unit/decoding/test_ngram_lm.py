@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from bnb_ds.data.word_pieces import WordPieceRules
+from bnb_ds.data.subwords.rules import WordPieceRules
 from bnb_ds.decoding.ngram_lm import LmScores, NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import refine

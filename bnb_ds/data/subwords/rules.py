@@ -11,8 +11,7 @@ family         a piece                                     examples
 The family is read off the tokenizer's own model and decoder, never off a name. Whole-word masking, the language model
 of words, bad words and names of pieces all ask these rules.
 
-In the last two families a piece may end inside a character. Its text then holds lone surrogates in the place of the
-bytes, as Python's ``surrogateescape`` writes them; :func:`healed` joins them.
+In the last two families a piece may end inside a character; see `bnb_ds.data.subwords.characters`.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ import functools
 import itertools
 import json
 import re
-import string
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,15 +28,10 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-Family = Literal["wordpiece", "byte-level", "metaspace"]
+from bnb_ds.data.subwords.characters import SPACE_MARK, basic_words, healed, is_byte, is_edge, is_inner, spaced, word_of
 
-_SPACE = "▁"
+Family = Literal["wordpiece", "byte-level", "metaspace"]
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_CHINESE = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
-#: scripts that put no spaces between words, beside Chinese: Thai, Lao, Burmese, Khmer, kana
-_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF))
-#: first bytes of characters that mostly stand alone: general punctuation and symbols, kana and Chinese, pictures
-_LONE_FIRST_BYTES = frozenset((0xE2, *range(0xE3, 0xEA), 0xF0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,9 +179,9 @@ class _SpacedRules(PieceRules):
         texts = [text or "" for text in self.texts]
         return WordStarts(
             begins=np.array([text == "" or text[0].isspace() for text in texts]),
-            stands=np.array([text != "" and _is_edge(text[0]) for text in texts]),
-            closes=np.array([text != " " and (text == "" or _is_edge(text[-1], at_end=True)) for text in texts]),
-            inner=np.array([text != "" and _is_inner(text) for text in texts]),
+            stands=np.array([text != "" and is_edge(text[0]) for text in texts]),
+            closes=np.array([text != " " and (text == "" or is_edge(text[-1], at_end=True)) for text in texts]),
+            inner=np.array([text != "" and is_inner(text) for text in texts]),
             spaces=np.array([text == " " for text in texts]),
         )
 
@@ -200,7 +192,7 @@ class _SpacedRules(PieceRules):
     def grow(self, open_text: str, token: int) -> tuple[list[str], str]:
         """Take in one more token of a text; see `PieceRules.grow`."""
         text = healed(open_text + (self.texts[token] or ""))
-        begins = [begin for begin, _ in _basic_words(text)]
+        begins = [begin for begin, _ in basic_words(text)]
         if not begins:
             return [], ""
         words = [word_of(text[begin:end]) for begin, end in itertools.pairwise(begins)]
@@ -211,7 +203,7 @@ class _SpacedRules(PieceRules):
         text = self.texts[token]
         if text is None:
             return self.pieces[token]
-        return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if _is_byte(c) else c for c in text.replace(" ", _SPACE))
+        return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if is_byte(c) else c for c in text.replace(" ", SPACE_MARK))
 
 
 class ByteLevelRules(_SpacedRules):
@@ -264,7 +256,7 @@ def family_of(state: Mapping[str, Any]) -> Family | None:
         return "byte-level"
     for decoder in decoders:
         replaced = decoder.get("pattern", {}).get("String") if decoder["type"] == "Replace" else None
-        if _SPACE in (replaced, decoder.get("replacement") if decoder["type"] == "Metaspace" else None):
+        if SPACE_MARK in (replaced, decoder.get("replacement") if decoder["type"] == "Metaspace" else None):
             return "metaspace"
     return None
 
@@ -291,94 +283,8 @@ def piece_rules(tokenizer: PreTrainedTokenizerFast, vocab_size: int | None = Non
     return WordPieceRules(pieces, special)
 
 
-def healed(text: str) -> str:
-    """A text in which bytes that make characters together have become them."""
-    if text.isascii() or not any(map(_is_byte, text)):
-        return text
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-
-
-def split_at_open_bytes(text: str) -> tuple[str, str]:
-    """A :func:`healed` text, and apart from it the bytes at its end that begin a character and may yet become one.
-
-    Bytes elsewhere make no character, and are written as U+FFFD.
-    """
-    end = len(text)
-    for size in range(1, 1 + min(3, end)):
-        if not _is_byte(text[-size]):
-            break
-        first = ord(text[-size]) - 0xDC00
-        if first >= 0xC0:
-            needed = 2 if first < 0xE0 else 3 if first < 0xF0 else 4
-            end -= size if size < needed and 0xC2 <= first <= 0xF4 else 0
-            break
-    return "".join("\ufffd" if _is_byte(character) else character for character in text[:end]), text[end:]
-
-
-def spaced(text: str) -> str:
-    """A text or piece with spaces in the place of ``▁``."""
-    return text.replace(_SPACE, " ")
-
-
-def word_of(open_text: str) -> str:
-    """The word of an open text of :meth:`PieceRules.grow`; bytes that make no character become U+FFFD."""
-    if open_text.isascii():
-        return open_text.strip()
-    return "".join("\ufffd" if _is_byte(character) else character for character in open_text).strip()
-
-
-def is_letter(character: str) -> bool:
-    """Whether a character is part of a run. Marks, symbols, spaces and Chinese characters stand alone."""
-    if unicodedata.category(character)[0] in "PSZC":
-        return False
-    return not _is_in(_CHINESE, character)
-
-
-def is_punctuation(character: str) -> bool:
-    """Whether BERT's basic tokeniser takes a character for punctuation: ASCII signs and Unicode punctuation."""
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
-
-
-def _basic_words(text: str) -> list[tuple[int, int]]:
-    """Where the words of BERT's basic tokeniser begin and end."""
-    words: list[tuple[int, int]] = []
-    is_open = False
-    for place, character in enumerate(text):
-        if character.isspace():
-            is_open = False
-        elif is_punctuation(character) or _is_in(_CHINESE, character):
-            words.append((place, place + 1))
-            is_open = False
-        elif is_open:
-            words[-1] = (words[-1][0], place + 1)
-        else:
-            words.append((place, place + 1))
-            is_open = True
-    return words
-
-
 def _continues(piece: str) -> bool:
     return piece.startswith("##") and len(piece) > 2
-
-
-def _is_byte(character: str) -> bool:
-    return "\udc80" <= character <= "\udcff"
-
-
-def _is_inner(text: str) -> bool:
-    """Whether a text begins inside a character."""
-    return _is_byte(text[0]) and ord(text[0]) - 0xDC00 < 0xC0
-
-
-def _is_edge(character: str, *, at_end: bool = False) -> bool:
-    """Whether a word ends at a character; of a byte, what most characters that begin with it are."""
-    if _is_byte(character):
-        return not at_end and ord(character) - 0xDC00 in _LONE_FIRST_BYTES
-    return character.isspace() or not is_letter(character) or _is_in(_UNSPACED, character)
-
-
-def _is_in(ranges: Sequence[tuple[int, int]], character: str) -> bool:
-    return any(first <= ord(character) <= last for first, last in ranges)
 
 
 def _parts(section: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
