@@ -12,7 +12,7 @@ from data_prep.sources.documents import Document
 from data_prep.tokenise.subword_vocab import train_subwords
 
 #: letters with accents, other scripts, punctuation of several kinds
-OTHERS = ["naïve “Brüder” über die Straße, déjà vu, «да», 北京大学 の本 ไทย, 한국어! ½ € 😀."] * 3
+OTHERS = ["naïve “Brüder” über die Straße, déjà vu, «да», 北京大学 の本 ไทย, 한국어! ½ € 😀. “Ça va?” (Oui!)"] * 3
 
 
 def texts() -> list[str]:
