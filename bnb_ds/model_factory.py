@@ -13,6 +13,7 @@ from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import config_from_bert
 from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.model.students.layer_choice import cut_halves, shallow_model
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.mixed import Corpus
 
@@ -68,14 +69,23 @@ def model_config(
     target = target or source
     if section.checkpoint is not None:
         config = _checkpoint_config(section, target)
+        cut_halves(config, section.encoder_layers, section.decoder_layers)
         own = Path(section.checkpoint) / TARGET_TOKENIZER
         _refuse_other_tokenizer(section.checkpoint, source)
         _refuse_other_tokenizer(str(own) if own.is_dir() else section.checkpoint, target)
     elif section.encoder is None:
         size = {**(section.size or ModelSize()).model_dump(), **dropout_fields(section)}
         halves = {
-            half: {**size, "vocab_size": vocabulary.vocab_size, "pad_token_id": vocabulary.special_ids["pad"]}
-            for half, vocabulary in (("encoder", source), ("decoder", target))
+            half: {
+                **size,
+                "num_hidden_layers": layers or size["num_hidden_layers"],
+                "vocab_size": vocabulary.vocab_size,
+                "pad_token_id": vocabulary.special_ids["pad"],
+            }
+            for half, layers, vocabulary in (
+                ("encoder", section.encoder_layers, source),
+                ("decoder", section.decoder_layers, target),
+            )
         }
         config = BnbConfig(**halves, **bnb_fields(section, target))
     else:
@@ -139,8 +149,10 @@ def build_model(
     """
     config = model_config(section, source, max_length, target)
     if section.checkpoint is not None:
+        whole = _checkpoint_config(section, target or source)
         with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
-            return model_class.from_pretrained(section.checkpoint, config=config, dtype=torch.float32)
+            model = model_class.from_pretrained(section.checkpoint, config=whole, dtype=torch.float32)
+        return model if config.taken_layers == whole.taken_layers else shallow_model(model, config)
     if section.encoder is None:
         return model_class(config)
     return model_class.from_bert(section.encoder, section.decoder, **_overrides_of_bert(section, target or source))
@@ -160,6 +172,8 @@ def _overrides_of_bert(section: ModelSection, target: Vocabulary) -> dict[str, o
         **dropout_fields(section),
         "max_position_embeddings": section.max_position_embeddings,
         "extend_positions": section.extend_positions,
+        "encoder_layers": section.encoder_layers,
+        "decoder_layers": section.decoder_layers,
     }
 
 

@@ -24,6 +24,7 @@ from bnb_ds.model.layers import BnbEncoder
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.model.network import BnbModelWithEncoder, BnbPreTrainedModel
 from bnb_ds.model.outputs import BnbClassifierOutput
+from bnb_ds.model.students.layer_choice import layers_from, weights_of_layers
 
 #: weights of a saved sequence-to-sequence model that do not belong to the encoder
 _OTHER_PARTS = [r"^lm_head\.", r"^(model\.)?(latent|decoder|length_predictor|enc_to_dec_proj)\."]
@@ -133,11 +134,13 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
     def load_bert(self, checkpoint: str | PathLike[str]) -> None:
         """Take over the encoder of a BERT checkpoint of this size, and its pooler if it has one.
 
+        An encoder that `bnb_ds.model.students.layer_choice.cut_halves` has cut takes some of the layers.
+
         Raises:
             CheckpointError: the checkpoint is missing, damaged, or not a BERT.
         """
         bert = read_bert(checkpoint)
-        self.model.encoder.load_state_dict(bert.body)
+        self.model.encoder.load_state_dict(weights_of_layers(bert.body, layers_from(self.config, "encoder")))
         if bert.pooler is not None:
             self.pooler.load_state_dict(bert.pooler)
 

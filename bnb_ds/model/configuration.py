@@ -58,6 +58,8 @@ class BnbConfig(PreTrainedConfig):
             infilling's have, each segment has a block of the graph (`bnb_ds.targets.blocks`).
         embedding_range: standard deviation of new embeddings of the decoder: words, positions, and places of links;
             None: as all weights (``initializer_range`` of the halves).
+        taken_layers: the layers of the deeper checkpoint that ``"encoder"`` and ``"decoder"`` began with, counted from
+            0 (`bnb_ds.model.students.layer_choice`); a record that nothing reads. None: all of them.
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.
@@ -133,6 +135,7 @@ class BnbConfig(PreTrainedConfig):
         deep_supervision_every: int = 1,
         segment_blocks: bool = False,
         embedding_range: float | None = None,
+        taken_layers: dict[str, list[int]] | None = None,
         blank_token_id: int = 0,
         pad_token_id: int | None = 0,
         bos_token_id: int | None = None,
@@ -176,6 +179,7 @@ class BnbConfig(PreTrainedConfig):
         self.deep_supervision_every = deep_supervision_every
         self.segment_blocks = segment_blocks
         self.embedding_range = embedding_range
+        self.taken_layers = taken_layers
         self.mask_token_id = mask_token_id
         self.blank_token_id = blank_token_id
         self.pad_token_id = pad_token_id

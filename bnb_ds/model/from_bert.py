@@ -15,6 +15,7 @@ from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.errors import CheckpointError, ConfigError, nearest
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
+from bnb_ds.model.students.layer_choice import cut_halves, layers_from, weights_of_layers
 
 M = TypeVar("M", bound=BnbLMHeadModel)
 
@@ -25,6 +26,7 @@ _POSITIONS = "embeddings.position_embeddings.weight"
 #: settings of ``from_bert`` that go to the BERT configurations of both halves
 BERT_OVERRIDES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _POSITION_OVERRIDES = ("max_position_embeddings", "extend_positions")
+_DEPTH_OVERRIDES = ("encoder_layers", "decoder_layers")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def config_from_bert(
 ) -> BnbConfig:
     """The configuration of the model that `initialise_from_bert` makes from the same arguments. It reads no weights."""
     bert_overrides = {name: overrides[name] for name in BERT_OVERRIDES if name in overrides}
-    beside = (*BERT_OVERRIDES, *_POSITION_OVERRIDES)
+    beside = (*BERT_OVERRIDES, *_POSITION_OVERRIDES, *_DEPTH_OVERRIDES)
     own_overrides = {name: value for name, value in overrides.items() if name not in beside}
     check_overrides("from_bert", own_overrides, beside)
     halves = {"encoder": read_bert_config(encoder), "decoder": read_bert_config(decoder or encoder)}
@@ -107,7 +109,9 @@ def config_from_bert(
     wanted = overrides.get("max_position_embeddings")
     if wanted is not None:
         _set_positions(halves, wanted, may_extend=bool(overrides.get("extend_positions")))
-    return BnbConfig(**halves, **own_overrides)
+    config = BnbConfig(**halves, **own_overrides)
+    cut_halves(config, *(overrides.get(name) for name in _DEPTH_OVERRIDES))
+    return config
 
 
 def _set_positions(halves: dict[str, BertConfig], wanted: int, *, may_extend: bool) -> None:
@@ -131,9 +135,14 @@ def initialise_from_bert(
     model = model_class(config_from_bert(encoder, decoder, overrides))
     encoder_bert = read_bert(encoder)
     decoder_bert = encoder_bert if decoder is None else read_bert(decoder)
-    model.model.encoder.load_state_dict(_with_positions(encoder_bert.body, model.config.encoder))
+    model.model.encoder.load_state_dict(_body_of("encoder", encoder_bert.body, model.config))
     _load_decoder(model, decoder_bert)
     return model.eval(), encoder_bert
+
+
+def _body_of(half: str, body: dict[str, Tensor], config: BnbConfig) -> dict[str, Tensor]:
+    """The layers and positions of the checkpoint that a half takes."""
+    return weights_of_layers(_with_positions(body, getattr(config, half)), layers_from(config, half))
 
 
 def _with_positions(body: dict[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
@@ -146,7 +155,7 @@ def _with_positions(body: dict[str, Tensor], config: BertConfig) -> dict[str, Te
 
 
 def _load_decoder(model: BnbLMHeadModel, bert: BertCheckpoint) -> None:
-    body = _with_positions(bert.body, model.config.decoder)
+    body = _body_of("decoder", bert.body, model.config)
     new, unknown = model.model.decoder.load_state_dict(body, strict=False)
     assert not unknown, f"the decoder has no place for {unknown}"
     own = ("token_gate", "feedback", "crossattention", "latent_projection")
