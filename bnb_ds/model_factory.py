@@ -12,7 +12,7 @@ from bnb_ds.data.tokenization import Vocabulary, load_tokenizer, tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import config_from_bert
-from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.model.slots import decoder_lengths, room_for_masks
 from bnb_ds.model.students.layer_choice import cut_halves, shallow_model
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.mixed import Corpus
@@ -38,6 +38,7 @@ _SAME_NAME = (
     "link_positions",
     "decoder_tokens",
     "slot_tokens",
+    "has_decoder",
     "decoder_latent",
     "refined_tokens",
     "deep_supervision",
@@ -185,6 +186,9 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
         raise ConfigError(f"model.{fixed[0]}: model.checkpoint already decides it; remove one of the two")
     with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
         config = BnbConfig.from_pretrained(section.checkpoint)
+    if "has_decoder" in given and section.has_decoder != config.has_decoder:
+        has = "a decoder" if config.has_decoder else "no decoder"
+        raise ConfigError(f"model.checkpoint {section.checkpoint}: has {has}; choose another model or another kind")
     replaced = {name: value for name, value in bnb_fields(section, target).items() if name in given}
     config.update(replaced)
     if config.mask_token_id is None:  # models made before slots could hold tokens do not have it
@@ -245,6 +249,8 @@ def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> N
     if max_length > positions:
         raise ConfigError(f"{field} {max_length}: the encoder has {positions} positions; set it to {positions}")
     slots = int(decoder_lengths(max_length, config))
+    if not config.has_decoder and slots > positions:
+        raise ConfigError(f"{field} {max_length}: {room_for_masks(max_length, config)}")
     if config.target_kind == "dag" and config.decoder_length == "source" and slots > config.link_positions:
         raise ConfigError(
             f"model.link_positions {config.link_positions}: {max_length} source tokens need a graph of {slots} slots;"

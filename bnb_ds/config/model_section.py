@@ -110,8 +110,10 @@ class ModelSection(Section):
     #: the input of a position holds a token too, [MASK] where nothing is known; ``glancing`` needs it
     decoder_tokens: bool = False
     #: with decoder_tokens, what a position holds where nothing is known: mask: [MASK]; source: the source token that it
-    #: stands for
-    slot_tokens: Literal["mask", "source"] = "mask"
+    #: stands for; inserted: that token in its first position, and [MASK] in its others
+    slot_tokens: Literal["mask", "source", "inserted"] = "mask"
+    #: false: the encoder alone, which reads the source with [MASK]s inserted (kind encoder_ctc)
+    has_decoder: bool = True
     #: the input of a position holds a latent; false needs predicted lengths, which then are all that latents serve
     decoder_latent: bool = True
     #: what further passes of decoding predict anew: unsure: the least probable tokens; all: all of them

@@ -33,11 +33,14 @@ def forward_flops(
     source_B, slots_B = np.asarray(source_lengths, np.int64), np.asarray(decoder_lengths, np.int64)
     num_source, num_slots = int(source_B.sum()), int(slots_B.sum())
     encoder, decoder = config.encoder, config.decoder
+    among_slots = _layer(decoder, num_slots, int((slots_B * slots_B).sum()))
+    if not config.has_decoder:
+        return decoder_passes * (encoder.num_hidden_layers * among_slots + _head(config, slots_B))
     total = encoder.num_hidden_layers * _layer(encoder, num_source, int((source_B * source_B).sum()))
     cross = linear_flops(num_slots, decoder.hidden_size, 2 * decoder.hidden_size)  # query and output
     cross += linear_flops(num_source, decoder.hidden_size, 2 * decoder.hidden_size)  # key and value
     cross += attention_flops(int((slots_B * source_B).sum()), decoder.hidden_size)
-    layers = decoder.num_hidden_layers * (_layer(decoder, num_slots, int((slots_B * slots_B).sum())) + cross)
+    layers = decoder.num_hidden_layers * (among_slots + cross)
     total += linear_flops(num_source, encoder.hidden_size, config.latent_size)
     if config.decoder_length == "predicted":
         classes = config.length_difference_max - config.length_difference_min + 1
@@ -47,18 +50,23 @@ def forward_flops(
             total += linear_flops(num_slots, config.latent_size, decoder.hidden_size)
     else:
         total += linear_flops(num_source, config.latent_size, decoder.hidden_size)
+    if encoder.hidden_size != decoder.hidden_size:
+        total += linear_flops(num_source, encoder.hidden_size, decoder.hidden_size)
+    num_heads = 1 + len(config.predicting_layers)
+    layers += (num_heads - 1) * linear_flops(num_slots, 2 * decoder.hidden_size, decoder.hidden_size)  # feedback
+    return total + decoder_passes * (layers + num_heads * _head(config, slots_B))
+
+
+def _head(config: BnbConfig, slots_B: np.ndarray) -> int:
+    """The LM head over all slots, and the links of a graph."""
+    decoder, num_slots = config.decoder, int(slots_B.sum())
     links = 0
     if config.target_kind == "dag":
         heads = config.link_heads or decoder.num_attention_heads
         links = linear_flops(num_slots, 2 * decoder.hidden_size, 2 * decoder.hidden_size + heads)
         links += attention_flops(int((slots_B * slots_B).sum()), decoder.hidden_size) // 2  # scores, but no values
-    if encoder.hidden_size != decoder.hidden_size:
-        total += linear_flops(num_source, encoder.hidden_size, decoder.hidden_size)
-    num_heads = 1 + len(config.predicting_layers)
-    layers += (num_heads - 1) * linear_flops(num_slots, 2 * decoder.hidden_size, decoder.hidden_size)  # feedback
     transform = decoder.hidden_size if config.head_transform else 0
-    head = linear_flops(num_slots, decoder.hidden_size, transform + decoder.vocab_size)
-    return total + decoder_passes * (layers + num_heads * (head + links))
+    return linear_flops(num_slots, decoder.hidden_size, transform + decoder.vocab_size) + links
 
 
 def classification_flops(config: BnbConfig, source_lengths: np.ndarray) -> int:

@@ -103,6 +103,8 @@ def config_from_bert(
     beside = (*BERT_OVERRIDES, *_POSITION_OVERRIDES, *_DEPTH_OVERRIDES)
     own_overrides = {name: value for name, value in overrides.items() if name not in beside}
     check_overrides("from_bert", own_overrides, beside)
+    if decoder is not None and not overrides.get("has_decoder", True):
+        raise ConfigError(f"decoder is {decoder}, but has_decoder is false: leave one of the two out")
     halves = {"encoder": read_bert_config(encoder), "decoder": read_bert_config(decoder or encoder)}
     for half in halves.values():
         half.update(bert_overrides)
@@ -134,9 +136,8 @@ def initialise_from_bert(
     """The model that `bnb_ds.modeling.BnbForConditionalGeneration.from_bert` returns, and the encoder's checkpoint."""
     model = model_class(config_from_bert(encoder, decoder, overrides))
     encoder_bert = read_bert(encoder)
-    decoder_bert = encoder_bert if decoder is None else read_bert(decoder)
     model.model.encoder.load_state_dict(_body_of("encoder", encoder_bert.body, model.config))
-    _load_decoder(model, decoder_bert)
+    _load_writer(model, encoder_bert if decoder is None else read_bert(decoder))
     return model.eval(), encoder_bert
 
 
@@ -154,14 +155,21 @@ def _with_positions(body: dict[str, Tensor], config: BertConfig) -> dict[str, Te
     return {**body, _POSITIONS: positions, **{name: value for name, value in buffer.items() if name in body}}
 
 
+def _load_writer(model: BnbLMHeadModel, bert: BertCheckpoint) -> None:
+    """The decoder, if there is one, and the LM head."""
+    if model.model.decoder is not None:
+        _load_decoder(model, bert)
+    if bert.head is not None:
+        model.lm_head.load_state_dict(bert.head)
+
+
 def _load_decoder(model: BnbLMHeadModel, bert: BertCheckpoint) -> None:
+    assert model.model.decoder is not None
     body = _body_of("decoder", bert.body, model.config)
     new, unknown = model.model.decoder.load_state_dict(body, strict=False)
     assert not unknown, f"the decoder has no place for {unknown}"
     own = ("token_gate", "feedback", "crossattention", "latent_projection")
     assert all(any(part in key for part in own) for key in new), f"not initialised: {new}"
-    if bert.head is not None:
-        model.lm_head.load_state_dict(bert.head)
 
 
 def check_overrides(function: str, overrides: dict[str, Any], more: tuple[str, ...] = ()) -> None:

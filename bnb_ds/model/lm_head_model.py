@@ -49,7 +49,7 @@ class Shown:
 class BnbLMHeadModel(BnbPreTrainedModel):
     """BERT-NAR-BERT with its LM head and its loss, that of the target which reads the slots (`bnb_ds.targets`).
 
-    The output matrix is the parameter ``model.decoder.embeddings.word_embeddings.weight`` itself.
+    The output matrix is the parameter ``model.decoder.embeddings.word_embeddings.weight`` itself, or the encoder's.
     """
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^links\.", *OTHER_PARTS, *OPTIONAL_PARTS]
@@ -69,8 +69,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Embedding:
-        """The decoder's word embeddings, which are the output matrix."""
-        return self.model.decoder.embeddings.word_embeddings
+        """The word embeddings of the half that writes, the decoder if there is one; they are the output matrix."""
+        return self.model.writer.embeddings.word_embeddings
 
     def forward(
         self,

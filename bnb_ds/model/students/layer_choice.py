@@ -50,6 +50,10 @@ def cut_halves(config: BnbConfig, encoder_layers: int | None, decoder_layers: in
     Raises:
         ConfigError: a half has fewer layers, or the halves share weights and would have different depths.
     """
+    if not config.has_decoder:
+        if decoder_layers is not None:
+            raise ConfigError(f"decoder_layers is {decoder_layers}: the model has no decoder; set encoder_layers")
+        decoder_layers = encoder_layers  # its decoder repeats the encoder
     taken = {}
     for half, number in zip(HALVES, (encoder_layers, decoder_layers), strict=True):
         available = getattr(config, half).num_hidden_layers
@@ -113,11 +117,11 @@ def shallow_model(whole: M, config: BnbConfig) -> M:
 
 def depth_line(config: BnbConfig) -> str | None:
     """A line for the user: the depths of the halves and which layers they take; None if there is nothing to say."""
-    depths = {half: getattr(config, half).num_hidden_layers for half in HALVES}
+    depths = {half: getattr(config, half).num_hidden_layers for half in HALVES[: 1 + config.has_decoder]}
     taken = config.taken_layers or {}
     if len(set(depths.values())) == 1 and not taken:
         return None
-    said = [f"{half} {depths[half]}{_said(taken.get(half))}" for half in HALVES]
+    said = [f"{half} {depths[half]}{_said(taken.get(half))}" for half in depths]
     return f"layers       {', '.join(said)}"
 
 
