@@ -32,6 +32,7 @@ from bnb_ds.model.length import LengthPredictor, stretch_latents
 from bnb_ds.model.outputs import BnbModelOutput
 from bnb_ds.model.resizing import ResizesVocabularies
 from bnb_ds.model.slots import DecoderSlots, longest_targets, open_slots
+from bnb_ds.model.students.training_pass import LayerStates
 
 #: weights of parts that a model of another configuration lacks
 OPTIONAL_PARTS = (r"length_predictor\.", r"token_gate$", r"decoder\.feedback\.")
@@ -196,12 +197,12 @@ class BnbModel(BnbModelWithEncoder):
             )
         return keep_padding(input_ids, attention_mask, token_type_ids)
 
-    def encode(self, inputs: PackedInputs) -> Encoded:
-        """Encode the sources."""
+    def encode(self, inputs: PackedInputs, kept: LayerStates | None = None) -> Encoded:
+        """Encode the sources. ``kept`` takes up the outputs of the layers."""
         if self.latent is None:
             nothing = self.get_input_embeddings().weight.new_zeros(inputs.layout.num_tokens, 0)
             return Encoded(inputs.layout, inputs.input_ids, inputs.token_type_ids, nothing, nothing, None)
-        hidden_NH = self.encoder(inputs)
+        hidden_NH = self.encoder(inputs, None if kept is None else kept.encoder)
         latent_NL = self.latent(hidden_NH)
         length_logits_BC = None
         if self.length_predictor is not None:
@@ -209,19 +210,28 @@ class BnbModel(BnbModelWithEncoder):
         return Encoded(inputs.layout, inputs.input_ids, inputs.token_type_ids, hidden_NH, latent_NL, length_logits_BC)
 
     def decode(
-        self, encoded: Encoded, slots: DecoderSlots, predict: Callable[[Tensor], Tensor], **exits: Any
+        self,
+        encoded: Encoded,
+        slots: DecoderSlots,
+        predict: Callable[[Tensor], Tensor],
+        kept: LayerStates | None = None,
+        **exits: Any,
     ) -> Tensor:
-        """Hidden states [sum T, H] of all slots. `BnbDecoder.forward` describes ``predict`` and ``exits``."""
+        """Hidden states [sum T, H] of all slots. `BnbDecoder.forward` describes ``predict`` and ``exits``; ``kept``
+        takes up the outputs of the layers."""
         if self.decoder is None:
             assert slots.token_ids is not None  # the configuration's check says so
             types_T = encoded.token_types.index_select(0, slots.source_index)
-            return self.encoder(PackedInputs(slots.token_ids, types_T, slots.layout))
+            inputs = PackedInputs(slots.token_ids, types_T, slots.layout)
+            return self.encoder(inputs, None if kept is None else kept.encoder)
         latent = self.latent_dropout(encoded.latent)
         is_stretched = self.length_predictor is not None
         if self.length_predictor is not None and self.config.decoder_latent:
             latent = stretch_latents(latent, encoded.layout, slots.layout, self.length_predictor.width)
         memory_NH = encoded.hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded.hidden)
         memory_NH = self.latent_dropout(memory_NH)
+        if kept is not None:
+            exits["kept"] = kept.decoder
         return self.decoder(latent, memory_NH, slots, encoded.layout, predict, is_stretched=is_stretched, **exits)
 
     def open(self, encoded: Encoded, target_lengths: Tensor | np.ndarray | None = None) -> DecoderSlots:

@@ -144,6 +144,23 @@ class DecoderSlots:
         return replace(self, token_ids=token_ids, blocks=blocks)
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the decoder sees of the targets in training.
+
+    Attributes:
+        slots: with the tokens that they hold.
+        given: bool [sum T], slots whose input holds their target token; None: no slot.
+        masked: bool [sum T], the slots that have a loss, with one token a slot; None: all of them.
+        mixed: int64 [sum T], the token that the layers read instead of their prediction; -1: none. None: no slot.
+    """
+
+    slots: DecoderSlots
+    given: Tensor | None = None
+    masked: Tensor | None = None
+    mixed: Tensor | None = None
+
+
 def open_slots(
     source: PackedLayout,
     config: BnbConfig,
