@@ -13,7 +13,8 @@ from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.model.backbones.entries import backbone_of, positions_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import config_from_bert
-from bnb_ds.model.slots import decoder_lengths
+from bnb_ds.model.slots import decoder_lengths, room_for_masks
+from bnb_ds.model.students.layer_choice import cut_halves, shallow_model
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.mixed import Corpus
 
@@ -38,6 +39,7 @@ _SAME_NAME = (
     "link_positions",
     "decoder_tokens",
     "slot_tokens",
+    "has_decoder",
     "decoder_latent",
     "refined_tokens",
     "deep_supervision",
@@ -69,14 +71,23 @@ def model_config(
     target = target or source
     if section.checkpoint is not None:
         config = _checkpoint_config(section, target)
+        cut_halves(config, section.encoder_layers, section.decoder_layers)
         own = Path(section.checkpoint) / TARGET_TOKENIZER
         _refuse_other_tokenizer(section.checkpoint, source)
         _refuse_other_tokenizer(str(own) if own.is_dir() else section.checkpoint, target)
     elif section.encoder is None:
         size = {**(section.size or ModelSize()).model_dump(), **dropout_fields(section)}
         halves = {
-            half: {**size, "vocab_size": vocabulary.vocab_size, "pad_token_id": vocabulary.special_ids["pad"]}
-            for half, vocabulary in (("encoder", source), ("decoder", target))
+            half: {
+                **size,
+                "num_hidden_layers": layers or size["num_hidden_layers"],
+                "vocab_size": vocabulary.vocab_size,
+                "pad_token_id": vocabulary.special_ids["pad"],
+            }
+            for half, layers, vocabulary in (
+                ("encoder", section.encoder_layers, source),
+                ("decoder", section.decoder_layers, target),
+            )
         }
         config = BnbConfig(**halves, **bnb_fields(section, target))
     else:
@@ -140,8 +151,10 @@ def build_model(
     """
     config = model_config(section, source, max_length, target)
     if section.checkpoint is not None:
+        whole = _checkpoint_config(section, target or source)
         with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
-            return model_class.from_pretrained(section.checkpoint, config=config, dtype=torch.float32)
+            model = model_class.from_pretrained(section.checkpoint, config=whole, dtype=torch.float32)
+        return model if config.taken_layers == whole.taken_layers else shallow_model(model, config)
     if section.encoder is None:
         return model_class(config)
     return model_class.from_bert(section.encoder, section.decoder, **_overrides_of_bert(section, target or source))
@@ -161,6 +174,8 @@ def _overrides_of_bert(section: ModelSection, target: Vocabulary) -> dict[str, o
         **dropout_fields(section),
         "max_position_embeddings": section.max_position_embeddings,
         "extend_positions": section.extend_positions,
+        "encoder_layers": section.encoder_layers,
+        "decoder_layers": section.decoder_layers,
     }
 
 
@@ -172,6 +187,9 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
         raise ConfigError(f"model.{fixed[0]}: model.checkpoint already decides it; remove one of the two")
     with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
         config = BnbConfig.from_pretrained(section.checkpoint)
+    if "has_decoder" in given and section.has_decoder != config.has_decoder:
+        has = "a decoder" if config.has_decoder else "no decoder"
+        raise ConfigError(f"model.checkpoint {section.checkpoint}: has {has}; choose another model or another kind")
     replaced = {name: value for name, value in bnb_fields(section, target).items() if name in given}
     config.update(replaced)
     if config.mask_token_id is None:  # models made before slots could hold tokens do not have it
@@ -233,6 +251,8 @@ def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> N
     if max_length > positions:
         raise ConfigError(f"{field} {max_length}: the encoder has {positions} positions; set it to {positions}")
     slots = int(decoder_lengths(max_length, config))
+    if not config.has_decoder and slots > positions:
+        raise ConfigError(f"{field} {max_length}: {room_for_masks(max_length, config)}")
     if config.target_kind == "dag" and config.decoder_length == "source" and slots > config.link_positions:
         raise ConfigError(
             f"model.link_positions {config.link_positions}: {max_length} source tokens need a graph of {slots} slots;"

@@ -13,6 +13,15 @@ from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 
 VOCAB = 53
 MAX_POSITIONS = 24
+#: fields of a model without a decoder, which reads the source with [MASK]s inserted
+ENCODER_ALONE = {
+    "has_decoder": False,
+    "decoder_positions": "absolute",
+    "decoder_tokens": True,
+    "slot_tokens": "inserted",
+    "decoder_latent": False,
+    "mask_token_id": 4,
+}
 
 
 def bert_config(**overrides: Any) -> BertConfig:

@@ -15,6 +15,7 @@ from transformers import BartConfig, BartForConditionalGeneration, BertConfig, P
 
 from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.model.students.layer_choice import layers_from
 from bnb_ds.modeling import BnbForConditionalGeneration
 
 _FIRST_POSITION = 2
@@ -116,7 +117,8 @@ def load_bart(model: BnbForConditionalGeneration, checkpoint: str) -> None:
     positions = model.config.encoder.max_position_embeddings
     for half in ("encoder", "decoder"):
         module = getattr(model.model, half)
-        weights = _half(theirs, f"model.{half}.", len(module.layer), positions, has_cross=half == "decoder")
+        layers = layers_from(model.config, half)
+        weights = _half(theirs, f"model.{half}.", layers, positions, has_cross=half == "decoder")
         _, unknown = module.load_state_dict(weights, strict=False)
         assert not unknown, f"the {half} has no place for {unknown}"
         nn.init.zeros_(module.embeddings.token_type_embeddings.weight)
@@ -128,12 +130,12 @@ def load_bart(model: BnbForConditionalGeneration, checkpoint: str) -> None:
 
 
 def _half(
-    theirs: dict[str, Tensor], prefix: str, num_layers: int, positions: int, *, has_cross: bool
+    theirs: dict[str, Tensor], prefix: str, layers: list[int], positions: int, *, has_cross: bool
 ) -> dict[str, Tensor]:
     parts = {**_PARTS, **(_CROSS_PARTS if has_cross else {})}
     weights = {
-        f"layer.{layer}.{ours}.{leaf}": theirs[f"{prefix}layers.{layer}.{name}.{leaf}"]
-        for layer in range(num_layers)
+        f"layer.{place}.{ours}.{leaf}": theirs[f"{prefix}layers.{layer}.{name}.{leaf}"]
+        for place, layer in enumerate(layers)
         for ours, name in parts.items()
         for leaf in ("weight", "bias")
     }

@@ -22,6 +22,8 @@ _SAME_NAME = (
     "decoder",
     "size",
     "max_position_embeddings",
+    "encoder_layers",
+    "decoder_layers",
     "hidden_dropout",
     "attention_dropout",
     "length_difference_min",
@@ -35,7 +37,7 @@ class TransformerSize(ModelSize):
 
     #: numbers of a token's vector between the layers; a multiple of ``num_attention_heads``
     hidden_size: Annotated[int, Field(gt=0)] = 512
-    #: layers of the encoder, and as many of the decoder
+    #: layers of the encoder, and as many of the decoder; ``encoder_layers`` and ``decoder_layers`` replace it
     num_hidden_layers: Annotated[int, Field(gt=0)] = 6
     #: attention heads of each layer
     num_attention_heads: Annotated[int, Field(gt=0)] = 8
@@ -61,6 +63,10 @@ class NarSection(Section):
     size: TransformerSize | None = None
     #: position embeddings to use of BERT or BART checkpoints
     max_position_embeddings: Annotated[int, Field(gt=0)] | None = None
+    #: layers of the encoder: evenly spaced ones of a checkpoint, or in the place of ``size.num_hidden_layers``
+    encoder_layers: Annotated[int, Field(gt=0)] | None = None
+    #: layers of the decoder, in the same way
+    decoder_layers: Annotated[int, Field(gt=0)] | None = None
     #: dropout probability of hidden states
     hidden_dropout: Probability = 0.1
     #: dropout probability of attention weights

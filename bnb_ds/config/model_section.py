@@ -35,7 +35,7 @@ class LayerSize(Section):
 class ModelSize(LayerSize):
     """Shape of the encoder and of the decoder if both start from random weights (default: BERT base)."""
 
-    #: layers of the encoder, and as many of the decoder
+    #: layers of the encoder, and as many of the decoder; ``encoder_layers`` and ``decoder_layers`` replace it
     num_hidden_layers: Annotated[int, Field(gt=0)] = 12
 
 
@@ -69,6 +69,11 @@ class ModelSection(Section):
     size: ModelSize | None = None
     #: position embeddings to use of both BERT checkpoints: fewer than they have, or more with ``extend_positions``
     max_position_embeddings: Annotated[int, Field(gt=0)] | None = None
+    #: layers of the encoder. Of a checkpoint, evenly spaced ones are taken, the first and the last among them; with
+    #: ``size``, in the place of its ``num_hidden_layers``. Default: all
+    encoder_layers: Annotated[int, Field(gt=0)] | None = None
+    #: layers of the decoder, in the same way
+    decoder_layers: Annotated[int, Field(gt=0)] | None = None
     #: repeat a checkpoint's position embeddings if it has too few
     extend_positions: bool = False
     #: the decoder shares embeddings, self-attention and feed-forward layers with the encoder
@@ -105,8 +110,10 @@ class ModelSection(Section):
     #: the input of a position holds a token too, [MASK] where nothing is known; ``glancing`` needs it
     decoder_tokens: bool = False
     #: with decoder_tokens, what a position holds where nothing is known: mask: [MASK]; source: the source token that it
-    #: stands for
-    slot_tokens: Literal["mask", "source"] = "mask"
+    #: stands for; inserted: that token in its first position, and [MASK] in its others
+    slot_tokens: Literal["mask", "source", "inserted"] = "mask"
+    #: false: the encoder alone, which reads the source with [MASK]s inserted (kind encoder_ctc)
+    has_decoder: bool = True
     #: the input of a position holds a latent; false needs predicted lengths, which then are all that latents serve
     decoder_latent: bool = True
     #: what further passes of decoding predict anew: unsure: the least probable tokens; all: all of them

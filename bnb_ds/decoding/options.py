@@ -218,6 +218,11 @@ class DecodeOptions:
                 f"refinement is {self.refinement}: a graph of slots is decoded in one pass; leave it out with target "
                 "'dag'"
             )
+        if not config.has_decoder:
+            raise ConfigError(
+                f"refinement is {self.refinement}: its passes would hide the source, which the slots of a model without"
+                " a decoder hold; leave it out"
+            )
         if not config.decoder_tokens:
             raise ConfigError(
                 f"refinement is {self.refinement}: its passes show tokens to the decoder, and this model was made "

@@ -19,6 +19,8 @@ from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import ceilings
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.loggers.choice import find_loggers
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.students.layer_choice import depth_line
 from bnb_ds.systems.base import OneSlotPerToken, System
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.systems.task_samples import TaskSamples
@@ -240,6 +242,7 @@ def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_paramete
     lines = [
         f"task         {plan.task.title} ({plan.task.name}), model kind {recipe.model.kind}",
         f"model        {num_parameters / 1e6:.2f}M parameters",
+        *_depth_lines(plan.system),
         f"data         {samples} samples",
     ]
     for name, split in splits.items():
@@ -255,6 +258,12 @@ def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_paramete
         estimates.steps_line(ds_config, len(splits["train"]), plan.total_steps(len(splits["train"]))),
         f"selection    {selection}",
     ]
+
+
+def _depth_lines(system: System) -> list[str]:
+    config = system.config()
+    line = depth_line(config) if isinstance(config, BnbConfig) and system.task.is_generation else None
+    return [] if line is None else [line]
 
 
 def _ceiling_lines(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:

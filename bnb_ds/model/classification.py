@@ -137,11 +137,13 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
     def load_bert(self, checkpoint: str | PathLike[str]) -> None:
         """Take over the encoder of a BERT checkpoint of this size, and its pooler if it has one.
 
+        An encoder that `bnb_ds.model.students.layer_choice.cut_halves` has cut takes some of the layers.
+
         Raises:
             CheckpointError: the checkpoint is missing, damaged, or not a BERT.
         """
         bert = read_bert(checkpoint)
-        load_encoder(self.model.encoder, self.config.encoder, bert)
+        load_encoder(self.model.encoder, self.config, bert)
         if bert.pooler is not None:
             self.pooler.load_state_dict(bert.pooler)
 

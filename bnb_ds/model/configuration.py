@@ -43,7 +43,11 @@ class BnbConfig(PreTrainedConfig):
         decoder_tokens: a slot's input holds a token too: the mask token where nothing is known, and with ``"dag"`` the
             first and the last token in the first and the last slot. Glancing and refinement need it.
         slot_tokens: what a slot's input holds where nothing is known. ``"mask"``: the mask token. ``"source"``: the
-            source token that the slot stands for (Gu et al., ICLR 2018); both halves then have one vocabulary.
+            source token that the slot stands for (Gu et al., ICLR 2018); ``"inserted"``: the first slot of a source
+            token holds that token, and its others the mask token. Both halves then have one vocabulary.
+        has_decoder: whether there is a decoder. Without one, the encoder reads the slots themselves, which hold the
+            source tokens with mask tokens between them (``slot_tokens`` ``"inserted"``), and predicts with its own word
+            embeddings; ``decoder`` then repeats ``encoder``.
         decoder_latent: a slot's input holds a latent. Without, latents serve the length classification only.
         refined_tokens: what the passes behind the first one predict anew (`bnb_ds.decoding.refinement`).
             ``"unsure"``: the least probable tokens. ``"all"``: all of them, until nothing changes (Lee et al., EMNLP
@@ -59,6 +63,8 @@ class BnbConfig(PreTrainedConfig):
             infilling's have, each segment has a block of the graph (`bnb_ds.targets.blocks`).
         embedding_range: standard deviation of new embeddings of the decoder: words, positions, and places of links;
             None: as all weights (``initializer_range`` of the halves).
+        taken_layers: the layers of the deeper checkpoint that ``"encoder"`` and ``"decoder"`` began with, counted from
+            0 (`bnb_ds.model.students.layer_choice`); a record that nothing reads. None: all of them.
         decoder_length_ratio: slots per source token, in decimal notation (1.1 means exactly 11/10).
         decoder_length_offset: number of slots added to that.
         decoder_length_min: fewest slots.
@@ -136,6 +142,8 @@ class BnbConfig(PreTrainedConfig):
         deep_supervision_every: int = 1,
         segment_blocks: bool = False,
         embedding_range: float | None = None,
+        taken_layers: dict[str, list[int]] | None = None,
+        has_decoder: bool = True,
         blank_token_id: int | None = None,
         pad_token_id: int | Literal["decoder"] | None = "decoder",
         bos_token_id: int | None = None,
@@ -144,7 +152,7 @@ class BnbConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         self.encoder = half_of("encoder", encoder)
-        self.decoder = half_of("decoder", self.encoder if decoder is None else decoder)
+        self.decoder = half_of("decoder", self.encoder if decoder is None or not has_decoder else decoder)
         self.encoder.is_decoder = self.encoder.add_cross_attention = False
         self.decoder.is_decoder = self.decoder.add_cross_attention = True
         self.encoder.use_cache = self.decoder.use_cache = False  # nothing here is autoregressive
@@ -179,6 +187,8 @@ class BnbConfig(PreTrainedConfig):
         self.deep_supervision_every = deep_supervision_every
         self.segment_blocks = segment_blocks
         self.embedding_range = embedding_range
+        self.taken_layers = taken_layers
+        self.has_decoder = has_decoder
         self.mask_token_id = mask_token_id
         defaults = backbone_of(self.decoder).special_ids(self.decoder)
         self.blank_token_id = defaults["blank_token_id"] if blank_token_id is None else blank_token_id

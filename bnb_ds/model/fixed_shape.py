@@ -54,11 +54,9 @@ class RectangularBnb(nn.Module):
         lengths_B = attention_mask.sum(1)
         num_rows, num_columns = input_ids.shape
         source = rectangular_layout(num_rows, num_columns, attention_mask != 0)
-        hidden_NH = bnb.encoder(PackedInputs(input_ids.flatten(), torch.zeros_like(input_ids).flatten(), source))
-        latent_NL = bnb.latent(hidden_NH)
-        memory_NH = hidden_NH if bnb.enc_to_dec_proj is None else bnb.enc_to_dec_proj(hidden_NH)
+        encoded = bnb.encode(PackedInputs(input_ids.flatten(), torch.zeros_like(input_ids).flatten(), source))
         slots, is_slot_BT = _rectangular_slots(input_ids, lengths_B, config)
-        states_NH = bnb.decoder(latent_NL, memory_NH, slots, source, self._best)
+        states_NH = bnb.decode(encoded, slots, self._best)
         if self.model.links is not None:
             return self._output(states_NH, slots, is_slot_BT, lookahead_beta)
         best_N = self._best(states_NH)

@@ -34,6 +34,8 @@ def forward_flops(
     source_B, slots_B = np.asarray(source_lengths, np.int64), np.asarray(decoder_lengths, np.int64)
     num_source, num_slots = int(source_B.sum()), int(slots_B.sum())
     encoder, decoder = config.encoder, config.decoder
+    if not config.has_decoder:
+        return decoder_passes * (_layers(encoder, slots_B) + _head(config, slots_B))
     total = _layers(encoder, source_B)
     cross = linear_flops(num_slots, decoder.hidden_size, 2 * decoder.hidden_size)  # query and output
     cross += linear_flops(num_source, decoder.hidden_size, 2 * decoder.hidden_size)  # key and value
@@ -49,21 +51,28 @@ def forward_flops(
             total += linear_flops(num_slots, config.latent_size, word_size)
     else:
         total += linear_flops(num_source, config.latent_size, word_size)
-    links = 0
-    if config.target_kind == "dag":
-        heads = config.link_heads or decoder.num_attention_heads
-        links = linear_flops(num_slots, 2 * word_size, 2 * word_size + heads)
-        links += attention_flops(int((slots_B * slots_B).sum()), word_size) // 2  # scores, but no values
     if encoder.hidden_size != decoder.hidden_size:
         total += linear_flops(num_source, encoder.hidden_size, decoder.hidden_size)
     num_heads = 1 + len(config.predicting_layers)
     layers += (num_heads - 1) * linear_flops(
         num_slots, decoder.hidden_size + word_size, decoder.hidden_size
     )  # feedback
+    return total + decoder_passes * (layers + num_heads * _head(config, slots_B))
+
+
+def _head(config: BnbConfig, slots_B: np.ndarray) -> int:
+    """The LM head over all slots, and the links of a graph."""
+    decoder, num_slots = config.decoder, int(slots_B.sum())
+    word_size = backbone_of(decoder).word_size(decoder)
+    links = 0
+    if config.target_kind == "dag":
+        heads = config.link_heads or decoder.num_attention_heads
+        links = linear_flops(num_slots, 2 * word_size, 2 * word_size + heads)
+        links += attention_flops(int((slots_B * slots_B).sum()), word_size) // 2  # scores, but no values
     head = linear_flops(num_slots, word_size, decoder.vocab_size)
     if config.head_transform:
         head += linear_flops(num_slots, decoder.hidden_size, word_size)
-    return total + decoder_passes * (layers + num_heads * (head + links))
+    return head + links
 
 
 def classification_flops(config: BnbConfig, source_lengths: np.ndarray) -> int:

@@ -18,6 +18,7 @@ from bnb_ds.model.backbones.entries import BACKBONES, TAKEN, backbone_of, refusa
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.layers import BnbEncoder
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
+from bnb_ds.model.students.layer_choice import cut_halves, layers_from, weights_of_layers
 
 M = TypeVar("M", bound=BnbLMHeadModel)
 
@@ -32,6 +33,7 @@ BERT_OVERRIDES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 #: token types of ``decoder_positions`` ``"shared"``
 _SHARED_TYPES = 2
 _POSITION_OVERRIDES = ("max_position_embeddings", "extend_positions")
+_DEPTH_OVERRIDES = ("encoder_layers", "decoder_layers")
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,11 @@ def config_from_bert(
 ) -> BnbConfig:
     """The configuration of the model that `initialise_from_bert` makes from the same arguments. It reads no weights."""
     bert_overrides = {name: overrides[name] for name in BERT_OVERRIDES if name in overrides}
-    beside = (*BERT_OVERRIDES, *_POSITION_OVERRIDES)
+    beside = (*BERT_OVERRIDES, *_POSITION_OVERRIDES, *_DEPTH_OVERRIDES)
     own_overrides = {name: value for name, value in overrides.items() if name not in beside}
     check_overrides("from_bert", own_overrides, beside)
+    if decoder is not None and not overrides.get("has_decoder", True):
+        raise ConfigError(f"decoder is {decoder}, but has_decoder is false: leave one of the two out")
     halves = {"encoder": read_bert_config(encoder), "decoder": read_bert_config(decoder or encoder)}
     for half in halves.values():
         backbone_of(half).set_dropout(half, bert_overrides)
@@ -144,7 +148,9 @@ def config_from_bert(
         shares_types = own_overrides.get("tie_encoder_decoder")
         for half in halves.values() if shares_types else (halves["decoder"],):
             half.type_vocab_size = max(backbone_of(half).type_rows(half), _SHARED_TYPES)
-    return BnbConfig(**halves, **own_overrides)
+    config = BnbConfig(**halves, **own_overrides)
+    cut_halves(config, *(overrides.get(name) for name in _DEPTH_OVERRIDES))
+    return config
 
 
 def _set_positions(halves: dict[str, PreTrainedConfig], wanted: int, *, may_extend: bool) -> None:
@@ -168,15 +174,20 @@ def initialise_from_bert(
     """The model that `bnb_ds.modeling.BnbForConditionalGeneration.from_bert` returns, and the encoder's checkpoint."""
     model = model_class(config_from_bert(encoder, decoder, overrides))
     encoder_bert = read_bert(encoder)
-    decoder_bert = encoder_bert if decoder is None else read_bert(decoder)
-    load_encoder(model.model.encoder, model.config.encoder, encoder_bert)
-    _load_decoder(model, decoder_bert)
+    load_encoder(model.model.encoder, model.config, encoder_bert)
+    _load_writer(model, encoder_bert if decoder is None else read_bert(decoder))
     return model.eval(), encoder_bert
 
 
-def load_encoder(encoder: BnbEncoder, config: PreTrainedConfig, bert: BertCheckpoint) -> None:
-    """Give an encoder the weights of a checkpoint of its family and size; it may have other numbers of positions."""
-    encoder.load_state_dict(_with_tables(bert.body, config, encoder.state_dict()))
+def load_encoder(encoder: BnbEncoder, config: BnbConfig, bert: BertCheckpoint) -> None:
+    """Give an encoder the weights of a checkpoint of its family and size; it may take fewer layers, and have another
+    number of positions."""
+    encoder.load_state_dict(_body_of("encoder", bert, config, encoder.state_dict()))
+
+
+def _body_of(half: str, bert: BertCheckpoint, config: BnbConfig, new: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The layers and tables of the checkpoint that a half takes."""
+    return weights_of_layers(_with_tables(bert.body, getattr(config, half), new), layers_from(config, half))
 
 
 def _with_tables(body: dict[str, Tensor], config: PreTrainedConfig, new: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -194,15 +205,21 @@ def _with_tables(body: dict[str, Tensor], config: PreTrainedConfig, new: dict[st
     return {**body, **tables}
 
 
+def _load_writer(model: BnbLMHeadModel, bert: BertCheckpoint) -> None:
+    """The decoder, if there is one, and the LM head."""
+    if model.model.decoder is not None:
+        _load_decoder(model, bert)
+    if bert.head is not None:
+        model.lm_head.load_state_dict(bert.head)
+
+
 def _load_decoder(model: BnbLMHeadModel, bert: BertCheckpoint) -> None:
     decoder = model.model.decoder
-    body = _with_tables(bert.body, model.config.decoder, decoder.state_dict())
-    new, unknown = decoder.load_state_dict(body, strict=False)
+    assert decoder is not None
+    new, unknown = decoder.load_state_dict(_body_of("decoder", bert, model.config, decoder.state_dict()), strict=False)
     assert not unknown, f"the decoder has no place for {unknown}"
     own = ("token_gate", "feedback", "crossattention", "latent_projection")
     assert all(any(part in key for part in own) for key in new), f"not initialised: {new}"
-    if bert.head is not None:
-        model.lm_head.load_state_dict(bert.head)
 
 
 def check_overrides(function: str, overrides: dict[str, Any], more: tuple[str, ...] = ()) -> None:

@@ -41,8 +41,12 @@ class BnbEncoder(nn.Module):
         self.context = backbone.context(config)
         self.final_norm = backbone.final_norm(config)
 
-    def forward(self, inputs: PackedInputs) -> Tensor:
+    def forward(self, inputs: PackedInputs, kept: list[Tensor] | None = None) -> Tensor:
         """Hidden states [N, H] of the last layer.
+
+        Args:
+            inputs: the source tokens.
+            kept: takes up the output [N, H] of each layer; None: they are not kept.
 
         Raises:
             ConfigError: a sequence has more tokens than the encoder has positions.
@@ -61,6 +65,8 @@ class BnbEncoder(nn.Module):
         context = {} if self.context is None else self.context(hidden_1NH, layout.position_ids)
         for layer in self.layer:
             hidden_1NH = layer(hidden_1NH, layout=layout, **context)
+            if kept is not None:
+                kept.append(hidden_1NH[0])
         return (hidden_1NH if self.final_norm is None else self.final_norm(hidden_1NH))[0]
 
 
@@ -216,6 +222,7 @@ class BnbDecoder(nn.Module):
         is_stretched: bool = False,
         early_exit: EarlyExit | None = None,
         ends_early: bool = True,
+        kept: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [T, H] of the last layer.
 
@@ -229,6 +236,7 @@ class BnbDecoder(nn.Module):
             is_stretched: whether ``latent`` already has one row for each slot.
             early_exit: lets sure slots keep their state; None: no slot does.
             ends_early: whether layers are left out once all slots have left. The result is the same.
+            kept: takes up the output [T, H] of each layer; None: they are not kept.
         """
         hidden_1TH = self.embeddings(latent, slots, is_stretched=is_stretched)[None]
         memory_1NH = memory_NH[None]
@@ -236,6 +244,8 @@ class BnbDecoder(nn.Module):
         for number, layer in enumerate(self.layer):
             # Positional arguments, because reentrant activation checkpointing gives gradients only to those.
             hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source, **context)
+            if kept is not None:
+                kept.append(hidden_1TH[0])
             if early_exit is not None:
                 hidden_1TH = early_exit.held(hidden_1TH[0])[None]
                 is_read = number in self._predicting

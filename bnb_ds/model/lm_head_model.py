@@ -7,7 +7,7 @@ sum T slots of all sequences together; H hidden size, V vocabulary, S target tok
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,34 +23,18 @@ from bnb_ds.model.layers import BnbLMHead, EarlyExit
 from bnb_ds.model.length import length_scores
 from bnb_ds.model.network import OPTIONAL_PARTS, OTHER_PARTS, BnbModel, BnbPreTrainedModel, Encoded
 from bnb_ds.model.outputs import BnbOutput
-from bnb_ds.model.slots import DecoderSlots, distinct_slots
+from bnb_ds.model.slots import DecoderSlots, Shown, distinct_slots
+from bnb_ds.model.students.training_pass import LayerStates, TrainingPass
 from bnb_ds.model.target_rules import target_of
 from bnb_ds.targets.glancing import Chances, check_chances, same_dropout, seen_by_mask_predict
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, joined_states, read_targets
 from bnb_ds.targets.token_target import TokenTarget
 
 
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """What the decoder sees of the targets in training.
-
-    Attributes:
-        slots: with the tokens that they hold.
-        given: bool [sum T], slots whose input holds their target token; None: no slot.
-        masked: bool [sum T], the slots that have a loss, with one token a slot; None: all of them.
-        mixed: int64 [sum T], the token that the layers read instead of their prediction; -1: none. None: no slot.
-    """
-
-    slots: DecoderSlots
-    given: Tensor | None = None
-    masked: Tensor | None = None
-    mixed: Tensor | None = None
-
-
 class BnbLMHeadModel(BnbPreTrainedModel):
     """BERT-NAR-BERT with its LM head and its loss, that of the target which reads the slots (`bnb_ds.targets`).
 
-    The output matrix is the parameter ``model.decoder.embeddings.word_embeddings.weight`` itself.
+    The output matrix is the parameter ``model.decoder.embeddings.word_embeddings.weight`` itself, or the encoder's.
     """
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^links\.", *OTHER_PARTS, *OPTIONAL_PARTS]
@@ -70,8 +54,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Embedding:
-        """The decoder's word embeddings, which are the output matrix."""
-        return self.model.decoder.embeddings.word_embeddings
+        """The word embeddings of the half that writes, the decoder if there is one; they are the output matrix."""
+        return self.model.writer.embeddings.word_embeddings
 
     def forward(
         self,
@@ -95,11 +79,11 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         masked: Tensor | None = None,
         rewrites: Tensor | None = None,
         decode: Callable[[BnbLMHeadModel, PackedInputs], Any] | None = None,
+        further: Callable[[TrainingPass], Tensor] | None = None,
     ) -> BnbOutput:
         """Predict all target positions at once, and compute the loss of ``labels``.
 
-        With ``deep_supervision``, the loss is the mean over the decoder's layers in training, else that of the last
-        layer.
+        With ``deep_supervision``, the loss in training is the mean over the decoder's layers.
 
         Args:
             input_ids: int64 [B, L], or packed [N] with ``cu_seqlens``. A token's position is its index among the real
@@ -116,8 +100,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             label_lengths: int64 [B], with concatenated labels; they too may be on the CPU.
             max_label_length: tokens of the longest target; optional. With it the host does not wait for a GPU, and
                 labels and their lengths on a GPU are not checked. On a CPU everything is checked.
-            return_logits: True: return logits beside the loss, which costs a second projection. None: return logits
-                only without labels.
+            return_logits: True: logits beside the loss too, for a second projection. None: only without labels.
             return_best: return ``best`` of `BnbOutput` too. This does not hold the logits of all slots.
             glance_ratio: in training, with labels: the ratio of glancing (`bnb_ds.targets.glancing`); None: none.
             glance_draws: float32 [sum T], in [0, 1), a draw for each slot; with ``glance_ratio``.
@@ -131,6 +114,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             rewrites: in training, with labels: int64 [P, sum T], what slots hold in P further passes; -1: what they
                 wrote in the pass before. The loss is the mean of all passes. None: there are none.
             decode: called with the model and its inputs in the place of everything else; it gives ``decoded``.
+            further: in training, with labels: gives a loss [], a sum as ``loss_sum``, that is added to the model's own.
 
         Raises:
             ValueError: shapes or lengths that do not fit together, or labels outside the vocabulary; with length
@@ -142,20 +126,30 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         inputs = self.model.pack(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         if decode is not None:
             return BnbOutput(decoded=decode(self, inputs))
-        encoded = self.model.encode(inputs)
-        slots = self._open(encoded, targets)
+        kept = None if further is None else LayerStates()
+        encoded = self.model.encode(inputs, kept)
         chances = Chances((glance_ratio, glance_draws), (mixed_ratio, mixed_draws), mask_share)
-        shown = self._show(encoded, slots, targets, chances, masked)
-        result = _output_of(encoded, inputs, slots)
-        several = self._states(encoded, shown, targets, rewrites)
+        shown = self._show(encoded, self._open(encoded, targets), targets, chances, masked)
+        result = _output_of(encoded, inputs, shown.slots)
+        several = self._states(encoded, shown, targets, rewrites, kept)
         if targets is not None:
-            self._add_scores(result, self._scores(several, targets, shown, ngram_size), encoded, targets)
+            scores = self._scores(several, targets, shown, ngram_size)
+            if further is not None and kept is not None:
+                done = TrainingPass(inputs, shown.slots, several[-1], targets, scores.weights, kept)
+                scores = scores.plus(further(done))
+            self._add_scores(result, scores, encoded, targets)
         with_logits = return_logits or (targets is None and return_logits is None)
         self._add_outputs(result, several[-1], inputs, with_logits=with_logits, with_best=return_best)
         return result
 
     def states(
-        self, encoded: Encoded, slots: DecoderSlots, exit_entropy: float | None = None, *, ends_early: bool = True
+        self,
+        encoded: Encoded,
+        slots: DecoderSlots,
+        exit_entropy: float | None = None,
+        *,
+        ends_early: bool = True,
+        kept: LayerStates | None = None,
     ) -> SlotStates:
         """Decode slots, up to the projection to the vocabulary.
 
@@ -164,6 +158,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             slots: with what their input holds.
             exit_entropy: nats of `bnb_ds.model.layers.EarlyExit`; None: no slot exits.
             ends_early: as in `bnb_ds.model.layers.BnbDecoder.forward`.
+            kept: takes up the outputs of the layers.
         """
 
         def predict(hidden_TH: Tensor) -> Tensor:
@@ -174,21 +169,27 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             return linear_entropies(self.lm_head(hidden_TH), weight_VH, self.lm_head.bias)
 
         early_exit = None if exit_entropy is None else EarlyExit(entropies, exit_entropy)
-        hidden_TH = self.model.decode(encoded, slots, predict, early_exit=early_exit, ends_early=ends_early)
+        exits = {} if early_exit is None else {"early_exit": early_exit, "ends_early": ends_early}
+        hidden_TH = self.model.decode(encoded, slots, predict, kept, **exits)
         return self._slot_states(self.lm_head(hidden_TH), encoded, slots)
 
     def _states(
-        self, encoded: Encoded, shown: Shown, targets: Targets | None, rewrites_PT: Tensor | None
+        self,
+        encoded: Encoded,
+        shown: Shown,
+        targets: Targets | None,
+        rewrites_PT: Tensor | None,
+        kept: LayerStates | None,
     ) -> list[SlotStates]:
         """All states that have a loss in training, else one."""
         if targets is None or not self.training:
-            return [self.states(encoded, shown.slots)]
+            return [self.states(encoded, shown.slots, kept=kept)]
         if self.config.deep_supervision:
-            return self._states_of_layers(encoded, shown)
-        first = self.states(encoded, shown.slots)
+            return self._states_of_layers(encoded, shown, kept)
+        first = self.states(encoded, shown.slots, kept=kept)
         return [first] if rewrites_PT is None else self._states_of_passes(encoded, shown.slots, first, rewrites_PT)
 
-    def _states_of_layers(self, encoded: Encoded, shown: Shown) -> list[SlotStates]:
+    def _states_of_layers(self, encoded: Encoded, shown: Shown, kept: LayerStates | None) -> list[SlotStates]:
         """`states` behind each layer of the decoder, for its loss. Layers read the tokens that are shown to them."""
         hidden = []
 
@@ -197,7 +198,7 @@ class BnbLMHeadModel(BnbPreTrainedModel):
             best_T = self._argmax(hidden[-1])
             return best_T if shown.mixed is None else torch.where(shown.mixed >= 0, shown.mixed, best_T)
 
-        last_TH = self.model.decode(encoded, shown.slots, predict)
+        last_TH = self.model.decode(encoded, shown.slots, predict, kept)
         return [self._slot_states(each_TH, encoded, shown.slots) for each_TH in (*hidden, self.lm_head(last_TH))]
 
     def _states_of_passes(

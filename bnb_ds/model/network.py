@@ -32,6 +32,7 @@ from bnb_ds.model.length import LengthPredictor, stretch_latents
 from bnb_ds.model.outputs import BnbModelOutput
 from bnb_ds.model.resizing import ResizesVocabularies
 from bnb_ds.model.slots import DecoderSlots, longest_targets, open_slots
+from bnb_ds.model.students.training_pass import LayerStates
 
 #: weights of parts that a model of another configuration lacks
 OPTIONAL_PARTS = (r"length_predictor\.", r"token_gate$", r"decoder\.feedback\.")
@@ -104,13 +105,15 @@ class Encoded:
     Attributes:
         layout: layout of the source tokens.
         tokens: int64 [N], the source tokens.
-        hidden: [N, H], hidden states of the encoder.
-        latent: [N, latent_size].
+        token_types: int64 [N].
+        hidden: [N, H], hidden states of the encoder; [N, 0] without a decoder, where the encoder reads the slots.
+        latent: [N, latent_size]; [N, 0] without a decoder.
         length_logits: [B, C] of `bnb_ds.model.length.LengthPredictor`; None without length classification.
     """
 
     layout: PackedLayout
     tokens: Tensor
+    token_types: Tensor
     hidden: Tensor
     latent: Tensor
     length_logits: Tensor | None
@@ -125,6 +128,7 @@ class Encoded:
         return Encoded(
             layout,
             self.tokens.index_select(0, index),
+            self.token_types.index_select(0, index),
             self.hidden.index_select(0, index),
             self.latent.index_select(0, index),
             None,
@@ -132,7 +136,7 @@ class Encoded:
 
 
 class BnbModel(BnbModelWithEncoder):
-    """Encoder, latent and decoder, without the LM head."""
+    """Encoder, latent and decoder, without the LM head. Without ``has_decoder`` the encoder is all there is."""
 
     # A model saved by `BnbLMHeadModel` has a head, which is ignored here.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
@@ -145,16 +149,28 @@ class BnbModel(BnbModelWithEncoder):
     def __init__(self, config: BnbConfig):
         super().__init__(config)
         self.encoder = BnbEncoder(config.encoder)
+        self.latent: nn.Linear | None = None
+        self.length_predictor: LengthPredictor | None = None
+        self.enc_to_dec_proj: nn.Linear | None = None
+        self.decoder: BnbDecoder | None = None
+        if config.has_decoder:
+            self._add_decoder(config)
+        self.post_init()
+
+    def _add_decoder(self, config: BnbConfig) -> None:
         self.latent = nn.Linear(config.encoder.hidden_size, config.latent_size)
         self.latent_dropout = nn.Dropout(config.latent_dropout)
         self.length_predictor = LengthPredictor(config) if config.decoder_length == "predicted" else None
-        self.enc_to_dec_proj = None
         if config.encoder.hidden_size != config.decoder.hidden_size:
             self.enc_to_dec_proj = nn.Linear(config.encoder.hidden_size, config.decoder.hidden_size)
         self.decoder = BnbDecoder(config)
         if config.tie_encoder_decoder:
             self._tied_weights_keys = tie_halves(self.decoder, self.encoder)
-        self.post_init()
+
+    @property
+    def writer(self) -> BnbEncoder | BnbDecoder:
+        """The half whose states are the slots' and whose word embeddings are the output matrix."""
+        return self.encoder if self.decoder is None else self.decoder
 
     def pack(
         self,
@@ -181,25 +197,41 @@ class BnbModel(BnbModelWithEncoder):
             )
         return keep_padding(input_ids, attention_mask, token_type_ids)
 
-    def encode(self, inputs: PackedInputs) -> Encoded:
-        """Encode the sources."""
-        hidden_NH = self.encoder(inputs)
+    def encode(self, inputs: PackedInputs, kept: LayerStates | None = None) -> Encoded:
+        """Encode the sources. ``kept`` takes up the outputs of the layers."""
+        if self.latent is None:
+            nothing = self.get_input_embeddings().weight.new_zeros(inputs.layout.num_tokens, 0)
+            return Encoded(inputs.layout, inputs.input_ids, inputs.token_type_ids, nothing, nothing, None)
+        hidden_NH = self.encoder(inputs, None if kept is None else kept.encoder)
         latent_NL = self.latent(hidden_NH)
         length_logits_BC = None
         if self.length_predictor is not None:
             length_logits_BC = self.length_predictor(latent_NL, inputs.layout)
-        return Encoded(inputs.layout, inputs.input_ids, hidden_NH, latent_NL, length_logits_BC)
+        return Encoded(inputs.layout, inputs.input_ids, inputs.token_type_ids, hidden_NH, latent_NL, length_logits_BC)
 
     def decode(
-        self, encoded: Encoded, slots: DecoderSlots, predict: Callable[[Tensor], Tensor], **exits: Any
+        self,
+        encoded: Encoded,
+        slots: DecoderSlots,
+        predict: Callable[[Tensor], Tensor],
+        kept: LayerStates | None = None,
+        **exits: Any,
     ) -> Tensor:
-        """Hidden states [sum T, H] of all slots. `BnbDecoder.forward` describes ``predict`` and ``exits``."""
+        """Hidden states [sum T, H] of all slots. `BnbDecoder.forward` describes ``predict`` and ``exits``; ``kept``
+        takes up the outputs of the layers."""
+        if self.decoder is None:
+            assert slots.token_ids is not None  # the configuration's check says so
+            types_T = encoded.token_types.index_select(0, slots.source_index)
+            inputs = PackedInputs(slots.token_ids, types_T, slots.layout)
+            return self.encoder(inputs, None if kept is None else kept.encoder)
         latent = self.latent_dropout(encoded.latent)
         is_stretched = self.length_predictor is not None
         if self.length_predictor is not None and self.config.decoder_latent:
             latent = stretch_latents(latent, encoded.layout, slots.layout, self.length_predictor.width)
         memory_NH = encoded.hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded.hidden)
         memory_NH = self.latent_dropout(memory_NH)
+        if kept is not None:
+            exits["kept"] = kept.decoder
         return self.decoder(latent, memory_NH, slots, encoded.layout, predict, is_stretched=is_stretched, **exits)
 
     def open(self, encoded: Encoded, target_lengths: Tensor | np.ndarray | None = None) -> DecoderSlots:

@@ -63,15 +63,15 @@ class ResizesVocabularies(_Base):
             self._refuse_loss_of_special_tokens(embeddings, -(-new_num_tokens // multiple) * multiple)
         for name, words in embeddings.items():
             resized = self._get_resized_embeddings(words, new_num_tokens, pad_to_multiple_of, mean_resizing)
-            head = getattr(self, _HEADS[name], None)
-            if head is not None:
-                head.bias.data = _resized_bias(head.bias.data, resized.num_embeddings, as_mean=mean_resizing)
+            for head in (getattr(self, _HEADS[role], None) for role in self._roles(name)):
+                if head is not None:
+                    head.bias.data = _resized_bias(head.bias.data, resized.num_embeddings, as_mean=mean_resizing)
         self._record_sizes({name: words.num_embeddings for name, words in embeddings.items()})
         return self.get_input_embeddings()
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
         """Replace the decoder's word embeddings, which are the output matrix."""
-        self.base_model.decoder.embeddings.word_embeddings = new_embeddings
+        self.base_model.writer.embeddings.word_embeddings = new_embeddings
 
     def _vocabularies(self) -> dict[str, nn.Embedding]:
         """The word embeddings of each half that the model has."""
@@ -80,6 +80,10 @@ class ResizesVocabularies(_Base):
         if decoder is not None:
             found["target"] = decoder.embeddings.word_embeddings
         return found
+
+    def _roles(self, name: str) -> tuple[str, ...]:
+        """What a vocabulary serves; without a decoder, one serves sources and targets."""
+        return (name,) if self.config.has_decoder else ("source", "target")
 
     def _chosen_vocabularies(self, half: str) -> dict[str, nn.Embedding]:
         found = self._vocabularies()
@@ -100,7 +104,7 @@ class ResizesVocabularies(_Base):
         return found
 
     def _refuse_loss_of_special_tokens(self, names: Iterable[str], num_tokens: int) -> None:
-        for field in (field for name in names for field in _SPECIAL_IDS[name]):
+        for field in (field for name in names for role in self._roles(name) for field in _SPECIAL_IDS[role]):
             token = getattr(self.config, field)
             if token is not None and token >= num_tokens:
                 raise ConfigError(f"{field} is {token}: {num_tokens} tokens would lose it; keep at least {token + 1}")

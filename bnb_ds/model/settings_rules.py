@@ -12,7 +12,7 @@ DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
 DECODER_POSITIONS = ("absolute", "shared")
 TARGETS = ("ctc", "token", "dag")
 LOSS_REDUCTIONS = ("token", "sample")
-SLOT_TOKENS = ("mask", "source")
+SLOT_TOKENS = ("mask", "source", "inserted")
 REFINED_TOKENS = ("unsure", "all")
 DECODING = ("length_beam", "refinement", "exit_entropy")
 
@@ -36,6 +36,8 @@ def check_settings(config: Any) -> None:
     if config.embedding_range is not None and not 0 < config.embedding_range < math.inf:
         raise ConfigError(f"embedding_range is {config.embedding_range}: give a number above 0, or leave it out")
     _check_deep_supervision(config)
+    if not config.has_decoder:
+        _check_encoder_alone(config)
     if config.tie_encoder_decoder:
         _check_shared_sizes(config)
         if config.deep_supervision:
@@ -92,14 +94,14 @@ def _check_target(config: Any) -> None:
 
 
 def _check_slot_inputs(config: Any) -> None:
-    if config.slot_tokens == "source" and not config.decoder_tokens:
-        raise ConfigError("slot_tokens 'source' shows tokens to the decoder: set decoder_tokens to true")
-    if config.slot_tokens == "source" and config.encoder.vocab_size != config.decoder.vocab_size:
+    if config.slot_tokens != "mask" and not config.decoder_tokens:
+        raise ConfigError(f"slot_tokens {config.slot_tokens!r} shows tokens to the decoder: set decoder_tokens to true")
+    if config.slot_tokens != "mask" and config.encoder.vocab_size != config.decoder.vocab_size:
         raise ConfigError(
-            f"slot_tokens 'source' needs one vocabulary, but the encoder has {config.encoder.vocab_size} tokens and "
-            f"the decoder {config.decoder.vocab_size}: use 'mask'"
+            f"slot_tokens {config.slot_tokens!r} needs one vocabulary, but the encoder has "
+            f"{config.encoder.vocab_size} tokens and the decoder {config.decoder.vocab_size}: use 'mask'"
         )
-    if not config.decoder_latent and config.decoder_length != "predicted":
+    if config.has_decoder and not config.decoder_latent and config.decoder_length != "predicted":
         raise ConfigError(
             f"decoder_latent is false, and with decoder_length {config.decoder_length!r} nothing else reads the "
             "latents: set decoder_length to 'predicted'"
@@ -108,6 +110,31 @@ def _check_slot_inputs(config: Any) -> None:
         require_choice("decoding: a field", name, DECODING)
     if config.refined_tokens == "all" and config.target_kind != "token":
         raise ConfigError(f"refined_tokens 'all' needs target 'token', not {config.target_kind!r}: use 'unsure'")
+
+
+def _check_encoder_alone(config: Any) -> None:
+    """Without a decoder, the slots are the encoder's input: the source tokens, with mask tokens between them."""
+    needed = {
+        "decoder_length": "source",
+        "decoder_positions": "absolute",
+        "slot_tokens": "inserted",
+        "decoder_latent": False,
+        "decoder_length_max": None,
+        "deep_supervision": False,
+        "tie_encoder_decoder": False,
+    }
+    for name, value in needed.items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"{name} is {getattr(config, name)!r}, but a model without a decoder has {value!r}: set it to that, or "
+                "set has_decoder to true"
+            )
+    if config.decoder_length_ratio < 1 or config.decoder_length_offset < 0:
+        raise ConfigError(
+            f"decoder_length_ratio is {config.decoder_length_ratio} and decoder_length_offset "
+            f"{config.decoder_length_offset}: without a decoder, slots hold the source tokens themselves; give at "
+            "least 1 and 0"
+        )
 
 
 def _check_graph(config: Any) -> None:

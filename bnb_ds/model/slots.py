@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.errors import ConfigError
@@ -143,6 +144,23 @@ class DecoderSlots:
         return replace(self, token_ids=token_ids, blocks=blocks)
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the decoder sees of the targets in training.
+
+    Attributes:
+        slots: with the tokens that they hold.
+        given: bool [sum T], slots whose input holds their target token; None: no slot.
+        masked: bool [sum T], the slots that have a loss, with one token a slot; None: all of them.
+        mixed: int64 [sum T], the token that the layers read instead of their prediction; -1: none. None: no slot.
+    """
+
+    slots: DecoderSlots
+    given: Tensor | None = None
+    masked: Tensor | None = None
+    mixed: Tensor | None = None
+
+
 def open_slots(
     source: PackedLayout,
     config: BnbConfig,
@@ -156,7 +174,7 @@ def open_slots(
         config: the model's configuration.
         target_lengths_B: int64 [B], target tokens with ``"predicted"``. The host waits for a tensor on a GPU, and for
             the source's lengths if it does not know them; for nothing else.
-        source_tokens_N: int64 [N], the source tokens; only ``slot_tokens`` ``"source"`` needs them.
+        source_tokens_N: int64 [N], the source tokens; ``slot_tokens`` ``"source"`` and ``"inserted"`` need them.
 
     Raises:
         ConfigError: there are more slots or source tokens than position embeddings.
@@ -178,9 +196,12 @@ def open_slots(
     tokens_T = first_tokens(slot_T, lengths_B.index_select(0, sequence_T), config, source_tokens_N, source_index_T)
     if config.decoder_positions == "absolute":
         return DecoderSlots(layout, source_index_T, slot_T, torch.zeros_like(slot_T), tokens_T)
-    repeats_T = torch.zeros_like(source_index_T)
-    repeats_T[1:] = source_index_T[1:] == source_index_T[:-1]
-    return DecoderSlots(layout, source_index_T, token_T, repeats_T, tokens_T)
+    return DecoderSlots(layout, source_index_T, token_T, _repeats(source_index_T).long(), tokens_T)
+
+
+def _repeats(source_index_T: Tensor) -> Tensor:
+    """bool [T], whether a slot stands for the same source token as the slot before it."""
+    return F.pad(source_index_T[1:] == source_index_T[:-1], (1, 0))
 
 
 def first_tokens(
@@ -192,14 +213,16 @@ def first_tokens(
         slot_T: int64, the place of a slot in its sequence.
         num_slots_T: int64, slots of its sequence.
         config: the model's configuration.
-        source_tokens_N: int64, the source tokens; only ``slot_tokens`` ``"source"`` needs them.
+        source_tokens_N: int64, the source tokens; ``slot_tokens`` ``"source"`` and ``"inserted"`` need them.
         source_index_T: int64, the source token that a slot stands for.
     """
     if not config.decoder_tokens:
         return None
-    if config.slot_tokens == "source":
+    if config.slot_tokens != "mask":
         assert source_tokens_N is not None, "the slots hold source tokens"
         tokens_T = source_tokens_N.index_select(0, source_index_T)
+        if config.slot_tokens == "inserted":
+            tokens_T = tokens_T.masked_fill(_repeats(source_index_T), config.mask_token_id)
     else:
         tokens_T = torch.full_like(slot_T, config.mask_token_id)
     if config.target_kind != "dag":
@@ -209,8 +232,22 @@ def first_tokens(
     return tokens_T.masked_fill(slot_T == 0, config.bos_token_id)
 
 
+def room_for_masks(source_length: int, config: BnbConfig) -> str:
+    """Why a source is too long for the slots of an encoder alone, and what would fit."""
+    positions = positions_of(config.encoder)
+    slots = int(decoder_lengths(np.asarray(source_length), config))
+    fits = positions
+    while fits > 1 and decoder_lengths(np.asarray(fits), config) > positions:
+        fits -= 1
+    fewer = positions // source_length - 1
+    ways = f"cut the source to {fits}" + (f", or insert {fewer} behind each token" if fewer > 0 else "")
+    return f"with the inserted mask tokens it takes {slots} positions, but the encoder has {positions}: {ways}"
+
+
 def _check_positions(most: int, max_source: int, config: BnbConfig) -> None:
     available = positions_of(config.decoder)
+    if not config.has_decoder and most > available:
+        raise ConfigError(f"a source has {max_source} tokens; {room_for_masks(max_source, config)}")
     if config.decoder_positions == "absolute" and most > available:
         raise ConfigError(
             f"a source of {max_source} tokens needs {most} decoder slots, but the decoder has {available} positions: "

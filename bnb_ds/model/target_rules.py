@@ -62,6 +62,10 @@ def target_of(config: BnbConfig) -> Target:
 
 def check_glancing(config: BnbConfig, mask_share: float = 0.0) -> None:
     """Raise ConfigError if a model cannot be trained with glancing."""
+    if not config.has_decoder:
+        raise ConfigError(
+            "glancing would hide the source, which the slots of a model without a decoder hold; remove it"
+        )
     if not config.decoder_tokens:
         raise ConfigError("glancing shows target tokens to the decoder: set model.decoder_tokens to true")
     if config.target_kind == "token" and config.kl_weight:

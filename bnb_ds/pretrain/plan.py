@@ -24,6 +24,7 @@ from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.students.layer_choice import depth_line
 from bnb_ds.model.target_rules import BnbTargetRules, check_glancing, check_mixed_training
 from bnb_ds.model_factory import model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining
@@ -279,6 +280,8 @@ def describe_plan(plan: PretrainPlan, config: BnbConfig, num_parameters: int, tr
     )
     mean_length = tokens_read / num_samples + 2
     yield f"model        {num_parameters / 1e6:.2f}M parameters, latent {config.latent_size}"
+    if (layers := depth_line(config)) is not None:
+        yield layers
     yield (
         f"data         {len(plan.train_shards):,} training documents, {plan.train_shards.num_tokens:,} tokens,"
         f" {num_samples:,} samples per epoch; {len(plan.heldout_shards):,} held-out documents"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import classification_flops, forward_flops
 from bnb_ds.model.from_bert import read_bert_config
 from bnb_ds.model.slots import longest_targets
+from bnb_ds.model.students.layer_choice import cut_halves, shallow_model
 from bnb_ds.model.target_rules import BnbTargetRules, check_glancing, check_mixed_training, check_ngrams
 from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -170,14 +172,13 @@ class BnbClassifier(BnbSystem):
 
     def config(self) -> BnbConfig:
         section = self.section
-        if section.checkpoint is not None:
-            with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
-                config = BnbConfig.from_pretrained(section.checkpoint)
-        elif section.encoder is not None:
-            config = BnbConfig(encoder=read_bert_config(section.encoder))
-        else:
+        if section.checkpoint is None and section.encoder is None:
             vocabulary = TokenizerVocabulary.of(self.codec.source)
             config = model_config(section, vocabulary, self.lengths.source)
+        else:
+            config = self._whole_config()
+            # Shared halves have one depth, although a classifier has no decoder.
+            cut_halves(config, section.encoder_layers, section.encoder_layers if config.tie_encoder_decoder else None)
         dropout = {
             field: getattr(section, name)
             for field, name in DROPOUT_NAMES.items()
@@ -189,16 +190,27 @@ class BnbClassifier(BnbSystem):
         self._refuse_misfits(config)
         return config
 
+    def _whole_config(self) -> BnbConfig:
+        """The configuration of the checkpoint that the section names, with all its layers."""
+        section = self.section
+        if section.checkpoint is None:
+            return BnbConfig(encoder=read_bert_config(section.encoder))
+        with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
+            return BnbConfig.from_pretrained(section.checkpoint)
+
     def empty(self, config: BnbConfig) -> nn.Module:
         return BnbForSequenceClassification(config)
 
     def build(self) -> nn.Module:
         section, config = self.section, self.config()
         if section.checkpoint is not None:
+            whole, given = copy.deepcopy(config), self._whole_config()
+            whole.encoder.num_hidden_layers = given.encoder.num_hidden_layers
             with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
-                return BnbForSequenceClassification.from_pretrained(
-                    section.checkpoint, config=config, dtype=torch.float32
+                model = BnbForSequenceClassification.from_pretrained(
+                    section.checkpoint, config=whole, dtype=torch.float32
                 )
+            return model if config.taken_layers == given.taken_layers else shallow_model(model, config)
         model = BnbForSequenceClassification(config)
         if section.encoder is not None:
             model.load_bert(section.encoder)

@@ -12,6 +12,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.systems.base import System
 from bnb_ds.systems.baselines import Bert2bert, CheckpointClassifier, Seq2SeqCheckpoint, Transformer
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
+from bnb_ds.systems.encoder_ctc import EncoderCtc, EncoderCtcSection
 from bnb_ds.systems.nar import Cmlm, Elmer, Inat, Nat
 from bnb_ds.tasks.task import Task
 
@@ -22,6 +23,7 @@ ModelChoice = Annotated[
     | InatSection
     | CmlmSection
     | ElmerSection
+    | EncoderCtcSection
     | Bert2bertSection
     | TransformerSection
     | Seq2SeqSection
@@ -32,7 +34,8 @@ ModelChoice = Annotated[
 
 #: kinds that write texts
 GENERATORS: dict[str, type[System]] = {
-    system.kind: system for system in (BnbGenerator, Nat, Inat, Cmlm, Elmer, Bert2bert, Transformer, Seq2SeqCheckpoint)
+    system.kind: system
+    for system in (BnbGenerator, Nat, Inat, Cmlm, Elmer, EncoderCtc, Bert2bert, Transformer, Seq2SeqCheckpoint)
 }
 
 

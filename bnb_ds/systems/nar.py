@@ -22,6 +22,7 @@ from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import forward_flops
+from bnb_ds.model.students.layer_choice import cut_halves
 from bnb_ds.model_factory import bnb_fields, dropout_fields, refuse_misfits
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.bnb import BnbGenerator
@@ -66,6 +67,7 @@ class NarGenerator(BnbGenerator):
             section = self.model_section
             halves = halves_of_bart(section.encoder, section.max_position_embeddings, **dropout_fields(section))
             self._config = BnbConfig(**halves, **bnb_fields(section, self._target), head_transform=False)
+            cut_halves(self._config, section.encoder_layers, section.decoder_layers)
             refuse_misfits(self._config, self._source, self.lengths.source, self._target)
             self._refuse_long_targets(self._config)
         return super().config()

@@ -45,7 +45,8 @@ class CtcTarget:
             kl_weight=self.kl_weight,
         )
         count = loss_count(targets, ctc.infeasible, self.loss_reduction)
-        return Scores(ctc.loss, count, ctc.infeasible.sum(), ctc.kl, targets.lengths)
+        weights_B = targets.lengths if self.loss_reduction == "token" else torch.ones_like(targets.lengths)
+        return Scores(ctc.loss, count, ctc.infeasible.sum(), ctc.kl, weights_B)
 
     def ngram_scores(self, states: SlotStates, targets: Targets, size: int) -> Scores:
         """By the expected F1 of n-grams; ``size`` is 1 or 2."""

@@ -39,7 +39,8 @@ class DagTarget:
         """The loss over all paths, whatever slots saw."""
         dag = _loss(states, targets, f"{self.loss_reduction}_sum")
         count = loss_count(targets, dag.infeasible, self.loss_reduction)
-        return Scores(dag.loss, count, dag.infeasible.sum(), dag.loss.new_zeros(()), targets.lengths)
+        weights_B = targets.lengths if self.loss_reduction == "token" else torch.ones_like(targets.lengths)
+        return Scores(dag.loss, count, dag.infeasible.sum(), dag.loss.new_zeros(()), weights_B)
 
     def ngram_scores(self, states: SlotStates, targets: Targets, size: int) -> Scores:
         """By the expected precision of n-grams, times a brevity penalty."""

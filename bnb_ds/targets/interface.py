@@ -148,6 +148,10 @@ class Scores:
     kl: Tensor
     weights: Tensor
 
+    def plus(self, loss_sum: Tensor) -> Scores:
+        """With a loss that is added to the sum."""
+        return replace(self, loss_sum=self.loss_sum + loss_sum)
+
     def mean_of(self, times: int) -> Scores:
         """The mean over ``times`` equal parts of the batch, which differ in their states only."""
         num_sequences = self.weights.numel() // times

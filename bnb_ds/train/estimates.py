@@ -126,8 +126,10 @@ def activation_bytes(config: BnbConfig, ds_config: DsConfig, max_length: int, mi
     recomputed = "activation_checkpointing" in ds_config.values
     per_unit = element if recomputed else 17 * element
     encoder, decoder = config.encoder, config.decoder
-    per_sample = max_length * encoder.num_hidden_layers * encoder.hidden_size * per_unit
-    per_sample += slots * decoder.num_hidden_layers * decoder.hidden_size * per_unit * (1 if recomputed else 1.5)
+    read = max_length if config.has_decoder else slots
+    per_sample = read * encoder.num_hidden_layers * encoder.hidden_size * per_unit
+    if config.has_decoder:
+        per_sample += slots * decoder.num_hidden_layers * decoder.hidden_size * per_unit * (1 if recomputed else 1.5)
     per_sample += slots * len(config.predicting_layers) * decoder.hidden_size * 8 * element
     per_sample += (1 + len(config.predicting_layers)) * alignment_bytes(config, slots, max_length)
     head = _CTC_CHUNK_BYTES + 4 * config.vocab_size * decoder.hidden_size

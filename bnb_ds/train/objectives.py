@@ -3,7 +3,7 @@ sum over the global batch by the global count, so the result does not depend on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bnb_ds.data.batch import GLANCING_DRAWS, MIXED_DRAWS, PackedBatch
 from bnb_ds.data.rewriting import Rewriting
+from bnb_ds.model.students.training_pass import TrainingPass
 
 
 class Objective(Protocol):
@@ -87,6 +88,37 @@ class Reconstruction:
         if self._rewriting is not None:
             inputs["rewrites"] = batch.rewrites(self._rewriting).to(device, non_blocking=True)
         return inputs
+
+
+class Term(Protocol):
+    """A loss that is added to the model's own, from what the model has computed."""
+
+    def of(self, batch: PackedBatch) -> Callable[[TrainingPass], Tensor]:
+        """The loss of a micro batch: given to the model as ``further``."""
+
+
+class WithTerms:
+    """An objective whose loss has further terms, each a sum that is divided by the same count.
+
+    Args:
+        own: the model's own loss.
+        terms: the others.
+    """
+
+    def __init__(self, own: Reconstruction, terms: Sequence[Term]) -> None:
+        self._own = own
+        self._terms = terms
+
+    def count(self, batch: PackedBatch) -> int:
+        return self._own.count(batch)
+
+    def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device, step: int) -> Tensor:
+        losses = [term.of(batch) for term in self._terms]
+
+        def further(done: TrainingPass) -> Tensor:
+            return torch.stack([loss(done) for loss in losses]).sum()
+
+        return model(**self._own.inputs(batch, device, step), further=further).loss_sum
 
 
 class MaskedTokens(Reconstruction):

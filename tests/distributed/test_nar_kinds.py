@@ -30,7 +30,7 @@ SIZE = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 64,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 80,
     "initializer_range": 0.2,  # large, so that sources have different outputs
 }
 KINDS = {
@@ -38,6 +38,7 @@ KINDS = {
     "inat": {"iterations": 4},
     "cmlm": {"iterations": 3, "length_beam": 2},
     "elmer": {"exit_entropy": 5.0},
+    "encoder_ctc": {"masks": 1},
 }
 DS_CONFIG = {
     "train_batch_size": 8,
@@ -52,7 +53,7 @@ def recipe_of(kind: str, folder, small_texts, small_tokenizer) -> dict:
     (folder / "held_out.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:13]))
     small_tokenizer.save_pretrained(folder / "tokenizer")
     train = folder / "rows.jsonl"
-    if kind == "nat":  # one of them learns what a teacher writes
+    if kind in ("nat", "encoder_ctc"):  # two of them learn what a teacher writes
         train = distilled(folder, train, small_tokenizer)
     return {
         "task": "translation",
@@ -114,8 +115,9 @@ def test_the_life_of_a_model(kind, small_texts, small_tokenizer, tmp_path, fork_
     assert one.scores == many.scores
     written = [(tmp_path / size / "generated_predictions.txt").read_text() for size in ("1", "64")]
     assert written[0] == written[1]
-    oracle = evaluate_model(tmp_path / "whole", oracle_length=True)
-    assert oracle.scores["loss"] == one.scores["loss"]
+    if kind != "encoder_ctc":  # which predicts no lengths
+        oracle = evaluate_model(tmp_path / "whole", oracle_length=True)
+        assert oracle.scores["loss"] == one.scores["loss"]
 
     export(tmp_path / "whole", tmp_path / "exported")
     assert "BnbPipeline" in (tmp_path / "exported" / "README.md").read_text()

@@ -11,7 +11,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import CompiledEngine, TorchEngine
 from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
 from bnb_ds.model.slots import decoder_lengths
-from tests.tiny import bnb_config, bnb_model, padded_form, source_ids
+from tests.tiny import ENCODER_ALONE, bnb_config, bnb_model, padded_form, source_ids
 
 LENGTHS = [7, 1, 10, 3]
 SHAPES = [
@@ -20,6 +20,7 @@ SHAPES = [
     {"decoder_length_ratio": 0.4, "decoder_length_min": 3, "decoder_length_max": 5},
     {"decoder_length_ratio": 1.1, "decoder_length_offset": 2, "decoder_positions": "absolute"},
     {"decoder": {"hidden_size": 18}},
+    ENCODER_ALONE,
 ]
 
 

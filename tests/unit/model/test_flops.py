@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
-from tests.tiny import bnb_config, bnb_model, packed_form, source_ids
+from tests.tiny import ENCODER_ALONE, bnb_config, bnb_model, packed_form, source_ids
 
 UNLIKE_HALVES = {
     "encoder": {"num_hidden_layers": 3},
@@ -34,6 +34,13 @@ def test_equals_torchs_counter_without_padding(halves, ratio, lengths):
     model = bnb_model(decoder_length_ratio=ratio, **halves)
     slots = [int(np.ceil(round(ratio * 10) * n / 10)) for n in lengths]
     assert forward_flops(model.config, np.array(lengths), np.array(slots)) == counted(model, lengths)
+
+
+@pytest.mark.parametrize("masks", [1, 2])
+def test_equals_torchs_counter_without_a_decoder(masks):
+    model = bnb_model(**ENCODER_ALONE, decoder_length_ratio=masks + 1, encoder={"num_hidden_layers": 3})
+    lengths = np.array([7, 7])
+    assert forward_flops(model.config, lengths, lengths * (masks + 1)) == counted(model, [7, 7])
 
 
 def test_equals_torchs_counter_with_a_head_behind_every_layer():

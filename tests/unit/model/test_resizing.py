@@ -8,7 +8,7 @@ import torch
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.classification import BnbEncoderModel, BnbForSequenceClassification
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbForPretraining, BnbModel
-from tests.tiny import VOCAB, bnb_config, bnb_model, packed_form, padded_form, source_ids
+from tests.tiny import ENCODER_ALONE, VOCAB, bnb_config, bnb_model, packed_form, padded_form, source_ids
 
 INPUTS = padded_form(source_ids([7, 3, 10]))
 KINDS = {
@@ -18,6 +18,7 @@ KINDS = {
     "dag": {"target": "dag", "link_positions": 64},
     "dag-tokens": {"target": "dag", "link_positions": 64, "decoder_tokens": True, "mask_token_id": 4},
     "tied": {"tie_encoder_decoder": True},
+    "encoder alone": ENCODER_ALONE,
 }
 
 
@@ -57,7 +58,7 @@ def test_a_resized_model_writes_new_tokens_and_is_saved_and_loaded(fields, tmp_p
     assert not any(info.values())
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     shared = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
-    assert shared == loaded.config.tie_encoder_decoder
+    assert shared == (loaded.config.tie_encoder_decoder or not loaded.config.has_decoder)
     targets = [torch.tensor([2, new, 5, 3])] * 3
     model(**packed_form(source_ids([7, 3, 10]), targets)).loss.backward()
     assert model.lm_head.bias.grad[new] != 0
