@@ -10,6 +10,7 @@ from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, tokenizer_dir
 from bnb_ds.config.model_section import ModelSection, ModelSize
 from bnb_ds.data.tokenization import Vocabulary, load_tokenizer, tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.model.backbones.entries import backbone_of, positions_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import config_from_bert
 from bnb_ds.model.slots import decoder_lengths
@@ -176,7 +177,8 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
     if config.mask_token_id is None:  # models made before slots could hold tokens do not have it
         config.mask_token_id = target.special_ids["mask"]
     for half in (config.encoder, config.decoder):
-        half.update({name: value for name, value in dropout_fields(section).items() if DROPOUT_NAMES[name] in given})
+        dropout = {name: value for name, value in dropout_fields(section).items() if DROPOUT_NAMES[name] in given}
+        backbone_of(half).set_dropout(half, dropout)
     if config.decoder_length == "padded":
         raise ConfigError(
             f"{section.checkpoint}: its decoder_length is 'padded', which needs padded batches; set"
@@ -227,7 +229,7 @@ def _refuse_small_vocabulary(config: BnbConfig, source: Vocabulary, target: Voca
 
 
 def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> None:
-    positions = config.encoder.max_position_embeddings
+    positions = positions_of(config.encoder)
     if max_length > positions:
         raise ConfigError(f"{field} {max_length}: the encoder has {positions} positions; set it to {positions}")
     slots = int(decoder_lengths(max_length, config))
@@ -236,7 +238,7 @@ def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> N
             f"model.link_positions {config.link_positions}: {max_length} source tokens need a graph of {slots} slots;"
             f" raise it, or lower {field}, model.decoder_length_ratio or model.decoder_length_max"
         )
-    limit = config.decoder.max_position_embeddings
+    limit = positions_of(config.decoder)
     if config.decoder_positions == "absolute" and slots > limit:
         raise ConfigError(
             f"model.decoder_positions absolute: {max_length} source tokens need {slots} decoder positions, but the"

@@ -27,6 +27,7 @@ from bnb_ds.decoding.lengths import decode_lengths, read_off
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.refinement import rescored
 from bnb_ds.decoding.search import Slots, ctc_score, refine
+from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.model.outputs import FILLED
@@ -115,7 +116,7 @@ def generate(
     Args:
         model: the model.
         input_ids: int64 [B, L].
-        attention_mask: [B, L], not 0 at real tokens; None: every token except ``config.pad_token_id`` is real.
+        attention_mask: [B, L], not 0 at real tokens; None: every token except ``config.source_pad_token_id`` is real.
         token_type_ids: int64 [B, L]; None: all 0.
         return_scores: return a `GenerateOutput` with the log-probability of each output.
         options: how outputs are chosen; None: the model's defaults.
@@ -130,8 +131,8 @@ def generate(
     config = model.config
     options = DecodeOptions.of(options or DecodeOptions.of_model(config), changes)
     options.check(config)
-    if attention_mask is None and config.pad_token_id is not None:
-        attention_mask = input_ids != config.pad_token_id
+    if attention_mask is None and config.source_pad_token_id is not None:
+        attention_mask = input_ids != config.source_pad_token_id
     lengths = _lengths_of(input_ids, attention_mask)
     batches = _cut(input_ids, lengths, config, options)
     parts = []
@@ -170,7 +171,7 @@ def generate_rows(
     budget = options.token_budget or default_token_budget(device)
     lengths = [len(row) for row in rows]
     if config.decoder_length == "padded":
-        lengths = [config.encoder.max_position_embeddings] * len(rows)
+        lengths = [positions_of(config.encoder)] * len(rows)
     outputs: list[tuple[list[int], float | None]] = [([], None)] * len(rows)
     pending = []
     for batch in plan_batches(lengths, config, budget, options.num_hypotheses):
@@ -282,8 +283,8 @@ def inputs_of_rows(model: BnbLMHeadModel, rows: Sequence[Sequence[int]]) -> Pack
     """The model's inputs for sources of at least one token each, padded as `generate_rows` says."""
     device = model.device
     if model.config.decoder_length == "padded":
-        width = model.config.encoder.max_position_embeddings
-        ids = torch.full((len(rows), width), model.config.pad_token_id or 0)
+        width = positions_of(model.config.encoder)
+        ids = torch.full((len(rows), width), model.config.source_pad_token_id or 0)
         mask = torch.zeros_like(ids)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = torch.tensor(row)

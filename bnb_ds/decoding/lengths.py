@@ -14,6 +14,7 @@ from bnb_ds.decoding.graph import Decoded, banned_bias
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.refinement import written
 from bnb_ds.decoding.slotwise import without_bad_words
+from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.model.network import Encoded
@@ -63,7 +64,7 @@ def _candidate_lengths(
         return target_lengths_B if target_lengths_B.dim() == 2 else target_lengths_B[:, None]
     longest = options.max_length
     if model.config.decoder_positions == "absolute":  # a predicted length must not exceed the number of positions
-        positions = model.config.decoder.max_position_embeddings
+        positions = positions_of(model.config.decoder)
         longest = min(longest or positions, positions)
     predictor, logits_BC = model.model.length_predictor, encoded.length_logits
     assert predictor is not None

@@ -31,6 +31,7 @@ from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.export.model_card import front_matter, metadata, usage
 from bnb_ds.generate.open_model import load_exported
 from bnb_ds.generate.reading import SourceReader
+from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.base import TASK_FILE
@@ -108,7 +109,7 @@ def require_packages() -> None:
 
 def _trace(graph: RectangularBnb, path: Path) -> None:
     """Trace with two rows of different length; all other sizes of the graph follow from the input's shape."""
-    columns = min(8, graph.config.encoder.max_position_embeddings)
+    columns = min(8, positions_of(graph.config.encoder))
     input_ids = torch.ones(2, columns, dtype=torch.int64)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, columns // 2 :] = 0

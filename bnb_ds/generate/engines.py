@@ -23,6 +23,7 @@ from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import CheckpointError, ConfigError, how_to_install
+from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -114,7 +115,7 @@ class _GraphEngine:
 
     def _columns(self, num_tokens: int) -> int:
         """Columns of the rectangle that a source needs."""
-        return self.config.encoder.max_position_embeddings if self.config.decoder_length == "padded" else num_tokens
+        return positions_of(self.config.encoder) if self.config.decoder_length == "padded" else num_tokens
 
     def _num_rows(self, num_sources: int) -> int:
         return num_sources
@@ -122,7 +123,7 @@ class _GraphEngine:
     def _rectangle(self, rows: list[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and mask, int64 [B, L] each; rows beyond the sources repeat the first source."""
         num_columns = max(self._columns(len(row)) for row in rows)
-        ids = np.full((self._num_rows(len(rows)), num_columns), self.config.pad_token_id or 0, np.int64)
+        ids = np.full((self._num_rows(len(rows)), num_columns), self.config.source_pad_token_id or 0, np.int64)
         mask = np.zeros_like(ids)
         for place in range(len(ids)):
             row = rows[place if place < len(rows) else 0]
@@ -149,7 +150,7 @@ class CompiledEngine(_GraphEngine):
         self.name = f"torch.compile {dtype} on {model.device.type}{_slowly(dtype, model.device)}"
         self._device = model.device
         self._budget = default_token_budget(model.device)
-        longest = model.config.encoder.max_position_embeddings
+        longest = positions_of(model.config.encoder)
         # The slots of a bucket must fit the decoder's positions; the last bucket is the longest source that fits.
         while longest > 1 and not _fits(longest, model.config):
             longest -= 1
@@ -224,5 +225,5 @@ def _fits(num_columns: int, config: BnbConfig) -> bool:
     if config.target_kind == "dag" and num_slot_columns(num_columns, config) > config.link_positions:
         return False
     if config.decoder_positions == "shared":
-        return num_columns <= config.decoder.max_position_embeddings
-    return num_slot_columns(num_columns, config) <= config.decoder.max_position_embeddings
+        return num_columns <= positions_of(config.decoder)
+    return num_slot_columns(num_columns, config) <= positions_of(config.decoder)

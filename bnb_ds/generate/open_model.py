@@ -10,6 +10,7 @@ import torch
 
 from bnb_ds.common.hub import ONNX_FILE, TARGET_TOKENIZER, checkpoint_errors, export_hint
 from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -49,10 +50,10 @@ def load_exported(directory: Path, device: torch.device | None = None) -> BnbFor
 
 def longest_source(config: BnbConfig) -> int:
     """The most source tokens that encoder and decoder positions allow, including [CLS] and [SEP]."""
-    longest = config.encoder.max_position_embeddings
+    longest = positions_of(config.encoder)
     if config.decoder_positions == "shared":
-        return min(longest, config.decoder.max_position_embeddings)
-    while longest > 3 and decoder_lengths(longest, config) > config.decoder.max_position_embeddings:
+        return min(longest, positions_of(config.decoder))
+    while longest > 3 and decoder_lengths(longest, config) > positions_of(config.decoder):
         longest -= 1
     return longest
 

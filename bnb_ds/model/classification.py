@@ -1,4 +1,4 @@
-"""The encoder alone: as a model for sequence classification (GLUE), and as a plain BERT for any other use.
+"""The encoder alone: as a model for sequence classification (GLUE), and as a plain encoder for any other use.
 
 Shapes: B sequences, L padded source columns, N packed source tokens, H hidden size, C classes.
 """
@@ -6,20 +6,22 @@ Shapes: B sequences, L padded source columns, N packed source tokens, H hidden s
 from __future__ import annotations
 
 import copy
+import inspect
 from os import PathLike
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, BertModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.models.bert.modeling_bert import BertPooler
 
 from bnb_ds.common.packing import pack_inputs
 from bnb_ds.errors import ConfigError
 from bnb_ds.hf.forward_arguments import in_form, take_return_dict
+from bnb_ds.model.backbones.entries import backbone_of
 from bnb_ds.model.configuration import BnbConfig
-from bnb_ds.model.from_bert import read_bert, read_bert_config
+from bnb_ds.model.from_bert import load_encoder, read_bert, read_bert_config
 from bnb_ds.model.layers import BnbEncoder
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.model.network import BnbModelWithEncoder, BnbPreTrainedModel
@@ -30,7 +32,7 @@ _OTHER_PARTS = [r"^lm_head\.", r"^(model\.)?(latent|decoder|length_predictor|enc
 
 
 class BnbEncoderModel(BnbModelWithEncoder):
-    """The encoder of a BERT-NAR-BERT, which is a BERT. It can also be loaded from the directory of a whole model."""
+    """The encoder of a BERT-NAR-BERT. It can also be loaded from the directory of a whole model."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [*_OTHER_PARTS, r"^pooler\."]
 
@@ -56,23 +58,23 @@ class BnbEncoderModel(BnbModelWithEncoder):
         inputs = pack_inputs(input_ids, attention_mask, token_type_ids, cu_seqlens, max_seqlen)
         return inputs.restore(self.encoder(inputs))
 
-    def to_bert(self, pooler: dict[str, Tensor] | None = None) -> BertModel:
-        """A `transformers.BertModel` with the same weights, in evaluation mode.
+    def to_bert(self, pooler: dict[str, Tensor] | None = None) -> PreTrainedModel:
+        """A model of transformers with the same weights, in evaluation mode: a `BertModel`, or its family's own.
 
-        ``to_bert().save_pretrained(DIR)`` writes a directory that any BERT software can load.
+        ``to_bert().save_pretrained(DIR)`` writes a directory that any software for the family can load.
 
         Args:
             pooler: ``pooler.dense.weight`` and ``pooler.dense.bias``; None or empty: the model has no pooler.
         """
         config = copy.deepcopy(self.config.encoder)
         config._attn_implementation = "sdpa"
-        bert = BertModel(config, add_pooling_layer=bool(pooler))
+        backbone = backbone_of(config)
+        arguments = inspect.signature(backbone.encoder_class.__init__).parameters
+        has_pooler = "add_pooling_layer" in arguments
+        bert = backbone.encoder_class(config, **({"add_pooling_layer": bool(pooler)} if has_pooler else {}))
         bert.to(self.dtype)  # pyright: ignore[reportArgumentType] - transformers declares it without its `self`
-        own = {
-            f"encoder.{name}" if name.startswith("layer.") else name: weight
-            for name, weight in self.encoder.state_dict().items()
-        }
-        bert.load_state_dict({**own, **(pooler or {})})
+        own = {backbone.their_body(name): weight for name, weight in self.encoder.state_dict().items()}
+        bert.load_state_dict({**own, **((pooler or {}) if has_pooler else {})})
         return bert.eval()
 
 
@@ -101,7 +103,9 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
         self.model = BnbEncoderModel(config)
         self.pooler = BertPooler(config.encoder)
         dropout = config.encoder.classifier_dropout
-        self.dropout = nn.Dropout(config.encoder.hidden_dropout_prob if dropout is None else dropout)
+        self.dropout = nn.Dropout(
+            backbone_of(config.encoder).hidden_dropout(config.encoder) if dropout is None else dropout
+        )
         num_labels = config.num_labels
         assert num_labels is not None, "transformers gives every configuration a number of labels"
         self.classifier = nn.Linear(config.encoder.hidden_size, num_labels)
@@ -137,7 +141,7 @@ class BnbForSequenceClassification(BnbPreTrainedModel):
             CheckpointError: the checkpoint is missing, damaged, or not a BERT.
         """
         bert = read_bert(checkpoint)
-        self.model.encoder.load_state_dict(bert.body)
+        load_encoder(self.model.encoder, self.config.encoder, bert)
         if bert.pooler is not None:
             self.pooler.load_state_dict(bert.pooler)
 

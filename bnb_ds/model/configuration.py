@@ -1,20 +1,20 @@
 """The configuration of a BERT-NAR-BERT model, as saved in ``config.json``.
 
-It holds two complete BERT configurations, ``encoder`` and ``decoder``, which may differ in depth, width and vocabulary.
-A few more settings join them: the latent, the number of decoder slots of a source, and the parts of the loss.
+It holds two complete configurations of pre-trained encoders, ``encoder`` and ``decoder``, which may differ in family,
+depth, width and vocabulary. A few more settings join them: the latent, the number of decoder slots of a source, and the
+parts of the loss.
 """
 
 from __future__ import annotations
 
-import copy
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from transformers import AutoConfig, BertConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from bnb_ds.errors import ConfigError
 from bnb_ds.hf.model_code import AUTO_MAP, write_code
+from bnb_ds.model.backbones.entries import backbone_of, half_of
 from bnb_ds.model.settings_rules import check_settings
 
 
@@ -22,7 +22,8 @@ class BnbConfig(PreTrainedConfig):
     """Configuration of a BERT-NAR-BERT model.
 
     Args:
-        encoder: BERT configuration of the encoder, or a dict of its fields. Default: BERT-base.
+        encoder: configuration of the encoder, of a family in `bnb_ds.model.backbones.entries`, or a dict of its
+            fields. Default: BERT-base.
         decoder: the same for the decoder; its ``is_decoder`` and ``add_cross_attention`` are set here. Default: as
             ``encoder``.
         latent_size: number of values per source token that pass from encoder to decoder.
@@ -76,11 +77,13 @@ class BnbConfig(PreTrainedConfig):
             decoder's ``max_position_embeddings``. ``"shared"``: the slots of one source token share the position
             embedding of that token; the token type is 0 for the first of them and 1 for the others, which are equal.
             T may then exceed the number of position embeddings.
-        blank_token_id: the CTC blank, an id of the decoder's vocabulary; 0 (``[PAD]``) in the paper.
+        blank_token_id: the CTC blank, an id of the decoder's vocabulary; None: its padding token, which is 0 for BERT.
         mask_token_id: ``[MASK]`` for BERT; needed with ``decoder_tokens``.
-        pad_token_id: fills generated ids behind their end, and marks padding in ``input_ids``.
-        bos_token_id: first token of a target, ``[CLS]`` for BERT.
-        eos_token_id: last token of a target, ``[SEP]`` for BERT.
+        pad_token_id: fills generated ids behind their end, and marks padding in ``input_ids`` of two halves of BERT;
+            `source_pad_token_id` does so otherwise. ``"decoder"``: that of the decoder, 0 for BERT.
+        bos_token_id: first token of a target, ``[CLS]`` for BERT; None: that of the decoder's configuration, if its
+            family has one.
+        eos_token_id: last token of a target, ``[SEP]`` for BERT; None: as ``bos_token_id``.
 
     Raises:
         ConfigError: a value is out of range, or values do not fit together; the message names the field.
@@ -89,7 +92,7 @@ class BnbConfig(PreTrainedConfig):
     """
 
     model_type = "bnb"
-    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"encoder": BertConfig, "decoder": BertConfig}
+    sub_configs: ClassVar[dict[str, type[Any]]] = {"encoder": AutoConfig, "decoder": AutoConfig}
     #: of the outputs, what transformers' Trainer does not gather: all but logits and ``best``
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "loss_sum",
@@ -104,8 +107,8 @@ class BnbConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        encoder: BertConfig | dict[str, Any] | None = None,
-        decoder: BertConfig | dict[str, Any] | None = None,
+        encoder: PreTrainedConfig | dict[str, Any] | None = None,
+        decoder: PreTrainedConfig | dict[str, Any] | None = None,
         latent_size: int = 8,
         latent_dropout: float = 0.0,
         decoder_length: str = "source",
@@ -133,15 +136,15 @@ class BnbConfig(PreTrainedConfig):
         deep_supervision_every: int = 1,
         segment_blocks: bool = False,
         embedding_range: float | None = None,
-        blank_token_id: int = 0,
-        pad_token_id: int | None = 0,
+        blank_token_id: int | None = None,
+        pad_token_id: int | Literal["decoder"] | None = "decoder",
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         mask_token_id: int | None = None,
         **kwargs: Any,
     ):
-        self.encoder = _bert_config("encoder", encoder)
-        self.decoder = _bert_config("decoder", self.encoder if decoder is None else decoder)
+        self.encoder = half_of("encoder", encoder)
+        self.decoder = half_of("decoder", self.encoder if decoder is None else decoder)
         self.encoder.is_decoder = self.encoder.add_cross_attention = False
         self.decoder.is_decoder = self.decoder.add_cross_attention = True
         self.encoder.use_cache = self.decoder.use_cache = False  # nothing here is autoregressive
@@ -177,10 +180,11 @@ class BnbConfig(PreTrainedConfig):
         self.segment_blocks = segment_blocks
         self.embedding_range = embedding_range
         self.mask_token_id = mask_token_id
-        self.blank_token_id = blank_token_id
-        self.pad_token_id = pad_token_id
-        self.bos_token_id = bos_token_id
-        self.eos_token_id = eos_token_id
+        defaults = backbone_of(self.decoder).special_ids(self.decoder)
+        self.blank_token_id = defaults["blank_token_id"] if blank_token_id is None else blank_token_id
+        self.pad_token_id = defaults["pad_token_id"] if pad_token_id == "decoder" else pad_token_id
+        self.bos_token_id = defaults["bos_token_id"] if bos_token_id is None else bos_token_id
+        self.eos_token_id = defaults["eos_token_id"] if eos_token_id is None else eos_token_id
         self.check()
 
     def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -200,6 +204,13 @@ class BnbConfig(PreTrainedConfig):
     def vocab_size(self) -> int:
         """Size of the output vocabulary, the decoder's."""
         return self.decoder.vocab_size
+
+    @property
+    def source_pad_token_id(self) -> int | None:
+        """What marks padding in ``input_ids`` if no mask does: of a half that is no BERT, its own padding token."""
+        if self.encoder.model_type == self.decoder.model_type == "bert":
+            return self.pad_token_id
+        return self.encoder.pad_token_id
 
     @property
     def target_kind(self) -> str:
@@ -233,17 +244,6 @@ class BnbConfig(PreTrainedConfig):
     def check(self) -> None:
         """Raise ConfigError for a value out of range, or for values that do not fit together."""
         check_settings(self)
-
-
-def _bert_config(field: str, value: BertConfig | dict[str, Any] | None) -> BertConfig:
-    if value is None:
-        return BertConfig()
-    if isinstance(value, dict):
-        value = BertConfig.from_dict(dict(value)) if value.get("model_type", "bert") == "bert" else value["model_type"]
-    if not isinstance(value, BertConfig):
-        found = value if isinstance(value, str) else getattr(value, "model_type", None) or type(value).__name__
-        raise ConfigError(f"{field} is a configuration of type {found!r}: give a BertConfig or a dict of its fields")
-    return copy.deepcopy(value)  # changes to one half must not reach the other half or the caller's object
 
 
 AutoConfig.register(BnbConfig.model_type, BnbConfig, exist_ok=True)

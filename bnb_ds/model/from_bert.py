@@ -1,4 +1,4 @@
-"""Initialises models from BERT checkpoints. Every weight that BERT has is taken over; the others are new."""
+"""Initialises models from pre-trained encoders. Every weight that they have is taken over; the others are new."""
 
 from __future__ import annotations
 
@@ -9,85 +9,118 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForPreTraining, PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.errors import CheckpointError, ConfigError, nearest
+from bnb_ds.model.backbones.backbone import Backbone
+from bnb_ds.model.backbones.entries import BACKBONES, TAKEN, backbone_of, refusal
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.layers import BnbEncoder
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 
 M = TypeVar("M", bound=BnbLMHeadModel)
 
-HEAD = "cls.predictions."
-_POOLER = "bert.pooler.dense."
+_POOLER = "pooler."
 _POSITIONS = "embeddings.position_embeddings.weight"
+_TYPES = "embeddings.token_type_embeddings.weight"
+#: the auto classes whose code would have to be run
+_REMOTE = ("AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoModelForPreTraining")
 
-#: settings of ``from_bert`` that go to the BERT configurations of both halves
+#: settings of ``from_bert`` that go to the configurations of both halves, under BERT's names
 BERT_OVERRIDES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+#: token types of ``decoder_positions`` ``"shared"``
+_SHARED_TYPES = 2
 _POSITION_OVERRIDES = ("max_position_embeddings", "extend_positions")
 
 
 @dataclass(frozen=True)
 class BertCheckpoint:
-    """A BERT checkpoint in memory.
+    """A checkpoint of a BERT or of another backbone in memory.
 
     Attributes:
-        config: its configuration.
+        config: that of the half which it makes.
         body: float32 embeddings and layers, under the names of `bnb_ds.model.layers.BnbEncoder`.
         head: transform and bias of the prediction head, under the names of `bnb_ds.model.layers.BnbLMHead`; None if
             the checkpoint has no head.
         pooler: its one linear layer, under the names of BERT's pooler; None if the checkpoint has no pooler.
     """
 
-    config: BertConfig
+    config: PreTrainedConfig
     body: dict[str, Tensor]
     head: dict[str, Tensor] | None
     pooler: dict[str, Tensor] | None
 
 
 def read_bert(source: str | PathLike[str]) -> BertCheckpoint:
-    """Read a Hugging Face BERT directory or hub name: a BertModel, BertForMaskedLM or BertForPreTraining checkpoint.
+    """Read a Hugging Face directory or hub name of a BERT or another backbone: the encoder alone, or with any head.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, of another architecture, or lacks weights of BERT.
+        CheckpointError: the checkpoint is missing, damaged, of another architecture, or lacks weights of its encoder.
     """
-    model, missing = _load(source)
-    weights = model.state_dict()
-    lost = sorted(key for key in missing if not key.startswith(("cls.", _POOLER)))
+    backbone, config = _read_config(source)
+    model, missing = _load(source, backbone, config)
+    weights, base = model.state_dict(), backbone.base
+    pooler_prefix = f"{base}{_POOLER}"
+    heads = tuple(theirs for theirs, _ in backbone.head_names)
+    lost = sorted(key for key in missing if key.startswith(base) and not key.startswith(pooler_prefix))
     if lost:
-        raise CheckpointError(f"{source}: {len(lost)} weights of BERT are missing; the first is {lost[0]}")
+        raise CheckpointError(f"{source}: {len(lost)} weights of the encoder are missing; the first is {lost[0]}")
+    half = backbone.half(config)
     body = {
-        key.removeprefix("bert.").removeprefix("encoder."): weight
+        backbone.our_body(key.removeprefix(base)): weight
         for key, weight in weights.items()
-        if key.startswith("bert.") and not key.startswith(_POOLER)
+        if key.startswith(base) and not key.startswith(pooler_prefix)
     }
-    head = {
-        key.removeprefix(HEAD): weight
-        for key, weight in weights.items()
-        if key.startswith(HEAD) and not key.startswith(f"{HEAD}decoder.")  # its matrix is that of the word embeddings
-    }
-    pooler = {key.removeprefix("bert.pooler."): weight for key, weight in weights.items() if key.startswith(_POOLER)}
-    has_head, has_pooler = (not any(key.startswith(part) for key in missing) for part in (HEAD, _POOLER))
-    return BertCheckpoint(model.config, body, head if has_head else None, pooler if has_pooler else None)
+    pooler = {key.removeprefix(f"{base}{_POOLER}"): weight for key, weight in weights.items() if pooler_prefix in key}
+    has_head, has_pooler = (not any(key.startswith(part) for key in missing) for part in (heads, pooler_prefix))
+    return BertCheckpoint(
+        half,
+        {**body, **backbone.extra_body(half)},
+        _head(backbone, weights) if has_head else None,
+        pooler if pooler and has_pooler else None,
+    )
 
 
-def read_bert_config(source: str | PathLike[str]) -> BertConfig:
-    """Read the configuration of a BERT checkpoint, without its weights.
+def _head(backbone: Backbone, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {}
+    for key, weight in weights.items():
+        match = next(((theirs, ours) for theirs, ours in backbone.head_names if key.startswith(theirs)), None)
+        if match is not None and match[1] is not None:
+            found[match[1] + key.removeprefix(match[0])] = weight
+    return found
+
+
+def read_bert_config(source: str | PathLike[str]) -> PreTrainedConfig:
+    """Read the configuration of the half that a checkpoint makes, without its weights.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged or of another architecture.
+        CheckpointError: the checkpoint is missing, damaged, of another architecture, or needs code of its own.
     """
-    with checkpoint_errors(source, "BERT checkpoint"):
-        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-        if model_type != "bert":
-            raise CheckpointError(f"{source}: the model type is {model_type!r}: give a BERT checkpoint")
-        return BertConfig.from_pretrained(source, is_decoder=False, add_cross_attention=False)
+    backbone, config = _read_config(source)
+    return backbone.half(config)
 
 
-def _load(source: str | PathLike[str]) -> tuple[BertForPreTraining, set[str]]:
-    config = read_bert_config(source)
+def _read_config(source: str | PathLike[str]) -> tuple[Backbone, PreTrainedConfig]:
+    """The backbone of a checkpoint, and the checkpoint's own configuration."""
     with checkpoint_errors(source, "BERT checkpoint"):
-        model, info = BertForPreTraining.from_pretrained(
+        fields = PreTrainedConfig.get_config_dict(source)[0]
+        model_type = fields.get("model_type")
+        if any(name in (fields.get("auto_map") or ()) for name in _REMOTE):
+            raise CheckpointError(
+                f"{source}: it comes with code of its own (auto_map in config.json), which is never run; {TAKEN}"
+            )
+        if model_type not in BACKBONES:
+            raise CheckpointError(f"{source}: {refusal(model_type)}")
+        backbone = BACKBONES[model_type]
+        return backbone, backbone.config_class.from_pretrained(source, is_decoder=False, add_cross_attention=False)
+
+
+def _load(
+    source: str | PathLike[str], backbone: Backbone, config: PreTrainedConfig
+) -> tuple[PreTrainedModel, set[str]]:
+    with checkpoint_errors(source, "BERT checkpoint"):
+        model, info = backbone.checkpoint_class.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True
         )
     return model, set(info["missing_keys"])
@@ -103,22 +136,27 @@ def config_from_bert(
     check_overrides("from_bert", own_overrides, beside)
     halves = {"encoder": read_bert_config(encoder), "decoder": read_bert_config(decoder or encoder)}
     for half in halves.values():
-        half.update(bert_overrides)
+        backbone_of(half).set_dropout(half, bert_overrides)
     wanted = overrides.get("max_position_embeddings")
     if wanted is not None:
         _set_positions(halves, wanted, may_extend=bool(overrides.get("extend_positions")))
+    if own_overrides.get("decoder_positions") == "shared":
+        shares_types = own_overrides.get("tie_encoder_decoder")
+        for half in halves.values() if shares_types else (halves["decoder"],):
+            half.type_vocab_size = max(backbone_of(half).type_rows(half), _SHARED_TYPES)
     return BnbConfig(**halves, **own_overrides)
 
 
-def _set_positions(halves: dict[str, BertConfig], wanted: int, *, may_extend: bool) -> None:
+def _set_positions(halves: dict[str, PreTrainedConfig], wanted: int, *, may_extend: bool) -> None:
     for name, half in halves.items():
-        available = half.max_position_embeddings
+        backbone = backbone_of(half)
+        available = backbone.positions(half)
         if wanted < 1 or (wanted > available and not may_extend):
             raise ConfigError(
                 f"max_position_embeddings is {wanted}, but the {name}'s checkpoint has {available} position "
                 f"embeddings: give 1 to {available}, or set extend_positions to repeat them"
             )
-        half.max_position_embeddings = wanted
+        backbone.set_positions(half, wanted)
 
 
 def initialise_from_bert(
@@ -131,23 +169,35 @@ def initialise_from_bert(
     model = model_class(config_from_bert(encoder, decoder, overrides))
     encoder_bert = read_bert(encoder)
     decoder_bert = encoder_bert if decoder is None else read_bert(decoder)
-    model.model.encoder.load_state_dict(_with_positions(encoder_bert.body, model.config.encoder))
+    load_encoder(model.model.encoder, model.config.encoder, encoder_bert)
     _load_decoder(model, decoder_bert)
     return model.eval(), encoder_bert
 
 
-def _with_positions(body: dict[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
-    """The body with the configuration's number of position embeddings: the first ones, or all of them repeated."""
-    positions = body[_POSITIONS]
-    repeats = -(-config.max_position_embeddings // positions.shape[0])
-    positions = positions.repeat(repeats, 1)[: config.max_position_embeddings]
-    buffer = {"embeddings.position_ids": torch.arange(config.max_position_embeddings)[None]}
-    return {**body, _POSITIONS: positions, **{name: value for name, value in buffer.items() if name in body}}
+def load_encoder(encoder: BnbEncoder, config: PreTrainedConfig, bert: BertCheckpoint) -> None:
+    """Give an encoder the weights of a checkpoint of its family and size; it may have other numbers of positions."""
+    encoder.load_state_dict(_with_tables(bert.body, config, encoder.state_dict()))
+
+
+def _with_tables(body: dict[str, Tensor], config: PreTrainedConfig, new: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The body with the configuration's number of positions: the first ones, or all of them repeated.
+
+    Token types that the checkpoint lacks begin as its last one, and differ by what a new model has drawn for them.
+    """
+    tables = {}
+    if _POSITIONS in body:
+        tables[_POSITIONS] = backbone_of(config).with_positions(body[_POSITIONS], config)
+    if _TYPES in new:
+        types, drawn = body.get(_TYPES), new[_TYPES]
+        types = torch.zeros_like(drawn[:1]) if types is None else types
+        tables[_TYPES] = torch.cat((types, types[-1:] + drawn[types.shape[0] :]))[: drawn.shape[0]]
+    return {**body, **tables}
 
 
 def _load_decoder(model: BnbLMHeadModel, bert: BertCheckpoint) -> None:
-    body = _with_positions(bert.body, model.config.decoder)
-    new, unknown = model.model.decoder.load_state_dict(body, strict=False)
+    decoder = model.model.decoder
+    body = _with_tables(bert.body, model.config.decoder, decoder.state_dict())
+    new, unknown = decoder.load_state_dict(body, strict=False)
     assert not unknown, f"the decoder has no place for {unknown}"
     own = ("token_gate", "feedback", "crossattention", "latent_projection")
     assert all(any(part in key for part in own) for key in new), f"not initialised: {new}"

@@ -1,8 +1,10 @@
-"""Encoder, decoder and LM head, built from Hugging Face's BERT modules and run on unpadded tokens.
+"""Encoder, decoder and LM head, built from the modules of each half's backbone and run on unpadded tokens.
 
 Module names inside `BnbEncoder` and `BnbDecoder` are those of a BERT checkpoint, so that its weights fit by name.
+`bnb_ds.model.backbones` has what differs between families of encoders.
 
-Shapes: N real source tokens and T decoder slots of all sequences together, L latent size, H hidden size.
+Shapes: N real source tokens and T decoder slots of all sequences together, L latent size, H hidden size, E size of word
+embeddings.
 """
 
 from __future__ import annotations
@@ -12,49 +14,60 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
+from transformers import PreTrainedConfig
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.errors import ConfigError
+from bnb_ds.model.backbones.entries import backbone_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import DecoderSlots
 
 
 class BnbEncoder(nn.Module):
-    """BERT without its pooler."""
+    """A pre-trained encoder without its pooler.
 
-    def __init__(self, config: BertConfig):
+    Args:
+        config: the half's configuration, which chooses the backbone.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
-        self.max_position_embeddings = config.max_position_embeddings
-        self.embeddings = BertEmbeddings(config)
-        self.layer = nn.ModuleList(BertLayer(config, layer_idx=i) for i in range(config.num_hidden_layers))
+        backbone = backbone_of(config)
+        self.positions = backbone.positions(config)
+        self._first_position = backbone.first_position(config)
+        self._has_types = backbone.type_rows(config) > 1
+        self.embeddings = backbone.embeddings(config)
+        self.layer = nn.ModuleList(backbone.layers(config))
+        self.context = backbone.context(config)
+        self.final_norm = backbone.final_norm(config)
 
     def forward(self, inputs: PackedInputs) -> Tensor:
         """Hidden states [N, H] of the last layer.
 
         Raises:
-            ConfigError: a sequence has more tokens than there are position embeddings.
+            ConfigError: a sequence has more tokens than the encoder has positions.
         """
-        layout = inputs.layout
-        if layout.max_seqlen > self.max_position_embeddings:
+        layout, types_N = inputs.layout, inputs.token_type_ids
+        if layout.max_seqlen > self.positions:
             raise ConfigError(
-                f"a source has {layout.max_seqlen} tokens, but encoder.max_position_embeddings is "
-                f"{self.max_position_embeddings}: cut the source"
+                f"a source has {layout.max_seqlen} tokens, but the encoder has {self.positions} positions: cut the "
+                "source"
             )
         hidden_1NH = self.embeddings(
             input_ids=inputs.input_ids[None],
-            token_type_ids=inputs.token_type_ids[None],
-            position_ids=layout.position_ids[None],
+            token_type_ids=(types_N if self._has_types else torch.zeros_like(types_N))[None],
+            position_ids=_rows(layout.position_ids, self._first_position)[None],
         )
+        context = {} if self.context is None else self.context(hidden_1NH, layout.position_ids)
         for layer in self.layer:
-            hidden_1NH = layer(hidden_1NH, layout=layout)
-        return hidden_1NH[0]
+            hidden_1NH = layer(hidden_1NH, layout=layout, **context)
+        return (hidden_1NH if self.final_norm is None else self.final_norm(hidden_1NH))[0]
 
 
 class BnbDecoderEmbeddings(nn.Module):
     """Embeds position, token type and latent of each slot: ``LayerNorm(position + type + gelu(W z))``.
 
+    A family without absolute positions has none here, and one with smaller word embeddings projects the result.
     Without ``decoder_latent`` the sum has no latent. With ``decoder_tokens`` the sum also has the word embedding of
     the slot's token, times a gate. Without it, the word embeddings are not used here. They are the output matrix of
     the LM head, but have BERT's name for them.
@@ -62,39 +75,54 @@ class BnbDecoderEmbeddings(nn.Module):
 
     def __init__(self, config: BnbConfig):
         super().__init__()
-        decoder = config.decoder
+        decoder, backbone = config.decoder, backbone_of(config.decoder)
+        size, num_types = backbone.word_size(decoder), backbone.type_rows(decoder)
+        self._first_position = backbone.first_position(decoder)
         # No padding_idx, because [PAD] is the CTC blank, the most frequent output, and must be trained.
-        self.word_embeddings = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
-        self.position_embeddings = nn.Embedding(decoder.max_position_embeddings, decoder.hidden_size)
+        self.word_embeddings = nn.Embedding(decoder.vocab_size, size)
+        self.position_embeddings = None
+        if num_positions := backbone.position_rows(decoder):
+            self.position_embeddings = nn.Embedding(num_positions, size)
         for embeddings in (self.word_embeddings, self.position_embeddings):
-            embeddings.initializer_range = config.embedding_range
-        self.token_type_embeddings = nn.Embedding(decoder.type_vocab_size, decoder.hidden_size)
+            if embeddings is not None:
+                embeddings.initializer_range = config.embedding_range
+        self.token_type_embeddings = nn.Embedding(num_types, size) if num_types else None
         self.latent_projection = None
         if config.decoder_latent:
-            self.latent_projection = nn.Linear(config.latent_size, decoder.hidden_size)
+            self.latent_projection = nn.Linear(config.latent_size, size)
         self.token_gate = None
         if config.decoder_tokens:
             # A new model begins with an open gate. `from_pretrained` makes models on the meta device; if its checkpoint
             # has no gate, the gate begins closed, so that the model computes what the checkpoint's model computed.
             self.starts_closed = self.word_embeddings.weight.is_meta
             self.token_gate = nn.Parameter(torch.ones(1))
-        self.LayerNorm = nn.LayerNorm(decoder.hidden_size, eps=decoder.layer_norm_eps)
-        self.dropout = nn.Dropout(decoder.hidden_dropout_prob)
+        self.LayerNorm = backbone.embedding_norm(decoder)
+        self.dropout = nn.Dropout(backbone.hidden_dropout(decoder))
+        self.embeddings_project = backbone.embedding_projection(decoder)
 
     def forward(self, latent: Tensor, slots: DecoderSlots, *, is_stretched: bool = False) -> Tensor:
         """[T, H], from latents [N, L] of the source tokens, or [T, L] of the slots if ``is_stretched``."""
-        hidden_TH = self.position_embeddings(slots.position_ids)
+        parts = []
+        if self.position_embeddings is not None:
+            parts.append(self.position_embeddings(_rows(slots.position_ids, self._first_position)))
         if self.latent_projection is not None:
             # Latents are projected before they are copied to the slots, because there are fewer tokens than slots.
-            latent_TH = F.gelu(self.latent_projection(latent))
+            latent_TE = F.gelu(self.latent_projection(latent))
             if not is_stretched:
-                latent_TH = latent_TH.index_select(0, slots.source_index)
-            hidden_TH = latent_TH + hidden_TH
-        hidden_TH = hidden_TH + self.token_type_embeddings(slots.token_type_ids)
+                latent_TE = latent_TE.index_select(0, slots.source_index)
+            parts.append(latent_TE)
+        if self.token_type_embeddings is not None:
+            parts.append(self.token_type_embeddings(slots.token_type_ids))
         if self.token_gate is not None:
             assert slots.token_ids is not None
-            hidden_TH = hidden_TH + self.token_gate * self.word_embeddings(slots.token_ids)
-        return self.dropout(self.LayerNorm(hidden_TH))
+            parts.append(self.token_gate * self.word_embeddings(slots.token_ids))
+        embedded_TE = self.dropout(self.LayerNorm(sum(parts[1:], parts[0])))
+        return embedded_TE if self.embeddings_project is None else self.embeddings_project(embedded_TE)
+
+
+def _rows(position_ids: Tensor, first: int) -> Tensor:
+    """Rows of the table of positions."""
+    return position_ids + first if first else position_ids
 
 
 class PredictionFeedback(nn.Module):
@@ -103,9 +131,9 @@ class PredictionFeedback(nn.Module):
     W begins as [I, 0], so that a model which gets this module computes what it computed without.
     """
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, word_size: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden_size, 2 * hidden_size))
+        self.weight = nn.Parameter(torch.empty(hidden_size, hidden_size + word_size))
         self.reset()
 
     @torch.no_grad()
@@ -113,9 +141,9 @@ class PredictionFeedback(nn.Module):
         """Set W to [I, 0]."""
         self.weight.copy_(torch.eye(*self.weight.shape))
 
-    def forward(self, hidden_TH: Tensor, words_TH: Tensor) -> Tensor:
+    def forward(self, hidden_TH: Tensor, words_TE: Tensor) -> Tensor:
         """[T, H]."""
-        return F.linear(torch.cat((hidden_TH, words_TH), -1), self.weight)
+        return F.linear(torch.cat((hidden_TH, words_TE), -1), self.weight)
 
 
 class EarlyExit:
@@ -140,30 +168,39 @@ class EarlyExit:
             return hidden_TH
         return torch.where(self._has_left[:, None], self._kept, hidden_TH)
 
-    def leave(self, hidden_TH: Tensor) -> Tensor:
-        """Let sure slots leave with the states that `held` returned; bool [], whether all slots have left."""
-        leaves_T = self._entropies(hidden_TH) < self._threshold
+    def leave(self, hidden_TH: Tensor, normed_TH: Tensor) -> Tensor:
+        """Let sure slots leave with the states that `held` returned; bool [], whether all slots have left.
+
+        Args:
+            hidden_TH: those states.
+            normed_TH: what the LM head reads of them.
+        """
+        leaves_T = self._entropies(normed_TH) < self._threshold
         self._has_left = leaves_T if self._has_left is None else self._has_left | leaves_T
         self._kept = hidden_TH
         return self._has_left.all()
 
 
 class BnbDecoder(nn.Module):
-    """BERT layers with full self-attention among slots and cross-attention to the source.
+    """A backbone's layers with full self-attention among slots and cross-attention to the source.
 
     With ``deep_supervision``, ``feedback`` has a module behind each layer whose predictions the next one reads.
     """
 
     def __init__(self, config: BnbConfig):
         super().__init__()
-        decoder = config.decoder
+        decoder, backbone = config.decoder, backbone_of(config.decoder)
         self.embeddings = BnbDecoderEmbeddings(config)
-        self.layer = nn.ModuleList(BertLayer(decoder, layer_idx=i) for i in range(decoder.num_hidden_layers))
+        self.layer = nn.ModuleList(backbone.layers(decoder))
+        self.context = backbone.context(decoder)
+        self.final_norm = backbone.final_norm(decoder)
         self.feedback = None
         if config.deep_supervision:
             # A layer that does not predict keeps its place, so that the names of weights say which layer they serve.
             self.feedback = nn.ModuleList(
-                PredictionFeedback(decoder.hidden_size) if number in config.predicting_layers else nn.Identity()
+                PredictionFeedback(decoder.hidden_size, backbone.word_size(decoder))
+                if number in config.predicting_layers
+                else nn.Identity()
                 for number in range(decoder.num_hidden_layers - 1)
             )
         self._predicting = frozenset(config.predicting_layers)
@@ -195,17 +232,22 @@ class BnbDecoder(nn.Module):
         """
         hidden_1TH = self.embeddings(latent, slots, is_stretched=is_stretched)[None]
         memory_1NH = memory_NH[None]
+        context = {} if self.context is None else self.context(hidden_1TH, slots.position_ids)
         for number, layer in enumerate(self.layer):
             # Positional arguments, because reentrant activation checkpointing gives gradients only to those.
-            hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source)
+            hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source, **context)
             if early_exit is not None:
                 hidden_1TH = early_exit.held(hidden_1TH[0])[None]
-                if number in self._predicting and early_exit.leave(hidden_1TH[0]) and ends_early:
+                is_read = number in self._predicting
+                if is_read and early_exit.leave(hidden_1TH[0], self._normed(hidden_1TH[0])) and ends_early:
                     break
             if self.feedback is not None and number in self._predicting:
-                words_TH = self.embeddings.word_embeddings(predict(hidden_1TH[0]))
-                hidden_1TH = self.feedback[number](hidden_1TH, words_TH[None])
-        return hidden_1TH[0]
+                words_TE = self.embeddings.word_embeddings(predict(self._normed(hidden_1TH[0])))
+                hidden_1TH = self.feedback[number](hidden_1TH, words_TE[None])
+        return self._normed(hidden_1TH[0])
+
+    def _normed(self, hidden_TH: Tensor) -> Tensor:
+        return hidden_TH if self.final_norm is None else self.final_norm(hidden_TH)
 
 
 def tie_halves(decoder: BnbDecoder, encoder: BnbEncoder) -> dict[str, str]:
@@ -225,18 +267,18 @@ def tie_halves(decoder: BnbDecoder, encoder: BnbEncoder) -> dict[str, str]:
 
 
 class BnbLMHead(nn.Module):
-    """BERT's prediction head without its matrix, which is that of the decoder's word embeddings.
+    """The backbone's prediction head without its matrix, which is that of the half's word embeddings.
 
     Args:
         config: of the half that predicts.
         has_transform: whether there is a dense layer in front of the matrix.
     """
 
-    def __init__(self, config: BertConfig, *, has_transform: bool = True):
+    def __init__(self, config: PreTrainedConfig, *, has_transform: bool = True):
         super().__init__()
-        self.transform = BertPredictionHeadTransform(config) if has_transform else nn.Identity()
+        self.transform = backbone_of(config).head_transform(config) if has_transform else nn.Identity()
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_TH: Tensor) -> Tensor:
-        """[T, H], the input of the projection to the vocabulary."""
+        """[T, E], the input of the projection to the vocabulary."""
         return self.transform(hidden_TH)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.ctc.greedy import linear_argmax, linear_entropies
 from bnb_ds.dag.links import LinkNetwork
+from bnb_ds.model.backbones.entries import backbone_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.layers import BnbLMHead, EarlyExit
 from bnb_ds.model.length import length_scores
@@ -62,8 +63,8 @@ class BnbLMHeadModel(BnbPreTrainedModel):
         self.links = None
         if config.target_kind == "dag":
             decoder = config.decoder
-            heads = config.link_heads or decoder.num_attention_heads
-            self.links = LinkNetwork(decoder.hidden_size, heads, config.link_positions, decoder.initializer_range)
+            heads, size = config.link_heads or decoder.num_attention_heads, backbone_of(decoder).word_size(decoder)
+            self.links = LinkNetwork(size, heads, config.link_positions, decoder.initializer_range)
             embeddings: Any = self.links.positions  # torch declares that attributes of modules are tensors or modules
             embeddings.initializer_range = config.embedding_range
         self.post_init()

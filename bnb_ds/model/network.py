@@ -1,4 +1,4 @@
-"""BERT-NAR-BERT: a BERT encoder, a small latent, and a BERT decoder that writes all target positions at once.
+"""BERT-NAR-BERT: a pre-trained encoder, a small latent, and a decoder that writes all target positions at once.
 
     source tokens -> encoder -> latent (one per token) -> decoder slots -> LM head -> CTC
 
@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
-from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
 from bnb_ds.errors import ConfigError
 from bnb_ds.hf.forward_arguments import in_form, take_return_dict
 from bnb_ds.model.attention import IMPLEMENTATION
+from bnb_ds.model.backbones.entries import whole_modules
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.layers import BnbDecoder, BnbDecoderEmbeddings, BnbEncoder, PredictionFeedback, tie_halves
 from bnb_ds.model.length import LengthPredictor, stretch_latents
@@ -48,7 +48,7 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "BnbDecoderEmbeddings", "BertLayer"]
+    _no_split_modules: ClassVar[list[str]] = [*whole_modules(), "BnbDecoderEmbeddings"]
 
     def __init__(self, config: BnbConfig, *args: Any, **kwargs: Any):
         # Only this implementation can read packed rows, so it replaces any choice of the caller or the environment.
@@ -67,10 +67,14 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
             initialization.normal_(module.weight, mean=0.0, std=std)  # only once: what is initialised is marked
             return
         super()._init_weights(module)
-        if isinstance(module, BertEmbeddings):
-            # No checkpoint holds these buffers, so a model made on the meta device gets them here.
-            module.position_ids.copy_(torch.arange(module.position_ids.shape[-1])[None])
-            module.token_type_ids.zero_()
+        # No checkpoint holds buffers, so a model made on the meta device gets them here.
+        for name, values in dict(module.named_buffers(recurse=False)).items():
+            if name == "position_ids":
+                values.copy_(torch.arange(values.shape[-1])[None])
+            if name == "token_type_ids":
+                values.zero_()
+        if hasattr(module, "reset_buffers"):
+            module.reset_buffers()
         if isinstance(module, LengthPredictor) and module.log_width is not None:
             module.log_width.zero_()
         if isinstance(module, BnbDecoderEmbeddings) and module.token_gate is not None:

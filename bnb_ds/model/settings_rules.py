@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from bnb_ds.errors import ConfigError, require_choice, require_range
+from bnb_ds.model.backbones.entries import backbone_of
 
 DECODER_LENGTH_POLICIES = ("source", "padded", "predicted")
 DECODER_POSITIONS = ("absolute", "shared")
@@ -14,19 +15,6 @@ LOSS_REDUCTIONS = ("token", "sample")
 SLOT_TOKENS = ("mask", "source")
 REFINED_TOKENS = ("unsure", "all")
 DECODING = ("length_beam", "refinement", "exit_entropy")
-
-#: fields that must be equal in both halves if they share weights
-_SHARED_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "layer_norm_eps",
-)
 
 
 def check_settings(config: Any) -> None:
@@ -75,10 +63,11 @@ def _check_choices(config: Any) -> None:
     require_choice("refined_tokens", config.refined_tokens, REFINED_TOKENS)
     _check_target(config)
     _check_slot_inputs(config)
-    if config.decoder_positions == "shared" and config.decoder.type_vocab_size < 2:
+    num_types = backbone_of(config.decoder).type_rows(config.decoder)
+    if config.decoder_positions == "shared" and num_types < 2:
         raise ConfigError(
             "decoder_positions 'shared' tells slots apart by token type, but decoder.type_vocab_size is "
-            f"{config.decoder.type_vocab_size}: give 2 or more, or use 'absolute'"
+            f"{num_types}: give 2 or more, or use 'absolute'"
         )
 
 
@@ -123,9 +112,11 @@ def _check_slot_inputs(config: Any) -> None:
 
 def _check_graph(config: Any) -> None:
     require_range("link_positions", config.link_positions, minimum=2)
-    heads, size = config.link_heads, config.decoder.hidden_size
-    if heads is not None and (heads < 1 or size % heads):
-        raise ConfigError(f"link_heads is {heads}: give a divisor of decoder.hidden_size, {size}")
+    heads, size = config.link_heads, backbone_of(config.decoder).word_size(config.decoder)
+    heads = config.decoder.num_attention_heads if heads is None else heads
+    if heads < 1 or size % heads:
+        name = "hidden_size" if size == config.decoder.hidden_size else "embedding_size"
+        raise ConfigError(f"link_heads is {heads}: give a divisor of decoder.{name}, {size}")
     if config.decoder_length == "padded":
         raise ConfigError("target 'dag' has no padded slots: set decoder_length to 'source' or 'predicted'")
     if config.kl_weight:
@@ -137,7 +128,8 @@ def _check_graph(config: Any) -> None:
 
 
 def _check_shared_sizes(config: Any) -> None:
-    different = [name for name in _SHARED_SIZES if getattr(config.encoder, name) != getattr(config.decoder, name)]
+    names = ("model_type", *backbone_of(config.encoder).shared_fields)
+    different = [name for name in names if getattr(config.encoder, name) != getattr(config.decoder, name, None)]
     if different:
         raise ConfigError(
             f"tie_encoder_decoder needs two halves of the same size, but these differ: {', '.join(different)}: "

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.errors import ConfigError
+from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.targets.blocks import Blocks, blocks_of
 
@@ -92,7 +93,7 @@ def longest_targets(config: BnbConfig) -> int | None:
     """The longest target whose slots the model can hold with ``"predicted"``; None: there is no limit."""
     limits = []
     if config.decoder_positions == "absolute":
-        limits.append(config.decoder.max_position_embeddings)
+        limits.append(positions_of(config.decoder))
     if config.target_kind == "dag":
         limits.append(config.link_positions)
     if not limits:
@@ -209,11 +210,11 @@ def first_tokens(
 
 
 def _check_positions(most: int, max_source: int, config: BnbConfig) -> None:
-    available = config.decoder.max_position_embeddings
+    available = positions_of(config.decoder)
     if config.decoder_positions == "absolute" and most > available:
         raise ConfigError(
-            f"a source of {max_source} tokens needs {most} decoder slots, but decoder.max_position_embeddings is "
-            f"{available}: set decoder_positions to 'shared', lower decoder_length_ratio, set decoder_length_max, or "
+            f"a source of {max_source} tokens needs {most} decoder slots, but the decoder has {available} positions: "
+            "set decoder_positions to 'shared', lower decoder_length_ratio, set decoder_length_max, or "
             "cut the source"
         )
     if config.target_kind == "dag" and most > config.link_positions:
@@ -223,5 +224,5 @@ def _check_positions(most: int, max_source: int, config: BnbConfig) -> None:
         )
     if config.decoder_positions == "shared" and max_source > available:
         raise ConfigError(
-            f"a source has {max_source} tokens, but decoder.max_position_embeddings is {available}: cut the source"
+            f"a source has {max_source} tokens, but the decoder has {available} positions: cut the source"
         )

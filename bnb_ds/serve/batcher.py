@@ -19,6 +19,7 @@ from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.decoding.batching import source_costs
 from bnb_ds.decoding.options import CONSTRAINT_BEAM, DecodeOptions
 from bnb_ds.generate.pipeline import BnbPipeline, Generated
+from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.serve.limits import ServiceLimits
 from bnb_ds.serve.metrics import Metrics
@@ -209,7 +210,7 @@ def text_costs(num_tokens: Sequence[int], work: Work, config: BnbConfig) -> list
     """What each text adds to a batch, at least 1: its source tokens, and its slots for each hypothesis and pass."""
     lengths = [max(number, 1) for number in num_tokens]
     if config.decoder_length == "padded":
-        lengths = [config.encoder.max_position_embeddings] * len(lengths)
+        lengths = [positions_of(config.encoder)] * len(lengths)
     # Any output may break a limit, and then it is searched.
     width = max(work.options.num_hypotheses, CONSTRAINT_BEAM if work.options.has_limits else 1)
     width *= 1 + work.options.refinement

@@ -19,6 +19,7 @@ from bnb_ds.data.tokenization import TokenizerVocabulary, load_tokenizer
 from bnb_ds.decoding.decode import decode_batch, greedy_rows
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.model.backbones.entries import backbone_of, positions_of
 from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import classification_flops, forward_flops
@@ -157,7 +158,7 @@ class BnbGenerator(BnbSystem):
     def _refuse_long_targets(self, config: BnbConfig) -> None:
         limit = longest_targets(config) if config.decoder_length == "predicted" else None
         if limit is not None and self.lengths.target > limit:
-            positions = config.decoder.max_position_embeddings
+            positions = positions_of(config.decoder)
             has = f"the decoder has {positions} positions"
             if config.target_kind == "dag":
                 has = f"the graph has at most {config.link_positions} slots, and the decoder {positions} positions"
@@ -177,13 +178,12 @@ class BnbClassifier(BnbSystem):
         else:
             vocabulary = TokenizerVocabulary.of(self.codec.source)
             config = model_config(section, vocabulary, self.lengths.source)
-        config.encoder.update(
-            {
-                field: getattr(section, name)
-                for field, name in DROPOUT_NAMES.items()
-                if section.checkpoint is None or name in section.model_fields_set
-            }
-        )
+        dropout = {
+            field: getattr(section, name)
+            for field, name in DROPOUT_NAMES.items()
+            if section.checkpoint is None or name in section.model_fields_set
+        }
+        backbone_of(config.encoder).set_dropout(config.encoder, dropout)
         config.num_labels = self.task.num_outputs
         self.name_classes(config)
         self._refuse_misfits(config)
@@ -216,7 +216,7 @@ class BnbClassifier(BnbSystem):
         return Prediction(float(output.loss_sum), output.logits.float().cpu().numpy())
 
     def _refuse_misfits(self, config: BnbConfig) -> None:
-        positions, length = config.encoder.max_position_embeddings, self.lengths.source
+        positions, length = positions_of(config.encoder), self.lengths.source
         if length > positions:
             raise ConfigError(
                 f"data.max_source_length {length}: the encoder has {positions} positions; set it to {positions}"

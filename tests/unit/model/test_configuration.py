@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoConfig, BertConfig, RobertaConfig
+from transformers import AutoConfig, BertConfig, DebertaV2Config, T5Config
 
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
@@ -97,8 +97,18 @@ def test_wrong_values_are_refused_by_name(fields, message):
 
 
 @pytest.mark.parametrize(
-    ("half", "found"), [(RobertaConfig(), "roberta"), ({"model_type": "gpt2"}, "gpt2"), (12, "int")]
+    ("half", "found"),
+    [
+        (T5Config(), r"'t5' \(it is an encoder-decoder, not an encoder\)"),
+        (
+            DebertaV2Config(),
+            r"'deberta-v2' \(its attention adds terms for pairs of positions, which packed rows",
+        ),
+        ({"model_type": "gpt2"}, "'gpt2': give a checkpoint of one of: bert, roberta"),
+        ({"model_type": "neobert"}, r"'neobert' \(its layers are remote code, which is never run\): give"),
+        (12, "'int'"),
+    ],
 )
 def test_other_architectures_are_refused(half, found):
-    with pytest.raises(ConfigError, match=f"encoder is a configuration of type '{found}': give a BertConfig"):
+    with pytest.raises(ConfigError, match=f"encoder: the model type is {found}"):
         BnbConfig(encoder=half)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,7 @@ from transformers import (
     BertLMHeadModel,
     BertModel,
     BertTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
+    DebertaConfig,
 )
 
 from bnb_ds.errors import CheckpointError, ConfigError
@@ -128,10 +128,23 @@ def test_missing_directory_is_one_line(tmp_path):
 
 
 def test_another_architecture_is_refused(tmp_path):
-    fields = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    RobertaModel(RobertaConfig(vocab_size=9, **fields)).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="the model type is 'roberta': give a BERT checkpoint"):
+    DebertaConfig(vocab_size=9).save_pretrained(tmp_path)
+    message = "the model type is 'deberta' .* give a checkpoint of one of: bert, roberta, xlm-roberta"
+    with pytest.raises(CheckpointError, match=message):
         BnbForConditionalGeneration.from_bert(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["neobert", "xlm-roberta"])
+def test_a_checkpoint_with_code_of_its_own_is_refused_and_the_code_is_not_run(tmp_path, model_type):
+    code = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "auto_map": code}))
+    (tmp_path / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    message = (
+        "it comes with code of its own .auto_map in config.json., which is never run; give a checkpoint of one of: "
+    )
+    with pytest.raises(CheckpointError, match=message):
+        BnbForConditionalGeneration.from_bert(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path):
@@ -146,7 +159,9 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
 def test_a_checkpoint_without_all_weights_is_refused(tmp_path):
     save(tmp_path, BertModel)
     bert_config(num_hidden_layers=3).save_pretrained(tmp_path)
-    message = r"16 weights of BERT are missing; the first is bert.encoder.layer.2.attention.output.LayerNorm.bias"
+    message = (
+        r"16 weights of the encoder are missing; the first is bert.encoder.layer.2.attention.output.LayerNorm.bias"
+    )
     with pytest.raises(CheckpointError, match=message):
         BnbForConditionalGeneration.from_bert(tmp_path)
 

@@ -52,7 +52,7 @@ def test_slots_equal_a_loop(positions, ratio, fraction):
 
 def test_more_slots_than_absolute_positions_name_the_ways_out():
     message = (
-        "a source of 13 tokens needs 26 decoder slots, but decoder.max_position_embeddings is 24: "
+        "a source of 13 tokens needs 26 decoder slots, but the decoder has 24 positions: "
         "set decoder_positions to 'shared', lower decoder_length_ratio, set decoder_length_max, or cut the source"
     )
     with pytest.raises(ConfigError, match=message):
@@ -92,6 +92,6 @@ def test_slots_that_differ_otherwise_all_count(fields):
 
 def test_shared_positions_need_one_for_each_source_token():
     config = bnb_config(encoder={"max_position_embeddings": 99})
-    message = "a source has 25 tokens, but decoder.max_position_embeddings is 24: cut the source"
+    message = "a source has 25 tokens, but the decoder has 24 positions: cut the source"
     with pytest.raises(ConfigError, match=message):
         open_slots(layout_of([25]), config)
