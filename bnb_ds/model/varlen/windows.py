@@ -50,36 +50,33 @@ def attend_in_blocks(
     num_tokens, device = query_NAD.shape[0], query_NAD.device
     size = max(_FEWEST_QUERIES, 2 * window)  # so a key is near two blocks at most
     num_blocks = (num_tokens + size - 1) // size
-    first_C1 = torch.arange(num_blocks, device=device)[:, None] * size
-    query_place_CQ = first_C1 + torch.arange(size, device=device)
-    key_place_CK = first_C1 + torch.arange(-window, size + window, device=device)
-    mask_C1QK = _near(layout, query_place_CQ, key_place_CK, window)[:, None]
-    keys = key_place_CK.clamp(0, num_tokens - 1).flatten()
-    blocks_CQAD = F.pad(query_NAD, (0, 0, 0, 0, 0, num_blocks * size - num_tokens)).unflatten(0, (num_blocks, size))
-    near_CKAD = [rows.index_select(0, keys).unflatten(0, (num_blocks, -1)) for rows in (key_NAD, value_NAD)]
+
+    def in_blocks(rows: Tensor, value: int) -> Tensor:
+        """[N, ...] -> [C, Q, ...]."""
+        behind = num_blocks * size - num_tokens
+        return F.pad(rows, (*(0, 0) * (rows.dim() - 1), 0, behind), value=value).unflatten(0, (num_blocks, size))
+
+    def near(rows: Tensor, value: int = 0) -> Tensor:
+        """[N, ...] -> [C, K, ...], each block with the last rows of the one before and the first of the next."""
+        blocks = in_blocks(rows, value)
+        beyond = blocks.new_full((1, window, *rows.shape[1:]), value)
+        before = torch.cat((beyond, blocks[:-1, size - window :]))
+        return torch.cat((before, blocks, torch.cat((blocks[1:, :window], beyond))), 1)
+
+    # Places beyond the row are a sequence of their own, which no token reads.
+    mask_CQK = in_blocks(layout.sequence_ids, -1)[:, :, None] == near(layout.sequence_ids, -1)[:, None]
+    distance_QK = torch.arange(-window, size + window, device=device) - torch.arange(size, device=device)[:, None]
+    mask_CQK = mask_CQK & (distance_QK.abs() <= window)
+    if layout.masks_tokens:
+        assert layout.key_mask is not None
+        # Every query reads itself, because a softmax over no keys is not a number.
+        mask_CQK = mask_CQK & (near(layout.key_mask.flatten())[:, None] | (distance_QK == 0))
     attended_CAQD = scaled_dot_product_attention(
-        blocks_CQAD.transpose(1, 2),
-        near_CKAD[0].transpose(1, 2),
-        near_CKAD[1].transpose(1, 2),
-        attn_mask=mask_C1QK,
+        in_blocks(query_NAD, 0).transpose(1, 2),
+        near(key_NAD).transpose(1, 2),
+        near(value_NAD).transpose(1, 2),
+        attn_mask=mask_CQK[:, None],
         dropout_p=dropout,
         scale=scaling,
     )
     return attended_CAQD.transpose(1, 2).flatten(0, 1)[:num_tokens]
-
-
-def _near(layout: PackedLayout, query_place_CQ: Tensor, key_place_CK: Tensor, window: int) -> Tensor:
-    """bool [C, Q, K], whether a query reads a key. Every query reads itself, because a softmax over nothing is NaN."""
-    last = layout.num_tokens - 1
-    # Places behind the row stand for copies of its last token, which their block holds; nobody reads what they get.
-    query_CQ1 = query_place_CQ.clamp(max=last)[:, :, None]
-    key_C1K, real_key_C1K = key_place_CK.clamp(0, last)[:, None], key_place_CK[:, None]
-    sequences_N = layout.sequence_ids
-    is_near = (query_CQ1 - real_key_C1K).abs() <= window
-    is_near &= sequences_N[query_CQ1] == sequences_N[key_C1K]
-    is_near &= key_C1K == real_key_C1K
-    if layout.masks_tokens:
-        assert layout.key_mask is not None
-        is_near &= layout.key_mask.flatten()[key_C1K]
-        is_near |= query_CQ1 == real_key_C1K
-    return is_near
