@@ -25,11 +25,26 @@ def _scale(query: Tensor, scale: float | None) -> float:
     return query.shape[-1] ** -0.5 if scale is None else scale
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, starts: tuple[Tensor, Tensor], scale: float | None) -> Tensor:
-    """[Nq, A, D] by softmax attention."""
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: tuple[Tensor, Tensor],
+    scale: float | None,
+    window: int | None = None,
+) -> Tensor:
+    """[Nq, A, D] by softmax attention, of all keys or of those that are at most ``window`` places away."""
     scale = _scale(query, scale)
-    outs = [(q @ k.transpose(1, 2) * scale).softmax(-1) @ v for q, k, v in _sequences(query, key, value, starts)]
+    outs = [_weights(q, k, scale, window) @ v for q, k, v in _sequences(query, key, value, starts)]
     return torch.cat([out.transpose(0, 1) for out in outs])
+
+
+def _weights(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tensor:
+    scores = q @ k.transpose(1, 2) * scale
+    if window is not None:
+        distances = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])
+        scores = scores.masked_fill(distances.abs() > window, -torch.inf)
+    return scores.softmax(-1)
 
 
 def _check(query: Tensor, starts: tuple[Tensor, Tensor], longest: tuple[int, int], dropout: float, flags: Any) -> None:
@@ -44,12 +59,18 @@ def _check(query: Tensor, starts: tuple[Tensor, Tensor], longest: tuple[int, int
     assert not any(flags)
 
 
-def _gradients(grad: Tensor, leaves: list[Tensor], starts: tuple[Tensor, Tensor], scale: float | None) -> list[Tensor]:
+def _gradients(
+    grad: Tensor,
+    leaves: list[Tensor],
+    starts: tuple[Tensor, Tensor],
+    scale: float | None,
+    window: int | None = None,
+) -> list[Tensor]:
     """Of query, key and value, by hand: torch records nothing below its derivatives."""
     scale, found = _scale(leaves[0], scale), []
     of_queries = grad.tensor_split(starts[0].tolist()[1:-1])
     for (q, k, v), signal in zip(_sequences(*leaves, starts), of_queries, strict=True):
-        g, weights = signal.transpose(0, 1), (q @ k.transpose(1, 2) * scale).softmax(-1)
+        g, weights = signal.transpose(0, 1), _weights(q, k, scale, window)
         of_weights = g @ v.transpose(1, 2)
         of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) * scale
         found.append((of_scores @ k, of_scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ g))
@@ -57,13 +78,21 @@ def _gradients(grad: Tensor, leaves: list[Tensor], starts: tuple[Tensor, Tensor]
 
 
 def _flash(query, key, value, cum_q, cum_k, max_q, max_k, dropout, is_causal, debug, *, scale=None, **more):
+    window = _window(more)
     _check(query, (cum_q, cum_k), (max_q, max_k), dropout, (is_causal, debug, *more.values()))
     nothing = query.new_empty(0)
-    return attend(query, key, value, (cum_q, cum_k), scale), nothing, nothing, nothing, nothing
+    return attend(query, key, value, (cum_q, cum_k), scale, window), nothing, nothing, nothing, nothing
 
 
 def _flash_backward(grad, query, key, value, out, sums, cum_q, cum_k, max_q, max_k, p, causal, rng, unused, **more):
-    return tuple(_gradients(grad, [query, key, value], (cum_q, cum_k), more.get("scale")))
+    return tuple(_gradients(grad, [query, key, value], (cum_q, cum_k), more.get("scale"), _window(more)))
+
+
+def _window(more):
+    """The window, the same to both sides; it is taken out of the arguments."""
+    left, right = (more.pop(f"window_size_{side}", None) for side in ("left", "right"))
+    assert left == right
+    return left
 
 
 def _efficient(query, key, value, bias, cum_q, cum_k, max_q, max_k, dropout, mask, sums=False, *, scale=None, **more):

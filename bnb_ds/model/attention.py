@@ -11,6 +11,9 @@ Seven implementations compute the same numbers. `attention_way` chooses one:
 - ``each``: SDPA for one sequence after the other, without padding or mask; for long sequences on a CPU.
 - ``padded``: sequences are padded for SDPA and unpadded after it; for every device.
 
+Where a layer reads the keys in a window only, `way_in_window` chooses ``flash_attn``, ``flash``, ``single``,
+``each`` for short sequences, or ``blocks`` (:mod:`bnb_ds.model.varlen.windows`), which serves every device.
+
 Shapes: B sequences, N real tokens of all sequences together, M tokens of the longest one, A heads, D head size.
 Mq, Nq are those of the queries; Mk, Nk those of the keys.
 """
@@ -26,15 +29,18 @@ from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.model.varlen.dropout_attention import attend_with_dropout, sequences
+from bnb_ds.model.varlen.dropout_attention import attend_with_dropout
 from bnb_ds.model.varlen.kernel_choice import best_way
-from bnb_ds.model.varlen.operators import WAYS
+from bnb_ds.model.varlen.operators import WAYS, WINDOW_WAYS
 
 IMPLEMENTATION = "bnb_packed"
 
 # Mean length from which single sequences are faster on a CPU than padding: 1.2 to 2.2 times as fast on two cores,
 # whether the lengths are similar or not.
 _LONG_TOKENS = 64
+# Longest sequence for which a CPU reads all keys, and masks those out of the window, faster than it reads blocks: a
+# block has 256 keys for a window of 64 tokens to each side. The mask has the square of this number of entries.
+_SHORT_FOR_A_WINDOW = 384
 
 
 def packed_attention(
@@ -69,9 +75,45 @@ def packed_attention(
     assert attention_mask is None, "packed rows hold no padding to mask"
     key_layout = memory_layout if isinstance(module, BertCrossAttention) else layout
     assert key_layout is not None, "cross-attention needs the layout of its keys"
-    query_NAD, key_NAD, value_NAD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    way = _WAYS[attention_way(query, key_layout, dropout)]
-    return way(query_NAD, key_NAD, value_NAD, layout, key_layout, dropout, scaling)[None], None
+    rows_NAD = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    return attend(rows_NAD[0], rows_NAD[1], rows_NAD[2], layout, key_layout, dropout, scaling)[None], None
+
+
+def attend(
+    query_NAD: Tensor,
+    key_NAD: Tensor,
+    value_NAD: Tensor,
+    layout: PackedLayout,
+    key_layout: PackedLayout,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Full (never causal) attention of each sequence to its own keys, or to those in a window.
+
+    Args:
+        query_NAD: float [Nq, A, D].
+        key_NAD: float [Nk, A, D].
+        value_NAD: float [Nk, A, D].
+        layout: layout of the queries.
+        key_layout: layout of the keys; in self-attention the same object.
+        dropout: probability that a weight is dropped.
+        scaling: factor on the scores; None: ``D ** -0.5``.
+        window: in self-attention, the largest distance of a key from its query, in tokens; None: all keys are read.
+
+    Returns:
+        float [Nq, A, D].
+    """
+    arguments = query_NAD, key_NAD, value_NAD, layout, key_layout, dropout, scaling
+    if window is None or _holds_all(window, layout):
+        return _WAYS[attention_way(query_NAD, key_layout, dropout)](*arguments)
+    assert key_layout is layout, "a window is for self-attention"
+    return _WINDOW_WAYS[way_in_window(query_NAD, layout, dropout)](*arguments, window)
+
+
+def _holds_all(window: int, layout: PackedLayout) -> bool:
+    """Whether all tokens read their whole sequence. A graph must hold for lengths other than those it was made with."""
+    return not torch.compiler.is_compiling() and layout.max_seqlen <= window + 1
 
 
 def attention_way(query: Tensor, key_layout: PackedLayout, dropout: float) -> str:
@@ -93,6 +135,19 @@ def attention_way(query: Tensor, key_layout: PackedLayout, dropout: float) -> st
     return best_way(query.device.index, query.dtype, query.shape[-1]).way
 
 
+def way_in_window(query: Tensor, layout: PackedLayout, dropout: float) -> str:
+    """As `attention_way`, for self-attention in a window."""
+    if layout.masks_tokens or torch.compiler.is_compiling():
+        return "blocks"
+    if query.device.type == "cpu":
+        if dropout > 0:
+            return "single"
+        return "each" if layout.max_seqlen <= _SHORT_FOR_A_WINDOW else "blocks"
+    if not query.is_cuda:
+        return "blocks"
+    return best_way(query.device.index, query.dtype, query.shape[-1], in_window=True).way
+
+
 def _attend_each(
     query_NAD: Tensor,
     key_NAD: Tensor,
@@ -101,15 +156,23 @@ def _attend_each(
     key_layout: PackedLayout,
     dropout: float,
     scaling: float | None,
+    window: int | None = None,
 ) -> Tensor:
-    lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
-    attended = [
-        scaled_dot_product_attention(query_AnD[None], key_AnD[None], value_AnD[None], dropout_p=dropout, scale=scaling)
-        for query_AnD, key_AnD, value_AnD in sequences(lengths, (query_NAD,), (key_NAD, value_NAD))
-    ]
+    lengths, key_lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
+    is_near_MM = None
+    if window is not None:
+        places_M = torch.arange(layout.max_seqlen, device=query_NAD.device)
+        is_near_MM = (places_M[:, None] - places_M).abs() <= window
+    attended = []
+    for parts in zip(query_NAD.split(lengths), key_NAD.split(key_lengths), value_NAD.split(key_lengths), strict=True):
+        query, key, value = (part.transpose(0, 1)[None] for part in parts)
+        count = query.shape[2]
+        mask = None if is_near_MM is None or count <= window + 1 else is_near_MM[:count, :count]
+        attended.append(scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling))
     return torch.cat([out_1AnD[0].transpose(0, 1) for out_1AnD in attended])
 
 
 _WAYS = {**WAYS, "each": _attend_each, "single": attend_with_dropout}
+_WINDOW_WAYS = {**WINDOW_WAYS, "each": _attend_each, "single": attend_with_dropout}
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

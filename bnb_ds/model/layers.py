@@ -62,7 +62,7 @@ class BnbEncoder(nn.Module):
             token_type_ids=(types_N if self._has_types else torch.zeros_like(types_N))[None],
             position_ids=_rows(layout.position_ids, self._first_position)[None],
         )
-        context = {} if self.context is None else self.context(hidden_1NH, layout.position_ids)
+        context = {} if self.context is None else self.context(hidden_1NH, layout.position_ids, layout)
         for layer in self.layer:
             hidden_1NH = layer(hidden_1NH, layout=layout, **context)
             if kept is not None:
@@ -240,7 +240,7 @@ class BnbDecoder(nn.Module):
         """
         hidden_1TH = self.embeddings(latent, slots, is_stretched=is_stretched)[None]
         memory_1NH = memory_NH[None]
-        context = {} if self.context is None else self.context(hidden_1TH, slots.position_ids)
+        context = {} if self.context is None else self.context(hidden_1TH, slots.position_ids, slots.layout, source)
         for number, layer in enumerate(self.layer):
             # Positional arguments, because reentrant activation checkpointing gives gradients only to those.
             hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source, **context)

@@ -10,9 +10,11 @@ from transformers import BertConfig, PreTrainedConfig
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.backbones.backbone import Backbone
 from bnb_ds.model.backbones.bert_like import Bert, DistilBert, Electra, Roberta, XlmRoberta
+from bnb_ds.model.backbones.modernbert import ModernBert
 
 BACKBONES: dict[str, Backbone] = {
-    backbone.model_type: backbone for backbone in (Bert(), Roberta(), XlmRoberta(), Electra(), DistilBert())
+    backbone.model_type: backbone
+    for backbone in (Bert(), Roberta(), XlmRoberta(), Electra(), DistilBert(), ModernBert())
 }
 
 #: the way out

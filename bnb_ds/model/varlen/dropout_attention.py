@@ -2,14 +2,16 @@
 
 torch's fused CPU kernel has no dropout. With dropout, scaled_dot_product_attention keeps several [B, A, M, M] tensors
 for every layer. Here one sequence is computed after the other, each at its own length, and the backward pass computes
-weights and mask again. Only inputs, outputs and one seed are kept.
+weights and mask again. Only inputs, outputs and one seed are kept. With a window, sequences are computed in parts: some
+queries, and the keys near them.
 
-Shapes: A heads, D head size; Nq and Nk tokens of all queries and keys; q and k tokens of one sequence.
+Shapes: A heads, D head size; Nq and Nk tokens of all queries and keys; q and k tokens of one sequence or part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -19,6 +21,10 @@ from torch.autograd.function import once_differentiable
 from bnb_ds.common.packing import PackedLayout
 
 _LEVELS = 1 << 16  # values of 16 random bits, so probabilities are multiples of 1/65536
+_QUERIES_OF_A_PART = 128
+
+#: queries, and the keys that they read: first and last place + 1 of each in its row
+Part = tuple[int, int, int, int]
 
 
 def attend_with_dropout(
@@ -29,6 +35,7 @@ def attend_with_dropout(
     key_layout: PackedLayout,
     dropout: float,
     scaling: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Softmax attention of each sequence to its own keys. Some weights are dropped, and the others are scaled up.
 
@@ -40,6 +47,7 @@ def attend_with_dropout(
         key_layout: layout of the keys.
         dropout: probability that a weight is dropped, at least 0 and below 1.
         scaling: factor on the scores; None: ``D ** -0.5``.
+        window: in self-attention, the largest distance of a key from its query, in tokens; None: there is none.
 
     Returns:
         float [Nq, A, D]. One draw of torch's default generator decides which weights are dropped.
@@ -47,7 +55,8 @@ def attend_with_dropout(
     seed = int(torch.randint(torch.iinfo(torch.int64).max, ()))
     scaling = query_NAD.shape[-1] ** -0.5 if scaling is None else scaling
     lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
-    return _Attention.apply(query_NAD, key_NAD, value_NAD, lengths, dropout, scaling, seed)
+    parts = _whole_sequences(lengths) if window is None else _parts_of_sequences(lengths[0], window)
+    return _Attention.apply(query_NAD, key_NAD, value_NAD, parts, window, dropout, scaling, seed)
 
 
 class _Attention(torch.autograd.Function):
@@ -57,16 +66,18 @@ class _Attention(torch.autograd.Function):
         query_NAD: Tensor,
         key_NAD: Tensor,
         value_NAD: Tensor,
-        lengths: tuple[Sequence[int], Sequence[int]],
+        parts: list[Part],
+        window: int | None,
         dropout: float,
         scaling: float,
         seed: int,
     ) -> Tensor:
-        ctx.settings = lengths, dropout, scaling, seed
+        ctx.settings = parts, window, dropout, scaling, seed
         attended_NAD = torch.empty_like(query_NAD)
         masks = _masks(dropout, seed)
-        for query, out, key, value in sequences(lengths, (query_NAD, attended_NAD), (key_NAD, value_NAD)):
-            weights = _weights(query, key, scaling)
+        for part in parts:
+            query, out, key, value = _views(part, (query_NAD, attended_NAD), (key_NAD, value_NAD))
+            weights = _weights(query, key, scaling, _out_of_window(part, window))
             out.copy_(weights.mul_(_next_mask(masks, weights)) @ value)
         ctx.save_for_backward(query_NAD, key_NAD, value_NAD, attended_NAD)
         return attended_NAD
@@ -74,37 +85,60 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NAD: Tensor) -> tuple[Tensor | None, ...]:
-        lengths, dropout, scaling, seed = ctx.settings
+        parts, window, dropout, scaling, seed = ctx.settings
         query_NAD, key_NAD, value_NAD, attended_NAD = ctx.saved_tensors
-        grads = [torch.empty_like(tensor) for tensor in (query_NAD, key_NAD, value_NAD)]
+        grads = [torch.zeros_like(tensor) for tensor in (query_NAD, key_NAD, value_NAD)]
         of_queries = query_NAD, attended_NAD, grad_NAD, grads[0]
         of_keys = key_NAD, value_NAD, grads[1], grads[2]
         masks = _masks(dropout, seed)
-        for query, out, grad, grad_query, key, value, grad_key, grad_value in sequences(lengths, of_queries, of_keys):
-            weights = _weights(query, key, scaling)
+        for part in parts:
+            query, out, grad, grad_query, key, value, grad_key, grad_value = _views(part, of_queries, of_keys)
+            weights = _weights(query, key, scaling, _out_of_window(part, window))
             mask = _next_mask(masks, weights)
-            grad_value.copy_((weights * mask).transpose(1, 2) @ grad)
+            grad_value.add_((weights * mask).transpose(1, 2) @ grad)
             grad_scores = (grad @ value.transpose(1, 2)).mul_(mask)
             # Gradient of the softmax. The weighted sum of a row's gradients equals its output times its output's
             # gradient.
             grad_scores.sub_((grad * out).sum(-1, keepdim=True)).mul_(weights).mul_(scaling)
             grad_query.copy_(grad_scores @ key)
-            grad_key.copy_(grad_scores.transpose(1, 2) @ query)
-        return *grads, None, None, None, None
+            grad_key.add_(grad_scores.transpose(1, 2) @ query)  # other parts may read the same key
+        return *grads, None, None, None, None, None
 
 
-def sequences(
-    lengths: tuple[Sequence[int], Sequence[int]], of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]
-) -> Iterator[list[Tensor]]:
-    """For each sequence, views [A, q or k, D] of its part of every tensor."""
-    parts = [tensor.split(lengths[0]) for tensor in of_queries] + [tensor.split(lengths[1]) for tensor in of_keys]
-    for row in zip(*parts, strict=True):
-        yield [tensor.transpose(0, 1) for tensor in row]
+def _whole_sequences(lengths: tuple[Sequence[int], Sequence[int]]) -> list[Part]:
+    ends, key_ends = ([0, *accumulate(of)] for of in lengths)
+    return [(*queries, *keys) for queries, keys in zip(pairwise(ends), pairwise(key_ends), strict=True)]
 
 
-def _weights(query_AqD: Tensor, key_AkD: Tensor, scaling: float) -> Tensor:
+def _parts_of_sequences(lengths: Sequence[int], window: int) -> list[Part]:
+    parts: list[Part] = []
+    for start, end in pairwise([0, *accumulate(lengths)]):
+        for first in range(start, end, _QUERIES_OF_A_PART):
+            last = min(first + _QUERIES_OF_A_PART, end)
+            parts.append((first, last, max(start, first - window), min(end, last + window)))
+    return parts
+
+
+def _views(part: Part, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> list[Tensor]:
+    """Views [A, q or k, D] of a part of every tensor."""
+    first, last, first_key, last_key = part
+    parts = [tensor[first:last] for tensor in of_queries] + [tensor[first_key:last_key] for tensor in of_keys]
+    return [tensor.transpose(0, 1) for tensor in parts]
+
+
+def _out_of_window(part: Part, window: int | None) -> Tensor | None:
+    """bool [q, k], the keys that a query must not read; None: it reads all."""
+    first, last, first_key, last_key = part
+    if window is None or max(last - 1 - first_key, last_key - 1 - first) <= window:
+        return None
+    return (torch.arange(first, last)[:, None] - torch.arange(first_key, last_key)).abs() > window
+
+
+def _weights(query_AqD: Tensor, key_AkD: Tensor, scaling: float, unread_qk: Tensor | None) -> Tensor:
     """The attention weights [A, q, k], in the inputs' dtype. The softmax is computed in at least float32."""
     scores = (query_AqD * scaling) @ key_AkD.transpose(1, 2)
+    if unread_qk is not None:
+        scores.masked_fill_(unread_qk, -torch.inf)
     wide = torch.promote_types(scores.dtype, torch.float32)
     return scores.softmax(-1, dtype=wide).to(scores.dtype)
 

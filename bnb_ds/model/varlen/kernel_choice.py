@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.model.varlen.operators import WAYS, Way
+from bnb_ds.model.varlen.operators import WAYS, WINDOW_WAYS, Way, WindowWay
 
 _HALF = (torch.float16, torch.bfloat16)
 _FLASH_LARGEST_HEAD = 256
 #: relative error of a result or gradient that a kernel may have; float32 products may be in TF32
 _TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 4e-2, torch.float32: 1e-2, torch.float64: 1e-2}
 _QUERIES, _KEYS = (3, 1, 17), (4, 9, 2)
+_WINDOW = 4
 
 
 class Choice(NamedTuple):
@@ -41,19 +43,23 @@ def description(device: torch.device, dtype: torch.dtype, head_size: int) -> str
 
 
 @functools.cache
-def best_way(device_index: int, dtype: torch.dtype, head_size: int) -> Choice:
+def best_way(device_index: int, dtype: torch.dtype, head_size: int, *, in_window: bool = False) -> Choice:
     """The fastest implementation that works for these tensors on this GPU; ``"padded"`` if no other does.
 
-    The first call of each kind waits for the device.
+    With ``in_window`` it is one of those that know windows, and ``"blocks"`` if no other works. The first call of each
+    kind waits for the device.
     """
     device = torch.device("cuda", device_index)
+    ways: dict[str, Way] | dict[str, WindowWay] = WINDOW_WAYS if in_window else WAYS
     faults: dict[str, str] = {}
     for name in _candidates(torch.cuda.get_device_capability(device), dtype, head_size):
-        fault = fault_of(WAYS[name], device, dtype, head_size)
+        if name not in ways:
+            continue
+        fault = fault_of(ways[name], device, dtype, head_size, in_window)
         if fault is None:
             return Choice(name, faults)
         faults[name] = fault
-    return Choice("padded", faults)
+    return Choice("blocks" if in_window else "padded", faults)
 
 
 def _candidates(capability: tuple[int, int], dtype: torch.dtype, head_size: int) -> list[str]:
@@ -72,7 +78,9 @@ def _candidates(capability: tuple[int, int], dtype: torch.dtype, head_size: int)
     return names
 
 
-def fault_of(way: Way, device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+def fault_of(
+    way: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, head_size: int, in_window: bool = False
+) -> str | None:
     """What is wrong with an implementation on a device, in a few words; None: it works."""
     devices = [device] if device.type == "cuda" else []
     # The trial must not change what a run draws, and it needs gradients, whoever calls.
@@ -83,25 +91,37 @@ def fault_of(way: Way, device: torch.device, dtype: torch.dtype, head_size: int)
         torch.autocast(device.type, enabled=False),
     ):
         try:
-            got = _trial(way, device, dtype, head_size, 0.0)
-            _trial(way, device, dtype, head_size, 0.5)
+            got = _trial(way, device, dtype, head_size, 0.0, in_window)
+            _trial(way, device, dtype, head_size, 0.5, in_window)
         except Exception as error:  # whatever a broken build raises
             return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:160]
-        expected = _trial(WAYS["padded"], torch.device("cpu"), torch.float64, head_size, 0.0)
+        plain = WINDOW_WAYS["blocks"] if in_window else WAYS["padded"]
+        expected = _trial(plain, torch.device("cpu"), torch.float64, head_size, 0.0, in_window)
     errors = [float((x.cpu().double() - y).norm() / y.norm()) for x, y in zip(got, expected, strict=True)]
     return None if max(errors) <= _TOLERANCES[dtype] else f"wrong by {max(errors):.1e}"
 
 
-def _trial(way: Way, device: torch.device, dtype: torch.dtype, head_size: int, dropout: float) -> list[Tensor]:
+def _trial(
+    way: Callable[..., Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    head_size: int,
+    dropout: float,
+    in_window: bool,
+) -> list[Tensor]:
     """The result and the three gradients on a small problem, the same on every device."""
     generator = torch.Generator().manual_seed(0)
     layout, key_layout = (PackedLayout.from_host(np.array(lengths), device) for lengths in (_QUERIES, _KEYS))
+    keys = _QUERIES if in_window else _KEYS
     query, key, value, signal = (
         torch.randn(sum(lengths), 2, head_size, generator=generator).to(device, dtype)
-        for lengths in (_QUERIES, _KEYS, _KEYS, _QUERIES)
+        for lengths in (_QUERIES, keys, keys, _QUERIES)
     )
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
-    attended = way(leaves[0], leaves[1], leaves[2], layout, key_layout, dropout, None)
+    if in_window:
+        attended = way(*leaves, layout, layout, dropout, None, _WINDOW)
+    else:
+        attended = way(*leaves, layout, key_layout, dropout, None)
     gradients = torch.autograd.grad(attended, leaves, signal)
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -15,10 +15,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from bnb_ds.common.packing import PackedLayout
+from bnb_ds.model.varlen.windows import attend_in_blocks
 
 #: query [Nq, A, D], key and value [Nk, A, D], layouts of queries and keys, dropout, scaling (None: ``D ** -0.5``)
 #: -> [Nq, A, D]
 Way = Callable[[Tensor, Tensor, Tensor, PackedLayout, PackedLayout, float, "float | None"], Tensor]
+#: the same with one more argument: the largest distance of a key from its query, in tokens; only self-attention has it
+WindowWay = Callable[[Tensor, Tensor, Tensor, PackedLayout, PackedLayout, float, "float | None", int], Tensor]
 
 _NO_MASK = 0
 
@@ -31,6 +34,7 @@ def attend_flash(
     key_layout: PackedLayout,
     dropout: float,
     scaling: float | None,
+    window: int | None = None,
 ) -> Tensor:
     """torch's flash attention: 16 bits, a head size that is a multiple of 8 and at most 256, capability 8.0."""
     attended_NAD, *_ = torch.ops.aten._flash_attention_forward(
@@ -45,6 +49,8 @@ def attend_flash(
         False,  # never causal
         False,  # no mask for debugging
         scale=scaling,
+        window_size_left=window,
+        window_size_right=window,
     )
     return attended_NAD
 
@@ -114,6 +120,7 @@ def attend_flash_attn(
     key_layout: PackedLayout,
     dropout: float,
     scaling: float | None,
+    window: int | None = None,
 ) -> Tensor:
     """The package flash-attn: as `attend_flash`, with any head size of at most 256."""
     from flash_attn import flash_attn_varlen_func
@@ -129,6 +136,7 @@ def attend_flash_attn(
         dropout_p=dropout,
         softmax_scale=scaling,
         causal=False,
+        window_size=(-1, -1) if window is None else (window, window),
     )
 
 
@@ -160,4 +168,11 @@ WAYS: dict[str, Way] = {
     "efficient": attend_efficient,
     "jagged": attend_jagged,
     "padded": attend_padded,
+}
+
+#: name -> implementation with a window
+WINDOW_WAYS: dict[str, WindowWay] = {
+    "flash_attn": attend_flash_attn,
+    "flash": attend_flash,
+    "blocks": attend_in_blocks,
 }
