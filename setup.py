@@ -66,6 +66,7 @@ EXTRAS_REQUIRE = {
     "mlflow": ["mlflow-skinny>=3"],  # the client alone; a server needs `mlflow`
     "trackio": ["trackio>=0.20"],
     "tune": ["optuna>=5,<6"],  # proposals, early ends and the resumable storage of `bnb-ds tune`
+    "lora": ["peft>=0.18"],  # low-rank adapters in fine-tuning: `lora` of a recipe
     "plot": ["matplotlib>=3.8"],  # pictures of `bnb-ds prep stats --png` and `bnb-ds bench generate --png`
     "lm": ["kenlm>=0.2"],  # n-gram language models in the CTC beam search; built from source, with a C++ compiler
     "onnx": [
@@ -110,7 +111,7 @@ EXTRAS_REQUIRE = {
         "httpx>=0.27",  # clients for tests of the service
         "httptools>=0.6",  # the other HTTP parser that uvicorn may use; the service is tested with both
         "accelerate>=1.10",  # transformers' Trainer, which trains our models in a test
-        "peft>=0.18",  # LoRA adapters of our models
+        "peft>=0.18",  # the extra `lora`; LoRA adapters of our models in transformers' Trainer
         "playwright>=1.48",  # drives an installed Chromium for tests of the service's pages
         "schemathesis>=4",  # makes malformed requests from the OpenAPI description
         "ruff>=0.17,<0.18",  # linter, run as a test; other releases have other rules

@@ -28,8 +28,9 @@ from bnb_ds.distributed import ranks
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.modeling import BnbForConditionalGeneration
-from bnb_ds.train.engine import build_engine, gradient_norm, parameter_groups, take_step
+from bnb_ds.train.engine import build_engine, gradient_norm, take_step
 from bnb_ds.train.fused import choose_optimizer
+from bnb_ds.train.parameters.groups import parameter_groups
 
 _OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01}
 _CLIP = 1.0

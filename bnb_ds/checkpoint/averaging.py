@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from bnb_ds.checkpoint import store
+from bnb_ds.checkpoint.adapters import plain_weights
 from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
-from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.errors import CheckpointError
 
 
@@ -44,17 +44,17 @@ def choose_checkpoints(source: Path, *, last: int | None = None, best: int | Non
 
 
 def average_weights(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
-    """The mean of each weight, summed in float64, as float32.
+    """The mean of each weight, summed in float64, as float32. Adapters are merged before.
 
     Raises:
         CheckpointError: the checkpoints are not of one model: their configurations differ, or names or shapes of
             weights; or one of them cannot be read.
     """
     first = checkpoints[0]
-    sums = {name: weight.double() for name, weight in read_weights(first).items()}
+    sums = {name: weight.double() for name, weight in plain_weights(first).items()}
     for path in checkpoints[1:]:
         _refuse_another_model(first, path)
-        weights = read_weights(path)
+        weights = plain_weights(path)
         different = sorted(set(weights) ^ set(sums))
         different += [name for name in weights if name in sums and weights[name].shape != sums[name].shape]
         if different:

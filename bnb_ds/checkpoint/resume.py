@@ -11,13 +11,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 
 from bnb_ds.checkpoint import store
+from bnb_ds.checkpoint.safe_loading import data_only
 from bnb_ds.common.files import disk_errors
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.distributed import ranks
@@ -79,26 +83,82 @@ def load_resumed(engine: Any, resume: Resume) -> None:
         return
     universal = ranks.on_main(lambda: convert(resume.checkpoint))
     own_groups = [dict(group) for group in engine.optimizer.param_groups]
-    store.load(engine, universal)
     if engine.zero_optimization_stage() == 3:
-        _mend_stage_3(engine, own_groups)
+        store.load(engine, universal)
+        _mend_stage_3(engine, own_groups, resume.checkpoint)
+    else:
+        with _groups_without_weights(engine.optimizer):
+            store.load(engine, universal)
     ranks.barrier()
     if ranks.is_main():
         shutil.rmtree(universal.parent, ignore_errors=True)
 
 
-def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]]) -> None:
-    """Correct two faults of DeepSpeed's loading of universal checkpoints at ZeRO stage 3.
+class _NoWeights:
+    """Stands in a group of which this rank holds no weight. DeepSpeed asks it as it asks a parameter."""
 
-    DeepSpeed gives every parameter group the settings of the first group, so biases and norms would decay. It also
-    gives all states the same ``step`` tensor, so the update of each group would advance the step of all of them.
+    _hp_mapping = SimpleNamespace(get_optim_state_keys=lambda: ())
+
+    def load_hp_checkpoint_state(self, *_: Any, **__: Any) -> None:
+        """There is no count of updates."""
+
+
+@contextmanager
+def _groups_without_weights(optimizer: Any) -> Iterator[None]:
+    """Let DeepSpeed load a universal checkpoint where a parameter group has fewer weights than there are ranks.
+
+    DeepSpeed takes the count of updates from the first weight that a rank holds of each group, and expects one.
+    """
+    load = optimizer.load_hp_checkpoint_state_from_checkpoint_dir
+    absent = _NoWeights()
+    optimizer.param_names[absent] = ""
+
+    def load_all(name: str, directory: str) -> None:
+        groups = [group for group in getattr(optimizer, name) if all(p._hp_mapping is None for p in group)]
+        for group in groups:
+            group.append(absent)
+        try:
+            load(name, directory)
+        finally:
+            for group in groups:
+                group.remove(absent)
+
+    optimizer.load_hp_checkpoint_state_from_checkpoint_dir = load_all
+    try:
+        yield
+    finally:
+        del optimizer.load_hp_checkpoint_state_from_checkpoint_dir
+        del optimizer.param_names[absent]
+
+
+def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]], checkpoint: Path) -> None:
+    """Correct three faults of DeepSpeed's loading of universal checkpoints at ZeRO stage 3.
+
+    DeepSpeed gives every parameter group the settings of the first group, so biases and norms would decay, and all
+    layers have one rate. It gives all states one ``step`` tensor, so the update of each group would advance the step of
+    all of them; and its value is the first group's, although layers may have begun at different steps.
     """
     optimizer = engine.optimizer.optimizer
-    for group, own in zip(optimizer.param_groups, own_groups, strict=True):
-        group["weight_decay"] = own["weight_decay"]
-    for state in optimizer.state.values():
+    rates = engine.lr_scheduler.get_last_lr()
+    for group, own, rate in zip(optimizer.param_groups, own_groups, rates, strict=True):
+        group.update({key: value for key, value in own.items() if key not in ("params", "step")}, lr=rate)
+    steps = _steps_of_weights(checkpoint)
+    for piece, partition in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
+        state = optimizer.state[partition]
         if torch.is_tensor(state.get("step")):
-            state["step"] = state["step"].clone()
+            name = engine.optimizer.param_names[engine.optimizer.fp16_groups[piece][0]]
+            state["step"] = steps[name].clone().to(state["step"].device)
+
+
+def _steps_of_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Name of a weight -> number of its updates, of a checkpoint of ZeRO stage 3."""
+    optimizer_file = min(checkpoint.glob("*zero_pp_rank_0_*optim_states.pt"))
+    model_file = min(checkpoint.glob("zero_pp_rank_0_*model_states.pt"))
+    with data_only(checkpoint):
+        states = torch.load(optimizer_file, map_location="cpu", mmap=True)["optimizer_state_dict"]
+        shapes = torch.load(model_file, map_location="cpu", mmap=True)["param_shapes"]
+    pieces = states["optimizer_state_dict"]["state"]
+    return {name: torch.as_tensor(pieces[i]["step"]).clone() for i, piece in enumerate(shapes) for name in piece}
 
 
 def convert(found: Path) -> Path:

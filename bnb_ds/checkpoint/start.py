@@ -90,12 +90,13 @@ def find_start(
     return ranks.on_main(find)
 
 
-def check_output(recipe: TrainingRecipe, num_parameters: int | None) -> None:
+def check_output(recipe: TrainingRecipe, num_parameters: int | None, num_frozen: int = 0) -> None:
     """Check that the output directory can be written, and has room for the checkpoints.
 
     Args:
         recipe: names the directory, and how many checkpoints it keeps.
-        num_parameters: of the model; None: not known, so that room is not checked.
+        num_parameters: trainable ones of the model; None: not known, so that room is not checked.
+        num_frozen: the others.
 
     Raises:
         ConfigError, DataError: naming the directory.
@@ -105,7 +106,8 @@ def check_output(recipe: TrainingRecipe, num_parameters: int | None) -> None:
     def check() -> None:
         refuse_unwritable(path)
         if num_parameters is not None:
-            _refuse_small_disk(path, _keeps(recipe), num_parameters)
+            size = store.BYTES_PER_PARAMETER * num_parameters + store.BYTES_PER_FROZEN_PARAMETER * num_frozen
+            _refuse_small_disk(path, _keeps(recipe), size)
 
     ranks.on_main(check)
 
@@ -117,10 +119,10 @@ def refuse_unwritable(path: Path) -> None:
         raise ConfigError(f"output_dir {path}: {place} is not a writable directory; choose another")
 
 
-def _refuse_small_disk(path: Path, keeps: int, num_parameters: int) -> None:
+def _refuse_small_disk(path: Path, keeps: int, size: int) -> None:
     # The kept checkpoints, the best one, and the one being written; but for those that lie there already.
     checkpoints = max(keeps + 2 - len(store.whole_checkpoints(path / "checkpoints")), 1)
-    needed = checkpoints * store.BYTES_PER_PARAMETER * num_parameters
+    needed = checkpoints * size
     free = shutil.disk_usage(_existing_part(path)).free
     if free < needed:
         raise DataError(

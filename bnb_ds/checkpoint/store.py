@@ -28,6 +28,8 @@ _NAME = re.compile(r"step_(\d{8})")
 _GIB = 2**30
 #: upper bound for a checkpoint: weights and two moments in fp32, and the model's own copy
 BYTES_PER_PARAMETER = 16
+#: the same for a weight that is not trained: as it is, and at ZeRO stage 2 and later once more
+BYTES_PER_FROZEN_PARAMETER = 8
 #: parts of torch's error messages when a file cannot be written
 _WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "No space", "unexpected pos", "write failed")
 
@@ -166,8 +168,10 @@ class CheckpointWriter:
         for newest in whole_checkpoints(self._directory)[-1:]:
             with suppress(*_DAMAGED_STATE):  # its checkpoint has no known size
                 return sum(file["bytes"] for file in read_state(newest)["files"].values())
-        parameters = self._engine.module.parameters()
-        return BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+        return sum(
+            (BYTES_PER_PARAMETER if p.requires_grad else BYTES_PER_FROZEN_PARAMETER) * getattr(p, "ds_numel", p.numel())
+            for p in self._engine.module.parameters()
+        )
 
     def _publish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
         with disk_errors(self._directory):

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bnb_ds.checkpoint import store
-from bnb_ds.checkpoint.weights import read_weights
+from bnb_ds.checkpoint.adapters import plain_weights
 from bnb_ds.common.files import disk_errors, new_directory, sha256_file
 from bnb_ds.errors import CheckpointError
 from bnb_ds.export.model_card import (
@@ -90,7 +90,7 @@ def export_task_model(run: Path, found: Path, output: Path, weights: dict[str, T
     system = load_system(run / "model")
     config = system.load_config(run / "model")
     model = system.empty(config)
-    model.load_state_dict(weights or read_weights(found))
+    model.load_state_dict(weights or plain_weights(found))
     with new_directory(output) as directory:
         model.save_pretrained(directory)
         system.save_files(config, directory)

@@ -30,6 +30,8 @@ from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
 from bnb_ds.train.launch import NEW_RUN, Launch
 from bnb_ds.train.objectives import Glancing, Objective
+from bnb_ds.train.parameters.chosen import Trained, choose
+from bnb_ds.train.parameters.unfreezing import Beginnings
 
 #: samples of a split whose ceiling a launch works out; an evaluation takes all
 _CEILING_SAMPLES = 1000
@@ -113,13 +115,13 @@ class Decision:
     Attributes:
         start: where it begins.
         splits: split name -> tokenised data.
-        num_parameters: trainable parameters of the model.
+        trained: numbers of parameters of the model.
         about_slots: lines for the user.
     """
 
     start: Start
     splits: dict[str, Tokenised]
-    num_parameters: int
+    trained: Trained
     about_slots: list[str]
 
 
@@ -141,8 +143,9 @@ def decide(
         ConfigError, DataError, CheckpointError: the launch may not begin; the message says why.
     """
     recipe = plan.recipe
-    num_parameters = count_parameters(plan.system)
-    attempt(f"output_dir {recipe.output_dir}", lambda: check_output(recipe, num_parameters))
+    trained = attempt("weights to train", lambda: choose_trained(plan))
+    sizes = (None,) if trained is None else (trained.trained, trained.frozen)
+    attempt(f"output_dir {recipe.output_dir}", lambda: check_output(recipe, *sizes))
     splits = attempt(f"data of task {recipe.task}", lambda: tokenise_splits(plan, progress))
     if splits is None:
         return None
@@ -151,9 +154,9 @@ def decide(
     start = attempt("resume", lambda: find_start(run, total_steps, **launch.resume_flags))
     if start is not None and start.resume is None:
         attempt("settings of a new model", plan.system.check_new)
-    if start is None or about_slots is None:
+    if start is None or about_slots is None or trained is None:
         return None
-    return Decision(start, splits, num_parameters, about_slots)
+    return Decision(start, splits, trained, about_slots)
 
 
 def describe_dry_run(plan: FinetunePlan, launch: Launch = NEW_RUN) -> list[str]:
@@ -171,16 +174,20 @@ def describe_dry_run(plan: FinetunePlan, launch: Launch = NEW_RUN) -> list[str]:
 def describe_decision(plan: FinetunePlan, decision: Decision) -> list[str]:
     """The same lines, of a launch that may begin."""
     return [
-        *describe_plan(plan, decision.splits, decision.num_parameters),
+        *describe_plan(plan, decision.splits, decision.trained),
         *decision.about_slots,
         f"start        {decision.start.describe(plan.ds_config)}",
     ]
 
 
-def count_parameters(system: System) -> int:
-    """Number of trainable parameters of the system's model. No weights are allocated."""
+def choose_trained(plan: FinetunePlan) -> Trained:
+    """What the recipe trains of the system's model. No weights are allocated.
+
+    Raises:
+        ConfigError: as `bnb_ds.train.parameters.chosen.choose`.
+    """
     with torch.device("meta"):
-        return estimates.count_parameters(system.empty(system.config()))
+        return choose(plan.system.empty(plan.system.config()), plan.recipe)
 
 
 def run_directory(plan: FinetunePlan, splits: dict[str, Tokenised]) -> RunDir:
@@ -229,19 +236,19 @@ def targets_that_do_not_fit(
     return ranks.on_main(lines)
 
 
-def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_parameters: int) -> list[str]:
+def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], trained: Trained) -> list[str]:
     """Lines that describe a run.
 
     Args:
         plan: the plan of the run.
         splits: split name -> tokenised data.
-        num_parameters: trainable parameters of the model.
+        trained: numbers of parameters of the model.
     """
     ds_config, recipe = plan.ds_config, plan.recipe
     samples = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
     lines = [
         f"task         {plan.task.title} ({plan.task.name}), model kind {recipe.model.kind}",
-        f"model        {num_parameters / 1e6:.2f}M parameters",
+        *_lines_of_weights(plan, trained, plan.total_steps(len(splits["train"])), len(splits["train"])),
         *_depth_lines(plan.system),
         f"data         {samples} samples",
     ]
@@ -264,6 +271,36 @@ def _depth_lines(system: System) -> list[str]:
     config = system.config()
     line = depth_line(config) if isinstance(config, BnbConfig) and system.task.is_generation else None
     return [] if line is None else [line]
+
+
+def _lines_of_weights(plan: FinetunePlan, trained: Trained, total_steps: int, num_samples: int) -> list[str]:
+    """How many weights there are, which of them are trained, when and at which rates."""
+    recipe = plan.recipe
+    line = f"model        {trained.total / 1e6:.2f}M parameters"
+    if trained.frozen:
+        line += f", of which {trained.trained / 1e6:.3g}M are trained"
+    lines = [line]
+    if recipe.lora is not None:
+        lora = recipe.lora
+        lines.append(
+            f"lora         rank {lora.rank}, scale {lora.scale:g}, on {trained.adapted} matrices"
+            f" ({', '.join(lora.targets)}); trained too: {', '.join(lora.also) or 'nothing'}"
+        )
+    if recipe.freeze:
+        lines.append(f"frozen       {', '.join(recipe.freeze)}")
+    if recipe.layerwise_decay is not None:
+        lowest, highest = (recipe.layerwise_decay**height for height in (trained.heights[-1], trained.heights[0]))
+        lines.append(f"rates        {lowest:.3g} to {highest:.3g} times the peak rate, by layer")
+    begin = beginnings(plan, num_samples)
+    return lines if begin is None else [*lines, begin.describe(trained.heights, total_steps)]
+
+
+def beginnings(plan: FinetunePlan, num_samples: int) -> Beginnings | None:
+    """When each layer begins to learn; None: at the first step."""
+    unfreezing = plan.recipe.unfreezing
+    if unfreezing is None:
+        return None
+    return Beginnings(unfreezing.interval(num_samples, plan.ds_config.global_batch), unfreezing.layers)
 
 
 def _ceiling_lines(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from bnb_ds.config.parameters_section import ParametersSection
 from bnb_ds.config.section import Section
 from bnb_ds.config.sections import TrainingRecipe
 from bnb_ds.errors import nearest
@@ -52,7 +53,7 @@ class SelectionSection(Section):
         return split
 
 
-class FinetuneRecipe(TrainingRecipe):
+class FinetuneRecipe(ParametersSection, TrainingRecipe):
     """The recipe of a fine-tuning run."""
 
     #: name of a task; :mod:`bnb_ds.tasks` lists them
@@ -80,6 +81,18 @@ class FinetuneRecipe(TrainingRecipe):
     def _second_phase_has_a_first(self) -> FinetuneRecipe:
         if self.ngram_size is not None and getattr(self.model, "checkpoint", None) is None:
             raise ValueError("ngram_size: such a phase begins with a trained model; name it with model.checkpoint")
+        return self
+
+    @model_validator(mode="after")
+    def _what_stays_was_trained(self) -> FinetuneRecipe:
+        model = self.model
+        begins = any(getattr(model, name, None) is not None for name in ("checkpoint", "encoder", "decoder"))
+        for key, given in (("lora", self.lora), ("freeze", self.freeze)):
+            if given and not begins:
+                raise ValueError(
+                    f"{key}: model.kind {model.kind} begins with random weights here, which would stay so; remove"
+                    f" {key}, or begin with a checkpoint"
+                )
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from bnb_ds.evaluate.split import evaluate_split, shown_outputs
 from bnb_ds.export.finetuned import export_best
 from bnb_ds.finetune.plan import (
     FinetunePlan,
+    beginnings,
     decide,
     describe_plan,
     make_objective,
@@ -23,11 +24,12 @@ from bnb_ds.finetune.plan import (
 from bnb_ds.model.flops import TRAINING_FACTOR
 from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.tokenised import Tokenised
-from bnb_ds.train import estimates
 from bnb_ds.train.early_stopping import EarlyStopping
 from bnb_ds.train.job import Job, Process, hold, run_job, run_process
 from bnb_ds.train.launch import Launch
 from bnb_ds.train.loop import Evaluation, Intervals
+from bnb_ds.train.parameters.chosen import choose
+from bnb_ds.train.parameters.groups import Rates
 from bnb_ds.train.tracking import Tracker
 
 
@@ -47,8 +49,9 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
     # The weights of a new run are a pure function of the seed, the same on every rank.
     torch.manual_seed(recipe.seed)
     model = system.build()
+    trained = choose(model, recipe)
     total_steps = plan.total_steps(len(splits["train"]))
-    config, num_parameters = model.config, estimates.count_parameters(model)
+    config = model.config
     patience = recipe.selection.patience
     job = Job(
         recipe=recipe,
@@ -62,9 +65,12 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
         batch_flops=lambda batch: TRAINING_FACTOR * system.flops(config, batch),
         evaluation=lambda engine, tracker: _evaluation(plan, engine, splits, process.device, tracker),
         save_model_files=lambda: _save_files(plan, run, config, splits),
-        lines=[*describe_plan(plan, splits, num_parameters), *decision.about_slots],
+        lines=[*describe_plan(plan, splits, trained), *decision.about_slots],
         selection_loss=_selection_loss(plan),
         early_stopping=EarlyStopping(patience) if patience else None,
+        has_frozen=trained.frozen > 0,
+        rates=Rates(recipe.layerwise_decay, by_height=recipe.unfreezing is not None),
+        beginnings=beginnings(plan, len(splits["train"])),
     )
     if run_job(job, launch, process, decision.start):
         process.watchdog.mark("export")

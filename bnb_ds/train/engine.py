@@ -19,6 +19,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.varlen import kernel_choice as varlen_attention
 from bnb_ds.train.fused import choose_optimizer, fault_of_cpu_adam, fuse_layer_norms, torch_optimizer
 from bnb_ds.train.hardware import DTYPES, refuse_emulation
+from bnb_ds.train.parameters.groups import ALIKE, Rates, parameter_groups
 
 #: part of DeepSpeed's error for an overflow that no lower loss scale can mend
 _LOWEST_SCALE = "loss scale already at minimum"
@@ -30,6 +31,7 @@ def build_engine(
     device: torch.device,
     multiplier: Callable[[int], float],
     *,
+    rates: Rates = ALIKE,
     load_universal: bool = False,
 ) -> tuple[Any, str]:
     """Wrap a model for training.
@@ -39,6 +41,7 @@ def build_engine(
         ds_config: checked settings of this launch.
         device: device of this rank.
         multiplier: learning-rate multiplier of the 0-based step (:mod:`bnb_ds.train.schedule`).
+        rates: how parameters are grouped.
         load_universal: True if a universal checkpoint will be loaded (:mod:`bnb_ds.checkpoint.resume`).
 
     Returns:
@@ -66,7 +69,7 @@ def build_engine(
     try:
         engine, *_ = deepspeed.initialize(
             model=model,
-            model_parameters=parameter_groups(model, params.get("weight_decay", 0.0)),
+            model_parameters=parameter_groups(model, params.get("weight_decay", 0.0), params.get("lr"), rates),
             optimizer=optimizer,
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier),
             config=values,
@@ -115,15 +118,6 @@ def _dynamic_programme(model: nn.Module, device: torch.device) -> str:
     config = getattr(model, "config", None)
     kernels = dag_kernels if getattr(config, "target", None) == "dag" else ctc_kernels
     return kernels.description(device)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups. Weight decay applies only to matrices, not to biases and LayerNorm weights, as in BERT."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 class LossScaleExhausted(Exception):

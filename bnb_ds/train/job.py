@@ -43,6 +43,8 @@ from bnb_ds.train.heartbeat import Heartbeat
 from bnb_ds.train.launch import Launch
 from bnb_ds.train.loop import Evaluation, Intervals, TrainLoop
 from bnb_ds.train.objectives import Objective
+from bnb_ds.train.parameters.groups import ALIKE, Rates
+from bnb_ds.train.parameters.unfreezing import Beginnings, Unfreezing
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.profiling import StepProfiler
 from bnb_ds.train.schedule import learning_rate_multiplier
@@ -88,6 +90,12 @@ class Job:
     #: scores -> the loss that selects the best checkpoint, lower is better; None without scores
     selection_loss: Callable[[dict[str, float]], float | None] = lambda scores: scores.get("eval/loss")
     early_stopping: EarlyStopping | None = None
+    #: whether some weights of the model keep their values
+    has_frozen: bool = False
+    #: how the optimizer's parameters are grouped
+    rates: Rates = ALIKE
+    #: when layers begin to learn; needs rates by height. None: at the first step
+    beginnings: Beginnings | None = None
 
 
 def run_process(faults: FaultSection, body: Callable[[Process], None]) -> None:
@@ -129,7 +137,8 @@ def run_job(job: Job, launch: Launch, process: Process, start: Start) -> bool:
     stop_step = min(launch.stop_at or total_steps, total_steps)
     ranks.on_main(lambda: _prepare_run_dir(job, state["step"], launch.weights_only))
     ranks.require_shared(run.path)
-    peak = peak_of(process.device, job.ds_config.precision)
+    # A step that does not train all weights does less than the FLOPs that MFU counts.
+    peak = None if job.has_frozen else peak_of(process.device, job.ds_config.precision)
     evaluation_due = state.get("evaluation_due", False)
     tracker = _open_tracker(job, state["step"], evaluation_due)
     origin = f", {resume.describe(job.ds_config)}" if resume else ""
@@ -193,8 +202,10 @@ def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tu
     state = {"step": 0, "samples_consumed": 0}
     if resume is not None:
         state = store.read_state(resume.checkpoint)
-    if resume is not None and resume.way == "weights only":
+    if resume is not None and (resume.way == "weights only" or (resume.way == "universal" and job.has_frozen)):
+        # A universal checkpoint of DeepSpeed holds no frozen weights.
         job.model.load_state_dict(read_weights(resume.checkpoint))
+    if resume is not None and resume.way == "weights only":
         # The fresh optimizer counts its updates from 0, but the schedule continues.
         state["rate_offset"] = state["step"]
     multiplier = learning_rate_multiplier(job.total_steps, **job.recipe.schedule.model_dump())
@@ -204,6 +215,7 @@ def _build_and_load(job: Job, device: torch.device, resume: Resume | None) -> tu
         job.ds_config,
         device,
         lambda step: multiplier(step + offset),
+        rates=job.rates,
         load_universal=resume is not None and resume.way == "universal",
     )
     if resume is not None and resume.way != "weights only":
@@ -236,6 +248,7 @@ def _build_loop(
         phases=phases,
         spikes=spikes,
         records=job.run.path,
+        unfreezing=None if job.beginnings is None else Unfreezing(engine, job.beginnings),
     )
     intervals = recipe.intervals
     writer = CheckpointWriter(

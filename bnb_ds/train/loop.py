@@ -247,9 +247,10 @@ class TrainLoop:
         speeds, mfu = {"usage/tokens_per_second": tokens_per_second}, ""
         if self.peak is not None:
             speeds["usage/mfu"] = interval.flops / interval.seconds / (self.peak.flops * ranks.world_size())
-            mfu = f"  MFU {speeds['perf/mfu']:.1%}"
+            mfu = f"  MFU {speeds['usage/mfu']:.1%}"
+        lowest = f"{measures['train/lr_min']:.3g} to " if "train/lr_min" in measures else ""
         line = (
-            f"loss {last.loss:.4g}  lr {measures['train/lr']:.3g}  {tokens_per_second:,.0f} tokens/s{mfu}"
+            f"loss {last.loss:.4g}  lr {lowest}{measures['train/lr']:.3g}  {tokens_per_second:,.0f} tokens/s{mfu}"
             f"  ETA {_duration(seconds_left)}"
         )
         for name in ("skipped_overflows", "skipped_spikes", "spike_returns"):

@@ -18,6 +18,7 @@ from bnb_ds.distributed import ranks
 from bnb_ds.errors import NonFiniteLossError
 from bnb_ds.train.engine import LossScaleExhausted, abandon_step, gradient_norm, take_step
 from bnb_ds.train.objectives import Objective
+from bnb_ds.train.parameters.unfreezing import Unfreezing
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
 
@@ -70,6 +71,7 @@ class TrainStep:
         phases: measures the parts of a step.
         spikes: detects steps to skip, or None to skip none.
         records: directory for the files that list the sample ids of a bad step.
+        unfreezing: holds layers back that have not begun, or None if all have.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class TrainStep:
         phases: Phases,
         spikes: SpikeDetector | None,
         records: Path,
+        unfreezing: Unfreezing | None = None,
     ) -> None:
         self._engine = engine
         self._objective = objective
@@ -92,6 +95,7 @@ class TrainStep:
         self._phases = phases
         self._spikes = spikes
         self._records = records
+        self._unfreezing = unfreezing
         self._overflows = 0
 
     def take(self, step: int, batches: list[PackedBatch], *, stop: bool) -> tuple[StepStats, dict[str, float]]:
@@ -110,6 +114,8 @@ class TrainStep:
                 names the step and its samples; the weights are unchanged.
         """
         engine = self._engine
+        if self._unfreezing is not None:
+            self._unfreezing.begin_step(step)
         with self._phases("counts"):
             global_counts = self._start_global_counts(batches, stop)
         local_sums: list[torch.Tensor] = []
@@ -139,7 +145,7 @@ class TrainStep:
                 engine.step()  # only counts the micro step; the weights are updated after the last one
         # The host waits for the device here: nothing may be updated from a loss that is not finite.
         stats, norm = self._read(step, batches, global_counts(), local_sums, gradient_norm(engine))
-        learning_rate = engine.get_lr()[0]
+        rates = [rate for rate in engine.get_lr() if rate] or [0.0]  # layers that have not begun have none
         norm = self._update(step, batches, norm)
         if spike:
             abandon_step(engine)
@@ -148,7 +154,8 @@ class TrainStep:
             if self._spikes is not None and stats.targets > 0:
                 self._spikes.accept(stats.loss_sum / max(stats.count, 1))
         return stats, {
-            "train/lr": learning_rate,
+            "train/lr": max(rates),
+            **({"train/lr_min": min(rates)} if min(rates) < max(rates) else {}),
             "train/grad_norm": math.nan if norm is None else norm,
             **self._skipped(),
         }

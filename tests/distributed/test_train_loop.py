@@ -21,8 +21,8 @@ from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
 from bnb_ds.train import engine
 from bnb_ds.train import step as train_step
-from bnb_ds.train.engine import parameter_groups
 from bnb_ds.train.objectives import Reconstruction
+from bnb_ds.train.parameters.groups import parameter_groups
 from bnb_ds.train.spikes import SpikeDetector
 from bnb_ds.train.tracking import read_metrics, read_scalars
 from tests import launching

@@ -99,7 +99,7 @@ def found(run):
 def export_xsum(run, found, tokenizer, output, monkeypatch, *, averaged: bool = False) -> ModelCard:
     save_task_model(run / "model", "xsum", Codec(tokenizer, tokenizer))
     weights = BnbForConditionalGeneration.from_pretrained(run / "model").state_dict()
-    monkeypatch.setattr("bnb_ds.export.finetuned.read_weights", lambda path: weights)
+    monkeypatch.setattr("bnb_ds.export.finetuned.plain_weights", lambda path: weights)
     export_task_model(run, found, output, weights if averaged else None)
     return ModelCard.load(output / "README.md")
 
@@ -130,7 +130,7 @@ def test_scores_of_two_splits(run, found, small_tokenizer, tmp_path, monkeypatch
     (run / "metrics.jsonl").write_text('{"step": 1, "eval/accuracy": 80.5, "eval_mismatched/accuracy": 81.5}\n')
     save_task_model(run / "model", "mnli", Codec(small_tokenizer, small_tokenizer))
     weights = load_system(run / "model").load(run / "model").state_dict()
-    monkeypatch.setattr("bnb_ds.export.finetuned.read_weights", lambda path: weights)
+    monkeypatch.setattr("bnb_ds.export.finetuned.plain_weights", lambda path: weights)
     export_task_model(run, found, tmp_path / "out")
     listed = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
     assert [(result.dataset_split, result.metric_value) for result in listed] == [
