@@ -1,9 +1,11 @@
-"""A device that is not there: tensors that say they lie elsewhere, hold the right values, and note every wait for them.
+"""A device that is not there: tensors that say they lie elsewhere, hold the right values, note every wait for them, and
+count what a GPU would launch.
 
 Code that runs on a GPU must not make the host wait for it, except where it says so. Here tensors say that they are on
 ``meta``, so code takes the branches of a device that is no CPU, but their values are computed on the CPU. Whatever
 would make the host wait for a GPU is noted with its place: `item` and all that calls it, copies to the host, blocking
-copies from the host, and operations whose result has a size that only the device knows.
+copies from the host, and operations whose result has a size that only the device knows. Every operation that is no view
+counts as one launch.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.compiled import Counted
 
 ELSEWHERE = torch.device("meta")
 _PACKAGE = f"{Path(__file__).parents[1] / 'bnb_ds'}/"
@@ -65,8 +69,14 @@ def _is_elsewhere(device: Any) -> bool:
     return device is not None and torch.device(device) == ELSEWHERE
 
 
+class Waits(list[str]):
+    """Every wait of the host, with its place; and how many operations would be launches."""
+
+    launches = 0
+
+
 class _Operations(TorchDispatchMode):
-    def __init__(self, waits: list[str]):
+    def __init__(self, waits: Waits):
         super().__init__()
         self._waits = waits
 
@@ -78,6 +88,7 @@ class _Operations(TorchDispatchMode):
             return func(*args, **kwargs)
         if self._makes_the_host_wait(func, args, kwargs):
             self._waits.append(f"{func.name()} at {_place()}")
+        self._waits.launches += func.overloadpacket.__name__ not in Counted.FREE
         real_args, real_kwargs = tree_map(_real, (args, kwargs))
         if to_elsewhere:
             real_kwargs["device"] = "cpu"
@@ -148,9 +159,9 @@ def _far(value: Any) -> Any:
 
 
 @contextmanager
-def elsewhere(monkeypatch: Any) -> Iterator[list[str]]:
+def elsewhere(monkeypatch: Any) -> Iterator[Waits]:
     """Within the block, tensors may be elsewhere; the list gets every wait of the host, with its place."""
-    waits: list[str] = []
+    waits = Waits()
     autocast, is_autocast_enabled = torch.autocast, torch.is_autocast_enabled
 
     def autocast_elsewhere(device_type: str, *args: Any, **kwargs: Any) -> Any:

@@ -159,12 +159,26 @@ class PackedInputs:
 
 
 def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of one dtype on the CPU. The host waits for their device once for all of them."""
+    """Tensors on the CPU; the host waits for their device once for all of them.
+
+    Gradients pass through tensors of one dtype. Those of several travel as bytes, and gradients do not pass.
+    """
     if not tensors or tensors[0].device.type == "cpu":
         return list(tensors)
-    flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    if len({tensor.dtype for tensor in tensors}) == 1:
+        flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    # The widest numbers come first, so that each tensor begins at a multiple of its own width.
+    order = sorted(range(len(tensors)), key=lambda index: -tensors[index].element_size())
+    ordered = [tensors[index] for index in order]
+    flat = torch.cat([tensor.flatten().view(torch.uint8) for tensor in ordered]).cpu()
+    parts = flat.split([tensor.numel() * tensor.element_size() for tensor in ordered])
+    found = {
+        index: part.view(tensor.dtype).view(tensor.shape)
+        for index, part, tensor in zip(order, parts, ordered, strict=True)
+    }
+    return [found[index] for index in range(len(tensors))]
 
 
 def pack_inputs(

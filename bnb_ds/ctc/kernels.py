@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bnb_ds.common.trials import expect, fault_of
 from bnb_ds.ctc import native, recursion
+from bnb_ds.recurrences.host import through_host
 
 _LOG = logging.getLogger(__name__)
 _NEEDED_CAPABILITY = (7, 0)
@@ -39,7 +40,18 @@ def alignment_way(device: torch.device) -> ModuleType:
         from bnb_ds.ctc import triton
 
         return triton
-    return native if device.type == "cuda" else recursion
+    return native
+
+
+def best_states(emissions_TBK: Tensor, skips_BS: Tensor, target_lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """`bnb_ds.ctc.recursion.best_states`, by a kernel or on the host."""
+    problem = (emissions_TBK, skips_BS, target_lengths_B)
+    if uses_triton(emissions_TBK.device, "best path"):
+        from bnb_ds.ctc import triton
+
+        return triton.best_states(*problem)
+    states_TB, log_prob_B = through_host(recursion.best_states, *problem)
+    return states_TB, log_prob_B
 
 
 def description(device: torch.device) -> str:
@@ -50,7 +62,7 @@ def description(device: torch.device) -> str:
 @functools.cache
 def _choose(device: torch.device) -> tuple[dict[str, str | None], str]:
     faults = faults_of_triton(device, _TRIALS)
-    others = {"alignment": "torch's ctc_loss" if device.type == "cuda" else "batched PyTorch"}
+    others = {"alignment": "by torch's ctc_loss", "softmax": "in batched PyTorch"}
     text = described("CTC", device, faults, others)
     _LOG.info("%s", text)
     return faults, text
@@ -83,7 +95,7 @@ def described(what: str, device: torch.device, faults: dict[str, str | None], ot
         what: the loss.
         device: where.
         faults: as `faults_of_triton` returns them.
-        others: for a kernel, what runs instead; absent: batched PyTorch.
+        others: how a kernel's work is done instead; absent: on the host.
     """
     if device.type != "cuda":
         return f"{what} in batched PyTorch ({device.type})"
@@ -96,7 +108,7 @@ def described(what: str, device: torch.device, faults: dict[str, str | None], ot
         f"{', '.join(kernel for kernel in failed if failed[kernel] == fault)}: {fault}"
         for fault in dict.fromkeys(failed.values())
     )
-    instead = ", ".join(f"{kernel} in {others.get(kernel, 'batched PyTorch')}" for kernel in failed)
+    instead = ", ".join(f"{kernel} {others.get(kernel, 'on the host')}" for kernel in failed)
     return (
         f"{what} {'partly' if len(failed) < len(faults) else 'not'} in Triton kernels: {instead} ({place}; {reasons})"
     )

@@ -33,6 +33,7 @@ from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.ctc.head import default_chunk_tokens
 from bnb_ds.ctc.inputs import Alignment, align, real_rows
 from bnb_ds.ctc.operands import compute_dtype, exact_dtype, operand, product
+from bnb_ds.recurrences.host import through_host
 
 #: what n-gram losses say of second derivatives
 NO_SECOND_DERIVATIVE = (
@@ -108,7 +109,7 @@ def expected_counts(own_BTS: Tensor, blank_BT: Tensor, tokens_BS: Tensor, size: 
     Args:
         own_BTS: probability of each target token at each slot; 0 behind the sequence.
         blank_BT: probability of the blank; 1 behind the sequence.
-        tokens_BS: int64, the target tokens.
+        tokens_BS: the target tokens, of any dtype that holds them exactly.
         size: n, at least 1.
     """
     if size == 1:
@@ -151,7 +152,9 @@ def _scores(own_NK: Tensor, stays_N: Tensor, alignment: Alignment, size: int) ->
     tokens_BS = alignment.table[:, 1:]
     if tokens_BS.shape[1] < size:
         return total_B * 0
-    expected_BG = expected_counts(own_BTK[..., 1:], blank_BT, tokens_BS, size)
+    # Ids are floats on the way, so that all operands have one dtype and gradients pass.
+    given = (own_BTK[..., 1:], blank_BT, tokens_BS.to(own_BTK.dtype))
+    (expected_BG,) = through_host(lambda *operands: (expected_counts(*operands, size),), *given)
     ngrams_BGn = tokens_BS.unfold(1, size, 1)
     is_ngram_BG = torch.arange(expected_BG.shape[1], device=own_NK.device) < (lengths_B - size + 1)[:, None]
     same_BGG = (ngrams_BGn[:, :, None] == ngrams_BGn[:, None]).all(3) & is_ngram_BG[:, None]

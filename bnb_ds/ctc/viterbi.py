@@ -12,7 +12,7 @@ from torch import Tensor
 from bnb_ds.ctc.alignment import time_first, time_first_index
 from bnb_ds.ctc.head import FusedHead
 from bnb_ds.ctc.inputs import Alignment, align, real_rows
-from bnb_ds.ctc.kernels import uses_triton
+from bnb_ds.ctc.kernels import best_states
 from bnb_ds.ctc.operands import compute_dtype
 
 
@@ -67,10 +67,6 @@ def best_path(log_probs_NK: Tensor, alignment: Alignment) -> tuple[Tensor, Tenso
     if alignment.layout.num_tokens == 0:
         return log_probs_NK.new_zeros(0, dtype=torch.int64), _without_positions(log_probs_NK, alignment)
     emissions_TBK = time_first(log_probs_NK, alignment)
-    if uses_triton(emissions_TBK.device, "best path"):
-        from bnb_ds.ctc.triton import best_states
-    else:
-        from bnb_ds.ctc.recursion import best_states
     states_TB, log_prob_B = best_states(emissions_TBK, alignment.skips, alignment.target_lengths)
     log_prob_B = torch.where(alignment.infeasible, -torch.inf, log_prob_B)
     path_TB = torch.where((states_TB % 2 == 1) & (log_prob_B > -torch.inf), states_TB // 2, -1)

@@ -7,22 +7,25 @@ emits the s-th target token. With emissions e_s(j) and links E_ij, both log-prob
 
 The derivatives of the nll are minus two posteriors: that slot j emits token s, and that a path takes link i -> j.
 
-There are two ways to the same numbers. `_scaled` works with probabilities in float64, in which a step is one product
-of a vector and a matrix; numbers too small for float64 become 0 there. Such a loss can be bounded: it drops paths whose
-probability is below `_DROPPED` of the best prefix. Where the target's own probability is so small that this might
-matter (peaked links, a long and surprising target), `_in_logs` does the sequence again with logsumexp throughout.
+In PyTorch there are two ways to the same numbers. `_scaled` works with probabilities in float64, in which a step is one
+product of a vector and a matrix; numbers too small for float64 become 0 there. Such a loss can be bounded: it drops
+paths whose probability is below `_DROPPED` of the best prefix. Where the target's own probability is so small that this
+might matter (peaked links, a long and surprising target), `_in_logs` does the sequence again with logsumexp throughout.
 
 Shapes: B sequences, L slots and S target tokens of the longest.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bnb_ds.dag.inputs import with_forced
 from bnb_ds.dag.kernels import uses_triton
+from bnb_ds.recurrences.host import through_host
 
 # Sums that float64 rounds to 0 are below exp(-708) of a step's largest number. What is left of that is the share of the
 # target's probability that may be dropped, exp(-40), and as much again for the number of slots and tokens.
@@ -35,10 +38,13 @@ class Posteriors(NamedTuple):
     Attributes:
         slots: [B, L, S], probability that a slot emits a token, given the target.
         links: [B, L, L], probability that a path takes a link.
+        live: int64 [M], the places, in packed order, of slots whose posteriors matter (`live_slots`), if the host knows
+            how many they are.
     """
 
     slots: Tensor
     links: Tensor
+    live: Tensor | None = None
 
 
 def nll_and_posteriors(
@@ -47,8 +53,9 @@ def nll_and_posteriors(
     lengths_B: Tensor,
     target_lengths_B: Tensor,
     with_posteriors: bool = True,
+    forced_BL: Tensor | None = None,
 ) -> tuple[Tensor, Posteriors | None]:
-    """Forward-backward over all sequences; in PyTorch it waits for the device once, in Triton not at all.
+    """Forward-backward over all sequences. With a kernel it does not wait for the device; without, it runs on the host.
 
     Args:
         log_probs_BLS: float32 or float64, log-probability of each target token at each slot; what stands beyond a
@@ -56,6 +63,8 @@ def nll_and_posteriors(
         log_links_BLL: log-probability of each link, -inf where there is none (`bnb_ds.dag.inputs.read_links`).
         lengths_B, target_lengths_B: int64.
         with_posteriors: False where no gradient is wanted.
+        forced_BL: int64, of `bnb_ds.dag.inputs.with_forced`. What costs nothing has no derivative: where a slot is
+            forced to emit a token, its posterior is said to be 0.
 
     Returns:
         nll: [B], in nats; +inf where no path exists, NaN where an emission or a link that a path may take is NaN.
@@ -63,19 +72,58 @@ def nll_and_posteriors(
 
     Source: Huang et al., Directed Acyclic Transformer for Non-Autoregressive Machine Translation, ICML 2022.
     """
+    given = (log_probs_BLS, log_links_BLL, lengths_B, target_lengths_B, forced_BL)
+    device = log_probs_BLS.device
+    if device.type == "cpu" or uses_triton(device, "alignment"):
+        nll_B, *posteriors = _here(*given, with_posteriors)
+    else:
+        recurrence = partial(_here, with_posteriors=with_posteriors, with_live=with_posteriors)
+        nll_B, *posteriors = through_host(recurrence, *given)
+    return nll_B, Posteriors(*posteriors) if with_posteriors else None
+
+
+def _here(
+    log_probs_BLS: Tensor,
+    log_links_BLL: Tensor,
+    lengths_B: Tensor,
+    target_lengths_B: Tensor,
+    forced_BL: Tensor | None,
+    with_posteriors: bool,
+    with_live: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """As `nll_and_posteriors`, on the device of the tensors: nll, slots, links and live slots."""
+    log_probs_BLS, is_forced_BLS = with_forced(log_probs_BLS, forced_BL)
     problem = Problem.of(log_probs_BLS, log_links_BLL, lengths_B, target_lengths_B)
     if uses_triton(log_probs_BLS.device, "alignment"):
         from bnb_ds.dag.triton import forward_backward
 
         nll_B, slots_BLS, taken_BLL = forward_backward(*problem, with_posteriors)
-        return nll_B, Posteriors(slots_BLS, taken_BLL) if slots_BLS is not None else None
+    else:
+        nll_B, posteriors = _in_pytorch(problem, with_posteriors)
+        slots_BLS, taken_BLL = (None, None) if posteriors is None else posteriors[:2]
+    if slots_BLS is not None and is_forced_BLS is not None:
+        slots_BLS = slots_BLS.masked_fill_(is_forced_BLS, 0.0)
+    if not with_live:
+        return nll_B, slots_BLS, taken_BLL, None
+    assert slots_BLS is not None
+    is_slot_BL = torch.arange(slots_BLS.shape[1]) < lengths_B[:, None]
+    is_live_BL = live_slots(slots_BLS.sum(2), slots_BLS.dtype)
+    return nll_B, slots_BLS, taken_BLL, is_live_BL[is_slot_BL].nonzero()[:, 0]
+
+
+def live_slots(size_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool [B, L]: slots whose numbers are above the rounding of the largest one of their sequence; a NaN is too."""
+    return ~(size_BL <= size_BL.amax(1, keepdim=True) * torch.finfo(dtype).eps)
+
+
+def _in_pytorch(problem: Problem, with_posteriors: bool) -> tuple[Tensor, Posteriors | None]:
     nll_B, posteriors, is_sure_B = _scaled(problem, with_posteriors)
     again = (~is_sure_B).nonzero()[:, 0]
     if len(again):
         nll_again, posteriors_again = _in_logs(problem.of_sequences(again), with_posteriors)
         nll_B = nll_B.index_copy(0, again, nll_again.to(nll_B.dtype))
         if posteriors is not None:
-            for values, values_again in zip(posteriors, posteriors_again, strict=True):
+            for values, values_again in zip(posteriors[:2], posteriors_again[:2], strict=True):
                 values.index_copy_(0, again, values_again.to(values.dtype))
     return nll_B, posteriors
 

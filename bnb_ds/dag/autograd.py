@@ -15,7 +15,7 @@ from torch import Tensor
 from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.dag.alignment import Posteriors, nll_and_posteriors
 from bnb_ds.dag.head import LinearDagHead
-from bnb_ds.dag.inputs import Targets, with_forced
+from bnb_ds.dag.inputs import Targets
 
 _NO_SECOND_DERIVATIVE = (
     "the DAG loss has no second derivative: its gradient is written by hand. Call backward without create_graph=True"
@@ -74,16 +74,14 @@ class _Passed:
         layout = options.targets.layout
         self.head = options.head(*leaves)
         self.log_probs_NK, self.normalizer_N = self.head.log_probs()
-        log_probs_BLS, is_forced_BLS = with_forced(layout.pad(self.log_probs_NK), options.forced)
         self.nll_B, self.posteriors = nll_and_posteriors(
-            log_probs_BLS,
+            layout.pad(self.log_probs_NK),
             log_links_BLL.detach().to(self.log_probs_NK.dtype),
             layout.lengths,
             options.targets.target_lengths,
             with_posteriors,
+            options.forced,
         )
-        if self.posteriors is not None and is_forced_BLS is not None:
-            self.posteriors.slots.masked_fill_(is_forced_BLS, 0.0)  # what costs nothing has no derivative
         self.infeasible_B = self.nll_B == torch.inf
         # A projection that is not finite must show even where the loss itself is left out.
         is_nan_B = layout.pad(self.log_probs_NK.isnan().any(1), False).any(1)
@@ -102,7 +100,7 @@ def _gradients(
     """Of hidden, weight, bias and links; posteriors and log-probabilities are overwritten."""
     weight_B = -weight_B.to(log_probs_NK.dtype)
     derivative_NK = options.targets.layout.unpad(posteriors.slots.mul_(weight_B[:, None, None]))
-    gradients = head.contract(log_probs_NK, normalizer_N, derivative_NK, wanted[:3])
+    gradients = head.contract(log_probs_NK, normalizer_N, derivative_NK, wanted[:3], posteriors.live)
     links_BLL = posteriors.links.mul_(weight_B[:, None, None]) if wanted[3] else None
     return gradients.hidden, gradients.weight, gradients.bias, links_BLL
 
@@ -166,14 +164,14 @@ class LinearDagNll(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(_NO_SECOND_DERIVATIVE)
         options = ctx.options
-        *leaves, log_probs_NK, normalizer_N, slots_BLS, links_BLL, infeasible_B = ctx.saved_tensors
+        *leaves, log_probs_NK, normalizer_N, slots_BLS, links_BLL, live_M, infeasible_B = ctx.saved_tensors
         weight_B = grad_nll_B.masked_fill(infeasible_B, 0.0)
         gradients = _gradients(
             options,
             options.head(*leaves),
             log_probs_NK.clone(),
             normalizer_N,
-            Posteriors(slots_BLS.clone(), links_BLL.clone()),
+            Posteriors(slots_BLS.clone(), links_BLL.clone(), live_M),
             weight_B,
             ctx.needs_input_grad[:4],
         )

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.head import FusedHead, Gradients, exact_dtype
+from bnb_ds.dag.alignment import live_slots
 from bnb_ds.dag.inputs import Targets
 from bnb_ds.dag.tiles import TiledProjection
 
@@ -85,25 +86,29 @@ class LinearDagHead(FusedHead):
         return log_probs_NK, normalizer_N
 
     def contract(
-        self, log_probs_NK: Tensor, normalizer_N: Tensor, derivative_NK: Tensor, wanted: tuple[bool, bool, bool]
+        self,
+        log_probs_NK: Tensor,
+        normalizer_N: Tensor,
+        derivative_NK: Tensor,
+        wanted: tuple[bool, bool, bool],
+        live_M: Tensor | None = None,
     ) -> Gradients:
-        """The second phase; a GPU must wait here for the number of live rows.
+        """The second phase.
 
         Args:
             log_probs_NK, normalizer_N: what the first phase returned; log-probabilities are overwritten.
             derivative_NK: U, 0 at columns that are no target tokens; of any sign.
             wanted: which gradients: of hidden, weight, bias.
+            live_M: int64, the rows whose derivatives matter; None: they are looked for, and a GPU must wait here for
+                their number.
         """
         if not any(wanted):
             return Gradients(None, None, None)
         layout = self._targets.layout
-        size_N = derivative_NK.abs().sum(1)
-        largest_B = layout.pad(size_N).amax(1) if layout.num_tokens else size_N.new_zeros(layout.batch_size)
-        # Rows are left out whose derivatives are below the rounding of the largest one of their sequence.
-        negligible_B = largest_B * torch.finfo(self._exact_dtype).eps
-        is_live_N = ~(size_N <= negligible_B.index_select(0, layout.sequence_ids))  # a NaN lives
-        live_M = is_live_N.nonzero()[:, 0]
-        if len(live_M) == layout.num_tokens:
+        if live_M is None and layout.num_tokens:
+            size_BL = layout.pad(derivative_NK.abs().sum(1))
+            live_M = layout.unpad(live_slots(size_BL, self._exact_dtype)).nonzero()[:, 0]
+        if live_M is None or len(live_M) == layout.num_tokens:
             columns = _Columns(layout, self._targets.table, self._targets.is_first)
             return self._at_rows(self._hidden_NH, columns).contract(log_probs_NK, normalizer_N, derivative_NK, wanted)
         rows = self._at_rows(self._hidden_NH.index_select(0, live_M), self._columns_of(live_M))

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bnb_ds.common.packing import on_host
 from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.ctc.inputs import check_reduction
 from bnb_ds.ctc.loss import compute_dtype
@@ -195,7 +196,7 @@ def _scores(own_BLK: Tensor, links_BLL: Tensor, targets: Targets, size: int) -> 
     """[B], the losses of the sequences one by one: each has its own n-grams."""
     scores = []
     lengths, target_lengths, table = (
-        values.tolist() for values in (targets.layout.lengths, targets.target_lengths, targets.table)
+        values.tolist() for values in on_host((targets.layout.lengths, targets.target_lengths, targets.table))
     )
     for index, (slots, tokens) in enumerate(zip(lengths, target_lengths, strict=True)):
         if slots == 0 or tokens < size:

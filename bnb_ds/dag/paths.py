@@ -14,6 +14,7 @@ from bnb_ds.dag.head import LinearDagHead
 from bnb_ds.dag.inputs import read_forced, with_forced
 from bnb_ds.dag.kernels import uses_triton
 from bnb_ds.dag.loss import read_all
+from bnb_ds.recurrences.host import through_host
 
 
 @torch.no_grad()
@@ -70,12 +71,17 @@ def dag_best_path(
 def best_path(problem: Problem) -> tuple[Tensor, Tensor]:
     """int64 [B, L] and [B], as `dag_best_path` returns them.
 
-    Of equally good paths, that of earlier slots on a CPU and in Triton.
+    Of equally good paths, that of earlier slots.
     """
     if uses_triton(problem.emissions.device, "best path"):
         from bnb_ds.dag import triton
 
         return triton.best_path(*problem)
+    path_BL, log_prob_B = through_host(lambda *fields: _in_pytorch(Problem(*fields)), *problem)
+    return path_BL, log_prob_B
+
+
+def _in_pytorch(problem: Problem) -> tuple[Tensor, Tensor]:
     num_steps, batch_size, num_slots = problem.emissions.shape
     best_BL = torch.full_like(problem.emissions[0], -torch.inf)
     best_BL[:, 0] = problem.emissions[0, :, 0]

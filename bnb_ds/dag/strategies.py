@@ -170,7 +170,7 @@ def decode_best(
 ) -> tuple[Tensor, Tensor]:
     """`dag_decode` from the best token of each slot and its log-probability alone, not for ``beam`` and ``sample``.
 
-    Nothing here waits for a device. ``greedy`` and ``lookahead`` can be exported with a dynamic number of slots, if
+    ``greedy`` and ``lookahead`` wait for no device, and can be exported with a dynamic number of slots, if
     ``most_slots`` says how many there can be.
     """
     path_BL, length_B = best_slots(log_prob_BL, log_links, lengths, options, most_slots=most_slots)
@@ -227,10 +227,11 @@ def decode_candidates(
     links_BLL, last_B = _checked(token_BLC[..., 0], log_links, lengths)
     ids_BL = torch.full(token_BLC.shape[:2], pad, dtype=torch.int64)
     length_B = torch.zeros(len(ids_BL), dtype=torch.int64)
-    # Here the host waits for the device, once for each dtype.
-    tokens, on_host_B = on_host((token_BLC, last_B))
-    host = [values.numpy() for values in (tokens, *on_host((log_prob_BLC.double(), links_BLL.double())))]
-    for index, last in enumerate(on_host_B.tolist()):
+    device = token_BLC.device
+    # Only here does the host wait for the device.
+    token_BLC, log_prob_BLC, links_BLL, last_B = on_host((token_BLC, log_prob_BLC, links_BLL, last_B))
+    host = [values.numpy() for values in (token_BLC, log_prob_BLC.double(), links_BLL.double())]
+    for index, last in enumerate(last_B.tolist()):
         tokens_LC, log_probs_LC, links_LL = (values[index, : last + 1] for values in host)
         best = search(
             tokens_LC,
@@ -249,13 +250,12 @@ def decode_candidates(
             alone = slice(index, index + 1)
             instead = replace(options, strategy="joint_viterbi")
             ids, length = decode_best(
-                token_BLC[alone, :, 0], log_prob_BLC[alone, :, 0], log_links[alone], lengths[alone], instead
+                token_BLC[alone, :, 0], log_prob_BLC[alone, :, 0], links_BLL[alone], last_B[alone] + 1, instead
             )
-            tokens = ids[0, : int(length)].cpu()
+            tokens = ids[0, : int(length)]
             tokens = tokens[: options.beam.longest_allowed(tokens.tolist())]
         ids_BL[index, : len(tokens)] = tokens
         length_B[index] = len(tokens)
-    device = token_BLC.device
     return ids_BL.to(device, non_blocking=True), length_B.to(device, non_blocking=True)
 
 

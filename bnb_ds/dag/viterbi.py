@@ -5,8 +5,12 @@ Shapes: B sequences, L slots of the longest, M lengths of paths that are compare
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from bnb_ds.recurrences.host import through_host
 
 
 @torch.no_grad()
@@ -26,6 +30,19 @@ def viterbi(
         score: float64 [B], log-probability over ``length ** length_penalty``; -inf if no path reaches the last slot
             within ``max_length``, where the path is said to be the first slot and the last.
     """
+    recurrence = partial(_in_pytorch, length_penalty=length_penalty, min_length=min_length, max_length=max_length)
+    path_BL, length_B, score_B = through_host(recurrence, emission_BL, links_BLL, last_B)
+    return path_BL, length_B, score_B
+
+
+def _in_pytorch(
+    emission_BL: Tensor,
+    links_BLL: Tensor,
+    last_B: Tensor,
+    length_penalty: float,
+    min_length: int,
+    max_length: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     num_slots = emission_BL.shape[1]
     num_lengths = num_slots if max_length is None else min(max_length, num_slots)
     shortest = 1 if num_slots == 1 else 2

@@ -189,10 +189,8 @@ def _power(exponent: int) -> int:
     return power - _WRAP if power >= _WRAP // 2 else power
 
 
-def short_penalty(lengths_BC: Tensor, slots_B: Tensor, slots_left_B: Tensor, options: DecodeOptions) -> Tensor | float:
+def short_penalty(lengths_BC: Tensor, slots_B: Tensor, slots_left_B: Tensor, options: DecodeOptions) -> Tensor:
     """Nats [B, C] taken off candidates that cannot reach ``min_length`` with the slots that are left."""
-    if options.min_length == 0:
-        return 0.0
     reachable_BC = lengths_BC + slots_left_B[:, None]
     return (slots_B.clamp(max=options.min_length)[:, None] - reachable_BC).clamp(min=0) * _SHORT_PENALTY
 

@@ -17,6 +17,7 @@ from bnb_ds.ctc.alignment import path_sum
 from bnb_ds.ctc.greedy import logits_in_chunks
 from bnb_ds.ctc.inputs import align
 from bnb_ds.ctc.operands import compute_dtype, exact_dtype
+from bnb_ds.recurrences.host import to_device
 
 _SCORED_ROWS = 2048  # slots of outputs that are scored together
 
@@ -45,6 +46,15 @@ class Emissions:
     def lengths(self) -> Tensor:
         """int64 [B], number of slots."""
         return self.layout.lengths
+
+    def on_host(self) -> Emissions:
+        """The same on a CPU, where the search runs: its steps are many small operations (`bnb_ds.recurrences.host`)."""
+        if self.ids.device.type == "cpu":
+            return self
+        names = ("ids", "log_probs", "blank", "best", "log_norms")
+        values = on_host([getattr(self, name) for name in names])
+        layout = PackedLayout.from_host(self.layout.lengths_on_host(), torch.device("cpu"))
+        return Emissions(layout=layout, **dict(zip(names, values, strict=True)))
 
 
 def linear_emissions(
@@ -98,7 +108,7 @@ def ctc_log_probs(
     """Exact CTC log-probability of outputs: the sum over all alignments, including those that the search dropped.
 
     Args:
-        outputs_BWS: int64, W outputs of each source; values behind their ends are ignored.
+        outputs_BWS: int64, W outputs of each source, on any device; values behind their ends are ignored.
         output_lengths_BW: int64, tokens of each output.
         hidden_NH, weight_VH, bias_V, layout, blank: as in `linear_emissions`.
         log_norms_N: logsumexp of each slot's logits, as in `Emissions`.
@@ -111,8 +121,11 @@ def ctc_log_probs(
     batch_size, num_outputs, _ = outputs_BWS.shape
     scores_BW = log_norms_N.new_full((batch_size, num_outputs), -torch.inf)
     group = max(_SCORED_ROWS // (layout.max_seqlen * num_outputs), 1)
-    # Only here does the host wait for the device: it looks for the tokens that outputs share.
+    # The host waits for outputs that lie on the device: it looks for the tokens that they share.
     known_BWS, known_lengths_BW = (tensor.numpy() for tensor in on_host((outputs_BWS, output_lengths_BW)))
+    outputs_BWS, output_lengths_BW = (
+        to_device(tensor, hidden_NH.device) for tensor in (outputs_BWS, output_lengths_BW)
+    )
     num_slots_B = layout.lengths_on_host()
     ends_B = num_slots_B.cumsum()
     for begin in range(0, batch_size, group):

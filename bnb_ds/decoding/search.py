@@ -19,6 +19,7 @@ from bnb_ds.decoding.constraints import keeps_limits, short_penalty
 from bnb_ds.decoding.emissions import ctc_log_probs, linear_emissions
 from bnb_ds.decoding.ngram_lm import LmScores
 from bnb_ds.decoding.options import CONSTRAINT_BEAM, DecodeOptions
+from bnb_ds.recurrences.host import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,8 @@ def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple
         blank=slots.blank,
         num_classes=options.beam_classes,
     )
+    log_norms_N = emissions.log_norms
+    emissions = emissions.on_host()  # only here does the host wait for the device
     beam = search(emissions, options, beam_size)
     if options.bad_words:
         beam = _without_last_words(beam, options.bad_words)
@@ -109,17 +112,20 @@ def _best_of_beam(slots: Slots, options: DecodeOptions, beam_size: int) -> tuple
         slots.hidden,
         slots.weight,
         slots.bias,
-        emissions.log_norms,
+        log_norms_N,
         slots.layout,
         blank=slots.blank,
     )
+    device = scores_BW.device
     if options.lm is not None:
         scorer = LmScores(options.lm, options.lm_weight, options.word_bonus)
-        scores_BW = scores_BW + scorer.of_outputs(outputs_BWT, lengths_BW, allowed_BW)
-    none_left_B = torch.zeros_like(emissions.lengths)
-    scores_BW = scores_BW - short_penalty(lengths_BW, emissions.lengths, none_left_B, options)
+        scores_BW = scores_BW + to_device(scorer.of_outputs(outputs_BWT, lengths_BW, allowed_BW), device)
+    if options.min_length:
+        none_left_B = torch.zeros_like(emissions.lengths)
+        scores_BW = scores_BW - to_device(short_penalty(lengths_BW, emissions.lengths, none_left_B, options), device)
+    outputs_BWT, lengths_BW, allowed_BW = (to_device(each, device) for each in (outputs_BWT, lengths_BW, allowed_BW))
     chosen_B = scores_BW.masked_fill(~allowed_BW, -torch.inf).argmax(1)
-    everyone = torch.arange(chosen_B.numel(), device=chosen_B.device)
+    everyone = torch.arange(chosen_B.numel(), device=device)
     return outputs_BWT[everyone, chosen_B], lengths_BW[everyone, chosen_B]
 
 

@@ -27,6 +27,7 @@ LAYERS = [
     "distributed",
     "shards",
     "data",
+    "recurrences",
     "ctc",
     "dag",
     "targets",

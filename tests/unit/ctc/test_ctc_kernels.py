@@ -110,8 +110,8 @@ def test_a_broken_triton_falls_back_with_the_reason(gpu, plant_triton, at_launch
     assert ctc_kernels.alignment_way(GPU) is native
     text = ctc_kernels.description(GPU)
     assert text == (
-        "CTC not in Triton kernels: alignment in torch's ctc_loss, best path in batched PyTorch, softmax in batched "
-        f"PyTorch (A100: capability 8.0; alignment, best path, softmax: {reason})"
+        "CTC not in Triton kernels: alignment by torch's ctc_loss, best path on the host, softmax in batched PyTorch "
+        f"(A100: capability 8.0; alignment, best path, softmax: {reason})"
     )
 
 
@@ -137,7 +137,7 @@ def test_one_bad_kernel_leaves_the_others(gpu, plant_triton):
         True,
     ]
     assert ctc_kernels.description(GPU) == (
-        "CTC partly in Triton kernels: best path in batched PyTorch "
+        "CTC partly in Triton kernels: best path on the host "
         "(A100: capability 8.0; best path: Triton 3.2.0: ArithmeticError: wrong numbers (path))"
     )
 

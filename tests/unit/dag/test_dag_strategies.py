@@ -216,7 +216,7 @@ def test_a_beam_that_the_limits_shut_out_gives_way_to_viterbi():
     assert torch.equal(narrow[0], joint[0])
 
 
-@pytest.mark.parametrize("strategy", ["greedy", "lookahead", "viterbi", "joint_viterbi"])
+@pytest.mark.parametrize("strategy", ["greedy", "lookahead"])
 def test_nothing_waits_for_a_device(strategy):
     """A tensor without values cannot be looked into: whatever asks for one raises."""
     emissions, links = torch.empty(3, 9, 5, device="meta"), torch.empty(3, 9, 9, device="meta")

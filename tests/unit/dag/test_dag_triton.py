@@ -110,7 +110,7 @@ def test_a_kernel_that_fails_is_passed_over_with_the_reason(triton, monkeypatch)
         assert not kernels.uses_triton(device, "alignment")
         assert kernels.uses_triton(device, "best path")
         assert kernels.description(device) == (
-            "DAG partly in Triton kernels: alignment in batched PyTorch (Tesla V100: capability 7.0; alignment: "
+            "DAG partly in Triton kernels: alignment on the host (Tesla V100: capability 7.0; alignment: "
             f"Triton {triton.__version__}: RuntimeError: Failed to find C compiler.)"
         )
     finally:

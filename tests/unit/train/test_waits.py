@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from bnb_ds.ctc import recursion
+from bnb_ds.ctc import viterbi as ctc_viterbi
+from bnb_ds.dag import alignment as dag_alignment
+from bnb_ds.dag.alignment import Problem
 from bnb_ds.data.batch import PackedBatch, batch_of_texts
 from bnb_ds.decoding.decode import generate, generate_rows
 from bnb_ds.decoding.options import DecodeOptions
@@ -40,7 +46,8 @@ SOURCES, TARGETS = ([5, 3, 9], [6, 1]), ([3, 2, 4], [5, 1])
 
 
 def model_of(settings: dict[str, Any]):
-    return tiny.bnb_model(encoder=NO_DROPOUT, decoder=NO_DROPOUT, latent_dropout=0.0, **settings)
+    parts = {part: {**NO_DROPOUT, **settings.get(part, {})} for part in ("encoder", "decoder")}
+    return tiny.bnb_model(latent_dropout=0.0, **{**settings, **parts})
 
 
 class Engine:
@@ -79,10 +86,11 @@ class Engine:
     bfloat16_enabled = fp16_enabled
 
 
-def batches(config: Any) -> list[PackedBatch]:
+def batches(config: Any, times: int) -> list[PackedBatch]:
     made = []
     for number, (sources, targets) in enumerate(zip(SOURCES, TARGETS, strict=True)):
-        rows = (tiny.source_ids(sources, seed=number), tiny.source_ids(targets, seed=number + 5))
+        lengths = ([times * length for length in part] for part in (sources, targets))
+        rows = [tiny.source_ids(part, seed=number + more) for part, more in zip(lengths, (0, 5), strict=True)]
         arguments = [
             each
             for of_rows in rows
@@ -101,7 +109,10 @@ def batches(config: Any) -> list[PackedBatch]:
     return made
 
 
-def take_step(model: Any, device: torch.device, records: Path, spikes=None, glancing=None) -> tuple[StepStats, dict]:
+def take_step(
+    model: Any, device: torch.device, records: Path, spikes=None, glancing=None, times: int = 1
+) -> tuple[StepStats, dict]:
+    """Of texts that are ``times`` as long."""
     step = TrainStep(
         Engine(model),
         Reconstruction(glancing),
@@ -112,11 +123,13 @@ def take_step(model: Any, device: torch.device, records: Path, spikes=None, glan
         spikes=spikes,
         records=records,
     )
-    return step.take(1, batches(model.config), stop=False)
+    return step.take(1, batches(model.config, times), stop=False)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_waits_once_at_its_end(name, tmp_path, monkeypatch):
+    # The plain recurrence stands for the kernel of the best path.
+    monkeypatch.setattr(ctc_viterbi, "best_states", recursion.best_states)
     model = model_of(MODELS[name])
     glancing = (lambda step: 0.5) if "glancing" in name else None
     with elsewhere(monkeypatch) as waits:
@@ -133,11 +146,31 @@ def test_a_training_step_waits_once_at_its_end(name, tmp_path, monkeypatch):
         torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-12)
 
 
-def test_a_graph_waits_twice_more_in_a_micro_step(tmp_path, monkeypatch):
-    # For the sequences whose scaled sums are not sure, and for the number of slots whose gradients matter.
+def on_the_device(monkeypatch):
+    """The plain recurrence stands for the kernel of a graph's loss."""
+
+    def of_all(*given):
+        nll, posteriors = dag_alignment._in_logs(Problem(*given[:5]), given[5])
+        return nll, *((None, None) if posteriors is None else posteriors[:2])
+
+    monkeypatch.setattr(dag_alignment, "uses_triton", lambda device, kernel: device.type != "cpu")
+    monkeypatch.setitem(sys.modules, "bnb_ds.dag.triton", types.SimpleNamespace(forward_backward=of_all))
+
+
+@pytest.mark.parametrize(("has_kernel", "kind"), [(True, "aten::nonzero"), (False, "aten::_to_copy")])
+def test_a_graph_waits_once_more_in_a_micro_step(has_kernel, kind, tmp_path, monkeypatch):
+    """For the number of slots whose gradients matter; without a kernel, for the operands of the recurrence."""
+    if has_kernel:
+        on_the_device(monkeypatch)
     with elsewhere(monkeypatch) as waits:
         take_step(moved(model_of(GRAPH)), ELSEWHERE, tmp_path)
-        assert [wait.split()[0] for wait in waits] == ["aten::nonzero"] * 4 + ["tolist"]
+        assert [wait.split()[0] for wait in waits] == [kind] * 2 + ["tolist"]
+
+
+def test_glancing_without_a_kernel_waits_once_more_in_a_micro_step(tmp_path, monkeypatch):
+    with elsewhere(monkeypatch) as waits:
+        take_step(moved(model_of(MODELS["ctc, glancing"])), ELSEWHERE, tmp_path, glancing=lambda step: 0.5)
+        assert [wait.split()[0] for wait in waits] == ["aten::_to_copy"] * 2 + ["tolist"]
 
 
 def test_the_counts_are_added_up_while_the_first_micro_batch_runs(tmp_path, monkeypatch):
@@ -230,19 +263,20 @@ GENERATE = {
     # what outputs share
     "greedy, scores": ({}, {}, {"return_scores": True}, 3),
     "refined": (TOKENS, {"refinement": 2}, {}, 2),
-    # the outputs of the search, and what they share
-    "beam": ({}, {"beam_size": 3}, {}, 4),
+    # the best classes of the slots
+    "beam": ({}, {"beam_size": 3}, {}, 3),
     # the outputs of the greedy way, which may break the limit
     "limited": ({}, {"max_length": 30}, {}, 3),
     # the predicted lengths
     "one token a slot": (MODELS["one token a slot"], {}, {}, 3),
     "graph": (GRAPH, {}, {}, 2),
-    "graph, best path": (GRAPH, {"strategy": "joint_viterbi"}, {}, 2),
+    # the best tokens and links, without a kernel
+    "graph, best path": (GRAPH, {"strategy": "joint_viterbi"}, {}, 3),
     # the sources, from which draws come, and how many slots are on the paths
     "graph, sampled": (GRAPH, {"strategy": "sample"}, {}, 4),
-    # the candidates of all slots, and their log-probabilities and links
-    "graph, beam": (GRAPH, {"strategy": "beam"}, {}, 4),
-    # the longest output, and the sequences whose scaled sums are not sure
+    # the candidates of all slots, and the links
+    "graph, beam": (GRAPH, {"strategy": "beam"}, {}, 3),
+    # the longest output, and the operands of the recurrence, without a kernel
     "graph, scores": (GRAPH, {}, {"return_scores": True}, 4),
     "a beam of lengths": (MODELS["one token a slot"], {"length_beam": 3}, {}, 3),
 }

@@ -1,0 +1,38 @@
+"""The last resort of a recurrence over positions, where no kernel does all of its steps in one launch.
+
+A step of such a recurrence is a few operations on small tensors: emissions of a target's own tokens, links, the
+candidates of a beam. On a GPU each operation costs a launch, some 5 microseconds however small it is, and a thousand
+positions cost thousands of launches. So the operands are copied to the host at once, the recurrence runs there, and its
+results are copied back: the number of launches does not depend on the number of positions, and the host waits once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnb_ds.common.packing import on_host
+
+
+def through_host(recurrence: Callable[..., Sequence[Tensor | None]], *operands: Tensor | None) -> tuple[Any, ...]:
+    """``recurrence(*operands)``, worked out on the host.
+
+    Gradients pass if all operands have one dtype; backward then waits once for each result and for the operands.
+
+    Args:
+        recurrence: takes tensors on a CPU and returns tensors on a CPU; it may return None for some.
+        operands: tensors of one device, on which the results come back; None is handed on.
+    """
+    given = [tensor for tensor in operands if tensor is not None]
+    device = given[0].device
+    there = iter(on_host(given))
+    results = recurrence(*(None if tensor is None else next(there) for tensor in operands))
+    return tuple(None if tensor is None else to_device(tensor, device) for tensor in results)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for what runs there."""
+    return tensor if tensor.device == device else tensor.to(device, non_blocking=True)
