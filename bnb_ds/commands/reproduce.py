@@ -77,8 +77,8 @@ def _time(args: argparse.Namespace) -> None:
     from bnb_ds.bench.frontier.contestants import Contestant
     from bnb_ds.bench.frontier.measuring import STATE_FILE, Setting, measure
     from bnb_ds.common.files import disk_errors
-    from bnb_ds.reproduce.latency import directory_of, timed_rows
     from bnb_ds.reproduce.paper_rows import WHOLE_BATCH
+    from bnb_ds.reproduce.speed_of_rows import directory_of, timed_rows
 
     found = timed_rows(args.time, args.runs)
     contestants = [Contestant(row.system, (args.runs / row.output_dir,)) for row in found]

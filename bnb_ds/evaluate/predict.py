@@ -93,7 +93,7 @@ def _tokenised(system: System, window: list[Example], directory: Path) -> tuple[
     # A batch has targets. These stand in for them; nothing that is written depends on them.
     target = "" if system.task.is_generation else 0
     examples = (replace(example, target=target) for example in window)
-    info = write_examples(system.task, system.lengths, system.codec, examples, directory, with_references=False)
+    info = write_examples(system.task, system.lengths, system.codec, examples, directory, references=None)
     (directory / "info.json").write_text(json.dumps(info), encoding="utf-8")
     return Tokenised(directory), info
 

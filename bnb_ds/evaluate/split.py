@@ -92,11 +92,13 @@ def _results(
 ) -> Results:
     task = system.task
     if task.is_generation:
-        outputs, references = system.codec.decode(ordered), [one_line(text) for text in split.references()]
+        outputs, references = system.texts(ordered), [one_line(text) for text in split.references()]
     else:
         outputs, references = predicted(task, np.stack(ordered)), split.labels
         are_numbers = bool(np.isfinite(np.stack(ordered)).all())
     scores = scores_of(task, outputs, references, lowercase=system.codec.lowercases)
+    if system.scored_spelling != "none":
+        scores.settings["romanian"] = f"outputs and references spelled as {system.scored_spelling}"
     if not are_numbers:
         # What is read off logits that are not numbers is an accident. A score of it could look like that of a model.
         scores.values = dict.fromkeys(scores.values, math.nan)
@@ -117,7 +119,7 @@ def ceilings(system: System, split: Tokenised, most_samples: int | None = None) 
         return {}
     ids = np.arange(min(len(split), most_samples or len(split)))
     values, cu_seqlens = split.targets(ids)
-    outputs = system.codec.decode(np.split(values, cu_seqlens[1:-1]))
+    outputs = system.texts(np.split(values, cu_seqlens[1:-1]))
     references = [" ".join(text.splitlines()) for text in split.references()[: ids.size]]
     return score_texts(metrics, outputs, references, lowercase=system.codec.lowercases).values
 

@@ -90,6 +90,7 @@ def make_system(recipe: FinetuneRecipe) -> System:
     if task.is_generation and recipe.data.target_spacing == "pieces":
         codec.use_exact_targets()
     system = chosen(task, Lengths.of(task, recipe.data), codec, recipe.model)
+    system.use_romanian(recipe.data)
     system.config()  # checks the settings of the model
     _objective(system, recipe, 1)  # checks that the model can be trained so
     return system

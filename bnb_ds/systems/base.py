@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.own_tasks import definition
+from bnb_ds.tasks.romanian import Spelling, respell
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths
 from bnb_ds.train.objectives import Objective, Reconstruction
@@ -99,6 +100,8 @@ class System(ABC):
         self.section = section
         #: fields of `bnb_ds.decoding.options.DecodeOptions` that replace the model's own; only for BERT-NAR-BERTs
         self.decoding: dict[str, Any] = {}
+        #: how Romanian is spelled in outputs when they are scored
+        self.scored_spelling: Spelling = "none"
 
     @classmethod
     @abstractmethod
@@ -195,6 +198,26 @@ class System(ABC):
         if self.task.labels:
             config.id2label = dict(enumerate(self.task.labels))
             config.label2id = {name: number for number, name in config.id2label.items()}
+
+    def use_romanian(self, data: TaskDataSection) -> None:
+        """Let texts be spelled as ``data.romanian`` says.
+
+        Raises:
+            ConfigError: the task is no translation from or into Romanian.
+        """
+        section = data.romanian
+        if section is None:
+            return
+        if not self.task.two_languages or "ro" not in (self.task.languages or ("ro",)):
+            raise ConfigError(
+                f"data.romanian: task {self.task.name} is no translation from or into Romanian; remove it"
+            )
+        self.codec.spelling = {"source": section.source, "target": section.target}
+        self.scored_spelling = section.references
+
+    def texts(self, outputs: Sequence[Iterable[int]]) -> list[str]:
+        """Outputs as texts, each on one line, as they are scored."""
+        return [respell(text, self.scored_spelling) for text in self.codec.decode(outputs)]
 
     @property
     def target_rules(self) -> TargetRules:

@@ -87,6 +87,7 @@ def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]
     own = {"max_source_length": system.lengths.source, "max_target_length": system.lengths.target}
     data = load_section({**saved, **own}, overrides, "data", TaskDataSection)
     system.lengths = Lengths.of(system.task, data)
+    system.use_romanian(data)
     return system, data
 
 
@@ -121,4 +122,6 @@ def _untuned(model: Path, task: Task, data: TaskDataSection) -> tuple[System, Ta
             f"{model}: was only pre-trained and has no head for {task.name}; fine-tune it with `bnb-ds finetune`"
         )
     chosen = system_class(kind, task)
-    return chosen(task, Lengths.of(task, data), chosen.load_codec(model)), data
+    system = chosen(task, Lengths.of(task, data), chosen.load_codec(model))
+    system.use_romanian(data)
+    return system, data

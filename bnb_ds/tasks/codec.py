@@ -15,12 +15,16 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from bnb_ds.common.files import write_atomic
 from bnb_ds.common.hub import TARGET_TOKENIZER
 from bnb_ds.data.subwords.rules import PieceRules, piece_rules
 from bnb_ds.data.tokenization import load_tokenizer, plain_backend, save_tokenizer
-from bnb_ds.errors import ConfigError
+from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.tasks.romanian import SPELLINGS, Spelling, respell
 from bnb_ds.tasks.spacing import SPACING_FILE, Spacing, WordJoiner, learns_spacing, target_backend
 
+#: file of a model directory that says how Romanian is spelled
+SPELLING_FILE = "romanian.json"
 #: which special tokens the letters of a source can spell: none, ``[MASK]`` alone, or all
 SPECIAL_TOKENS = ("none", "mask", "all")
 
@@ -92,6 +96,8 @@ class Codec:
         self.target = target
         self.spacing = spacing
         self._exact = spacing is not None and spacing.exact
+        #: how Romanian is spelled in sources and in targets before they are encoded
+        self.spelling: dict[str, Spelling] = {"source": "none", "target": "none"}
         self._joiner: tuple[Spacing, WordJoiner] | None = None
         self._backends: dict[tuple[str, str], Tokenizer] = {}
         self._rules: dict[int, PieceRules] = {}
@@ -126,10 +132,13 @@ class Codec:
             read: reads one tokenizer; raises DataError.
 
         Raises:
-            CheckpointError: the spacing cannot be read.
+            CheckpointError: the spacing or the spelling cannot be read.
         """
         source, own, spacing = read(directory), directory / TARGET_TOKENIZER, directory / SPACING_FILE
-        return cls(source, read(own) if own.is_dir() else source, Spacing.load(spacing) if spacing.is_file() else None)
+        codec = cls(source, read(own) if own.is_dir() else source, Spacing.load(spacing) if spacing.is_file() else None)
+        if (directory / SPELLING_FILE).is_file():
+            codec.spelling = _read_spelling(directory / SPELLING_FILE)
+        return codec
 
     @property
     def fingerprint(self) -> str:
@@ -141,6 +150,8 @@ class Codec:
             states.append({name: str(token) for name, token in tokenizer.special_tokens_map.items()})
         if self._exact:
             states.append({"exact_targets": True})
+        if self._is_respelled:
+            states.append({"romanian": self.spelling})
         return hashlib.sha256(json.dumps(states, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -166,7 +177,10 @@ class Codec:
         pair = len(texts[0]) == 2 if texts else False
         frame = self._frame("source", pair=pair)
         room = _room(frame, max_length, "max_source_length")
-        columns = [self._ids("source", column, special_tokens) for column in zip(*texts, strict=True)]
+        columns = [
+            self._ids("source", self._respelled("source", column), special_tokens)
+            for column in zip(*texts, strict=True)
+        ]
         encoded = EncodedSources([], [], [], [])
         for ids in zip(*columns, strict=True):
             first, second = _cut(ids[0], ids[1] if pair else [], room, cut)
@@ -191,7 +205,7 @@ class Codec:
 
     def target_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of texts as parts of targets: whole, and without special tokens."""
-        return self._ids("exact" if self._exact else "target", texts)
+        return self._ids("exact" if self._exact else "target", self._respelled("target", texts))
 
     def target_rules(self, size: int) -> PieceRules:
         """What each id of a target vocabulary of this size writes; nothing for ids that the tokenizer lacks."""
@@ -216,6 +230,16 @@ class Codec:
             save_tokenizer(self.target, directory / TARGET_TOKENIZER)
         if self.spacing is not None:
             self.spacing.save(directory / SPACING_FILE)
+        if self._is_respelled:
+            write_atomic(directory / SPELLING_FILE, json.dumps(self.spelling) + "\n")
+
+    @property
+    def _is_respelled(self) -> bool:
+        return any(spelling != "none" for spelling in self.spelling.values())
+
+    def _respelled(self, side: str, texts: Sequence[str]) -> Sequence[str]:
+        spelling = self.spelling[side]
+        return texts if spelling == "none" else [respell(text, spelling) for text in texts]
 
     def _frame(self, side: str, *, pair: bool) -> Frame:
         if (side, pair) not in self._frames:
@@ -235,6 +259,16 @@ class Codec:
                 backend = plain_backend(tokenizer, tokenizer.all_special_tokens if special_tokens == "all" else mask)
             self._backends[side, special_tokens] = backend
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _read_spelling(path: Path) -> dict[str, Spelling]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        if set(read) != {"source", "target"} or not set(read.values()) <= set(SPELLINGS):
+            raise ValueError(f"it holds {read}")
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: is no spelling of Romanian ({error}); export the model again") from None
+    return read
 
 
 def _room(frame: Frame, max_length: int, field: str) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bnb_ds.config.section import Section
+from bnb_ds.tasks.romanian import Spelling
 
 Split = str
 
@@ -35,6 +36,18 @@ class SplitSection(Section):
         if self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} and test {self.test} leave no rows for training")
         return self
+
+
+class RomanianSection(Section):
+    """How Romanian is spelled in translations (`bnb_ds.tasks.romanian`)."""
+
+    #: Romanian that the model reads, in training and later: comma: ş and ţ with a cedilla become ș and ț with a comma
+    #: below; plain: then ă â î ș ț become a a i s t; none: as in the data
+    source: Spelling = "none"
+    #: the same for what it learns to write
+    target: Spelling = "none"
+    #: the same for outputs and references when they are scored
+    references: Spelling = "none"
 
 
 class TaskDataSection(Section):
@@ -82,6 +95,8 @@ class TaskDataSection(Section):
     #: run learns from its training targets where spaces stand. ``pieces``: the ids say it themselves, because a mark
     #: inside a word becomes a continuing piece (``Brazil ##' ##s``)
     target_spacing: Literal["learnt", "pieces"] = "learnt"
+    #: how Romanian is spelled, for translations from or into it; default: as in the data
+    romanian: RomanianSection | None = None
     #: directory for tokenised rows; their names are hashes of their content
     cache_dir: str = "work/cache/tasks"
 

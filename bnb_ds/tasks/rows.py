@@ -1,4 +1,4 @@
-"""Read rows from local files (json, jsonl, csv, tsv, txt, parquet, parallel text; text also as .gz) or from the hub.
+"""Read rows from local files (json, jsonl, csv, tsv, txt, parquet, parallel text or sgm; text also as .gz), or the hub.
 
 A row is a dictionary. It comes with the place where it was read, for error messages.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import urllib.parse
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 from bnb_ds.common.files import READING_ERRORS
 from bnb_ds.common.tables import FileNotes, PlacedRow, Row, RowFault, read_table
 from bnb_ds.errors import DataError
+from bnb_ds.tasks.layouts import SGM_SUFFIX, dialogue_rows, is_dialogue, sgm_segments
 from bnb_ds.tasks.task import HubData
 
 _FORMS = ".json, .jsonl, .csv, .tsv, .txt (tabs) or .parquet, text also as .gz"
@@ -29,7 +31,8 @@ def read_file(
     """Read the rows of a file.
 
     Args:
-        path: the file; its suffix gives the format.
+        path: the file; its suffix gives the format. A ``.txt`` that begins with ``id=NUMBER`` holds medical dialogues
+            (`bnb_ds.tasks.layouts.dialogue_rows`).
         form: form of a ``.json`` file: ``rows`` (a list of objects, or ``{"data": [...]}``) or ``squad``.
         header: whether the first line of csv or tsv names the columns; otherwise they are numbered 0, 1, ...
         notes: filled in while reading.
@@ -42,6 +45,8 @@ def read_file(
     if suffix == ".parquet":
         yield from _parquet_rows(path)
         return
+    if suffix == SGM_SUFFIX:
+        raise DataError(f"{path}: an sgm file holds one language; give both as {{source: FILE, target: FILE}}")
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: the suffix is not of a known format; give {_FORMS}")
     with _text(path) as file:
@@ -50,10 +55,19 @@ def read_file(
                 yield from _squad(path, file) if form == "squad" else _json(path, file)
             elif suffix == ".jsonl":
                 yield from _json_lines(path, file, notes)
+            elif suffix == ".txt":
+                yield from _text_rows(path, file, header, notes)
             else:
                 yield from read_table(path, file, "," if suffix == ".csv" else "\t", header, notes)
         except READING_ERRORS as error:
             raise DataError(f"{path}: cannot be read ({error}{_line_of(error, path)}); restore the file") from None
+
+
+def _text_rows(path: Path, file: TextIO, header: bool, notes: FileNotes) -> Iterator[PlacedRow]:
+    """Medical dialogues, or a table with tabs."""
+    first = file.readline()
+    lines = itertools.chain([first], file)
+    return dialogue_rows(path, lines) if is_dialogue(first) else read_table(path, lines, "\t", header, notes)
 
 
 def suffix_of(path: Path) -> str:
@@ -76,30 +90,32 @@ def read_text_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_parallel(source: Path, target: Path) -> Iterator[tuple[str, Row]]:
-    """Read two files line by line, as rows with ``source`` and ``target``.
+    """Read two files line by line, as rows with ``source`` and ``target``; of sgm files, segment by segment.
 
     Raises:
         DataError: the files have different numbers of lines.
     """
     with _text(source) as sources, _text(target) as targets:
-        number = 0
+        pairs = itertools.zip_longest(_texts(source, sources), _texts(target, targets))
         try:
-            while True:
-                left, right = sources.readline(), targets.readline()
-                if not left and not right:
-                    return
-                number += 1
-                if not left or not right:
-                    shorter = target if left else source
+            for number, (left, right) in enumerate(pairs, start=1):
+                if left is None or right is None:
+                    shorter = source if left is None else target
                     raise DataError(
-                        f"{shorter}: has only {number - 1:,} lines, fewer than {source if left else target};"
+                        f"{shorter}: has only {number - 1:,} lines, fewer than {target if left is None else source};"
                         " lines form pairs: restore the missing ones"
                     )
-                place = f"{source} and {target}: line {number}"
-                yield place, {"source": left.rstrip("\r\n"), "target": right.rstrip("\r\n")}
+                yield f"{source} and {target}: line {number}", {"source": left, "target": right}
         except READING_ERRORS as error:
             where = _line_of(error, source) or _line_of(error, target)
             raise DataError(f"{source} or {target}: cannot be read ({error}{where}); restore the file") from None
+
+
+def _texts(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file without their ends, or the segments of an sgm file."""
+    if suffix_of(path) == SGM_SUFFIX:
+        return sgm_segments(path, file)
+    return (line.rstrip("\r\n") for line in file)
 
 
 def read_hub(hub: HubData, split: str) -> Iterator[PlacedRow]:

@@ -30,6 +30,7 @@ from bnb_ds.errors import DataError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples
+from bnb_ds.tasks.romanian import Spelling, respell
 from bnb_ds.tasks.row_reader import Example
 from bnb_ds.tasks.spacing import SPACING_FILE, Sample, Spacing, learns_spacing
 from bnb_ds.tasks.task import Task
@@ -183,6 +184,8 @@ def cached_directory(
         "content": content,
         "tokenizers": codec.fingerprint,
     }
+    if _spelling_of_references(data) != "none":
+        key["references"] = _spelling_of_references(data)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return Path(data.cache_dir) / f"{task.name}-{split}-{digest[:24]}"
 
@@ -213,7 +216,8 @@ def _write(
     counts = ReadingCounts()
     examples = _marked(read_examples(task, data, split, counts), progress)
     is_train = split.startswith("train")
-    info = write_examples(task, Lengths.of(task, data), codec, examples, directory, with_references=not is_train)
+    references = None if is_train else _spelling_of_references(data)
+    info = write_examples(task, Lengths.of(task, data), codec, examples, directory, references=references)
     if not info["num_samples"]:
         raise DataError(
             f"task {task.name}: the {split} split is empty{_reasons(counts)}; check the files named in data"
@@ -221,7 +225,8 @@ def _write(
     if is_train and task.is_generation and learns_spacing(codec.target):
         # A second reading of the rows: to draw from all of them is cheap beside tokenising them.
         sample = Sample()
-        sample.add(str(example.target) for example in read_examples(task, data, split))
+        spelling = codec.spelling["target"]
+        sample.add(respell(str(example.target), spelling) for example in read_examples(task, data, split))
         Spacing.learn(codec.target, sample.texts, exact=codec.exact_targets).save(directory / SPACING_FILE)
     info |= {
         "split": split,
@@ -233,13 +238,23 @@ def _write(
     (directory / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
+def _spelling_of_references(data: TaskDataSection) -> Spelling:
+    return data.romanian.references if data.romanian else "none"
+
+
 def _reasons(counts: ReadingCounts) -> str:
     left_out = ", ".join(f"{number:,} {reason}" for reason, number in sorted(counts.left_out.items()))
     return f": {counts.read:,} rows read, left out: {left_out}" if left_out else ""
 
 
 def write_examples(
-    task: Task, lengths: Lengths, codec: Codec, examples: Iterator[Example], directory: Path, *, with_references: bool
+    task: Task,
+    lengths: Lengths,
+    codec: Codec,
+    examples: Iterator[Example],
+    directory: Path,
+    *,
+    references: Spelling | None,
 ) -> dict[str, Any]:
     """Tokenise examples and write all files but ``info.json``; returns the counts for that file.
 
@@ -249,13 +264,13 @@ def write_examples(
         codec: the tokenizers.
         examples: any number of them.
         directory: exists and is empty.
-        with_references: whether to write the target texts.
+        references: how Romanian is spelled in the target texts, which are written too; None: they are not written.
     """
     sources, targets, first_lengths, labels = _Rows(), _Rows(), [], []
     sources_cut = targets_cut = 0
     with (
         open(directory / "ids.txt", "w", encoding="utf-8") as ids,
-        open(directory / "references.jsonl", "w", encoding="utf-8") as references,
+        open(directory / "references.jsonl", "w", encoding="utf-8") as file,
     ):
         for chunk in _chunks(examples):
             encoded = codec.encode_sources([example.sources for example in chunk], lengths.source, cut=task.cut)
@@ -270,8 +285,8 @@ def write_examples(
             tokens, num_cut = codec.encode_targets([str(example.target) for example in chunk], lengths.target)
             targets.add(tokens)
             targets_cut += num_cut
-            if with_references:
-                references.writelines(json.dumps(example.target) + "\n" for example in chunk)
+            if references is not None:
+                file.writelines(json.dumps(respell(str(example.target), references)) + "\n" for example in chunk)
     sources.save(directory, "source")
     targets.save(directory, "target")
     np.save(directory / "first_lengths.npy", np.array(first_lengths, np.int32))

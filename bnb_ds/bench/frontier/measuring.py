@@ -189,7 +189,7 @@ def _score(
             ids = order[begin : begin + _SCORING_BATCH]
             outputs |= dict(zip(ids.tolist(), opened.write(opened.sources(ids)), strict=True))
         system = opened.system
-        texts = system.codec.decode([outputs[number] for number in range(len(opened.rows))])
+        texts = system.texts([outputs[number] for number in range(len(opened.rows))])
         references = [one_line(text) for text in opened.rows.references()]
         scores = scores_of(system.task, texts, references, lowercase=system.codec.lowercases)
         rounded = {name: round(value, DECIMALS) for name, value in scores.values.items()}
