@@ -176,7 +176,7 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
     replaced = {name: value for name, value in bnb_fields(section, target).items() if name in given}
     config.update(replaced)
     if config.mask_token_id is None:  # models made before slots could hold tokens do not have it
-        config.mask_token_id = target.special_ids["mask"]
+        config.mask_token_id = target.special_ids.get("mask")
     for half in (config.encoder, config.decoder):
         dropout = {name: value for name, value in dropout_fields(section).items() if DROPOUT_NAMES[name] in given}
         backbone_of(half).set_dropout(half, dropout)
@@ -198,7 +198,7 @@ def bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
         "pad_token_id": target.special_ids["pad"],
         "bos_token_id": target.special_ids["cls"],
         "eos_token_id": target.special_ids["sep"],
-        "mask_token_id": target.special_ids["mask"],
+        "mask_token_id": target.special_ids.get("mask"),
     }
 
 
