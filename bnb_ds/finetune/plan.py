@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from bnb_ds.config.loading import load_recipe
 from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refuse_misfits
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import ceilings
+from bnb_ds.finetune.layer_distillation import fingerprint_of, load_teaching, matched_layers, teaching_lines
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.model.configuration import BnbConfig
@@ -29,7 +31,7 @@ from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
 from bnb_ds.train.launch import NEW_RUN, Launch
-from bnb_ds.train.objectives import Glancing, Objective
+from bnb_ds.train.objectives import Glancing, Objective, Reconstruction, WithTerms
 
 #: samples of a split whose ceiling a launch works out; an evaluation takes all
 _CEILING_SAMPLES = 1000
@@ -90,12 +92,26 @@ def make_system(recipe: FinetuneRecipe) -> System:
     system = chosen(task, Lengths.of(task, recipe.data), codec, recipe.model)
     system.config()  # checks the settings of the model
     _objective(system, recipe, 1)  # checks that the model can be trained so
+    if recipe.layer_distillation is not None:
+        matched_layers(recipe.layer_distillation, system)  # checks that the teacher fits
     return system
 
 
-def make_objective(plan: FinetunePlan, total_steps: int) -> Objective:
-    """The loss that a run of ``total_steps`` optimises."""
-    return _objective(plan.system, plan.recipe, total_steps)
+def make_objective(plan: FinetunePlan, total_steps: int, model: Any) -> Objective:
+    """The loss that a run of ``total_steps`` optimises. A teacher's weights are read.
+
+    Args:
+        plan: the plan of the run.
+        total_steps: optimizer steps of the whole run.
+        model: the model of the run, before a checkpoint is loaded into it.
+    """
+    objective, terms = _objective(plan.system, plan.recipe, total_steps), plan.system.terms(model)
+    if plan.recipe.layer_distillation is not None:
+        terms.append(load_teaching(plan.recipe.layer_distillation, plan.system))
+    if not terms:
+        return objective
+    assert isinstance(objective, Reconstruction), "only models of such a loss have further terms"
+    return WithTerms(objective, terms)
 
 
 def _objective(system: System, recipe: FinetuneRecipe, total_steps: int) -> Objective:
@@ -186,7 +202,8 @@ def count_parameters(system: System) -> int:
 def run_directory(plan: FinetunePlan, splits: dict[str, Tokenised]) -> RunDir:
     """The directory of the run, ``output_dir`` of its recipe."""
     fingerprint = hashlib.sha256(" ".join(split.fingerprint for split in splits.values()).encode()).hexdigest()
-    return RunDir(plan.recipe, plan.ds_config, fingerprint)
+    teaching = plan.recipe.layer_distillation
+    return RunDir(plan.recipe, plan.ds_config, fingerprint, "" if teaching is None else fingerprint_of(teaching))
 
 
 def tokenise_splits(plan: FinetunePlan, progress: Callable[[], None] = lambda: None) -> dict[str, Tokenised]:
@@ -243,6 +260,7 @@ def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], num_paramete
         f"task         {plan.task.title} ({plan.task.name}), model kind {recipe.model.kind}",
         f"model        {num_parameters / 1e6:.2f}M parameters",
         *_depth_lines(plan.system),
+        *_teacher_lines(plan),
         f"data         {samples} samples",
     ]
     for name, split in splits.items():
@@ -264,6 +282,11 @@ def _depth_lines(system: System) -> list[str]:
     config = system.config()
     line = depth_line(config) if isinstance(config, BnbConfig) and system.task.is_generation else None
     return [] if line is None else [line]
+
+
+def _teacher_lines(plan: FinetunePlan) -> list[str]:
+    section = plan.recipe.layer_distillation
+    return [] if section is None else teaching_lines(section, matched_layers(section, plan.system))
 
 
 def _ceiling_lines(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:
