@@ -43,6 +43,8 @@ class RunDir:
     recipe: TrainingRecipe
     ds_config: DsConfig
     data_fingerprint: str
+    #: of the model that this one learns from; empty: there is none
+    teacher_fingerprint: str = ""
 
     @property
     def path(self) -> Path:
@@ -111,6 +113,8 @@ class RunDir:
             changes += differences(lasting_ds_config(self.ds_config.values), lasting_ds_config(old_ds))
         first = _first_launch(run)
         changes.extend(differences(self.data_fingerprint, first["data_fingerprint"], "data"))
+        teachers = self.teacher_fingerprint, first.get("teacher_fingerprint", "")
+        changes.extend(differences(*teachers, "the files of layer_distillation.teacher"))
         if changes:
             length_only = lasting_recipe(ours, extend=True) == lasting_recipe(theirs, extend=True)
             way_out = f", or add {EXTEND_FLAG} to change the length of this run" if length_only else ""
@@ -144,7 +148,10 @@ class RunDir:
         # A launch that was killed while it wrote here has left a line without end.
         is_torn = launches.is_file() and launches.read_bytes()[-1:] not in (b"", b"\n")
         with open(launches, "a", encoding="utf-8") as file:
-            file.write("\n" * is_torn + json.dumps({**launch, "data_fingerprint": self.data_fingerprint}) + "\n")
+            launch["data_fingerprint"] = self.data_fingerprint
+            if self.teacher_fingerprint:
+                launch["teacher_fingerprint"] = self.teacher_fingerprint
+            file.write("\n" * is_torn + json.dumps(launch) + "\n")
         if weights_only or not holds_run(self.path) or not (self.path / "ds_config.resolved.json").exists():
             write_atomic(self.path / "ds_config.resolved.json", json.dumps(self.ds_config.values, indent=2) + "\n")
         # Written last: this file marks the directory as a run. Fields that may change are those of the last launch.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from bnb_ds.config.loading import load_recipe
 from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refuse_misfits
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import ceilings
+from bnb_ds.finetune.layer_distillation import fingerprint_of, load_teaching, matched_layers, teaching_lines
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.model.configuration import BnbConfig
@@ -29,7 +31,7 @@ from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
 from bnb_ds.train.launch import NEW_RUN, Launch
-from bnb_ds.train.objectives import Glancing, Objective
+from bnb_ds.train.objectives import Glancing, Objective, Reconstruction, WithTerms
 from bnb_ds.train.parameters.chosen import Trained, choose
 from bnb_ds.train.parameters.unfreezing import Beginnings
 
@@ -93,12 +95,26 @@ def make_system(recipe: FinetuneRecipe) -> System:
     system.use_romanian(recipe.data)
     system.config()  # checks the settings of the model
     _objective(system, recipe, 1)  # checks that the model can be trained so
+    if recipe.layer_distillation is not None:
+        matched_layers(recipe.layer_distillation, system)  # checks that the teacher fits
     return system
 
 
-def make_objective(plan: FinetunePlan, total_steps: int) -> Objective:
-    """The loss that a run of ``total_steps`` optimises."""
-    return _objective(plan.system, plan.recipe, total_steps)
+def make_objective(plan: FinetunePlan, total_steps: int, model: Any) -> Objective:
+    """The loss that a run of ``total_steps`` optimises. A teacher's weights are read.
+
+    Args:
+        plan: the plan of the run.
+        total_steps: optimizer steps of the whole run.
+        model: the model of the run, before a checkpoint is loaded into it.
+    """
+    objective, terms = _objective(plan.system, plan.recipe, total_steps), plan.system.terms(model)
+    if plan.recipe.layer_distillation is not None:
+        terms.append(load_teaching(plan.recipe.layer_distillation, plan.system))
+    if not terms:
+        return objective
+    assert isinstance(objective, Reconstruction), "only models of such a loss have further terms"
+    return WithTerms(objective, terms)
 
 
 def _objective(system: System, recipe: FinetuneRecipe, total_steps: int) -> Objective:
@@ -194,7 +210,8 @@ def choose_trained(plan: FinetunePlan) -> Trained:
 def run_directory(plan: FinetunePlan, splits: dict[str, Tokenised]) -> RunDir:
     """The directory of the run, ``output_dir`` of its recipe."""
     fingerprint = hashlib.sha256(" ".join(split.fingerprint for split in splits.values()).encode()).hexdigest()
-    return RunDir(plan.recipe, plan.ds_config, fingerprint)
+    teaching = plan.recipe.layer_distillation
+    return RunDir(plan.recipe, plan.ds_config, fingerprint, "" if teaching is None else fingerprint_of(teaching))
 
 
 def tokenise_splits(plan: FinetunePlan, progress: Callable[[], None] = lambda: None) -> dict[str, Tokenised]:
@@ -251,6 +268,7 @@ def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], trained: Tra
         f"task         {plan.task.title} ({plan.task.name}), model kind {recipe.model.kind}",
         *_lines_of_weights(plan, trained, plan.total_steps(len(splits["train"])), len(splits["train"])),
         *_depth_lines(plan.system),
+        *_teacher_lines(plan),
         f"data         {samples} samples",
     ]
     for name, split in splits.items():
@@ -302,6 +320,11 @@ def beginnings(plan: FinetunePlan, num_samples: int) -> Beginnings | None:
     if unfreezing is None:
         return None
     return Beginnings(unfreezing.interval(num_samples, plan.ds_config.global_batch), unfreezing.layers)
+
+
+def _teacher_lines(plan: FinetunePlan) -> list[str]:
+    section = plan.recipe.layer_distillation
+    return [] if section is None else teaching_lines(section, matched_layers(section, plan.system))
 
 
 def _ceiling_lines(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:

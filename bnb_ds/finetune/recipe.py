@@ -10,6 +10,7 @@ from bnb_ds.config.parameters_section import ParametersSection
 from bnb_ds.config.section import Section
 from bnb_ds.config.sections import TrainingRecipe
 from bnb_ds.errors import nearest
+from bnb_ds.finetune.layer_distillation import LayerDistillationSection
 from bnb_ds.systems.kinds import ModelChoice
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.registry import TASKS
@@ -63,6 +64,8 @@ class FinetuneRecipe(ParametersSection, TrainingRecipe):
     #: the loss is 1 minus the expected matches of n-grams of this size: a second phase, for a model that was trained on
     #: its nats; CTC: 1 or 2
     ngram_size: Annotated[int, Field(ge=1, le=4)] | None = None
+    #: learn from a trained model layer by layer, beside the targets; default: from the targets alone
+    layer_distillation: LayerDistillationSection | None = None
     selection: SelectionSection = SelectionSection()
     intervals: FinetuneIntervals = FinetuneIntervals()
 

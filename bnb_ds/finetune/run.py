@@ -58,7 +58,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
         ds_config=plan.ds_config,
         run=run,
         model=model,
-        objective=make_objective(plan, total_steps),
+        objective=make_objective(plan, total_steps, model),
         train=TaskSamples(splits["train"], system, recipe.seed),
         total_steps=total_steps,
         intervals=_intervals(plan, len(splits["train"]), total_steps),

@@ -21,6 +21,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.model.backbones.entries import backbone_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.slots import DecoderSlots
+from bnb_ds.model.students.training_pass import LayerStates
 
 
 class BnbEncoder(nn.Module):
@@ -41,7 +42,7 @@ class BnbEncoder(nn.Module):
         self.context = backbone.context(config)
         self.final_norm = backbone.final_norm(config)
 
-    def forward(self, inputs: PackedInputs, kept: list[Tensor] | None = None) -> Tensor:
+    def forward(self, inputs: PackedInputs, kept: LayerStates | None = None) -> Tensor:
         """Hidden states [N, H] of the last layer.
 
         Args:
@@ -66,7 +67,7 @@ class BnbEncoder(nn.Module):
         for layer in self.layer:
             hidden_1NH = layer(hidden_1NH, layout=layout, **context)
             if kept is not None:
-                kept.append(hidden_1NH[0])
+                kept.encoder.append(hidden_1NH[0])
         return (hidden_1NH if self.final_norm is None else self.final_norm(hidden_1NH))[0]
 
 
@@ -222,7 +223,7 @@ class BnbDecoder(nn.Module):
         is_stretched: bool = False,
         early_exit: EarlyExit | None = None,
         ends_early: bool = True,
-        kept: list[Tensor] | None = None,
+        kept: LayerStates | None = None,
     ) -> Tensor:
         """Hidden states [T, H] of the last layer.
 
@@ -245,7 +246,7 @@ class BnbDecoder(nn.Module):
             # Positional arguments, because reentrant activation checkpointing gives gradients only to those.
             hidden_1TH = layer(hidden_1TH, None, memory_1NH, layout=slots.layout, memory_layout=source, **context)
             if kept is not None:
-                kept.append(hidden_1TH[0])
+                kept.decoder.append(hidden_1TH[0])
             if early_exit is not None:
                 hidden_1TH = early_exit.held(hidden_1TH[0])[None]
                 is_read = number in self._predicting

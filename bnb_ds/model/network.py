@@ -202,7 +202,7 @@ class BnbModel(BnbModelWithEncoder):
         if self.latent is None:
             nothing = self.get_input_embeddings().weight.new_zeros(inputs.layout.num_tokens, 0)
             return Encoded(inputs.layout, inputs.input_ids, inputs.token_type_ids, nothing, nothing, None)
-        hidden_NH = self.encoder(inputs, None if kept is None else kept.encoder)
+        hidden_NH = self.encoder(inputs, kept)
         latent_NL = self.latent(hidden_NH)
         length_logits_BC = None
         if self.length_predictor is not None:
@@ -222,8 +222,7 @@ class BnbModel(BnbModelWithEncoder):
         if self.decoder is None:
             assert slots.token_ids is not None  # the configuration's check says so
             types_T = encoded.token_types.index_select(0, slots.source_index)
-            inputs = PackedInputs(slots.token_ids, types_T, slots.layout)
-            return self.encoder(inputs, None if kept is None else kept.encoder)
+            return self.encoder(PackedInputs(slots.token_ids, types_T, slots.layout), kept)
         latent = self.latent_dropout(encoded.latent)
         is_stretched = self.length_predictor is not None
         if self.length_predictor is not None and self.config.decoder_latent:
@@ -231,7 +230,7 @@ class BnbModel(BnbModelWithEncoder):
         memory_NH = encoded.hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(encoded.hidden)
         memory_NH = self.latent_dropout(memory_NH)
         if kept is not None:
-            exits["kept"] = kept.decoder
+            exits["kept"] = kept
         return self.decoder(latent, memory_NH, slots, encoded.layout, predict, is_stretched=is_stretched, **exits)
 
     def open(self, encoded: Encoded, target_lengths: Tensor | np.ndarray | None = None) -> DecoderSlots:

@@ -28,7 +28,7 @@ from bnb_ds.tasks.own_tasks import definition
 from bnb_ds.tasks.romanian import Spelling, respell
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths
-from bnb_ds.train.objectives import Objective, Reconstruction
+from bnb_ds.train.objectives import Objective, Reconstruction, Term
 
 #: file in a model directory that records the kind of model, the task and the lengths
 TASK_FILE = "task.json"
@@ -192,6 +192,14 @@ class System(ABC):
             if value is not None:
                 raise ConfigError(f"{name}: model.kind {self.kind} has none for task {self.task.name}; remove {name}")
         return Reconstruction()
+
+    def terms(self, model: Any) -> list[Term]:
+        """Losses that are added to `objective`'s in training. The default is none.
+
+        Args:
+            model: as `build` made it, before a checkpoint is loaded into it.
+        """
+        return []
 
     def name_classes(self, config: Any) -> None:
         """Write the names of the classes into the configuration of a classifier."""

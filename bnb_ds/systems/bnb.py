@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -73,6 +73,8 @@ class BnbSystem(System):
 class BnbGenerator(BnbSystem):
     """The whole model, which writes texts in one pass."""
 
+    #: whether training shows tokens of the target in a way of its own, beside which there is no glancing
+    has_own_noise: ClassVar[bool] = False
     _config: BnbConfig | None = None
 
     @property

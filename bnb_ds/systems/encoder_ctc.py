@@ -5,18 +5,25 @@ It is a BERT-NAR-BERT without its decoder: half the work, and all of its weights
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from bnb_ds.config.model_section import ModelSection, ModelSize
 from bnb_ds.config.section import Probability, Section
+from bnb_ds.data.batch import PackedBatch
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.students.imitation import Anchor
+from bnb_ds.model.students.training_pass import TrainingPass
 from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
+from bnb_ds.train.objectives import Term
 
 #: fields with the same name in `ModelSection`
 _SAME_NAME = (
@@ -55,6 +62,9 @@ class EncoderCtcSection(Section):
     #: [MASK]s behind each source token; a source of n tokens takes (masks + 1) n positions; default: 1, or the
     #: checkpoint's
     masks: Annotated[int, Field(ge=1)] = 1
+    #: weight of the squared distance between the output embedding of a target token and that of ``encoder`` or
+    #: ``checkpoint``, a mean over target tokens; 0: the embeddings go where the targets lead
+    embedding_anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     #: dropout of hidden states
     hidden_dropout: Probability = 0.1
     #: dropout of attention weights
@@ -67,6 +77,11 @@ class EncoderCtcSection(Section):
     @model_validator(mode="after")
     def _as_a_bnb(self) -> EncoderCtcSection:
         self.as_bnb()  # its own rules for checkpoints and sizes hold here too
+        if self.embedding_anchor and self.encoder is None and self.checkpoint is None:
+            raise ValueError(
+                f"embedding_anchor {self.embedding_anchor} keeps the embeddings of a checkpoint, but size draws random"
+                " ones; remove it, or name encoder or checkpoint"
+            )
         return self
 
     def as_bnb(self) -> ModelSection:
@@ -84,6 +99,22 @@ class EncoderCtcSection(Section):
             decoder_latent=False,
             **own,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Anchoring:
+    """A `bnb_ds.train.objectives.Term`: output embeddings stay near those that the run began with.
+
+    Attributes:
+        originals: [V, H], on the host.
+        weight: of the loss.
+    """
+
+    originals: Tensor
+    weight: float
+
+    def of(self, batch: PackedBatch) -> Callable[[TrainingPass], Tensor]:
+        return Anchor(self.originals.index_select(0, batch.labels), self.weight)
 
 
 class EncoderCtc(BnbGenerator):
@@ -107,3 +138,7 @@ class EncoderCtc(BnbGenerator):
                 " data.target_tokenizer"
             )
         return super().config()
+
+    def terms(self, model: Any) -> list[Term]:
+        weight = self.section.embedding_anchor
+        return [Anchoring(model.get_output_embeddings().weight.detach().cpu().clone(), weight)] if weight else []

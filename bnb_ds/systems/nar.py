@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from torch import nn
@@ -35,8 +34,6 @@ from bnb_ds.train.objectives import MaskedTokens, Objective, Reconstruction
 class NarGenerator(BnbGenerator):
     """A BERT-NAR-BERT with one position for each token, and some fields fixed by its kind."""
 
-    #: whether training shows tokens of the target in a way of its own, beside which there is no glancing
-    has_own_noise: ClassVar[bool] = False
     section: NarSection
 
     @classmethod

@@ -35,7 +35,6 @@ _OF_SLOTS = (
     "target_kind",
     "segment_blocks",
     "blank_token_id",
-    "mask_token_id",
     "vocab_size",
 )
 

@@ -15,6 +15,8 @@ from bnb_ds.targets.interface import SlotStates, Targets
 class LayerStates:
     """The outputs of all layers, in order.
 
+    Layers fill in this object, and not lists: of those, DeepSpeed gives modules copies with partitioned weights.
+
     Attributes:
         encoder: [N, H] each, of the source tokens; without a decoder [T, H], of the slots.
         decoder: [T, H] each, of the slots.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
@@ -92,6 +93,11 @@ def test_every_shipped_recipe_is_planned(path, stand_ins, tmp_path):
     for field, name in (("checkpoint", whole), ("encoder", "bert"), ("decoder", "bert")):
         if getattr(recipe.model, field, None) is not None:
             overrides.append(f"model.{field}={stand_ins / name}")
+    if recipe.layer_distillation is not None:
+        teacher = shutil.copytree(stand_ins / "bnb", tmp_path / "teacher")
+        made_for = {"kind": "bnb", "task": recipe.task, "lengths": {"source": 64, "target": 64}}
+        (teacher / "task.json").write_text(json.dumps(made_for))
+        overrides.append(f"layer_distillation.teacher={teacher}")
     for field in ("tokenizer", "target_tokenizer"):
         if getattr(recipe.data, field) is not None:
             overrides.append(f"data.{field}={stand_ins / 'bert'}")
