@@ -104,7 +104,7 @@ class ModernBert(Backbone):
         return _norm(config)
 
     def layers(self, config: Any) -> Iterable[nn.Module]:
-        layer = PackedModernBertDecoderLayer if config.add_cross_attention else PackedModernBertLayer
+        layer = PackedModernBertDecoderLayer if getattr(config, "add_cross_attention", False) else PackedModernBertLayer
         return (layer(config, i) for i in range(config.num_hidden_layers))
 
     def context(self, config: Any) -> nn.Module:
