@@ -36,7 +36,10 @@ _MODERNBERT = {
     **_SIZE,
     "local_attention": 6,
     "pad_token_id": 0,
-    **{"bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3},
+    "bos_token_id": 2,
+    "cls_token_id": 2,
+    "eos_token_id": 3,
+    "sep_token_id": 3,
 }
 _WIDE = {"hidden_size": 18, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 14}
 
