@@ -28,6 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 VOCAB = 53
 #: tokens of the longest source
 POSITIONS = 24
+#: of the checkpoints that runs start from
+RUN_POSITIONS = 64
 _SIZE = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
 _ROBERTA = {**_SIZE, "max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 _DISTILBERT = {"dim": 12, "n_layers": 2, "n_heads": 3, "hidden_dim": 20}
@@ -106,3 +108,13 @@ def padded(sources: list[Tensor], pad: int) -> tuple[Tensor, Tensor]:
     ids = torch.nn.utils.rnn.pad_sequence(sources, batch_first=True, padding_value=pad)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(source) for source in sources], batch_first=True)
     return ids, mask
+
+
+def save_start(folder: Path, family: str, tokenizer: Any, seed: int = 0) -> Path:
+    """Write such a model for the vocabulary and the padding of a tokenizer, with that tokenizer, to start runs from."""
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    special = {"pad_token_id": ids["pad"], "bos_token_id": ids["cls"], "eos_token_id": ids["sep"]}
+    positions = RUN_POSITIONS + (ids["pad"] + 1 if "roberta" in family else 0)
+    save_checkpoint(folder, family, seed, vocab_size=len(tokenizer), max_position_embeddings=positions, **special)
+    tokenizer.save_pretrained(folder)
+    return folder
