@@ -278,8 +278,14 @@ def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> N
             f" raise it, or lower {field}, model.decoder_length_ratio or model.decoder_length_max"
         )
     limit = positions_of(config.decoder)
+    if config.decoder_positions == "shared" and max_length > limit:
+        raise ConfigError(
+            f"model.decoder_positions shared: {max_length} source tokens need as many decoder positions, and the"
+            f" decoder has {limit}; set it to absolute with a decoder_length_max of at most {limit}, or lower {field}"
+        )
     if config.decoder_positions == "absolute" and slots > limit:
+        first = "set it to shared" if max_length <= limit else f"set model.decoder_length_max to at most {limit}"
         raise ConfigError(
             f"model.decoder_positions absolute: {max_length} source tokens need {slots} decoder positions, but the"
-            f" decoder has {limit}; set it to shared, or lower {field} or model.decoder_length_ratio"
+            f" decoder has {limit}; {first}, or lower {field} or model.decoder_length_ratio"
         )

@@ -15,6 +15,8 @@ from transformers import (
     DistilBertForMaskedLM,
     ElectraConfig,
     ElectraForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -31,6 +33,16 @@ RUN_POSITIONS = 64
 _SIZE = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
 _ROBERTA = {**_SIZE, "max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 _DISTILBERT = {"dim": 12, "n_layers": 2, "n_heads": 3, "hidden_dim": 20}
+#: a window of 3 tokens to each side in the second layer
+_MODERNBERT = {
+    **_SIZE,
+    "local_attention": 6,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "cls_token_id": 2,
+    "eos_token_id": 3,
+    "sep_token_id": 3,
+}
 _WIDE = {"hidden_size": 18, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 14}
 
 #: name -> the class of a checkpoint with its LM head, the class of its configuration, and the fields of that
@@ -45,6 +57,7 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, Any]]] = {
         {**_SIZE, "embedding_size": 8, "num_attention_heads": 4, "max_position_embeddings": POSITIONS},
     ),
     "distilbert": (DistilBertForMaskedLM, DistilBertConfig, {**_DISTILBERT, "max_position_embeddings": POSITIONS}),
+    "modernbert": (ModernBertForMaskedLM, ModernBertConfig, {**_MODERNBERT, "max_position_embeddings": POSITIONS}),
 }
 
 
@@ -66,6 +79,7 @@ CASES = {
     **{name: Halves(name) for name in FAMILIES},
     "xlm-roberta and bert": Halves("xlm-roberta", "minilm"),
     "bert and electra": Halves("bert", "electra"),
+    "modernbert and bert": Halves("modernbert", "minilm"),
 }
 
 

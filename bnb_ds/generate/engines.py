@@ -30,7 +30,7 @@ from bnb_ds.modeling import BnbForConditionalGeneration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: columns of the compiled shapes; one more shape fits the model's longest source
-COLUMN_BUCKETS = (16, 32, 64, 96, 128, 192, 256, 384)
+COLUMN_BUCKETS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
 
 Output = tuple[list[int], float | None]
 

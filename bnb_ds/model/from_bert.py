@@ -44,7 +44,7 @@ class BertCheckpoint:
         config: that of the half which it makes.
         body: float32 embeddings and layers, under the names of `bnb_ds.model.layers.BnbEncoder`.
         head: transform and bias of the prediction head, under the names of `bnb_ds.model.layers.BnbLMHead`; None if
-            the checkpoint has no head.
+            the checkpoint has no head, or one with a matrix of its own.
         pooler: its one linear layer, under the names of BERT's pooler; None if the checkpoint has no pooler.
     """
 
@@ -76,16 +76,17 @@ def read_bert(source: str | PathLike[str]) -> BertCheckpoint:
     }
     pooler = {key.removeprefix(f"{base}{_POOLER}"): weight for key, weight in weights.items() if pooler_prefix in key}
     has_head, has_pooler = (not any(key.startswith(part) for key in missing) for part in (heads, pooler_prefix))
+    has_head = has_head and backbone.has_tied_head(config)
     return BertCheckpoint(
         half,
         {**body, **backbone.extra_body(half)},
-        _head(backbone, weights) if has_head else None,
+        _head(backbone, weights, half.vocab_size) if has_head else None,
         pooler if pooler and has_pooler else None,
     )
 
 
-def _head(backbone: Backbone, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = {}
+def _head(backbone: Backbone, weights: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    found = {"bias": torch.zeros(vocab_size)}  # some heads have none
     for key, weight in weights.items():
         match = next(((theirs, ours) for theirs, ours in backbone.head_names if key.startswith(theirs)), None)
         if match is not None and match[1] is not None:

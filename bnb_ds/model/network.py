@@ -64,8 +64,10 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = getattr(module, "initializer_range", None)
-        if isinstance(module, nn.Embedding) and std is not None:
+        if isinstance(module, (nn.Embedding, nn.Linear)) and std is not None:
             initialization.normal_(module.weight, mean=0.0, std=std)  # only once: what is initialised is marked
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                initialization.zeros_(module.bias)
             return
         super()._init_weights(module)
         # No checkpoint holds buffers, so a model made on the meta device gets them here.

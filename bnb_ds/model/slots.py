@@ -261,5 +261,6 @@ def _check_positions(most: int, max_source: int, config: BnbConfig) -> None:
         )
     if config.decoder_positions == "shared" and max_source > available:
         raise ConfigError(
-            f"a source has {max_source} tokens, but the decoder has {available} positions: cut the source"
+            f"a source has {max_source} tokens, but the decoder has {available} positions: cut the source, or set "
+            "decoder_positions to 'absolute'"
         )

@@ -126,7 +126,8 @@ def _refuse_other_apex() -> None:
 def fuse_layer_norms(model: nn.Module, device: torch.device) -> str:
     """Replace every ``nn.LayerNorm`` by apex's ``FusedLayerNorm`` if apex works and the device is a GPU.
 
-    Parameters and their names stay the same. Returns a description of the LayerNorm in use.
+    Parameters and their names stay the same. Norms without a bias, as ModernBERT has them, stay torch's. Returns a
+    description of the LayerNorm in use.
     """
     apex = find_apex(device)
     if device.type != "cuda":
@@ -136,7 +137,7 @@ def fuse_layer_norms(model: nn.Module, device: torch.device) -> str:
     fused_layer_norm = importlib.import_module("apex.normalization").FusedLayerNorm
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.LayerNorm:
+            if type(child) is nn.LayerNorm and child.bias is not None:  # apex's kernel needs one
                 replacement = fused_layer_norm(child.normalized_shape, eps=child.eps)
                 replacement.weight, replacement.bias = child.weight, child.bias
                 setattr(parent, name, replacement)

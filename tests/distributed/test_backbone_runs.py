@@ -27,10 +27,11 @@ CASES = {
     "roberta": Halves("roberta"),
     "electra": Halves("electra"),
     "distilbert": Halves("distilbert"),
+    "modernbert": Halves("modernbert"),
     "xlm-roberta and bert": Halves("xlm-roberta", "minilm"),
 }
 #: cases that are resumed too: in pre-training, and two halves in fine-tuning
-RESUMED = ("roberta", "xlm-roberta and bert")
+RESUMED = ("roberta", "modernbert", "xlm-roberta and bert")
 DS_CONFIG = {
     "train_batch_size": 8,
     "train_micro_batch_size_per_gpu": 4,
@@ -78,7 +79,7 @@ class Runs:
 def starts(request, small_tokenizer, tmp_path):
     """The checkpoints of a case, each with a tokenizer of its family."""
     case = CASES[request.param]
-    tokenizers = {"roberta": byte_level, "xlm-roberta": unigram}
+    tokenizers = {"roberta": byte_level, "modernbert": byte_level, "xlm-roberta": unigram}
     of = {family: tokenizers.get(family, lambda: small_tokenizer)() for family in (case.encoder, case.target)}
     encoder = save_start(tmp_path / "encoder", case.encoder, of[case.encoder])
     decoder = None if case.decoder is None else save_start(tmp_path / "decoder", case.decoder, of[case.decoder], 2)

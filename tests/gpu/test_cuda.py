@@ -12,6 +12,7 @@ from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.attention import attention_way, packed_attention
 from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.model.varlen import kernel_choice as choice
+from bnb_ds.model.varlen.operators import WINDOW_WAYS
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from tests import launching
 from tests.jobs import Job
@@ -117,6 +118,24 @@ def test_varlen_attention_equals_padded(way, dtype, monkeypatch):
     for padded, varlen in zip(*results, strict=True):
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(varlen, padded, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["flash", "flash_attn"])
+def test_varlen_attention_in_a_window_equals_blocks(way, dtype):
+    if way not in choice._candidates(torch.cuda.get_device_capability(), dtype, 16):
+        pytest.skip(f"this GPU, or what is installed, has no {way} for {dtype}")
+    lengths = torch.tensor([7, 1, 530, 12], device="cuda")
+    layout = PackedLayout.from_lengths(lengths, num_tokens=550, max_seqlen=530)
+    generator = torch.Generator("cuda").manual_seed(0)
+    rows, signal = (torch.randn(n, 550, 3, 16, device="cuda", generator=generator).to(dtype) for n in (3, 1))
+    leaves = [row.requires_grad_() for row in rows.unbind()]
+    results = []
+    for name in ("blocks", way):
+        output = WINDOW_WAYS[name](*leaves, layout, layout, 0.0, None, 64)
+        results.append((output, *torch.autograd.grad(output, leaves, signal[0])))
+    for blocks, varlen in zip(*results, strict=True):
+        torch.testing.assert_close(varlen, blocks, rtol=2e-2, atol=2e-2)
 
 
 def test_the_first_kernel_that_should_work_does():

@@ -13,7 +13,7 @@ from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.attention import attention_way
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.varlen.kernel_choice import best_way, fault_of
-from bnb_ds.model.varlen.operators import WAYS
+from bnb_ds.model.varlen.operators import WAYS, WINDOW_WAYS
 
 _CPU = torch.device("cpu")
 #: relative distances that rounding explains
@@ -46,6 +46,9 @@ def attention(figures: Figures, scale: Scale) -> None:
         for name, way in WAYS.items():
             fault = fault_of(way, device, dtype, 64)
             figures.put(f"attention {name}, {dtype}", fault or "works", OK if fault is None else SKIPPED)
+        for name, window_way in WINDOW_WAYS.items():
+            fault = fault_of(window_way, device, dtype, 64, True)
+            figures.put(f"attention {name} in a window, {dtype}", fault or "works", OK if fault is None else SKIPPED)
         if device.type == "cuda":
             choice = best_way(0, dtype, 64)
             figures.put(f"attention chosen for {dtype}", choice.way, note=str(choice.faults or ""))

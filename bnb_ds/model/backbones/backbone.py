@@ -129,8 +129,8 @@ class Backbone(ABC):
     def context(self, config: Any) -> nn.Module | None:
         """What all layers share in a pass, such as rotary embeddings; None: nothing.
 
-        The module is called with hidden states [1, N, H] and positions int64 [N] (counted from 0), and returns a
-        dict: further keyword arguments of the layers.
+        The module is called with hidden states [1, N, H], positions int64 [N] (counted from 0) and their layout; in a
+        decoder also with the layout of the memory. It returns a dict: further keyword arguments of the layers.
         """
         return None
 
@@ -161,6 +161,10 @@ class Backbone(ABC):
     def their_body(self, name: str) -> str:
         """The name in `encoder_class` of one of our weights of an encoder."""
         return _renamed(name, self.body_names)
+
+    def has_tied_head(self, config: Any) -> bool:
+        """Whether the matrix of a checkpoint's LM head is that of its word embeddings, as it is here."""
+        return True
 
     def extra_body(self, config: Any) -> dict[str, Tensor]:
         """Weights of a half that no checkpoint of the family has."""

@@ -12,6 +12,7 @@ Long Context Finetuning and Inference, ACL 2025.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -104,7 +105,7 @@ class ModernBert(Backbone):
         return _norm(config)
 
     def layers(self, config: Any) -> Iterable[nn.Module]:
-        layer = PackedModernBertDecoderLayer if config.add_cross_attention else PackedModernBertLayer
+        layer = PackedModernBertDecoderLayer if getattr(config, "add_cross_attention", False) else PackedModernBertLayer
         return (layer(config, i) for i in range(config.num_hidden_layers))
 
     def context(self, config: Any) -> nn.Module:
@@ -115,6 +116,9 @@ class ModernBert(Backbone):
 
     def head_transform(self, config: Any) -> nn.Module:
         return ModernBertPredictionHead(config)
+
+    def has_tied_head(self, config: Any) -> bool:
+        return config.tie_word_embeddings
 
     def feed_forward_weights(self, config: Any) -> int:
         return 3 * config.hidden_size * config.intermediate_size  # half of the first matrix makes the gate
@@ -129,6 +133,12 @@ class ModernBert(Backbone):
 
 def _norm(config: ModernBertConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def _start_small(last: nn.Linear, config: ModernBertConfig) -> None:
+    """New weights of a part's last matrix are smaller, because hidden states add up all parts of all layers."""
+    # torch declares that attributes of modules are tensors or modules.
+    last.initializer_range = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)  # type: ignore[assignment]
 
 
 class WordEmbeddings(nn.Module):
@@ -232,6 +242,8 @@ class PackedModernBertLayer(ModernBertEncoderLayer):
     def __init__(self, config: ModernBertConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.attn = PackedModernBertAttention(config, layer_idx)
+        for last in (self.attn.Wo, self.mlp.Wo):
+            _start_small(last, config)
 
     def forward(  # type: ignore[override]
         self, hidden_1NH: Tensor, *, layout: PackedLayout, rotations: dict[str, Rotation]
@@ -279,6 +291,7 @@ class CrossAttention(nn.Module):
         self.Wkv = nn.Linear(size, 2 * size, bias=bias)
         self.Wo = nn.Linear(size, size, bias=bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
+        _start_small(self.Wo, config)
 
     def forward(
         self,

@@ -191,6 +191,8 @@ def test_positions_have_a_limit_and_can_be_cut_and_repeated(made):
     long = made.start(max_position_embeddings=40, extend_positions=True)
     assert torch.equal(long(source).encoder_last_hidden_state, expected)
     assert torch.isfinite(long(source_ids([40])[0][None]).logits).all()
+    if made.halves.target == "modernbert":
+        return  # it has no table
     tables = [each.model.decoder.embeddings.position_embeddings.weight for each in (short, model, long)]
     first = tables[1].shape[0] - POSITIONS
     assert torch.equal(tables[0], tables[1][: first + 9])
@@ -214,7 +216,7 @@ def test_labels_are_learnt_from_the_same_encoder(made, tmp_path):
 
 
 #: those whose graphs differ from BERT's, and from each other's
-GRAPHS = ("electra", "xlm-roberta and bert")
+GRAPHS = ("electra", "xlm-roberta and bert", "modernbert")
 
 
 @pytest.mark.slow
