@@ -79,6 +79,7 @@ def with_random_adapters(model: nn.Module, **lora) -> ParametersSection:
     return chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_merged_it_computes_the_same(name):
@@ -141,7 +142,7 @@ def test_without_peft_it_says_what_to_install(monkeypatch):
         raise ImportError(name=name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(ConfigError, match="^lora needs the package peft: pip install"):
+    with pytest.raises(ConfigError, match=r"^lora needs the package peft: pip install"):
         choose(tiny.bnb_model(), ParametersSection.model_validate({"lora": {}}))
 
 

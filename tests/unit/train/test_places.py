@@ -79,10 +79,8 @@ def test_when_layers_begin():
     assert [Beginnings(10).step_of(height) for height in range(4)] == [1, 11, 21, 31]
     assert [Beginnings(10, layers=2).step_of(height) for height in range(5)] == [1, 11, 11, 21, 21]
     assert [Beginnings(10, top=1).step_of(height) for height in (1, 2)] == [1, 11]
-    line = Beginnings(10).describe((0, 1, 2), 21)
-    assert (
-        line == "unfreezing   3 groups of layers, from the top: one more every 10 steps; all are trained from step 21"
-    )
+    line = "unfreezing   3 groups of layers, from the top: one more every 10 steps"
+    assert Beginnings(10).describe((0, 1, 2), 21) == f"{line}; all are trained from step 21"
     assert Beginnings(10).describe((0, 1, 2), 20).endswith("; the run ends before 1 of them begin")
 
 
