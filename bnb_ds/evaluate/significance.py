@@ -62,6 +62,12 @@ def compare(first: Path, second: Path, *, score: str | None = None, resamples: i
             raise DataError(
                 f"{second}: its {key} is {theirs}, that of {first} is {ours}; give evaluations of the same {key}"
             )
+    told = [result["oracle_length"] for result in results]
+    if told[0] != told[1]:
+        raise DataError(
+            f"{(first, second)[told.index(True)]}: its outputs were given the lengths of their references, those of"
+            f" {(first, second)[told.index(False)]} were not; evaluate both with --oracle-length or both without"
+        )
     references = [_lines(directory / REFERENCES_FILE) for directory in (first, second)]
     if references[0] != references[1]:
         raise DataError(f"{second}: its references differ from those of {first}; evaluate both on the same rows")
@@ -148,6 +154,7 @@ def _read_results(directory: Path) -> dict[str, Any]:
         scores = {name: value for name, value in results.get("scores", {}).items() if name != "loss"}
         is_number = all(value is not None and math.isfinite(value) for value in scores.values())
         found["labels"] = results.get("labels", [])
+        found["oracle_length"] = bool(results.get("oracle_length", False))
         return {**found, "is_number": is_number, "lowercase": bool(results.get("lowercase", lowercase))}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _no_evaluation(directory, error) from None

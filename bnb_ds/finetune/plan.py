@@ -310,16 +310,17 @@ def _lines_of_weights(plan: FinetunePlan, trained: Trained, total_steps: int, nu
     if recipe.layerwise_decay is not None:
         lowest, highest = (recipe.layerwise_decay**height for height in (trained.heights[-1], trained.heights[0]))
         lines.append(f"rates        {lowest:.3g} to {highest:.3g} times the peak rate, by layer")
-    begin = beginnings(plan, num_samples)
+    begin = beginnings(plan, trained, num_samples)
     return lines if begin is None else [*lines, begin.describe(trained.heights, total_steps)]
 
 
-def beginnings(plan: FinetunePlan, num_samples: int) -> Beginnings | None:
+def beginnings(plan: FinetunePlan, trained: Trained, num_samples: int) -> Beginnings | None:
     """When each layer begins to learn; None: at the first step."""
     unfreezing = plan.recipe.unfreezing
     if unfreezing is None:
         return None
-    return Beginnings(unfreezing.interval(num_samples, plan.ds_config.global_batch), unfreezing.layers)
+    interval = unfreezing.interval(num_samples, plan.ds_config.global_batch)
+    return Beginnings(interval, unfreezing.layers, trained.heights[0])
 
 
 def _teacher_lines(plan: FinetunePlan) -> list[str]:

@@ -70,7 +70,7 @@ def _finetune(plan: FinetunePlan, launch: Launch, process: Process) -> None:
         early_stopping=EarlyStopping(patience) if patience else None,
         has_frozen=trained.frozen > 0,
         rates=Rates(recipe.layerwise_decay, by_height=recipe.unfreezing is not None),
-        beginnings=beginnings(plan, len(splits["train"])),
+        beginnings=beginnings(plan, trained, len(splits["train"])),
     )
     if run_job(job, launch, process, decision.start):
         process.watchdog.mark("export")

@@ -89,6 +89,11 @@ class Generate:
             if given.get(name, 1) > self._limits.max_beam_size:
                 raise ConfigError(f"{name} is {given[name]}: this service allows at most {self._limits.max_beam_size}")
         options = DecodeOptions.of(self._pipeline.options, given)
+        if options.num_hypotheses > max(self._limits.max_beam_size, self._pipeline.options.num_hypotheses):
+            raise ConfigError(
+                f"strategy {options.strategy} follows {options.num_hypotheses} outputs: this service allows at most"
+                f" {self._limits.max_beam_size}; give beam_size too"
+            )
         self._pipeline.engine.check(options, with_scores=body.return_scores)
         if body.return_slots:
             require_slots(self._pipeline.engine)

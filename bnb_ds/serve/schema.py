@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from bnb_ds.dag.strategies import HIGHEST_PENALTY, STRATEGIES
+
 
 class RequestOptions(BaseModel):
     """How outputs are chosen. A field that is left out has the service's own setting."""
@@ -20,6 +22,27 @@ class RequestOptions(BaseModel):
     )
     no_repeat_ngram_size: int | None = Field(
         None, ge=0, le=64, description="no n-gram of this many tokens twice; 0: no such rule"
+    )
+    exit_entropy: float | None = Field(
+        None, ge=0, le=100, description="nats below which a slot is sure, for models with deep_supervision"
+    )
+    strategy: str | None = Field(
+        None, max_length=32, description=f"how a path through a graph of slots is chosen: {', '.join(STRATEGIES)}"
+    )
+    lookahead_beta: float | None = Field(
+        None, ge=0, le=100, description="weight of the next slot's best token, of strategy lookahead"
+    )
+    length_penalty: float | None = Field(
+        None,
+        ge=0,
+        le=HIGHEST_PENALTY,
+        description="power of the length that divides the log-probability of a path; more favours longer outputs",
+    )
+    merge_duplicates: bool | None = Field(None, description="whether equal neighbours become one, in a graph")
+    temperature: float | None = Field(None, gt=0, le=100, description="of strategy sample; below 1: likelier outputs")
+    top_p: float | None = Field(None, gt=0, le=1, description="probability that is drawn from, of strategy sample")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="of strategy sample; the same seed gives the same output"
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
+from collections import defaultdict
 
 from torch import Tensor, nn
 
@@ -42,7 +43,10 @@ def add_adapters(model: nn.Module, lora: LoraSection) -> int:
     require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    chosen = _chosen(model, lora)
+    chosen, places = _chosen(model, lora), defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        places[module].append(name)
+    aliases = {name: places[model.get_submodule(name)] for name in chosen}
     # A pattern, because peft would take a name for the end of other names too.
     pattern = "|".join(re.escape(name) for name in chosen)
     settings = LoraConfig(
@@ -51,6 +55,9 @@ def add_adapters(model: nn.Module, lora: LoraSection) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about Conv1D, whose orientation peft sets itself
         inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
+    for name, others in aliases.items():  # one module in several places, of which peft has seen the first
+        for other in others:
+            model.set_submodule(other, model.get_submodule(name))
     return _share_adapters([model.get_submodule(name) for name in chosen])
 
 

@@ -63,7 +63,8 @@ def choose(model: nn.Module, chosen: ParametersSection) -> Trained:
     if chosen.lora is not None:
         adapted = add_adapters(model, chosen.lora)
         named = names_of(model)
-        _refuse_missing("lora.also", chosen.lora.also, places, named.values())
+        if "also" in chosen.lora.model_fields_set:  # not every model has a head that is no embedding
+            _refuse_missing("lora.also", chosen.lora.also, places, named.values())
         for parameter, names in named.items():
             if parameter not in tables and _is_in(chosen.lora.also, places, names):
                 parameter.requires_grad_(True)
@@ -86,11 +87,13 @@ def height_of(places: Places, names: Iterable[str]) -> int:
 
 
 def _is_in(parts: Iterable[str], places: Places, names: Iterable[str]) -> bool:
-    return any(places.of(name).is_in(part) for part in parts for name in names)
+    """Whether a parameter belongs to one of these parts. An output matrix that is an embedding is no head."""
+    found = [places.of(name) for name in names]
+    return any((all if part == "head" else any)(place.is_in(part) for place in found) for part in parts)
 
 
 def _refuse_missing(key: str, parts: Iterable[str], places: Places, named: Iterable[list[str]]) -> None:
-    here = [places.of(name) for names in named for name in names]
+    named = list(named)
     for part in parts:
-        if not any(place.is_in(part) for place in here):
+        if not any(_is_in([part], places, names) for names in named):
             raise ConfigError(f"{key} {part}: the model has no such part; remove it")

@@ -29,14 +29,16 @@ class Beginnings:
     Attributes:
         interval: steps between two beginnings.
         layers: heights that begin at a time.
+        top: the least height of the model, which begins at the first step: 1 for a model that has no heads.
     """
 
     interval: int
     layers: int = 1
+    top: int = 0
 
     def step_of(self, height: int) -> int:
         """The first step, from 1, at which parameters of a height are trained."""
-        return 1 + self.interval * -(-height // self.layers)
+        return 1 + self.interval * -(-(height - self.top) // self.layers)
 
     def describe(self, heights: Iterable[int], total_steps: int) -> str:
         """A line for the user about a model that has parameters of these heights."""

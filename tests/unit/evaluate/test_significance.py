@@ -40,6 +40,17 @@ def evaluations(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_given_lengths_are_compared_with_given_lengths_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, told in (("honest", False), ("told", True), ("told too", True)):
+        evaluation(tmp_path / name, oracle_length=told)
+    for pair in (["honest", "told"], ["told", "honest"]):
+        assert main(["compare", *pair]) == 2
+        said = "told: its outputs were given the lengths of their references, those of honest were not; evaluate both"
+        assert said in capsys.readouterr().err
+    assert main(["compare", "told", "told too", "--resamples", "5"]) == 0
+
+
 def test_runs_stand_for_their_newest_evaluations(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ages = {"one": ["squad_qg-test", "xsum-test", "xsum-validation"], "two": ["xsum-validation", "xsum-test"]}

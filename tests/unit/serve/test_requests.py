@@ -264,9 +264,48 @@ def test_slots_need_the_torch_engine(exported, tmp_path):
         assert "const hasSlots = false;" in client.get("/").text
 
 
-def test_slots_of_a_graph_are_not_read_as_ctc(small_tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def graph(small_tokenizer, tmp_path_factory):
+    """The pipeline of a graph of slots."""
     fields = {"target": "dag", "decoder_positions": "absolute", "decoder_length_max": MAX_TOKENS, "link_positions": 128}
-    graph = BnbPipeline.from_pretrained(save_model(tmp_path / "model", small_tokenizer, **fields), device="cpu")
+    folder = save_model(tmp_path_factory.mktemp("graph") / "model", small_tokenizer, **fields)
+    return BnbPipeline.from_pretrained(folder, device="cpu")
+
+
+def test_requests_choose_the_path_through_a_graph(graph, client, small_texts):
+    texts = [text[: 10 + 7 * n] for n, text in enumerate(small_texts[:4])]
+    choices = [
+        {"strategy": "greedy"},
+        {"strategy": "lookahead", "lookahead_beta": 0.5},
+        {"strategy": "joint_viterbi", "length_penalty": 2, "merge_duplicates": False},
+        {"strategy": "beam", "beam_size": 3, "no_repeat_ngram_size": 2},
+        {"strategy": "sample", "temperature": 1.5, "top_p": 0.9, "seed": 3},
+        {"strategy": "sample", "temperature": 1.5, "top_p": 0.9, "seed": 4},
+    ]
+    outputs = []
+    with running(graph, max_items=20, max_beam_size=4) as served:
+        for options in choices:
+            answer = served.post("/generate", json={"texts": texts, "options": options})
+            outputs.append([output["text"] for output in answer.json()["outputs"]])
+            wanted = graph.generate(texts, options=DecodeOptions(**options))
+            assert outputs[-1] == [output.text for output in wanted], options
+        assert outputs[-1] != outputs[-2]
+        for options, status, detail in (
+            ({"strategy": "beem"}, 400, "strategy is 'beem': did you mean 'beam'?"),
+            ({"strategy": "beam"}, 400, "strategy beam follows 20 outputs: this service allows at most 4; give beam_s"),
+            ({"strategy": "greedy", "seed": 3}, 400, "temperature, top_p and seed belong to strategy 'sample'"),
+            ({"strategy": "sample", "top_p": 0}, 422, "top_p"),
+            ({"exit_entropy": 0.1}, 400, "exit_entropy is 0.1: only models with deep_supervision predict behind every"),
+        ):
+            answer = served.post("/generate", json={"texts": ["a"], "options": options})
+            assert answer.status_code == status, answer.text
+            assert detail in answer.json()["detail"], answer.text
+    answer = client.post("/generate", json={"texts": ["a"], "options": {"strategy": "viterbi"}})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("strategy is 'viterbi', but the model's target is 'ctc': leave it out")
+
+
+def test_slots_of_a_graph_are_not_read_as_ctc(graph):
     with running(graph) as client:
         answer = client.post("/generate", json={"texts": ["a"], "return_slots": True})
         assert (answer.status_code, answer.json()["detail"]) == (
