@@ -26,6 +26,21 @@ def random_links(num_slots: int, seed: int = 0, sigma: float = 1.0) -> Tensor:
     return links_of(sigma * torch.randn(num_slots, num_slots, dtype=torch.float64, generator=generator))
 
 
+def random_problem(
+    lengths: list[int], targets: list[int], sigma: float, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Emissions [B, L, S], links [B, L, L] and lengths; where a padded place lies, stand numbers not to be read."""
+    generator = torch.Generator().manual_seed(len(lengths))
+    longest = max(lengths)
+    links = torch.full((len(lengths), longest + 3, longest + 3), torch.nan, dtype=torch.float64)
+    for row, (length, graph) in enumerate(zip(lengths, links, strict=True)):
+        graph[:longest, :longest] = -torch.inf
+        graph[:length, :length] = random_links(length, row, sigma)
+    emissions = (2 * torch.randn(len(lengths), longest, max(targets), generator=generator, dtype=torch.float64)) - 4
+    links = links[:, :longest, :longest]
+    return emissions.to(dtype), links.to(dtype), torch.tensor(lengths), torch.tensor(targets)
+
+
 def paths(num_slots: int, length: int | None = None) -> Iterator[tuple[int, ...]]:
     """All ways from the first slot to the last, or those of ``length`` slots."""
     if num_slots == 1:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from bnb_ds.dag.inputs import with_forced
-from bnb_ds.dag.kernels import uses_triton
+from bnb_ds.dag.kernels import launch_of
+from bnb_ds.dag.programme import forward_backward
 from bnb_ds.recurrences.host import through_host
 
 # Sums that float64 rounds to 0 are below exp(-708) of a step's largest number. What is left of that is the share of the
@@ -74,7 +75,7 @@ def nll_and_posteriors(
     """
     given = (log_probs_BLS, log_links_BLL, lengths_B, target_lengths_B, forced_BL)
     device = log_probs_BLS.device
-    if device.type == "cpu" or uses_triton(device, "alignment"):
+    if device.type == "cpu" or launch_of(device, "alignment") is not None:
         nll_B, *posteriors = _here(*given, with_posteriors)
     else:
         recurrence = partial(_here, with_posteriors=with_posteriors, with_live=with_posteriors)
@@ -94,10 +95,9 @@ def _here(
     """As `nll_and_posteriors`, on the device of the tensors: nll, slots, links and live slots."""
     log_probs_BLS, is_forced_BLS = with_forced(log_probs_BLS, forced_BL)
     problem = Problem.of(log_probs_BLS, log_links_BLL, lengths_B, target_lengths_B)
-    if uses_triton(log_probs_BLS.device, "alignment"):
-        from bnb_ds.dag.triton import forward_backward
-
-        nll_B, slots_BLS, taken_BLL = forward_backward(*problem, with_posteriors)
+    launch = launch_of(log_probs_BLS.device, "alignment")
+    if launch is not None:
+        nll_B, slots_BLS, taken_BLL = forward_backward(launch, *problem, with_posteriors)
     else:
         nll_B, posteriors = _in_pytorch(problem, with_posteriors)
         slots_BLS, taken_BLL = (None, None) if posteriors is None else posteriors[:2]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from bnb_ds.ctc.loss import compute_dtype
+from bnb_ds.dag import programme
 from bnb_ds.dag.alignment import Problem
 from bnb_ds.dag.head import LinearDagHead
 from bnb_ds.dag.inputs import read_forced, with_forced
-from bnb_ds.dag.kernels import uses_triton
+from bnb_ds.dag.kernels import launch_of
 from bnb_ds.dag.loss import read_all
 from bnb_ds.recurrences.host import through_host
 
@@ -73,10 +74,9 @@ def best_path(problem: Problem) -> tuple[Tensor, Tensor]:
 
     Of equally good paths, that of earlier slots.
     """
-    if uses_triton(problem.emissions.device, "best path"):
-        from bnb_ds.dag import triton
-
-        return triton.best_path(*problem)
+    launch = launch_of(problem.emissions.device, "best path")
+    if launch is not None:
+        return programme.best_path(launch, *problem)
     path_BL, log_prob_B = through_host(lambda *fields: _in_pytorch(Problem(*fields)), *problem)
     return path_BL, log_prob_B
 

@@ -4,7 +4,7 @@
 One program takes one sequence through all steps, so a step is no launch and the host waits for nothing. Variables are
 logarithms; each step's are read less the largest of them, so that they stay near 0 and float32 does not drift. There is
 no case that must be done again: a path of any probability is seen. Tiles of the links that no path can use at a step
-are skipped. No atomics are used, so equal input gives equal bits.
+are skipped. No atomics are used, so equal input gives equal bits. `bnb_ds.dag.programme` launches them.
 
 Forward variables W_s(j) of step s at slot j hold the emission of slot j, backward variables U_s(i) do not hold that of
 slot i; m_s is the largest of W_s:
@@ -26,85 +26,15 @@ _TILE = 64
 _OPTIONS = {"TILE": _TILE, "num_warps": 8, "num_stages": 1}
 
 
-def forward_backward(
-    emissions_SBL: Tensor,
-    links_BLL: Tensor,
-    last_slot_B: Tensor,
-    last_step_B: Tensor,
-    infeasible_B: Tensor,
-    with_posteriors: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Sums over all paths; arguments are the fields of `bnb_ds.dag.alignment.Problem`.
-
-    Returns:
-        nll [B], and the posteriors of `bnb_ds.dag.alignment.Posteriors`: slots [B, L, S] and links [B, L, L]; None if
-        they are not wanted.
-    """
-    links_BLL, last_step_B, sizes = _prepared(emissions_SBL, links_BLL, last_step_B, infeasible_B)
-    ways_SBL = torch.full_like(emissions_SBL, -torch.inf)
-    shifts_SB = torch.zeros_like(emissions_SBL[..., 0])
-    with torch.cuda.device_of(emissions_SBL):
-        forward_kernel[(sizes[0],)](
-            emissions_SBL, links_BLL, last_slot_B, last_step_B, ways_SBL, shifts_SB, *sizes,
-            **_OPTIONS,
-        )  # fmt: skip
-    everywhere_1B = last_step_B.clamp(min=0)[None]
-    before_SB = shifts_SB.double().cumsum(0) - shifts_SB
-    at_end_B = ways_SBL.gather(0, everywhere_1B[..., None].expand(1, -1, sizes[1]))[0]
-    at_end_B = at_end_B.gather(1, last_slot_B.clamp(min=0)[:, None])[:, 0]
-    nll_B = -(at_end_B + before_SB.gather(0, everywhere_1B)[0]).to(emissions_SBL.dtype)
-    nll_B = torch.where(infeasible_B, torch.inf, nll_B)
-    if not with_posteriors:
-        return nll_B, None, None
-    ahead_SBL = torch.full_like(emissions_SBL, -torch.inf)
-    with torch.cuda.device_of(emissions_SBL):
-        backward_kernel[(sizes[0],)](emissions_SBL, links_BLL, last_slot_B, last_step_B, ahead_SBL, *sizes, **_OPTIONS)
-    # Normalising at each step removes the drift that both variables share.
-    joint_SBL = ways_SBL + ahead_SBL
-    highest_SB1 = joint_SBL.amax(2, keepdim=True)
-    total_SB1 = torch.where(highest_SB1 == -torch.inf, torch.inf, joint_SBL.logsumexp(2, keepdim=True))
-    slots_SBL = (joint_SBL - total_SB1).exp_()
-    incoming_SBL = emissions_SBL + ahead_SBL - total_SB1
-    taken_BLL = torch.zeros_like(links_BLL)
-    num_tiles = triton.cdiv(sizes[1], _TILE)
-    with torch.cuda.device_of(emissions_SBL):
-        links_kernel[(sizes[0], num_tiles, num_tiles)](
-            links_BLL, last_slot_B, last_step_B, ways_SBL, shifts_SB, incoming_SBL, taken_BLL, *sizes,
-            **_OPTIONS,
-        )  # fmt: skip
-    return nll_B, slots_SBL.permute(1, 2, 0), taken_BLL
-
-
-def best_path(
-    emissions_SBL: Tensor, links_BLL: Tensor, last_slot_B: Tensor, last_step_B: Tensor, infeasible_B: Tensor
-) -> tuple[Tensor, Tensor]:
-    """As `bnb_ds.dag.paths.best_path`; of equally good paths, that of earlier slots."""
-    links_BLL, last_step_B, sizes = _prepared(emissions_SBL, links_BLL, last_step_B, infeasible_B)
-    best_SBL = torch.full_like(emissions_SBL, -torch.inf)
-    before_SBL = torch.zeros_like(emissions_SBL, dtype=torch.int32)
-    path_BL = torch.full((sizes[0], sizes[1]), -1, dtype=torch.int64, device=emissions_SBL.device)
-    log_prob_B = torch.full_like(emissions_SBL[0, :, 0], -torch.inf)
-    with torch.cuda.device_of(emissions_SBL):
-        best_kernel[(sizes[0],)](
-            emissions_SBL, links_BLL, last_slot_B, last_step_B, best_SBL, before_SBL, *sizes,
-            **_OPTIONS,
-        )  # fmt: skip
-        # A launch of its own is the barrier that this needs.
-        back_kernel[(sizes[0],)](
-            last_slot_B, last_step_B, best_SBL, before_SBL, path_BL, log_prob_B, sizes[0], sizes[1], num_warps=1
-        )
-    return path_BL, log_prob_B
-
-
-def _prepared(
-    emissions_SBL: Tensor, links_BLL: Tensor, last_step_B: Tensor, infeasible_B: Tensor
-) -> tuple[Tensor, Tensor, tuple[int, int, int, int]]:
-    """Links whose rows lie contiguous; the last step, -1 without a path; and (B, L, strides of the links)."""
-    if links_BLL.stride(2) != 1:
-        links_BLL = links_BLL.contiguous()
-    _, batch_size, num_slots = emissions_SBL.shape
-    sizes = (batch_size, num_slots, links_BLL.stride(0), links_BLL.stride(1))
-    return links_BLL, last_step_B.masked_fill(infeasible_B, -1), sizes
+def launch(kernel: str, batch_size: int, num_slots: int, *arguments: Tensor | int) -> None:
+    """Launch a kernel of this file on the device of its first argument; see `bnb_ds.dag.programme`."""
+    function = globals()[f"{kernel}_kernel"]
+    num_tiles = triton.cdiv(num_slots, _TILE)
+    grid = (batch_size, num_tiles, num_tiles) if kernel == "links" else (batch_size,)
+    options = {"num_warps": 1} if kernel == "back" else _OPTIONS
+    # Triton launches on the current device, whatever device its arguments are on.
+    with torch.cuda.device_of(arguments[0]):
+        function[grid](*arguments, batch_size, num_slots, **options)
 
 
 @triton.jit
@@ -133,7 +63,7 @@ def finite_or_zero(value):
 
 @triton.jit(do_not_specialize=["batch_size", "num_slots", "stride_B", "stride_L"])
 def forward_kernel(
-    emissions, links, last_slot, last_step, ways, shifts, batch_size, num_slots, stride_B, stride_L, TILE: tl.constexpr
+    emissions, links, last_slot, last_step, ways, shifts, stride_B, stride_L, batch_size, num_slots, TILE: tl.constexpr
 ):
     """W and m of one sequence. All other places of the results stay as they are."""
     sequence = tl.program_id(0).to(tl.int64)
@@ -177,7 +107,7 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["batch_size", "num_slots", "stride_B", "stride_L"])
 def backward_kernel(
-    emissions, links, last_slot, last_step, ahead, batch_size, num_slots, stride_B, stride_L, TILE: tl.constexpr
+    emissions, links, last_slot, last_step, ahead, stride_B, stride_L, batch_size, num_slots, TILE: tl.constexpr
 ):
     """U of one sequence, each step's up to a constant. All other places of the result stay as they are."""
     sequence = tl.program_id(0).to(tl.int64)
@@ -219,7 +149,7 @@ def backward_kernel(
 
 @triton.jit(do_not_specialize=["batch_size", "num_slots", "stride_B", "stride_L"])
 def links_kernel(
-    links, last_slot, last_step, ways, shifts, incoming, taken, batch_size, num_slots, stride_B, stride_L,
+    links, last_slot, last_step, ways, shifts, incoming, taken, stride_B, stride_L, batch_size, num_slots,
     TILE: tl.constexpr,
 ):  # fmt: skip
     """What the links of one tile carry, summed over steps; steps do not depend on each other here."""
@@ -243,24 +173,30 @@ def links_kernel(
         tl.store(taken + place, carried, mask=is_link)
 
 
-@triton.jit(do_not_specialize=["batch_size", "num_slots", "stride_B", "stride_L"])
+@triton.jit(do_not_specialize=["batch_size", "num_slots", "stride_B", "stride_L", "stride_S", "is_whole"])
 def best_kernel(
-    emissions, links, last_slot, last_step, scores, before, batch_size, num_slots, stride_B, stride_L,
-    TILE: tl.constexpr,
+    emissions, links, last_slot, last_step, scores, before, stride_S, is_whole, stride_B, stride_L, batch_size,
+    num_slots, TILE: tl.constexpr,
 ):  # fmt: skip
-    """As `forward_kernel`, with the best way into each slot instead of the sum of all, and where it comes from."""
+    """As `forward_kernel`, with the best way into each slot instead of the sum of all, and where it comes from.
+
+    The emissions of a step are ``stride_S`` numbers from those of the next. If ``is_whole`` is 0, the paths of all
+    numbers of steps are wanted; then slots are visited from which the last one cannot be reached at the last step.
+    """
     sequence = tl.program_id(0).to(tl.int64)
     end, last = tl.load(last_slot + sequence), tl.load(last_step + sequence)
     links += sequence * stride_B
     lane = tl.arange(0, TILE)
     row = sequence * num_slots
+    emission = emissions + row
     dtype = emissions.dtype.element_ty
     if last >= 0:
-        tl.store(scores + row, tl.load(emissions + row))
+        tl.store(scores + row, tl.load(emission))
         for step in range(1, last + 1):
             tl.debug_barrier()
             previous, row = row, row + batch_size * num_slots
-            furthest = end - last + step
+            emission += stride_S
+            furthest = end - (last - step) * is_whole
             for begin_j in range(step // TILE * TILE, furthest + 1, TILE):
                 target = begin_j + lane
                 is_target = (target >= step) & (target <= furthest)
@@ -282,7 +218,7 @@ def best_kernel(
                 arriving = tl.max(best, 0)
                 # Of equally good sources the earliest wins, however the lanes are reduced.
                 chosen = tl.min(tl.where(best == arriving[None, :], where_best, num_slots - 1), 0)
-                score = arriving + tl.load(emissions + row + target, mask=is_target, other=float("-inf"))
+                score = arriving + tl.load(emission + target, mask=is_target, other=float("-inf"))
                 tl.store(scores + row + target, score, mask=is_target)
                 tl.store(before + row + target, chosen, mask=is_target)
 

@@ -69,7 +69,8 @@ def find_apex(device: torch.device) -> Apex:
         _try_adam(lambda groups: optimizers.FusedAdam(groups, lr=0.1, adam_w_mode=True, weight_decay=0.1), device)
         _try_lamb(lambda groups: optimizers.FusedLAMB(groups, lr=0.1, max_grad_norm=_NEVER_CLIP), device)
 
-    fault = fault_of(trial) if device.type == "cuda" else None  # its kernels are for GPUs alone
+    remove = "uninstall apex, or build it for this torch"
+    fault = fault_of(trial, "NVIDIA apex", remove) if device.type == "cuda" else None  # its kernels are for GPUs alone
     return Apex(True, "NVIDIA apex") if fault is None else Apex(False, f"NVIDIA apex does not work here ({fault})")
 
 
@@ -186,7 +187,8 @@ def fault_of_cpu_adam() -> str | None:
 
         _try_adam(lambda groups: DeepSpeedCPUAdam(groups, lr=0.1, weight_decay=0.1), torch.device("cpu"))
 
-    return fault_of(trial)
+    # DeepSpeed compiles under a lock, which a process that was killed leaves behind.
+    return fault_of(trial, "DeepSpeed's CPUAdam", "remove torch's folder of extensions (TORCH_EXTENSIONS_DIR)")
 
 
 def _choose_lamb(params: dict[str, Any], apex: Apex, device: torch.device) -> tuple[Build, str]:
@@ -198,7 +200,11 @@ def _choose_lamb(params: dict[str, Any], apex: Apex, device: torch.device) -> tu
         raise ConfigError("optimizer.type Lamb needs a CUDA device; use AdamW on a CPU")
     from deepspeed.ops.lamb import FusedLamb
 
-    fault = fault_of(lambda: _try_lamb(lambda groups: FusedLamb(groups, lr=0.1), device))
+    fault = fault_of(
+        lambda: _try_lamb(lambda groups: FusedLamb(groups, lr=0.1), device),
+        "DeepSpeed's FusedLamb",
+        "remove torch's folder of extensions (TORCH_EXTENSIONS_DIR)",
+    )
     if fault is not None:
         raise ConfigError(
             f"optimizer.type Lamb: {apex.description}, and DeepSpeed's FusedLamb does not work here ({fault}); use "

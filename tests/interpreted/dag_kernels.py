@@ -14,28 +14,19 @@ import torch
 from bnb_ds.dag import alignment as dag_alignment
 from bnb_ds.dag import kernels as dag_kernels
 from bnb_ds.dag import paths as dag_paths
+from bnb_ds.dag import programme, viterbi
 from bnb_ds.dag import triton as dag_triton
 from bnb_ds.dag.alignment import Problem
 from bnb_ds.dag.loss import linear_dag_loss
-from tests.plain_dag import random_links
+from tests.plain_dag import random_links, random_problem
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy: logarithms of 0, in lanes not used
 CPU = torch.device("cpu")
 KERNELS = ("forward_kernel", "backward_kernel", "links_kernel", "best_kernel", "back_kernel")
 
 
-def problem(lengths: list[int], targets: list[int], sigma: float, dtype=torch.float64) -> Problem:
-    """Random graphs; in padded places stand numbers that must not be read."""
-    generator = torch.Generator().manual_seed(len(lengths))
-    longest = max(lengths)
-    links = torch.full((len(lengths), longest + 3, longest + 3), torch.nan, dtype=torch.float64)
-    for row, (length, graph) in enumerate(zip(lengths, links, strict=True)):
-        graph[:longest, :longest] = -torch.inf
-        graph[:length, :length] = random_links(length, row, sigma)
-    emissions = (2 * torch.randn(len(lengths), longest, max(targets), generator=generator, dtype=torch.float64)) - 4
-    return Problem.of(
-        emissions.to(dtype), links[:, :longest, :longest].to(dtype), torch.tensor(lengths), torch.tensor(targets)
-    )
+def problem(*graphs) -> Problem:
+    return Problem.of(*random_problem(*graphs))
 
 
 PROBLEMS = {
@@ -52,13 +43,13 @@ def test_forward_backward(name, dtype):
     exact = problem(*PROBLEMS[name])
     nll, posteriors = dag_alignment._in_logs(exact, True)
     given = problem(*PROBLEMS[name], dtype)
-    got_nll, slots, taken = dag_triton.forward_backward(*given)
+    got_nll, slots, taken = programme.forward_backward(dag_triton.launch, *given)
     assert slots.dtype == taken.dtype == got_nll.dtype == dtype
     rtol, atol = (1e-11, 1e-11) if dtype == torch.float64 else (2e-6, 2e-5)
     torch.testing.assert_close(got_nll.double(), nll, rtol=rtol, atol=atol)
     torch.testing.assert_close(slots.double(), posteriors.slots, rtol=0, atol=atol)
     torch.testing.assert_close(taken.double(), posteriors.links, rtol=0, atol=atol)
-    alone = dag_triton.forward_backward(*given, False)
+    alone = programme.forward_backward(dag_triton.launch, *given, False)
     assert torch.equal(alone[0], got_nll)
     assert alone[1] is None
     assert alone[2] is None
@@ -70,16 +61,30 @@ def test_best_path(name, has_ties):
     given = problem(*PROBLEMS[name])
     if has_ties:
         given = given._replace(emissions=given.emissions.round(), links=given.links.round())
-    path, log_prob = dag_triton.best_path(*given)
+    path, log_prob = programme.best_path(dag_triton.launch, *given)
     expected = dag_paths.best_path(given)
     assert torch.equal(log_prob, expected[1])
     assert torch.equal(path, expected[0])
 
 
+@pytest.mark.parametrize("limits", [(0, None), (5, None), (0, 3), (0, 1)])
+@pytest.mark.parametrize("has_ties", [False, True])
+def test_viterbis_search(limits, has_ties, monkeypatch):
+    _, links, lengths, _ = random_problem([7, 2, 1, 66, 9], [1] * 5, 2.0)
+    emission = -torch.rand(5, 66, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 0.5
+    if has_ties:
+        emission, links = emission.round(), links.round()
+    arguments = (emission, links, lengths - 1, 1.0, limits[0], min(limits[1] or 12, 12))
+    expected = viterbi.viterbi(*arguments)
+    monkeypatch.setattr(viterbi, "launch_of", lambda device, kernel: dag_triton.launch)
+    for ours, known in zip(viterbi.viterbi(*arguments), expected, strict=True):
+        assert torch.equal(ours, known)
+
+
 def test_a_nan_shows_in_its_own_sequence():
     given = problem([9, 9], [4, 4], 1.0)
     given.emissions[1, 0, 2] = torch.nan
-    nll, slots, _ = dag_triton.forward_backward(*given)
+    nll, slots, _ = programme.forward_backward(dag_triton.launch, *given)
     assert nll.isnan().tolist() == [True, False]
     assert not slots[1].isnan().any()
 
@@ -88,11 +93,11 @@ def test_links_without_a_way():
     """A graph whose last slot cannot be reached: infinite loss, and no posterior."""
     given = problem([6, 6], [3, 3], 1.0)
     given.links[0, :, 5] = -torch.inf
-    nll, slots, taken = dag_triton.forward_backward(*given)
+    nll, slots, taken = programme.forward_backward(dag_triton.launch, *given)
     assert nll[0] == torch.inf
     assert slots[0].eq(0).all()
     assert taken[0].eq(0).all()
-    path, log_prob = dag_triton.best_path(*given)
+    path, log_prob = programme.best_path(dag_triton.launch, *given)
     assert log_prob[0] == -torch.inf
     assert path[0].eq(-1).all()
     torch.testing.assert_close(slots[1].sum(0), torch.ones(3, dtype=torch.float64))
@@ -122,7 +127,7 @@ def test_the_whole_loss_and_its_path(monkeypatch):
 
     expected = run()
     for module in (dag_alignment, dag_paths):
-        monkeypatch.setattr(module, "uses_triton", lambda device, kernel: True)
+        monkeypatch.setattr(module, "launch_of", lambda device, kernel: dag_triton.launch)
     monkeypatch.setattr(dag_alignment, "_scaled", None)  # so it is not called
     for one, other in zip(run(), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -151,7 +156,7 @@ def test_trials_go_well_on_the_device_of_the_tensors(name, monkeypatch):
     for kernel in KERNELS:
         monkeypatch.setattr(dag_triton, kernel, Watched(getattr(dag_triton, kernel)))
     dag_kernels._TRIALS[name](CPU)
-    assert launched == [1] * (3 if name == "alignment" else 2)
+    assert launched == [1] * (3 if name == "alignment" else 4)
 
 
 @pytest.mark.parametrize(("name", "kernel"), [("alignment", "backward_kernel"), ("best path", "back_kernel")])
