@@ -16,7 +16,7 @@ import yaml
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.errors import ConfigError, nearest
+from bnb_ds.errors import CheckpointError, ConfigError, nearest
 from bnb_ds.generate.engines import DTYPES
 from bnb_ds.systems.base import System
 from bnb_ds.systems.baselines import AutoregressiveSystem
@@ -139,6 +139,11 @@ def open_model(
     _refuse_unknown(model, system, settings)
     rows = tokenise(system.task, data, split or system.task.validation_splits[0], system.codec)
     network = system.load(directory).to(torch.device(device), DTYPES[dtype]).eval()
+    if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+        raise CheckpointError(
+            f"{model}: has weights that are no finite numbers (in {dtype}); give a checkpoint from before its training"
+            " went wrong"
+        )
     return Opened(system, network, rows, _writer(system, network, settings))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.bench.frontier import measuring
@@ -166,6 +168,16 @@ def test_what_is_refused_is_one_line(folder, tmp_path, capsys, arguments, messag
     said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(said) == 1
     assert message.format(folder=folder) in said[0]
+
+
+def test_a_model_that_went_wrong_is_refused(folder, tmp_path, capsys):
+    shutil.copytree(folder / "ctc", tmp_path / "wrong")
+    weights = load_file(tmp_path / "wrong" / "model.safetensors")
+    save_file(
+        {name: weight * float("nan") for name, weight in weights.items()}, tmp_path / "wrong" / "model.safetensors"
+    )
+    assert frontier(tmp_path / "wrong", "--rounds", 0, "--output", tmp_path / "out") == 2
+    assert "wrong: has weights that are no finite numbers (in fp32); give a checkpoint from" in capsys.readouterr().err
 
 
 def test_models_of_other_data_and_a_damaged_state_are_refused(folder, tmp_path, capsys):
