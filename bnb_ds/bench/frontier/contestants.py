@@ -74,12 +74,14 @@ class Opened:
         network: in evaluation mode, on the device.
         rows: the split, tokenised for this model.
         write: decodes one batch.
+        decoding: how, the model's own settings included.
     """
 
     system: System
     network: Any
     rows: Tokenised
     write: Writer
+    decoding: dict[str, Any]
 
     @property
     def num_parameters(self) -> int:
@@ -144,7 +146,18 @@ def open_model(
             f"{model}: has weights that are no finite numbers (in {dtype}); give a checkpoint from before its training"
             " went wrong"
         )
-    return Opened(system, network, rows, _writer(system, network, settings))
+    return Opened(system, network, rows, _writer(system, network, settings), _decoding(system, network, settings))
+
+
+def _decoding(system: System, network: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of decoding that hold, but for defaults of all models."""
+    if isinstance(system, AutoregressiveSystem):
+        return {"num_beams": network.model.generation_config.num_beams or 1, **settings}
+    chosen = {**network.config.decoding, **settings}
+    if network.config.target_kind == "dag":
+        options = DecodeOptions.of(None, {name: value for name, value in chosen.items() if name != "lm"})
+        chosen = {"strategy": options.dag_options().strategy, **chosen}
+    return chosen
 
 
 def _refuse_unknown(model: Path, system: System, settings: dict[str, Any]) -> None:

@@ -87,6 +87,8 @@ def test_scores_are_those_of_evaluations_and_what_is_done_is_kept(folder, tmp_pa
             assert len(rounds) == 2
             assert speed["sentences_per_second"] == NUM_ROWS / statistics.median(rounds)
     assert "All systems read the same tokens." in text
+    decoding = [by_name[name]["decoding"] for name in by_name]
+    assert decoding == [{"num_beams": 2}, {}, {"strategy": "greedy"}]
     monkeypatch.setattr(measuring, "_round", None)
     monkeypatch.setattr(measuring, "scores_of", None)
     assert frontier(*arguments, "--score", "length_ratio", "bleu") == 0
@@ -110,7 +112,7 @@ def test_scores_alone(folder, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"translation, validation, {NUM_ROWS} rows"
     assert lines[2] == "| system | kind | decoding | parameters | models | bleu |"
-    assert [line.split(" | ")[2] for line in lines[4:6]] == ["num_beams 1", "as saved"]
+    assert [line.split(" | ")[2] for line in lines[4:6]] == ["num_beams 1", "num_beams 2"]
 
 
 @pytest.mark.parametrize(
