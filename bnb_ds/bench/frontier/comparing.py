@@ -23,8 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         command,
         "Measure quality and speed of trained models of any kind that writes texts, in one process: a table with the\n"
         "mean and standard deviation over seeds, and a picture with the line of what no other system beats.",
-        "bnb-ds bench frontier work/runs/multi30k_bnb Transformer=work/runs/t1,work/runs/t2:num_beams=1"
-        " --split test --output work/frontier --picture work/frontier.svg",
+        "bnb-ds bench frontier CTC=work/runs/a,work/runs/b work/runs/c:num_beams=1 --split test --output work/frontier",
     )
     command.add_argument(
         "systems",
@@ -37,7 +36,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", help="split to score (default: the task's first validation split)")
     command.add_argument("--score", nargs="+", help="scores to show; the first is drawn (default: the main score)")
     command.add_argument(
-        "--batch-size", type=positive, nargs="+", default=[1, 8, 32], help="sentences decoded together (default 1 8 32)"
+        "--batch-size",
+        type=positive,
+        nargs="+",
+        default=[1, 8, 32],
+        help="sentences decoded together (default %(default)s)",
     )
     command.add_argument(
         "--rounds",

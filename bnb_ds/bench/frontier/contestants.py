@@ -16,7 +16,7 @@ import yaml
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
-from bnb_ds.errors import ConfigError, nearest
+from bnb_ds.errors import CheckpointError, ConfigError, nearest
 from bnb_ds.generate.engines import DTYPES
 from bnb_ds.systems.base import System
 from bnb_ds.systems.baselines import AutoregressiveSystem
@@ -74,12 +74,14 @@ class Opened:
         network: in evaluation mode, on the device.
         rows: the split, tokenised for this model.
         write: decodes one batch.
+        decoding: how, the model's own settings included.
     """
 
     system: System
     network: Any
     rows: Tokenised
     write: Writer
+    decoding: dict[str, Any]
 
     @property
     def num_parameters(self) -> int:
@@ -139,7 +141,23 @@ def open_model(
     _refuse_unknown(model, system, settings)
     rows = tokenise(system.task, data, split or system.task.validation_splits[0], system.codec)
     network = system.load(directory).to(torch.device(device), DTYPES[dtype]).eval()
-    return Opened(system, network, rows, _writer(system, network, settings))
+    if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+        raise CheckpointError(
+            f"{model}: has weights that are no finite numbers (in {dtype}); give a checkpoint from before its training"
+            " went wrong"
+        )
+    return Opened(system, network, rows, _writer(system, network, settings), _decoding(system, network, settings))
+
+
+def _decoding(system: System, network: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of decoding that hold, but for defaults of all models."""
+    if isinstance(system, AutoregressiveSystem):
+        return {"num_beams": network.model.generation_config.num_beams or 1, **settings}
+    chosen = {**network.config.decoding, **settings}
+    if network.config.target_kind == "dag":
+        options = DecodeOptions.of(None, {name: value for name, value in chosen.items() if name != "lm"})
+        chosen = {"strategy": options.dag_options().strategy, **chosen}
+    return chosen
 
 
 def _refuse_unknown(model: Path, system: System, settings: dict[str, Any]) -> None:

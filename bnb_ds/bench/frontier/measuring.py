@@ -73,6 +73,7 @@ class Outcome:
     Attributes:
         contestant: the system.
         kind: ``model.kind`` of its models.
+        decoding: settings of its first model.
         num_parameters: of its first model.
         tokenizer: hash of its tokenizers.
         scores: score -> its value for each model; None: not a number.
@@ -81,6 +82,7 @@ class Outcome:
 
     contestant: Contestant
     kind: str
+    decoding: dict[str, Any]
     num_parameters: int
     tokenizer: str
     scores: dict[str, list[float | None]]
@@ -136,8 +138,9 @@ def measure(contestants: Sequence[Contestant], setting: Setting, state: Path) ->
             references = _same_references(model, opened, references)
             scored.append(_score(model, contestant, opened, setting, known))
             if number == 0:
+                system = opened.system
                 outcome = Outcome(
-                    contestant, opened.system.kind, opened.num_parameters, opened.system.codec.fingerprint, {}
+                    contestant, system.kind, opened.decoding, opened.num_parameters, system.codec.fingerprint, {}
                 )
                 outcomes.append(outcome)
                 if setting.rounds:

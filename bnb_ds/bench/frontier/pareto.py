@@ -68,7 +68,7 @@ def table(comparison: Comparison, scores: Sequence[str]) -> str:
         row = [
             name,
             outcome.kind,
-            ", ".join(f"{key} {value}" for key, value in outcome.contestant.settings.items()) or "as saved",
+            ", ".join(f"{key} {value}" for key, value in outcome.decoding.items()) or "greedy",
             f"{outcome.num_parameters / 1e6:.1f} M",
             str(len(outcome.contestant.models)),
             *(shown_score(outcome, score) for score in scores),
@@ -139,7 +139,7 @@ def _systems(comparison: Comparison, scores: Sequence[str]) -> list[dict[str, An
                 "system": name,
                 "kind": outcome.kind,
                 "models": [str(model) for model in contestant.models],
-                "decoding": contestant.settings,
+                "decoding": outcome.decoding,
                 "parameters": outcome.num_parameters,
                 "tokenizer": outcome.tokenizer,
                 "scores": outcome.scores,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.bench.frontier import measuring
@@ -85,6 +87,8 @@ def test_scores_are_those_of_evaluations_and_what_is_done_is_kept(folder, tmp_pa
             assert len(rounds) == 2
             assert speed["sentences_per_second"] == NUM_ROWS / statistics.median(rounds)
     assert "All systems read the same tokens." in text
+    decoding = [by_name[name]["decoding"] for name in by_name]
+    assert decoding == [{"num_beams": 2}, {}, {"strategy": "greedy"}]
     monkeypatch.setattr(measuring, "_round", None)
     monkeypatch.setattr(measuring, "scores_of", None)
     assert frontier(*arguments, "--score", "length_ratio", "bleu") == 0
@@ -108,7 +112,7 @@ def test_scores_alone(folder, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"translation, validation, {NUM_ROWS} rows"
     assert lines[2] == "| system | kind | decoding | parameters | models | bleu |"
-    assert [line.split(" | ")[2] for line in lines[4:6]] == ["num_beams 1", "as saved"]
+    assert [line.split(" | ")[2] for line in lines[4:6]] == ["num_beams 1", "num_beams 2"]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,16 @@ def test_what_is_refused_is_one_line(folder, tmp_path, capsys, arguments, messag
     said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(said) == 1
     assert message.format(folder=folder) in said[0]
+
+
+def test_a_model_that_went_wrong_is_refused(folder, tmp_path, capsys):
+    shutil.copytree(folder / "ctc", tmp_path / "wrong")
+    weights = load_file(tmp_path / "wrong" / "model.safetensors")
+    save_file(
+        {name: weight * float("nan") for name, weight in weights.items()}, tmp_path / "wrong" / "model.safetensors"
+    )
+    assert frontier(tmp_path / "wrong", "--rounds", 0, "--output", tmp_path / "out") == 2
+    assert "wrong: has weights that are no finite numbers (in fp32); give a checkpoint from" in capsys.readouterr().err
 
 
 def test_models_of_other_data_and_a_damaged_state_are_refused(folder, tmp_path, capsys):
