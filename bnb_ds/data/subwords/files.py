@@ -18,6 +18,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from bnb_ds.common.hub import SLOW_TOKENIZER_FILES
 from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import REQUIRED_TOKENS
 
@@ -28,14 +29,6 @@ USUAL_TEXTS = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
-}
-#: files from which transformers makes a tokenizer.json, and the package that it needs for it
-SLOW_FILES = {
-    "sentencepiece.bpe.model": "sentencepiece",
-    "spiece.model": "sentencepiece",
-    "spm.model": "sentencepiece",
-    "tokenizer.model": "sentencepiece",
-    "vocab.json": None,
 }
 _CONFIG = "tokenizer_config.json"
 _FIELDS = (*(f"{name}_token" for name in (*USUAL_TEXTS, "bos", "eos")), "model_max_length")
@@ -126,7 +119,7 @@ def refuse_slow_files(path: Path) -> None:
             f"{path}: its tokenizer, {kind}, is Python code without a tokenizer.json; choose a model with a fast"
             " tokenizer"
         )
-    for name, package in SLOW_FILES.items():
+    for name, package in SLOW_TOKENIZER_FILES.items():
         if (path / name).is_file():
             install = f"pip install {package} protobuf, then " if package else ""
             code = (
