@@ -124,12 +124,13 @@ class BadWords:
         """
         rules = piece_rules(tokenizer, vocab_size)
         normalizer = tokenizer.backend_tokenizer.normalizer
-        normalize = str if normalizer is None else normalizer.normalize_str
-        if rules.family == "metaspace":  # its normalizer may write spaces as the pieces do
-            return cls(
-                words, rules, unknown_id=tokenizer.unk_token_id, normalize=lambda word: spaced(normalize(word)), **how
-            )
-        return cls(words, rules, unknown_id=tokenizer.unk_token_id, normalize=normalize, **how)
+        normalize: Callable[[str], str] = str if normalizer is None else normalizer.normalize_str
+
+        def as_written(word: str) -> str:
+            # The normalizer of SentencePiece may write spaces as the pieces do.
+            return spaced(normalize(word)) if rules.family == "metaspace" else normalize(word)
+
+        return cls(words, rules, unknown_id=tokenizer.unk_token_id, normalize=as_written, **how)
 
     def __bool__(self) -> bool:
         """Whether there is a word to look for."""
