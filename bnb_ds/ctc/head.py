@@ -286,9 +286,8 @@ class LinearCtcHead(FusedHead):
 def default_chunk_tokens(weight_VH: Tensor, num_rows: int) -> int:
     """Rows of a chunk, such that all chunks are equal and the logits of one take at most 48 MB, or 192 MB on a GPU.
 
-    Smaller chunks slow the products down, and larger ones gain little. Every chunk reads the whole weight, and
-    48 MB are only 50 rows of a vocabulary of 250,000. So the logits may take an eighth of the memory of the weight's
-    gradient.
+    Smaller chunks slow the products down, and larger ones gain little. Every chunk reads the whole weight, and 48 MB
+    are only 50 rows of a vocabulary of 250,000. So the logits may take an eighth as much as the weight's gradient.
     """
     chunk_bytes = (48 if weight_VH.device.type == "cpu" else 192) << 20
     num_tokens, hidden_size = weight_VH.shape
