@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import yaml
+from transformers import BertConfig, BertForMaskedLM
 
 from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.checkpoint.store import whole_checkpoints
@@ -38,7 +39,7 @@ KINDS = {
     "inat": {"iterations": 4},
     "cmlm": {"iterations": 3, "length_beam": 2},
     "elmer": {"exit_entropy": 5.0},
-    "encoder_ctc": {"masks": 1},
+    "encoder_ctc": {"masks": 1, "embedding_anchor": 0.1},
 }
 DS_CONFIG = {
     "train_batch_size": 8,
@@ -55,10 +56,15 @@ def recipe_of(kind: str, folder, small_texts, small_tokenizer) -> dict:
     train = folder / "rows.jsonl"
     if kind in ("nat", "encoder_ctc"):  # two of them learn what a teacher writes
         train = distilled(folder, train, small_tokenizer)
+    start = {"size": SIZE}
+    if kind == "encoder_ctc":  # and one begins with a checkpoint
+        torch.manual_seed(0)
+        BertForMaskedLM(BertConfig(vocab_size=len(small_tokenizer), **SIZE)).save_pretrained(folder / "bert")
+        start = {"encoder": str(folder / "bert")}
     return {
         "task": "translation",
         "steps": 4,
-        "model": {"kind": kind, "size": SIZE, **KINDS[kind]},
+        "model": {"kind": kind, **start, **KINDS[kind]},
         "data": {
             "train": str(train),
             "validation": str(folder / "held_out.jsonl"),
