@@ -20,7 +20,7 @@ from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.streams import quotas
 from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
 from bnb_ds.distributed import ranks
-from bnb_ds.errors import DataError
+from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.students.layer_choice import depth_line
@@ -127,6 +127,11 @@ def configuration(recipe: PretrainRecipe, shards: Corpus) -> BnbConfig:
             with the recipe's glancing or mixed training.
     """
     config = model_config(recipe.model, shards, recipe.data.max_length)
+    if not config.has_decoder and recipe.objective.encoder_mlm_weight:
+        raise ConfigError(
+            f"objective.encoder_mlm_weight {recipe.objective.encoder_mlm_weight}: without a decoder, the encoder"
+            " predicts the target itself; set it to 0"
+        )
     if recipe.glancing is not None:
         check_glancing(config, recipe.glancing.mask_predict)
     if recipe.mixed_training is not None:
