@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig
 
 from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, tokenizer_directory
 from bnb_ds.config.model_section import ModelSection, ModelSize
@@ -193,7 +194,7 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
     replaced = {name: value for name, value in bnb_fields(section, target).items() if name in given}
     config.update(replaced)
     if config.mask_token_id is None:  # models made before slots could hold tokens do not have it
-        config.mask_token_id = target.special_ids["mask"]
+        config.mask_token_id = target.special_ids.get("mask")
     for half in (config.encoder, config.decoder):
         dropout = {name: value for name, value in dropout_fields(section).items() if DROPOUT_NAMES[name] in given}
         backbone_of(half).set_dropout(half, dropout)
@@ -215,7 +216,7 @@ def bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
         "pad_token_id": target.special_ids["pad"],
         "bos_token_id": target.special_ids["cls"],
         "eos_token_id": target.special_ids["sep"],
-        "mask_token_id": target.special_ids["mask"],
+        "mask_token_id": target.special_ids.get("mask"),
     }
 
 
@@ -244,6 +245,24 @@ def _refuse_small_vocabulary(config: BnbConfig, source: Vocabulary, target: Voca
                 f"model.{half}: its vocabulary has {bert.vocab_size} tokens, the {data} {vocabulary.vocab_size};"
                 " prepare the data with the checkpoint's own tokenizer"
             )
+        refuse_other_padding(f"model.{half}", bert, vocabulary)
+
+
+def refuse_other_padding(name: str, half: PreTrainedConfig, vocabulary: Vocabulary) -> None:
+    """Refuse a tokenizer that pads with another token than a checkpoint: it has another vocabulary.
+
+    A BERT's configuration often says nothing of its padding, so nothing is concluded from it.
+
+    Raises:
+        DataError: they differ.
+    """
+    pad = vocabulary.special_ids["pad"]
+    if half.model_type != "bert" and half.pad_token_id not in (None, pad):
+        data = "the shards pad" if isinstance(vocabulary, Corpus) else "the tokenizer pads"
+        raise DataError(
+            f"{name}: a {half.model_type} that pads with token {half.pad_token_id}, but {data} with {pad}, so they have"
+            " different vocabularies; prepare the data with the checkpoint's own tokenizer"
+        )
 
 
 def _refuse_short_positions(config: BnbConfig, max_length: int, field: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from bnb_ds.data.corruption import OBJECTIVES, Corruption
 
 WORD = 2**32 - 1
@@ -42,7 +44,7 @@ def corrupt(noise: Corruption, row: list[int], key: int) -> dict[str, list[int]]
         chosen = chosen_places(noise, row, key, ordinary, threshold)
         for i in chosen:
             fate, span = draw(key, CHOSEN, i), threshold
-            if noise.continues_word is not None:
+            if noise.word_starts is not None:
                 fate, span = draw(key, FATE, i), 2**31
             if fate < round(0.8 * span):
                 source[i] = noise.mask_id
@@ -73,11 +75,11 @@ def objective_of(noise: Corruption, key: int) -> str:
 
 
 def chosen_places(noise: Corruption, row: list[int], key: int, ordinary: list[int], threshold: int) -> list[int]:
-    if noise.continues_word is None:
+    if noise.word_starts is None:
         return [i for i in ordinary if draw(key, CHOSEN, i) < threshold]
     places, is_chosen = [], False
     for i in range(1, len(row) - 1):
-        if i == 1 or not noise.continues_word[row[i]]:
+        if i == 1 or noise.word_starts(np.array(row[i - 1 : i + 1]))[1]:
             is_chosen = draw(key, CHOSEN, i) < threshold
         if is_chosen and i in ordinary:
             places.append(i)

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BertConfig,
-    BertLMHeadModel,
-    BertModel,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     GenerationConfig,
     MarianConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -50,6 +51,8 @@ _TOP_FIELDS = (
     "decoder_start_token_id",
     SHARED_HALVES,
 )
+#: families of which transformers makes decoders with cross-attention, and encoders without a pooler
+_FAMILIES = ("bert", "roberta", "xlm-roberta")
 _BERT_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _DROPOUT_NAMES = (*_BERT_DROPOUT, "dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 _RANDOM_DROPOUT = 0.1
@@ -60,10 +63,10 @@ _UNUSED = "encoder.pooler."
 def bert2bert_config(
     section: Bert2bertSection, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase
 ) -> EncoderDecoderConfig:
-    """Make the configuration of a BERT2BERT.
+    """Make the configuration of a BERT2BERT, whose halves may be RoBERTas too.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or is not a BERT.
+        CheckpointError: a checkpoint cannot be read, or is of no family in `_FAMILIES`.
         DataError: a tokenizer has more tokens than the checkpoint.
         ConfigError: the halves cannot share weights because their vocabularies differ.
     """
@@ -163,7 +166,8 @@ def model_of(config: Any) -> PreTrainedModel:
     """Make an encoder-decoder with random weights from torch's global generator."""
     if not isinstance(config, EncoderDecoderConfig):
         return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-    encoder, decoder = BertModel(config.encoder, add_pooling_layer=False), BertLMHeadModel(config.decoder)
+    encoder = AutoModel.from_config(config.encoder, add_pooling_layer=False)
+    decoder = AutoModelForCausalLM.from_config(config.decoder)
     return _with_shared_halves(EncoderDecoderModel(config=config, encoder=encoder, decoder=decoder))
 
 
@@ -271,12 +275,13 @@ def refuse_large_vocabulary(checkpoint: str, available: int, tokenizer: PreTrain
         )
 
 
-def _read_bert_config(checkpoint: str) -> BertConfig:
+def _read_bert_config(checkpoint: str) -> PreTrainedConfig:
     with checkpoint_errors(checkpoint, "BERT"):
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    if not isinstance(config, BertConfig):
+    if config.model_type not in _FAMILIES:
         raise CheckpointError(
-            f"{checkpoint}: is a {config.model_type} model, but bert2bert needs BERT checkpoints; give one"
+            f"{checkpoint}: is a {config.model_type} model, but bert2bert needs checkpoints of one of:"
+            f" {', '.join(_FAMILIES)}; give one"
         )
     return config
 
@@ -308,9 +313,9 @@ def _with_shared_halves(model: EncoderDecoderModel) -> EncoderDecoderModel:
     """
     if not getattr(model.config, SHARED_HALVES, False):
         return model
-    encoder, decoder = model.encoder, model.decoder.bert
+    encoder, decoder = model.encoder, model.decoder.base_model
     decoder.embeddings = encoder.embeddings
-    model.decoder.cls.predictions.decoder.weight = encoder.embeddings.word_embeddings.weight
+    model.decoder.get_output_embeddings().weight = encoder.embeddings.word_embeddings.weight
     for ours, theirs in zip(decoder.encoder.layer, encoder.encoder.layer, strict=True):
         for part in ("query", "key", "value"):
             setattr(ours.attention.self, part, getattr(theirs.attention.self, part))

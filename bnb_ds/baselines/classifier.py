@@ -1,4 +1,4 @@
-"""Wrap a classifier of transformers (BERT, OpenAI GPT) so that it takes packed batches like BnB.
+"""Wrap a classifier of transformers (BERT, RoBERTa, OpenAI GPT) so that it takes packed batches like BnB.
 
 Shapes: B sequences; N real tokens of all sequences; L tokens of the longest; C classes.
 """
@@ -26,9 +26,9 @@ class ClassifierModel(WrappedModel):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        # OpenAI GPT has no segments: it would embed token types as words.
+        # OpenAI GPT has no segments, it would embed token types as words; and a RoBERTa has one type.
         takes = inspect.signature(model.forward).parameters
-        self._takes_token_types = "token_type_ids" in takes and model.config.model_type == "bert"
+        self._takes_token_types = "token_type_ids" in takes and getattr(model.config, "type_vocab_size", 1) > 1
 
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write a plain Hugging Face directory."""

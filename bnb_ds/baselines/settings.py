@@ -41,7 +41,10 @@ class AutoregressiveSection(Section):
 
 
 class Bert2bertSection(AutoregressiveSection):
-    """A BERT encoder and a BERT decoder (Rothe et al., 2020), from checkpoints or with random weights of ``size``."""
+    """A BERT encoder and a BERT decoder (Rothe et al., 2020), from checkpoints or with random weights of ``size``.
+
+    Checkpoints may be RoBERTas and XLM-Rs too.
+    """
 
     kind: Literal["bert2bert"]
     #: a BERT checkpoint to start the encoder from: a directory, or a name on the Hugging Face hub
@@ -81,7 +84,7 @@ class Seq2SeqSection(AutoregressiveSection):
 
 
 class ClassifierSection(Section):
-    """A BERT or OpenAI GPT checkpoint with a new classification head."""
+    """A checkpoint of BERT, of another encoder, or of OpenAI GPT, with a new classification head."""
 
     kind: Literal["classifier"]
     #: Hugging Face directory or hub name

@@ -29,7 +29,7 @@ from bnb_ds.data.corruption import Corruption
 from bnb_ds.data.loader import StepLoader
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.sequences import Building
-from bnb_ds.data.tokenization import continuation_pieces
+from bnb_ds.data.subwords.rules import piece_rules
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.target_rules import BnbTargetRules
@@ -86,12 +86,12 @@ def make_samples(
 ) -> PretrainSamples:
     """Samples with the paper's noise, for a model of base size."""
     specials = shards.special_ids
-    continues = continuation_pieces(tokenizer(), shards.vocab_size) if whole_word else None
+    starts = piece_rules(tokenizer(), shards.vocab_size).starts if whole_word else None
     return PretrainSamples(
         shards,
         sequence=building,
         max_length=MAX_LENGTH,
-        corruption=Corruption(0.15, 0.5, specials["mask"], shards.vocab_size, mixture, (specials["unk"],), continues),
+        corruption=Corruption(0.15, 0.5, specials["mask"], shards.vocab_size, mixture, (specials["unk"],), starts),
         seed=0,
         rules=BnbTargetRules(BnbConfig(encoder=BertConfig(vocab_size=shards.vocab_size), decoder_positions="shared")),
     )

@@ -20,9 +20,15 @@ import numpy as np
 
 from bnb_ds.common.randomness import DRAWS, draws_at, packed_draws, stream_keys
 from bnb_ds.data.infilling import segments
+from bnb_ds.data.subwords.rules import WordStarts
 
 #: the objectives, described at the head of this file
 OBJECTIVES = ("ae", "mlm", "plm", "mlm+plm", "clm", "infill")
+
+#: those of them that write [MASK]
+NEEDS_MASK = frozenset(("mlm", "infill"))
+#: the id of a token that a tokenizer lacks
+NO_TOKEN = -1
 
 # Devlin et al., NAACL 2019, section 3.1: 80% of the chosen tokens become [MASK], 10% a random token, 10% stay.
 _MASK_SHARE = 0.8
@@ -70,14 +76,14 @@ class Corruption:
         mask_probability: probability that a token is chosen for masking, for ``mlm`` and ``mlm+plm``; the share of
             tokens in segments, for ``infill``.
         permute_probability: probability that a token changes places, for ``plm`` and ``mlm+plm``.
-        mask_id: id of [MASK].
+        mask_id: id of [MASK]; `NO_TOKEN` if no objective masks or fills in.
         vocab_size: random replacements are drawn uniformly from the ids below it.
         mixture: objective -> weight; not all weights are 0.
         special_ids: ids that are never masked, replaced or moved. Nor are the first and last token of a sequence,
             whatever their ids.
-        continues_word: bool [vocab_size], True at pieces that continue a word; None: tokens are chosen one by one.
-            With it, all tokens of a word in the original text are chosen together. Whether a chosen token is masked,
-            replaced or kept is still drawn for each token.
+        word_starts: where words begin; None: tokens are chosen one by one. With it, all tokens of a word in the
+            original text are chosen together. Whether a chosen token is masked, replaced or kept is still drawn for
+            each token.
     """
 
     mask_probability: float
@@ -86,7 +92,7 @@ class Corruption:
     vocab_size: int
     mixture: Mapping[str, float] = field(default_factory=lambda: {"mlm+plm": 1.0})
     special_ids: tuple[int, ...] = ()
-    continues_word: np.ndarray | None = None
+    word_starts: WordStarts | None = None
 
     def __call__(self, tokens: np.ndarray, cu_seqlens: np.ndarray, sample_keys: np.ndarray) -> CorruptedBatch:
         """Corrupt a packed batch: permute first, then mask, then cut continuations and segments.
@@ -167,12 +173,12 @@ class Corruption:
         """
         draws = packed_draws(stream_keys(sample_keys, _STREAM_CHOSEN), cu_seqlens)
         is_chosen = _below(draws, mask_B, np.diff(cu_seqlens))
-        if self.continues_word is None:
+        if self.word_starts is None:
             is_chosen &= ordinary
             chosen = np.flatnonzero(is_chosen)
             # A draw below its threshold is uniform below it, so it can decide what happens to the token too.
             return chosen, draws.take(chosen), int(mask_B.max())
-        begins_word = ~self.continues_word.take(tokens)
+        begins_word = self.word_starts(tokens)
         begins_word[cu_seqlens[:-1]] = True
         begins_word[np.minimum(cu_seqlens[:-1] + 1, tokens.size - 1)] = True  # a chunk may begin inside a word
         word_of_token = np.cumsum(begins_word, dtype=np.int32)

@@ -3,7 +3,7 @@
 transformers 5 builds a ``BertTokenizerFast`` out of almost anything. A missing directory gives a vocabulary of five
 tokens. If ``tokenizer_config.json`` does not mention case, the release of transformers decides whether text is
 lowercased, even against the vocabulary. :func:`load_tokenizer` follows the files and refuses files that contradict each
-other.
+other. `bnb_ds.data.subwords.files` reads byte-level BPE and SentencePiece tokenizers.
 """
 
 from __future__ import annotations
@@ -19,26 +19,33 @@ from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import BertTokenizerFast, PreTrainedTokenizerBase
+from transformers import BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from bnb_ds.data.subwords.files import read_config, read_subword_tokenizer, refuse_slow_files
+from bnb_ds.data.subwords.rules import family_of
 from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import SPECIAL_TOKENS, TokenizerInfo
 
 SPECIAL_TOKEN_TEXTS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in the order of SPECIAL_TOKENS
 
-_WAY_OUT = "give a BertTokenizerFast directory, a BERT vocab.txt, or make one with `bnb-ds prep vocab`"
+_WAY_OUT = (
+    "give a directory with the tokenizer.json of a WordPiece, byte-level BPE or SentencePiece tokenizer, a BERT"
+    " vocab.txt, or make one with `bnb-ds prep vocab`"
+)
 _CASED_SHARE = 0.01  # an uncased vocabulary may hold a few tokens that Python's lower() would change
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> BertTokenizerFast:
-    """Load a BERT WordPiece tokenizer from local files.
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
+    """Load a tokenizer from local files: BERT's WordPiece, byte-level BPE, or SentencePiece (Unigram or BPE).
 
     Args:
-        path: a directory with ``tokenizer.json`` or ``vocab.txt`` (as ``save_pretrained`` writes it), or a vocabulary
-            file with one token per line. Without a setting, text is lowercased unless the tokens hold capitals.
+        path: a directory with ``tokenizer.json`` or ``vocab.txt`` (as ``save_pretrained`` writes it), or a BERT
+            vocabulary file with one token per line. Without a setting, a BERT's text is lowercased unless the tokens
+            hold capitals.
 
     Raises:
-        DataError: the tokenizer is missing, is not a BERT tokenizer, or its vocabulary contradicts its settings.
+        DataError: the tokenizer is missing, is of another kind, lacks special tokens, or its vocabulary contradicts its
+            settings.
     """
     path = Path(path)
     if path.is_file():
@@ -47,12 +54,14 @@ def load_tokenizer(path: str | os.PathLike[str]) -> BertTokenizerFast:
         raise DataError(f"{path}: no such tokenizer; {_WAY_OUT}")
     if (path / "tokenizer.json").is_file():
         tokenizer = _from_tokenizer_json(path)
-    elif not (path / "vocab.txt").is_file():
-        raise DataError(f"{path}: holds neither tokenizer.json nor vocab.txt; {_WAY_OUT}")
-    elif (path / "tokenizer_config.json").is_file():
-        tokenizer = _from_vocabulary_and_config(path)
     else:
-        tokenizer = _from_vocabulary_file(path / "vocab.txt", name=path.name)
+        refuse_slow_files(path)
+        if not (path / "vocab.txt").is_file():
+            raise DataError(f"{path}: holds neither tokenizer.json nor vocab.txt; {_WAY_OUT}")
+        if (path / "tokenizer_config.json").is_file():
+            tokenizer = _from_vocabulary_and_config(path)
+        else:
+            tokenizer = _from_vocabulary_file(path / "vocab.txt", name=path.name)
     _check(tokenizer, path)
     return tokenizer
 
@@ -74,7 +83,7 @@ def tokenizer_from_vocabulary(
     return tokenizer
 
 
-def tokenizer_hash(tokenizer: BertTokenizerFast) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 (hex) of everything that decides which ids a text gets.
 
     It covers the model with its vocabulary, the normalizer, the pre-tokenizer, the added tokens and the ids of the
@@ -83,19 +92,23 @@ def tokenizer_hash(tokenizer: BertTokenizerFast) -> str:
     return _hash(tokenizer, _state(tokenizer))
 
 
-def _state(tokenizer: BertTokenizerFast) -> dict[str, Any]:
+def _state(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return json.loads(tokenizer.backend_tokenizer.to_str())
 
 
-def _hash(tokenizer: BertTokenizerFast, state: dict[str, Any]) -> str:
+def _hash(tokenizer: PreTrainedTokenizerFast, state: dict[str, Any]) -> str:
     parts: dict[str, Any] = {key: state[key] for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
     parts["special_ids"] = special_ids(tokenizer)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
-def special_ids(tokenizer: BertTokenizerFast) -> dict[str, int]:
-    """Ids of ``pad``, ``unk``, ``cls``, ``sep`` and ``mask``."""
-    return {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_TOKENS}
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Ids of ``pad``, ``unk``, ``cls``, ``sep`` and ``mask``, whatever a family calls them: ``<s>`` is RoBERTa's cls.
+
+    A byte-level tokenizer may have no ``unk``, and some have no ``mask``; then the name is missing.
+    """
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_TOKENS}
+    return {name: index for name, index in ids.items() if index is not None}
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -103,14 +116,45 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def continuation_pieces(tokenizer: BertTokenizerFast, vocab_size: int) -> np.ndarray:
-    """bool [vocab_size], True at pieces that continue a word (``##ing``)."""
-    continues = np.zeros(vocab_size, dtype=bool)
-    continues[[token_id for token, token_id in tokenizer.get_vocab().items() if token.startswith("##")]] = True
-    return continues
+def plain_backend(tokenizer: PreTrainedTokenizerFast, spelled: Iterable[str] = ()) -> Tokenizer:
+    """A copy of the tokenizer's Rust half for texts: whole ones, in which letters do not become special tokens.
+
+    A Unigram model takes ``</s>`` in a text for the special token even if it is told to split special tokens, because
+    they are pieces of its vocabulary. Here these pieces are put out of reach of every text.
+
+    Args:
+        tokenizer: is not changed; its padding and truncation have no effect.
+        spelled: special tokens that a text may spell all the same.
+    """
+    state = _state(tokenizer)
+    state["padding"] = state["truncation"] = None
+    special = {token["content"] for token in state["added_tokens"] if token["special"]}
+    hidden = special.difference(spelled)
+    if hidden and state["model"]["type"] != "WordPiece":
+        _hide(state["model"], hidden)
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in hidden]
+        state["post_processor"] = None
+    for token in state["added_tokens"]:
+        # Letters of a token that is added, but not special, are always that token.
+        token["special"] = token["content"] in hidden
+    backend = Tokenizer.from_str(json.dumps(state))
+    backend.encode_special_tokens = True
+    return backend
 
 
-def describe_tokenizer(tokenizer: BertTokenizerFast) -> TokenizerInfo:
+def _hide(model: dict[str, Any], tokens: set[str]) -> None:
+    """Give pieces names that no text can spell, because in a text spaces are always written in another way."""
+    if model["type"] == "Unigram":
+        model["vocab"] = [[f" {piece} " if piece in tokens else piece, score] for piece, score in model["vocab"]]
+        return
+    model["vocab"] = {f" {piece} " if piece in tokens else piece: index for piece, index in model["vocab"].items()}
+    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    model["merges"] = [pair for pair in merges if not tokens.intersection((*pair, "".join(pair)))]
+    if model.get("unk_token") in tokens:
+        model["unk_token"] = f" {model['unk_token']} "
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerFast) -> TokenizerInfo:
     """What a shard directory records about a tokenizer."""
     state = _state(tokenizer)
     return TokenizerInfo(
@@ -122,7 +166,7 @@ def describe_tokenizer(tokenizer: BertTokenizerFast) -> TokenizerInfo:
     )
 
 
-def save_tokenizer(tokenizer: BertTokenizerFast, directory: str | os.PathLike[str]) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | os.PathLike[str]) -> None:
     """Write the tokenizer's files. Padding and truncation that an earlier call has switched on are not saved."""
     backend = tokenizer.backend_tokenizer
     padding, truncation = backend.padding, backend.truncation
@@ -141,15 +185,12 @@ class DocumentEncoder:
     """Encodes documents as shards hold them: whole, and without special tokens.
 
     It is equal to ``tokenizer(text, add_special_tokens=False, split_special_tokens=True)``: if a text contains the
-    letters ``[MASK]``, they become ordinary tokens. The given tokenizer is not changed, and its padding and truncation
-    settings have no effect.
+    letters ``[MASK]``, they become ordinary tokens, for a Unigram model too. The given tokenizer is not changed, and
+    its padding and truncation settings have no effect.
     """
 
-    def __init__(self, tokenizer: BertTokenizerFast) -> None:
-        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        self._backend.encode_special_tokens = True
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._backend = plain_backend(tokenizer)
 
     def __call__(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Token ids of each text: uint32 [num_tokens], of length 0 for a text without tokens."""
@@ -157,15 +198,21 @@ class DocumentEncoder:
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
 
-def _from_tokenizer_json(path: Path) -> BertTokenizerFast:
+def _from_tokenizer_json(path: Path) -> PreTrainedTokenizerFast:
     try:
         backend = Tokenizer.from_file(str(path / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
         raise DataError(f"{path / 'tokenizer.json'}: not readable ({error}); {_WAY_OUT}") from None
     state = json.loads(backend.to_str())
+    family = family_of(state)
+    if family in ("byte-level", "metaspace"):
+        return read_subword_tokenizer(path, backend)
     kinds = [(state[key] or {}).get("type") for key in ("model", "normalizer", "pre_tokenizer")]
     if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
-        raise DataError(f"{path / 'tokenizer.json'}: not a BERT WordPiece tokenizer; {_WAY_OUT}")
+        raise DataError(
+            f"{path / 'tokenizer.json'}: a {kinds[0]} tokenizer whose pieces do not say, as ##, Ġ or ▁ do, where words"
+            f" begin; {_WAY_OUT}"
+        )
     normalizer = state["normalizer"]
     tokenizer = _from_pretrained(
         path,
@@ -195,13 +242,8 @@ def _from_pretrained(path: Path, **settings: Any) -> BertTokenizerFast:
 
 
 def _from_vocabulary_and_config(path: Path) -> BertTokenizerFast:
-    config_path = path / "tokenizer_config.json"
-    try:
-        config = json.loads(config_path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{config_path}: not valid JSON ({error}); {_WAY_OUT}") from None
     tokens = _read_vocabulary(path / "vocab.txt")
-    settings = {} if "do_lower_case" in config else {"do_lower_case": not _is_cased(tokens)}
+    settings = {} if "do_lower_case" in read_config(path) else {"do_lower_case": not _is_cased(tokens)}
     return _from_pretrained(path, **settings)
 
 
@@ -231,11 +273,12 @@ def _is_cased(tokens: Sequence[str]) -> bool:
     return cased > _CASED_SHARE * len(tokens)
 
 
-def _check(tokenizer: BertTokenizerFast, path: Path) -> None:
+def _check(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     ids = special_ids(tokenizer)
-    if None in ids.values() or len(set(ids.values())) != len(ids):
+    is_bert = isinstance(tokenizer, BertTokenizerFast)
+    if len(set(ids.values())) != len(ids) or (is_bert and len(ids) < len(SPECIAL_TOKENS)):
         raise DataError(f"{path}: the five special tokens need five different ids, but have {ids}; {_WAY_OUT}")
-    if _state(tokenizer)["normalizer"]["lowercase"] and _is_cased(list(tokenizer.get_vocab())):
+    if is_bert and _state(tokenizer)["normalizer"]["lowercase"] and _is_cased(list(tokenizer.get_vocab())):
         raise DataError(
             f"{path}: lowercases text although its vocabulary is cased; "
             'set "do_lower_case": false in tokenizer_config.json (and "lowercase" in tokenizer.json)'
@@ -259,7 +302,7 @@ class TokenizerVocabulary:
     tokenizer_hash: str
 
     @classmethod
-    def of(cls, tokenizer: BertTokenizerFast) -> TokenizerVocabulary:
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> TokenizerVocabulary:
         return cls(vocabulary_size(tokenizer), special_ids(tokenizer), tokenizer_hash(tokenizer))
 
 

@@ -10,7 +10,6 @@ Shapes: B sequences, W prefixes of a beam, K classes of a slot, V vocabulary.
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -18,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnb_ds.data.subwords.characters import healed, is_letter, spaced, split_at_open_bytes
+from bnb_ds.data.subwords.rules import PieceRules, piece_rules
 from bnb_ds.errors import ConfigError
 
 _DEAD = -1  # the text holds a bad word
 _NOT_KNOWN = -2
 _MOST_ROWS = 1024  # states whose ways on are kept in a table
 _MOST_WAYS = 1 << 20
-
-_CHINESE = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
 
 #: a bad word, one of its atoms, and the characters of that atom that the text has; at 0 the atom may begin
 _Item = tuple[int, int, int]
@@ -34,6 +33,7 @@ _OUTSIDE, _IN_RUN, _OPEN_END = range(3)
 #: items, and where the text ends
 _Reading = tuple[frozenset[_Item], int]
 _START: _Reading = (frozenset(), _OUTSIDE)
+_State = tuple[frozenset[_Reading], str]
 
 
 class BadWords:
@@ -41,8 +41,7 @@ class BadWords:
 
     Args:
         words: the bad words.
-        pieces: the piece of each id; ``##`` continues a word, and an empty one writes nothing.
-        special_ids: ids that write nothing.
+        rules: what each id writes.
         unknown_id: the id of [UNK], which stands for a word that is not known; None: there is none.
         unknown_texts: what [UNK] may become in the text, beside nothing.
         joins: whether a piece that is a word may be written without spaces beside it, though it is no mark.
@@ -62,8 +61,7 @@ class BadWords:
     def __init__(
         self,
         words: Iterable[str],
-        pieces: Sequence[str],
-        special_ids: Iterable[int],
+        rules: PieceRules,
         *,
         unknown_id: int | None = None,
         unknown_texts: Iterable[str] = (),
@@ -72,23 +70,28 @@ class BadWords:
         inside: bool = False,
         any_case: bool = False,
     ):
-        silent = set(special_ids) - {unknown_id} | {number for number, piece in enumerate(pieces) if not piece}
+        silent = {number for number, text in enumerate(rules.texts) if not text and number != unknown_id}
         if not silent:
             raise ConfigError("bad words need a vocabulary with special tokens, such as [SEP]: leave them out")
         self.silent_id = min(silent)
         self._unknown_id = unknown_id
         self._unknown_texts = [_written(text, any_case) for text in unknown_texts]
         self._inside = inside
+        self._any_case = any_case
         #: text of a piece, and whether a word begins with it; None: it writes nothing
-        self._parts: list[tuple[str, bool] | None] = []
-        for number, piece in enumerate(pieces):
-            continues = piece.startswith("##") and len(piece) > 2
-            text = piece[2:] if continues else piece
-            self._parts.append(None if number in silent else (_written(text, any_case), not continues))
-        texts = {part[0] for number, part in enumerate(self._parts) if part is not None and number != unknown_id}
+        self._parts: list[tuple[str, bool] | None] = [
+            None if number in silent else (text or "", rules.begins_word(number))
+            for number, text in enumerate(rules.texts)
+        ]
+        texts = {
+            _written(atom, any_case)
+            for number, part in enumerate(self._parts)
+            if part is not None and number != unknown_id
+            for atom in ([part[0]] if rules.family == "wordpiece" else _atoms(part[0]))
+        }
         texts.update(self._unknown_texts)
         self._joining = {
-            number for number, part in enumerate(self._parts) if part and part[1] and joins(pieces[number])
+            number for number, part in enumerate(self._parts) if part and part[1] and joins(rules.pieces[number])
         }
         self._words: list[tuple[str, ...]] = []
         self.unwritable: list[str] = []
@@ -100,36 +103,31 @@ class BadWords:
             atoms = tuple(_atoms(_written(normalize(word), any_case)))
             if not atoms:
                 raise ConfigError(f"bad word {word!r}: give at least one letter or mark")
-            if all(self._can_spell(atom, texts) for atom in atoms):
+            if rules.writes_bytes or all(self._can_spell(atom, texts) for atom in atoms):
                 self._words.append(atoms)
             else:
                 self.unwritable.append(word)
-        self._states: list[frozenset[_Reading]] = [frozenset({_START})]
+        #: what a text is read as, and the bytes of an unfinished character at its end
+        self._states: list[_State] = [(frozenset({_START}), "")]
         self._number_of = {self._states[0]: 0}
         self._ways: dict[tuple[int, int], int] = {}
-        self._table_SV = torch.full((1, len(pieces)), _NOT_KNOWN, dtype=torch.int32)
+        self._table_SV = torch.full((1, len(rules.pieces)), _NOT_KNOWN, dtype=torch.int32)
 
     @classmethod
     def of(cls, words: Iterable[str], tokenizer: Any, vocab_size: int, **how: Any) -> BadWords:
         """For outputs of a tokenizer, which normalises the words too. ``how`` is what else `BadWords` takes.
 
         Raises:
-            ConfigError: it has no WordPiece vocabulary, or as above.
+            ConfigError: as above.
         """
-        kind = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"]
-        if kind != "WordPiece":
-            raise ConfigError(f"bad words need a WordPiece vocabulary, and this tokenizer has {kind}: leave them out")
+        rules = piece_rules(tokenizer, vocab_size)
         normalizer = tokenizer.backend_tokenizer.normalizer
-        pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(list(range(vocab_size)))]
-        special, unknown = tokenizer.all_special_ids, tokenizer.unk_token_id
-        return cls(
-            words,
-            pieces,
-            special,
-            unknown_id=unknown,
-            normalize=str if normalizer is None else normalizer.normalize_str,
-            **how,
-        )
+        normalize = str if normalizer is None else normalizer.normalize_str
+        if rules.family == "metaspace":  # its normalizer may write spaces as the pieces do
+            return cls(
+                words, rules, unknown_id=tokenizer.unk_token_id, normalize=lambda word: spaced(normalize(word)), **how
+            )
+        return cls(words, rules, unknown_id=tokenizer.unk_token_id, normalize=normalize, **how)
 
     def __bool__(self) -> bool:
         """Whether there is a word to look for."""
@@ -146,7 +144,7 @@ class BadWords:
 
     def may_end(self, state: int) -> bool:
         """Whether the text may end here; its last word may be a bad one that is not yet seen to be whole."""
-        return state != _DEAD and all(self._closed(reading) is not None for reading in self._states[state])
+        return state != _DEAD and all(self._closed(reading) is not None for reading in self._states[state][0])
 
     def allow(self, tokens: Sequence[int]) -> bool:
         """Whether an output holds no bad word."""
@@ -183,20 +181,23 @@ class BadWords:
             self._table_SV[states_M[is_kept_M], ids_M[is_kept_M]] = values_M[is_kept_M].int()
         return found_BWK
 
-    def _after(self, readings: frozenset[_Reading], token: int) -> int:
+    def _after(self, state: _State, token: int) -> int:
         part = self._parts[token] if token < len(self._parts) else None
         if part is None:
-            return self._number_of[readings]
+            return self._number_of[state]
+        readings, open_bytes = state
+        text, open_bytes = split_at_open_bytes(healed(open_bytes + part[0]))
+        text = _written(text, self._any_case)
         following: set[_Reading | None] = set()
         for reading in readings:
             if token == self._unknown_id:
                 # Depending on how outputs become text, [UNK] is left out or stands as a word of its own.
                 following |= {reading, _START if self._closed(reading) else None, *self._with_unknown(reading)}
             else:
-                following |= self._readings(reading, token, *part)
+                following |= self._readings(reading, token, text, part[1])
         if None in following:
             return _DEAD
-        state = frozenset(reading for reading in following if reading is not None)
+        state = frozenset(reading for reading in following if reading is not None), open_bytes
         if state not in self._number_of:
             self._number_of[state] = len(self._states)
             self._states.append(state)
@@ -208,7 +209,7 @@ class BadWords:
         for character in text:
             if following is None:
                 return None
-            if _is_letter(character):
+            if is_letter(character):
                 following = self._with_letter(*following, character)
             elif character.isspace():  # within an added token
                 following = self._closed(following)
@@ -289,7 +290,7 @@ def _atoms(text: str) -> Iterator[str]:
     """Runs of letters and digits, and single marks; spaces lie between them."""
     run = ""
     for character in text:
-        if _is_letter(character):
+        if is_letter(character):
             run += character
             continue
         if run:
@@ -299,10 +300,3 @@ def _atoms(text: str) -> Iterator[str]:
             yield character
     if run:
         yield run
-
-
-def _is_letter(character: str) -> bool:
-    """Whether a character is part of a run. As for BERT, marks, symbols and Chinese characters stand alone."""
-    if unicodedata.category(character)[0] in "PSZC":
-        return False
-    return not any(first <= ord(character) <= last for first, last in _CHINESE)

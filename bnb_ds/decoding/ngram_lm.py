@@ -1,8 +1,9 @@
 """An n-gram language model of words for the CTC search, through the package ``kenlm``.
 
-The search writes word pieces, but the language model knows words. So pieces are joined (``un ##believ ##able``), and a
-word is scored when the next one begins. Words are those of BERT's basic tokeniser: punctuation marks are separate
-words, and text is in lower case if the vocabulary is. Train the language model on text that is split like this.
+The search writes word pieces, but the language model knows words. So pieces are joined (``un ##believ ##able``, or
+``Ġun believ able``), and a word is scored when the next one begins. Words are those of BERT's basic tokeniser, whatever
+the tokenizer: punctuation marks are separate words, and text is in lower case if the vocabulary is. Train the language
+model on text that is split like this.
 
 Source: Heafield, KenLM: Faster and Smaller Language Model Queries, WMT 2011.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnb_ds.data.subwords.characters import word_of
+from bnb_ds.data.subwords.rules import PieceRules
 from bnb_ds.errors import ConfigError, DataError, how_to_install
 
 _LOG_10 = math.log(10.0)
@@ -29,15 +32,14 @@ class NgramLm:
 
     Args:
         path: an ARPA file or a KenLM binary.
-        pieces: the piece of each id of the decoder's vocabulary; ``##`` continues a word.
-        special_ids: ids of tokens that are not part of words, such as [CLS] and [SEP].
+        rules: what each id of the decoder's vocabulary writes.
 
     Raises:
         ConfigError: the package is not installed.
         DataError: the file cannot be read as a language model.
     """
 
-    def __init__(self, path: str | PathLike[str], pieces: list[str], special_ids: set[int]):
+    def __init__(self, path: str | PathLike[str], rules: PieceRules):
         try:
             kenlm = importlib.import_module("kenlm")
         except ImportError:
@@ -52,8 +54,7 @@ class NgramLm:
                 "KenLM binary"
             ) from None
         self._new_state = kenlm.State
-        self._pieces = pieces
-        self._special = special_ids
+        self._rules = rules
 
     def begin(self) -> Any:
         """The state at the beginning of a sentence."""
@@ -68,23 +69,15 @@ class NgramLm:
 
     def words(self, tokens: list[int]) -> list[str]:
         """The words that these tokens spell."""
-        words: list[str] = []
+        words, open_text = [], ""
         for token in tokens:
-            part, continues = self.part(token)
-            if part is None:
-                continue
-            if continues and words:
-                words[-1] += part
-            else:
-                words.append(part)
-        return words
+            more, open_text = self.grow(open_text, token)
+            words += more
+        return [*words, word_of(open_text)] if open_text else words
 
-    def part(self, token: int) -> tuple[str | None, bool]:
-        """What a token adds to the text (None: nothing), and whether that continues the word before it."""
-        if token in self._special:
-            return None, False
-        piece = self._pieces[token]
-        return piece.removeprefix("##"), piece.startswith("##")
+    def grow(self, open_text: str, token: int) -> tuple[list[str], str]:
+        """The words that one more token shows to be whole, and the text of the last word, which may go on."""
+        return self._rules.grow(open_text, token)
 
     def score(self, tokens: list[int]) -> tuple[float, int]:
         """Log-probability in nats of a complete output, sentence end included, and its number of words."""
@@ -98,11 +91,13 @@ class NgramLm:
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """What the language model knows of a prefix: its state after all words but the last, their nats, the last word."""
+    """What the language model knows of a prefix: its state after all words but the last, their nats, the text of the
+    last word, and the number of words, the last one included.
+    """
 
     state: Any
     nats: float = 0.0
-    last_word: str = ""
+    last_text: str = ""
     num_words: int = 0
 
 
@@ -127,7 +122,7 @@ class TextScores:
         """What the end of a text adds: the nats of its last word and of the end of the sentence."""
         heard = self._of(text)
         state, nats = heard.state, 0.0
-        for word in (heard.last_word, "</s>") if heard.num_words else ("</s>",):
+        for word in (word_of(heard.last_text), "</s>") if heard.last_text else ("</s>",):
             state, more = self._lm.add(state, word)
             nats += more
         return self._weight * nats
@@ -144,15 +139,13 @@ class TextScores:
 
 def _hear(lm: NgramLm, heard: _Heard, token: int) -> _Heard:
     """What is known of a prefix with one more token."""
-    word, continues = lm.part(token)
-    if word is None:
-        return heard
-    if heard.num_words == 0:
-        return replace(heard, last_word=word, num_words=1)
-    if continues:
-        return replace(heard, last_word=heard.last_word + word)
-    state, nats = lm.add(heard.state, heard.last_word)
-    return _Heard(state, heard.nats + nats, word, heard.num_words + 1)
+    words, last_text = lm.grow(heard.last_text, token)
+    state, nats = heard.state, heard.nats
+    for word in words:
+        state, more = lm.add(state, word)
+        nats += more
+    num_words = heard.num_words + len(words) + bool(last_text) - bool(heard.last_text)
+    return _Heard(state, nats, last_text, num_words)
 
 
 class LmScores:

@@ -144,15 +144,16 @@ def command_of(launch: dict[str, Any]) -> str:
     return " ".join(without_paths(launch["command"]))
 
 
-def usage(task: Task | None, kind: str = "bnb") -> str:
+def usage(task: Task | None, kind: str = "bnb", mask: str | None = "[MASK]") -> str:
     """How to use a saved model, in Markdown. The example reads and writes text as in training.
 
     Args:
         task: what the model was fine-tuned for; None: it was only pre-trained.
         kind: the kind of the model.
+        mask: the mask token of the tokenizer; None: it has none.
     """
     if task is None:
-        return _PIPELINE.format(example="A sentence with a [MASK] word.")
+        return _PIPELINE.format(example=f"A sentence with a {mask} word." if mask else "A sentence.")
     if task.is_generation and issubclass(GENERATORS[kind], BnbGenerator):
         return _PIPELINE.format(example="\t".join(f"A text for {name}." for name in task.sources))
     return "Run it on new rows with `bnb-ds predict . --input rows.jsonl --output outputs.jsonl`."

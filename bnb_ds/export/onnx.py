@@ -83,7 +83,7 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
             head=front_matter(data),
             dtype=dtype,
             source=source.name,
-            usage=usage(reader.task),
+            usage=usage(reader.task, mask=codec.source.mask_token),
             writes=writes,
             graph=graph,
         )

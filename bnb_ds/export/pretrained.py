@@ -40,7 +40,7 @@ def export_pretrained_model(
     model = BnbForConditionalGeneration(BnbConfig.from_pretrained(run / "model"))
     model.load_state_dict(without_head(weights or read_weights(found)))
     codec, pooler = Codec.load(run / "model"), kept_pooler(run / "model")
-    card = model_card(run, found, encoder_only=encoder_only, has_pooler=bool(pooler))
+    card = model_card(run, found, encoder_only=encoder_only, has_pooler=bool(pooler), mask=codec.source.mask_token)
     with new_directory(output) as directory:
         if encoder_only:
             encoder_of(model).to_bert(pooler).save_pretrained(directory)
@@ -60,7 +60,7 @@ print(encoder(**tokenizer(["A sentence."], return_tensors="pt")).last_hidden_sta
 _NO_POOLER = ", add_pooling_layer=False"
 
 
-def model_card(run: Path, found: Path, *, encoder_only: bool, has_pooler: bool) -> str:
+def model_card(run: Path, found: Path, *, encoder_only: bool, has_pooler: bool, mask: str | None) -> str:
     """The README of an exported model: how to use it, and how it was trained."""
     use_encoder = _USE_ENCODER.format(no_pooler="" if has_pooler else _NO_POOLER)
     recipe, launches = read_history(run)
@@ -71,7 +71,7 @@ def model_card(run: Path, found: Path, *, encoder_only: bool, has_pooler: bool) 
 A non-autoregressive sequence-to-sequence model (Sohrab et al., IEEE Access 2024): the whole output is written in one
 parallel pass. Pre-trained to reconstruct: {recipe["objective"]["corruption"]}, {store.step_of(found):,} steps.
 
-{use_encoder if encoder_only else usage(None)}
+{use_encoder if encoder_only else usage(None, mask=mask)}
 
 ## Training
 

@@ -91,7 +91,7 @@ def view_graph(directory: Path, text: str, options: DagOptions, *, least: float 
         links_LL = states.links[0].double().exp()
         passing_L = passing(links_LL)
     path = path_BL[0, : int(length_B)].tolist()
-    names = reader.codec.target_pieces(model.config.decoder.vocab_size)
+    rules = reader.codec.target_rules(model.config.decoder.vocab_size)
     on_path = set(path)
     shown = [slot for slot, value in enumerate(passing_L.tolist()) if value >= least or slot in on_path]
     vertices = [
@@ -99,7 +99,7 @@ def view_graph(directory: Path, text: str, options: DagOptions, *, least: float 
             slot,
             passing_L[slot].item(),
             [
-                (names[token], value.exp().item())
+                (rules.name(token), value.exp().item())
                 for token, value in zip(ids_LC[slot].tolist(), values_LC[slot], strict=True)
             ],
         )

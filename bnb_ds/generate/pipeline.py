@@ -135,8 +135,7 @@ class BnbPipeline:
             for word in banned.unwritable:
                 _LOG.warning("bad word %r: the vocabulary cannot write it, so it is never written anyway", word)
         if lm_path is not None:
-            pieces = codec.target_pieces(engine.config.vocab_size)
-            changes["lm"] = NgramLm(lm_path, pieces, set(codec.target.all_special_ids))
+            changes["lm"] = NgramLm(lm_path, codec.target_rules(engine.config.vocab_size))
         given = {name: value for name, value in changes.items() if value is not None}
         return cls(engine, reader, DecodeOptions.of(DecodeOptions.of_model(engine.config), given))
 

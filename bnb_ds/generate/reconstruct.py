@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bnb_ds.common.randomness import hash64
-from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.corruption import NO_TOKEN, Corruption
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.tokenization import tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
@@ -41,7 +41,12 @@ def reconstructions(
         raise ConfigError(f"--max-length {max_length}: give 3 to {longest} tokens, the range of the model")
     if not 0 <= mask_probability <= 1:
         raise ConfigError(f"--mask-probability {mask_probability}: give a number from 0 to 1")
-    noise = Corruption(mask_probability, 0.0, shards.special_ids["mask"], shards.vocab_size)
+    if mask_probability and "mask" not in shards.special_ids:
+        raise ConfigError(
+            f"--mask-probability {mask_probability}: the tokenizer of {shards_dir} has no mask token; give"
+            " --mask-probability 0"
+        )
+    noise = Corruption(mask_probability, 0.0, shards.special_ids.get("mask", NO_TOKEN), shards.vocab_size)
     samples = PretrainSamples(
         shards,
         sequence="truncate",

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import BertTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bnb_ds.checkpoint.run_dir import RunDir
 from bnb_ds.checkpoint.start import Attempt, Start, at_once, briefly_held, check_output, find_start
 from bnb_ds.config.deepspeed import DsConfig, load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.sections import ObjectiveSection, PretrainRecipe
-from bnb_ds.data.corruption import Corruption
+from bnb_ds.data.corruption import NEEDS_MASK, NO_TOKEN, Corruption
 from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refuse_misfits
 from bnb_ds.data.samples import PretrainSamples
 from bnb_ds.data.streams import quotas
-from bnb_ds.data.tokenization import continuation_pieces, load_tokenizer, tokenizer_hash
+from bnb_ds.data.subwords.rules import piece_rules
+from bnb_ds.data.tokenization import load_tokenizer, tokenizer_hash
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.loggers.choice import find_loggers
@@ -46,22 +47,20 @@ class PretrainPlan:
     train_shards: Corpus
     heldout_shards: Corpus
     #: the tokenizer of the shards
-    tokenizer: BertTokenizerFast
+    tokenizer: PreTrainedTokenizerFast
 
     def samples(self, shards: Corpus, config: BnbConfig) -> PretrainSamples:
         """The samples of one split, corrupted as the recipe says."""
         objective = self.recipe.objective
-        continues_word = None
-        if objective.whole_word:
-            continues_word = continuation_pieces(self.tokenizer, shards.vocab_size)
         corruption = Corruption(
             mask_probability=objective.mask_probability,
             permute_probability=objective.permute_probability,
-            mask_id=shards.special_ids["mask"],
+            mask_id=shards.special_ids.get("mask", NO_TOKEN),
             vocab_size=shards.vocab_size,
             mixture=objective.mixture,
-            special_ids=(shards.special_ids["unk"],),  # the only special token that occurs in documents
-            continues_word=continues_word,
+            # The only special token that occurs in documents.
+            special_ids=tuple(index for name, index in shards.special_ids.items() if name == "unk"),
+            word_starts=piece_rules(self.tokenizer, shards.vocab_size).starts if objective.whole_word else None,
         )
         data = self.recipe.data
         return PretrainSamples(
@@ -90,11 +89,12 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
     return PretrainPlan(recipe, ds_config, *open_shards(recipe))
 
 
-def open_shards(recipe: PretrainRecipe) -> tuple[Corpus, Corpus, BertTokenizerFast]:
+def open_shards(recipe: PretrainRecipe) -> tuple[Corpus, Corpus, PreTrainedTokenizerFast]:
     """Open the training documents, the held-out documents and their tokenizer.
 
     Raises:
         DataError: one of them is missing, damaged or empty; or several directories cannot be mixed.
+        ConfigError: the objective masks, and the tokenizer has no mask token.
     """
     train_shards, heldout_shards = (_open(recipe.data.shards, split) for split in SPLITS)
     for name, shards in (("training", train_shards), ("held-out", heldout_shards)):
@@ -109,6 +109,13 @@ def open_shards(recipe: PretrainRecipe) -> tuple[Corpus, Corpus, BertTokenizerFa
             f"{train_shards.tokenizer_dir}: this is not the tokenizer that the shards were made with; restore it, or"
             " prepare the data again"
         )
+    if "mask" not in train_shards.special_ids:
+        for name, weight in recipe.objective.mixture.items():
+            if weight and NEEDS_MASK.intersection(name.split("+")):
+                raise ConfigError(
+                    f"objective.corruption {name}: needs a mask token, and the tokenizer of data.shards has none; use"
+                    " ae, plm or clm, or name one in tokenizer_config.json and prepare the data again"
+                )
     return train_shards, heldout_shards, tokenizer
 
 

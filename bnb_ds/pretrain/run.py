@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import BertTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bnb_ds.checkpoint.pooler import keep_pooler
 from bnb_ds.checkpoint.run_dir import RunDir
@@ -104,7 +104,9 @@ def _training_flops(config: BnbConfig) -> Callable[[PackedBatch], int]:
     return training_flops
 
 
-def _save_model_files(run: RunDir, recipe: PretrainRecipe, config: BnbConfig, tokenizer: BertTokenizerFast) -> None:
+def _save_model_files(
+    run: RunDir, recipe: PretrainRecipe, config: BnbConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Save the configuration, the tokenizer and BERT's pooler, so that an export needs no shards and no checkpoint."""
     config.save_pretrained(run.model)
     save_tokenizer(tokenizer, run.model)

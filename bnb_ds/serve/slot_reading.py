@@ -149,10 +149,9 @@ class _Names:
     """Tokens as text; None for the blank."""
 
     def __init__(self, pipeline: BnbPipeline, blank: int | None):
-        self._tokenizer, self._blank = pipeline.codec.target, blank
+        self._rules, self._blank = pipeline.codec.target_rules(pipeline.engine.config.vocab_size), blank
 
     def __call__(self, token: int) -> str | None:
         if token == self._blank:
             return None
-        name = self._tokenizer.convert_ids_to_tokens(token)
-        return name if isinstance(name, str) else f"[{token}]"
+        return self._rules.name(token) or f"[{token}]"

@@ -30,6 +30,8 @@ SEAL_NAME = "manifest.json.sha256"
 BAD_RECORDS_NAME = "bad_records.jsonl"
 TOKENIZER_DIRECTORY = "tokenizer"
 SPECIAL_TOKENS: tuple[SpecialToken, ...] = ("pad", "unk", "cls", "sep", "mask")
+#: a byte-level tokenizer may know every text, and a tokenizer may have no mask
+REQUIRED_TOKENS: tuple[SpecialToken, ...] = ("pad", "cls", "sep")
 OFFSET_DTYPE = np.dtype("<u8")
 REBUILD = "make the shards again with `bnb-ds prep`"
 
@@ -41,7 +43,7 @@ class TokenizerInfo:
     name: str  # the tokenizer's own name, never a path
     hash: str  # bnb_ds.data.tokenization.tokenizer_hash
     vocab_size: int  # every id is below this number
-    special_ids: Mapping[str, int]  # pad, unk, cls, sep, mask
+    special_ids: Mapping[str, int]  # pad, cls, sep, and unk and mask if it has them
     save: Callable[[Path], None]  # writes the tokenizer into a directory
 
 
@@ -183,6 +185,11 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     write_synced(directory / MANIFEST_NAME, data)
 
 
+def refused_ids(special_ids: Mapping[str, int]) -> list[int]:
+    """The ids that no document may hold: those of all special tokens but ``unk``."""
+    return [index for name, index in special_ids.items() if name != "unk"]
+
+
 def token_dtype(vocab_size: int) -> np.dtype:
     """Little-endian uint16 if every id below ``vocab_size`` fits into it, else uint32."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
@@ -214,7 +221,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: field {field}: {first['msg']}; {REBUILD}") from None
-    missing = [name for name in SPECIAL_TOKENS if name not in manifest.special_ids]
+    missing = [name for name in REQUIRED_TOKENS if name not in manifest.special_ids]
     if missing:
         raise DataError(f"{path}: field special_ids: {', '.join(missing)} missing; {REBUILD}")
     for name, index in manifest.special_ids.items():

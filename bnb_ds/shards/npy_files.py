@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bnb_ds.common.files import sync_file
-from bnb_ds.shards.manifest import OFFSET_DTYPE, SPECIAL_TOKENS, SPLITS, ManifestShard, Split, token_dtype
+from bnb_ds.shards.manifest import OFFSET_DTYPE, SPLITS, ManifestShard, Split, refused_ids, token_dtype
 
 
 def numbered(split: str, index: int) -> str:
@@ -45,7 +45,7 @@ class ShardFiles:
         self._name = name
         # With this table, one look-up per document finds special tokens.
         self._is_refused = np.zeros(vocab_size, dtype=bool)
-        self._is_refused[[special_ids[token] for token in SPECIAL_TOKENS if token != "unk"]] = True
+        self._is_refused[refused_ids(special_ids)] = True
         self._pending: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}
         self._pending_tokens = dict.fromkeys(SPLITS, 0)
         self._shards: dict[Split, list[ManifestShard]] = {split: [] for split in SPLITS}

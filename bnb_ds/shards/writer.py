@@ -179,7 +179,9 @@ class ShardWriter:
             format_version=FORMAT_VERSION,
             dtype="uint16" if token_dtype(tokenizer.vocab_size).itemsize == 2 else "uint32",
             tokenizer=ManifestTokenizer(name=tokenizer.name, hash=tokenizer.hash, vocab_size=tokenizer.vocab_size),
-            special_ids={name: int(tokenizer.special_ids[name]) for name in SPECIAL_TOKENS},
+            special_ids={
+                name: int(tokenizer.special_ids[name]) for name in SPECIAL_TOKENS if name in tokenizer.special_ids
+            },
             sources=self._sources,
             shards=shards,
             holdout=self._holdout,

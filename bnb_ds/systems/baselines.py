@@ -23,6 +23,7 @@ from bnb_ds.baselines.settings import (
 from bnb_ds.baselines.tokenizers import read_tokenizer
 from bnb_ds.data.batch import PackedBatch
 from bnb_ds.errors import ConfigError
+from bnb_ds.model.backbones.entries import BACKBONES, positions_of
 from bnb_ds.systems.base import OneSlotPerToken, Prediction, System
 from bnb_ds.tasks.codec import Codec, Frame
 from bnb_ds.tasks.data_section import TaskDataSection
@@ -128,7 +129,7 @@ class AutoregressiveSystem(_TokenizersOfCheckpoints):
     def _refuse_long(self, config: Any) -> None:
         halves = (config.encoder, config.decoder) if hasattr(config, "encoder") else (config, config)
         for half, name in zip(halves, ("source", "target"), strict=True):
-            positions, length = getattr(half, "max_position_embeddings", None), getattr(self.lengths, name)
+            positions, length = _positions(half), getattr(self.lengths, name)
             if positions is not None and length > positions:
                 raise ConfigError(
                     f"data.max_{name}_length {length}: the model has {positions} positions; set it to {positions}"
@@ -184,7 +185,7 @@ class Seq2SeqCheckpoint(AutoregressiveSystem):
 
 
 class CheckpointClassifier(_TokenizersOfCheckpoints):
-    """BERT or OpenAI GPT with a classification head."""
+    """BERT, another encoder, or OpenAI GPT, with a classification head."""
 
     kind = "classifier"
     section: ClassifierSection
@@ -198,8 +199,8 @@ class CheckpointClassifier(_TokenizersOfCheckpoints):
         if self._config is None:
             self._config = build.classifier_config(self.section, self.codec.source, self.task.num_outputs)
             self.name_classes(self._config)
-            positions = self._config.max_position_embeddings
-            if self.lengths.source > positions:
+            positions = _positions(self._config)
+            if positions is not None and self.lengths.source > positions:
                 raise ConfigError(
                     f"data.max_source_length {self.lengths.source}: the model has {positions} positions; set it to"
                     f" {positions}"
@@ -221,3 +222,10 @@ class CheckpointClassifier(_TokenizersOfCheckpoints):
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
         output = model(**batch.model_inputs(device))
         return Prediction(float(output.loss_sum), output.logits.float().cpu().numpy())
+
+
+def _positions(config: Any) -> int | None:
+    """The most tokens of a sequence; None: there is no limit."""
+    if config.model_type in BACKBONES:
+        return positions_of(config)
+    return getattr(config, "max_position_embeddings", None)

@@ -28,7 +28,7 @@ from bnb_ds.model.from_bert import read_bert_config
 from bnb_ds.model.slots import longest_targets
 from bnb_ds.model.students.layer_choice import cut_halves, shallow_model
 from bnb_ds.model.target_rules import BnbTargetRules, check_glancing, check_mixed_training, check_ngrams
-from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config, refuse_equal_slots
+from bnb_ds.model_factory import DROPOUT_NAMES, build_model, model_config, refuse_equal_slots, refuse_other_padding
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec
@@ -235,12 +235,13 @@ class BnbClassifier(BnbSystem):
             raise ConfigError(
                 f"data.max_source_length {length}: the encoder has {positions} positions; set it to {positions}"
             )
-        size = TokenizerVocabulary.of(self.codec.source).vocab_size
-        if config.encoder.vocab_size < size:
+        vocabulary = TokenizerVocabulary.of(self.codec.source)
+        if config.encoder.vocab_size < vocabulary.vocab_size:
             raise DataError(
-                f"model: its vocabulary has {config.encoder.vocab_size} tokens, but the tokenizer has {size}; remove"
-                " data.tokenizer, or give the checkpoint's own"
+                f"model: its vocabulary has {config.encoder.vocab_size} tokens, but the tokenizer has"
+                f" {vocabulary.vocab_size}; remove data.tokenizer, or give the checkpoint's own"
             )
+        refuse_other_padding("model.encoder", config.encoder, vocabulary)
 
 
 def _tokenizer_of(name: str) -> Path:

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from bnb_ds.common.hub import TARGET_TOKENIZER
-from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, vocabulary_size
+from bnb_ds.data.subwords.rules import PieceRules, piece_rules
+from bnb_ds.data.tokenization import load_tokenizer, plain_backend, save_tokenizer
 from bnb_ds.errors import ConfigError
 from bnb_ds.tasks.spacing import SPACING_FILE, Spacing, WordJoiner, learns_spacing, target_backend
 
@@ -93,6 +94,7 @@ class Codec:
         self._exact = spacing is not None and spacing.exact
         self._joiner: tuple[Spacing, WordJoiner] | None = None
         self._backends: dict[tuple[str, str], Tokenizer] = {}
+        self._rules: dict[int, PieceRules] = {}
         # Kept, because asking the tokenizer changes its state, and another thread may be decoding with it.
         self._frames: dict[tuple[str, bool], Frame] = {}
 
@@ -144,8 +146,8 @@ class Codec:
     @property
     def lowercases(self) -> bool:
         """Whether the target tokenizer lowercases text."""
-        normalizer = json.loads(self.target.backend_tokenizer.to_str())["normalizer"] or {}
-        return bool(normalizer.get("lowercase"))
+        normalizer = self.target.backend_tokenizer.normalizer
+        return normalizer is not None and "A" not in normalizer.normalize_str("A")
 
     def encode_sources(
         self, texts: Sequence[tuple[str, ...]], max_length: int, *, cut: str, special_tokens: str = "none"
@@ -191,11 +193,11 @@ class Codec:
         """The token ids of texts as parts of targets: whole, and without special tokens."""
         return self._ids("exact" if self._exact else "target", texts)
 
-    def target_pieces(self, size: int) -> list[str]:
-        """The piece of each id of a target vocabulary of this size; an empty text for ids that the tokenizer lacks."""
-        known = min(size, vocabulary_size(self.target))
-        pieces = self.target.convert_ids_to_tokens(list(range(known)))
-        return [*(piece or "" for piece in pieces), *[""] * (size - known)]
+    def target_rules(self, size: int) -> PieceRules:
+        """What each id of a target vocabulary of this size writes; nothing for ids that the tokenizer lacks."""
+        if size not in self._rules:
+            self._rules[size] = piece_rules(self.target, size)
+        return self._rules[size]
 
     def decode(self, outputs: Sequence[Iterable[int]]) -> list[str]:
         """Decode outputs without special tokens, each to one line."""
@@ -226,23 +228,13 @@ class Codec:
         backend = self._backends.get((side, special_tokens))
         if backend is None:
             tokenizer = self.source if side == "source" else self.target
-            backend = target_backend(tokenizer, exact=side == "exact")
-            if special_tokens != "none":
-                only = None if special_tokens == "all" else tokenizer.mask_token or ""
-                backend = _with_special_tokens(backend, only)
+            if special_tokens == "none":
+                backend = target_backend(tokenizer, exact=side == "exact")
+            else:
+                mask = [tokenizer.mask_token or ""]
+                backend = plain_backend(tokenizer, tokenizer.all_special_tokens if special_tokens == "all" else mask)
             self._backends[side, special_tokens] = backend
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-
-def _with_special_tokens(backend: Tokenizer, only: str | None) -> Tokenizer:
-    """The tokenizer, but texts can spell special tokens: one of them, or all (``only`` is None)."""
-    state = json.loads(backend.to_str())
-    for token in state["added_tokens"]:
-        # Letters of a token that is added, but not special, are always that token.
-        token["special"] = token["special"] and token["content"] != only
-    made = Tokenizer.from_str(json.dumps(state))
-    made.encode_special_tokens = only is not None
-    return made
 
 
 def _room(frame: Frame, max_length: int, field: str) -> int:

@@ -25,6 +25,7 @@ from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from bnb_ds.common.files import write_atomic
+from bnb_ds.data.tokenization import plain_backend
 from bnb_ds.errors import CheckpointError
 from bnb_ds.tasks.spacing_contexts import Contexts, Gaps, is_separate, shape
 
@@ -244,10 +245,7 @@ def target_backend(tokenizer: PreTrainedTokenizerFast, *, exact: bool) -> Tokeni
         exact: split at spaces only, so that ids keep spaces. A character without a continuing piece in the vocabulary
             still stands alone.
     """
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
-    backend.encode_special_tokens = True
+    backend = plain_backend(tokenizer)
     if exact:
         continuing = "".join(sorted(piece[2] for piece in backend.get_vocab() if len(piece) == 3 and piece[:2] == "##"))
         alone = Regex(f"[^{re.escape(continuing)}]")

@@ -61,7 +61,12 @@ def text_format_of(args: argparse.Namespace) -> TextFormat:
 
 def add_output_options(parser: argparse.ArgumentParser, *, drop_duplicates: bool = False) -> None:
     """Add what every source of shards lets the user choose; the names are those of :class:`Options`."""
-    parser.add_argument("--tokenizer", type=Path, required=True, help="BertTokenizerFast directory or vocab.txt")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        required=True,
+        help="directory of a fast tokenizer (WordPiece, byte-level BPE, SentencePiece), or a BERT vocab.txt",
+    )
     parser.add_argument("--output", type=Path, required=True, help="shard directory to make or to continue")
     defaults = Options()
     for flag, kind, value, text in (

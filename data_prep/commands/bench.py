@@ -24,7 +24,7 @@ def add_arguments(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--without-lists", action="store_true", help="--extract: take lines of lists out of the source first"
     )
-    bench.add_argument("--tokenizer", type=Path, help="BertTokenizerFast directory")
+    bench.add_argument("--tokenizer", type=Path, help="tokenizer directory")
     bench.add_argument(
         "--workers",
         type=int,

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_prep.commands.arguments import add_text_input, text_format_of
 
 DEFAULT_VOCAB_SIZE = 8192
+VOCABULARY_KINDS = ("wordpiece", "bpe", "unigram")
 
 
 def add_docs(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,12 @@ def add_vocab(parser: argparse.ArgumentParser) -> None:
     add_text_input(parser)
     parser.add_argument("--output", type=Path, required=True, help="tokenizer directory to make; new or empty")
     parser.add_argument(
+        "--kind",
+        choices=VOCABULARY_KINDS,
+        default=VOCABULARY_KINDS[0],
+        help="wordpiece (BERT), bpe (byte-level, as RoBERTa) or unigram (as XLM-R) (default: %(default)s)",
+    )
+    parser.add_argument(
         "--vocab-size",
         type=int,
         default=DEFAULT_VOCAB_SIZE,
@@ -45,12 +52,18 @@ def add_vocab(parser: argparse.ArgumentParser) -> None:
 
 
 def run_vocab(args: argparse.Namespace) -> None:
-    """Train a WordPiece vocabulary."""
+    """Train a vocabulary."""
     from data_prep.sources.text import find_files, read_documents
+    from data_prep.tokenise.subword_vocab import train_subwords
     from data_prep.tokenise.vocab import train_vocabulary
 
     files = find_files(args.input)
     documents = read_documents(files, text_format_of(args))
-    tokenizer = train_vocabulary(documents, args.output, vocab_size=args.vocab_size, lowercase=args.uncased)
+    how = {"vocab_size": args.vocab_size, "lowercase": args.uncased}
+    if args.kind == "wordpiece":
+        tokenizer = train_vocabulary(documents, args.output, **how)
+    else:
+        tokenizer = train_subwords(documents, args.output, kind=args.kind, **how)
     case = "uncased" if args.uncased else "cased"
-    print(f"prep vocab: {len(tokenizer):,} {case} WordPiece tokens from {len(files)} files in {args.output}")
+    name = {"wordpiece": "WordPiece", "bpe": "byte-level BPE", "unigram": "Unigram"}[args.kind]
+    print(f"prep vocab: {len(tokenizer):,} {case} {name} tokens from {len(files)} files in {args.output}")

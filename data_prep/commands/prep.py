@@ -58,9 +58,9 @@ _COMMANDS = (
     ),
     _Command(
         "vocab",
-        "train a WordPiece vocabulary",
-        "Train a WordPiece vocabulary and save it as a BertTokenizerFast directory. One corpus always gives the same "
-        "vocabulary.",
+        "train a WordPiece, byte-level BPE or SentencePiece vocabulary",
+        "Train a vocabulary and save it as a tokenizer directory. One corpus always gives the same WordPiece or "
+        "byte-level BPE vocabulary; a Unigram model's scores differ in the fourth digit.",
         "bnb-ds prep vocab --input docs.jsonl --output tokenizer/ --vocab-size 8192 --uncased",
         "data_prep.commands.corpora:add_vocab",
     ),

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transformers import BertTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bnb_ds.data.tokenization import describe_tokenizer
 from bnb_ds.shards.manifest import FORMAT_VERSION, Manifest
@@ -31,7 +31,7 @@ from data_prep.tokenise.engines import EngineFault, WrongIds, candidates
 def prepare(
     source: Source,
     output: str | os.PathLike[str],
-    tokenizer: BertTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast,
     options: Options,
     progress: Progress | None = None,
 ) -> Manifest | str:
@@ -134,7 +134,7 @@ def _index(job: Job, mine: range, progress: Progress) -> str | None:
     return None
 
 
-def _build(job: Job, mine: range, tokenizer: BertTokenizerFast, progress: Progress) -> None:
+def _build(job: Job, mine: range, tokenizer: PreTrainedTokenizerFast, progress: Progress) -> None:
     todo = [number for number in mine if job.workspace.marker(number) is None]
     if not todo:
         return

@@ -1,6 +1,6 @@
 """Programs that tokenise. All give the ids of the tokenizer itself.
 
-WordPiece works word by word, so an engine may tokenise each distinct word once, or be another program altogether.
+Most tokenizers work word by word, so an engine may tokenise each distinct word once, or be another program altogether.
 A program of others must first give the tokenizer's ids for every code point of Unicode (:func:`first_fault`). Every
 engine must also do so for the beginning of every part of the actual input (:meth:`Candidate.prove`). An engine that
 differs, or that cannot be loaded, is passed over, and the user is told.
@@ -9,6 +9,7 @@ differs, or that cannot be loaded, is passed over, and the user is told.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,15 +18,18 @@ from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import BertTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from bnb_ds.data.tokenization import plain_backend
 from bnb_ds.errors import ConfigError, how_to_install
 from bnb_ds.version import __version__ as VERSION
 from data_prep.tokenise.names import ENGINE_NAMES
+from data_prep.tokenise.spaced_words import SpacedWordEngine, cuts_at_spaces
 from data_prep.tokenise.words import WordEngine
 
 _PIECE_CHARACTERS = 1 << 20
 
+_SPACE_BEHIND = re.compile(r"(?<=\S) ")
 _CODE_POINTS = 0x110000
 _PROVEN_AT_ONCE = 1 << 14
 _PROVEN_IN_A_ROW = 64
@@ -76,14 +80,15 @@ class TokenizersEngine:
 
 
 class WordsEngine:
-    """A dictionary of words kept in pyarrow and NumPy; see :mod:`data_prep.tokenise.words`."""
+    """A dictionary of words kept in pyarrow and NumPy; see :mod:`data_prep.tokenise.words` and ``spaced_words``."""
 
     name = "words"
     packages = ("bnb_ds", "tokenizers")
     is_foreign = False  # every word that is not plain ASCII gets its ids from the tokenizer itself
 
     def __init__(self, backend: Tokenizer) -> None:
-        self._words = WordEngine(backend)
+        is_wordpiece = json.loads(backend.to_str())["model"]["type"] == "WordPiece"
+        self._words = (WordEngine if is_wordpiece else SpacedWordEngine)(backend)
 
     def __call__(self, texts: Sequence[str]) -> Ragged:
         """See :class:`Engine`."""
@@ -111,8 +116,8 @@ class NanotokenEngine:
 class InPieces:
     """An engine that is given no more than about a million characters of a document at once, to bound its memory.
 
-    A space ends a word whatever follows, so the ids of the pieces are the ids of the whole. A tokenizer with added
-    tokens, which may hold spaces, is given whole documents.
+    A space behind a character ends a word whatever follows, so the ids of the pieces are the ids of the whole. A
+    tokenizer of which this is not known, or with added tokens, which may hold spaces, is given whole documents.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -210,7 +215,7 @@ def first_fault(engine: Engine, reference: TokenizersEngine) -> str | None:
 
 
 def candidates(
-    tokenizer: BertTokenizerFast, name: str, say: Callable[[str], None] = lambda line: None
+    tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[Candidate]:
     """The engines to try, one after the other until one proves itself; the last is the tokenizer itself.
 
@@ -225,9 +230,11 @@ def candidates(
     """
     if name not in ENGINE_NAMES:
         raise ConfigError(f"--engine must be one of {', '.join(ENGINE_NAMES)}, got {name!r}")
-    backend = document_backend(tokenizer)
+    backend = plain_backend(tokenizer)
     reference = TokenizersEngine(backend)
-    whole = _has_added_tokens(backend)
+    state = json.loads(backend.to_str())
+    is_wordpiece = state["model"]["type"] == "WordPiece"
+    whole = _has_added_tokens(backend) or not (is_wordpiece or cuts_at_spaces(state))
     for asked in ENGINES if name == "auto" else (name,):
         if asked == reference.name:
             yield Candidate(asked, reference, reference, whole)
@@ -249,15 +256,6 @@ def candidates(
     yield Candidate(reference.name, reference, reference, whole)
 
 
-def document_backend(tokenizer: BertTokenizerFast) -> Tokenizer:
-    """A copy of the tokenizer's Rust half as documents need it: whole texts, no special tokens found in them."""
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
-    backend.encode_special_tokens = True
-    return backend
-
-
 def _ragged(rows: list[np.ndarray]) -> Ragged:
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([row.size for row in rows], out=offsets[1:])
@@ -268,7 +266,10 @@ def _pieces(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > _PIECE_CHARACTERS:
         end = text.rfind(" ", start + 1, start + _PIECE_CHARACTERS)
-        end = text.find(" ", start + _PIECE_CHARACTERS) if end < 0 else end
+        while end > 0 and text[end - 1].isspace():  # within a run of white space
+            end = text.rfind(" ", start + 1, end)
+        if end < 0 and (found := _SPACE_BEHIND.search(text, start + _PIECE_CHARACTERS)):
+            end = found.start()
         if end < 0:
             break
         yield text[start:end]

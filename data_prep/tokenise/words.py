@@ -68,7 +68,7 @@ class WordEngine:
         """
         encoded = [text.encode("utf-8") for text in texts]
         ends = np.cumsum([len(data) + 1 for data in encoded], dtype=np.int64)
-        data, starts = self._cut(np.frombuffer(b"\n".join([*encoded, b""]), dtype=np.uint8))
+        data, starts = self._cut(np.frombuffer(b"\n".join([*encoded, b""]), dtype=np.uint8), ends)
         codes, words = _distinct(data, starts[0])
         index = self._lookup(*words)[codes]
         counts = self._counts[index]
@@ -97,8 +97,12 @@ class WordEngine:
         words = [word for word in vocabulary if word.isascii() and word.isalnum()]
         self._lookup(*joined(words))
 
-    def _cut(self, data: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    def _cut(self, data: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """The bytes without spaces, where each word starts in them, and where it started before.
+
+        Args:
+            data: uint8, texts with a newline behind each.
+            ends: int64, the place behind the newline of each text.
 
         Returns:
             uint8 [num_bytes], and a pair of int64 [num_words].

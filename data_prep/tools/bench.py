@@ -139,9 +139,10 @@ def _run(name: str, inputs: Sequence[Path], tokenizer: Path, workers: int) -> Ti
 
 def _datasets_map(name: str, arguments: dict):
     import datasets
-    from transformers import BertTokenizerFast
 
-    tokenizer = BertTokenizerFast.from_pretrained(arguments["tokenizer"])
+    from bnb_ds.data.tokenization import load_tokenizer
+
+    tokenizer = load_tokenizer(arguments["tokenizer"])
     output = Path(arguments["output"])
 
     def encode(batch):
@@ -169,10 +170,10 @@ def _datasets_map(name: str, arguments: dict):
 def _tokenizer_alone(name: str, arguments: dict):
     import pyarrow.parquet as pq
 
-    from bnb_ds.data.tokenization import load_tokenizer
-    from data_prep.tokenise.engines import TokenizersEngine, document_backend
+    from bnb_ds.data.tokenization import load_tokenizer, plain_backend
+    from data_prep.tokenise.engines import TokenizersEngine
 
-    engine = TokenizersEngine(document_backend(load_tokenizer(arguments["tokenizer"])))
+    engine = TokenizersEngine(plain_backend(load_tokenizer(arguments["tokenizer"])))
 
     def job() -> int:
         count = 0

@@ -15,12 +15,12 @@ from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import (
     MANIFEST_NAME,
     OFFSET_DTYPE,
-    SPECIAL_TOKENS,
     SPLITS,
     TOKENIZER_DIRECTORY,
     Manifest,
     ManifestShard,
     parse_manifest,
+    refused_ids,
 )
 from bnb_ds.shards.reader import read_manifest_bytes, seal_damage, unlisted_files
 
@@ -100,7 +100,7 @@ def _id_damage(path: Path, manifest: Manifest, tokens: np.ndarray, offsets: np.n
     """The first id of a shard that no document may hold."""
     refused = np.zeros(np.iinfo(tokens.dtype).max + 1 if tokens.itemsize == 2 else manifest.tokenizer.vocab_size, bool)
     refused[manifest.tokenizer.vocab_size :] = True
-    refused[[manifest.special_ids[name] for name in SPECIAL_TOKENS if name != "unk"]] = True
+    refused[refused_ids(manifest.special_ids)] = True
     for start in range(0, len(tokens), _BLOCK_TOKENS):
         block = tokens[start : start + _BLOCK_TOKENS]
         too_large = block >= len(refused)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnb_ds.data.tokenization import load_tokenizer, tokenizer_from_vocabulary
-from data_prep.tokenise.engines import ENGINES, document_backend, first_fault
+from bnb_ds.data.tokenization import load_tokenizer, plain_backend, tokenizer_from_vocabulary
+from data_prep.tokenise.engines import ENGINES, first_fault
 from data_prep.tokenise.words import WordEngine
 
 OPTIONAL = [
@@ -38,7 +38,7 @@ TEXTS = st.lists(st.one_of(st.sampled_from(AWKWARD), st.sampled_from(WORDS), st.
 
 
 def vocabulary(path: Path):
-    backend = document_backend(load_tokenizer(path))
+    backend = plain_backend(load_tokenizer(path))
     reference = ENGINES["tokenizers"](backend)
     return backend, reference
 
@@ -60,7 +60,7 @@ def test_words_on_a_small_vocabulary(lowercase: bool, texts: list[str]) -> None:
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "func", "##tion", "中", "北", "é", "e", "##e", "Σ"]
     tokens += [f"{prefix}{character}" for prefix in ("", "##") for character in "abzAB019.,-[]=#—“ss"]
     tokenizer = tokenizer_from_vocabulary(list(dict.fromkeys(tokens)), lowercase=lowercase)
-    backend = document_backend(tokenizer)
+    backend = plain_backend(tokenizer)
     assert_equal(ENGINES["words"](backend), ENGINES["tokenizers"](backend), texts)
 
 
@@ -155,7 +155,7 @@ def test_the_dictionary_is_emptied_when_full(shared_data: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("texts", [[], [""], ["", " ", "\x00"], ["a", "", "b"]])
 def test_nothing_to_encode(texts: list[str], small_tokenizer) -> None:
-    backend = document_backend(small_tokenizer)
+    backend = plain_backend(small_tokenizer)
     assert_equal(ENGINES["words"](backend), ENGINES["tokenizers"](backend), texts)
 
 
@@ -165,4 +165,4 @@ def test_words_refuse_added_tokens(small_tokenizer) -> None:
     changed = copy.deepcopy(small_tokenizer)
     changed.add_tokens(["two words"])
     with pytest.raises(ValueError, match="the tokenizer has added tokens"):
-        WordEngine(document_backend(changed))
+        WordEngine(plain_backend(changed))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnb_ds.data.tokenization import load_tokenizer, tokenizer_from_vocabulary
-from data_prep.tokenise.engines import ENGINES, document_backend
+from bnb_ds.data.tokenization import load_tokenizer, plain_backend, tokenizer_from_vocabulary
+from data_prep.tokenise.engines import ENGINES
 from data_prep.tokenise.keys import MAX_BYTES, MAX_COLUMNS, KeyTable, pack, padded
 from data_prep.tokenise.wordpiece import PlainWordPiece
 from data_prep.tokenise.words import WordEngine
@@ -33,7 +33,7 @@ def packed(words: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def assert_equal(tokenizer, words: list[str], max_characters: int | None = None) -> None:
     """The ids of these words equal the tokenizer's, for single words and for whole texts."""
-    backend = document_backend(tokenizer)
+    backend = plain_backend(tokenizer)
     if max_characters is not None:
         backend.model.max_input_chars_per_word = max_characters
     expected = ENGINES["tokenizers"](backend)(words)
@@ -75,7 +75,7 @@ def test_real_vocabularies(name: str, shared_data: Path) -> None:
 def test_most_words_here_and_few_by_the_tokenizer(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.tokenise.wordpiece._FEW", 100)
     tokenizer = load_tokenizer(shared_data / "tokenizers" / "bert-base-cased")
-    backend = document_backend(tokenizer)
+    backend = plain_backend(tokenizer)
     draw = random.Random(0)
     text = " ".join("".join(draw.choices(PLAIN, k=draw.randint(1, 40))) for _ in range(3000))
     assert WordEngine(backend).encode([text])[0].tolist() == ENGINES["tokenizers"](backend)([text]).ids.tolist()

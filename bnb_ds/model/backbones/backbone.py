@@ -25,7 +25,6 @@ class Backbone(ABC):
         model_type: of its configuration, as Hugging Face's ``config.json`` has it.
         config_class: its configuration.
         encoder_class: its model without a head; `bnb_ds.model.classification.BnbEncoderModel.to_bert` makes one.
-        can_decode: whether a decoder can be made of its layers.
         shared_fields: of a half's configuration, those that are equal in halves which share weights.
         whole_modules: classes of modules that no tool may spread over several devices.
         checkpoint_class: the model with its LM head, which reads a checkpoint of any head.
@@ -38,7 +37,6 @@ class Backbone(ABC):
     model_type: ClassVar[str]
     config_class: ClassVar[type[PreTrainedConfig]]
     encoder_class: ClassVar[type[PreTrainedModel]]
-    can_decode: ClassVar[bool] = True
     shared_fields: ClassVar[tuple[str, ...]] = ()
     whole_modules: ClassVar[tuple[str, ...]] = ()
     checkpoint_class: ClassVar[type[PreTrainedModel]]

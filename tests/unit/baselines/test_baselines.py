@@ -18,6 +18,8 @@ from transformers import (
     OpenAIGPTConfig,
     OpenAIGPTModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
 )
 
 from bnb_ds.baselines.build import read_classifier
@@ -44,7 +46,20 @@ SIZE = {
     "intermediate_size": 20,
     "max_position_embeddings": 24,
 }
-NAMES = ("bert2bert", "tied", "random", "transformer", "bart")
+NAMES = ("bert2bert", "tied", "random", "transformer", "bart", "roberta")
+_ROBERTA = {
+    "vocab_size": VOCAB,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "initializer_range": 0.2,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "max_position_embeddings": 25,
+    "type_vocab_size": 1,
+}
 LENGTHS = Lengths(20, 8)
 
 
@@ -77,6 +92,8 @@ def checkpoints(tmp_path_factory) -> dict[str, str]:
     models = {
         "bert": BertForMaskedLM(bert_config()),
         "bart": BartForConditionalGeneration(bart),
+        # Its tokenizer here pads with token 0, so its positions begin with row 1.
+        "roberta": RobertaForMaskedLM(RobertaConfig(**_ROBERTA)),
         "gpt": OpenAIGPTModel(gpt),
     }
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -90,6 +107,10 @@ def system(name: str, checkpoints: dict[str, str], source=None, target=None, len
     kinds = {
         "bert2bert": (Bert2bert, Bert2bertSection(kind="bert2bert", encoder=checkpoints["bert"])),
         "tied": (Bert2bert, Bert2bertSection(kind="bert2bert", encoder=checkpoints["bert"], tie_encoder_decoder=True)),
+        "roberta": (
+            Bert2bert,
+            Bert2bertSection(kind="bert2bert", encoder=checkpoints["roberta"], tie_encoder_decoder=True),
+        ),
         "random": (Bert2bert, Bert2bertSection(kind="bert2bert", size=SIZE)),
         "transformer": (Transformer, TransformerSection(kind="transformer", **{"size": SIZE, **fields})),
         "bart": (Seq2SeqCheckpoint, Seq2SeqSection(kind="seq2seq", checkpoint=checkpoints["bart"])),
@@ -233,7 +254,7 @@ def test_label_smoothing_acts_in_training_mode_only(checkpoints):
     torch.testing.assert_close(smooth.train()(**inputs).loss_sum, expected)
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt"])
+@pytest.mark.parametrize("name", ["bert", "gpt", "roberta"])
 def test_classifiers_are_the_same_packed_padded_and_reloaded(name, checkpoints, tmp_path):
     made = classifier(checkpoints[name], "mnli")
     model = made.build().eval()
@@ -290,7 +311,7 @@ def test_bad_checkpoints_are_told(checkpoints, tmp_path):
     large = tokenizer(VOCAB + 3)
     with pytest.raises(CheckpointError, match=r"none: cannot be read as a sequence-to-sequence model"):
         system("bart", {**checkpoints, "bart": str(tmp_path / "none")}).config()
-    with pytest.raises(CheckpointError, match=r"is a bart model, but bert2bert needs BERT"):
+    with pytest.raises(CheckpointError, match=r"is a bart model, but bert2bert needs checkpoints of one of: bert,"):
         system("bert2bert", {**checkpoints, "bert": checkpoints["bart"]}).config()
     with pytest.raises(CheckpointError, match="has no decoder_start_token_id"):
         system("bart", {**checkpoints, "bart": checkpoints["bert"]}).config()
@@ -302,6 +323,8 @@ def test_bad_checkpoints_are_told(checkpoints, tmp_path):
         system("bert2bert", checkpoints, lengths=Lengths(25, 8)).config()
     with pytest.raises(ConfigError, match="max_source_length 25: the model has 24 positions"):
         classifier(checkpoints["bert"], "mnli", lengths=Lengths(25, 8)).config()
+    with pytest.raises(ConfigError, match=r"max_source_length 25: the model has 24 positions; set it to 24"):
+        classifier(checkpoints["roberta"], "mnli", lengths=Lengths(25, 8)).config()
     with pytest.raises(CheckpointError, match="cannot be read as a model for classification"):
         read_classifier(tmp_path)
     with pytest.raises(CheckpointError, match="lacks weights such as"):

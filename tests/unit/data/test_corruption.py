@@ -7,6 +7,7 @@ import pytest
 
 from bnb_ds.common.randomness import hash64
 from bnb_ds.data.corruption import OBJECTIVES, Corruption, prefix_lengths
+from bnb_ds.data.subwords.rules import WordStarts
 from tests import plain_corruption
 
 UNK, CLS, SEP, MASK, VOCAB = 0, 1, 2, 3, 1000
@@ -37,10 +38,10 @@ def rows_of(tokens, cu_seqlens):
 
 
 def whole_words(corruption):
-    continues = np.zeros(VOCAB, dtype=bool)
-    continues[VOCAB // 2 :] = True
+    begins = np.ones(VOCAB, dtype=bool)
+    begins[VOCAB // 2 :] = False
     fields = (corruption.mask_probability, corruption.permute_probability, MASK, VOCAB, corruption.mixture, SPECIALS)
-    return Corruption(*fields, continues)
+    return Corruption(*fields, WordStarts.at(begins))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64])
@@ -149,7 +150,7 @@ def test_words_are_masked_whole():
     corruption = whole_words(noise(0.15, 0.5, mlm=1))
     chosen = np.zeros(tokens.size, dtype=bool)
     chosen[corruption(tokens, cu_seqlens, keys(20)).chosen] = True
-    continues = corruption.continues_word[tokens]
+    continues = ~corruption.word_starts(tokens)
     special = np.isin(tokens, SPECIALS)
     for i in range(1, tokens.size):
         if continues[i] and not special[i - 1]:

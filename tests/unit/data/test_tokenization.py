@@ -93,13 +93,11 @@ def test_vocabulary_with_unusual_line_characters(tmp_path: Path) -> None:
 
 
 def test_missing_tokenizer(tmp_path: Path) -> None:
-    expect(
-        tmp_path / "none", r"/none: no such tokenizer; give a BertTokenizerFast directory, a BERT vocab.txt, or make"
-    )
+    expect(tmp_path / "none", r"/none: no such tokenizer; give a directory with the tokenizer.json of a WordPiece,")
 
 
 def test_directory_without_tokenizer(tmp_path: Path) -> None:
-    expect(tmp_path, "holds neither tokenizer.json nor vocab.txt; give a BertTokenizerFast directory")
+    expect(tmp_path, "holds neither tokenizer.json nor vocab.txt; give a directory with the tokenizer.json")
 
 
 def test_text_file_that_is_no_vocabulary(tmp_path: Path) -> None:
@@ -116,10 +114,10 @@ def test_binary_file_as_vocabulary(tmp_path: Path) -> None:
 
 
 def test_tokenizer_of_another_kind(tmp_path: Path) -> None:
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel()
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.save(str(tmp_path / "tokenizer.json"))
-    expect(tmp_path, "tokenizer.json: not a BERT WordPiece tokenizer; give")
+    expect(tmp_path, "tokenizer.json: a WordLevel tokenizer whose pieces do not say, as ##, Ġ or ▁ do, where words beg")
 
 
 def test_broken_tokenizer_json(tmp_path: Path) -> None:
@@ -130,7 +128,7 @@ def test_broken_tokenizer_json(tmp_path: Path) -> None:
 def test_broken_config(tmp_path: Path) -> None:
     write_vocabulary(tmp_path / "vocab.txt", UNCASED)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    expect(tmp_path, r"tokenizer_config.json: not valid JSON \(.*\); give")
+    expect(tmp_path, r"tokenizer_config.json: not valid JSON \(.*\); restore it")
 
 
 def test_tokenizer_that_transformers_refuses(cased: Path) -> None:

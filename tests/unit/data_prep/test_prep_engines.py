@@ -130,7 +130,7 @@ def test_every_code_point_is_proven(small_tokenizer, monkeypatch) -> None:
         def __call__(self, texts):
             return Ragged(np.zeros(0, dtype=np.uint32), np.zeros(len(texts) + 1, dtype=np.int64))
 
-    backend = engines.document_backend(small_tokenizer)
+    backend = engines.plain_backend(small_tokenizer)
     assert engines.first_fault(Sees(backend), Empty(backend)) is None
     characters = [chr(code) for code in range(0x12000) if not 0xD800 <= code < 0xE000 and code != 0x20]
     assert all({c, f"a{c}b", f"{c}\u0301"} <= seen for c in characters)

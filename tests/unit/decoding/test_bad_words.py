@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bnb_ds.ctc.greedy import collapse
+from bnb_ds.data.subwords.rules import WordPieceRules
 from bnb_ds.decoding.bad_words import BadWords
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import Slots, refine
@@ -57,7 +58,7 @@ WORDS = [["ab"], ["aba", "bb"], ["a b"], ["ab-a"], ["a-", "b"], ["Ab"], ["ab ab"
 @pytest.mark.parametrize("words", WORDS, ids=str)
 @pytest.mark.parametrize(("inside", "any_case"), [(False, False), (True, False), (False, True), (True, True)])
 def test_the_automaton_finds_what_is_in_the_text(words, inside, any_case):
-    bad_words = BadWords(words, PIECES, SPECIAL, inside=inside, any_case=any_case)
+    bad_words = BadWords(words, WordPieceRules(PIECES, SPECIAL), inside=inside, any_case=any_case)
     draw = random.Random(0)
     hits = 0
     for _ in range(3000):
@@ -83,7 +84,7 @@ def ranked_outputs(seed: int) -> tuple[Slots, list[list[tuple[int, ...]]]]:
 @pytest.mark.parametrize("words", WORDS[:6], ids=str)
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_wide_beam_finds_the_best_output_without_the_words(words, inside):
-    bad_words = BadWords(words, PIECES, SPECIAL, inside=inside)
+    bad_words = BadWords(words, WordPieceRules(PIECES, SPECIAL), inside=inside)
     hits = 0
     for seed in range(2):
         slots, rankings = ranked_outputs(seed)
@@ -103,7 +104,7 @@ LENGTHS = [30, 1, 17, 2, 25, 40]
 @pytest.mark.parametrize(("inside", "any_case"), [(False, False), (True, True)])
 @pytest.mark.parametrize("beam", [{}, {"beam_size": 2, "beam_classes": 2}, {"beam_size": 8}], ids=str)
 def test_no_output_holds_a_bad_word_and_greedy_ones_without_stay(words, inside, any_case, beam):
-    bad_words = BadWords(words, PIECES, SPECIAL, inside=inside, any_case=any_case)
+    bad_words = BadWords(words, WordPieceRules(PIECES, SPECIAL), inside=inside, any_case=any_case)
     changed = 0
     for seed in range(4):
         slots = slots_of(seed, lengths=LENGTHS, vocab=len(PIECES), scale=1.0)
@@ -127,13 +128,13 @@ def test_a_bad_word_at_the_very_end_is_left_out():
     slots.bias[:] = -torch.inf
     slots.bias[PIECES.index("ab")] = 0.0
     slots.bias[0] = -60.0
-    bad_words = BadWords(["ab"], PIECES, SPECIAL)
+    bad_words = BadWords(["ab"], WordPieceRules(PIECES, SPECIAL))
     ids, lengths = refine(slots, DecodeOptions(beam_size=2, beam_classes=1, bad_words=bad_words))
     assert (lengths.tolist(), ids[0, :0].tolist()) == ([0], [])
 
 
 def test_lengths_stay_the_most_probable_ones_without_the_words():
-    bad_words = BadWords(["ab", "a"], PIECES, SPECIAL)
+    bad_words = BadWords(["ab", "a"], WordPieceRules(PIECES, SPECIAL))
     slots = slots_of(1, lengths=[4, 1, 3, 4], vocab=len(PIECES), scale=1.5)
     log_probs = log_probs_of(slots)
     best_N, gains_N = torch.cat(log_probs).max(1)[::-1]
@@ -183,7 +184,7 @@ def test_every_way_to_decode_keeps_the_words_out(policy, options, inside):
     free = model.generate(**inputs, return_scores=True, **options)
     texts = ["".join(f" {pieces[token]}" for token in row if token > 3).replace(" ##", "") for row in rows_of(free)]
     first_words = {text.split()[0].removeprefix("##") for text in texts if text}
-    bad_words = BadWords(first_words, pieces, [0, 1, 2], unknown_id=3, inside=inside)
+    bad_words = BadWords(first_words, WordPieceRules(pieces, [0, 1, 2]), unknown_id=3, inside=inside)
     kept = model.generate(**inputs, return_scores=True, bad_words=bad_words, **options)
     hits = 0
     for before, after in zip(*(rows_of(output) for output in (free, kept)), strict=True):
@@ -210,20 +211,20 @@ def test_words_that_cannot_be_written_are_known():
         (["Python"], {"any_case": True}, []),
         (["python xyz", "python 3"], {}, ["python 3"]),
     ):
-        found = BadWords(words, pieces, [0, 5], unknown_id=5, **options)
+        found = BadWords(words, WordPieceRules(pieces, [0, 5]), unknown_id=5, **options)
         assert found.unwritable == unwritable
         assert bool(found) == (len(unwritable) < len(words))
-    assert not BadWords(["python xyz"], pieces, [0, 5], unknown_id=5).allow([3, 1, 2, 3, 4])
+    assert not BadWords(["python xyz"], WordPieceRules(pieces, [0, 5]), unknown_id=5).allow([3, 1, 2, 3, 4])
 
 
 def test_an_unknown_word_is_not_banned_and_hides_none():
     """Some decoders leave [UNK] out, others write it."""
     pieces = ["[PAD]", "py", "##thon", "python", "[UNK]"]
-    words = BadWords(["python"], pieces, [0, 4], unknown_id=4)
+    words = BadWords(["python"], WordPieceRules(pieces, [0, 4]), unknown_id=4)
     assert words.allow([4, 1, 4])
     assert not words.allow([1, 4, 2])
     assert not words.allow([3, 4])
-    assert not BadWords(["thon"], pieces, [0, 4], unknown_id=4).allow([1, 4, 2])
+    assert not BadWords(["thon"], WordPieceRules(pieces, [0, 4]), unknown_id=4).allow([1, 4, 2])
 
 
 @pytest.mark.parametrize(
@@ -235,18 +236,18 @@ def test_an_unknown_word_is_not_banned_and_hides_none():
 )
 def test_what_cannot_be_banned(words, pieces, special, message):
     with pytest.raises(ConfigError, match=message):
-        BadWords(words, pieces, special)
+        BadWords(words, WordPieceRules(pieces, special))
 
 
 def test_what_unknown_words_become_is_a_spelling_too():
     """Where [UNK] is written as the quotation mark that the vocabulary lacks, as after training on such targets."""
     pieces = ["[PAD]", "[UNK]", "a", "##a", "b"]
-    free = BadWords(["\u201d"], pieces, {0, 1}, unknown_id=1)
+    free = BadWords(["\u201d"], WordPieceRules(pieces, {0, 1}), unknown_id=1)
     assert free.unwritable == ["\u201d"]
-    mark = BadWords(["\u201d", "a \u201d b"], pieces, {0, 1}, unknown_id=1, unknown_texts=["\u201d"])
+    mark = BadWords(["\u201d", "a \u201d b"], WordPieceRules(pieces, {0, 1}), unknown_id=1, unknown_texts=["\u201d"])
     assert mark.unwritable == []
     assert not mark.allow([2, 1])
-    phrase = BadWords(["b\u201d a"], pieces, {0, 1}, unknown_id=1, unknown_texts=["\u201d"])
+    phrase = BadWords(["b\u201d a"], WordPieceRules(pieces, {0, 1}), unknown_id=1, unknown_texts=["\u201d"])
     assert [phrase.allow(row) for row in ([4, 1, 2], [4, 1, 3], [4, 2], [2, 1, 4], [1, 4, 1])] == [
         False,
         False,
@@ -254,10 +255,10 @@ def test_what_unknown_words_become_is_a_spelling_too():
         True,
         True,
     ]
-    word = BadWords(["xa", "x"], pieces, {0, 1}, unknown_id=1, unknown_texts=["x"])
+    word = BadWords(["xa", "x"], WordPieceRules(pieces, {0, 1}), unknown_id=1, unknown_texts=["x"])
     assert not word.allow([1])
     assert not word.allow([1, 3])
-    longer = BadWords(["xa"], pieces, {0, 1}, unknown_id=1, unknown_texts=["x"])
+    longer = BadWords(["xa"], WordPieceRules(pieces, {0, 1}), unknown_id=1, unknown_texts=["x"])
     assert longer.allow([1, 2])
     assert longer.allow([1])
     assert not longer.allow([1, 3])
@@ -267,11 +268,11 @@ def test_what_unknown_words_become_is_a_spelling_too():
 @pytest.mark.parametrize("word", ["caf\u00e9", "cafe\u0301"])
 def test_an_accent_can_be_encoded_in_two_ways(word, inside):
     pieces = ["[PAD]", "caf", "##\u00e9", "##e", "##\u0301", "cafe"]
-    bad_words = BadWords([word], pieces, {0}, inside=inside)
+    bad_words = BadWords([word], WordPieceRules(pieces, {0}), inside=inside)
     assert bad_words.unwritable == []
     assert [bad_words.allow(row) for row in ([1, 2], [1, 3, 4], [5, 4], [5], [1, 3])] == [False] * 3 + [True] * 2
 
 
 def test_an_added_token_may_hold_spaces():
-    bad_words = BadWords(["a b"], ["[PAD]", "a b", "a", "b"], {0})
+    bad_words = BadWords(["a b"], WordPieceRules(["[PAD]", "a b", "a", "b"], {0}))
     assert [bad_words.allow(row) for row in ([1], [2, 3], [2])] == [False, False, True]

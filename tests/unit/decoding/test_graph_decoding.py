@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bnb_ds.dag.sampling import draw
 from bnb_ds.dag.strategies import DagOptions, dag_decode, decode_candidates
+from bnb_ds.data.subwords.rules import WordPieceRules
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError
@@ -139,7 +140,7 @@ def decoded(log_probs: Tensor, links: Tensor, options: DagOptions) -> tuple[int,
 def test_a_beam_that_drops_nothing_finds_the_best_of_graph_and_language_model(tmp_path, weight, seed):
     pytest.importorskip("kenlm", reason="the optional package kenlm is not installed")
     (tmp_path / "words.arpa").write_text(ARPA)
-    lm = NgramLm(tmp_path / "words.arpa", PIECES, {0, 4})
+    lm = NgramLm(tmp_path / "words.arpa", WordPieceRules(PIECES, {0, 4}))
     log_probs, links = graph(5, 5, seed)
     exact = output_probabilities(log_probs, links, merge_duplicates=True)
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from bnb_ds.data.subwords.rules import WordPieceRules
 from bnb_ds.decoding.ngram_lm import LmScores, NgramLm
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.search import refine
@@ -44,7 +45,7 @@ def lm(tmp_path_factory):
     pytest.importorskip("kenlm", reason="the optional package kenlm is not installed")
     path = tmp_path_factory.mktemp("lm") / "words.arpa"
     path.write_text(ARPA)
-    return NgramLm(path, PIECES, {0, 4})
+    return NgramLm(path, WordPieceRules(PIECES, {0, 4}))
 
 
 def test_pieces_become_words_and_special_tokens_none(lm):
@@ -99,12 +100,12 @@ def test_the_language_model_changes_outputs(lm):
 def test_without_the_package_the_way_to_it_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "kenlm", None)
     with pytest.raises(ConfigError, match=r'needs the package kenlm: pip install "\.\[lm\]" in the checkout'):
-        NgramLm(tmp_path / "x.arpa", PIECES, set())
+        NgramLm(tmp_path / "x.arpa", WordPieceRules(PIECES, set()))
 
 
 def test_a_file_that_is_no_language_model_is_refused(lm, tmp_path):
     with pytest.raises(DataError, match=r"none\.arpa: no such language model; give an ARPA file or a KenLM binary"):
-        NgramLm(tmp_path / "none.arpa", PIECES, set())
+        NgramLm(tmp_path / "none.arpa", WordPieceRules(PIECES, set()))
     (tmp_path / "bad.arpa").write_text("not a model\n")
     with pytest.raises(DataError, match=r"bad\.arpa: cannot be read as a language model"):
-        NgramLm(tmp_path / "bad.arpa", PIECES, set())
+        NgramLm(tmp_path / "bad.arpa", WordPieceRules(PIECES, set()))

@@ -160,14 +160,15 @@ def test_words_that_are_banned_and_scored_are_those_of_the_target(translator, ot
     pipeline = BnbPipeline.from_pretrained(translator, device="cpu", bad_words=["THE"], lm_path="x")
     assert pipeline.options.bad_words is not None
     assert not pipeline.options.bad_words.allow(other_tokenizer("THE", add_special_tokens=False)["input_ids"])
-    ((_, pieces, special),) = made
-    assert pieces == other_tokenizer.convert_ids_to_tokens(list(range(pipeline.engine.config.vocab_size)))
-    assert special == set(other_tokenizer.all_special_ids)
+    ((_, rules),) = made
+    assert rules.pieces == other_tokenizer.convert_ids_to_tokens(list(range(pipeline.engine.config.vocab_size)))
+    silent = {number for number, text in enumerate(rules.texts) if text is None}
+    assert silent == set(other_tokenizer.all_special_ids)
 
 
 def test_pieces_of_a_vocabulary_larger_than_the_tokenizers(small_tokenizer):
     codec = Codec(small_tokenizer, small_tokenizer)
-    pieces = codec.target_pieces(len(small_tokenizer) + 2)
+    pieces = codec.target_rules(len(small_tokenizer) + 2).pieces
     assert pieces == [*small_tokenizer.convert_ids_to_tokens(list(range(len(small_tokenizer)))), "", ""]
 
 

@@ -205,7 +205,7 @@ def test_other_version(shards: Path, content: str) -> None:
         (lambda m: m.update(dtype="float32"), "field dtype: Input should be 'uint16' or 'uint32'"),
         (lambda m: m.update(colour="red"), "field colour: Extra inputs are not permitted"),
         (lambda m: m["shards"][0].update(name="../../etc/x"), "field shards.0.name: .*inside the shard directory"),
-        (lambda m: m["special_ids"].pop("mask"), "field special_ids: mask missing"),
+        (lambda m: m["special_ids"].pop("sep"), "field special_ids: sep missing"),
         (lambda m: m["special_ids"].update(mask=100), "field special_ids.mask: 100 is no id of the tokenizer"),
         (lambda m: m["totals"]["tokens"].pop("train"), "field totals.tokens: must have train and heldout"),
         (lambda m: m.pop("files"), "field files: Field required"),
