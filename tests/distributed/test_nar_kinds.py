@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 import yaml
-from transformers import BertConfig, BertForMaskedLM
 
 from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.checkpoint.store import whole_checkpoints
@@ -22,7 +21,9 @@ from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths
 from bnb_ds.train.tracking import read_metrics
+from tests.backbones import RUN_POSITIONS, save_start
 from tests.serving import running
+from tests.subwords import unigram
 
 pytestmark = pytest.mark.slow
 
@@ -56,11 +57,10 @@ def recipe_of(kind: str, folder, small_texts, small_tokenizer) -> dict:
     train = folder / "rows.jsonl"
     if kind in ("nat", "encoder_ctc"):  # two of them learn what a teacher writes
         train = distilled(folder, train, small_tokenizer)
-    start = {"size": SIZE}
-    if kind == "encoder_ctc":  # and one begins with a checkpoint
-        torch.manual_seed(0)
-        BertForMaskedLM(BertConfig(vocab_size=len(small_tokenizer), **SIZE)).save_pretrained(folder / "bert")
-        start = {"encoder": str(folder / "bert")}
+    start, tokenizer, longest = {"size": SIZE}, folder / "tokenizer", 40
+    if kind == "encoder_ctc":  # and one begins with an XLM-R
+        start = {"encoder": str(save_start(folder / "start", "xlm-roberta", unigram()))}
+        tokenizer, longest = folder / "start", RUN_POSITIONS // 2
     return {
         "task": "translation",
         "steps": 4,
@@ -68,8 +68,8 @@ def recipe_of(kind: str, folder, small_texts, small_tokenizer) -> dict:
         "data": {
             "train": str(train),
             "validation": str(folder / "held_out.jsonl"),
-            "tokenizer": str(folder / "tokenizer"),
-            "max_source_length": 40,
+            "tokenizer": str(tokenizer),
+            "max_source_length": longest,
             "max_target_length": 40,
             "cache_dir": str(folder / "cache"),
         },
