@@ -34,7 +34,7 @@ def save_model(directory: Path, tokenizer, **fields: Any) -> Path:
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
     torch.manual_seed(0)
     model = BnbForConditionalGeneration(bnb_config(sizes, sizes, **{"decoder_length_ratio": 1.0, **fields}))
-    for feedback in model.model.decoder.feedback or ():  # else it would do nothing
+    for feedback in getattr(model.model.decoder, "feedback", None) or ():  # else it would do nothing
         torch.nn.init.normal_(feedback.weight, std=0.2)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

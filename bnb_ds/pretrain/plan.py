@@ -134,6 +134,11 @@ def configuration(recipe: PretrainRecipe, shards: Corpus) -> BnbConfig:
             with the recipe's glancing or mixed training.
     """
     config = model_config(recipe.model, shards, recipe.data.max_length)
+    if not config.has_decoder and recipe.objective.encoder_mlm_weight:
+        raise ConfigError(
+            f"objective.encoder_mlm_weight {recipe.objective.encoder_mlm_weight}: without a decoder, the encoder"
+            " predicts the target itself; set it to 0"
+        )
     if recipe.glancing is not None:
         check_glancing(config, recipe.glancing.mask_predict)
     if recipe.mixed_training is not None:

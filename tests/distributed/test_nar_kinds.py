@@ -21,7 +21,9 @@ from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths
 from bnb_ds.train.tracking import read_metrics
+from tests.backbones import RUN_POSITIONS, save_start
 from tests.serving import running
+from tests.subwords import unigram
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +40,7 @@ KINDS = {
     "inat": {"iterations": 4},
     "cmlm": {"iterations": 3, "length_beam": 2},
     "elmer": {"exit_entropy": 5.0},
-    "encoder_ctc": {"masks": 1},
+    "encoder_ctc": {"masks": 1, "embedding_anchor": 0.1},
 }
 DS_CONFIG = {
     "train_batch_size": 8,
@@ -55,15 +57,19 @@ def recipe_of(kind: str, folder, small_texts, small_tokenizer) -> dict:
     train = folder / "rows.jsonl"
     if kind in ("nat", "encoder_ctc"):  # two of them learn what a teacher writes
         train = distilled(folder, train, small_tokenizer)
+    start, tokenizer, longest = {"size": SIZE}, folder / "tokenizer", 40
+    if kind == "encoder_ctc":  # and one begins with an XLM-R
+        start = {"encoder": str(save_start(folder / "start", "xlm-roberta", unigram()))}
+        tokenizer, longest = folder / "start", RUN_POSITIONS // 2
     return {
         "task": "translation",
         "steps": 4,
-        "model": {"kind": kind, "size": SIZE, **KINDS[kind]},
+        "model": {"kind": kind, **start, **KINDS[kind]},
         "data": {
             "train": str(train),
             "validation": str(folder / "held_out.jsonl"),
-            "tokenizer": str(folder / "tokenizer"),
-            "max_source_length": 40,
+            "tokenizer": str(tokenizer),
+            "max_source_length": longest,
             "max_target_length": 40,
             "cache_dir": str(folder / "cache"),
         },

@@ -17,6 +17,7 @@ from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.spacing import Spacing
 from tests.exports import MAX_TOKENS, save_model, save_task_model
+from tests.tiny import ENCODER_ALONE
 
 for _package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_package, reason=f"the optional package {_package} is not installed")
@@ -43,6 +44,18 @@ def test_tokens_are_the_same_at_every_length_and_batch(pair):
     rows = [[2, *rng.integers(5, 500, size).tolist(), 3] for size in (1, 5, MAX_TOKENS - 2, 17, 17, 30, 2)]
     engine = OnnxEngine(pair[1], num_threads=1)
     for budget in (1, 150, 10_000):
+        options = DecodeOptions(token_budget=budget)
+        assert engine.decode(rows, options) == TorchEngine(model).decode(rows, options)
+
+
+@pytest.mark.slow
+def test_an_encoder_alone_in_onnxruntime(small_tokenizer, tmp_path):
+    save_model(tmp_path / "model", small_tokenizer, **ENCODER_ALONE, decoder_length_ratio=2.0)
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "onnx"), "--format", "onnx"]) == 0
+    rng = np.random.default_rng(0)
+    rows = [[2, *rng.integers(5, 500, size).tolist(), 3] for size in (1, 5, MAX_TOKENS // 2 - 2, 17, 2)]
+    engine, model = OnnxEngine(tmp_path / "onnx", num_threads=1), load_exported(tmp_path / "model")
+    for budget in (1, 10_000):
         options = DecodeOptions(token_budget=budget)
         assert engine.decode(rows, options) == TorchEngine(model).decode(rows, options)
 

@@ -37,6 +37,7 @@ from bnb_ds.tasks.codec import Codec
 
 REFERENCE = "reference-style"
 _OTHERS = {**CONTENDERS, **NAR_CONTENDERS}
+_LAYERS = ("encoder_layers", "decoder_layers")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -57,6 +58,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--size", choices=tuple(bench.SIZES), default="base", help="size of the models (default %(default)s)"
     )
+    for half in ("encoder", "decoder"):
+        command.add_argument(
+            f"--{half}-layers", type=positive, metavar="N", help=f"layers of BnB's {half} (default: those of --size)"
+        )
     command.add_argument("--engine", choices=bench.ENGINES, default="torch", help="engine of BnB (default %(default)s)")
     command.add_argument(
         "--dtype",
@@ -150,6 +155,7 @@ def _run(args: argparse.Namespace) -> None:
     head = {
         "against": " ".join(args.against),
         "size": args.size,
+        **{name: getattr(args, name) for name in _LAYERS if getattr(args, name)},
         "engine": args.engine,
         "dtype": args.dtype,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads",
@@ -227,10 +233,15 @@ def _check_autoregressive(args: argparse.Namespace) -> None:
         raise ConfigError(f"--limit {args.limit}: give a number of seconds above 0")
 
 
+def _setting(args: argparse.Namespace, vocab_size: int, device: torch.device) -> bench.Setting:
+    layers = {name: getattr(args, name) for name in _LAYERS}
+    return bench.Setting(args.size, vocab_size, args.dtype, device, args.repeats, args.engine, **layers)
+
+
 def _against_reference(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     tokenizer = load_tokenizer(args.tokenizer)
     rows = read_sources(args.data, tokenizer, args.num_sources or 32)
-    setting = bench.Setting(args.size, len(tokenizer), args.dtype, device, args.repeats, args.engine)
+    setting = _setting(args, len(tokenizer), device)
     for size in args.batch_size or [8]:
         yield {"data": args.data.name, **bench.against_reference(setting, rows, size, _policy(args))}
 
@@ -238,7 +249,7 @@ def _against_reference(args: argparse.Namespace, device: torch.device) -> Iterat
 def _against_autoregressive(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     codec = _codec(args)
     workloads = _workloads(args, codec)
-    setting = bench.Setting(args.size, len(codec.source), args.dtype, device, args.repeats, args.engine)
+    setting = _setting(args, len(codec.source), device)
     names = [name for name in _OTHERS if name in args.against or "all" in args.against]
     systems = Systems(replace(setting, target_vocab_size=len(codec.target)), codec, names)
     millions = (f"{name} {count / 1e6:.1f} M" for name, count in systems.parameters().items())

@@ -48,6 +48,7 @@ class Setting:
         device: device of both models.
         repeats: rounds of which the median is taken, after one warm-up round.
         target_vocab_size: vocabulary size of the outputs; None: ``vocab_size``.
+        encoder_layers, decoder_layers: layers of BnB's halves; None: those of its size.
     """
 
     size: str
@@ -57,12 +58,14 @@ class Setting:
     repeats: int
     engine: str = "torch"
     target_vocab_size: int | None = None
+    encoder_layers: int | None = None
+    decoder_layers: int | None = None
 
 
 def bnb_model(setting: Setting, **policy: Any) -> BnbForConditionalGeneration:
     """Make a BnB with random weights in fp32, on the device. Biases are random too, so that outputs vary."""
-    encoder = bert_config(setting, setting.vocab_size)
-    decoder = bert_config(setting, setting.target_vocab_size or setting.vocab_size)
+    encoder = bert_config(setting, setting.vocab_size, setting.encoder_layers)
+    decoder = bert_config(setting, setting.target_vocab_size or setting.vocab_size, setting.decoder_layers)
     torch.manual_seed(0)
     model = BnbForConditionalGeneration(BnbConfig(encoder=encoder, decoder=decoder, **policy))
     with torch.no_grad():
@@ -70,13 +73,13 @@ def bnb_model(setting: Setting, **policy: Any) -> BnbForConditionalGeneration:
     return model.eval().to(setting.device)
 
 
-def bert_config(setting: Setting, vocab_size: int) -> BertConfig:
-    """The configuration of one half."""
+def bert_config(setting: Setting, vocab_size: int, num_layers: int | None = None) -> BertConfig:
+    """The configuration of one half; without a number of layers it has those of the size."""
     hidden, layers, heads = SIZES[setting.size]
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,
-        num_hidden_layers=layers,
+        num_hidden_layers=num_layers or layers,
         num_attention_heads=heads,
         intermediate_size=4 * hidden,
         max_position_embeddings=POSITIONS,

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,11 @@ def test_non_autoregressive_models_write_the_lengths_of_references(name, small_t
         assert all(len(output) <= slots for output, slots in zip(outputs, (6, 4), strict=True))
     else:
         assert [len(output) for output in outputs] == [7, 2]
+
+
+def test_bnb_may_have_halves_of_other_depths():
+    model = bench.bnb_model(replace(SETTING, encoder_layers=3, decoder_layers=1))
+    assert (len(model.model.encoder.layer), len(model.model.decoder.layer)) == (3, 1)
 
 
 def test_the_cache_is_that_of_all_hypotheses(small_tokenizer):
@@ -207,8 +213,10 @@ def test_the_commands_print_write_and_draw(tmp_path, small_tokenizer, capsys, th
     assert result["timings"].keys() == {"ours", "reference-style"}
     assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
     flags = ["--output-tokens", "4", "--source-tokens", "9", "--slots-per-token", "1.5"]
-    assert main([*common, "--against", "bert2bert", *flags, *files, "--overwrite"]) == 0
+    shallow = ["--decoder-layers", "1"]
+    assert main([*common, *shallow, "--against", "bert2bert", *flags, *files, "--overwrite"]) == 0
     shown = capsys.readouterr().out
+    assert "size tiny, decoder_layers 1, engine torch" in shown
     assert "| 9 random tokens -> 4 | 32 | 9.0 (9) | 4.0 (4) | 6.0 (6) | min 6, max 6 | - |" in shown
     result = json.loads((tmp_path / "r.json").read_text())["results"][0]
     assert result["cells"].keys() == {"bnb", "bert2bert"}

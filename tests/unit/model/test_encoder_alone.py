@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import (
-    BertForMaskedLM,
-    ElectraConfig,
-    ElectraForMaskedLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
-)
+from transformers import BertForMaskedLM
 
 from bnb_ds.config.model_section import ModelSection
 from bnb_ds.errors import ConfigError
@@ -22,17 +14,10 @@ from bnb_ds.model.target_rules import check_glancing
 from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
+from tests.backbones import FAMILIES, POSITIONS, checkpoint_model
 from tests.tiny import ENCODER_ALONE, bert_config, bnb_config, bnb_model, packed_form, padded_form, source_ids
 
 SOURCES, TARGETS = source_ids([7, 1, 10, 3]), source_ids([4, 2, 9, 5], seed=2)
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "initializer_range",
-)
 MASK = ENCODER_ALONE["mask_token_id"]
 
 
@@ -67,29 +52,20 @@ def test_logits_are_those_of_bert_on_the_source_with_masks(bert, masks):
     torch.testing.assert_close(torch.cat(rows), packed, rtol=0, atol=1e-10)
 
 
-FAMILIES = {
-    "roberta": (RobertaForMaskedLM, RobertaConfig, {"type_vocab_size": 1, "pad_token_id": 1}),
-    "xlm-r": (XLMRobertaForMaskedLM, XLMRobertaConfig, {"type_vocab_size": 1, "pad_token_id": 1}),
-    "electra": (ElectraForMaskedLM, ElectraConfig, {"embedding_size": 8}),
-}
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_other_families(family, tmp_path):
-    model_class, config_class, fields = FAMILIES[family]
-    size = {k: v for k, v in bert_config().to_dict().items() if k in SIZES}
-    torch.manual_seed(0)
-    plain = model_class(config_class(**{**size, "max_position_embeddings": 32, **fields})).eval()
+def test_logits_are_those_of_every_family(family, tmp_path):
+    plain = checkpoint_model(family)
     plain.save_pretrained(tmp_path)
-    model = from_bert(tmp_path, 2)
-    assert model.config.blank_token_id == plain.config.pad_token_id
-    expected = [plain.double()(with_masks(source, 2)[None]).logits[0] for source in SOURCES]
+    model = from_bert(tmp_path, 1)
+    assert model.config.blank_token_id == model.config.source_pad_token_id
+    expected = [plain.double()(with_masks(source, 1)[None]).logits[0] for source in SOURCES]
     torch.testing.assert_close(model(**packed_form(SOURCES)).logits, torch.cat(expected), rtol=0, atol=1e-10)
-    longest = 10  # 30 of 32 positions, of which RoBERTa and XLM-R have 30
+    longest = POSITIONS // 2
     assert model.generate(torch.full((1, longest), 7)).shape[0] == 1
-    with pytest.raises(
-        ConfigError, match="a source has 11 tokens; with the inserted mask tokens it takes 33 positions"
-    ):
+    message = (
+        f"a source has {longest + 1} tokens; with the inserted mask tokens it takes {POSITIONS + 2} positions, but"
+    )
+    with pytest.raises(ConfigError, match=message):
         model.generate(torch.full((1, longest + 1), 7))
 
 
