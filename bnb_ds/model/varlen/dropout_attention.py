@@ -2,8 +2,8 @@
 
 torch's fused CPU kernel has no dropout. With dropout, scaled_dot_product_attention keeps several [B, A, M, M] tensors
 for every layer. Here one sequence is computed after the other, each at its own length, and the backward pass computes
-weights and mask again. Only inputs, outputs and one seed are kept. With a window, sequences are computed in parts: some
-queries, and the keys near them.
+weights and mask again. Only inputs, outputs and one seed are kept. A long sequence is computed in parts: some queries,
+and all keys or the keys near them.
 
 Shapes: A heads, D head size; Nq and Nk tokens of all queries and keys; q and k tokens of one sequence or part.
 """
@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 from bnb_ds.common.packing import PackedLayout
 
 _LEVELS = 1 << 16  # values of 16 random bits, so probabilities are multiples of 1/65536
-_QUERIES_OF_A_PART = 128
+_PAIRS_OF_A_PART = 1 << 22  # the weights of a part for one head, so 2,048 tokens are one part
+_QUERIES_OF_A_PART = 128  # with a window
 
 #: queries, and the keys that they read: first and last place + 1 of each in its row
 Part = tuple[int, int, int, int]
@@ -54,8 +55,7 @@ def attend_with_dropout(
     """
     seed = int(torch.randint(torch.iinfo(torch.int64).max, ()))
     scaling = query_NAD.shape[-1] ** -0.5 if scaling is None else scaling
-    lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
-    parts = _whole_sequences(lengths) if window is None else _parts_of_sequences(lengths[0], window)
+    parts = _parts(layout.lengths.tolist(), key_layout.lengths.tolist(), window)
     return _Attention.apply(query_NAD, key_NAD, value_NAD, parts, window, dropout, scaling, seed)
 
 
@@ -105,17 +105,17 @@ class _Attention(torch.autograd.Function):
         return *grads, None, None, None, None, None
 
 
-def _whole_sequences(lengths: tuple[Sequence[int], Sequence[int]]) -> list[Part]:
-    ends, key_ends = ([0, *accumulate(of)] for of in lengths)
-    return [(*queries, *keys) for queries, keys in zip(pairwise(ends), pairwise(key_ends), strict=True)]
-
-
-def _parts_of_sequences(lengths: Sequence[int], window: int) -> list[Part]:
+def _parts(lengths: Sequence[int], key_lengths: Sequence[int], window: int | None) -> list[Part]:
+    ends, key_ends = ([0, *accumulate(of)] for of in (lengths, key_lengths))
     parts: list[Part] = []
-    for start, end in pairwise([0, *accumulate(lengths)]):
-        for first in range(start, end, _QUERIES_OF_A_PART):
-            last = min(first + _QUERIES_OF_A_PART, end)
-            parts.append((first, last, max(start, first - window), min(end, last + window)))
+    for (start, end), (first_key, last_key) in zip(pairwise(ends), pairwise(key_ends), strict=True):
+        step = max(_PAIRS_OF_A_PART // (last_key - first_key), 1) if window is None else _QUERIES_OF_A_PART
+        for first in range(start, end, step):
+            last = min(first + step, end)
+            if window is None:
+                parts.append((first, last, first_key, last_key))
+            else:
+                parts.append((first, last, max(first_key, first - window), min(last_key, last + window)))
     return parts
 
 

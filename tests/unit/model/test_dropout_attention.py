@@ -44,6 +44,30 @@ def test_the_default_generator_decides():
     assert not torch.equal(first, second)
 
 
+def test_a_long_sequence_is_computed_in_parts(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(n, 2, 8, dtype=torch.float64, generator=generator).requires_grad_() for n in (13, 9, 9)]
+    layouts = layout_of([12, 1]), layout_of([5, 4])
+
+    def results(pairs, dropout):
+        monkeypatch.setattr("bnb_ds.model.varlen.dropout_attention._PAIRS_OF_A_PART", pairs)
+        torch.manual_seed(1)
+        attended = attend_with_dropout(*leaves, *layouts, dropout)
+        return attended, *torch.autograd.grad(attended.sin().sum(), leaves)
+
+    for pairs in (1, 11, 26):
+        for parts, whole in zip(results(pairs, 0.0), results(1000, 0.0), strict=True):
+            torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+    few = [leaf[:, :1, :2].detach().requires_grad_() for leaf in leaves]
+    monkeypatch.setattr("bnb_ds.model.varlen.dropout_attention._PAIRS_OF_A_PART", 11)
+
+    def attended(*inputs):
+        torch.manual_seed(7)
+        return attend_with_dropout(*inputs, *layouts, 0.4)
+
+    assert torch.autograd.gradcheck(attended, few)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_trains(dtype):
     torch.manual_seed(6)

@@ -194,3 +194,22 @@ def test_new_models_do_not_begin_with_equal_slots(shards, checkpoint, fields, me
     refused(section(directory, kl_weight=0.1))  # its own settings
     with pytest.raises(ConfigError, match=message):
         refused(section(directory, **fields))
+
+
+def test_a_source_longer_than_the_decoder_needs_slots_of_their_own_positions(tmp_path, shards):
+    """An encoder of long sources in front of a decoder of few positions."""
+    sizes = {half: {**SIZE, "vocab_size": shards.vocab_size} for half in ("encoder", "decoder")}
+    sizes["encoder"]["max_position_embeddings"] = 900
+    bnb_model(dtype=torch.float32, **sizes, decoder_length_ratio=0.5).save_pretrained(tmp_path)
+
+    def config(**fields):
+        return model_config(section(tmp_path, **fields), shards, 500)
+
+    message = (
+        "model.decoder_positions shared: 500 source tokens need as many decoder positions, and the decoder has 64;"
+    )
+    with pytest.raises(ConfigError, match=f"{message} set it to absolute with a decoder_length_max of at most 64, or"):
+        config()
+    with pytest.raises(ConfigError, match=r"decoder has 64; set model\.decoder_length_max to at most 64, or lower"):
+        config(decoder_positions="absolute")
+    assert config(decoder_positions="absolute", decoder_length_max=64).encoder.max_position_embeddings == 900

@@ -92,6 +92,8 @@ def test_slots_that_differ_otherwise_all_count(fields):
 
 def test_shared_positions_need_one_for_each_source_token():
     config = bnb_config(encoder={"max_position_embeddings": 99})
-    message = "a source has 25 tokens, but the decoder has 24 positions: cut the source"
+    message = (
+        "a source has 25 tokens, but the decoder has 24 positions: cut the source, or set decoder_positions to 'abs"
+    )
     with pytest.raises(ConfigError, match=message):
         open_slots(layout_of([25]), config)

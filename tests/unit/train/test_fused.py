@@ -147,6 +147,18 @@ def test_apex_is_tried_beside_torch(install, monkeypatch, layer, adam, lamb, fau
         assert fuse_layer_norms(nn.LayerNorm(4), GPU) == f"torch LayerNorm ({apex.description})"
 
 
+def test_norms_without_a_bias_stay_torchs(monkeypatch):
+    """ModernBERT has such norms, and apex's kernel has no form for them."""
+    apex = types.SimpleNamespace(usable=True, description="works")
+    normalization = types.SimpleNamespace(FusedLayerNorm=type("FusedLayerNorm", (nn.LayerNorm,), {}))
+    monkeypatch.setattr(fused, "find_apex", lambda device: apex)
+    monkeypatch.setitem(sys.modules, "apex.normalization", normalization)
+    model = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4, bias=False))
+    assert fuse_layer_norms(model, GPU) == "apex FusedLayerNorm"
+    assert [type(norm).__name__ for norm in model] == ["FusedLayerNorm", "LayerNorm"]
+    assert model[1].bias is None
+
+
 def tries_here(monkeypatch):
     """Trials for a GPU run on the CPU."""
     for trial in (fused._try_layer_norm, fused._try_adam, fused._try_lamb):
