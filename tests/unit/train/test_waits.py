@@ -17,7 +17,7 @@ from bnb_ds.distributed import ranks
 from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.modeling import BnbForPretraining
-from bnb_ds.train.objectives import Reconstruction
+from bnb_ds.train.objectives import ObjectiveSettings, Reconstruction
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
 from bnb_ds.train.step import StepStats, TrainStep
@@ -104,7 +104,7 @@ def batches(config: Any) -> list[PackedBatch]:
 def take_step(model: Any, device: torch.device, records: Path, spikes=None, glancing=None) -> tuple[StepStats, dict]:
     step = TrainStep(
         Engine(model),
-        Reconstruction(glancing),
+        Reconstruction(ObjectiveSettings(glancing)),
         lambda batch: 1,
         device=device,
         seed=0,
