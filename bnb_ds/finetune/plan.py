@@ -31,7 +31,7 @@ from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths, Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
 from bnb_ds.train.launch import NEW_RUN, Launch
-from bnb_ds.train.objectives import Glancing, Objective, Reconstruction, WithTerms
+from bnb_ds.train.objectives import Glancing, Objective, ObjectiveSettings, Reconstruction, WithTerms
 from bnb_ds.train.parameters.chosen import Trained, choose
 from bnb_ds.train.parameters.unfreezing import Beginnings
 
@@ -122,7 +122,7 @@ def _objective(system: System, recipe: FinetuneRecipe, total_steps: int) -> Obje
     if recipe.glancing is not None:
         ratio = partial(recipe.glancing.ratio, total_steps=total_steps)
         glancing = Glancing(ratio, recipe.glancing.mask_predict)
-    return system.objective(glancing, recipe.ngram_size, recipe.mixed_training)
+    return system.objective(ObjectiveSettings(glancing, recipe.ngram_size, recipe.mixed_training))
 
 
 @dataclass(frozen=True)

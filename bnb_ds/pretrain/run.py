@@ -24,7 +24,7 @@ from bnb_ds.train import estimates
 from bnb_ds.train.job import Job, Process, hold, run_job, run_process
 from bnb_ds.train.launch import Launch
 from bnb_ds.train.loop import Evaluation, Intervals
-from bnb_ds.train.objectives import Glancing, Objective, Reconstruction, ReconstructionAndEncoderMlm
+from bnb_ds.train.objectives import Glancing, Objective, ObjectiveSettings, Reconstruction, ReconstructionAndEncoderMlm
 from bnb_ds.train.tracking import Tracker
 
 
@@ -68,9 +68,10 @@ def _objective(recipe: PretrainRecipe, total_steps: int) -> Objective:
     ratio = None
     if recipe.glancing is not None:
         ratio = Glancing(partial(recipe.glancing.ratio, total_steps=total_steps), recipe.glancing.mask_predict)
+    settings = ObjectiveSettings(ratio, mixed_training=recipe.mixed_training)
     if recipe.objective.encoder_mlm_weight:
-        return ReconstructionAndEncoderMlm(recipe.objective.encoder_mlm_weight, ratio, recipe.mixed_training)
-    return Reconstruction(ratio, recipe.mixed_training)
+        return ReconstructionAndEncoderMlm(recipe.objective.encoder_mlm_weight, settings)
+    return Reconstruction(settings)
 
 
 def _evaluation(

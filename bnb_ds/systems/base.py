@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from bnb_ds.tasks.own_tasks import definition
 from bnb_ds.tasks.romanian import Spelling, respell
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.tokenised import Lengths
-from bnb_ds.train.objectives import Objective, Reconstruction, Term
+from bnb_ds.train.objectives import PLAIN, Objective, ObjectiveSettings, Reconstruction, Term
 
 #: file in a model directory that records the kind of model, the task and the lengths
 TASK_FILE = "task.json"
@@ -171,24 +171,16 @@ class System(ABC):
         with checkpoint_errors(directory, "model"):
             return AutoConfig.from_pretrained(directory, trust_remote_code=False)
 
-    def objective(
-        self,
-        glancing: Callable[[int], float] | None = None,
-        ngram_size: int | None = None,
-        mixed_training: float | None = None,
-    ) -> Objective:
+    def objective(self, settings: ObjectiveSettings = PLAIN) -> Objective:
         """The loss of a micro batch. The default is ``loss_sum`` of the model's output for the packed batch.
 
         Args:
-            glancing: the ratio of glancing of a step, counted from 0; None: no glancing.
-            ngram_size: tokens of the n-grams that the loss counts; None: nats.
-            mixed_training: probability that the right token replaces a layer's prediction; None: 0.
+            settings: what the recipe asks for.
 
         Raises:
             ConfigError: the model has no glancing, no such predictions, or no loss of such n-grams.
         """
-        given = {"glancing": glancing, "ngram_size": ngram_size, "mixed_training": mixed_training}
-        for name, value in given.items():
+        for name, value in vars(settings).items():
             if value is not None:
                 raise ConfigError(f"{name}: model.kind {self.kind} has none for task {self.task.name}; remove {name}")
         return Reconstruction()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from bnb_ds.systems.base import Prediction, System
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
-from bnb_ds.train.objectives import Glancing, NgramMatches, Objective, Reconstruction
+from bnb_ds.train.objectives import PLAIN, Glancing, NgramMatches, Objective, ObjectiveSettings, Reconstruction
 
 
 class BnbModelSection(ModelSection):
@@ -119,20 +118,16 @@ class BnbGenerator(BnbSystem):
     def target_rules(self) -> BnbTargetRules:
         return BnbTargetRules(self.config())
 
-    def objective(
-        self,
-        glancing: Callable[[int], float] | None = None,
-        ngram_size: int | None = None,
-        mixed_training: float | None = None,
-    ) -> Objective:
-        if glancing is not None:
-            check_glancing(self.config(), glancing.mask_share if isinstance(glancing, Glancing) else 0.0)
-        if mixed_training is not None:
+    def objective(self, settings: ObjectiveSettings = PLAIN) -> Objective:
+        if settings.glancing is not None:
+            shown = settings.glancing
+            check_glancing(self.config(), shown.mask_share if isinstance(shown, Glancing) else 0.0)
+        if settings.mixed_training is not None:
             check_mixed_training(self.config())
-        if ngram_size is None:
-            return Reconstruction(glancing, mixed_training)
-        check_ngrams(self.config(), ngram_size)
-        return NgramMatches(ngram_size, glancing, mixed_training)
+        if settings.ngram_size is None:
+            return Reconstruction(settings)
+        check_ngrams(self.config(), settings.ngram_size)
+        return NgramMatches(settings)
 
     def predict(self, model: Any, batch: PackedBatch, device: torch.device) -> Prediction:
         config, options = self.config(), DecodeOptions.of(DecodeOptions.of_model(self.config()), self.decoding)

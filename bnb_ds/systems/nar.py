@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.task import Task
-from bnb_ds.train.objectives import MaskedTokens, Objective, Reconstruction
+from bnb_ds.train.objectives import PLAIN, MaskedTokens, Objective, ObjectiveSettings, Reconstruction
 
 
 class NarGenerator(BnbGenerator):
@@ -69,19 +69,14 @@ class NarGenerator(BnbGenerator):
             self._refuse_long_targets(self._config)
         return super().config()
 
-    def objective(
-        self,
-        glancing: Callable[[int], float] | None = None,
-        ngram_size: int | None = None,
-        mixed_training: float | None = None,
-    ) -> Objective:
-        if glancing is not None and self.has_own_noise:
+    def objective(self, settings: ObjectiveSettings = PLAIN) -> Objective:
+        if settings.glancing is not None and self.has_own_noise:
             raise ConfigError(f"glancing: kind {self.kind} has its own noise; remove glancing")
-        if glancing is not None and self.config().kl_weight:
+        if settings.glancing is not None and self.config().kl_weight:
             raise ConfigError(
                 "glancing with one token for each position has no smoothing term: set model.label_smoothing to 0"
             )
-        return super().objective(glancing, ngram_size, mixed_training)
+        return super().objective(settings)
 
     def build(self) -> nn.Module:
         if not is_bart(self.section.encoder):
@@ -116,13 +111,8 @@ class Inat(NarGenerator):
     has_own_noise = True
     section: InatSection
 
-    def objective(
-        self,
-        glancing: Callable[[int], float] | None = None,
-        ngram_size: int | None = None,
-        mixed_training: float | None = None,
-    ) -> Objective:
-        super().objective(glancing, ngram_size, mixed_training)  # refuses what a model of one token a slot has not
+    def objective(self, settings: ObjectiveSettings = PLAIN) -> Objective:
+        super().objective(settings)  # refuses what a model of one token a slot has not
         section, vocabulary = self.section, self._target
         if section.passes == 1:
             return Reconstruction()
@@ -143,13 +133,8 @@ class Cmlm(NarGenerator):
     has_own_noise = True
     section: CmlmSection
 
-    def objective(
-        self,
-        glancing: Callable[[int], float] | None = None,
-        ngram_size: int | None = None,
-        mixed_training: float | None = None,
-    ) -> Objective:
-        super().objective(glancing, ngram_size, mixed_training)  # refuses what a model of one token a slot has not
+    def objective(self, settings: ObjectiveSettings = PLAIN) -> Objective:
+        super().objective(settings)  # refuses what a model of one token a slot has not
         return MaskedTokens()
 
 
@@ -159,11 +144,6 @@ class Elmer(NarGenerator):
     kind = "elmer"
     section: ElmerSection
 
-    def objective(
-        self,
-        glancing: Callable[[int], float] | None = None,
-        ngram_size: int | None = None,
-        mixed_training: float | None = None,
-    ) -> Objective:
-        share = self.section.mixed_training if mixed_training is None else mixed_training
-        return super().objective(glancing, ngram_size, share or None)
+    def objective(self, settings: ObjectiveSettings = PLAIN) -> Objective:
+        share = self.section.mixed_training if settings.mixed_training is None else settings.mixed_training
+        return super().objective(replace(settings, mixed_training=share or None))

@@ -49,23 +49,36 @@ class Glancing:
         return self.ratio(step)
 
 
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """What a recipe asks of an objective. Fields have the names of the recipe's keys.
+
+    Attributes:
+        glancing: the ratio of glancing of a step, which is counted from 0; None: no glancing.
+        ngram_size: tokens of the n-grams that the loss counts; None: nats.
+        mixed_training: probability that the right token replaces what a layer predicts for a slot; None: 0.
+    """
+
+    glancing: Callable[[int], float] | None = None
+    ngram_size: int | None = None
+    mixed_training: float | None = None
+
+
+#: the model's own loss of the targets, of which it sees nothing
+PLAIN = ObjectiveSettings()
+
+
 class Reconstruction:
     """The model's own loss (`bnb_ds.model.outputs.BnbOutput`).
 
     Args:
-        glancing: the ratio of glancing of a step, which is counted from 0; None: no glancing.
-        mixed_training: probability that the right token replaces what a layer predicts for a slot; None: 0.
+        settings: what the recipe asks for; n-grams are for `NgramMatches`.
         rewriting: the noise of further passes; None: there is one pass.
     """
 
-    def __init__(
-        self,
-        glancing: Callable[[int], float] | None = None,
-        mixed_training: float | None = None,
-        rewriting: Rewriting | None = None,
-    ) -> None:
-        self._glancing = glancing
-        self._mixed_training = mixed_training
+    def __init__(self, settings: ObjectiveSettings = PLAIN, rewriting: Rewriting | None = None) -> None:
+        self._glancing = settings.glancing
+        self._mixed_training = settings.mixed_training
         self._rewriting = rewriting
 
     def count(self, batch: PackedBatch) -> int:
@@ -136,13 +149,12 @@ class NgramMatches(Reconstruction):
     """1 minus how well the n-grams of outputs and target agree, a mean over sequences: a second phase of training.
 
     Args:
-        size: tokens of an n-gram.
-        shown: the arguments of `Reconstruction`.
+        settings: as of `Reconstruction`, with ``ngram_size``.
     """
 
-    def __init__(self, size: int, *shown: Any) -> None:
-        super().__init__(*shown)
-        self._size = size
+    def __init__(self, settings: ObjectiveSettings) -> None:
+        super().__init__(settings)
+        self._size = settings.ngram_size
 
     def count(self, batch: PackedBatch) -> int:
         return len(batch.source_lengths)
@@ -159,11 +171,11 @@ class ReconstructionAndEncoderMlm(Reconstruction):
 
     Args:
         weight: weight of the auxiliary loss; above 0.
-        shown: the arguments of `Reconstruction`.
+        settings: as of `Reconstruction`.
     """
 
-    def __init__(self, weight: float, *shown: Any) -> None:
-        super().__init__(*shown)
+    def __init__(self, weight: float, settings: ObjectiveSettings = PLAIN) -> None:
+        super().__init__(settings)
         self._weight = weight
 
     def loss_sum(self, model: nn.Module, batch: PackedBatch, device: torch.device, step: int) -> Tensor:

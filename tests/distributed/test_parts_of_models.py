@@ -125,10 +125,11 @@ def test_the_shipped_recipe_at_a_small_size(made, small_tokenizer, tmp_path, for
     recipe = yaml.safe_load((REPOSITORY / "runs" / "recipes" / "finetune" / "stsb_lora.yaml").read_text())
     recipe["model"]["encoder"] = str(tmp_path / "bert")
     recipe["data"] |= {name: str(tmp_path / f"{name}.tsv") for name in ("train", "validation")}
+    recipe["data"]["max_source_length"] = 32
     for replaced in ("output_dir", "epochs", "intervals"):
         del recipe[replaced]
     run = Run(tmp_path, "run", recipe, optimizer={"type": "AdamW", "params": {"lr": 3e-2}})
-    text = train(run, fork_server)
+    text = train(run, fork_server, ranks=1)
     assert "lora         rank 8, scale 2, on 8 matrices (self-attention); trained too: head" in text
     assert "rates        0.902 to 1 times the peak rate, by layer" in text
     rows = [row for row in read_metrics(run.output / "metrics.jsonl") if "train/lr" in row]
@@ -155,7 +156,7 @@ def test_the_shipped_recipe_at_a_small_size(made, small_tokenizer, tmp_path, for
     wanted = [plain_weights(path) for path in found]
     for name, weight in load_file(tmp_path / "mean" / "model.safetensors").items():
         torch.testing.assert_close(weight, (wanted[0][name] + wanted[1][name]) / 2)
-    codes, text = run.fork(fork_server, "--resume", "auto", "lora.rank=4")
+    codes, text = run.fork(fork_server, "--resume", "auto", "lora.rank=4", ranks=1)
     assert codes[0] == 2
     assert "was started with different settings: lora.rank: 8 -> 4" in text
 

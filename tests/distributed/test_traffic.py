@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bnb_ds.bench.scaling import early_share, of_ranks, traffic
-from tests.distributed.traffic import model
+from tests.distributed.traffic import FROZEN, model
 
 pytestmark = pytest.mark.slow
 
@@ -53,3 +53,20 @@ def test_a_step_sends_what_the_model_says(name, tmp_path, fork_server):
     assert got == pytest.approx(expected._asdict(), rel=0.02)
     reduced = got["all_reduce"] + got["reduce_scatter"]
     assert early / reduced == pytest.approx(early_share(num_parameters, of_ranks(path, 2)), abs=0.15)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_frozen_weights_are_not_sent(stage, tmp_path, fork_server, monkeypatch):
+    monkeypatch.setenv(FROZEN, "encoder embeddings")
+    path, output = tmp_path / "ds.json", tmp_path / "bytes.json"
+    sizes = {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}}
+    path.write_text(json.dumps({**sizes, "optimizer": OPTIMIZER}))
+    arguments, settings = [str(path), "2", str(output)], {FROZEN: "encoder embeddings"}
+    launch = fork_server.launch(arguments, tmp_path / "log", program="tests.distributed.traffic", **settings)
+    assert launch.wait() == [0, 0], launch.text()
+    sent = json.loads(output.read_text())[-1]
+    trained = sum(parameter.numel() for parameter in model().parameters() if parameter.requires_grad)
+    assert trained < 0.5 * sum(parameter.numel() for parameter in model().parameters())
+    expected = traffic(trained, of_ranks(path, 2))
+    reduced = sum(sent.get(name, 0) for name in ("all_reduce", "reduce", "reduce_scatter_tensor"))
+    assert reduced == pytest.approx(expected.all_reduce + expected.reduce_scatter, rel=0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from bnb_ds.distributed import ranks
 from bnb_ds.errors import ConfigError, DataError, NonFiniteLossError
 from bnb_ds.train import engine
 from bnb_ds.train import step as train_step
+from bnb_ds.train.hardware import Peak
 from bnb_ds.train.objectives import Reconstruction
 from bnb_ds.train.parameters.groups import parameter_groups
 from bnb_ds.train.spikes import SpikeDetector
@@ -237,3 +239,12 @@ def test_a_step_without_a_target_that_fits_has_no_loss(make_loop, tmp_path):
     assert rows[2]["train/loss"] is None
     assert all(rows[step]["train/loss"] > 1 for step in (1, 3, 4))
     assert rows[4]["train/skipped_spikes"] == 0
+
+
+def test_with_a_known_peak_the_share_of_it_is_shown(make_loop, capsys):
+    loop = make_loop(steps=2)
+    loop.peak = Peak(1e12, "a test")
+    loop.run(0, 0)
+    assert re.search(r"tokens/s  MFU \d+\.\d%  ETA", capsys.readouterr().out)
+    rows = read_metrics(loop.writer._directory.parent / "metrics.jsonl")
+    assert all(0 < row["usage/mfu"] < 1 for row in rows if "train/loss" in row)

@@ -3,12 +3,13 @@
 ``early`` are the bytes of reductions that begin before the last gradient of a backward pass is there, and so can be
 sent while others are computed.
 
-Arguments: a DeepSpeed JSON, micro steps, output file.
+Arguments: a DeepSpeed JSON, micro steps, output file. The environment may name parts of the model that are frozen.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,8 +20,10 @@ import torch.distributed as dist
 from torch import nn
 
 from bnb_ds.config.deepspeed import load_ds_config
+from bnb_ds.config.parameters_section import ParametersSection
 from bnb_ds.distributed import ranks
 from bnb_ds.train.engine import build_engine, gradient_norm, take_step
+from bnb_ds.train.parameters.chosen import choose
 from tests import tiny
 
 #: operation of torch.distributed -> the argument that holds the whole tensor, not one rank's part of it
@@ -35,6 +38,8 @@ OPERATIONS = {
     "_reduce_scatter_base": "input",
     "reduce_scatter": "input_list",
 }
+#: the variable that names frozen parts
+FROZEN = "FROZEN_PARTS"
 #: norms, flags and the like are smaller
 SMALLEST_BYTES = 256
 
@@ -42,7 +47,9 @@ SMALLEST_BYTES = 256
 def model() -> nn.Module:
     torch.manual_seed(0)
     size = {"vocab_size": 203, "hidden_size": 48, "intermediate_size": 96}
-    return tiny.bnb_model(dtype=torch.float32, encoder=size, decoder=size).train()
+    made = tiny.bnb_model(dtype=torch.float32, encoder=size, decoder=size).train()
+    choose(made, ParametersSection(freeze=os.environ.get(FROZEN, "").split()))
+    return made
 
 
 class Gradients:
@@ -53,6 +60,8 @@ class Gradients:
 
     def watch(self, module: nn.Module) -> None:
         for parameter in module.parameters():
+            if not parameter.requires_grad:
+                continue
             size = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
             self.total += size
             parameter.register_hook(lambda gradient, size=size: self._add(size))

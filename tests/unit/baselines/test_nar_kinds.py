@@ -18,6 +18,7 @@ from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths
+from bnb_ds.train.objectives import ObjectiveSettings
 from tests.tiny import VOCAB, bert_config, packed_form, source_ids
 
 SIZE = {
@@ -189,7 +190,10 @@ def test_elmer_mixes_right_tokens_in():
     inputs = system.objective().inputs(batch, torch.device("cpu"), 1)
     assert inputs["mixed_ratio"] == 0.3
     assert torch.equal(inputs["mixed_draws"], batch.slot_draws(MIXED_DRAWS))
-    assert system.objective(mixed_training=0.6).inputs(batch, torch.device("cpu"), 1)["mixed_ratio"] == 0.6
+    assert (
+        system.objective(ObjectiveSettings(mixed_training=0.6)).inputs(batch, torch.device("cpu"), 1)["mixed_ratio"]
+        == 0.6
+    )
     assert "mixed_ratio" not in system_of("elmer", mixed_training=0.0).objective().inputs(batch, torch.device("cpu"), 1)
 
 
@@ -246,15 +250,15 @@ def test_systems_refuse():
     system_of("elmer", tokenizer(VOCAB - 3)).config()
     for kind in ("inat", "cmlm", "elmer"):
         with pytest.raises(ConfigError, match="ngram_size: a model of one token a slot has no loss of n-grams"):
-            system_of(kind).objective(ngram_size=2)
+            system_of(kind).objective(ObjectiveSettings(ngram_size=2))
     for kind in ("inat", "cmlm"):
         with pytest.raises(ConfigError, match=f"glancing: kind {kind} has its own noise; remove glancing"):
-            system_of(kind).objective(glancing=lambda step: 0.5)
+            system_of(kind).objective(ObjectiveSettings(glancing=lambda step: 0.5))
     with pytest.raises(ConfigError, match=r"has no smoothing term: set model.label_smoothing to 0"):
-        system_of("nat").objective(glancing=lambda step: 0.5)
-    system_of("nat", label_smoothing=0.0).objective(glancing=lambda step: 0.5)
+        system_of("nat").objective(ObjectiveSettings(glancing=lambda step: 0.5))
+    system_of("nat", label_smoothing=0.0).objective(ObjectiveSettings(glancing=lambda step: 0.5))
     with pytest.raises(ConfigError, match="mixed_training replaces what the decoder's layers predict"):
-        system_of("inat").objective(mixed_training=0.5)
+        system_of("inat").objective(ObjectiveSettings(mixed_training=0.5))
     with pytest.raises(ConfigError, match=r"data.max_target_length 30: the decoder has 24 positions; set it to 24"):
         system_of("nat", lengths=Lengths(20, 30)).config()
     with pytest.raises(ConfigError, match=r"model.kind inat: task sst2 needs labels; give one of: bnb, classifier"):

@@ -21,7 +21,7 @@ from bnb_ds.systems.bnb import BnbClassifier
 from bnb_ds.targets.interface import Targets
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths
-from bnb_ds.train.objectives import NgramMatches, Reconstruction
+from bnb_ds.train.objectives import NgramMatches, ObjectiveSettings, Reconstruction
 from tests.tiny import bnb_config, bnb_model, packed_form, padded_form, source_ids
 
 MODELS = Path(__file__).parents[2] / "golden" / "first_models"
@@ -294,7 +294,10 @@ def test_draws_of_a_slot_depend_on_its_sample_alone():
 def test_the_objective_gives_the_model_ratio_and_draws():
     given = {"input_ids": SOURCES[0], "labels": LABELS[0], "cu_seqlens": torch.tensor([0, 4])}
     batch = batch_of(np.array([5], np.uint64), np.array([8]), **given)
-    for objective in (Reconstruction(None, 0.3), NgramMatches(2, None, 0.3)):
+    for objective in (
+        Reconstruction(ObjectiveSettings(mixed_training=0.3)),
+        NgramMatches(ObjectiveSettings(None, 2, 0.3)),
+    ):
         inputs = objective.inputs(batch, torch.device("cpu"), step=1)
         assert inputs["mixed_ratio"] == 0.3
         assert torch.equal(inputs["mixed_draws"], batch.slot_draws(MIXED_DRAWS))
@@ -333,7 +336,7 @@ def test_ways_of_training_that_labels_do_not_have(setting):
     (name,) = setting
     system = BnbClassifier(get_task("sst2"), Lengths(16, 0), codec=None)
     with pytest.raises(ConfigError, match=f"{name}: model.kind bnb has none for task sst2; remove {name}"):
-        system.objective(**setting)
+        system.objective(ObjectiveSettings(**setting))
 
 
 def test_half_precision_is_near_to_float32():

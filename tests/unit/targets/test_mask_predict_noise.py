@@ -11,7 +11,7 @@ from bnb_ds.config.sections import GlancingSection
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.target_rules import check_glancing
 from bnb_ds.targets.glancing import seen_by_mask_predict
-from bnb_ds.train.objectives import Glancing, Reconstruction
+from bnb_ds.train.objectives import Glancing, ObjectiveSettings, Reconstruction
 from tests.tiny import bnb_config, bnb_model, source_ids
 from tests.unit.model.test_deep_supervision import batch_of
 
@@ -78,10 +78,12 @@ def test_the_objective_hands_it_on():
 
     given = {"input_ids": torch.tensor([2, 3]), "labels": torch.tensor([2, 3]), "cu_seqlens": torch.tensor([0, 2])}
     batch = batch_of(np.array([5], np.uint64), np.array([2]), **given)
-    objective = Reconstruction(Glancing(lambda step: schedule.ratio(step, 10), schedule.mask_predict))
+    objective = Reconstruction(
+        ObjectiveSettings(Glancing(lambda step: schedule.ratio(step, 10), schedule.mask_predict))
+    )
     inputs = objective.inputs(batch, torch.device("cpu"), 1)
     assert (inputs["glance_ratio"], inputs["mask_share"]) == (0.5, 0.25)
-    plain = Reconstruction(Glancing(lambda step: 0.5)).inputs(batch, torch.device("cpu"), 1)
+    plain = Reconstruction(ObjectiveSettings(Glancing(lambda step: 0.5))).inputs(batch, torch.device("cpu"), 1)
     assert "mask_share" not in plain
 
 

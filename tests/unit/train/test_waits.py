@@ -23,7 +23,7 @@ from bnb_ds.distributed import ranks
 from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.modeling import BnbForPretraining
-from bnb_ds.train.objectives import Reconstruction
+from bnb_ds.train.objectives import ObjectiveSettings, Reconstruction
 from bnb_ds.train.phases import Phases
 from bnb_ds.train.spikes import SpikeDetector
 from bnb_ds.train.step import StepStats, TrainStep
@@ -115,7 +115,7 @@ def take_step(
     """Of texts that are ``times`` as long."""
     step = TrainStep(
         Engine(model),
-        Reconstruction(glancing),
+        Reconstruction(ObjectiveSettings(glancing)),
         lambda batch: 1,
         device=device,
         seed=0,
