@@ -153,6 +153,7 @@ setup(
     package_dir=SHIPPED,
     package_data={
         "bnb_ds": ["py.typed"],  # type checkers read the annotations of a package that has this file
+        "bnb_ds.recurrences": ["recurrences.cu"],  # compiled on the GPU's machine
         "bnb_ds.serve": ["static/*.html"],  # the pages of the service
         "bnb_ds.shipped.runs": ["recipes/**/*.yaml", "launch/*.sh", "slurm/*.sbatch"],
         "bnb_ds.shipped.ds_configs": ["*.json"],

@@ -1,4 +1,4 @@
-"""The kernels of CTC: which there are, how each is tried, and which runs. `bnb_ds.recurrences.choice` chooses."""
+"""The kernels of CTC: which there are, how each is tried, and which runs. `bnb_ds.recurrences.ways` chooses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from bnb_ds.common.trials import expect
 from bnb_ds.ctc import native, recursion
 from bnb_ds.recurrences import cuda
-from bnb_ds.recurrences.choice import CUDA, TRITON, Choice, Trials, choose
 from bnb_ds.recurrences.host import through_host
+from bnb_ds.recurrences.ways import CUDA, TRITON, Choice, Trials, choose
 
 _LOG = logging.getLogger(__name__)
 _TOLERANCE = 1e-4

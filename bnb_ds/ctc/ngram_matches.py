@@ -154,7 +154,7 @@ def _scores(own_NK: Tensor, stays_N: Tensor, alignment: Alignment, size: int) ->
         return total_B * 0
     # Ids are floats on the way, so that all operands have one dtype and gradients pass.
     given = (own_BTK[..., 1:], blank_BT, tokens_BS.to(own_BTK.dtype))
-    (expected_BG,) = through_host(lambda *operands: (expected_counts(*operands, size),), *given)
+    (expected_BG,) = through_host(lambda own, blank, tokens: (expected_counts(own, blank, tokens, size),), *given)
     ngrams_BGn = tokens_BS.unfold(1, size, 1)
     is_ngram_BG = torch.arange(expected_BG.shape[1], device=own_NK.device) < (lengths_B - size + 1)[:, None]
     same_BGG = (ngrams_BGn[:, :, None] == ngrams_BGn[:, None]).all(3) & is_ngram_BG[:, None]

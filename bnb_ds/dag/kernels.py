@@ -1,6 +1,6 @@
 """The kernels of the dynamic programme over graphs: which there are, how each is tried, and which runs.
 
-`bnb_ds.recurrences.choice` chooses.
+`bnb_ds.recurrences.ways` chooses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from bnb_ds.common.trials import expect
 from bnb_ds.dag.programme import Launch, best_of_each_length, best_path, forward_backward
 from bnb_ds.recurrences import cuda
-from bnb_ds.recurrences.choice import CUDA, TRITON, Choice, Trials, choose
+from bnb_ds.recurrences.ways import CUDA, TRITON, Choice, Trials, choose
 
 _LOG = logging.getLogger(__name__)
 _TOLERANCE = 1e-4

@@ -58,6 +58,7 @@ def test_every_module_is_in_the_wheel(installed, tmp_path):
 @pytest.mark.parametrize(
     ("folder", "pattern", "place"),
     [
+        ("bnb_ds/recurrences", "*.cu", "bnb_ds/recurrences"),
         ("bnb_ds/serve/static", "*.html", "bnb_ds/serve/static"),
         ("runs/recipes", "**/*.yaml", "bnb_ds/shipped/runs/recipes"),
         ("runs/launch", "*.sh", "bnb_ds/shipped/runs/launch"),

@@ -20,10 +20,14 @@ from bnb_ds.data.batch import PackedBatch
 
 #: lengths of the sources, and the outputs
 _WAITS_OF_GENERATION = 2
+#: of a graph's loss, for the number of slots whose gradients matter
+_WAITS_OF_GRAPH = 1
+#: of a beam search, beside those of generation: for the best classes of the slots
+_WAITS_OF_BEAM = 1
 
 
 def waits(figures: Figures, scale: Scale) -> None:
-    """A forward and backward pass waits nowhere; generation waits for lengths and for outputs."""
+    """A forward and backward pass waits nowhere, a graph's once; generation waits for lengths and for outputs."""
     if figures.device.type != "cuda":
         return figures.put("waits", "need a GPU", SKIPPED)
     for dtype in (scale.half, torch.float32):
@@ -33,7 +37,20 @@ def waits(figures: Figures, scale: Scale) -> None:
         runs: dict[str, tuple[Callable[[], Any], int]] = {
             "forward and backward": (lambda model=model, inputs=inputs: model(**inputs).loss_sum.backward(), 0),
             "generate": (lambda model=model, ids=ids: model.generate(ids, token_budget=10**6), _WAITS_OF_GENERATION),
+            "generate, beam": (
+                lambda model=model, ids=ids: model.generate(ids, token_budget=10**6, beam_size=4),
+                _WAITS_OF_GENERATION + _WAITS_OF_BEAM,
+            ),
         }
+        graph = model_of(figures.device, dtype, scale.bert, target="dag").train()
+        runs["forward and backward of a graph"] = (
+            lambda model=graph, inputs=inputs: model(**inputs).loss_sum.backward(),
+            _WAITS_OF_GRAPH,
+        )
+        runs["generate, best path of a graph"] = (
+            lambda model=graph, ids=ids: model.generate(ids, token_budget=10**6, strategy="joint_viterbi"),
+            _WAITS_OF_GENERATION,
+        )
         for name, (run, number) in runs.items():
             places = _places_of_waits(run)
             found = sum(places.values())

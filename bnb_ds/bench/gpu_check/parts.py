@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[tuple[str, ...], int]] = {
     "model_accuracy": (("accuracy:models",), 50),
     "generation_accuracy": (("accuracy:generation", "accuracy:cuda_graphs"), 60),
     "waits": (("host_waits:waits", "host_waits:pinned"), 50),
+    "recurrences": (("launches:trials", "launches:launches", "launches:speed"), 60),
     "head_speed": (("speed:head", "speed:head_beside_torch"), 70),
     "attention_speed": (("speed:attention",), 45),
     "training_step": (("speed:training_step",), 60),

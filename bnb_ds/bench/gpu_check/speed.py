@@ -15,6 +15,7 @@ from bnb_ds.bench.gpu_check.cases import HeadBatch, Scale, model_of, ragged_leng
 from bnb_ds.bench.gpu_check.figures import MEASURED, OK, Figures
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc import kernels as ctc_kernels
+from bnb_ds.dag import kernels as dag_kernels
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model.slots import decoder_lengths
@@ -43,6 +44,7 @@ def environment(figures: Figures, scale: Scale) -> None:
         built = torch.cuda.get_arch_list()
         figures.put("torch is built for", " ".join(built), OK if f"sm_{major}{minor}" in built else MEASURED)
     figures.put("CTC", ctc_kernels.description(figures.device))
+    figures.put("a graph", dag_kernels.description(figures.device))
     figures.put("attention", choice.description(figures.device, scale.half, 64))
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from bnb_ds.bench.gpu_check import cases, host_waits, parts, speed
+from bnb_ds.bench.gpu_check import cases, host_waits, launches, parts, speed
 from bnb_ds.bench.gpu_check.figures import FAILED, MISSED, OK, Figures, read_figures
 from tests.launching import REPOSITORY
 
@@ -95,6 +95,16 @@ def test_paths_are_those_of_the_caller(tmp_path, monkeypatch):
     result = run_script("results", PARTS="waits", PYTHON="./python", SECONDS_IN_ALL="0")
     assert "1 figures, 1 failed" in result.stdout, result.stderr
     assert (tmp_path / "results" / "report.json").exists()
+
+
+def test_launches_that_grow_with_texts_fail_the_check(tmp_path, monkeypatch):
+    figures = Figures("recurrences", tmp_path / "figures.jsonl", torch.device("cpu"))
+    for name, numbers in {"a loop": (100, 260), "a few more": (100, 112)}.items():
+        counts = iter(numbers)
+        monkeypatch.setattr(launches, "_launches", lambda figures, run, counts=counts: next(counts))
+        launches._compare(figures, name, lambda length: None)
+    found = {figure.name: figure.verdict for figure in read_figures(tmp_path / "figures.jsonl")}
+    assert found == {"a loop: launches more": "FAILED", "a few more: launches more": "ok"}
 
 
 def test_a_broken_triton_is_a_line_of_the_table(tmp_path, monkeypatch):

@@ -11,12 +11,12 @@ import torch
 from torch.nn import functional as F
 
 import bnb_ds.ctc
-from bnb_ds.common.trials import expect, fault_of
 from bnb_ds.ctc import alignment as ctc_alignment
 from bnb_ds.ctc import head as ctc_head
 from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.ctc import native, operands, recursion, sparse
 from bnb_ds.ctc.loss import linear_ctc_loss
+from bnb_ds.errors import ConfigError
 from tests.compiled import Counted, need_triton
 
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
@@ -26,11 +26,15 @@ CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("met
 def gpu(monkeypatch):
     """Pretend that there is a GPU, and let trials run on the CPU, to test only the choice."""
 
+    def no_nvrtc(device):
+        raise RuntimeError("no NVRTC")
+
     def pretend(name: str, capability: tuple[int, int], trials: ctc_kernels.Trials) -> None:
         monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
         on_cpu = {name: lambda device, trial=trial: trial(CPU) for name, trial in trials.items()}
         monkeypatch.setattr(ctc_kernels, "_TRIALS", on_cpu)
+        monkeypatch.setattr(ctc_kernels, "_TRIALS_IN_CUDA", {"best path": no_nvrtc})
 
     ctc_kernels._choose.cache_clear()
     yield pretend
@@ -111,7 +115,7 @@ def test_a_broken_triton_falls_back_with_the_reason(gpu, plant_triton, at_launch
     text = ctc_kernels.description(GPU)
     assert text == (
         "CTC not in Triton kernels: alignment by torch's ctc_loss, best path on the host, softmax in batched PyTorch "
-        f"(A100: capability 8.0; alignment, best path, softmax: {reason})"
+        f"(A100: capability 8.0; alignment, best path, softmax: {reason}; best path: CUDA C++: RuntimeError: no NVRTC)"
     )
 
 
@@ -138,7 +142,8 @@ def test_one_bad_kernel_leaves_the_others(gpu, plant_triton):
     ]
     assert ctc_kernels.description(GPU) == (
         "CTC partly in Triton kernels: best path on the host "
-        "(A100: capability 8.0; best path: Triton 3.2.0: ArithmeticError: wrong numbers (path))"
+        "(A100: capability 8.0; best path: Triton 3.2.0: ArithmeticError: wrong numbers (path); best path: CUDA C++: "
+        "RuntimeError: no NVRTC)"
     )
 
 
@@ -149,30 +154,43 @@ def test_no_triton_and_an_old_gpu(gpu, monkeypatch):
     ctc_kernels._choose.cache_clear()
     gpu("Tesla P100", (6, 0), ctc_kernels._TRIALS)
     assert ctc_kernels.alignment_way(GPU) is native
-    assert ctc_kernels.description(GPU).endswith("softmax: capability 6.0, below 7.0)")
+    assert ctc_kernels.description(GPU).endswith(
+        "softmax: capability 6.0, below 7.0; best path: CUDA C++: RuntimeError: no NVRTC)"
+    )
+
+
+def test_the_best_path_in_cuda_where_triton_fails(gpu, plant_triton, monkeypatch):
+    plant_triton(RuntimeError(NO_COMPILER))
+    gpu("A100", (8, 0), ctc_kernels._TRIALS)
+    monkeypatch.setattr(ctc_kernels, "_TRIALS_IN_CUDA", {"best path": lambda device: None})
+    assert "best path in CUDA C++, softmax in batched PyTorch (A100" in ctc_kernels.description(GPU)
+    monkeypatch.setattr(ctc_kernels, "_best_states_in_cuda", lambda *problem: "in CUDA")
+    emissions = types.SimpleNamespace(device=GPU)
+    assert ctc_kernels.best_states(emissions, None, None) == "in CUDA"
+
+
+@pytest.mark.parametrize(
+    ("given", "left_out"), [("none", "Triton, CUDA C++"), ("cuda", "Triton"), ("triton", "CUDA C++")]
+)
+def test_kinds_of_kernels_can_be_switched_off(gpu, monkeypatch, given, left_out):
+    monkeypatch.setenv("BNB_KERNELS", given)
+    gpu("A100", (8, 0), {"best path": lambda device: pytest.fail("tried") if "cuda" in given else None})
+    text = ctc_kernels.description(GPU)
+    for kind in left_out.split(", "):
+        assert (f"BNB_KERNELS leaves out {kind}" in text) == (given != "triton"), text
+
+
+def test_an_unknown_kind_of_kernels_is_refused(gpu, monkeypatch):
+    monkeypatch.setenv("BNB_KERNELS", "cuda,tritn")
+    gpu("A100", (8, 0), {})
+    with pytest.raises(ConfigError, match="BNB_KERNELS is 'cuda,tritn': give none, or some of triton,cuda"):
+        ctc_kernels.description(GPU)
 
 
 def test_a_cpu_takes_pytorch():
     assert not ctc_kernels.uses_triton(CPU, "alignment")
     assert ctc_kernels.alignment_way(CPU) is recursion
     assert ctc_kernels.description(CPU) == "CTC in batched PyTorch (cpu)"
-
-
-def test_faults_in_one_line():
-    def fail():
-        raise RuntimeError("first\n  second" + "x" * 500)
-
-    fault = fault_of(fail)
-    assert fault.startswith("RuntimeError: first second")
-    assert len(fault) < 200
-    assert fault_of(lambda: None) is None
-    square = torch.ones(2, 2, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):  # a trial compares without it
-        assert fault_of(lambda: expect("third", square @ (square / 3), torch.full((2, 2), 2 / 3), 1e-6)) is None
-    expect("same", torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, -torch.inf]), 1e-6)
-    for wrong in ([1.1, -torch.inf], [1.0, torch.nan], [1.0, 0.0]):
-        with pytest.raises(ArithmeticError, match=r"wrong numbers \(it\)"):
-            expect("it", torch.tensor(wrong), torch.tensor([1.0, -torch.inf]), 1e-6)
 
 
 def case(seed: int):

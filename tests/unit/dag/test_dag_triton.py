@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.dag import alignment, kernels, paths
+from bnb_ds.dag import alignment, kernels, paths, viterbi
+from bnb_ds.recurrences import cuda
 from tests import compiled
 
 SIZES = {"batch_size": "i32", "num_slots": "i32", "stride_B": "i32", "stride_L": "i32"}
@@ -20,7 +21,7 @@ KERNELS = {
     "forward_kernel": floats("emissions", "links", "ways", "shifts"),
     "backward_kernel": floats("emissions", "links", "ahead"),
     "links_kernel": floats("links", "ways", "shifts", "incoming", "taken"),
-    "best_kernel": {**floats("emissions", "links", "scores"), "before": "*i32"},
+    "best_kernel": {**floats("emissions", "links", "scores"), "before": "*i32", "stride_S": "i32", "is_whole": "i32"},
     "back_kernel": {**floats("scores", "log_prob"), "before": "*i32", "path": "*i64"},
 }
 
@@ -79,8 +80,8 @@ def test_the_number_of_launches_does_not_grow_with_tokens(triton, monkeypatch):
 
     for name in KERNELS:
         monkeypatch.setattr(dag_triton, name, Kernel())
-    for module in (alignment, paths):
-        monkeypatch.setattr(module, "uses_triton", lambda device, kernel: True)
+    for module in (alignment, paths, viterbi):
+        monkeypatch.setattr(module, "launch_of", lambda device, kernel: dag_triton.launch)
     counts = []
     for tokens in (3, 300):
         launched.clear()
@@ -89,32 +90,41 @@ def test_the_number_of_launches_does_not_grow_with_tokens(triton, monkeypatch):
         with compiled.Counted() as counted:
             alignment.nll_and_posteriors(log_probs, links, lengths, lengths)
             paths.best_path(alignment.Problem.of(log_probs, links, lengths, lengths))
+            viterbi.viterbi(log_probs[..., 0], links, lengths, 1.0, 0, tokens)
         counts.append((counted.launches, len(launched)))
     assert counts[0] == counts[1]
-    assert counts[0][1] == 5
-    assert counts[0][0] < 80, counts
+    assert counts[0][1] == 7
+    assert counts[0][0] < 120, counts
 
 
-def test_a_kernel_that_fails_is_passed_over_with_the_reason(triton, monkeypatch):
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_kernel_that_fails_is_passed_over_with_the_reason(triton, is_compiled, monkeypatch):
     """A GPU is only pretended; the trial of the best path goes well, and that of the alignment does not."""
 
     def fail(device):
         raise RuntimeError("Failed to find C compiler.")
 
+    def fail_too(device):
+        raise RuntimeError("no NVRTC")
+
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla V100")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(kernels, "_TRIALS", {"alignment": fail, "best path": lambda device: None})
+    in_cuda = (lambda device: None) if is_compiled else fail_too
+    monkeypatch.setattr(kernels, "_TRIALS_IN_CUDA", {"alignment": in_cuda, "best path": fail_too})
     kernels._choose.cache_clear()
     device = torch.device("cuda", 0)
     try:
-        assert not kernels.uses_triton(device, "alignment")
-        assert kernels.uses_triton(device, "best path")
+        assert kernels.launch_of(device, "alignment") is (cuda.launch_of_graph if is_compiled else None)
+        assert kernels.launch_of(device, "best path").__module__ == "bnb_ds.dag.triton"
+        how = "in CUDA C++" if is_compiled else "on the host"
+        more = "" if is_compiled else "; alignment: CUDA C++: RuntimeError: no NVRTC"
         assert kernels.description(device) == (
-            "DAG partly in Triton kernels: alignment on the host (Tesla V100: capability 7.0; alignment: "
-            f"Triton {triton.__version__}: RuntimeError: Failed to find C compiler.)"
+            f"DAG partly in Triton kernels: alignment {how} (Tesla V100: capability 7.0; alignment: "
+            f"Triton {triton.__version__}: RuntimeError: Failed to find C compiler.{more})"
         )
     finally:
         kernels._choose.cache_clear()
-    assert not kernels.uses_triton(torch.device("cpu"), "alignment")
+    assert kernels.launch_of(torch.device("cpu"), "alignment") is None
     assert kernels.description(torch.device("cpu")) == "DAG in batched PyTorch (cpu)"
     kernels._choose.cache_clear()

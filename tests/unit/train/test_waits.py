@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +147,12 @@ def test_a_training_step_waits_once_at_its_end(name, tmp_path, monkeypatch):
 def on_the_device(monkeypatch):
     """The plain recurrence stands for the kernel of a graph's loss."""
 
-    def of_all(*given):
+    def of_all(launch, *given):
         nll, posteriors = dag_alignment._in_logs(Problem(*given[:5]), given[5])
         return nll, *((None, None) if posteriors is None else posteriors[:2])
 
-    monkeypatch.setattr(dag_alignment, "uses_triton", lambda device, kernel: device.type != "cpu")
-    monkeypatch.setitem(sys.modules, "bnb_ds.dag.triton", types.SimpleNamespace(forward_backward=of_all))
+    monkeypatch.setattr(dag_alignment, "launch_of", lambda device, kernel: None if device.type == "cpu" else of_all)
+    monkeypatch.setattr(dag_alignment, "forward_backward", of_all)
 
 
 @pytest.mark.parametrize(("has_kernel", "kind"), [(True, "aten::nonzero"), (False, "aten::_to_copy")])
