@@ -189,7 +189,9 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.step(*zip(*(places[name] for name in line), strict=True), where="pre", color="0.6", linewidth=1.2, zorder=1)
+    if line:  # a score may be a number of no system
+        corners = zip(*(places[name] for name in line), strict=True)
+        axes.step(*corners, where="pre", color="0.6", linewidth=1.2, zorder=1)
     kinds = list(dict.fromkeys(outcome.kind for outcome in comparison.outcomes))
     marks = dict(zip(kinds, itertools.cycle(_MARKS)))
     for outcome in comparison.outcomes:
