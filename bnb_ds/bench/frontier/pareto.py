@@ -12,7 +12,7 @@ from bnb_ds.bench.flags import versions
 from bnb_ds.bench.frontier.measuring import Comparison, Outcome, Setting
 from bnb_ds.common.files import replaced_file, write_atomic
 from bnb_ds.common.markdown import markdown_table
-from bnb_ds.errors import ConfigError, how_to_install, nearest
+from bnb_ds.errors import ConfigError, DataError, how_to_install, nearest
 
 #: a system is on the line if no other is at least as good and as fast, and better in one of the two
 Point = tuple[float, float]  # sentences a second, quality
@@ -165,11 +165,16 @@ def draw(path: Path, comparison: Comparison, score: str, title: str) -> None:
         comparison: with speeds.
         score: on the vertical axis.
         title: above the panels.
+
+    Raises:
+        DataError: the score is a number of no system.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     sizes = sorted(comparison.outcomes[0].speeds)
+    if not points(comparison, sizes[0], score):
+        raise DataError(f"--picture: {score} is a number of no system; leave it out, or give another --score")
     sizes = sizes if len(sizes) < 2 else [sizes[0], sizes[-1]]
     figure = Figure(figsize=(6.5 * len(sizes), 5.5), dpi=120, layout="constrained")
     figure.suptitle(title)
@@ -189,9 +194,7 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    if line:  # a score may be a number of no system
-        corners = zip(*(places[name] for name in line), strict=True)
-        axes.step(*corners, where="pre", color="0.6", linewidth=1.2, zorder=1)
+    axes.step(*zip(*(places[name] for name in line), strict=True), where="pre", color="0.6", linewidth=1.2, zorder=1)
     kinds = list(dict.fromkeys(outcome.kind for outcome in comparison.outcomes))
     marks = dict(zip(kinds, itertools.cycle(_MARKS)))
     for outcome in comparison.outcomes:
