@@ -191,6 +191,9 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
     places = points(comparison, batch_size, score)
     line = on_the_line(places)
     axes.set_xscale("log")
+    speeds = [speed for speed, _ in places.values()]
+    # Room for names at the right; fixed limits also serve a single speed.
+    axes.set_xlim(min(speeds) / 1.3, max(speeds) * (max(speeds) / min(speeds)) ** 0.25 * 1.5)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -205,7 +208,7 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
             axes.errorbar(*places[name], yerr=deviation, fmt=marks[outcome.kind], color=colour, capsize=2, markersize=6)
     axes.set_xlabel(f"sentences a second, batch {batch_size}")
     axes.set_ylabel(score)
-    axes.margins(x=0.25, y=0.08)
+    axes.margins(y=0.08)
     _label(axes, places)
 
 
