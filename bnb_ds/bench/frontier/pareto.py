@@ -12,7 +12,7 @@ from bnb_ds.bench.flags import versions
 from bnb_ds.bench.frontier.measuring import Comparison, Outcome, Setting
 from bnb_ds.common.files import replaced_file, write_atomic
 from bnb_ds.common.markdown import markdown_table
-from bnb_ds.errors import ConfigError, how_to_install, nearest
+from bnb_ds.errors import ConfigError, DataError, how_to_install, nearest
 
 #: a system is on the line if no other is at least as good and as fast, and better in one of the two
 Point = tuple[float, float]  # sentences a second, quality
@@ -165,11 +165,16 @@ def draw(path: Path, comparison: Comparison, score: str, title: str) -> None:
         comparison: with speeds.
         score: on the vertical axis.
         title: above the panels.
+
+    Raises:
+        DataError: the score is a number of no system.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     sizes = sorted(comparison.outcomes[0].speeds)
+    if not points(comparison, sizes[0], score):
+        raise DataError(f"--picture: {score} is a number of no system; leave it out, or give another --score")
     sizes = sizes if len(sizes) < 2 else [sizes[0], sizes[-1]]
     figure = Figure(figsize=(6.5 * len(sizes), 5.5), dpi=120, layout="constrained")
     figure.suptitle(title)
@@ -186,6 +191,9 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
     places = points(comparison, batch_size, score)
     line = on_the_line(places)
     axes.set_xscale("log")
+    speeds = [speed for speed, _ in places.values()]
+    # Room for names at the right; fixed limits also serve a single speed.
+    axes.set_xlim(min(speeds) / 1.3, max(speeds) * (max(speeds) / min(speeds)) ** 0.25 * 1.5)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -200,7 +208,7 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
             axes.errorbar(*places[name], yerr=deviation, fmt=marks[outcome.kind], color=colour, capsize=2, markersize=6)
     axes.set_xlabel(f"sentences a second, batch {batch_size}")
     axes.set_ylabel(score)
-    axes.margins(x=0.25, y=0.08)
+    axes.margins(y=0.08)
     _label(axes, places)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.bench.frontier import measuring
 from bnb_ds.bench.frontier.contestants import Contestant, read_contestant
-from bnb_ds.bench.frontier.pareto import on_the_line
+from bnb_ds.bench.frontier.measuring import Comparison, Outcome
+from bnb_ds.bench.frontier.pareto import draw, on_the_line, points, table
 from bnb_ds.cli import main
+from bnb_ds.errors import DataError
 from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.systems.baselines import Transformer
 from bnb_ds.tasks.codec import Codec
@@ -142,6 +145,26 @@ def test_the_line_is_what_no_other_point_beats():
     }
     assert on_the_line(points) == ["slow", "middle", "fast"]
     assert on_the_line({"a": (1.0, 1.0), "b": (1.0, 1.0)}) == ["a", "b"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_a_picture_leaves_out_scores_that_are_no_numbers(tmp_path, suffix):
+    systems = {"good": [20.0, 22.0], "lost": [20.0, None]}
+    outcomes = [
+        Outcome(
+            Contestant(name, (Path(name),)), "bnb", {}, 10, "t", {"bleu": values}, {1: [(2.0, 2.0)], 8: [(1.0, 1.0)]}
+        )
+        for name, values in systems.items()
+    ]
+    comparison = Comparison("translation", "test", "bleu", 100, 100, outcomes)
+    assert points(comparison, 8, "bleu") == {"good": (100.0, 21.0)}
+    assert "| lost | bnb | greedy | 0.0 M | 1 | no number | 50 | 100 | 20 | - |" in table(comparison, ["bleu"])
+    path = tmp_path / f"picture{suffix}"
+    draw(path, comparison, "bleu", "all of them")
+    assert path.stat().st_size > 5000
+    with pytest.raises(DataError, match="--picture: bleu is a number of no system; leave it out, or give another"):
+        draw(path, replace(comparison, outcomes=outcomes[1:]), "bleu", "none")
 
 
 @pytest.mark.parametrize(
