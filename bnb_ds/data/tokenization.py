@@ -21,6 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from bnb_ds.common.hub import SLOW_TOKENIZER_FILES
 from bnb_ds.data.subwords.rules import family_of
 from bnb_ds.data.subwords.tokenizer_json import read_config, read_subword_tokenizer, refuse_slow_files
 from bnb_ds.errors import DataError
@@ -48,6 +49,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
             settings.
     """
     path = Path(path)
+    if path.is_file() and path.name in ("tokenizer.json", *SLOW_TOKENIZER_FILES):
+        path = path.parent
     if path.is_file():
         return _from_vocabulary_file(path)
     if not path.is_dir():
