@@ -63,6 +63,7 @@ def test_two_texts_have_two_ends_between_them(tokenizer):
 
 def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     path = directory_of(tokenizer, tmp_path / "saved")
+    assert tokenizer_hash(load_tokenizer(path / "tokenizer.json")) == tokenizer_hash(tokenizer)
     for loaded in (load_tokenizer(path), AutoTokenizer.from_pretrained(path)):
         assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
         assert loaded(HOSTILE)["input_ids"] == tokenizer(HOSTILE)["input_ids"]
@@ -160,6 +161,8 @@ def test_a_tokenizer_without_a_needed_token(tmp_path):
 def test_slow_files_say_how_to_convert_them(tmp_path):
     (tmp_path / "sentencepiece.bpe.model").write_bytes(b"")
     with pytest.raises(DataError) as error:
+        load_tokenizer(tmp_path / "sentencepiece.bpe.model")
+    with pytest.raises(DataError, match=re.escape(str(error.value))):
         load_tokenizer(tmp_path)
     assert re.fullmatch(
         r".*: holds sentencepiece.bpe.model but no tokenizer.json; convert it once: pip install sentencepiece protobuf,"

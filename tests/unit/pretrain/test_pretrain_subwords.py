@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer
 from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.generate.reconstruct import reconstructions
 from bnb_ds.model_factory import build_model, model_config
 from bnb_ds.pretrain.plan import describe_dry_run, make_plan
@@ -104,6 +105,20 @@ def test_reconstructions_without_a_mask_token(maskless, settings, tmp_path):
         list(reconstructions(tmp_path / "model", maskless, mask_probability=0.5, **arguments))
     ((source, _, original),) = reconstructions(tmp_path / "model", maskless, mask_probability=0.0, **arguments)
     assert source == original
+
+
+def test_a_saved_model_reads_and_writes_with_its_own_tokenizer(shards, settings, tmp_path):
+    plan = make_plan(*settings(shards))
+    torch.manual_seed(0)
+    build_model(plan.recipe.model, plan.train_shards, 32).save_pretrained(tmp_path / "model")
+    Codec(plan.tokenizer, plan.tokenizer).save(tmp_path / "model")
+    pipeline = BnbPipeline.from_pretrained(tmp_path / "model", device="cpu", bad_words=["the"])
+    ((source, other), _) = pipeline.encode(["the<mask> “é”", "</s>"])
+    assert source == plan.tokenizer("the<mask> “é”")["input_ids"]
+    assert not {0, 1, 2, 3, 4}.intersection(other[1:-1])
+    (output,) = pipeline.generate(["the<mask> “é”"])
+    assert output.text == " ".join(plan.tokenizer.decode(output.tokens, skip_special_tokens=True).split())
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")("naïve")["input_ids"] == byte_level()("naïve")["input_ids"]
 
 
 def test_a_checkpoint_and_shards_that_do_not_belong_together(shards, small_shards, settings, tmp_path):
