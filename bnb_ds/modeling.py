@@ -65,15 +65,14 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
             overrides: fields of `BnbConfig` other than ``encoder`` and ``decoder``, such as ``latent_size``. For both
                 halves also ``hidden_dropout_prob``, ``attention_probs_dropout_prob`` and ``max_position_embeddings``.
                 The last one may be below the checkpoint's own number. With ``extend_positions=True`` it may be above
-                it; the position embeddings are then repeated. ``encoder_layers`` and ``decoder_layers`` take evenly
-                spaced layers of the checkpoints (`bnb_ds.model.students.layer_choice.taken_layers`).
+                it; the position embeddings are then repeated.
 
         Returns:
             The model in float32 and in evaluation mode, as ``from_pretrained`` returns it.
 
         Raises:
-            CheckpointError: a checkpoint is missing, damaged, of no family in `bnb_ds.model.backbones.entries`, or
-                needs code of its own.
+            CheckpointError: a checkpoint is missing, damaged, of another family than those in
+                `bnb_ds.model.backbones.entries`, or needs code of its own.
             ConfigError: an unknown override, or a value out of its range.
         """
         model, _ = initialise_from_bert(cls, encoder, decoder, overrides)
