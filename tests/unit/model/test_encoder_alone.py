@@ -132,6 +132,10 @@ def test_layers_of_a_checkpoint(bert):
     assert len(model.model.encoder.layer) == model.config.decoder.num_hidden_layers == 1
     with pytest.raises(ConfigError, match="decoder_layers is 1: the model has no decoder; set encoder_layers"):
         from_bert(bert[1], 1, decoder_layers=1)
+    with pytest.raises(
+        ConfigError, match="has_decoder is false, but the reference implementation's models have a decoder"
+    ):
+        BnbForConditionalGeneration.from_reference("elsewhere", has_decoder=False)
     with pytest.raises(ConfigError, match="decoder is elsewhere, but has_decoder is false: leave one of the two out"):
         BnbForConditionalGeneration.from_bert(bert[1], "elsewhere", **ENCODER_ALONE)
 
