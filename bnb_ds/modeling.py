@@ -65,7 +65,8 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
             overrides: fields of `BnbConfig` other than ``encoder`` and ``decoder``, such as ``latent_size``. For both
                 halves also ``hidden_dropout_prob``, ``attention_probs_dropout_prob`` and ``max_position_embeddings``.
                 The last one may be below the checkpoint's own number. With ``extend_positions=True`` it may be above
-                it; the position embeddings are then repeated.
+                it; the position embeddings are then repeated. ``encoder_layers`` and ``decoder_layers`` take evenly
+                spaced layers of the checkpoints (`bnb_ds.model.students.layer_choice.taken_layers`).
 
         Returns:
             The model in float32 and in evaluation mode, as ``from_pretrained`` returns it.

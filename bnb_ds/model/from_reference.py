@@ -55,7 +55,9 @@ def load_reference(model_class: type[M], directory: str | PathLike[str], overrid
     is_new = re.compile("|".join((r"^links\.", *OPTIONAL_PARTS)))
     ours = {name: parameter for name, parameter in model.state_dict().items() if not is_new.search(name)}
     model.load_state_dict(_matched(path, weights, ours, model.config.latent_size), strict=False)
-    gate = model.model.decoder.embeddings.token_gate
+    decoder = model.model.decoder
+    assert decoder is not None, "the reference has one"
+    gate = decoder.embeddings.token_gate
     if gate is not None:
         torch.nn.init.zeros_(gate)  # the reference's slots never held a token
     return model.eval()
@@ -68,6 +70,10 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
         CheckpointError: ``config.json`` is missing, damaged or of another kind of model.
         ConfigError: an unknown override, or a value out of range.
     """
+    if not overrides.get("has_decoder", True):
+        raise ConfigError(
+            "has_decoder is false, but the reference implementation's models have a decoder: leave it out"
+        )
     path = directory / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

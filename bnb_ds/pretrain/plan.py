@@ -284,7 +284,8 @@ def describe_plan(plan: PretrainPlan, config: BnbConfig, num_parameters: int, tr
         number * part.num_tokens / size for number, part, size in zip(numbers, parts, train.sizes, strict=True)
     )
     mean_length = tokens_read / num_samples + 2
-    yield f"model        {num_parameters / 1e6:.2f}M parameters, latent {config.latent_size}"
+    between = f"latent {config.latent_size}" if config.has_decoder else "no decoder"
+    yield f"model        {num_parameters / 1e6:.2f}M parameters, {between}"
     if (layers := depth_line(config)) is not None:
         yield layers
     yield (

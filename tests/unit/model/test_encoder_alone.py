@@ -132,6 +132,10 @@ def test_layers_of_a_checkpoint(bert):
     assert len(model.model.encoder.layer) == model.config.decoder.num_hidden_layers == 1
     with pytest.raises(ConfigError, match="decoder_layers is 1: the model has no decoder; set encoder_layers"):
         from_bert(bert[1], 1, decoder_layers=1)
+    with pytest.raises(
+        ConfigError, match="has_decoder is false, but the reference implementation's models have a decoder"
+    ):
+        BnbForConditionalGeneration.from_reference("elsewhere", has_decoder=False)
     with pytest.raises(ConfigError, match="decoder is elsewhere, but has_decoder is false: leave one of the two out"):
         BnbForConditionalGeneration.from_bert(bert[1], "elsewhere", **ENCODER_ALONE)
 
@@ -206,3 +210,38 @@ def test_a_decoder_may_read_the_same_slots():
 
 def test_configurations_are_read_as_they_were_before():
     assert BnbConfig.from_dict({"model_type": "bnb"}).has_decoder
+
+
+@pytest.mark.slow
+def test_it_learns_to_write_more_tokens_than_it_reads():
+    """Each even token is written as two, for which its [MASK] is needed, and the order of pairs is turned."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96, "hidden_dropout_prob": 0.0}
+    half = {**size, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.05, "vocab_size": 40}
+    model = BnbForConditionalGeneration(bnb_config(half, **ENCODER_ALONE)).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+
+    def pairs(number, seed):
+        sources = source_ids([4 + 2 * (place % 3) for place in range(number)], seed, vocab_size=20)
+        written = [
+            [token + offset for token in source.view(-1, 2).flip(1).flatten().tolist() for offset in _written(token)]
+            for source in sources
+        ]
+        return sources, [torch.tensor(target) for target in written]
+
+    for step in range(150):
+        optimizer.zero_grad()
+        model(**packed_form(*pairs(32, step))).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    sources, targets = pairs(60, seed=10_000)
+    outputs = model.eval().generate(**padded_form(sources), return_scores=True)
+    right = sum(
+        output[:length].tolist() == target.tolist()
+        for output, length, target in zip(outputs.sequences, outputs.lengths.tolist(), targets, strict=True)
+    )
+    assert right >= 54
+
+
+def _written(token: int) -> tuple[int, ...]:
+    return (0,) if token % 2 else (0, 18)

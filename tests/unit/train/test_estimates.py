@@ -145,6 +145,36 @@ def test_a_head_behind_every_layer_adds_to_the_estimate(settings):
     assert deep - estimates.activation_bytes(config, plan.ds_config, 32, 4) == slots * numbers * 4
 
 
+ALONE = (
+    ", has_decoder: false, decoder_positions: absolute, decoder_tokens: true, slot_tokens: inserted,"
+    " decoder_latent: false"
+)
+
+
+def test_a_model_without_a_decoder_keeps_one_half_over_the_slots(settings):
+    recipe, ds_config = settings(ALONE)
+    plan = make_plan(recipe, ["objective.encoder_mlm_weight=0"], ds_config, 1)
+    config = model_config(plan.recipe.model, plan.train_shards, 32)
+    lines = describe_dry_run(plan)
+    assert any(line.startswith("memory") for line in lines)
+    alone = estimates.activation_bytes(config, plan.ds_config, 32, 4)
+    config.has_decoder = True
+    layer = 17 * 4 * 32  # one layer, of 32 units
+    both = estimates.activation_bytes(config, plan.ds_config, 32, 4)
+    assert both - alone == 4 * (32 * layer + 64 * layer * 1.5 - 64 * layer)
+    wrong = make_plan(recipe, ["objective.encoder_mlm_weight=1"], ds_config, 1)
+    with pytest.raises(
+        ConfigError, match=r"encoder_mlm_weight 1.0: without a decoder, the encoder predicts the target its"
+    ):
+        describe_dry_run(wrong)
+
+
+def test_halves_of_other_depths_are_told_and_counted(settings):
+    recipe, ds_config = settings(", decoder_layers: 3")
+    lines = describe_dry_run(make_plan(recipe, [], ds_config, 1))
+    assert "layers       encoder 1, decoder 3" in lines
+
+
 @pytest.mark.parametrize(("slots", "tokens"), [(200, 100), (400, 380), (300, 40)])
 def test_the_alignment_of_ctc_takes_what_is_estimated(slots, tokens):
     layout = PackedLayout.from_host(np.full(2, slots), CPU)
