@@ -12,6 +12,7 @@ from transformers import AutoModel
 from bnb_ds.checkpoint.store import whole_checkpoints
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.cli import main
+from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.export.from_run import export
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.train.tracking import read_metrics
@@ -133,9 +134,8 @@ def test_the_life_of_a_model(starts, small_texts, tmp_path, fork_server):
     export(tmp_path / "tuned", tmp_path / "exported")
     pipeline = BnbPipeline.from_pretrained(tmp_path / "exported", device="cpu")
     texts = pipeline([row["source"] for row in rows])
-    written = [path.read_text() for path in (tmp_path / "tuned").rglob("generated_predictions.txt")]
-    assert written
-    assert set(written) == {"".join(f"{text}\n" for text in texts)}
+    written = evaluate_model(tmp_path / "tuned", output=tmp_path / "written").directory / "generated_predictions.txt"
+    assert written.read_text() == "".join(f"{text}\n" for text in texts)
     with running(pipeline) as client:
         answer = client.post("/generate", json={"texts": [row["source"] for row in rows[:3]]}).json()
     assert [output["text"] for output in answer["outputs"]] == texts[:3]
