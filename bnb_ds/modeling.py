@@ -71,8 +71,8 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
             The model in float32 and in evaluation mode, as ``from_pretrained`` returns it.
 
         Raises:
-            CheckpointError: a checkpoint is missing, damaged, of no family in `bnb_ds.model.backbones.entries`, or needs
-                code of its own.
+            CheckpointError: a checkpoint is missing, damaged, of another family than those in
+                `bnb_ds.model.backbones.entries`, or needs code of its own.
             ConfigError: an unknown override, or a value out of its range.
         """
         model, _ = initialise_from_bert(cls, encoder, decoder, overrides)
