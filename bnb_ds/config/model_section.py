@@ -62,7 +62,8 @@ class ModelSection(Section):
 
     #: a whole BERT-NAR-BERT to continue from: a directory, or a name on the Hugging Face hub
     checkpoint: str | None = None
-    #: a checkpoint of BERT, RoBERTa, XLM-R, ELECTRA or DistilBERT to start the encoder from; default: random weights
+    #: a checkpoint of BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT or ModernBERT to start the encoder from; default:
+    #: random weights
     encoder: str | None = None
     #: such a checkpoint to start the decoder from; default: that of the encoder
     decoder: str | None = None

@@ -6,7 +6,14 @@ import json
 import shutil
 
 import pytest
-from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    ModernBertConfig,
+    ModernBertModel,
+)
 
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.loading import dump_recipe, load_recipe
@@ -32,10 +39,13 @@ SIZE = ModelSize(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, int
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory, small_tokenizer):
-    """A small BERT, BnB and BART, each with a tokenizer."""
+    """A small BERT, ModernBERT, BnB and BART, each with a tokenizer."""
     folder = tmp_path_factory.mktemp("recipes")
     bert = {**SIZE.model_dump(), "vocab_size": len(small_tokenizer)}
     BertModel(BertConfig(**bert)).save_pretrained(folder / "bert")
+    long = {name: value for name, value in bert.items() if name != "max_position_embeddings"}
+    long["pad_token_id"] = small_tokenizer.pad_token_id
+    ModernBertModel(ModernBertConfig(**long)).save_pretrained(folder / "modernbert")
     config = BnbConfig(
         encoder=bert,
         decoder={**bert, "num_hidden_layers": 4},
@@ -59,7 +69,7 @@ def stand_ins(tmp_path_factory, small_tokenizer):
             decoder_start_token_id=small_tokenizer.sep_token_id,
         )
     ).save_pretrained(folder / "bart")
-    for name in ("bert", "bnb", "bart"):
+    for name in ("bert", "modernbert", "bnb", "bart"):
         small_tokenizer.save_pretrained(folder / name)
     return folder
 
@@ -91,8 +101,9 @@ def test_every_shipped_recipe_is_planned(path, stand_ins, tmp_path):
         overrides.append("data.test=null")
     whole = "bart" if recipe.model.kind == "seq2seq" else "bnb"
     for field, name in (("checkpoint", whole), ("encoder", "bert"), ("decoder", "bert")):
-        if getattr(recipe.model, field, None) is not None:
-            overrides.append(f"model.{field}={stand_ins / name}")
+        value = getattr(recipe.model, field, None)
+        if value is not None:
+            overrides.append(f"model.{field}={stand_ins / ('modernbert' if 'ModernBERT' in value else name)}")
     if recipe.layer_distillation is not None:
         teacher = shutil.copytree(stand_ins / "bnb", tmp_path / "teacher")
         made_for = {"kind": "bnb", "task": recipe.task, "lengths": {"source": 64, "target": 64}}
