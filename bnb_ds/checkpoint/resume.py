@@ -11,11 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -83,52 +80,12 @@ def load_resumed(engine: Any, resume: Resume) -> None:
         return
     universal = ranks.on_main(lambda: convert(resume.checkpoint))
     own_groups = [dict(group) for group in engine.optimizer.param_groups]
+    store.load(engine, universal)
     if engine.zero_optimization_stage() == 3:
-        store.load(engine, universal)
         _mend_stage_3(engine, own_groups, resume.checkpoint)
-    else:
-        with _groups_without_weights(engine.optimizer):
-            store.load(engine, universal)
     ranks.barrier()
     if ranks.is_main():
         shutil.rmtree(universal.parent, ignore_errors=True)
-
-
-class _NoWeights:
-    """Stands in a group of which this rank holds no weight. DeepSpeed asks it as it asks a parameter."""
-
-    _hp_mapping = SimpleNamespace(get_optim_state_keys=lambda: ())
-
-    def load_hp_checkpoint_state(self, *_: Any, **__: Any) -> None:
-        """There is no count of updates."""
-
-
-@contextmanager
-def _groups_without_weights(optimizer: Any) -> Iterator[None]:
-    """Let DeepSpeed load a universal checkpoint where a parameter group has fewer weights than there are ranks.
-
-    DeepSpeed takes the count of updates from the first weight that a rank holds of each group, and expects one.
-    """
-    load = optimizer.load_hp_checkpoint_state_from_checkpoint_dir
-    absent = _NoWeights()
-    optimizer.param_names[absent] = ""
-
-    def load_all(name: str, directory: str) -> None:
-        groups = [group for group in getattr(optimizer, name) if all(p._hp_mapping is None for p in group)]
-        for group in groups:
-            group.append(absent)
-        try:
-            load(name, directory)
-        finally:
-            for group in groups:
-                group.remove(absent)
-
-    optimizer.load_hp_checkpoint_state_from_checkpoint_dir = load_all
-    try:
-        yield
-    finally:
-        del optimizer.load_hp_checkpoint_state_from_checkpoint_dir
-        del optimizer.param_names[absent]
 
 
 def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]], checkpoint: Path) -> None:
