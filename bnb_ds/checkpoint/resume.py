@@ -102,12 +102,12 @@ def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]], checkpoint: Pat
     steps = _steps_of_weights(checkpoint)
     for piece, partition in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
         state = optimizer.state[partition]
-        if torch.is_tensor(state.get("step")):
-            name = engine.optimizer.param_names[engine.optimizer.fp16_groups[piece][0]]
-            state["step"] = steps[name].clone().to(state["step"].device)
+        step = steps[engine.optimizer.param_names[engine.optimizer.fp16_groups[piece][0]]]
+        if "step" in state:  # some optimizers count in their groups
+            state["step"] = step.clone().to(state["step"].device) if torch.is_tensor(step) else step
 
 
-def _steps_of_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+def _steps_of_weights(checkpoint: Path) -> dict[str, torch.Tensor | int | None]:
     """Name of a weight -> number of its updates, of a checkpoint of ZeRO stage 3."""
     optimizer_file = min(checkpoint.glob("*zero_pp_rank_0_*optim_states.pt"))
     model_file = min(checkpoint.glob("zero_pp_rank_0_*model_states.pt"))
@@ -115,7 +115,7 @@ def _steps_of_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         states = torch.load(optimizer_file, map_location="cpu", mmap=True)["optimizer_state_dict"]
         shapes = torch.load(model_file, map_location="cpu", mmap=True)["param_shapes"]
     pieces = states["optimizer_state_dict"]["state"]
-    return {name: torch.as_tensor(pieces[i]["step"]).clone() for i, piece in enumerate(shapes) for name in piece}
+    return {name: pieces[i].get("step") for i, piece in enumerate(shapes) for name in piece}
 
 
 def convert(found: Path) -> Path:
