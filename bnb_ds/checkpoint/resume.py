@@ -11,11 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -83,52 +80,12 @@ def load_resumed(engine: Any, resume: Resume) -> None:
         return
     universal = ranks.on_main(lambda: convert(resume.checkpoint))
     own_groups = [dict(group) for group in engine.optimizer.param_groups]
+    store.load(engine, universal)
     if engine.zero_optimization_stage() == 3:
-        store.load(engine, universal)
         _mend_stage_3(engine, own_groups, resume.checkpoint)
-    else:
-        with _groups_without_weights(engine.optimizer):
-            store.load(engine, universal)
     ranks.barrier()
     if ranks.is_main():
         shutil.rmtree(universal.parent, ignore_errors=True)
-
-
-class _NoWeights:
-    """Stands in a group of which this rank holds no weight. DeepSpeed asks it as it asks a parameter."""
-
-    _hp_mapping = SimpleNamespace(get_optim_state_keys=lambda: ())
-
-    def load_hp_checkpoint_state(self, *_: Any, **__: Any) -> None:
-        """There is no count of updates."""
-
-
-@contextmanager
-def _groups_without_weights(optimizer: Any) -> Iterator[None]:
-    """Let DeepSpeed load a universal checkpoint where a parameter group has fewer weights than there are ranks.
-
-    DeepSpeed takes the count of updates from the first weight that a rank holds of each group, and expects one.
-    """
-    load = optimizer.load_hp_checkpoint_state_from_checkpoint_dir
-    absent = _NoWeights()
-    optimizer.param_names[absent] = ""
-
-    def load_all(name: str, directory: str) -> None:
-        groups = [group for group in getattr(optimizer, name) if all(p._hp_mapping is None for p in group)]
-        for group in groups:
-            group.append(absent)
-        try:
-            load(name, directory)
-        finally:
-            for group in groups:
-                group.remove(absent)
-
-    optimizer.load_hp_checkpoint_state_from_checkpoint_dir = load_all
-    try:
-        yield
-    finally:
-        del optimizer.load_hp_checkpoint_state_from_checkpoint_dir
-        del optimizer.param_names[absent]
 
 
 def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]], checkpoint: Path) -> None:
@@ -145,12 +102,12 @@ def _mend_stage_3(engine: Any, own_groups: list[dict[str, Any]], checkpoint: Pat
     steps = _steps_of_weights(checkpoint)
     for piece, partition in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
         state = optimizer.state[partition]
-        if torch.is_tensor(state.get("step")):
-            name = engine.optimizer.param_names[engine.optimizer.fp16_groups[piece][0]]
-            state["step"] = steps[name].clone().to(state["step"].device)
+        step = steps[engine.optimizer.param_names[engine.optimizer.fp16_groups[piece][0]]]
+        if "step" in state:  # some optimizers count in their groups
+            state["step"] = step.clone().to(state["step"].device) if torch.is_tensor(step) else step
 
 
-def _steps_of_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+def _steps_of_weights(checkpoint: Path) -> dict[str, torch.Tensor | int | None]:
     """Name of a weight -> number of its updates, of a checkpoint of ZeRO stage 3."""
     optimizer_file = min(checkpoint.glob("*zero_pp_rank_0_*optim_states.pt"))
     model_file = min(checkpoint.glob("zero_pp_rank_0_*model_states.pt"))
@@ -158,7 +115,7 @@ def _steps_of_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         states = torch.load(optimizer_file, map_location="cpu", mmap=True)["optimizer_state_dict"]
         shapes = torch.load(model_file, map_location="cpu", mmap=True)["param_shapes"]
     pieces = states["optimizer_state_dict"]["state"]
-    return {name: torch.as_tensor(pieces[i]["step"]).clone() for i, piece in enumerate(shapes) for name in piece}
+    return {name: pieces[i].get("step") for i, piece in enumerate(shapes) for name in piece}
 
 
 def convert(found: Path) -> Path:

@@ -66,7 +66,7 @@ def test_frozen_weights_are_not_sent(stage, tmp_path, fork_server, monkeypatch):
     assert launch.wait() == [0, 0], launch.text()
     sent = json.loads(output.read_text())[-1]
     trained = sum(parameter.numel() for parameter in model().parameters() if parameter.requires_grad)
-    assert trained < 0.5 * sum(parameter.numel() for parameter in model().parameters())
+    assert trained < 0.6 * sum(parameter.numel() for parameter in model().parameters())
     expected = traffic(trained, of_ranks(path, 2))
     reduced = sum(sent.get(name, 0) for name in ("all_reduce", "reduce", "reduce_scatter_tensor"))
     assert reduced == pytest.approx(expected.all_reduce + expected.reduce_scatter, rel=0.02)

@@ -116,7 +116,7 @@ def test_a_recipe_says_only_what_there_is(setting, message, tmp_path):
 @pytest.mark.parametrize("setting", ["lora={}", "freeze=[embeddings]"])
 def test_random_weights_do_not_stay_as_they_are(setting, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.replace("encoder: bert", "size: {hidden_size: 32}"))
+    path.write_text(RECIPE.replace("encoder: bert", "size: {hidden_size: 24}"))
     key = setting.partition("=")[0]
     with pytest.raises(
         ConfigError, match=f"{key}: model.kind bnb begins with random weights here, which would stay so"
