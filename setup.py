@@ -118,6 +118,8 @@ EXTRAS_REQUIRE = {
         # Compiles the kernels for GPUs and interprets them where there is none. Torch for CUDA brings the release it
         # needs; beside torch for the CPU, pip takes the newest: 0.3 GB to download, 1 GB unpacked. Linux alone has it.
         "triton>=3.2; platform_system == 'Linux'",
+        # Compiles the kernels in CUDA C++, also for GPUs that CUDA 13 no longer knows; 0.1 GB.
+        "nvidia-cuda-nvrtc-cu12>=12.4; platform_system == 'Linux'",
         "mypy>=2.4,<2.5",  # checks the types of the public API, run as a test; pinned for the same reason
         "pyright>=1.1.414,<1.1.415",  # the same from a user's side; it needs Node.js, else its test is skipped
     ],

@@ -28,7 +28,8 @@ from bnb_ds.ctc.head import exact_dtype
 _NO_SECOND_DERIVATIVE = (
     "links have no second derivative: their gradient is written by hand. Call backward without create_graph=True"
 )
-_BLOCK_BYTES = 16 << 20  # of scores of all heads
+#: of scores of all heads: what a CPU's cache holds, and what keeps a GPU busy for longer than its launches take
+_BLOCK_BYTES, _BLOCK_BYTES_OF_GPU = 16 << 20, 192 << 20
 
 
 class LinkNetwork(nn.Module):
@@ -149,7 +150,7 @@ class _MixedLinks(torch.autograd.Function):
 def _blocks(query_BALD: Tensor) -> Iterator[slice]:
     batch_size, num_heads, num_slots, _ = query_BALD.shape
     row_bytes = max(batch_size * num_heads * num_slots, 1) * query_BALD.element_size()
-    size = max(_BLOCK_BYTES // row_bytes, 1)
+    size = max((_BLOCK_BYTES if query_BALD.device.type == "cpu" else _BLOCK_BYTES_OF_GPU) // row_bytes, 1)
     return (slice(begin, min(begin + size, num_slots)) for begin in range(0, num_slots, size))
 
 

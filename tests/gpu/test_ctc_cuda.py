@@ -96,7 +96,10 @@ def test_torchs_ctc_loss_in_place_of_triton(monkeypatch, tokens):
         assert (one - other).norm() <= 1e-4 * other.norm()
 
 
-def test_best_paths_equal_those_of_the_cpu():
+@pytest.mark.parametrize("kernels", ["triton,cuda", "cuda", "none"])
+def test_best_paths_equal_those_of_the_cpu(kernels, monkeypatch):
+    monkeypatch.setenv("BNB_KERNELS", kernels)
+    monkeypatch.setattr(ctc_kernels, "_choose", ctc_kernels._choose.__wrapped__)
     leaves, (targets, _, target_lengths), options = case(torch.float64)
     options = {name: value for name, value in options.items() if name != "kl_weight"}
     path, log_prob = linear_ctc_best_path(*leaves, targets, None, target_lengths, **options)

@@ -66,6 +66,34 @@ def test_cuda_equals_cpu_in_float64(dtype, tolerance, sigma):
         torch.testing.assert_close(log_prob.cpu(), expected[1])
 
 
+@pytest.fixture(params=["cuda", "none"])
+def other_kernels(request, monkeypatch):
+    """Kernels in CUDA C++, or the host."""
+    monkeypatch.setenv("BNB_KERNELS", request.param)
+    dag_kernels._choose.cache_clear()
+    yield request.param
+    dag_kernels._choose.cache_clear()
+
+
+def test_without_triton_the_results_are_the_same(other_kernels):
+    device = torch.device("cuda", torch.cuda.current_device())
+    if other_kernels == "cuda" and dag_kernels.launch_of(device, "alignment") is None:
+        pytest.skip(dag_kernels.description(device))
+    leaves, arguments, options = case(torch.float64, device)
+    on_cpu = [leaf.detach().cpu().requires_grad_() for leaf in leaves]
+    cpu_options = {**options, "cu_seqlens": options["cu_seqlens"].cpu()}
+    cpu_arguments = [argument if argument is None else argument.cpu() for argument in arguments]
+    for got, exact in zip(run(leaves, arguments, options), run(on_cpu, cpu_arguments, cpu_options), strict=True):
+        assert (got.cpu() - exact).norm() <= 1e-10 * exact.norm()
+    path, _ = dag_best_path(*leaves, *arguments, **options)
+    assert torch.equal(path.cpu(), dag_best_path(*on_cpu, *cpu_arguments, **cpu_options)[0])
+    log_probs = torch.randn(len(LENGTHS), 90, 40, dtype=torch.float64).log_softmax(2)
+    given = (log_probs, graphs(1.0), torch.tensor(LENGTHS))
+    known = dag_decode(*given, "joint_viterbi")
+    for got, exact in zip(dag_decode(*(each.to(device) for each in given), "joint_viterbi"), known, strict=True):
+        assert torch.equal(got.cpu(), exact)
+
+
 def test_kernels_are_tried_and_their_dynamic_programme_never_waits():
     device = torch.device("cuda", torch.cuda.current_device())
     ways = [dag_kernels.launch_of(device, kernel) for kernel in dag_kernels._TRIALS]

@@ -54,6 +54,11 @@ def test_the_constraints_are_versions_that_setup_allows():
             assert all(requirement.specifier.contains(version) for requirement in named[name]), name
 
 
+def test_the_tests_bring_the_compilers_of_kernels():
+    names = {writer.name_of(text) for text in writer.requirements()}
+    assert {"triton", "nvidia-cuda-nvrtc-cu12"} <= names
+
+
 def test_torch_is_capped_for_the_suite_and_not_for_users():
     assert not pinned()["torch"].specifier.contains("2.14.0")
     (torch,) = (Requirement(text) for text in writer.requirements() if writer.name_of(text) == "torch")

@@ -16,7 +16,6 @@ from bnb_ds.ctc import head as ctc_head
 from bnb_ds.ctc import kernels as ctc_kernels
 from bnb_ds.ctc import native, operands, recursion, sparse
 from bnb_ds.ctc.loss import linear_ctc_loss
-from bnb_ds.errors import ConfigError
 from tests.compiled import Counted, need_triton
 
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
@@ -167,24 +166,6 @@ def test_the_best_path_in_cuda_where_triton_fails(gpu, plant_triton, monkeypatch
     monkeypatch.setattr(ctc_kernels, "_best_states_in_cuda", lambda *problem: "in CUDA")
     emissions = types.SimpleNamespace(device=GPU)
     assert ctc_kernels.best_states(emissions, None, None) == "in CUDA"
-
-
-@pytest.mark.parametrize(
-    ("given", "left_out"), [("none", "Triton, CUDA C++"), ("cuda", "Triton"), ("triton", "CUDA C++")]
-)
-def test_kinds_of_kernels_can_be_switched_off(gpu, monkeypatch, given, left_out):
-    monkeypatch.setenv("BNB_KERNELS", given)
-    gpu("A100", (8, 0), {"best path": lambda device: pytest.fail("tried") if "cuda" in given else None})
-    text = ctc_kernels.description(GPU)
-    for kind in left_out.split(", "):
-        assert (f"BNB_KERNELS leaves out {kind}" in text) == (given != "triton"), text
-
-
-def test_an_unknown_kind_of_kernels_is_refused(gpu, monkeypatch):
-    monkeypatch.setenv("BNB_KERNELS", "cuda,tritn")
-    gpu("A100", (8, 0), {})
-    with pytest.raises(ConfigError, match="BNB_KERNELS is 'cuda,tritn': give none, or some of triton,cuda"):
-        ctc_kernels.description(GPU)
 
 
 def test_a_cpu_takes_pytorch():

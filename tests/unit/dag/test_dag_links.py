@@ -135,3 +135,8 @@ def test_wrong_input_is_refused():
         ValueError, match="a graph of 10 slots is longer than the 9 places of the links: make max_slots"
     ):
         network()(hidden, layout)
+
+
+def test_blocks_of_a_gpu_are_few():
+    numbers = {device: torch.empty(20, 8, 1024, 64, device=device) for device in ("cpu", "meta")}
+    assert {device: len(list(dag_links._blocks(query))) for device, query in numbers.items()} == {"cpu": 41, "meta": 4}
