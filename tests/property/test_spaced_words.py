@@ -61,12 +61,13 @@ def backends():
     return found
 
 
+FIRST = ["byte-level", "unigram"]
 NAMES = ["byte-level", "unigram", "prefix", "composed", "no split", "digits", "accents"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[2:])])
 @given(texts=st.lists(TEXTS, max_size=5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_text(backends, name: str, texts: list[str]) -> None:
     assert_equal(*engines(backends[name]), texts)
 

@@ -151,7 +151,7 @@ def test_everything_held_out(tmp_path: Path, tokenizer: Path) -> None:
 
 
 def test_missing_tokenizer(tmp_path: Path, corpus: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: no such tokenizer; give a BertTokenizerFast directory"):
+    with pytest.raises(DataError, match=r"nowhere: no such tokenizer; give a directory with the tokenizer.json"):
         prep("text", "--input", corpus, "--tokenizer", tmp_path / "nowhere", "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

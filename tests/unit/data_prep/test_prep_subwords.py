@@ -66,6 +66,7 @@ def test_shards_hold_the_tokenizers_own_ids(kind, tmp_path, capsys):
     assert find_damage(directory) == []
 
 
+@pytest.mark.slow
 def test_ids_beyond_sixteen_bits(tmp_path):
     """From text to batches: nothing on the way takes an id for a 16-bit number."""
     tokenizer = large_vocabulary(tmp_path / "large")
