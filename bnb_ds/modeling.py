@@ -53,7 +53,7 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
     def from_bert(
         cls, encoder: str | PathLike[str], decoder: str | PathLike[str] | None = None, **overrides: Any
     ) -> BnbForConditionalGeneration:
-        """Start from BERT checkpoints of any size and vocabulary.
+        """Start from checkpoints of BERT or of other backbones, of any size and vocabulary.
 
         Both halves take over embeddings, self-attention and feed-forward layers. The LM head is taken over if the
         decoder's checkpoint has one. Cross-attention, latent and (for different hidden sizes) the projection between
@@ -72,7 +72,8 @@ class BnbForConditionalGeneration(BnbLMHeadModel, GenerationMixin):
             The model in float32 and in evaluation mode, as ``from_pretrained`` returns it.
 
         Raises:
-            CheckpointError: a checkpoint is missing, damaged, or not a BERT.
+            CheckpointError: a checkpoint is missing, damaged, of another family than those in
+                `bnb_ds.model.backbones.entries`, or needs code of its own.
             ConfigError: an unknown override, or a value out of its range.
         """
         model, _ = initialise_from_bert(cls, encoder, decoder, overrides)

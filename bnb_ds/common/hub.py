@@ -18,6 +18,14 @@ from bnb_ds.errors import BnbError, CheckpointError
 
 #: directory of the second tokenizer in a saved model whose sources and targets have different ones
 TARGET_TOKENIZER = "target_tokenizer"
+#: files from which transformers makes a tokenizer.json, and the package that it needs for it
+SLOW_TOKENIZER_FILES = {
+    "sentencepiece.bpe.model": "sentencepiece",
+    "spiece.model": "sentencepiece",
+    "spm.model": "sentencepiece",
+    "tokenizer.model": "sentencepiece",
+    "vocab.json": None,
+}
 #: the graph in a model directory that `bnb-ds export --format onnx` wrote
 ONNX_FILE = "model.onnx"
 #: what a call of the hub raises where there is no such name, no permission or no connection; the bases of its own error
@@ -91,7 +99,8 @@ def tokenizer_directory(checkpoint: str) -> Path | None:
         CheckpointError: the files cannot be fetched.
     """
     if Path(checkpoint).is_dir():
-        has_files = any((Path(checkpoint) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+        names = ("tokenizer.json", "vocab.txt", *SLOW_TOKENIZER_FILES)  # slow files are refused when they are read
+        has_files = any((Path(checkpoint) / name).is_file() for name in names)
         return Path(checkpoint) if has_files else None
     try:
         cached_file(checkpoint, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)

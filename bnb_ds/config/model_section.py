@@ -53,21 +53,22 @@ class DecodingSection(Section):
 class ModelSection(Section):
     """The model to train.
 
-    ``encoder`` and ``decoder`` name BERT checkpoints (a Hugging Face directory or hub name). Without ``encoder``, the
-    model starts from random weights of the given ``size``. Without ``decoder``, the decoder starts from the encoder's
-    checkpoint. ``checkpoint`` names a whole BERT-NAR-BERT to continue from (an exported or imported directory, or a hub
-    name). Its settings then replace the defaults below; fields that the recipe sets still win.
+    ``encoder`` and ``decoder`` name checkpoints of BERT or of another family in `bnb_ds.model.backbones` (a Hugging
+    Face directory or hub name). Without ``encoder``, the model starts from random weights of the given ``size``.
+    Without ``decoder``, the decoder starts from the encoder's checkpoint. ``checkpoint`` names a whole BERT-NAR-BERT to
+    continue from (an exported or imported directory, or a hub name). Its settings then replace the defaults below;
+    fields that the recipe sets still win.
     """
 
     #: a whole BERT-NAR-BERT to continue from: a directory, or a name on the Hugging Face hub
     checkpoint: str | None = None
-    #: a BERT checkpoint to start the encoder from; default: random weights
+    #: a checkpoint of BERT, RoBERTa, XLM-R, ELECTRA or DistilBERT to start the encoder from; default: random weights
     encoder: str | None = None
-    #: a BERT checkpoint to start the decoder from; default: that of the encoder
+    #: such a checkpoint to start the decoder from; default: that of the encoder
     decoder: str | None = None
     #: shape of a model with random weights
     size: ModelSize | None = None
-    #: position embeddings to use of both BERT checkpoints: fewer than they have, or more with ``extend_positions``
+    #: positions to use of both checkpoints: fewer than they have, or more with ``extend_positions``
     max_position_embeddings: Annotated[int, Field(gt=0)] | None = None
     #: layers of the encoder. Of a checkpoint, evenly spaced ones are taken, the first and the last among them; with
     #: ``size``, in the place of its ``num_hidden_layers``. Default: all

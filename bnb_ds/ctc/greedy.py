@@ -11,6 +11,8 @@ from torch import Tensor
 from bnb_ds.ctc.operands import compute_dtype, empty_rows, exact_dtype, fixed_operand, operand, product
 
 ARGMAX_CHUNK_TOKENS = 1024
+#: of a chunk, 512 MB of them; a vocabulary of 250,000 has chunks of 536 tokens
+_MOST_LOGITS = 1 << 27
 
 
 def linear_argmax(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
@@ -48,14 +50,15 @@ def logits_in_chunks(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None
     """Slices of rows and their logits [C, V], float32 or float64. Use each before asking for the next."""
     dtype = compute_dtype(hidden_NH, weight_VH)
     exact = exact_dtype(dtype)
+    chunk_tokens = max(min(ARGMAX_CHUNK_TOKENS, _MOST_LOGITS // len(weight_VH)), 1)
     out_CV = None
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         # On a CPU large memory is given back at once, and allocating it anew for every chunk takes a third of the time.
-        out_CV = empty_rows(min(ARGMAX_CHUNK_TOKENS, len(hidden_NH)), len(weight_VH), exact, hidden_NH.device)
+        out_CV = empty_rows(min(chunk_tokens, len(hidden_NH)), len(weight_VH), exact, hidden_NH.device)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         weight_HV = fixed_operand(weight_VH, dtype).t()
-        for begin in range(0, hidden_NH.shape[0], ARGMAX_CHUNK_TOKENS):
-            rows = slice(begin, begin + ARGMAX_CHUNK_TOKENS)
+        for begin in range(0, hidden_NH.shape[0], chunk_tokens):
+            rows = slice(begin, begin + chunk_tokens)
             hidden_CH = operand(hidden_NH[rows], dtype)
             logits_CV = product(hidden_CH, weight_HV, dtype, out=None if out_CV is None else out_CV[: len(hidden_CH)])
             yield rows, logits_CV if bias_V is None else logits_CV.add_(bias_V)

@@ -3,7 +3,7 @@
 transformers 5 builds a ``BertTokenizerFast`` out of almost anything. A missing directory gives a vocabulary of five
 tokens. If ``tokenizer_config.json`` does not mention case, the release of transformers decides whether text is
 lowercased, even against the vocabulary. :func:`load_tokenizer` follows the files and refuses files that contradict each
-other. `bnb_ds.data.subwords.files` reads byte-level BPE and SentencePiece tokenizers.
+other. `bnb_ds.data.subwords.tokenizer_json` reads byte-level BPE and SentencePiece tokenizers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bnb_ds.data.subwords.files import read_config, read_subword_tokenizer, refuse_slow_files
 from bnb_ds.data.subwords.rules import family_of
+from bnb_ds.data.subwords.tokenizer_json import read_config, read_subword_tokenizer, refuse_slow_files
 from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import SPECIAL_TOKENS, TokenizerInfo
 

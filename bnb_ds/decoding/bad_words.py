@@ -23,7 +23,9 @@ from bnb_ds.errors import ConfigError
 
 _DEAD = -1  # the text holds a bad word
 _NOT_KNOWN = -2
-_MOST_ROWS = 1024  # states whose ways on are kept in a table
+# States whose ways on are kept in a table, which has 128 MB at most.
+_MOST_ROWS = 1024
+_MOST_CELLS = 1 << 25
 _MOST_WAYS = 1 << 20
 
 #: a bad word, one of its atoms, and the characters of that atom that the text has; at 0 the atom may begin
@@ -122,12 +124,13 @@ class BadWords:
         """
         rules = piece_rules(tokenizer, vocab_size)
         normalizer = tokenizer.backend_tokenizer.normalizer
-        normalize = str if normalizer is None else normalizer.normalize_str
-        if rules.family == "metaspace":  # its normalizer may write spaces as the pieces do
-            return cls(
-                words, rules, unknown_id=tokenizer.unk_token_id, normalize=lambda word: spaced(normalize(word)), **how
-            )
-        return cls(words, rules, unknown_id=tokenizer.unk_token_id, normalize=normalize, **how)
+        normalize: Callable[[str], str] = str if normalizer is None else normalizer.normalize_str
+
+        def as_written(word: str) -> str:
+            # The normalizer of SentencePiece may write spaces as the pieces do.
+            return spaced(normalize(word)) if rules.family == "metaspace" else normalize(word)
+
+        return cls(words, rules, unknown_id=tokenizer.unk_token_id, normalize=as_written, **how)
 
     def __bool__(self) -> bool:
         """Whether there is a word to look for."""
@@ -165,7 +168,8 @@ class BadWords:
         """`after` for each class behind each prefix, int64 [B, W, K]."""
         self._table_SV = self._table_SV.to(ids_BK.device)
         states_BWK, ids_BWK = torch.broadcast_tensors(states_BW[..., None], ids_BK[:, None])
-        num_rows = min(len(self._states), _MOST_ROWS)
+        most = max(min(_MOST_ROWS, _MOST_CELLS // self._table_SV.shape[1]), 1)
+        num_rows = min(len(self._states), most)
         if num_rows > self._table_SV.shape[0]:
             new = self._table_SV.new_full((num_rows - self._table_SV.shape[0], self._table_SV.shape[1]), _NOT_KNOWN)
             self._table_SV = torch.cat((self._table_SV, new))

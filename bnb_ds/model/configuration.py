@@ -191,7 +191,7 @@ class BnbConfig(PreTrainedConfig):
         self.has_decoder = has_decoder
         self.mask_token_id = mask_token_id
         defaults = backbone_of(self.decoder).special_ids(self.decoder)
-        self.blank_token_id = defaults["blank_token_id"] if blank_token_id is None else blank_token_id
+        self.blank_token_id = (defaults["blank_token_id"] or 0) if blank_token_id is None else blank_token_id
         self.pad_token_id = defaults["pad_token_id"] if pad_token_id == "decoder" else pad_token_id
         self.bos_token_id = defaults["bos_token_id"] if bos_token_id is None else bos_token_id
         self.eos_token_id = defaults["eos_token_id"] if eos_token_id is None else eos_token_id

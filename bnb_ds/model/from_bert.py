@@ -30,6 +30,8 @@ _REMOTE = ("AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoModelForPreTr
 
 #: settings of ``from_bert`` that go to the configurations of both halves, under BERT's names
 BERT_OVERRIDES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+#: what is read, in messages
+_KIND = "checkpoint of a pre-trained encoder"
 #: token types of ``decoder_positions`` ``"shared"``
 _SHARED_TYPES = 2
 _POSITION_OVERRIDES = ("max_position_embeddings", "extend_positions")
@@ -105,7 +107,7 @@ def read_bert_config(source: str | PathLike[str]) -> PreTrainedConfig:
 
 def _read_config(source: str | PathLike[str]) -> tuple[Backbone, PreTrainedConfig]:
     """The backbone of a checkpoint, and the checkpoint's own configuration."""
-    with checkpoint_errors(source, "BERT checkpoint"):
+    with checkpoint_errors(source, _KIND):
         fields = PreTrainedConfig.get_config_dict(source)[0]
         model_type = fields.get("model_type")
         if any(name in (fields.get("auto_map") or ()) for name in _REMOTE):
@@ -121,7 +123,7 @@ def _read_config(source: str | PathLike[str]) -> tuple[Backbone, PreTrainedConfi
 def _load(
     source: str | PathLike[str], backbone: Backbone, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, set[str]]:
-    with checkpoint_errors(source, "BERT checkpoint"):
+    with checkpoint_errors(source, _KIND):
         model, info = backbone.checkpoint_class.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True
         )

@@ -35,6 +35,12 @@ def check_settings(config: Any) -> None:
     require_range("kl_weight", config.kl_weight, minimum=0.0)
     if config.embedding_range is not None and not 0 < config.embedding_range < math.inf:
         raise ConfigError(f"embedding_range is {config.embedding_range}: give a number above 0, or leave it out")
+    decoder = config.decoder
+    if not config.head_transform and backbone_of(decoder).word_size(decoder) != decoder.hidden_size:
+        raise ConfigError(
+            f"head_transform is false, but decoder.embedding_size {decoder.embedding_size} is not its hidden_size "
+            f"{decoder.hidden_size}, and nothing else joins the two: set it to true"
+        )
     _check_deep_supervision(config)
     if not config.has_decoder:
         _check_encoder_alone(config)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -37,6 +37,9 @@ _CLASS[0xE2] = 4
 _CLASS[0xE4:0xEA] = 4
 
 
+_EncodePlain = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 class WordEngine:
     """Encodes texts through a dictionary of words; equal, id for id, to encoding the texts whole.
 
@@ -55,7 +58,7 @@ class WordEngine:
         if any(not token["special"] for token in state["added_tokens"]):
             raise ValueError("the tokenizer has added tokens")
         self._backend = backend
-        self._encode_plain = PlainWordPiece(state)
+        self._encode_plain: _EncodePlain = PlainWordPiece(state)
         self._cuts_chinese = bool(state["normalizer"]["handle_chinese_chars"])
         self._clear()
         self._learn(state["model"]["vocab"])

@@ -1,4 +1,4 @@
 """Tokenizers of all families: which of them go, what their pieces write, and where words begin.
 
-Face: `rules.piece_rules`, `rules.PieceRules`, `files.read_subword_tokenizer`.
+Face: `rules.piece_rules`, `rules.PieceRules`, `tokenizer_json.read_subword_tokenizer`.
 """

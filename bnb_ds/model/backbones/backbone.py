@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+#: beginnings of names of weights -> other beginnings; None: second names of tied weights
+Names = tuple[tuple[str, str | None], ...]
+
 
 class Backbone(ABC):
     """A family of encoders. An instance holds no state; `bnb_ds.model.backbones.entries` lists them.
@@ -42,7 +45,7 @@ class Backbone(ABC):
     checkpoint_class: ClassVar[type[PreTrainedModel]]
     base: ClassVar[str]
     body_names: ClassVar[tuple[tuple[str, str], ...]] = (("layer.", "encoder.layer."),)
-    head_names: ClassVar[tuple[tuple[str, str | None], ...]] = ()
+    head_names: ClassVar[Names] = ()
 
     # ---- configuration -------------------------------------------------------------------------------------------
 

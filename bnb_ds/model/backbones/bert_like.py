@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, Be
 from transformers.models.electra.modeling_electra import ElectraEmbeddings
 from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
-from bnb_ds.model.backbones.backbone import Backbone
+from bnb_ds.model.backbones.backbone import Backbone, Names
 
 
 class Bert(Backbone):
@@ -45,9 +45,9 @@ class Bert(Backbone):
     encoder_class = BertModel
     checkpoint_class = BertForPreTraining
     base = "bert."
-    head_names = (("cls.predictions.decoder.", None), ("cls.predictions.", ""))
+    head_names: ClassVar[Names] = (("cls.predictions.decoder.", None), ("cls.predictions.", ""))
     whole_modules = ("BertEmbeddings", "BertLayer")
-    shared_fields = (
+    shared_fields: ClassVar[tuple[str, ...]] = (
         "vocab_size",
         "hidden_size",
         "num_hidden_layers",

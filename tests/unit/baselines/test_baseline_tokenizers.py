@@ -1,4 +1,4 @@
-"""Messages for unusable tokenizers and weights of baseline checkpoints."""
+"""Tokenizers of baseline checkpoints, and messages for unusable tokenizers and weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BartConfig, BartForConditionalGeneration, OpenAIGPTConfig, PreTrainedTokenizerFast
 
 from bnb_ds.baselines.build import read_seq2seq
 from bnb_ds.baselines.tokenizers import read_tokenizer
 from bnb_ds.errors import CheckpointError, DataError
+from bnb_ds.tasks.codec import Frame
 
 
 def write_json(path, **values):
@@ -71,3 +73,18 @@ def test_a_weight_that_is_missing(tmp_path):
         CheckpointError, match=r"lacks weights such as model\.decoder\.layers\.0\.fc2\.bias; name a who"
     ):
         read_seq2seq(tmp_path)
+
+
+def test_the_tokenizer_of_openai_gpt_gets_the_tokens_of_fine_tuning(tmp_path):
+    vocabulary = {token: number for number, token in enumerate(["<unk>", *"abcdefghijklmnopqrst"])}
+    model = BPE(vocab=vocabulary, merges=[], unk_token="<unk>")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = Whitespace()
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    plain.save_pretrained(tmp_path)
+    OpenAIGPTConfig(vocab_size=21).save_pretrained(tmp_path)
+    found = read_tokenizer(str(tmp_path))
+    encoded = found("a b", "c")["input_ids"]
+    assert found.convert_ids_to_tokens(encoded) == ["_start_", "a", "b", "_delimiter_", "c", "_classify_"]
+    assert found.pad_token_id == max(found.get_vocab().values())
+    assert Frame.of(found, pair=True).size == 3

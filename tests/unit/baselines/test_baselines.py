@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import Whitespace
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -17,7 +14,6 @@ from transformers import (
     BertForMaskedLM,
     OpenAIGPTConfig,
     OpenAIGPTModel,
-    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
 )
@@ -26,13 +22,12 @@ from bnb_ds.baselines.build import read_classifier
 from bnb_ds.baselines.cost import seq2seq_flops
 from bnb_ds.baselines.seq2seq import BeamOptions
 from bnb_ds.baselines.settings import Bert2bertSection, ClassifierSection, Seq2SeqSection, TransformerSection
-from bnb_ds.baselines.tokenizers import read_tokenizer
 from bnb_ds.common.files import new_directory
 from bnb_ds.data.tokenization import tokenizer_from_vocabulary
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.systems.baselines import Bert2bert, CheckpointClassifier, Seq2SeqCheckpoint, Transformer
 from bnb_ds.systems.model_dir import load_system
-from bnb_ds.tasks.codec import Codec, Frame
+from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths
@@ -275,21 +270,6 @@ def test_segments_reach_bert(checkpoints):
     types = torch.zeros_like(inputs["input_ids"])
     types[3:5] = 1
     assert not torch.equal(model(**inputs, token_type_ids=types).logits[0], model(**inputs).logits[0])
-
-
-def test_the_tokenizer_of_openai_gpt_gets_the_tokens_of_fine_tuning(tmp_path):
-    vocabulary = {token: number for number, token in enumerate(["<unk>", *"abcdefghijklmnopqrst"])}
-    model = BPE(vocab=vocabulary, merges=[], unk_token="<unk>")
-    backend = Tokenizer(model)
-    backend.pre_tokenizer = Whitespace()
-    plain = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-    plain.save_pretrained(tmp_path)
-    OpenAIGPTConfig(vocab_size=21).save_pretrained(tmp_path)
-    found = read_tokenizer(str(tmp_path))
-    encoded = found("a b", "c")["input_ids"]
-    assert found.convert_ids_to_tokens(encoded) == ["_start_", "a", "b", "_delimiter_", "c", "_classify_"]
-    assert found.pad_token_id == max(found.get_vocab().values())
-    assert Frame.of(found, pair=True).size == 3
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
+from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
+from tests.backbones import checkpoint_model
 from tests.tiny import ENCODER_ALONE, bnb_config, bnb_model, packed_form, source_ids
 
 UNLIKE_HALVES = {
@@ -41,6 +43,15 @@ def test_equals_torchs_counter_without_a_decoder(masks):
     model = bnb_model(**ENCODER_ALONE, decoder_length_ratio=masks + 1, encoder={"num_hidden_layers": 3})
     lengths = np.array([7, 7])
     assert forward_flops(model.config, lengths, lengths * (masks + 1)) == counted(model, [7, 7])
+
+
+@pytest.mark.parametrize("family", ["electra", "roberta"])
+def test_equals_torchs_counter_for_other_backbones(family):
+    half = checkpoint_model(family).config
+    for fields in ({"deep_supervision": True}, {"decoder_length": "predicted", "length_difference_max": 0}):
+        config = BnbConfig(half, half, 5, decoder_length_ratio=1.0, length_difference_min=0, **fields)
+        model = BnbForConditionalGeneration(config).eval()
+        assert forward_flops(config, np.array([7, 7]), np.array([7, 7])) == counted(model, [7, 7])
 
 
 def test_equals_torchs_counter_with_a_head_behind_every_layer():

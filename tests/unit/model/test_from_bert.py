@@ -122,7 +122,7 @@ def test_a_model_from_bert_trains(tmp_path):
 
 
 def test_missing_directory_is_one_line(tmp_path):
-    with pytest.raises(CheckpointError, match="absent: cannot be read as a BERT checkpoint: ") as caught:
+    with pytest.raises(CheckpointError, match="absent: cannot be read as a checkpoint of a pre-trained") as caught:
         BnbForConditionalGeneration.from_bert(tmp_path / "absent")
     assert "\n" not in str(caught.value)
 
@@ -151,7 +151,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     save(tmp_path, BertModel)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="cannot be read as a BERT checkpoint: ") as caught:
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint of a pre-trained encoder: ") as caught:
         BnbForConditionalGeneration.from_bert(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -189,6 +189,14 @@ def test_a_ctc_model_becomes_a_graph_and_back(tmp_path):
         ({"target": "token"}, "decoder_length is 'source': set decoder_length to 'predicted'"),
         ({"target": "dag", "decoder_length": "padded"}, "target 'dag' has no padded slots"),
         ({"target": "dag", "kl_weight": 0.1}, "kl_weight is 0.1: target 'dag' has no smoothing term"),
+        (
+            {"target": "dag", "link_heads": 3, "decoder": {"model_type": "electra", "embedding_size": 8}},
+            "link_heads is 3: give a divisor of decoder.embedding_size, 8",
+        ),
+        (
+            {"head_transform": False, "decoder": {"model_type": "electra", "embedding_size": 8}},
+            "head_transform is false, but decoder.embedding_size 8 is not its hidden_size 256, .* set it to true",
+        ),
         ({"target": "dag", "link_heads": 5}, "link_heads is 5: give a divisor of decoder.hidden_size, 12"),
         ({"target": "dag", "link_positions": 1}, "link_positions is 1: give a value of at least 2"),
         ({"decoder_tokens": True}, "decoder_tokens needs mask_token_id"),

@@ -7,10 +7,12 @@ import torch
 from transformers import BertConfig, BertModel
 
 from bnb_ds.config.model_section import ModelSection
+from bnb_ds.data.tokenization import TokenizerVocabulary
 from bnb_ds.errors import CheckpointError, ConfigError, DataError
 from bnb_ds.model_factory import build_model, model_config, refuse_equal_slots
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
+from tests.backbones import save_checkpoint
 from tests.tiny import bnb_model
 
 SIZE = {
@@ -102,6 +104,24 @@ def test_a_checkpoint_of_another_vocabulary(tmp_path, shards):
     bnb_model(dtype=torch.float32).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"model\.encoder: its vocabulary has 53 tokens, the shards"):
         model_config(section(tmp_path), shards, 24)
+
+
+def test_a_tokenizer_that_pads_with_another_token_is_of_another_vocabulary(tmp_path, shards, small_tokenizer):
+    save_checkpoint(tmp_path, "roberta", vocab_size=shards.vocab_size, max_position_embeddings=66)
+    message = r"model\.encoder: a roberta that pads with token 1, but the shards pad with 0, so they have different voc"
+    with pytest.raises(DataError, match=message):
+        model_config(ModelSection(encoder=str(tmp_path)), shards, 32)
+    words = TokenizerVocabulary.of(small_tokenizer)
+    with pytest.raises(DataError, match=r"pads with token 1, but the tokenizer pads with 0, .*; prepare the data"):
+        model_config(ModelSection(encoder=str(tmp_path)), words, 32)
+
+
+def test_positions_of_a_roberta_are_those_that_tokens_have(tmp_path, shards):
+    save_checkpoint(tmp_path, "roberta", vocab_size=shards.vocab_size, max_position_embeddings=65, pad_token_id=0)
+    config = model_config(ModelSection(encoder=str(tmp_path)), shards, 64)
+    assert (config.decoder.type_vocab_size, config.encoder.type_vocab_size) == (2, 1)
+    with pytest.raises(ConfigError, match=r"data\.max_length 65: the encoder has 64 positions; set it to 64"):
+        model_config(ModelSection(encoder=str(tmp_path)), shards, 65)
 
 
 def test_positions_of_bert_checkpoints(tmp_path, shards, small_tokenizer):

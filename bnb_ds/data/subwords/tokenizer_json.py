@@ -18,6 +18,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from bnb_ds.common.hub import SLOW_TOKENIZER_FILES
 from bnb_ds.errors import DataError
 from bnb_ds.shards.manifest import REQUIRED_TOKENS
 
@@ -29,16 +30,8 @@ USUAL_TEXTS = {
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
-#: files from which transformers makes a tokenizer.json, and the package that it needs for it
-SLOW_FILES = {
-    "sentencepiece.bpe.model": "sentencepiece",
-    "spiece.model": "sentencepiece",
-    "spm.model": "sentencepiece",
-    "tokenizer.model": "sentencepiece",
-    "vocab.json": None,
-}
 _CONFIG = "tokenizer_config.json"
-_FIELDS = (*(f"{name}_token" for name in (*USUAL_TEXTS, "bos", "eos")), "model_max_length")
+_FIELDS = tuple(f"{name}_token" for name in (*USUAL_TEXTS, "bos", "eos"))
 
 
 def read_subword_tokenizer(path: Path, backend: Tokenizer) -> PreTrainedTokenizerFast:
@@ -52,44 +45,45 @@ def read_subword_tokenizer(path: Path, backend: Tokenizer) -> PreTrainedTokenize
         DataError: a special token is not named, or is not in the vocabulary, or no special tokens are put around texts.
     """
     config = read_config(path)
+    names = _names_of_tokens(path, config, backend)
     known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    settings: dict[str, Any] = {}
+    # As the file has them: which spaces around it belong to a token decides ids.
+    tokens = {field: known.get(text, AddedToken(text, special=True, normalized=False)) for field, text in names.items()}
+    # RoBERTa's model has no token types, and its configuration says so in model_input_names.
+    kept = {name: config[name] for name in ("model_max_length", "model_input_names") if name in config}
+    # Its ids say where spaces stand; nothing is left to be cleaned up.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **tokens, **kept)
+    tokenizer.name_or_path = str(path)
+    _check_frame(tokenizer, path)
+    return tokenizer
+
+
+def _names_of_tokens(path: Path, config: Mapping[str, Any], backend: Tokenizer) -> dict[str, str]:
+    """The text of ``pad_token`` and of the others: what the configuration says, or else what is usual."""
+    names: dict[str, str] = {}
     for field in _FIELDS:
         value = config.get(field)
         value = value.get("content") if isinstance(value, dict) else value
-        if field == "model_max_length":
-            settings |= {field: value} if isinstance(value, int) else {}
-        elif isinstance(value, str):
+        if isinstance(value, str):
             if backend.token_to_id(value) is None:
                 raise DataError(
                     f"{path / _CONFIG}: its {field} {value!r} is no token of tokenizer.json; name one that is"
                 )
-            settings[field] = value
+            names[field] = value
     for name, texts in USUAL_TEXTS.items():
         found = next((text for text in texts if backend.token_to_id(text) is not None), None)
         if found is not None:
-            settings.setdefault(f"{name}_token", found)
+            names.setdefault(f"{name}_token", found)
     for name, other in (("bos", "cls"), ("eos", "sep")):
-        if f"{other}_token" in settings:
-            settings.setdefault(f"{name}_token", settings[f"{other}_token"])
-    missing = [name for name in REQUIRED_TOKENS if f"{name}_token" not in settings]
+        if f"{other}_token" in names:
+            names.setdefault(f"{name}_token", names[f"{other}_token"])
+    missing = [name for name in REQUIRED_TOKENS if f"{name}_token" not in names]
     if missing:
         raise DataError(
             f"{path}: its tokenizer has no {missing[0]} token; name one of its tokens as"
             f" {missing[0]}_token in {_CONFIG}"
         )
-    # As the file has them: which spaces around it belong to a token decides ids.
-    tokens = {
-        field: known.get(value, AddedToken(value, special=True, normalized=False))
-        if field.endswith("_token")
-        else value
-        for field, value in settings.items()
-    }
-    # Its ids say where spaces stand; nothing is left to be cleaned up.
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **tokens)
-    tokenizer.name_or_path = str(path)
-    _check_frame(tokenizer, path)
-    return tokenizer
+    return names
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -126,7 +120,7 @@ def refuse_slow_files(path: Path) -> None:
             f"{path}: its tokenizer, {kind}, is Python code without a tokenizer.json; choose a model with a fast"
             " tokenizer"
         )
-    for name, package in SLOW_FILES.items():
+    for name, package in SLOW_TOKENIZER_FILES.items():
         if (path / name).is_file():
             install = f"pip install {package} protobuf, then " if package else ""
             code = (
