@@ -171,7 +171,7 @@ class BnbModel(BnbModelWithEncoder):
             self._tied_weights_keys = tie_halves(self.decoder, self.encoder)
 
     @property
-    def writer(self) -> BnbEncoder | BnbDecoder:
+    def writer(self) -> Any:
         """The half whose states are the slots' and whose word embeddings are the output matrix."""
         return self.encoder if self.decoder is None else self.decoder
 

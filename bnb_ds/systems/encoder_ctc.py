@@ -49,7 +49,7 @@ class EncoderCtcSection(Section):
     kind: Literal["encoder_ctc"]
     #: a whole model of this kind to continue from: a directory, or a name on the Hugging Face hub
     checkpoint: str | None = None
-    #: a BERT checkpoint to start from, with its head; default: random weights
+    #: a BERT checkpoint, or of another backbone, to start from with its head; default: random weights
     encoder: str | None = None
     #: shape of a model with random weights
     size: ModelSize | None = None

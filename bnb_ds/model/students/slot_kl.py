@@ -91,7 +91,9 @@ def _loss_and_gradients(
     student: Projected, teacher: Projected, weight_N: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     exact, device, num_slots = exact_dtype(dtype), student.hidden.device, student.hidden.shape[0]
-    gradients = tuple(torch.zeros(values.shape, dtype=exact, device=device) for values in vars(student).values())
+    of_hidden, of_weight, of_bias = (
+        torch.zeros(values.shape, dtype=exact, device=device) for values in vars(student).values()
+    )
     student, teacher = student.operands(dtype), teacher.operands(dtype)
     chunk = default_chunk_tokens(student.weight, 2 * num_slots)  # two models have their logits at once
     outs_CV = [empty_rows(min(chunk, num_slots), len(student.bias), exact, device) for _ in range(2)]
@@ -107,7 +109,7 @@ def _loss_and_gradients(
         loss += kl_C @ weight_N[rows]
         slope_CV = own_CV.exp_().sub_(their_CV.exp_()).mul_(weight_N[rows, None])
         rounded_CV = operand(slope_CV, dtype)
-        gradients[0][rows] = product(rounded_CV, student.weight, dtype)
-        add_product(gradients[1], rounded_CV.t(), student.hidden[rows], dtype)
-        gradients[2].add_(slope_CV.sum(0))
-    return loss, gradients
+        of_hidden[rows] = product(rounded_CV, student.weight, dtype)
+        add_product(of_weight, rounded_CV.t(), student.hidden[rows], dtype)
+        of_bias.add_(slope_CV.sum(0))
+    return loss, (of_hidden, of_weight, of_bias)
