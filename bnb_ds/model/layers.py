@@ -10,6 +10,7 @@ embeddings.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class BnbEncoder(nn.Module):
     Args:
         config: the half's configuration, which chooses the backbone.
     """
+
+    embeddings: Any  # the backbone's module, with an attribute `word_embeddings`
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()

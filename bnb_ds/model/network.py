@@ -75,8 +75,9 @@ class BnbPreTrainedModel(ResizesVocabularies, PreTrainedModel):
                 values.copy_(torch.arange(values.shape[-1])[None])
             if name == "token_type_ids":
                 values.zero_()
-        if hasattr(module, "reset_buffers"):
-            module.reset_buffers()
+        reset_buffers: Any = getattr(module, "reset_buffers", None)  # of a backbone's context
+        if reset_buffers is not None:
+            reset_buffers()
         if isinstance(module, LengthPredictor) and module.log_width is not None:
             module.log_width.zero_()
         if isinstance(module, BnbDecoderEmbeddings) and module.token_gate is not None:
