@@ -300,3 +300,20 @@ def _check_packed(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None)
         raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sequence of cu_seqlens has {longest} tokens")
     on_device = cu_seqlens.to(input_ids.device, non_blocking=True)
     return PackedLayout.from_cu_seqlens(on_device, num_tokens=num_tokens, max_seqlen=longest, host_lengths=lengths_B)
+
+
+def lowest_of_each(may_T: Tensor, number_B: Tensor, values_T: Tensor, layout: PackedLayout) -> Tensor:
+    """bool [T]: of the slots where ``may_T`` is True, the ``number_B`` with the lowest values of each sequence.
+
+    Args:
+        may_T: bool.
+        number_B: int64; of a sequence with fewer such slots, all are taken.
+        values_T: float, below infinity. Of equal values, the first ones are taken.
+        layout: of the slots, or of tokens.
+    """
+    values_BM = layout.pad(torch.where(may_T, values_T, torch.inf), torch.inf)
+    # Stable, so that equal values are in the order of slots on every device.
+    order_BM = values_BM.sort(dim=1, stable=True).indices
+    ranks_BM = torch.empty_like(order_BM)
+    ranks_BM.scatter_(1, order_BM, torch.arange(order_BM.shape[1], device=order_BM.device).expand_as(order_BM))
+    return layout.unpad(ranks_BM < number_B[:, None]) & may_T

@@ -139,8 +139,7 @@ class PackedBatch:
         """bool [M], the target tokens that mask-predict has to predict in training, from ``noise_keys``."""
         assert self.noise_keys is not None, "the samples give no keys"
         assert self.label_lengths is not None, "tokens of texts are masked"
-        cu_seqlens = np.concatenate(([0], np.cumsum(self.label_lengths.numpy())))
-        return torch.from_numpy(masked_tokens(cu_seqlens, self.noise_keys))
+        return masked_tokens(self.label_lengths.numpy(), self.noise_keys)
 
     def rewrites(self, rewriting: Rewriting) -> Tensor:
         """int64 [P, M], what slots read in further passes of training, from ``noise_keys``; one slot for each token."""

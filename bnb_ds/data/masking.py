@@ -13,26 +13,26 @@ begins so; here they can be.
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from bnb_ds.common.packing import PackedLayout, lowest_of_each
 from bnb_ds.common.randomness import DRAWS, draws_at, packed_draws, stream_keys
 
 #: streams of draws, beside those of `bnb_ds.data.batch`
 _NUMBER_DRAWS, _PLACE_DRAWS = 32, 33
 
 
-def masked_tokens(cu_seqlens: np.ndarray, sample_keys: np.ndarray) -> np.ndarray:
+def masked_tokens(lengths: np.ndarray, sample_keys: np.ndarray) -> Tensor:
     """bool [M], the tokens to predict.
 
     Args:
-        cu_seqlens: int64 [B + 1], where each target begins; each has a token.
+        lengths: int64 [B], tokens of each target, at least 1.
         sample_keys: uint64 [B], the random key of each sample.
     """
-    lengths = np.diff(cu_seqlens)
     draws = draws_at(stream_keys(sample_keys, _NUMBER_DRAWS), np.zeros(lengths.size, np.uint32)).astype(np.int64)
-    numbers = 1 + draws * lengths // DRAWS
-    rows = np.repeat(np.arange(lengths.size), lengths)
-    # The tokens with the lowest draws of each sequence; of equal draws, the first ones.
-    order = np.lexsort((packed_draws(stream_keys(sample_keys, _PLACE_DRAWS), cu_seqlens), rows))
-    is_masked = np.empty(rows.size, dtype=bool)
-    is_masked[order] = np.arange(rows.size) - np.repeat(cu_seqlens[:-1], lengths) < np.repeat(numbers, lengths)
-    return is_masked
+    numbers_B = torch.from_numpy(1 + draws * lengths // DRAWS)
+    layout = PackedLayout.from_host(lengths, torch.device("cpu"))
+    places = packed_draws(stream_keys(sample_keys, _PLACE_DRAWS), np.concatenate(([0], np.cumsum(lengths))))
+    everywhere_M = torch.ones(places.size, dtype=torch.bool)
+    return lowest_of_each(everywhere_M, numbers_B, torch.from_numpy(places.astype(np.float64)), layout)

@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bnb_ds.common.packing import lowest_of_each
 from bnb_ds.ctc.greedy import linear_best
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.model.network import Encoded
 from bnb_ds.model.slots import DecoderSlots
-from bnb_ds.targets.glancing import lowest_of_each
 from bnb_ds.targets.interface import SlotStates
 
 #: log-probabilities that differ by less are alike when the least probable tokens are looked for, in nats

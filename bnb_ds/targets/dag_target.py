@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnb_ds.common.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout, lowest_of_each
 from bnb_ds.ctc.greedy import linear_argmax, linear_best, logits_in_chunks
 from bnb_ds.dag.inputs import fits
 from bnb_ds.dag.loss import DagOutput, linear_dag_loss
@@ -17,7 +17,7 @@ from bnb_ds.dag.ngrams import linear_dag_ngram_loss
 from bnb_ds.dag.paths import dag_best_path
 from bnb_ds.dag.sampling import draw
 from bnb_ds.dag.strategies import decode_best, decode_candidates, emitted, sampled_path
-from bnb_ds.targets.glancing import lowest_of_each, rounded_half_up
+from bnb_ds.targets.glancing import rounded_half_up
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets, loss_count, ngram_scores
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnb_ds.common.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout, lowest_of_each
 from bnb_ds.errors import ConfigError
 
 #: the ratio of a way to show targets, and a draw for each slot, float32 [sum T]; both None: that way is not taken
@@ -46,23 +46,6 @@ def rounded_down(ratio: float, wrong_B: Tensor) -> Tensor:
 def rounded_half_up(ratio: float, wrong_B: Tensor) -> Tensor:
     """int64 [B], floor(ratio * wrong + 0.5)."""
     return (ratio * wrong_B.double() + 0.5).floor().long()
-
-
-def lowest_of_each(may_T: Tensor, number_B: Tensor, values_T: Tensor, layout: PackedLayout) -> Tensor:
-    """bool [T]: of the slots where ``may_T`` is True, the ``number_B`` with the lowest values of each sequence.
-
-    Args:
-        may_T: bool.
-        number_B: int64; of a sequence with fewer such slots, all are taken.
-        values_T: float, below infinity. Of equal values, the first ones are taken.
-        layout: of the slots.
-    """
-    values_BM = layout.pad(torch.where(may_T, values_T, torch.inf), torch.inf)
-    # Stable, so that equal values are in the order of slots on every device.
-    order_BM = values_BM.sort(dim=1, stable=True).indices
-    ranks_BM = torch.empty_like(order_BM)
-    ranks_BM.scatter_(1, order_BM, torch.arange(order_BM.shape[1], device=order_BM.device).expand_as(order_BM))
-    return layout.unpad(ranks_BM < number_B[:, None]) & may_T
 
 
 def glance_by_chance(is_wrong_T: Tensor, ratio: float, draws_T: Tensor, layout: PackedLayout) -> Tensor:

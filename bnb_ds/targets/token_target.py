@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnb_ds.common.packing import PackedLayout
+from bnb_ds.common.packing import PackedLayout, lowest_of_each
 from bnb_ds.ctc.greedy import linear_argmax
 from bnb_ds.ctc.loss import CtcOutput, linear_ctc_loss
-from bnb_ds.targets.glancing import lowest_of_each, rounded_down
+from bnb_ds.targets.glancing import rounded_down
 from bnb_ds.targets.interface import ReadOptions, Scores, SlotStates, Targets
 
 

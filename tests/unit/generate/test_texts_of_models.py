@@ -20,7 +20,7 @@ from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.registry import TASKS, get_task
 from bnb_ds.tasks.spacing import Spacing
-from tests.exports import TASK_LENGTHS, save_model, save_task_model
+from tests.exports import MAX_TOKENS, TASK_LENGTHS, save_model, save_task_model
 
 GENERATION = [name for name, task in TASKS.items() if task.is_generation]
 #: tokens are read off the slots in other ways
@@ -193,6 +193,19 @@ def test_reconstructions_are_written_with_the_target_tokenizer(translator, small
         reconstructions(translator, small_shards, num_documents=3, max_length=14, mask_probability=0.2, seed=0)
     )
     assert [text for _, text, _ in shown] == Codec.load(translator).decode([output[0].numpy() for output in outputs])
+
+
+def test_segments_are_reconstructed_in_their_blocks(small_shards, small_tokenizer, tmp_path):
+    """Each [MASK] between two segments is fixed, so an output has as many segments as the target."""
+    graph = {"target": "dag", "decoder_positions": "absolute", "decoder_length_max": MAX_TOKENS, "link_positions": 128}
+    special = {"mask_token_id": small_tokenizer.mask_token_id, "bos_token_id": small_tokenizer.cls_token_id}
+    special |= {"eos_token_id": small_tokenizer.sep_token_id, "segment_blocks": True}
+    shape = {"decoder_length_ratio": 1.0, "decoder_length_offset": 8}
+    model = save_model(tmp_path / "model", small_tokenizer, **graph, **special, **shape)
+    shown = reconstructions(model, small_shards, num_documents=8, max_length=40, mask_probability=0.45, seed=0)
+    numbers = [tuple(text.count("[MASK]") for text in texts) for texts in shown]
+    assert any(in_target for *_, in_target in numbers)
+    assert all(in_output >= in_target for _, in_output, in_target in numbers), numbers
 
 
 def test_a_source_of_two_texts_needs_a_tab(codec_of, tmp_path, capsys):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bnb_ds.common.packing import lowest_of_each
 from bnb_ds.config.sections import GlancingSection
 from bnb_ds.targets.ctc_target import CtcTarget
 from bnb_ds.targets.dag_target import DagTarget
-from bnb_ds.targets.glancing import glance_by_chance, lowest_of_each, rounded_down, rounded_half_up, same_dropout
+from bnb_ds.targets.glancing import glance_by_chance, rounded_down, rounded_half_up, same_dropout
 from bnb_ds.targets.interface import SlotStates, Targets
 from bnb_ds.targets.token_target import TokenTarget
 from tests.tiny import layout_of
