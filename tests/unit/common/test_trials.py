@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -49,8 +47,21 @@ def test_a_trial_that_hangs_ends_the_process_with_one_line():
     assert result.stderr == "error: trying a kernel has not ended after 0.2 s: set BNB_KERNELS=none\n"
 
 
-def test_a_trial_that_ends_is_left_alone(monkeypatch):
-    monkeypatch.setattr(trials, "_SECONDS", 0.01)
-    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("ended"))
-    assert fault_of(lambda: None, "it", "nothing") is None
-    time.sleep(0.05)
+@pytest.mark.parametrize("trial", [lambda: None, lambda: 1 / 0])
+def test_a_trial_that_ends_is_left_alone(trial, monkeypatch):
+    timers = []
+
+    class Timer:
+        def __init__(self, seconds, function):
+            self.events = [seconds]
+            timers.append(self)
+
+        def start(self):
+            self.events.append("started")
+
+        def cancel(self):
+            self.events.append("cancelled")
+
+    monkeypatch.setattr(trials.threading, "Timer", Timer)
+    fault_of(trial, *IT)
+    assert [timer.events for timer in timers] == [[trials._SECONDS, "started", "cancelled"]]
