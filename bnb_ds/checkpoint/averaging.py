@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bnb_ds.checkpoint import store
-from bnb_ds.checkpoint.adapters import plain_weights
+from bnb_ds.checkpoint.merging import plain_weights
 from bnb_ds.checkpoint.run_dir import locate_checkpoint, run_of
 from bnb_ds.errors import CheckpointError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bnb_ds.checkpoint import store
-from bnb_ds.checkpoint.adapters import plain_weights
+from bnb_ds.checkpoint.merging import plain_weights
 from bnb_ds.common.files import disk_errors, new_directory, sha256_file
 from bnb_ds.errors import CheckpointError
 from bnb_ds.export.model_card import (

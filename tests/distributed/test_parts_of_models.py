@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from bnb_ds.checkpoint.adapters import plain_weights
+from bnb_ds.checkpoint.merging import plain_weights
 from bnb_ds.checkpoint.store import best_checkpoint, whole_checkpoints
 from bnb_ds.checkpoint.weights import read_weights
 from bnb_ds.cli import main

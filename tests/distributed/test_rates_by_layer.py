@@ -14,7 +14,7 @@ from bnb_ds.config.parameters_section import ParametersSection
 from bnb_ds.train.engine import build_engine, gradient_norm, take_step
 from bnb_ds.train.parameters.chosen import choose, height_of, names_of
 from bnb_ds.train.parameters.groups import Rates, parameter_groups
-from bnb_ds.train.parameters.places import Places
+from bnb_ds.train.parameters.heights import Places
 from bnb_ds.train.parameters.unfreezing import Beginnings, Unfreezing
 from tests import tiny
 

@@ -15,10 +15,10 @@ from collections import defaultdict
 
 from torch import Tensor, nn
 
-from bnb_ds.checkpoint.adapters import ADAPTER
+from bnb_ds.checkpoint.merging import ADAPTER
 from bnb_ds.config.parameters_section import LoraSection
 from bnb_ds.errors import ConfigError, how_to_install
-from bnb_ds.train.parameters.places import matrices
+from bnb_ds.train.parameters.heights import matrices
 
 
 def require_peft() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from bnb_ds.config.parameters_section import ParametersSection
 from bnb_ds.errors import ConfigError
 from bnb_ds.train.parameters.adapters import add_adapters
-from bnb_ds.train.parameters.places import Places
+from bnb_ds.train.parameters.heights import Places
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Trained:
     Attributes:
         total: number of parameters of the model that can be trained, with those of adapters.
         trained: number of those that are trained.
-        heights: heights (`bnb_ds.train.parameters.places.Places.height`) at which something is trained, from the top.
+        heights: heights (`bnb_ds.train.parameters.heights.Places.height`) at which something is trained, from the top.
         adapted: number of matrices with adapters.
     """
 

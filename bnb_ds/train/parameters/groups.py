@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from bnb_ds.train.parameters.chosen import height_of, names_of
-from bnb_ds.train.parameters.places import Places
+from bnb_ds.train.parameters.heights import Places
 
 #: height of the parameters of a group, in torch's group; other readers of groups pass it over
 HEIGHT = "height"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bnb_ds.train.parameters.chosen import height_of, names_of
 from bnb_ds.train.parameters.groups import HEIGHT
-from bnb_ds.train.parameters.places import Places
+from bnb_ds.train.parameters.heights import Places
 
 
 @dataclass(frozen=True)

@@ -294,9 +294,8 @@ def test_draws_of_a_slot_depend_on_its_sample_alone():
 def test_the_objective_gives_the_model_ratio_and_draws():
     given = {"input_ids": SOURCES[0], "labels": LABELS[0], "cu_seqlens": torch.tensor([0, 4])}
     batch = batch_of(np.array([5], np.uint64), np.array([8]), **given)
-    settings = ObjectiveSettings(ngram_size=2, mixed_training=0.3)
-    for objective in (Reconstruction(settings), NgramMatches(settings)):
-        inputs = objective.inputs(batch, torch.device("cpu"), step=1)
+    for kind in (Reconstruction, NgramMatches):
+        inputs = kind(ObjectiveSettings(None, 2, 0.3)).inputs(batch, torch.device("cpu"), step=1)
         assert inputs["mixed_ratio"] == 0.3
         assert torch.equal(inputs["mixed_draws"], batch.slot_draws(MIXED_DRAWS))
         assert "glance_ratio" not in inputs

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from bnb_ds.baselines.build import SHARED_HALVES, model_of
-from bnb_ds.checkpoint.adapters import merged, plain_weights
+from bnb_ds.checkpoint.merging import merged, plain_weights
 from bnb_ds.config.parameters_section import ParametersSection
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.train.parameters.chosen import choose, names_of
@@ -154,7 +154,7 @@ def test_adapters_without_a_recipe_that_knows_them(tmp_path, monkeypatch):
     model = tiny.bnb_model()
     chosen = with_random_adapters(model)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    monkeypatch.setattr("bnb_ds.checkpoint.adapters.read_weights", lambda path: weights)
+    monkeypatch.setattr("bnb_ds.checkpoint.merging.read_weights", lambda path: weights)
     (run / "config.resolved.yaml").write_text(yaml.safe_dump({"task": "sst2", "lora": None}))
     with pytest.raises(CheckpointError, match=r"config\.resolved\.yaml: has no lora, but step_00000004 has adapters"):
         plain_weights(found)

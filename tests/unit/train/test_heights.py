@@ -7,7 +7,7 @@ import pytest
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.errors import ConfigError
 from bnb_ds.finetune.recipe import FinetuneRecipe
-from bnb_ds.train.parameters.places import Places, roles_of
+from bnb_ds.train.parameters.heights import Places, roles_of
 from bnb_ds.train.parameters.unfreezing import Beginnings
 
 BERT2BERT = [f"model.encoder.encoder.layer.{i}.output.dense.weight" for i in range(3)]
