@@ -159,15 +159,13 @@ def _attend_each(
     window: int | None = None,
 ) -> Tensor:
     lengths, key_lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
-    is_near_MM = None
-    if window is not None:
-        places_M = torch.arange(layout.max_seqlen, device=query_NAD.device)
-        is_near_MM = (places_M[:, None] - places_M).abs() <= window
+    places_M = torch.arange(layout.max_seqlen, device=query_NAD.device)
+    is_near_MM = None if window is None else (places_M[:, None] - places_M).abs() <= window
     attended = []
     for parts in zip(query_NAD.split(lengths), key_NAD.split(key_lengths), value_NAD.split(key_lengths), strict=True):
         query, key, value = (part.transpose(0, 1)[None] for part in parts)
         count = query.shape[2]
-        mask = None if is_near_MM is None or count <= window + 1 else is_near_MM[:count, :count]
+        mask = None if is_near_MM is None else is_near_MM[:count, :count]
         attended.append(scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling))
     return torch.cat([out_1AnD[0].transpose(0, 1) for out_1AnD in attended])
 

@@ -137,8 +137,7 @@ def _norm(config: ModernBertConfig) -> nn.LayerNorm:
 
 def _start_small(last: nn.Linear, config: ModernBertConfig) -> None:
     """New weights of a part's last matrix are smaller, because hidden states add up all parts of all layers."""
-    # torch declares that attributes of modules are tensors or modules.
-    last.initializer_range = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)  # type: ignore[assignment]
+    last.initializer_range = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
 
 
 class WordEmbeddings(nn.Module):
@@ -213,7 +212,7 @@ def _real_lengths(layout: PackedLayout) -> Tensor:
 class PackedModernBertAttention(ModernBertAttention):
     """Self-attention of packed rows, in a window or not."""
 
-    def forward(self, hidden_1NH: Tensor, rotation: Rotation, layout: PackedLayout) -> Tensor:  # type: ignore[override]
+    def forward(self, hidden_1NH: Tensor, rotation: Rotation, layout: PackedLayout) -> Tensor:
         """[1, N, H]."""
         query_NAD, key_NAD, value_NAD = self.Wqkv(hidden_1NH[0]).unflatten(-1, (3, -1, self.head_dim)).unbind(1)
         attended_NAD = attend(
@@ -245,9 +244,7 @@ class PackedModernBertLayer(ModernBertEncoderLayer):
         for last in (self.attn.Wo, self.mlp.Wo):
             _start_small(last, config)
 
-    def forward(  # type: ignore[override]
-        self, hidden_1NH: Tensor, *, layout: PackedLayout, rotations: dict[str, Rotation]
-    ) -> Tensor:
+    def forward(self, hidden_1NH: Tensor, *, layout: PackedLayout, rotations: dict[str, Rotation]) -> Tensor:
         """[1, N, H]."""
         hidden_1NH = hidden_1NH + self.attn(self.attn_norm(hidden_1NH), rotations[self.attention_type], layout)
         return hidden_1NH + self.mlp(self.mlp_norm(hidden_1NH))
