@@ -54,7 +54,8 @@ def dialogue_rows(path: Path, lines: Iterable[str]) -> Iterator[PlacedRow]:
     ``Patient:`` and ``Doctor:``. A row has the columns ``id``, ``summary`` (the description, without its ``Q.``),
     ``document`` (the whole dialogue, as in BioBART's scripts), ``patient`` and ``doctor`` (the turns of one of them).
     """
-    begin, record = 0, []
+    begin = 0
+    record: list[str] = []
     for number, line in enumerate(lines, start=1):
         if is_dialogue(line):
             if record:
