@@ -33,6 +33,25 @@ def _classes_of_deepspeed() -> list[Callable[..., Any]]:
 
 
 @contextmanager
+def stages_by_value() -> Iterator[None]:
+    """Within the block, DeepSpeed's ZeRO stages are pickled as numbers of their class, which `data_only` reads.
+
+    Python 3.10 does so by itself, and so does 3.11 from 3.11.4 on. Earlier releases of 3.11 call ``getattr`` there.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    before = ZeroStageEnum.__dict__.get("__reduce_ex__")
+    ZeroStageEnum.__reduce_ex__ = lambda stage, _protocol: (ZeroStageEnum, (stage.value,))
+    try:
+        yield
+    finally:
+        if before is None:
+            del ZeroStageEnum.__reduce_ex__
+        else:
+            ZeroStageEnum.__reduce_ex__ = before
+
+
+@contextmanager
 def data_only(source: Path) -> Iterator[None]:
     """Within the block, `torch.load` reads tensors and plain data, whoever calls it and however.
 
@@ -79,7 +98,8 @@ def main() -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     args = ds_to_universal.parse_arguments()
-    with data_only(Path(args.input_folder)):  # its worker processes are forked, and inherit the restriction
+    # Its worker processes are forked, and inherit both.
+    with data_only(Path(args.input_folder)), stages_by_value():
         ds_to_universal.main(args)
 
 

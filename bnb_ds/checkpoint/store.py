@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bnb_ds.checkpoint.safe_loading import data_only
+from bnb_ds.checkpoint.safe_loading import data_only, stages_by_value
 from bnb_ds.common.files import disk_errors, sha256_file, sync, write_atomic
 from bnb_ds.distributed import ranks
 from bnb_ds.errors import CheckpointError, DataError, NonFiniteLossError
@@ -90,7 +90,7 @@ class CheckpointWriter:
         self.finish()
         self._refuse_spoiled_weights(step)
         ranks.on_main(self._prepare)
-        with disk_errors(self._directory), _write_failures(self._directory):
+        with disk_errors(self._directory), _write_failures(self._directory), stages_by_value():
             # DeepSpeed would update ``latest`` before the other ranks have finished, hence save_latest=False.
             self._engine.save_checkpoint(str(self._directory), tag=partial.name, client_state={}, save_latest=False)
         ranks.barrier()

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from bnb_ds.checkpoint.safe_loading import data_only
+from bnb_ds.checkpoint.safe_loading import data_only, stages_by_value
 from bnb_ds.errors import CheckpointError
 
 
@@ -45,3 +45,19 @@ def test_a_program_in_the_place_of_weights_is_refused(tmp_path):
         data_only(tmp_path),
     ):
         torch.load(tmp_path / "program.pt", weights_only=False)
+
+
+def test_a_stage_is_written_as_data_by_every_python(tmp_path, monkeypatch):
+    """Members of enumerations were pickled as a call of ``getattr`` by Python 3.11.0 to 3.11.3."""
+    config = pytest.importorskip("deepspeed.runtime.zero.config", reason="needs DeepSpeed")
+    stage = config.ZeroStageEnum.optimizer_states
+
+    def by_name(member, _protocol):
+        return getattr, (type(member), member.name)
+
+    monkeypatch.setattr(config.ZeroStageEnum, "__reduce_ex__", by_name, raising=False)
+    with stages_by_value():
+        torch.save({"zero_stage": stage}, tmp_path / "states.pt")
+    assert config.ZeroStageEnum.__reduce_ex__ is by_name
+    with data_only(tmp_path):
+        assert torch.load(tmp_path / "states.pt", weights_only=False) == {"zero_stage": stage}
