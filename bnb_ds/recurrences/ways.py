@@ -67,10 +67,9 @@ def choose(what: str, device: torch.device, in_triton: Trials, in_cuda: Trials, 
 
 
 def _allowed() -> set[str]:
-    given = os.environ.get(_SWITCH, ",".join(_NAMES))
-    names = [name.strip() for name in given.split(",") if name.strip() not in ("", "none")]
-    unknown = [name for name in names if name not in _NAMES]
-    if unknown:
+    given = os.environ.get(_SWITCH, "").strip() or ",".join(_NAMES)
+    names = [] if given == "none" else [name.strip() for name in given.split(",")]
+    if not set(names) <= set(_NAMES):
         raise ConfigError(f"{_SWITCH} is {given!r}: give none, or some of {','.join(_NAMES)}")
     return {_NAMES[name] for name in names}
 

@@ -62,10 +62,19 @@ def test_kinds_of_kernels_can_be_left_out(given, ways, reasons, monkeypatch):
     assert choice.text == f"It {part} in Triton kernels: {said} (a GPU: capability 8.0; {reasons})"
 
 
-def test_an_unknown_kind_is_refused(monkeypatch):
-    monkeypatch.setenv("BNB_KERNELS", "cuda,tritn")
-    with pytest.raises(ConfigError, match="BNB_KERNELS is 'cuda,tritn': give none, or some of triton,cuda"):
+@pytest.mark.parametrize("given", ["cuda,tritn", "none,cuda", "cuda,", "Triton", "0"])
+def test_an_unknown_kind_is_refused(given, monkeypatch):
+    monkeypatch.setenv("BNB_KERNELS", given)
+    with pytest.raises(ConfigError, match=f"BNB_KERNELS is '{given}': give none, or some of triton,cuda"):
         choose("It", GPU, {"loss": work}, {}, {})
+
+
+@pytest.mark.parametrize("given", ["", " ", "triton, cuda", None])
+def test_all_kinds_are_tried_unless_something_is_said(given, monkeypatch):
+    monkeypatch.delenv("BNB_KERNELS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("BNB_KERNELS", given)
+    assert choose("It", GPU, {"loss": work, "path": fail}, {"path": work}, {}).ways == {"loss": TRITON, "path": CUDA}
 
 
 def test_nothing_is_tried_without_a_gpu():
