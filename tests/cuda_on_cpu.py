@@ -1,7 +1,7 @@
 """`bnb_ds/recurrences/recurrences.cu` as C++ on a CPU.
 
-A library with the calls of the GPU's driver runs the kernels: every thread of a block is a fiber, and a barrier lets all
-others run up to the same barrier. The order of threads may be turned round, so that a missing barrier shows in the
+A library with the calls of the GPU's driver runs the kernels: every thread of a block is a fiber, and a barrier lets
+all others run up to the same barrier. The order of threads may be turned round, so that a missing barrier shows in the
 numbers. Arguments arrive as a driver gets them, by their addresses.
 """
 
@@ -101,8 +101,8 @@ extern "C" int cuLaunchKernel(
     unsigned shared, void *stream, void **places, void **extra
 ) {
     // A GPU takes no empty grid, and so many blocks and threads at most.
-    if (!grid_x || !grid_y || !grid_z || grid_y > 65535 || grid_z > 65535 || lanes * groups > 1024 || more != 1) return 1;
-    if (shared || extra || stream != (void *)7) return 1;
+    if (!grid_x || !grid_y || !grid_z || grid_y > 65535 || grid_z > 65535) return 1;
+    if (lanes * groups > 1024 || more != 1 || shared || extra || stream != (void *)7) return 1;
     kernel(places);
     for (unsigned x = 0; x < grid_x; ++x)
         for (unsigned y = 0; y < grid_y; ++y)

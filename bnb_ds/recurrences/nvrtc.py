@@ -58,13 +58,9 @@ def kernel_of(module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
     return kernel
 
 
-def launch(
-    kernel: ctypes.c_void_p, grid: Grid, block: Grid, arguments: Sequence[Tensor | int], stream: int
-) -> None:
+def launch(kernel: ctypes.c_void_p, grid: Grid, block: Grid, arguments: Sequence[Tensor | int], stream: int) -> None:
     """Launch a kernel on the current device; it gets the addresses of tensors, and numbers as 64-bit integers."""
-    values = [
-        ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else ctypes.c_int64(one) for one in arguments
-    ]
+    values = [ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else ctypes.c_int64(one) for one in arguments]
     places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     _check(_driver().cuLaunchKernel(kernel, *grid, *block, 0, ctypes.c_void_p(stream), places, None))
 

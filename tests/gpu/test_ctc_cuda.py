@@ -102,7 +102,9 @@ def test_best_paths_equal_those_of_the_cpu(kernels, monkeypatch):
     monkeypatch.setenv("BNB_KERNELS", kernels)
     monkeypatch.setattr(ctc_kernels, "_choose", ctc_kernels._choose.__wrapped__)
     choice = ctc_kernels._choose(torch.device("cuda", torch.cuda.current_device()))
-    assert choice.ways["best path"] == {"triton,cuda": ways.TRITON, "cuda": ways.CUDA, "none": None}[kernels], choice.text
+    assert choice.ways["best path"] == {"triton,cuda": ways.TRITON, "cuda": ways.CUDA, "none": None}[kernels], (
+        choice.text
+    )
     leaves, (targets, _, target_lengths), options = case(torch.float64)
     options = {name: value for name, value in options.items() if name != "kl_weight"}
     path, log_prob = linear_ctc_best_path(*leaves, targets, None, target_lengths, **options)
