@@ -294,6 +294,29 @@ def test_rows_are_added_as_by_index_add():
         torch.testing.assert_close(total + sparse.sum_of_rows(index, rows, 30), expected)
 
 
+def test_a_gpu_adds_rows_of_equal_indices_side_by_side():
+    """``index_put_`` would add them one after the other; for rows of one number, it adds up a warp at a time."""
+    total, index = torch.empty(30, 6, device=META), torch.empty(400, dtype=torch.int64, device=META)
+    with Counted() as counted:
+        sparse.add_rows(total, index, torch.empty(400, 6, device=META))
+    assert counted.names == ["embedding_dense_backward", "add_"]
+
+
+def test_the_head_adds_each_gradient_once_and_no_id_many_times(monkeypatch):
+    """Padding of targets of different lengths must not meet at the blank."""
+    added = []
+    monkeypatch.setattr(ctc_head, "add_rows", lambda total, index, rows: added.append(index))
+    leaves = [torch.randn(size, requires_grad=True) for size in ((90, 6), (40, 6), (40,))]
+    targets = torch.arange(1, 31).expand(3, -1)
+    lengths = {"input_lengths": None, "target_lengths": torch.tensor([30, 1, 0])}
+    cu_seqlens = torch.tensor([0, 70, 80, 90], dtype=torch.int32)
+    linear_ctc_loss(*leaves, targets, **lengths, cu_seqlens=cu_seqlens, max_input_length=70, max_target_length=30)
+    assert len(added) == 2  # of the weight, and of the bias
+    for index in added:
+        assert len(index) == 3 * 31
+        assert index.bincount().max() <= 6  # 62 if all padding stood at the blank
+
+
 def test_padding_is_spread_over_the_vocabulary():
     table = torch.tensor([[0, 5, 6, 0, 0], [0, 7, 0, 0, 0]])
     may_add = torch.tensor([[True, True, True, False, False], [True, True, False, False, False]])

@@ -168,6 +168,7 @@ def test_kernels_compile_without_spills(capability, tmp_path):
     assert "ld.global.nc" not in ptx  # no cache that does not see what other threads write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_what_a_gpu_loads_is_compiled_without_a_toolkit(capability, dtype, monkeypatch):
@@ -205,6 +206,29 @@ def test_without_nvrtc_the_reason_is_said(monkeypatch):
     with pytest.raises(RuntimeError, match="there is no NVRTC, which torch for CUDA brings: pip install"):
         nvrtc.build("", "sm_80")
     nvrtc._nvrtc.cache_clear()
+
+
+def test_launches_are_on_the_device_and_stream_of_the_tensors(on_cpu, monkeypatch):
+    events, stream = [], torch.cuda.current_stream(0)
+
+    @contextmanager
+    def device_of(tensor):
+        events.append(tensor)
+        yield
+        events.append("left")
+
+    def current_stream(device):
+        events.append(device)
+        return stream
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    back = torch.zeros(2, 1, 3, dtype=torch.uint8)
+    states = torch.empty(2, 1, dtype=torch.int64)
+    cuda.launch("ctc_back", (1, 1, 1), back, torch.tensor([2]), states, 2, 1, 3)
+    assert states.tolist() == [[2], [2]]
+    assert events[0] is back
+    assert events[1:] == [back.get_device(), "left"]
 
 
 def test_no_sequences_launch_nothing(on_cpu):
