@@ -77,6 +77,33 @@ def test_all_kinds_are_tried_unless_something_is_said(given, monkeypatch):
     assert choose("It", GPU, {"loss": work, "path": fail}, {"path": work}, {}).ways == {"loss": TRITON, "path": CUDA}
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "triton",
+            "Triton's kernel of the loss has made cuda:0 unusable for this process .*broken.*: set BNB_KERNELS=cuda",
+        ),
+        ("cuda", "the kernel of the loss in CUDA C.. has made cuda:0 unusable .*: set BNB_KERNELS=none"),
+    ],
+)
+def test_a_trial_that_spoils_the_gpu_ends_the_run_with_the_way_out(given, message, monkeypatch):
+    synchronized = []
+
+    def synchronize(device):
+        synchronized.append(device)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setenv("BNB_KERNELS", given)
+    with pytest.raises(ConfigError, match=message):
+        choose("It", GPU, {"loss": fail}, {"loss": fail}, {})
+    assert synchronized == [GPU]
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
+    assert choose("It", GPU, {"loss": fail}, {"loss": fail}, {}).ways == {"loss": None}
+
+
 def test_nothing_is_tried_without_a_gpu():
     assert choose("It", torch.device("cpu"), {"loss": fail}, {"loss": fail}, {}) == Choice(
         {"loss": None}, "It in batched PyTorch (cpu)"
