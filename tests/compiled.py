@@ -86,7 +86,11 @@ class Counted(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.launches = 0
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.launches += function.overloadpacket.__name__ not in self.FREE
+        name = function.overloadpacket.__name__
+        if name not in self.FREE:
+            self.launches += 1
+            self.names.append(name)
         return function(*args, **kwargs or {})

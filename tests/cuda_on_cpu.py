@@ -1,7 +1,8 @@
 """`bnb_ds/recurrences/recurrences.cu` as C++ on a CPU.
 
-Every thread of a block is a fiber, and a barrier lets all others run up to the same barrier. The order of threads may
-be turned round, so that a missing barrier shows in the numbers.
+A library with the calls of the GPU's driver runs the kernels: every thread of a block is a fiber, and a barrier lets
+all others run up to the same barrier. The order of threads may be turned round, so that a missing barrier shows in the
+numbers. Arguments arrive as a driver gets them, by their addresses.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bnb_ds.recurrences import cuda
+from bnb_ds.recurrences import cuda, nvrtc
 
 _HEAD = """
 #include <cmath>
 #include <cstdlib>
 #include <functional>
+#include <map>
+#include <string>
 #include <vector>
 #include <ucontext.h>
 #define __global__
@@ -67,55 +72,100 @@ static void run_block(int lanes, int groups, int backwards) {
     }
 }
 """
+#: what stands between a driver's launch and a kernel: arguments come by their addresses
 _RUN = """
-extern "C" void run_{name}(int grid_x, int grid_y, int grid_z, int lanes, int groups, int backwards, {parameters}) {{
-    body = [&] {{ {name}({names}); }};
-    for (int x = 0; x < grid_x; ++x)
-        for (int y = 0; y < grid_y; ++y)
-            for (int z = 0; z < grid_z; ++z) {{ blockIdx = {{x, y, z}}; run_block(lanes, groups, backwards); }}
+static void run_{kernel}(void **places) {{
+    body = [=] {{ {kernel}({values}); }};
 }}
+"""
+_DRIVER = """
+static int is_backwards;
+extern "C" void turn_round(int value) { is_backwards = value; }
+extern "C" int cuModuleLoadData(void **module, const char *code) {
+    *module = (void *)(code[0] == 'd' ? "_double" : "_float");
+    return 0;
+}
+extern "C" int cuGetErrorName(int code, const char **name) {
+    *name = code == 500 ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR_INVALID_VALUE";
+    return 0;
+}
+typedef void (*Kernel)(void **);
+extern "C" int cuModuleGetFunction(Kernel *kernel, void *module, const char *name) {
+    const auto found = kernels.find(std::string(name) + (const char *)module);
+    if (found == kernels.end()) return 500;
+    *kernel = found->second;
+    return 0;
+}
+extern "C" int cuLaunchKernel(
+    Kernel kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned lanes, unsigned groups, unsigned more,
+    unsigned shared, void *stream, void **places, void **extra
+) {
+    // A GPU takes no empty grid, and so many blocks and threads at most.
+    if (!grid_x || !grid_y || !grid_z || grid_y > 65535 || grid_z > 65535) return 1;
+    if (lanes * groups > 1024 || more != 1 || shared || extra || stream != (void *)7) return 1;
+    kernel(places);
+    for (unsigned x = 0; x < grid_x; ++x)
+        for (unsigned y = 0; y < grid_y; ++y)
+            for (unsigned z = 0; z < grid_z; ++z) {
+                blockIdx = {int(x), int(y), int(z)};
+                run_block(lanes, groups, is_backwards);
+            }
+    return 0;
+}
 """
 
 
 def kernels_of(source: str) -> dict[str, list[str]]:
-    """The parameters of each kernel, by its name."""
+    """The types of the parameters of each kernel, by its name."""
     found = re.findall(r'extern "C" __global__ void (\w+)\(([^)]*)\)', source)
-    return {name: [part.strip() for part in parameters.split(",")] for name, parameters in found}
+    return {name: [re.sub(r"\w+$", "", part.strip()) for part in given.split(",")] for name, given in found}
+
+
+def _text() -> str:
+    parts, table = [_HEAD], []
+    for dtype in (torch.float32, torch.float64):
+        source = cuda.source_of(dtype)
+        number = source.split(maxsplit=3)[2]
+        kernels = kernels_of(source)
+        parts += [f"#define {name} {name}_{number}" for name in kernels]
+        parts.append(source)
+        for name, kinds in kernels.items():
+            values = ", ".join(f"*({kind.strip()} *)places[{place}]" for place, kind in enumerate(kinds))
+            parts.append(_RUN.format(kernel=name, values=values).replace(f"run_{name}", f"run_{name}_{number}"))
+            table.append(f'{{"{name}_{number}", run_{name}_{number}}}')
+        parts += [f"#undef {name}" for name in (*kernels, "real")]
+    parts.append(f"static const std::map<std::string, void (*)(void **)> kernels = {{{', '.join(table)}}};")
+    return "\n".join([*parts, _DRIVER])
 
 
 @functools.cache
-def _library(dtype: torch.dtype) -> ctypes.CDLL:
+def driver() -> ctypes.CDLL:
+    """What stands in the place of the GPU's driver; every kernel of it is made for float and for double."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no g++")
-    source = cuda.source_of(dtype)
-    parts = [_HEAD, source]
-    for name, parameters in kernels_of(source).items():
-        types = [re.sub(r"\b(?!const|real|int64|int|unsigned|char)\w+$", "", each).strip() for each in parameters]
-        named = ", ".join(f"{kind} p{number}" for number, kind in enumerate(types))
-        parts.append(_RUN.format(name=name, parameters=named, names=", ".join(f"p{n}" for n in range(len(types)))))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recurrences.cpp"
-        path.write_text("\n".join(parts))
+        path.write_text(_text())
         command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", str(path), "-o", f"{path}.so"]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         return ctypes.CDLL(f"{path}.so")
 
 
-def compiled(backwards: bool) -> Callable[..., Callable[[cuda.Grid, Any], None]]:
-    """What stands in the place of `bnb_ds.recurrences.cuda._compiled`."""
-
-    def of(kernel: str, dtype: torch.dtype, device_index: int) -> Callable[[cuda.Grid, Any], None]:
-        function = getattr(_library(dtype), f"run_{kernel}")
-
-        def run(grid: cuda.Grid, arguments: Any) -> None:
-            values = [
-                ctypes.c_void_p(one.data_ptr()) if isinstance(one, torch.Tensor) else ctypes.c_int(one)
-                for one in arguments
-            ]
-            function(*grid, cuda.LANES, cuda.GROUPS, int(backwards), *values)
-
-        return run
-
-    return of
+@contextmanager
+def kernels_run_here(monkeypatch: Any, *, backwards: bool = False) -> Iterator[None]:
+    """Within the block, kernels that `bnb_ds.recurrences.cuda` launches run on the CPU."""
+    library = driver()
+    library.turn_round(int(backwards))
+    caches = (cuda._kernel, cuda._module)
+    with monkeypatch.context() as patch:
+        patch.setattr(nvrtc, "_driver", lambda: library)
+        patch.setattr(nvrtc, "build", lambda source, architecture: source.split(maxsplit=3)[2].encode())
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+        patch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=7))
+        for cache in caches:
+            cache.cache_clear()
+        yield
+        for cache in caches:
+            cache.cache_clear()

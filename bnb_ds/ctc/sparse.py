@@ -8,7 +8,7 @@ from torch import Tensor
 
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
     """``total[index] += rows``, in place. Rows with equal indices are added in a fixed order on every device."""
-    if not total.is_cuda:
+    if total.device.type == "cpu":
         total.index_add_(0, index, rows)
     elif total.dim() == 1:
         total.index_put_((index,), rows, accumulate=True)  # it sorts; index_add_ would add in any order

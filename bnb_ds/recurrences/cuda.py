@@ -1,24 +1,21 @@
-"""Compiles `recurrences.cu` for the GPU at hand with NVRTC, which comes with torch, and launches its kernels.
-
-NVRTC needs no compiler on the host. torch (from 2.9 on) or cupy brings the few calls that compile and launch.
-"""
+"""Compiles `recurrences.cu` for the GPU at hand with NVRTC, which needs no compiler on the host, and launches it."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from bnb_ds.recurrences import nvrtc
+from bnb_ds.recurrences.nvrtc import Grid
 
 #: threads of a block, as in the source
 LANES, GROUPS = 32, 8
 _NUMBERS = {torch.float32: "float", torch.float64: "double"}
-
-Grid = tuple[int, int, int]
 
 
 def source_of(dtype: torch.dtype) -> str:
@@ -27,16 +24,20 @@ def source_of(dtype: torch.dtype) -> str:
     return f"#define real {_NUMBERS[dtype]}\n{text}"
 
 
-def launch(kernel: str, grid: Grid, *arguments: Tensor | int) -> None:
+def launch(name: str, grid: Grid, *arguments: Tensor | int) -> None:
     """Launch a kernel of the source on the device of its arguments; floats among them have one dtype.
 
     Raises:
         RuntimeError: the source cannot be compiled here.
     """
+    if 0 in grid:  # a driver refuses it, and there is nothing to do
+        return
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+    device = tensors[0].get_device()
     with torch.cuda.device_of(tensors[0]):
-        _compiled(kernel, dtype, tensors[0].get_device())(grid, arguments)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        nvrtc.launch(_kernel(name, dtype, device), grid, (LANES, GROUPS, 1), arguments, stream)
 
 
 def launch_of_graph(kernel: str, batch_size: int, num_slots: int, *arguments: Tensor | int) -> None:
@@ -66,22 +67,12 @@ def best_states_of_ctc(emissions_TBK: Tensor, skips_BS: Tensor) -> tuple[Tensor,
 
 
 @functools.cache
-def _compiled(kernel: str, dtype: torch.dtype, device_index: int) -> Callable[[Grid, Any], None]:
-    """Launches a kernel on the current device, which is ``device_index``, and on its current stream."""
-    compile_kernel = getattr(torch.cuda, "_compile_kernel", None)
-    if compile_kernel is not None:
-        ready = compile_kernel(source_of(dtype), kernel)
-        return lambda grid, arguments: ready(grid, (LANES, GROUPS, 1), list(arguments))
-    try:
-        import cupy
-    except ImportError:
-        raise RuntimeError(f"torch {torch.__version__} compiles no kernels (2.9 does), and there is no cupy") from None
-    function = cupy.RawModule(code=source_of(dtype)).get_function(kernel)
+def _kernel(name: str, dtype: torch.dtype, device_index: int) -> ctypes.c_void_p:
+    """A kernel of the source on a device, which is the current one."""
+    return nvrtc.kernel_of(_module(dtype, device_index), name)
 
-    def with_cupy(grid: Grid, arguments: Any) -> None:
-        values = tuple(np.uintp(one.data_ptr()) if isinstance(one, Tensor) else np.int32(one) for one in arguments)
-        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device_index).cuda_stream)
-        with cupy.cuda.Device(device_index), stream:
-            function(grid, (LANES, GROUPS, 1), values)
 
-    return with_cupy
+@functools.cache
+def _module(dtype: torch.dtype, device_index: int) -> ctypes.c_void_p:
+    major, minor = torch.cuda.get_device_capability(device_index)
+    return nvrtc.load(nvrtc.build(source_of(dtype), f"sm_{major}{minor}"))

@@ -34,5 +34,5 @@ def through_host(recurrence: Callable[..., Sequence[Tensor | None]], *operands: 
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device, without waiting for what runs there."""
+    """A tensor of the host on a device; the host waits at most for the copy, and for what was launched before it."""
     return tensor if tensor.device == device else tensor.to(device, non_blocking=True)

@@ -38,7 +38,7 @@ __device__ inline real largest_of(real *shared, real value) {
 
 extern "C" __global__ void dag_forward(
     const real *emissions, const real *links, const int64 *last_slot, const int64 *last_step, real *ways, real *shifts,
-    int stride_B, int stride_L, int batch_size, int num_slots
+    int64 stride_B, int64 stride_L, int64 batch_size, int64 num_slots
 ) {
     __shared__ real bests[GROUPS][LANES], totals[GROUPS][LANES], highs[LANES];
     const int64 sequence = blockIdx.x, end = last_slot[sequence], last = last_step[sequence];
@@ -79,8 +79,8 @@ extern "C" __global__ void dag_forward(
 }
 
 extern "C" __global__ void dag_backward(
-    const real *emissions, const real *links, const int64 *last_slot, const int64 *last_step, real *ahead, int stride_B,
-    int stride_L, int batch_size, int num_slots
+    const real *emissions, const real *links, const int64 *last_slot, const int64 *last_step, real *ahead,
+    int64 stride_B, int64 stride_L, int64 batch_size, int64 num_slots
 ) {
     __shared__ real bests[GROUPS][LANES], totals[GROUPS][LANES], highs[LANES];
     const int64 sequence = blockIdx.x, end = last_slot[sequence], last = last_step[sequence];
@@ -121,7 +121,7 @@ extern "C" __global__ void dag_backward(
 // What one link carries, summed over steps; a thread for each link of a tile.
 extern "C" __global__ void dag_links(
     const real *links, const int64 *last_slot, const int64 *last_step, const real *ways, const real *shifts,
-    const real *incoming, real *taken, int stride_B, int stride_L, int batch_size, int num_slots
+    const real *incoming, real *taken, int64 stride_B, int64 stride_L, int64 batch_size, int64 num_slots
 ) {
     const int64 sequence = blockIdx.x, end = last_slot[sequence], last = last_step[sequence];
     const int64 source = (int64)blockIdx.y * GROUPS + threadIdx.y, target = (int64)blockIdx.z * LANES + threadIdx.x;
@@ -140,7 +140,7 @@ extern "C" __global__ void dag_links(
 // As `dag_forward`, with the best way into each slot, and where it comes from: of equally good sources, the earliest.
 extern "C" __global__ void dag_best(
     const real *emissions, const real *links, const int64 *last_slot, const int64 *last_step, real *scores, int *before,
-    int stride_S, int is_whole, int stride_B, int stride_L, int batch_size, int num_slots
+    int64 stride_S, int64 is_whole, int64 stride_B, int64 stride_L, int64 batch_size, int64 num_slots
 ) {
     __shared__ real bests[GROUPS][LANES];
     __shared__ int places[GROUPS][LANES];
@@ -159,7 +159,7 @@ extern "C" __global__ void dag_best(
         for (int64 begin = step; begin <= furthest; begin += LANES) {
             const int64 target = begin + lane;
             real best = NOTHING;
-            int place = num_slots;
+            int place = (int)num_slots;
             if (target <= furthest)
                 for (int64 source = step - 1 + group; source < target; source += GROUPS) {
                     const real value = scores[previous + source] + links[source * stride_L + target];
@@ -185,7 +185,7 @@ extern "C" __global__ void dag_best(
 // From the last step to the first, along the best path of one sequence, if it has one; one thread.
 extern "C" __global__ void dag_back(
     const int64 *last_slot, const int64 *last_step, const real *scores, const int *before, int64 *path, real *log_prob,
-    int batch_size, int num_slots
+    int64 batch_size, int64 num_slots
 ) {
     const int64 sequence = blockIdx.x, last = last_step[sequence];
     int64 slot = last_slot[sequence];
@@ -202,8 +202,8 @@ extern "C" __global__ void dag_back(
 // The best path of CTC forwards: how many states back each state of each position comes from, and the last scores.
 // `scores` has room for two positions, [2, B, X] of X = 2 * num_tokens + 1 states.
 extern "C" __global__ void ctc_best(
-    const real *emissions, const unsigned char *may_skip, unsigned char *back, real *scores, int num_steps, int batch_size,
-    int num_tokens
+    const real *emissions, const unsigned char *may_skip, unsigned char *back, real *scores, int64 num_steps,
+    int64 batch_size, int64 num_tokens
 ) {
     const int64 sequence = blockIdx.x, num_states = 2 * num_tokens + 1;
     const int thread = threadIdx.y * LANES + threadIdx.x;
@@ -232,7 +232,8 @@ extern "C" __global__ void ctc_best(
 
 // From the last position to the first, along the best path of one sequence; one thread.
 extern "C" __global__ void ctc_back(
-    const unsigned char *back, const int64 *last_state, int64 *states, int num_steps, int batch_size, int num_states
+    const unsigned char *back, const int64 *last_state, int64 *states, int64 num_steps, int64 batch_size,
+    int64 num_states
 ) {
     const int64 sequence = blockIdx.x;
     if (threadIdx.x || threadIdx.y) return;

@@ -51,7 +51,7 @@ def choose(what: str, device: torch.device, in_triton: Trials, in_cuda: Trials, 
         others: how a kernel's work is done without a kernel; absent: on the host.
 
     Raises:
-        ConfigError: an unknown kind of kernels in BNB_KERNELS.
+        ConfigError: an unknown kind of kernels in BNB_KERNELS, or a trial after which the GPU does nothing any more.
     """
     if device.type != "cuda":
         return Choice(dict.fromkeys(in_triton), f"{what} in batched PyTorch ({device.type})")
@@ -67,10 +67,9 @@ def choose(what: str, device: torch.device, in_triton: Trials, in_cuda: Trials, 
 
 
 def _allowed() -> set[str]:
-    given = os.environ.get(_SWITCH, ",".join(_NAMES))
-    names = [name.strip() for name in given.split(",") if name.strip() not in ("", "none")]
-    unknown = [name for name in names if name not in _NAMES]
-    if unknown:
+    given = os.environ.get(_SWITCH, "").strip() or ",".join(_NAMES)
+    names = [] if given == "none" else [name.strip() for name in given.split(",")]
+    if not set(names) <= set(_NAMES):
         raise ConfigError(f"{_SWITCH} is {given!r}: give none, or some of {','.join(_NAMES)}")
     return {_NAMES[name] for name in names}
 
@@ -88,7 +87,7 @@ def _faults_of_triton(device: torch.device, trials: Trials, allowed: set[str]) -
         return dict.fromkeys(trials, f"triton cannot be imported: {type(error).__name__}: {error}")
     found = {}
     for name, trial in trials.items():
-        fault = fault_of(functools.partial(trial, device), f"Triton's kernel of the {name}", f"set {_SWITCH}=cuda")
+        fault = _fault_of(trial, device, f"Triton's kernel of the {name}", f"set {_SWITCH}=cuda")
         found[name] = None if fault is None else f"Triton {version}: {fault}"
     return found
 
@@ -98,8 +97,19 @@ def _fault_of_cuda(
 ) -> str | None:
     if CUDA not in allowed:
         return f"{_SWITCH} leaves out CUDA C++"
-    fault = fault_of(functools.partial(trial, device), f"the kernel of the {name} in CUDA C++", f"set {_SWITCH}=none")
+    fault = _fault_of(trial, device, f"the kernel of the {name} in CUDA C++", f"set {_SWITCH}=none")
     return None if fault is None else f"CUDA C++: {fault}"
+
+
+def _fault_of(trial: Callable[[torch.device], None], device: torch.device, what: str, way_out: str) -> str | None:
+    """As `fault_of`. After some faults, such as an illegal address, a process can use its GPU no more."""
+    fault = fault_of(functools.partial(trial, device), what, way_out)
+    if fault is not None and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            raise ConfigError(f"{what} has made {device} unusable for this process ({fault}): {way_out}") from None
+    return fault
 
 
 def _described(

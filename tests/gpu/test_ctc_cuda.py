@@ -13,6 +13,7 @@ from bnb_ds.ctc import native
 from bnb_ds.ctc.greedy import collapse, linear_argmax
 from bnb_ds.ctc.loss import linear_ctc_loss
 from bnb_ds.ctc.viterbi import linear_ctc_best_path
+from bnb_ds.recurrences import ways
 
 pytestmark = [
     pytest.mark.gpu,
@@ -100,6 +101,10 @@ def test_torchs_ctc_loss_in_place_of_triton(monkeypatch, tokens):
 def test_best_paths_equal_those_of_the_cpu(kernels, monkeypatch):
     monkeypatch.setenv("BNB_KERNELS", kernels)
     monkeypatch.setattr(ctc_kernels, "_choose", ctc_kernels._choose.__wrapped__)
+    choice = ctc_kernels._choose(torch.device("cuda", torch.cuda.current_device()))
+    assert choice.ways["best path"] == {"triton,cuda": ways.TRITON, "cuda": ways.CUDA, "none": None}[kernels], (
+        choice.text
+    )
     leaves, (targets, _, target_lengths), options = case(torch.float64)
     options = {name: value for name, value in options.items() if name != "kl_weight"}
     path, log_prob = linear_ctc_best_path(*leaves, targets, None, target_lengths, **options)

@@ -13,6 +13,7 @@ from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.dag.loss import linear_dag_loss
 from bnb_ds.dag.paths import dag_best_path
 from bnb_ds.dag.strategies import STRATEGIES, dag_decode
+from bnb_ds.recurrences import cuda
 from tests.plain_dag import random_links
 
 pytestmark = [
@@ -77,8 +78,9 @@ def other_kernels(request, monkeypatch):
 
 def test_without_triton_the_results_are_the_same(other_kernels):
     device = torch.device("cuda", torch.cuda.current_device())
-    if other_kernels == "cuda" and dag_kernels.launch_of(device, "alignment") is None:
-        pytest.skip(dag_kernels.description(device))
+    launch = cuda.launch_of_graph if other_kernels == "cuda" else None
+    ways = [dag_kernels.launch_of(device, kernel) for kernel in dag_kernels._TRIALS]
+    assert ways == [launch] * 2, dag_kernels.description(device)
     leaves, arguments, options = case(torch.float64, device)
     on_cpu = [leaf.detach().cpu().requires_grad_() for leaf in leaves]
     cpu_options = {**options, "cu_seqlens": options["cu_seqlens"].cpu()}

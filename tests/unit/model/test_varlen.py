@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnb_ds.model import attention
 from bnb_ds.model.varlen import kernel_choice as choice
@@ -59,6 +60,20 @@ def test_a_whole_model_runs_on_the_operators(way, monkeypatch):
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
+class Given(TorchDispatchMode):
+    """What operators of attention are called with, by name; all arguments that are no tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name.endswith("attention_forward"):
+            self.calls[name] = [one for one in args if not isinstance(one, torch.Tensor)]
+        return function(*args, **kwargs or {})
+
+
 @pytest.mark.parametrize(
     ("way", "dtype"),
     [("flash", torch.bfloat16), ("flash", torch.float16), ("efficient", torch.float16), ("efficient", torch.float32)],
@@ -72,7 +87,11 @@ def test_torch_takes_these_arguments_with_dropout(way, dtype):
             type(host)(**{name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in vars(host).items()})
         )
     leaves = [torch.randn(n, 12, 64, device="meta", dtype=dtype).requires_grad_() for n in (74, 51, 51)]
-    attended = WAYS[way](*leaves, *layouts, 0.1, None)
+    with Given() as given:
+        attended = WAYS[way](*leaves, *layouts, 0.1, None)
+    ((name, arguments),) = given.calls.items()
+    assert name == f"_{way}_attention_forward"
+    assert arguments.index(0.1) > arguments.index(70), arguments  # dropout, behind the longest lengths
     assert attended.shape == leaves[0].shape
     assert attended.dtype == dtype
     gradients = torch.autograd.grad(attended, leaves, torch.empty_like(attended))

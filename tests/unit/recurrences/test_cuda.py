@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import importlib.util
 import shutil
 import subprocess
-import sys
-import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +18,7 @@ from bnb_ds.dag import kernels as dag_kernels
 from bnb_ds.dag import paths as dag_paths
 from bnb_ds.dag import programme, viterbi
 from bnb_ds.dag.alignment import Problem
-from bnb_ds.recurrences import cuda
+from bnb_ds.recurrences import cuda, nvrtc
 from tests import cuda_on_cpu
 from tests.compiled import CAPABILITIES, need_triton, spilled_bytes
 from tests.plain_dag import random_problem
@@ -39,8 +36,8 @@ DTYPES = [torch.float64, torch.float32]
 @pytest.fixture(params=[False, True], ids=["forwards", "backwards"])
 def on_cpu(request, monkeypatch):
     """Kernels run on the CPU, with the threads of a block in either order."""
-    monkeypatch.setattr(cuda, "_compiled", cuda_on_cpu.compiled(request.param))
-    return request.param
+    with cuda_on_cpu.kernels_run_here(monkeypatch, backwards=request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -116,42 +113,30 @@ TRIALS |= {("dag", name): trial for name, trial in dag_kernels._TRIALS_IN_CUDA.i
 
 @pytest.mark.parametrize("name", TRIALS, ids=" ".join)
 def test_trials_go_well_and_find_what_writes_nothing(name, monkeypatch):
-    monkeypatch.setattr(cuda, "_compiled", cuda_on_cpu.compiled(False))
-    TRIALS[name](CPU)
+    with cuda_on_cpu.kernels_run_here(monkeypatch):
+        TRIALS[name](CPU)
     monkeypatch.setattr(torch, "empty", torch.zeros)
-    monkeypatch.setattr(cuda, "_compiled", lambda *kernel: lambda grid, arguments: None)
+    monkeypatch.setattr(cuda, "launch", lambda name, grid, *arguments: None)
     with pytest.raises(ArithmeticError, match="wrong numbers"):
         TRIALS[name](CPU)
 
 
-def nvrtc() -> ctypes.CDLL | None:
-    """NVRTC of a package of NVIDIA's, or of the system."""
-    spec = importlib.util.find_spec("nvidia")
-    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
-    found = [path for folder in folders for path in sorted(folder.glob("*/lib/libnvrtc.so.*"))]
-    for library in (*map(str, found), "libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"):
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(library)
-    return None
+def need_nvrtc() -> None:
+    try:
+        nvrtc._nvrtc()
+    except RuntimeError as error:
+        pytest.skip(str(error))
 
 
-def ptx_by_nvrtc(library: ctypes.CDLL, source: str, capability: int) -> str:
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    options = (ctypes.c_char_p * 1)(f"--gpu-architecture=compute_{capability}".encode())
-    assert library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"recurrences.cu", 0, None, None) == 0
-    code = library.nvrtcCompileProgram(program, 1, options)
-    texts = []
-    for name in ("ProgramLog", "PTX"):
-        getattr(library, f"nvrtcGet{name}Size")(program, ctypes.byref(size))
-        buffer = ctypes.create_string_buffer(size.value)
-        getattr(library, f"nvrtcGet{name}")(program, buffer)
-        texts.append(buffer.value.decode())
-    library.nvrtcDestroyProgram(ctypes.byref(program))
-    if "--gpu-architecture" in texts[0]:
+@contextmanager
+def known_to_nvrtc(capability: int) -> Iterator[None]:
+    """Skips the test if the block asks for an architecture that NVRTC lacks."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "--gpu-architecture" not in str(error):
+            raise
         pytest.skip(f"this NVRTC knows no GPU of capability {capability}; that of CUDA 12 does")
-    assert code == 0, texts[0]
-    assert texts[0].strip("\0 \n") == ""
-    return texts[1]
 
 
 def ptx_by_nvcc(source: str, capability: int, folder: Path) -> str:
@@ -170,61 +155,99 @@ def ptx_by_nvcc(source: str, capability: int, folder: Path) -> str:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_kernels_compile_without_spills(capability, tmp_path):
     need_triton()  # which brings an assembler
-    library, source = nvrtc(), cuda.source_of(torch.float32)
-    ptx = ptx_by_nvcc(source, capability, tmp_path) if library is None else ptx_by_nvrtc(library, source, capability)
+    source = cuda.source_of(torch.float32)
+    try:
+        nvrtc._nvrtc()
+    except RuntimeError:
+        ptx = ptx_by_nvcc(source, capability, tmp_path)
+    else:
+        with known_to_nvrtc(capability):
+            ptx = nvrtc.build(source, f"compute_{capability}").decode().rstrip("\0")
     assert ptx.count(".entry") == len(cuda_on_cpu.kernels_of(source))
     assert spilled_bytes(ptx, tmp_path) == 0
     assert "ld.global.nc" not in ptx  # no cache that does not see what other threads write
 
 
-def test_torch_launches_what_nvrtc_has_compiled(monkeypatch):
-    launched = []
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_what_a_gpu_loads_is_compiled_without_a_toolkit(capability, dtype, monkeypatch):
+    need_nvrtc()
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "")
+    loaded = []
+    monkeypatch.setattr(nvrtc, "load", loaded.append)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: divmod(capability, 10))
+    with known_to_nvrtc(capability):
+        cuda._module.__wrapped__(dtype, 0)
+    (code,) = loaded
+    assert code.startswith(b"\x7fELF")
+    assert all(name.encode() in code for name in cuda_on_cpu.kernels_of(cuda.source_of(dtype)))
 
-    def compile_kernel(source, name):
-        assert source.startswith("#define real float\n")
-        assert f"void {name}(" in source
-        return lambda grid, block, args: launched.append((name, grid, block, len(args)))
 
-    monkeypatch.setattr(torch.cuda, "_compile_kernel", compile_kernel, raising=False)
-    cuda._compiled.cache_clear()
-    problem = Problem.of(*random_problem([70, 40], [5, 3], 1.0, torch.float32))
-    programme.forward_backward(cuda.launch_of_graph, *problem)
-    cuda._compiled.cache_clear()
-    blocks = [("dag_forward", (2, 1, 1)), ("dag_backward", (2, 1, 1)), ("dag_links", (2, 9, 3))]
-    assert [one[:3] for one in launched] == [(*each, (32, 8, 1)) for each in blocks]
-    parameters = cuda_on_cpu.kernels_of(cuda.source_of(torch.float32))
-    assert all(number == len(parameters[name]) for name, *_, number in launched)
+def test_what_nvrtc_refuses_is_said_in_its_words():
+    need_nvrtc()
+    with pytest.raises(RuntimeError, match=r"NVRTC cannot compile for sm_80 \(error 6\): recurrences.cu\(1\): error: "):
+        nvrtc.build("no C++\n", "sm_80")
 
 
-def test_cupy_launches_where_an_older_torch_cannot(monkeypatch):
-    monkeypatch.delattr(torch.cuda, "_compile_kernel", raising=False)
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    cuda._compiled.cache_clear()
-    with pytest.raises(RuntimeError, match=r"torch .* compiles no kernels \(2.9 does\), and there is no cupy"):
-        cuda.launch("ctc_back", (1, 1, 1), torch.zeros(1))
-    launched, entered = [], []
+def test_a_driver_that_refuses_is_named(on_cpu):
+    with pytest.raises(RuntimeError, match="the driver says CUDA_ERROR_NOT_FOUND"):
+        cuda.launch("no_kernel", (1, 1, 1), torch.zeros(1))
 
-    class Context:
-        def __init__(self, *given):
-            self.given = given
 
-        def __enter__(self):
-            entered.append(self.given)
+def test_without_nvrtc_the_reason_is_said(monkeypatch):
+    def missing(name):
+        raise OSError(name)
 
-        def __exit__(self, *error):
-            return None
+    nvrtc._nvrtc.cache_clear()
+    monkeypatch.setattr(nvrtc.ctypes, "CDLL", missing)
+    with pytest.raises(RuntimeError, match="there is no NVRTC, which torch for CUDA brings: pip install"):
+        nvrtc.build("", "sm_80")
+    nvrtc._nvrtc.cache_clear()
 
-    module = types.SimpleNamespace(
-        get_function=lambda name: lambda grid, block, values: launched.append((name, grid, block, values))
+
+def test_launches_are_on_the_device_and_stream_of_the_tensors(on_cpu, monkeypatch):
+    events, stream = [], torch.cuda.current_stream(0)
+
+    @contextmanager
+    def device_of(tensor):
+        events.append(tensor)
+        yield
+        events.append("left")
+
+    def current_stream(device):
+        events.append(device)
+        return stream
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    back = torch.zeros(2, 1, 3, dtype=torch.uint8)
+    states = torch.empty(2, 1, dtype=torch.int64)
+    cuda.launch("ctc_back", (1, 1, 1), back, torch.tensor([2]), states, 2, 1, 3)
+    assert states.tolist() == [[2], [2]]
+    assert events[0] is back
+    assert events[1:] == [back.get_device(), "left"]
+
+
+def test_no_sequences_launch_nothing(on_cpu):
+    links = torch.zeros(0, 5, 5)
+    at_end, path_of = programme.best_of_each_length(
+        cuda.launch_of_graph, links[:, 0], links, torch.zeros(0, dtype=torch.int64), 3
     )
-    package = types.ModuleType("cupy")
-    package.RawModule = lambda code: module
-    package.cuda = types.SimpleNamespace(Device=Context, ExternalStream=Context)
-    monkeypatch.setitem(sys.modules, "cupy", package)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=7))
-    numbers = torch.zeros(3)
-    cuda.launch("ctc_back", (4, 1, 1), numbers, 12)
-    cuda._compiled.cache_clear()
-    assert launched == [("ctc_back", (4, 1, 1), (32, 8, 1), (numbers.data_ptr(), 12))]
-    assert [type(value).__name__ for value in launched[0][3]] == ["uint64", "int32"]
-    assert entered == [(-1,), (7,)]
+    assert at_end.shape == (0, 3)
+    assert path_of(torch.zeros(0, dtype=torch.int64)).shape == (0, 5)
+
+
+def test_sequences_far_apart(on_cpu, tmp_path):
+    """Strides of more than 31 bits, in a sparse file."""
+    _, links, lengths, _ = random_problem([5, 4], [1, 1], 1.0, torch.float32)
+    apart = 2**31 + 8
+    numbers = torch.from_file(str(tmp_path / "links"), shared=True, size=apart + 25)
+    far = numbers.as_strided(links.shape, (apart, 5, 1)).copy_(links)
+    emission, last = torch.zeros(2, 5), lengths - 1
+    got, expected = (
+        programme.best_of_each_length(cuda.launch_of_graph, emission, one, last, 4)[0] for one in (far, links)
+    )
+    assert torch.equal(got, expected)

@@ -62,10 +62,46 @@ def test_kinds_of_kernels_can_be_left_out(given, ways, reasons, monkeypatch):
     assert choice.text == f"It {part} in Triton kernels: {said} (a GPU: capability 8.0; {reasons})"
 
 
-def test_an_unknown_kind_is_refused(monkeypatch):
-    monkeypatch.setenv("BNB_KERNELS", "cuda,tritn")
-    with pytest.raises(ConfigError, match="BNB_KERNELS is 'cuda,tritn': give none, or some of triton,cuda"):
+@pytest.mark.parametrize("given", ["cuda,tritn", "none,cuda", "cuda,", "Triton", "0"])
+def test_an_unknown_kind_is_refused(given, monkeypatch):
+    monkeypatch.setenv("BNB_KERNELS", given)
+    with pytest.raises(ConfigError, match=f"BNB_KERNELS is '{given}': give none, or some of triton,cuda"):
         choose("It", GPU, {"loss": work}, {}, {})
+
+
+@pytest.mark.parametrize("given", ["", " ", "triton, cuda", None])
+def test_all_kinds_are_tried_unless_something_is_said(given, monkeypatch):
+    monkeypatch.delenv("BNB_KERNELS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("BNB_KERNELS", given)
+    assert choose("It", GPU, {"loss": work, "path": fail}, {"path": work}, {}).ways == {"loss": TRITON, "path": CUDA}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "triton",
+            "Triton's kernel of the loss has made cuda:0 unusable for this process .*broken.*: set BNB_KERNELS=cuda",
+        ),
+        ("cuda", "the kernel of the loss in CUDA C.. has made cuda:0 unusable .*: set BNB_KERNELS=none"),
+    ],
+)
+def test_a_trial_that_spoils_the_gpu_ends_the_run_with_the_way_out(given, message, monkeypatch):
+    synchronized = []
+
+    def synchronize(device):
+        synchronized.append(device)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setenv("BNB_KERNELS", given)
+    with pytest.raises(ConfigError, match=message):
+        choose("It", GPU, {"loss": fail}, {"loss": fail}, {})
+    assert synchronized == [GPU]
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
+    assert choose("It", GPU, {"loss": fail}, {"loss": fail}, {}).ways == {"loss": None}
 
 
 def test_nothing_is_tried_without_a_gpu():
