@@ -248,7 +248,8 @@ def test_early_stopping_survives_a_restart(tmp_path, films, pretrained, fork_ser
         ),
         (
             "model.kind=nothing",
-            "model.kind: give one of bnb, nat, inat, cmlm, elmer, bert2bert, transformer, seq2seq, classifier",
+            "model.kind: give one of bnb, nat, inat, cmlm, elmer, encoder_ctc, bert2bert, transformer, seq2seq,"
+            " classifier",
         ),
         ("model.depth=3", "unknown key 'model.depth'"),
         ("data.max_source_length=100", "data.max_source_length 100: the encoder has 64 positions; set it to 64"),

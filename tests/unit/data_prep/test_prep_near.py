@@ -84,7 +84,10 @@ def test_any_number_of_workers_and_tasks(tmp_path: Path, tokenizer: Path, small_
     prep("merge", tmp_path / "tasks")
     assert content(tmp_path / "1") == content(tmp_path / "3") == content(tmp_path / "tasks")
     manifest = TokenShards(tmp_path / "1").manifest
-    assert manifest.totals.skipped == {"near-duplicate": len(texts) - 40}
+    # The documentation differs between releases of Python. In some, two of its paragraphs are near each other.
+    skipped = manifest.totals.skipped
+    assert skipped.keys() == {"near-duplicate"}
+    assert 0 <= skipped["near-duplicate"] - (len(texts) - 40) <= 2
     settings = manifest.settings["drop_near_duplicates"]
     assert (settings["words"], settings["bands"], settings["rows"]) == (5, 14, 8)
     assert settings["library"].startswith("datasketch 2.")

@@ -49,7 +49,7 @@ def expected(arguments, tmp_path_factory, small_texts: list[str]) -> dict[str, b
     assert sum(len(split) for split in splits) == len(small_texts)
     names = [shard.name for shard in splits[0].manifest.shards]
     assert "train-00003" in names
-    assert "train-00001-001" in names
+    assert any(name.endswith("-001") for name in names), "a task must fill more than one shard"
     return content(output)
 
 

@@ -59,7 +59,9 @@ def test_logits_are_those_of_every_family(family, tmp_path):
     model = from_bert(tmp_path, 1)
     assert model.config.blank_token_id == model.config.source_pad_token_id
     expected = [plain.double()(with_masks(source, 1)[None]).logits[0] for source in SOURCES]
-    torch.testing.assert_close(model(**packed_form(SOURCES)).logits, torch.cat(expected), rtol=0, atol=1e-10)
+    # ModernBERT's rotary angles are float32 in any model.
+    atol = 1e-6 if family == "modernbert" else 1e-10
+    torch.testing.assert_close(model(**packed_form(SOURCES)).logits, torch.cat(expected), rtol=0, atol=atol)
     longest = POSITIONS // 2
     assert model.generate(torch.full((1, longest), 7)).shape[0] == 1
     message = (
