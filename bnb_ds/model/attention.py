@@ -159,8 +159,10 @@ def _attend_each(
     window: int | None = None,
 ) -> Tensor:
     lengths, key_lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
-    places_M = torch.arange(layout.max_seqlen, device=query_NAD.device)
-    is_near_MM = None if window is None else (places_M[:, None] - places_M).abs() <= window
+    is_near_MM = None
+    if window is not None:
+        places_M = torch.arange(layout.max_seqlen, device=query_NAD.device)
+        is_near_MM = (places_M[:, None] - places_M).abs() <= window
     attended = []
     for parts in zip(query_NAD.split(lengths), key_NAD.split(key_lengths), value_NAD.split(key_lengths), strict=True):
         query, key, value = (part.transpose(0, 1)[None] for part in parts)
