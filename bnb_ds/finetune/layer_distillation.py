@@ -79,6 +79,19 @@ def matched_layers(section: LayerDistillationSection, student: System) -> dict[s
         ConfigError: student or teacher is a kind of model that has no such layers; or they do not fit together.
         CheckpointError: the teacher cannot be read.
     """
+    return _teacher_and_layers(section, student)[1]
+
+
+def load_teaching(section: LayerDistillationSection, student: System) -> Teaching:
+    """Read the teacher's weights. Errors are those of `matched_layers`."""
+    teacher, layers = _teacher_and_layers(section, student)
+    model = teacher.load(best_model(Path(section.teacher)))
+    return Teaching(LayerTeacher(model, layers, hidden=section.hidden, logits=section.logits))
+
+
+def _teacher_and_layers(
+    section: LayerDistillationSection, student: System
+) -> tuple[BnbGenerator, dict[str, list[int]]]:
     field, directory = "layer_distillation", best_model(Path(section.teacher))
     if not isinstance(student, BnbGenerator) or student.has_own_noise:
         raise ConfigError(
@@ -105,16 +118,9 @@ def matched_layers(section: LayerDistillationSection, student: System) -> dict[s
     try:
         check_teacher(config, their_config, hidden=section.hidden)
         chosen = {half: getattr(section.layers, half) for half in HALVES}
-        return match_layers(config, their_config, chosen) if section.hidden else {}
+        return teacher, match_layers(config, their_config, chosen) if section.hidden else {}
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
-
-
-def load_teaching(section: LayerDistillationSection, student: System) -> Teaching:
-    """Read the teacher's weights. Errors are those of `matched_layers`."""
-    layers, directory = matched_layers(section, student), best_model(Path(section.teacher))
-    model = load_system(directory).load(directory)
-    return Teaching(LayerTeacher(model, layers, hidden=section.hidden, logits=section.logits))
 
 
 def teaching_lines(section: LayerDistillationSection, layers: dict[str, list[int]]) -> list[str]:
