@@ -29,6 +29,7 @@ from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertCrossAttention
 
 from bnb_ds.common.packing import PackedLayout
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs, Way
 from bnb_ds.model.varlen.dropout_attention import attend_with_dropout
 from bnb_ds.model.varlen.kernel_choice import best_way
 from bnb_ds.model.varlen.operators import WAYS, WINDOW_WAYS
@@ -76,39 +77,17 @@ def packed_attention(
     key_layout = memory_layout if isinstance(module, BertCrossAttention) else layout
     assert key_layout is not None, "cross-attention needs the layout of its keys"
     rows_NAD = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    return attend(rows_NAD[0], rows_NAD[1], rows_NAD[2], layout, key_layout, dropout, scaling)[None], None
+    inputs = AttentionInputs(rows_NAD[0], rows_NAD[1], rows_NAD[2], layout, key_layout, dropout, scaling)
+    return attend(inputs)[None], None
 
 
-def attend(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    window: int | None = None,
-) -> Tensor:
-    """Full (never causal) attention of each sequence to its own keys, or to those in a window.
-
-    Args:
-        query_NAD: float [Nq, A, D].
-        key_NAD: float [Nk, A, D].
-        value_NAD: float [Nk, A, D].
-        layout: layout of the queries.
-        key_layout: layout of the keys; in self-attention the same object.
-        dropout: probability that a weight is dropped.
-        scaling: factor on the scores; None: ``D ** -0.5``.
-        window: in self-attention, the largest distance of a key from its query, in tokens; None: all keys are read.
-
-    Returns:
-        float [Nq, A, D].
-    """
-    arguments = query_NAD, key_NAD, value_NAD, layout, key_layout, dropout, scaling
-    if window is None or _holds_all(window, layout):
-        return _WAYS[attention_way(query_NAD, key_layout, dropout)](*arguments)
+def attend(inputs: AttentionInputs) -> Tensor:
+    """Full (never causal) attention of each sequence to its own keys, or to those in a window: float [Nq, A, D]."""
+    query_NAD, layout, key_layout, dropout = inputs.query_NAD, inputs.layout, inputs.key_layout, inputs.dropout
+    if inputs.window is None or _holds_all(inputs.window, layout):
+        return _WAYS[attention_way(query_NAD, key_layout, dropout)](inputs._replace(window=None))
     assert key_layout is layout, "a window is for self-attention"
-    return _WINDOW_WAYS[way_in_window(query_NAD, layout, dropout)](*arguments, window)
+    return _WINDOW_WAYS[way_in_window(query_NAD, layout, dropout)](inputs)
 
 
 def _holds_all(window: int, layout: PackedLayout) -> bool:
@@ -148,31 +127,23 @@ def way_in_window(query: Tensor, layout: PackedLayout, dropout: float) -> str:
     return best_way(query.device.index, query.dtype, query.shape[-1], in_window=True).way
 
 
-def _attend_each(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-    window: int | None = None,
-) -> Tensor:
-    lengths, key_lengths = layout.lengths.tolist(), key_layout.lengths.tolist()
+def _attend_each(inputs: AttentionInputs) -> Tensor:
+    lengths, key_lengths = inputs.layout.lengths.tolist(), inputs.key_layout.lengths.tolist()
     is_near_MM = None
-    if window is not None:
-        places_M = torch.arange(layout.max_seqlen, device=query_NAD.device)
-        is_near_MM = (places_M[:, None] - places_M).abs() <= window
+    if inputs.window is not None:
+        places_M = torch.arange(inputs.layout.max_seqlen, device=inputs.query_NAD.device)
+        is_near_MM = (places_M[:, None] - places_M).abs() <= inputs.window
     attended = []
-    for parts in zip(query_NAD.split(lengths), key_NAD.split(key_lengths), value_NAD.split(key_lengths), strict=True):
+    rows = (tensor.split(of) for tensor, of in zip(inputs.rows, (lengths, key_lengths, key_lengths), strict=True))
+    for parts in zip(*rows, strict=True):
         query, key, value = (part.transpose(0, 1)[None] for part in parts)
         count = query.shape[2]
         mask = None if is_near_MM is None else is_near_MM[:count, :count]
-        attended.append(scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling))
+        attended.append(scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling))
     return torch.cat([out_1AnD[0].transpose(0, 1) for out_1AnD in attended])
 
 
-_WAYS = {**WAYS, "each": _attend_each, "single": attend_with_dropout}
+_WAYS: dict[str, Way] = {**WAYS, "each": _attend_each, "single": attend_with_dropout}
 _WINDOW_WAYS = {**WINDOW_WAYS, "each": _attend_each, "single": attend_with_dropout}
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

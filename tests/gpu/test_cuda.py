@@ -12,6 +12,7 @@ from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.attention import attention_way, packed_attention
 from bnb_ds.model.target_rules import BnbTargetRules
 from bnb_ds.model.varlen import kernel_choice as choice
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs
 from bnb_ds.model.varlen.operators import WINDOW_WAYS
 from bnb_ds.modeling import BnbConfig, BnbForConditionalGeneration
 from tests import launching
@@ -132,7 +133,7 @@ def test_varlen_attention_in_a_window_equals_blocks(way, dtype):
     leaves = [row.requires_grad_() for row in rows.unbind()]
     results = []
     for name in ("blocks", way):
-        output = WINDOW_WAYS[name](*leaves, layout, layout, 0.0, None, 64)
+        output = WINDOW_WAYS[name](AttentionInputs(*leaves, layout, layout, window=64))
         results.append((output, *torch.autograd.grad(output, leaves, signal[0])))
     for blocks, varlen in zip(*results, strict=True):
         torch.testing.assert_close(varlen, blocks, rtol=2e-2, atol=2e-2)

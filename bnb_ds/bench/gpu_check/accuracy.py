@@ -12,6 +12,7 @@ from bnb_ds.bench.gpu_check.figures import FAILED, OK, SKIPPED, Figures
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.model.attention import attention_way
 from bnb_ds.model.fixed_shape import RectangularBnb
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs
 from bnb_ds.model.varlen.kernel_choice import best_way, fault_of
 from bnb_ds.model.varlen.operators import WAYS, WINDOW_WAYS
 
@@ -58,7 +59,8 @@ def attention(figures: Figures, scale: Scale) -> None:
     if way not in WAYS:
         return
     with torch.no_grad():
-        draws = [WAYS[way](query, key, torch.ones_like(key), layout, layout, 0.1, None).double() for _ in range(20)]
+        inputs = AttentionInputs(query, key, torch.ones_like(key), layout, layout, dropout=0.1)
+        draws = [WAYS[way](inputs).double() for _ in range(20)]
     values = torch.stack(draws)
     figures.check(f"dropout in {way}: distance of the mean from 1", abs(float(values.mean()) - 1), 0.02)
     figures.check(f"dropout in {way}: 0.01 / deviation", 0.01 / max(float(values.std()), 1e-9), 1.0)

@@ -20,6 +20,7 @@ from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.model.flops import TRAINING_FACTOR, forward_flops
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.model.varlen import kernel_choice as choice
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs
 from bnb_ds.model.varlen.kernel_choice import fault_of
 from bnb_ds.model.varlen.operators import WAYS
 from bnb_ds.train.hardware import DTYPES, peak_of
@@ -146,10 +147,11 @@ def attention(figures: Figures, scale: Scale) -> None:
             if fault_of(way, figures.device, dtype, width) is not None:
                 continue
             for dropout in (0.0, 0.1):
+                inputs = AttentionInputs(leaves[0], leaves[1], leaves[2], layout, layout, dropout)
 
-                def calls(way=way, dropout=dropout, leaves=leaves, signal=signal) -> None:
+                def calls(way=way, inputs=inputs, signal=signal) -> None:
                     for _ in range(36):
-                        torch.autograd.grad(way(*leaves, layout, layout, dropout, None), leaves, signal)
+                        torch.autograd.grad(way(inputs), inputs.rows, signal)
 
                 millis, host = figures.milliseconds(calls, repeats=2, warm=1)
                 figures.put(f"{name}, {dtype}, dropout {dropout}: ms of 36 calls", millis, note=f"host {host:.0f} ms")

@@ -32,6 +32,7 @@ from bnb_ds.common.packing import PackedLayout
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.attention import attend
 from bnb_ds.model.backbones.backbone import Backbone
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs
 
 #: cosines and sines [N, D] of the angles by which queries and keys are rotated
 Rotation = tuple[Tensor, Tensor]
@@ -216,13 +217,15 @@ class PackedModernBertAttention(ModernBertAttention):
         """[1, N, H]."""
         query_NAD, key_NAD, value_NAD = self.Wqkv(hidden_1NH[0]).unflatten(-1, (3, -1, self.head_dim)).unbind(1)
         attended_NAD = attend(
-            rotated(query_NAD, rotation),
-            rotated(key_NAD, rotation),
-            value_NAD,
-            layout,
-            layout,
-            self.attention_dropout if self.training else 0.0,
-            window=None if self.sliding_window is None else self.sliding_window - 1,
+            AttentionInputs(
+                rotated(query_NAD, rotation),
+                rotated(key_NAD, rotation),
+                value_NAD,
+                layout,
+                layout,
+                dropout=self.attention_dropout if self.training else 0.0,
+                window=None if self.sliding_window is None else self.sliding_window - 1,
+            )
         )
         return self.out_drop(self.Wo(attended_NAD.flatten(1)))[None]
 
@@ -302,11 +305,13 @@ class CrossAttention(nn.Module):
         query_TAD = self.Wq(hidden_1TH[0]).unflatten(-1, (-1, self.head_dim))
         key_NAD, value_NAD = self.Wkv(memory_1NH[0]).unflatten(-1, (2, -1, self.head_dim)).unbind(1)
         attended_TAD = attend(
-            rotated(query_TAD, places[0]),
-            rotated(key_NAD, places[1]),
-            value_NAD,
-            layout,
-            memory_layout,
-            self.attention_dropout if self.training else 0.0,
+            AttentionInputs(
+                rotated(query_TAD, places[0]),
+                rotated(key_NAD, places[1]),
+                value_NAD,
+                layout,
+                memory_layout,
+                dropout=self.attention_dropout if self.training else 0.0,
+            )
         )
         return self.out_drop(self.Wo(attended_TAD.flatten(1)))[None]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bnb_ds.common.packing import PackedLayout
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs
 
 _LEVELS = 1 << 16  # values of 16 random bits, so probabilities are multiples of 1/65536
 _PAIRS_OF_A_PART = 1 << 22  # the weights of a part for one head, so 2,048 tokens are one part
@@ -28,35 +28,19 @@ _QUERIES_OF_A_PART = 128  # with a window
 Part = tuple[int, int, int, int]
 
 
-def attend_with_dropout(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None = None,
-    window: int | None = None,
-) -> Tensor:
+def attend_with_dropout(inputs: AttentionInputs) -> Tensor:
     """Softmax attention of each sequence to its own keys. Some weights are dropped, and the others are scaled up.
 
     Args:
-        query_NAD: float [Nq, A, D] on the CPU.
-        key_NAD: float [Nk, A, D].
-        value_NAD: float [Nk, A, D].
-        layout: layout of the queries.
-        key_layout: layout of the keys.
-        dropout: probability that a weight is dropped, at least 0 and below 1.
-        scaling: factor on the scores; None: ``D ** -0.5``.
-        window: in self-attention, the largest distance of a key from its query, in tokens; None: there is none.
+        inputs: on the CPU.
 
     Returns:
         float [Nq, A, D]. One draw of torch's default generator decides which weights are dropped.
     """
     seed = int(torch.randint(torch.iinfo(torch.int64).max, ()))
-    scaling = query_NAD.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = _parts(layout.lengths.tolist(), key_layout.lengths.tolist(), window)
-    return _Attention.apply(query_NAD, key_NAD, value_NAD, parts, window, dropout, scaling, seed)
+    scaling = inputs.query_NAD.shape[-1] ** -0.5 if inputs.scaling is None else inputs.scaling
+    parts = _parts(inputs.layout.lengths.tolist(), inputs.key_layout.lengths.tolist(), inputs.window)
+    return _Attention.apply(*inputs.rows, parts, inputs.window, inputs.dropout, scaling, seed)
 
 
 class _Attention(torch.autograd.Function):

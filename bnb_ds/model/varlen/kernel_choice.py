@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.common.trials import ends_in_time
-from bnb_ds.model.varlen.operators import WAYS, WINDOW_WAYS, Way, WindowWay
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs, Way
+from bnb_ds.model.varlen.operators import WAYS, WINDOW_WAYS
 
 _HALF = (torch.float16, torch.bfloat16)
 _FLASH_LARGEST_HEAD = 256
@@ -51,7 +51,7 @@ def best_way(device_index: int, dtype: torch.dtype, head_size: int, *, in_window
     kind waits for the device.
     """
     device = torch.device("cuda", device_index)
-    ways: dict[str, Way] | dict[str, WindowWay] = WINDOW_WAYS if in_window else WAYS
+    ways = WINDOW_WAYS if in_window else WAYS
     faults: dict[str, str] = {}
     for name in _candidates(torch.cuda.get_device_capability(device), dtype, head_size):
         if name not in ways:
@@ -79,9 +79,7 @@ def _candidates(capability: tuple[int, int], dtype: torch.dtype, head_size: int)
     return names
 
 
-def fault_of(
-    way: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, head_size: int, in_window: bool = False
-) -> str | None:
+def fault_of(way: Way, device: torch.device, dtype: torch.dtype, head_size: int, in_window: bool = False) -> str | None:
     """What is wrong with an implementation on a device, in a few words; None: it works."""
     devices = [device] if device.type == "cuda" else []
     # The trial must not change what a run draws, and it needs gradients, whoever calls.
@@ -104,7 +102,7 @@ def fault_of(
 
 
 def _trial(
-    way: Callable[..., Tensor],
+    way: Way,
     device: torch.device,
     dtype: torch.dtype,
     head_size: int,
@@ -120,10 +118,8 @@ def _trial(
         for lengths in (_QUERIES, keys, keys, _QUERIES)
     )
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
-    if in_window:
-        attended = way(*leaves, layout, layout, dropout, None, _WINDOW)
-    else:
-        attended = way(*leaves, layout, key_layout, dropout, None)
+    key_layout, window = (layout, _WINDOW) if in_window else (key_layout, None)
+    attended = way(AttentionInputs(leaves[0], leaves[1], leaves[2], layout, key_layout, dropout, window=window))
     gradients = torch.autograd.grad(attended, leaves, signal)
     if device.type == "cuda":
         torch.cuda.synchronize(device)

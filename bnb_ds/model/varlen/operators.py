@@ -8,98 +8,62 @@ Shapes: A heads, D head size; Nq and Nk tokens of all queries and keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from bnb_ds.common.packing import PackedLayout
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs, Way
 from bnb_ds.model.varlen.windows import attend_in_blocks
-
-#: query [Nq, A, D], key and value [Nk, A, D], layouts of queries and keys, dropout, scaling (None: ``D ** -0.5``)
-#: -> [Nq, A, D]
-Way = Callable[[Tensor, Tensor, Tensor, PackedLayout, PackedLayout, float, "float | None"], Tensor]
-#: the same with one more argument: the largest distance of a key from its query, in tokens; only self-attention has it
-WindowWay = Callable[[Tensor, Tensor, Tensor, PackedLayout, PackedLayout, float, "float | None", int], Tensor]
 
 _NO_MASK = 0
 
 
-def attend_flash(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-    window: int | None = None,
-) -> Tensor:
+def attend_flash(inputs: AttentionInputs) -> Tensor:
     """torch's flash attention: 16 bits, a head size that is a multiple of 8 and at most 256, capability 8.0."""
     attended_NAD, *_ = torch.ops.aten._flash_attention_forward(
-        query_NAD,
-        key_NAD,
-        value_NAD,
-        layout.cu_seqlens,
-        key_layout.cu_seqlens,
-        layout.max_seqlen,
-        key_layout.max_seqlen,
-        dropout,
+        *inputs.rows,
+        inputs.layout.cu_seqlens,
+        inputs.key_layout.cu_seqlens,
+        inputs.layout.max_seqlen,
+        inputs.key_layout.max_seqlen,
+        inputs.dropout,
         False,  # never causal
         False,  # no mask for debugging
-        scale=scaling,
-        window_size_left=window,
-        window_size_right=window,
+        scale=inputs.scaling,
+        window_size_left=inputs.window,
+        window_size_right=inputs.window,
     )
     return attended_NAD
 
 
-def attend_efficient(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-) -> Tensor:
+def attend_efficient(inputs: AttentionInputs) -> Tensor:
     """torch's memory-efficient attention: also float32, and older GPUs; a head size that is a multiple of 8."""
     # Only a backward pass reads the logarithms of the sums.
-    needs_sums = torch.is_grad_enabled() and any(x.requires_grad for x in (query_NAD, key_NAD, value_NAD))
+    needs_sums = torch.is_grad_enabled() and any(x.requires_grad for x in inputs.rows)
     attended_1NAD, *_ = torch.ops.aten._efficient_attention_forward(
-        query_NAD[None],
-        key_NAD[None],
-        value_NAD[None],
+        *(row_NAD[None] for row_NAD in inputs.rows),
         None,  # no bias
-        layout.cu_seqlens,
-        key_layout.cu_seqlens,
-        layout.max_seqlen,
-        key_layout.max_seqlen,
-        dropout,
+        inputs.layout.cu_seqlens,
+        inputs.key_layout.cu_seqlens,
+        inputs.layout.max_seqlen,
+        inputs.key_layout.max_seqlen,
+        inputs.dropout,
         _NO_MASK,
         needs_sums,
-        scale=scaling,
+        scale=inputs.scaling,
     )
     return attended_1NAD[0]
 
 
-def attend_jagged(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-) -> Tensor:
+def attend_jagged(inputs: AttentionInputs) -> Tensor:
     """SDPA on jagged nested tensors, which pads head sizes and chooses a kernel by itself."""
     attended = scaled_dot_product_attention(
-        _jagged(query_NAD, layout),
-        _jagged(key_NAD, key_layout),
-        _jagged(value_NAD, key_layout),
-        dropout_p=dropout,
-        scale=scaling,
+        _jagged(inputs.query_NAD, inputs.layout),
+        _jagged(inputs.key_NAD, inputs.key_layout),
+        _jagged(inputs.value_NAD, inputs.key_layout),
+        dropout_p=inputs.dropout,
+        scale=inputs.scaling,
     )
     return attended.transpose(1, 2).values()
 
@@ -112,53 +76,34 @@ def _jagged(rows_NAD: Tensor, layout: PackedLayout) -> Tensor:
     return nested.transpose(1, 2)
 
 
-def attend_flash_attn(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-    window: int | None = None,
-) -> Tensor:
+def attend_flash_attn(inputs: AttentionInputs) -> Tensor:
     """The package flash-attn: as `attend_flash`, with any head size of at most 256."""
     from flash_attn import flash_attn_varlen_func
 
     return flash_attn_varlen_func(
-        query_NAD,
-        key_NAD,
-        value_NAD,
-        layout.cu_seqlens,
-        key_layout.cu_seqlens,
-        layout.max_seqlen,
-        key_layout.max_seqlen,
-        dropout_p=dropout,
-        softmax_scale=scaling,
+        *inputs.rows,
+        inputs.layout.cu_seqlens,
+        inputs.key_layout.cu_seqlens,
+        inputs.layout.max_seqlen,
+        inputs.key_layout.max_seqlen,
+        dropout_p=inputs.dropout,
+        softmax_scale=inputs.scaling,
         causal=False,
-        window_size=(-1, -1) if window is None else (window, window),
+        window_size=(-1, -1) if inputs.window is None else (inputs.window, inputs.window),
     )
 
 
-def attend_padded(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-) -> Tensor:
+def attend_padded(inputs: AttentionInputs) -> Tensor:
     """SDPA on padded sequences with a mask: for every device, and the only way that can mask tokens."""
     attended_BAMD = scaled_dot_product_attention(
-        layout.pad(query_NAD).transpose(1, 2),
-        key_layout.pad(key_NAD).transpose(1, 2),
-        key_layout.pad(value_NAD).transpose(1, 2),
-        attn_mask=key_layout.key_mask,
-        dropout_p=dropout,
-        scale=scaling,
+        inputs.layout.pad(inputs.query_NAD).transpose(1, 2),
+        inputs.key_layout.pad(inputs.key_NAD).transpose(1, 2),
+        inputs.key_layout.pad(inputs.value_NAD).transpose(1, 2),
+        attn_mask=inputs.key_layout.key_mask,
+        dropout_p=inputs.dropout,
+        scale=inputs.scaling,
     )
-    return layout.unpad(attended_BAMD.transpose(1, 2))
+    return inputs.layout.unpad(attended_BAMD.transpose(1, 2))
 
 
 #: name -> implementation
@@ -171,7 +116,7 @@ WAYS: dict[str, Way] = {
 }
 
 #: name -> implementation with a window
-WINDOW_WAYS: dict[str, WindowWay] = {
+WINDOW_WAYS: dict[str, Way] = {
     "flash_attn": attend_flash_attn,
     "flash": attend_flash,
     "blocks": attend_in_blocks,

@@ -16,37 +16,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
-from bnb_ds.common.packing import PackedLayout
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs
 
 # Smaller blocks read fewer keys in vain, but there are more of them. On a CPU, 128 queries are as fast as 64 or 256.
 _FEWEST_QUERIES = 128
 
 
-def attend_in_blocks(
-    query_NAD: Tensor,
-    key_NAD: Tensor,
-    value_NAD: Tensor,
-    layout: PackedLayout,
-    key_layout: PackedLayout,
-    dropout: float,
-    scaling: float | None,
-    window: int,
-) -> Tensor:
+def attend_in_blocks(inputs: AttentionInputs) -> Tensor:
     """SDPA on blocks of queries and the keys near them: for every device, for compilers, and with masked tokens.
 
     Args:
-        query_NAD: float [N, A, D].
-        key_NAD: float [N, A, D].
-        value_NAD: float [N, A, D].
-        layout: layout of the row.
-        key_layout: the same; attention within a window is always self-attention.
-        dropout: probability that a weight is dropped.
-        scaling: factor on the scores; None: ``D ** -0.5``.
-        window: the largest distance of a key from its query, in tokens.
+        inputs: of self-attention within a window.
 
     Returns:
         float [N, A, D].
     """
+    (query_NAD, key_NAD, value_NAD), layout, window = inputs.rows, inputs.layout, inputs.window
+    assert window is not None, "all keys are read"
     num_tokens, device = query_NAD.shape[0], query_NAD.device
     size = max(_FEWEST_QUERIES, 2 * window)  # so a key is near two blocks at most
     num_blocks = (num_tokens + size - 1) // size
@@ -76,7 +62,7 @@ def attend_in_blocks(
         near(key_NAD).transpose(1, 2),
         near(value_NAD).transpose(1, 2),
         attn_mask=mask_CQK[:, None],
-        dropout_p=dropout,
-        scale=scaling,
+        dropout_p=inputs.dropout,
+        scale=inputs.scaling,
     )
     return attended_CAQD.transpose(1, 2).flatten(0, 1)[:num_tokens]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs
 from bnb_ds.model.varlen.dropout_attention import attend_with_dropout
 from tests.tiny import layout_of
 
@@ -14,7 +15,8 @@ def kept_weights(dropout: float, tokens: int = 300, dtype: torch.dtype = torch.f
     query = torch.zeros(tokens, 2, tokens, dtype=dtype)
     value = torch.eye(tokens, dtype=dtype)[:, None].expand(tokens, 2, tokens)
     layout = layout_of([tokens])
-    return attend_with_dropout(query, query, value, layout, layout, dropout).transpose(0, 1) * tokens
+    inputs = AttentionInputs(query, query, value, layout, layout, dropout)
+    return attend_with_dropout(inputs).transpose(0, 1) * tokens
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9])
@@ -52,7 +54,7 @@ def test_a_long_sequence_is_computed_in_parts(monkeypatch):
     def results(pairs, dropout):
         monkeypatch.setattr("bnb_ds.model.varlen.dropout_attention._PAIRS_OF_A_PART", pairs)
         torch.manual_seed(1)
-        attended = attend_with_dropout(*leaves, *layouts, dropout)
+        attended = attend_with_dropout(AttentionInputs(*leaves, *layouts, dropout))
         return attended, *torch.autograd.grad(attended.sin().sum(), leaves)
 
     for pairs in (1, 11, 26):
@@ -61,9 +63,9 @@ def test_a_long_sequence_is_computed_in_parts(monkeypatch):
     few = [leaf[:, :1, :2].detach().requires_grad_() for leaf in leaves]
     monkeypatch.setattr("bnb_ds.model.varlen.dropout_attention._PAIRS_OF_A_PART", 11)
 
-    def attended(*inputs):
+    def attended(*rows):
         torch.manual_seed(7)
-        return attend_with_dropout(*inputs, *layouts, 0.4)
+        return attend_with_dropout(AttentionInputs(*rows, *layouts, 0.4))
 
     assert torch.autograd.gradcheck(attended, few)
 
@@ -71,9 +73,9 @@ def test_a_long_sequence_is_computed_in_parts(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_trains(dtype):
     torch.manual_seed(6)
-    inputs = [torch.randn(7, 2, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
-    attended = attend_with_dropout(*inputs, layout_of([3, 4]), layout_of([5, 2]), 0.2)
+    rows = [torch.randn(7, 2, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+    attended = attend_with_dropout(AttentionInputs(*rows, layout_of([3, 4]), layout_of([5, 2]), 0.2))
     assert attended.dtype == dtype
-    for gradient in torch.autograd.grad(attended.float().sum(), inputs):
+    for gradient in torch.autograd.grad(attended.float().sum(), rows):
         assert gradient.dtype == dtype
         assert gradient.isfinite().all()

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnb_ds.model import attention
 from bnb_ds.model.varlen import kernel_choice as choice
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs
 from bnb_ds.model.varlen.kernel_choice import best_way, description, fault_of
 from bnb_ds.model.varlen.operators import WAYS
 from tests import plain_varlen
@@ -40,12 +41,13 @@ def test_operators_get_the_sequences(way, queries, keys, scaling):
     signal = torch.randn(sum(queries), 3, 8, dtype=torch.float64, generator=generator)
     results = []
     for name in (way, "padded"):
-        attended = WAYS[name](*leaves, *layouts, 0.0, scaling)
+        attended = WAYS[name](AttentionInputs(*leaves, *layouts, scaling=scaling))
         results.append((attended, *torch.autograd.grad(attended, leaves, signal)))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(WAYS[way](*leaves, *layouts, 0.0, scaling), results[1][0], rtol=0, atol=1e-12)
+        attended = WAYS[way](AttentionInputs(*leaves, *layouts, scaling=scaling))
+        torch.testing.assert_close(attended, results[1][0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("operators")
@@ -88,7 +90,7 @@ def test_torch_takes_these_arguments_with_dropout(way, dtype):
         )
     leaves = [torch.randn(n, 12, 64, device="meta", dtype=dtype).requires_grad_() for n in (74, 51, 51)]
     with Given() as given:
-        attended = WAYS[way](*leaves, *layouts, 0.1, None)
+        attended = WAYS[way](AttentionInputs(*leaves, *layouts, dropout=0.1))
     ((name, arguments),) = given.calls.items()
     assert name == f"_{way}_attention_forward"
     assert arguments.index(0.1) > arguments.index(70), arguments  # dropout, behind the longest lengths
@@ -101,11 +103,11 @@ def test_torch_takes_these_arguments_with_dropout(way, dtype):
 def test_what_is_wrong_with_a_kernel_is_told_in_a_few_words():
     before = torch.get_rng_state()
 
-    def raises(*_):
+    def raises(inputs):
         raise RuntimeError("CUDA error: no kernel image is available\nmore lines")
 
-    def halves(*arguments):
-        return WAYS["padded"](*arguments) / 2
+    def halves(inputs):
+        return WAYS["padded"](inputs) / 2
 
     assert fault_of(WAYS["padded"], CPU, torch.float64, 8) is None
     assert fault_of(raises, CPU, torch.float32, 8) == "RuntimeError: CUDA error: no kernel image is available"

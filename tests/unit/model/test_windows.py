@@ -10,6 +10,7 @@ import torch
 from bnb_ds.model import attention
 from bnb_ds.model.attention import attend, way_in_window
 from bnb_ds.model.varlen import kernel_choice as choice
+from bnb_ds.model.varlen.attention_inputs import AttentionInputs
 from bnb_ds.model.varlen.kernel_choice import best_way, fault_of
 from bnb_ds.model.varlen.operators import WINDOW_WAYS
 from bnb_ds.model.varlen.windows import attend_in_blocks
@@ -31,7 +32,7 @@ def leaves_of(num_tokens: int) -> list[torch.Tensor]:
 def check(way, lengths, window, monkeypatch):
     monkeypatch.setattr(attention, "way_in_window", lambda query, layout, dropout: way)
     layout, leaves = layout_of(lengths), leaves_of(sum(lengths))
-    got = attend(*leaves, layout, layout, scaling=0.3, window=window)
+    got = attend(AttentionInputs(*leaves, layout, layout, scaling=0.3, window=window))
     expected = plain_varlen.attend(*leaves, (layout.cu_seqlens, layout.cu_seqlens), 0.3, window)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     signal = torch.randn_like(got)
@@ -68,7 +69,8 @@ def test_a_window_as_wide_as_the_sequences_is_no_window(monkeypatch):
     monkeypatch.setattr(attention, "way_in_window", lambda *_: pytest.fail("there is nothing outside of the window"))
     layout, leaves = layout_of([4, 6]), leaves_of(10)
     expected = plain_varlen.attend(*leaves, (layout.cu_seqlens, layout.cu_seqlens), None)
-    torch.testing.assert_close(attend(*leaves, layout, layout, window=5), expected, rtol=0, atol=1e-12)
+    got = attend(AttentionInputs(*leaves, layout, layout, window=5))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("columns", [9, 140])
@@ -79,7 +81,7 @@ def test_masked_tokens_are_not_read(columns):
     is_real = torch.arange(columns) < torch.tensor(lengths)[:, None]
     padded = replace(layout, key_mask=is_real[:, None, None])
     assert way_in_window(leaves[0], padded, 0.0) == "blocks"
-    got = attend(*leaves, padded, padded, window=window)
+    got = attend(AttentionInputs(*leaves, padded, padded, window=window))
     assert got.isfinite().all()
     packed, real = layout_of(lengths), [leaf[is_real.flatten()] for leaf in leaves]
     expected = plain_varlen.attend(*real, (packed.cu_seqlens, packed.cu_seqlens), None, window)
@@ -95,10 +97,10 @@ def test_gradients_with_dropout_are_those_of_the_weights_that_were_kept(monkeypa
 
     def attended(query, key, value):
         torch.manual_seed(7)
-        return attend(query, key, value, layout, layout, dropout=0.4, window=2)
+        return attend(AttentionInputs(query, key, value, layout, layout, dropout=0.4, window=2))
 
     assert torch.autograd.gradcheck(attended, leaves)
-    assert not torch.equal(attended(*leaves), attend(*leaves, layout, layout, window=2))
+    assert not torch.equal(attended(*leaves), attend(AttentionInputs(*leaves, layout, layout, window=2)))
 
 
 def test_the_way_on_a_cpu():
@@ -129,8 +131,8 @@ def test_the_way_on_a_gpu(capability, dtype, broken, expected, monkeypatch):
 
 
 def test_a_kernel_is_tried_with_a_window():
-    def forgets_the_window(*arguments):
-        return attend_in_blocks(*arguments[:-1], 99)
+    def forgets_the_window(inputs):
+        return attend_in_blocks(inputs._replace(window=99))
 
     cpu = torch.device("cpu")
     assert fault_of(attend_in_blocks, cpu, torch.float32, SIZE, True) is None
