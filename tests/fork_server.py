@@ -116,8 +116,6 @@ class ForkServer:
 
 
 def _serve() -> None:
-    # DeepSpeed imports MLflow where it is installed, which starts threads.
-    sys.modules["mlflow"] = None
     # DeepSpeed does these when it makes an engine. The first import alone takes half the time of a short run.
     import deepspeed.checkpoint.ds_to_universal
     import deepspeed.ops
@@ -131,7 +129,6 @@ def _serve() -> None:
     import bnb_ds.finetune.run
     import bnb_ds.pretrain.run  # noqa: F401
 
-    del sys.modules["mlflow"]
     deepspeed.ops.__compatible_ops__  # noqa: B018 - compiles a few programs
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     print(json.dumps(["ready"]), flush=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+WITHOUT_MLFLOW = Path(__file__).resolve().parent / "without_mlflow"
 #: longest wait of a test; a busy machine needs more
 TIMEOUT_SECONDS = int(os.environ.get("TEST_TIMEOUT_SECONDS", "240"))
 #: variables that a launcher sets for its ranks; an earlier test in this process may have set them too
@@ -28,7 +29,10 @@ sys.modules["bnb_ds"].__path__ = [{str(REPOSITORY / "bnb_ds")!r}]
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment with the tools of its virtual environment first on PATH, on the CPU, one thread."""
+    """This process's environment with the tools of its virtual environment first on PATH, on the CPU, one thread.
+
+    Programs find no MLflow (`tests/without_mlflow`).
+    """
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     return {
         **inherited,
@@ -37,6 +41,9 @@ def environment(**changes: str) -> dict[str, str]:
         "DS_ACCELERATOR": "cpu",
         "HF_HUB_OFFLINE": "1",
         **changes,
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(WITHOUT_MLFLOW), changes.get("PYTHONPATH", os.environ.get("PYTHONPATH"))))
+        ),
     }
 
 

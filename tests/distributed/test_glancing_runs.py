@@ -22,7 +22,6 @@ QUIET = [
 TARGETS = {
     "ctc": ["model.target=ctc"],
     "token": ["model.decoder_length=predicted"],
-    "dag": ["model.target=dag"],
     "dag, lengths, infilling, a head behind every layer": [
         "model.target=dag",
         "model.decoder_length=predicted",

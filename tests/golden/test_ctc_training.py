@@ -18,6 +18,8 @@ from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.shards.reader import TokenShards
 from tests.tiny import bnb_config
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 50, 6
 
 

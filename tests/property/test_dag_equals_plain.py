@@ -16,6 +16,8 @@ from bnb_ds.dag.paths import dag_best_path
 from bnb_ds.dag.strategies import dag_decode
 from tests.plain_dag import links_of, path_log_prob, plain_linear_dag
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = 5
 
 

@@ -16,6 +16,8 @@ from bnb_ds.data.tokenization import load_tokenizer, plain_backend, tokenizer_fr
 from data_prep.tokenise.engines import ENGINES, first_fault
 from data_prep.tokenise.words import WordEngine
 
+pytestmark = pytest.mark.slow
+
 OPTIONAL = [
     pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"no {name}"))
     for name in ("nanotoken",)
@@ -76,7 +78,6 @@ def test_awkward_pairs(engine: str, name: str, shared_data: Path) -> None:
     assert_equal(ENGINES[engine](backend), reference, texts)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_every_character(name: str, shared_data: Path) -> None:
     """Every character of Unicode between letters: cutting and normalising commute."""
@@ -86,7 +87,6 @@ def test_every_character(name: str, shared_data: Path) -> None:
     assert_equal(ENGINES["words"](backend), reference, texts)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", OPTIONAL)
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_every_code_point(engine: str, name: str, shared_data: Path) -> None:
@@ -112,7 +112,6 @@ def characters_that_differ() -> tuple[list[str], list[str]]:
     return first, others
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_words_on_every_code_point(name: str, shared_data: Path) -> None:
     """Alone, between letters, before a combining mark; characters without properties eight to a word.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +69,7 @@ def test_padding_may_stand_anywhere(lengths, random):
     same(scattered.encoder_last_hidden_state[mask.bool()], real)
 
 
+@pytest.mark.slow
 @FEW
 @given(LENGTHS, st.sampled_from(["source", "predicted"]), st.randoms(use_true_random=False))
 def test_neither_order_nor_company_matters(lengths, policy, random):

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,8 @@ from bnb_ds.shards.manifest import SPLITS
 from bnb_ds.shards.reader import TokenShards
 from data_prep.sources.documents import is_held_out
 from tests.shard_helpers import writer
+
+pytestmark = pytest.mark.slow
 
 VOCAB_SIZES = st.sampled_from([6, 65_536, 65_537, 1 << 20])
 

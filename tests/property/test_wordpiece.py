@@ -17,6 +17,8 @@ from data_prep.tokenise.keys import MAX_BYTES, MAX_COLUMNS, KeyTable, pack, padd
 from data_prep.tokenise.wordpiece import PlainWordPiece
 from data_prep.tokenise.words import WordEngine
 
+pytestmark = pytest.mark.slow
+
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PLAIN = [chr(code) for code in range(128) if chr(code).isalnum()]
 
@@ -58,7 +60,6 @@ def test_any_vocabulary(data: st.DataObject, lowercase: bool) -> None:
     assert_equal(tokenizer, words, data.draw(st.sampled_from([None, 5])))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert-base-cased", "bert-base-uncased", "bert-base-multilingual-cased"])
 def test_real_vocabularies(name: str, shared_data: Path) -> None:
     """Random words of every length that has a key, and words joined from the vocabulary's own pieces."""

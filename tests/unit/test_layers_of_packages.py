@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -79,13 +80,26 @@ def shown(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
+def in_folders(paths: Iterable[Path]) -> pytest.MarkDecorator:
+    """One test for the files of each folder: a test for each file would take longer to begin than to run."""
+    folders = defaultdict(list)
+    for path in paths:
+        folders[path.parent].append(path)
+    return pytest.mark.parametrize("paths", folders.values(), ids=map(shown, folders))
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def levels(layers: list[str]) -> dict[str, int]:
     return {name: level for level, names in enumerate(layers) for name in names.split()}
 
 
 def imported(path: Path) -> Iterator[str]:
     """Every module a file imports, at any depth of its code and for type checkers too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -107,13 +121,17 @@ def is_face(path: Path) -> bool:
     return path.name == "__init__.py"
 
 
-@pytest.mark.parametrize("path", BNB_DS, ids=shown)
-def test_a_file_imports_only_from_lower_layers(path):
+def imports(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    return ((path, module) for path in paths for module in imported(path))
+
+
+@in_folders(BNB_DS)
+def test_a_file_imports_only_from_lower_layers(paths):
     level = levels(LAYERS)
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for module in imported(path):
+    for path, module in imports(paths):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         top, _, rest = module.partition(".")
-        assert top not in ("data_prep", "runs", "tests")
+        assert top not in ("data_prep", "runs", "tests"), path
         if top != "bnb_ds":
             continue
         other = rest.split(".")[0]
@@ -121,13 +139,13 @@ def test_a_file_imports_only_from_lower_layers(path):
         assert other == own or level[other] < level[own], f"{path}: {own} may not import {other}"
 
 
-@pytest.mark.parametrize("path", DATA_PREP, ids=shown)
-def test_data_prep_imports_only_from_lower_layers(path):
+@in_folders(DATA_PREP)
+def test_data_prep_imports_only_from_lower_layers(paths):
     level = levels(LAYERS_OF_DATA_PREP)
-    own = path.relative_to(REPOSITORY / "data_prep").parts[0].removesuffix(".py")
-    for module in imported(path):
+    for path, module in imports(paths):
+        own = path.relative_to(REPOSITORY / "data_prep").parts[0].removesuffix(".py")
         top, _, rest = module.partition(".")
-        assert top not in ("runs", "tests", "deepspeed")
+        assert top not in ("runs", "tests", "deepspeed"), path
         if top == "bnb_ds":
             assert module.startswith(OF_DATA_PREP), f"{path}: data_prep may not import {module}"
         if top == "data_prep":
@@ -135,21 +153,22 @@ def test_data_prep_imports_only_from_lower_layers(path):
             assert other == own or level[other] <= level[own], f"{path}: {own} may not import {other}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=shown)
-def test_a_file_imports_the_module_it_means(path):
+@in_folders(SOURCES)
+def test_a_file_imports_the_module_it_means(paths):
     """Folders hand names on to users; inside, an import through them would load all that they hand on."""
-    faces = [module for module in imported(path) if (file := file_of(module)) is not None and is_face(file)]
-    assert faces == []
+    for path, module in imports(paths):
+        file = file_of(module)
+        assert file is None or not is_face(file), f"{path}: {module} hands names on; import the module you mean"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=shown)
-def test_one_importer_each(path):
+@in_folders(SOURCES)
+def test_one_importer_each(paths):
     """``torch.distributed`` and apex have one door."""
-    modules = set(imported(path))
-    if path != PACKAGE / "distributed" / "ranks.py":
-        assert not any(module.startswith("torch.distributed") for module in modules)
-    if path != PACKAGE / "train" / "fused.py":
-        assert not any(module.split(".")[0] == "apex" for module in modules)
+    for path, module in imports(paths):
+        if path != PACKAGE / "distributed" / "ranks.py":
+            assert not module.startswith("torch.distributed"), path
+        if path != PACKAGE / "train" / "fused.py":
+            assert module.split(".")[0] != "apex", path
 
 
 def test_no_circles():
@@ -164,7 +183,7 @@ def test_a_circle_would_be_found():
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=shown)
 def test_every_folder_says_what_it_is_for_and_holds_few_files(folder):
-    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    docstring = ast.get_docstring(tree(folder / "__init__.py"))
     assert docstring, "say in one line what the folder is for"
     modules = [path for path in folder.glob("*.py") if not is_face(path)]
     assert len(modules) <= MOST_MODULES
@@ -179,11 +198,11 @@ def test_few_names_stand_twice():
     assert all(len(places[name]) > 1 for name in NAMED_TWICE), "an exception that is no longer needed"
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=shown)
-def test_files_and_functions_stay_short(path):
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 350
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            body = node.end_lineno - node.body[0].lineno + 1
-            assert body <= 60, f"{node.name} has {body} lines"
+@in_folders([*SOURCES, *TESTS])
+def test_files_and_functions_stay_short(paths):
+    for path in paths:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.end_lineno - node.body[0].lineno + 1
+                assert body <= 60, f"{path}: {node.name} has {body} lines"

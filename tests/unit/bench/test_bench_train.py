@@ -69,6 +69,7 @@ def test_measures_are_of_both_ways(small_shards):
     assert all(value > 0 for value in (*result["seconds"].values(), *result["peak_bytes"].values()))
 
 
+@pytest.mark.slow
 def test_methods_are_measured_beside_ours(small_shards, monkeypatch):
     shown = []
     forward = BnbForConditionalGeneration.forward

@@ -194,13 +194,13 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("BNB reproduce --list >/dev/full", 2, NO_SPACE),
+        ("BNB recipes >/dev/full", 2, NO_SPACE),
         ("BNB --help >/dev/full", 2, NO_SPACE),
-        ("BNB reproduce --list >&-", 2, CLOSED),
+        ("BNB recipes >&-", 2, CLOSED),
         ("BNB --version >&-", 2, CLOSED),
-        ("BNB reproduce --list <&- >/dev/null", 0, ""),
-        ("BNB reproduce --list 2>&- >/dev/null", 0, ""),
-        ("BNB reproduce --list 2>/dev/full >/dev/null", 0, ""),
+        ("BNB recipes <&- >/dev/null", 0, ""),
+        ("BNB recipes 2>&- >/dev/null", 0, ""),
+        ("BNB recipes 2>/dev/full >/dev/null", 0, ""),
         ("BNB nothing 2>/dev/full", 2, ""),
         ("BNB nothing 2>&-", 2, ""),
     ],

@@ -16,6 +16,8 @@ from bnb_ds.dag.loss import linear_dag_loss
 from bnb_ds.dag.ngrams import linear_dag_ngram_loss
 from tests.plain_dag import random_links
 
+pytestmark = pytest.mark.slow
+
 TARGETS, TARGET_LENGTHS = torch.tensor([1, 1, 2, 0, 3]), torch.tensor([3, 2])
 CU_SEQLENS = torch.tensor([0, 4, 7], dtype=torch.int32)
 IS_LINK = torch.ones(4, 4, dtype=torch.bool).triu(1)

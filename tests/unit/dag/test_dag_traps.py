@@ -14,6 +14,8 @@ from bnb_ds.dag.loss import linear_dag_loss
 from bnb_ds.dag.tiles import TiledProjection, Tiles
 from tests.plain_dag import plain_nll, random_links
 
+pytestmark = pytest.mark.slow
+
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)

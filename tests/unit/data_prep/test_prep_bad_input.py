@@ -148,6 +148,7 @@ def test_skipped_lines_are_counted_and_listed(tmp_path: Path, tokenizer: Path) -
     assert [line.split(": ")[1] for line in listed] == ["line 2", "line 3", "line 4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["words", "tokenizers"])
 def test_a_document_of_50_mb_and_a_word_of_a_million(tmp_path: Path, tokenizer: Path, small_tokenizer, engine) -> None:
     phrase = "a function of the module, "
@@ -166,6 +167,7 @@ def test_control_characters(tmp_path: Path, tokenizer: Path, small_tokenizer) ->
     assert shards.document(0).tolist() == small_tokenizer(texts[0], add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.slow
 def test_vocabulary_beyond_uint16(tmp_path: Path) -> None:
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(70_000))]
     large = tokenizer_from_vocabulary(tokens, lowercase=False, name="large")

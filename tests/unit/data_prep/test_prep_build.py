@@ -94,6 +94,7 @@ def test_reader_that_fails_leaves_nothing(tmp_path: Path, tokenizer: Path) -> No
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_wikipedia_decodes_to_the_tokenizers_decoding(tmp_path: Path, shared_data: Path) -> None:
     path = shared_data / "tokenizers" / "bert-base-cased"
     articles = []

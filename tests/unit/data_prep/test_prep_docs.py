@@ -190,6 +190,7 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert gc.isenabled()
 
 
+@pytest.mark.slow
 def test_corpus_of_real_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs, "PACKAGES", {name: docs.PACKAGES[name] for name in ("numpy", "datasets", "pydantic")})
     report = write_docs(tmp_path / "docs.jsonl")

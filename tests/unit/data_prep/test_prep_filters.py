@@ -125,6 +125,7 @@ GERMAN = "Die Donau ist nach der Wolga der zweitl\u00e4ngste Fluss in Europa und
 FRENCH = "La Seine est un fleuve fran\u00e7ais, long de sept cents kilom\u00e8tres, qui traverse la ville de Paris."
 
 
+@pytest.mark.slow
 def test_languages(tmp_path: Path, tokenizer: Path, small_texts) -> None:
     pytest.importorskip("py3langid", reason="py3langid, which is optional, is not installed")
     texts = [text for pair in zip(small_texts[:20], [GERMAN, FRENCH] * 10, strict=True) for text in pair]

@@ -21,6 +21,8 @@ from data_prep.sources.text import TextFormat, read_records
 from data_prep.sources.units import find_files
 from tests.fuzzing import fuzzed
 
+pytestmark = pytest.mark.slow
+
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just("\ud800")),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),

@@ -16,6 +16,8 @@ from bnb_ds.shards.reader import TokenShards
 from data_prep.jobs import near
 from tests.prep_helpers import content, prep, start, write_corpus
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("datasketch", reason="datasketch, which is optional, is not installed")
 
 

@@ -21,6 +21,8 @@ from data_prep.jobs import worker
 from data_prep.tokenise.engines import ENGINES, WordsEngine
 from tests.prep_helpers import content, prep, start, write_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, small_texts: list[str]) -> Path:

@@ -320,6 +320,7 @@ def test_skimming_real_files_changes_nothing(shared_data: Path, monkeypatch: pyt
     assert skimmed == [record for file in files for record in read_xml(file)]
 
 
+@pytest.mark.slow
 def test_real_exports(shared_data: Path, tmp_path: Path) -> None:
     """Every XML export and the abstracts: shards that decode to the tokenizer's own decoding of the source text."""
     tokenizer_path = shared_data / "tokenizers" / "bert-base-cased"

@@ -19,6 +19,8 @@ from data_prep.sources import text
 from data_prep.tools.verify import find_damage
 from tests.prep_helpers import content, prep, write_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory, small_tokenizer) -> Path:

@@ -15,6 +15,8 @@ from data_prep.jobs import cluster
 from data_prep.jobs.workspace import Workspace
 from tests.prep_helpers import content, prep, start, write_corpus
 
+pytestmark = pytest.mark.slow
+
 # After the first part, parts never end. Each worker leaves its number.
 _ENDLESS = """
 import os, time

@@ -81,6 +81,7 @@ def test_words_are_bert_words(small_texts: list[str]) -> None:
     assert count_words(texts, lowercase=False) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "4"])
 def test_every_process_learns_the_same(small_texts: list[str], threads: str) -> None:
     code = f"""{launching.LIGHT}

@@ -26,6 +26,8 @@ from data_prep.sources.wikipedia import KINDS, WikipediaSource, read_dump
 from data_prep.sources.wikitext import plain_text
 from tests.prep_helpers import content, prep
 
+pytestmark = pytest.mark.slow
+
 DEBRIS = re.compile(
     r"\{\{|\}\}|\{\||\|\}|\[\[|\]\]|''|<!--|-->|</?(?:ref|br|div|span|table|gallery|small|sup|sub|math)\b|"
     r"^\s*[|!]|^=+.*=+$|\b(?:thumb|frame|upright)\s*\||\b\d+px\b|\b(?:File|Image|Category):|__[A-Z]+__|"

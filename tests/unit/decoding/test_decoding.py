@@ -67,6 +67,7 @@ def test_nothing_is_recorded_and_the_mode_stays():
     assert model.training
 
 
+@pytest.mark.slow
 def test_a_trained_model_writes_back_what_it_read():
     torch.manual_seed(0)
     model = bnb_model(dtype=torch.float32).train()

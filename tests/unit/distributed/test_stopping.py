@@ -64,6 +64,7 @@ print(stop.reason, flush=True)
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reason"), [("deepspeed", "its launcher is gone"), ("shell", "None")])
 def test_the_launcher_is_missed_and_a_shell_is_not(tmp_path, name, reason):
     """The parent is a program of that name, which dies. The child then prints to the pipe of this test."""

@@ -18,6 +18,8 @@ from bnb_ds.generate.processes import join
 from tests.exports import save_model
 from tests.standard_streams import main, run_closed, run_full, run_to_file, run_unread
 
+pytestmark = pytest.mark.slow
+
 NUM_LINES = 40
 HEAD = 1 << 16
 

@@ -23,6 +23,8 @@ from data_prep.tokenise.vocab import train_vocabulary
 from tests.exports import MAX_TOKENS, save_model
 from tests.shard_building import build_shards
 
+pytestmark = pytest.mark.slow
+
 ODD = ["", "  ", "word " * 500, "[MASK] [SEP] [CLS]", "\ufffd\u200b", "a\u2028b", "\x00", "x" * 5000]
 
 

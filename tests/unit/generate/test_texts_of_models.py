@@ -22,6 +22,8 @@ from bnb_ds.tasks.registry import TASKS, get_task
 from bnb_ds.tasks.spacing import Spacing
 from tests.exports import MAX_TOKENS, TASK_LENGTHS, save_model, save_task_model
 
+pytestmark = pytest.mark.slow
+
 GENERATION = [name for name, task in TASKS.items() if task.is_generation]
 #: tokens are read off the slots in other ways
 READERS = {

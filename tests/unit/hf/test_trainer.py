@@ -15,9 +15,13 @@ from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.modeling import BnbForConditionalGeneration
 from tests.tiny import bnb_config
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("accelerate") is None, reason='needs accelerate (`pip install ".[test]"` in the checkout)'
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("accelerate") is None,
+        reason='needs accelerate (`pip install ".[test]"` in the checkout)',
+    ),
+]
 
 PAIRS = [
     ("the first of them", "this is number one"),

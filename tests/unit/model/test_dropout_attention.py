@@ -46,6 +46,7 @@ def test_the_default_generator_decides():
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_a_long_sequence_is_computed_in_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(n, 2, 8, dtype=torch.float64, generator=generator).requires_grad_() for n in (13, 9, 9)]

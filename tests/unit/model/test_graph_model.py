@@ -13,6 +13,8 @@ from bnb_ds.model.slots import longest_targets, slots_of_targets
 from bnb_ds.model.target_rules import check_ngrams
 from tests.tiny import bnb_config, bnb_model, source_ids
 
+pytestmark = pytest.mark.slow
+
 TOKENS = {"decoder_tokens": True, "mask_token_id": 4}
 DAG = {"target": "dag", "decoder_length_ratio": 2.0}
 LABELS = [[2, 9, 9, 3], [2, 3], [2, 12, 7, 31, 8, 3]]

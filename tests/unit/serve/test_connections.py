@@ -22,6 +22,8 @@ pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 from bnb_ds.serve.limits import connection_caps
 from tests.serving import SlowPipeline, running
 
+pytestmark = pytest.mark.slow
+
 HALF_OF_HEADERS = b"POST /generate HTTP/1.1\r\nhost: x\r\nx-slow: "
 HALF_OF_A_BODY = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
 

@@ -19,6 +19,8 @@ pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 from bnb_ds.decoding.options import DecodeOptions
 from tests.serving import SlowPipeline, running
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def client(exported):

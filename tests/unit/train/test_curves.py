@@ -29,6 +29,7 @@ def test_first_and_last_values(runs, capsys):
     assert "train/loss                     9.5 at step 1 -> 8.5 at step 3" in lines
 
 
+@pytest.mark.slow
 def test_a_picture_of_both(runs, tmp_path):
     image = pytest.importorskip("matplotlib.image")
     assert main(["curves", *runs, "--png", str(tmp_path / "both.png")]) == 0

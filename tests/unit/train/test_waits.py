@@ -28,6 +28,8 @@ from bnb_ds.train.step import StepStats, TrainStep
 from tests import tiny
 from tests.stand_in import ELSEWHERE, Far, elsewhere, moved
 
+pytestmark = pytest.mark.slow
+
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 TOKENS = {"decoder_tokens": True, "mask_token_id": 4}
 PREDICTED = {"decoder_length": "predicted", "length_difference_min": -6, "length_difference_max": 6}

@@ -1,0 +1,7 @@
+"""Stands before the real MLflow on the path of the programs that tests start.
+
+DeepSpeed imports MLflow where it is installed, though nothing here uses it. That takes two seconds of every launcher
+and rank, and begins threads. The tests of trackers, which need MLflow, start their programs without this directory.
+"""
+
+raise ImportError("left out, as in an environment without it")
