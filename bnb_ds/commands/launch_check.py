@@ -78,11 +78,11 @@ def _try_lock(output_dir: Path) -> None:
 
 
 def _decide_finetuning(findings: Findings, recipe: FinetuneRecipe, ds_config: DsConfig | None, launch: Launch) -> None:
-    system = findings.attempt(f"model kind {recipe.model.kind}", lambda: finetune.make_system(recipe))
-    if ds_config is None or system is None:
+    made = findings.attempt(f"model kind {recipe.model.kind}", lambda: finetune.make_system(recipe))
+    if ds_config is None or made is None:
         findings.attempt(f"output_dir {recipe.output_dir}", lambda: check_output(recipe, None))
         return
-    plan = finetune.FinetunePlan(recipe, ds_config, system)
+    plan = finetune.FinetunePlan(recipe, ds_config, *made)
     decision = finetune.decide(plan, launch, findings.attempt)
     if decision is not None:
         findings.lines += _indented(finetune.describe_decision(plan, decision))

@@ -67,31 +67,43 @@ class Teaching:
         return self.teacher
 
 
-def fingerprint_of(section: LayerDistillationSection) -> str:
-    """A hash of the teacher's files; a run that is resumed needs the same."""
-    return fingerprint(best_model(Path(section.teacher)))
+@dataclass(frozen=True)
+class MatchedTeacher:
+    """A teacher that fits its student. Its weights are not read yet.
+
+    Attributes:
+        section: of the recipe.
+        system: the teacher's.
+        layers: half -> for each layer of the student, the teacher's layer that it learns from.
+    """
+
+    section: LayerDistillationSection
+    system: BnbGenerator
+    layers: dict[str, list[int]]
+
+    def fingerprint(self) -> str:
+        """A hash of its files; a run that is resumed needs the same."""
+        return fingerprint(best_model(Path(self.section.teacher)))
+
+    def load(self) -> Teaching:
+        """Read its weights."""
+        model = self.system.load(best_model(Path(self.section.teacher)))
+        return Teaching(LayerTeacher(model, self.layers, hidden=self.section.hidden, logits=self.section.logits))
+
+    def line(self) -> str:
+        """A line for the user: the teacher, and which layers are matched."""
+        matched = ", ".join(f"{half} layers {' '.join(map(str, numbers))}" for half, numbers in self.layers.items())
+        weights = f"hidden {self.section.hidden:g}" + (f" ({matched})" if matched else "")
+        return f"teacher      {self.section.teacher}: {weights}, logits {self.section.logits:g}"
 
 
-def matched_layers(section: LayerDistillationSection, student: System) -> dict[str, list[int]]:
+def match_teacher(section: LayerDistillationSection, student: System) -> MatchedTeacher:
     """Check that a student can learn from its teacher, and match their layers. No weights are read.
 
     Raises:
         ConfigError: student or teacher is a kind of model that has no such layers; or they do not fit together.
         CheckpointError: the teacher cannot be read.
     """
-    return _teacher_and_layers(section, student)[1]
-
-
-def load_teaching(section: LayerDistillationSection, student: System) -> Teaching:
-    """Read the teacher's weights. Errors are those of `matched_layers`."""
-    teacher, layers = _teacher_and_layers(section, student)
-    model = teacher.load(best_model(Path(section.teacher)))
-    return Teaching(LayerTeacher(model, layers, hidden=section.hidden, logits=section.logits))
-
-
-def _teacher_and_layers(
-    section: LayerDistillationSection, student: System
-) -> tuple[BnbGenerator, dict[str, list[int]]]:
     field, directory = "layer_distillation", best_model(Path(section.teacher))
     if not isinstance(student, BnbGenerator) or student.has_own_noise:
         raise ConfigError(
@@ -118,13 +130,7 @@ def _teacher_and_layers(
     try:
         check_teacher(config, their_config, hidden=section.hidden)
         chosen = {half: getattr(section.layers, half) for half in HALVES}
-        return teacher, match_layers(config, their_config, chosen) if section.hidden else {}
+        layers = match_layers(config, their_config, chosen) if section.hidden else {}
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
-
-
-def teaching_lines(section: LayerDistillationSection, layers: dict[str, list[int]]) -> list[str]:
-    """A line for the user: the teacher, and which layers are matched."""
-    matched = ", ".join(f"{half} layers {' '.join(map(str, numbers))}" for half, numbers in layers.items())
-    weights = f"hidden {section.hidden:g}" + (f" ({matched})" if matched else "")
-    return [f"teacher      {section.teacher}: {weights}, logits {section.logits:g}"]
+    return MatchedTeacher(section, teacher, layers)

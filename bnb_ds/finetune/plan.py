@@ -18,7 +18,7 @@ from bnb_ds.config.loading import load_recipe
 from bnb_ds.data.misfits import count_misfits, length_lines, misfit_lines, refuse_misfits
 from bnb_ds.distributed import ranks
 from bnb_ds.evaluate.split import ceilings
-from bnb_ds.finetune.layer_distillation import fingerprint_of, load_teaching, matched_layers, teaching_lines
+from bnb_ds.finetune.layer_distillation import MatchedTeacher, match_teacher
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.model.configuration import BnbConfig
@@ -46,6 +46,8 @@ class FinetunePlan:
     recipe: FinetuneRecipe
     ds_config: DsConfig
     system: System
+    #: from which the model learns layer by layer, if the recipe names one
+    teacher: MatchedTeacher | None
 
     @property
     def task(self) -> Task:
@@ -77,11 +79,11 @@ def make_plan(recipe_path: str, overrides: list[str], ds_config_path: str, world
     """
     recipe = load_recipe(recipe_path, overrides, FinetuneRecipe)
     find_loggers(recipe.tracking.loggers)
-    return FinetunePlan(recipe, load_ds_config(ds_config_path, world_size), make_system(recipe))
+    return FinetunePlan(recipe, load_ds_config(ds_config_path, world_size), *make_system(recipe))
 
 
-def make_system(recipe: FinetuneRecipe) -> System:
-    """The system that a recipe trains. No weights are read.
+def make_system(recipe: FinetuneRecipe) -> tuple[System, MatchedTeacher | None]:
+    """The system that a recipe trains, and the teacher of its layers. No weights are read.
 
     Raises:
         ConfigError, DataError, CheckpointError: as in `make_plan`.
@@ -95,9 +97,7 @@ def make_system(recipe: FinetuneRecipe) -> System:
     system.use_romanian(recipe.data)
     system.config()  # checks the settings of the model
     _objective(system, recipe, 1)  # checks that the model can be trained so
-    if recipe.layer_distillation is not None:
-        matched_layers(recipe.layer_distillation, system)  # checks that the teacher fits
-    return system
+    return system, None if recipe.layer_distillation is None else match_teacher(recipe.layer_distillation, system)
 
 
 def make_objective(plan: FinetunePlan, total_steps: int, model: Any) -> Objective:
@@ -109,8 +109,8 @@ def make_objective(plan: FinetunePlan, total_steps: int, model: Any) -> Objectiv
         model: the model of the run, before a checkpoint is loaded into it.
     """
     objective, terms = _objective(plan.system, plan.recipe, total_steps), plan.system.terms(model)
-    if plan.recipe.layer_distillation is not None:
-        terms.append(load_teaching(plan.recipe.layer_distillation, plan.system))
+    if plan.teacher is not None:
+        terms.append(plan.teacher.load())
     if not terms:
         return objective
     assert isinstance(objective, Reconstruction), "only models of such a loss have further terms"
@@ -210,8 +210,8 @@ def choose_trained(plan: FinetunePlan) -> Trained:
 def run_directory(plan: FinetunePlan, splits: dict[str, Tokenised]) -> RunDir:
     """The directory of the run, ``output_dir`` of its recipe."""
     fingerprint = hashlib.sha256(" ".join(split.fingerprint for split in splits.values()).encode()).hexdigest()
-    teaching = plan.recipe.layer_distillation
-    return RunDir(plan.recipe, plan.ds_config, fingerprint, "" if teaching is None else fingerprint_of(teaching))
+    teacher = "" if plan.teacher is None else plan.teacher.fingerprint()
+    return RunDir(plan.recipe, plan.ds_config, fingerprint, teacher)
 
 
 def tokenise_splits(plan: FinetunePlan, progress: Callable[[], None] = lambda: None) -> dict[str, Tokenised]:
@@ -268,7 +268,7 @@ def describe_plan(plan: FinetunePlan, splits: dict[str, Tokenised], trained: Tra
         f"task         {plan.task.title} ({plan.task.name}), model kind {recipe.model.kind}",
         *_lines_of_weights(plan, trained, plan.total_steps(len(splits["train"])), len(splits["train"])),
         *_depth_lines(plan.system),
-        *_teacher_lines(plan),
+        *([] if plan.teacher is None else [plan.teacher.line()]),
         f"data         {samples} samples",
     ]
     for name, split in splits.items():
@@ -321,11 +321,6 @@ def beginnings(plan: FinetunePlan, trained: Trained, num_samples: int) -> Beginn
         return None
     interval = unfreezing.interval(num_samples, plan.ds_config.global_batch)
     return Beginnings(interval, unfreezing.layers, trained.heights[0])
-
-
-def _teacher_lines(plan: FinetunePlan) -> list[str]:
-    section = plan.recipe.layer_distillation
-    return [] if section is None else teaching_lines(section, matched_layers(section, plan.system))
 
 
 def _ceiling_lines(plan: FinetunePlan, splits: dict[str, Tokenised]) -> list[str]:

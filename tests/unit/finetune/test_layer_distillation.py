@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.finetune.layer_distillation import LayerDistillationSection, matched_layers
+from bnb_ds.finetune.layer_distillation import LayerDistillationSection, match_teacher
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems.encoder_ctc import EncoderCtcSection
 from bnb_ds.systems.kinds import system_class
@@ -41,7 +41,7 @@ def teacher(tmp_path_factory, small_tokenizer):
 
 
 def matched(teacher, student, **fields):
-    return matched_layers(LayerDistillationSection(teacher=str(teacher), **fields), student)
+    return match_teacher(LayerDistillationSection(teacher=str(teacher), **fields), student).layers
 
 
 def test_layers_are_matched_without_weights(teacher, small_tokenizer):
