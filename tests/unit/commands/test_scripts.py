@@ -1,12 +1,16 @@
-"""Scripts of Slurm that somebody starts by hand say so in one line."""
+"""Scripts: those of Slurm that somebody starts by hand, directories that cannot be, and the table of Multi30k."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 
 import pytest
 
+from bnb_ds.bench.frontier.contestants import AUTOREGRESSIVE_SETTINGS, SETTINGS, read_contestant
+from bnb_ds.config.loading import load_recipe
+from bnb_ds.finetune.recipe import FinetuneRecipe
 from tests.launching import REPOSITORY
 
 
@@ -67,3 +71,49 @@ def test_a_place_that_cannot_be_written(tmp_path, command, said):
         check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (2, "", said.format(**places) + "\n")
+
+
+def table(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`runs/multi30k_table.sh`."""
+    command = ["bash", str(REPOSITORY / "runs" / "multi30k_table.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no_system"], "multi30k_table: error: no_system: no such system; --list shows the commands of all\n"),
+        (["--seeds", "0"], "multi30k_table: error: --seeds 0: give a number from 1 to 9\n"),
+        (["--seeds"], "multi30k_table: error: --seeds : give a number from 1 to 9\n"),
+        (["ctc"], "multi30k_table: error: work/multi30k/train.en: no such file\n"),
+    ],
+)
+def test_what_the_table_refuses(arguments, said):
+    if arguments == ["ctc"] and (REPOSITORY / "work" / "multi30k").exists():
+        pytest.skip("the data of the table is here")
+    result = table(*arguments)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", said)
+
+
+def test_the_table_names_recipes_settings_and_ways_of_decoding_that_exist(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    lines = [shlex.split(line) for line in table("--list").stdout.splitlines()]
+    runs = []
+    for recipe, *settings in (line[2:] for line in lines if line[1] == "finetune"):
+        overrides = [setting for setting in settings if "=" in setting]
+        loaded = load_recipe(recipe, overrides, FinetuneRecipe)
+        runs.append(loaded.output_dir)
+        assert loaded.total_steps(29_000, 64) == 4079, recipe
+    assert len(runs) == len(set(runs)) == 25
+    systems = [text for text in lines[-1][3:] if "=work/" in text and not text.startswith("work/")]
+    contestants = [read_contestant(text) for text in systems]
+    assert sorted({str(model) for contestant in contestants for model in contestant.models}) == sorted(runs)
+    assert len({contestant.name for contestant in contestants}) == len(contestants) == 24
+    for contestant in contestants:
+        assert set(contestant.settings) <= {*SETTINGS, *AUTOREGRESSIVE_SETTINGS}, contestant.name
+
+
+def test_the_table_with_fewer_seeds_and_systems():
+    lines = table("--list", "--train", "--seeds", "2", "dag", "distilled").stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["prep", "finetune", "finetune", "distill", "finetune"]
+    assert lines[2].endswith("output_dir=work/runs/multi30k_table/dag-2 seed=2 ")

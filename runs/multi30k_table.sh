@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Train the systems of RESULTS.md's Multi30k table on a CPU, one after another, and measure them beside each other. A
+# repeated command goes on where it was stopped.
+#
+#   bash runs/multi30k_table.sh [--list] [--train] [--seeds N] [SYSTEM ...]
+#
+#   SYSTEM    a system of the table (default: all)
+#   --list    only show the commands
+#   --train   only train
+#   --seeds   train each system with at most so many seeds (default: three for the main ones, one for the others)
+#
+# It needs work/multi30k/{train,val,test_2016_flickr}.{en,de}, one sentence a line.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d' >&2; exit 2; }
+fail() { echo "multi30k_table: error: $1" >&2; exit 2; }
+
+# A line has the system, its seeds, its recipe, settings that differ, and after `|` ways to decode it: a name, and after `:`
+# settings of `bnb-ds bench frontier`. All systems train for 9 epochs: 4,079 steps of 64 sentences.
+systems() {
+    cat <<'SYSTEMS'
+transformer 3 multi30k_teacher epochs=9 model.size.intermediate_size=256 model.size.initializer_range=0.1 | Transformer, greedy:num_beams=1; Transformer, beam 5:num_beams=5
+ctc 3 multi30k_bnb | CTC
+glancing 3 multi30k_glancing | CTC, glancing
+dag 3 multi30k_dag | graph, greedy:strategy=greedy; graph, look-ahead:strategy=lookahead; graph, joint Viterbi:strategy=joint_viterbi; graph, beam:strategy=beam
+token 1 multi30k_token | token, 1 pass:refinement=0; token, mask-predict 4:refinement=3
+encoder_ctc 1 multi30k_encoder_ctc | encoder alone, CTC
+shallow_6_1 1 multi30k_shallow_6_1 | CTC, 6 and 1 layers
+shallow_6_2 1 multi30k_shallow_6_2 | CTC, 6 and 2 layers
+shallow_6_6 1 multi30k_shallow_6_6 | CTC, 6 and 6 layers
+nat 1 multi30k_nat | NAT
+inat 1 multi30k_inat | iNAT
+cmlm 1 multi30k_cmlm | CMLM, 1 pass:refinement=0; CMLM, 10 passes
+elmer 1 multi30k_elmer | ELMER, soft; ELMER, hard:exit_entropy=0.5
+bert2bert 1 multi30k_bert2bert | BERT2BERT, greedy:num_beams=1
+distilled 1 multi30k_distilled | CTC, distilled
+distilled_glancing 1 multi30k_glancing data.train=work/multi30k/train.distilled.jsonl | CTC, glancing, distilled
+distilled_dag 1 multi30k_dag data.train=work/multi30k/train.distilled.jsonl | graph, look-ahead, distilled:strategy=lookahead
+SYSTEMS
+}
+
+list=false compare=true most_seeds=9 chosen=""
+while [ $# -gt 0 ]; do
+    case $1 in
+        --list) list=true ;;
+        --train) compare=false ;;
+        --seeds) [[ ${2:-} =~ ^[1-9]$ ]] || fail "--seeds ${2:-}: give a number from 1 to 9"; most_seeds=$2; shift ;;
+        -*) usage ;;
+        *) systems | grep -q "^$1 " || fail "$1: no such system; --list shows the commands of all"; chosen+=" $1 " ;;
+    esac
+    shift
+done
+do_or_show() { if $list; then printf '%q ' "$@"; echo; else "$@"; fi; }
+
+source runs/environment.sh
+data=work/multi30k runs=work/runs/multi30k_table
+if ! $list; then
+    for file in "$data"/{train,val,test_2016_flickr}.{en,de}; do [ -f "$file" ] || fail "$file: no such file"; done
+    use_environment
+    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
+fi
+[ -d "$data/vocabulary" ] || do_or_show bnb-ds prep vocab --input "$data/train.en" "$data/train.de" \
+    --txt-documents line --vocab-size 3000 --output "$data/vocabulary"
+
+compared=()
+while IFS='|' read -r described decodings; do
+    read -r name seeds recipe settings <<< "$described"
+    [[ -z $chosen || $chosen == *" $name "* ]] || continue
+    [[ $name != distilled* || -f $data/train.distilled.jsonl ]] ||
+        do_or_show bnb-ds distill "$runs/transformer-1" --output "$data/train.distilled.jsonl"
+    models=""
+    for ((seed = 1; seed <= seeds && seed <= most_seeds; seed++)); do
+        # shellcheck disable=SC2086 - settings are words
+        do_or_show bnb-ds finetune "runs/recipes/finetune/$recipe.yaml" --resume auto intervals.eval_steps=1359 $settings \
+            --deepspeed-config ds_configs/cpu_finetune.json "output_dir=$runs/$name-$seed" "seed=$seed"
+        models+=${models:+,}$runs/$name-$seed
+    done
+    while IFS=: read -rd ';' decoding options; do
+        compared+=("${decoding# }=$models${options:+:$options}")
+    done <<< "${decodings% };"
+done < <(systems)
+
+! $compare || do_or_show bnb-ds bench frontier "${compared[@]}" --split test --score bleu \
+    --batch-size 1 8 32 --output work/multi30k_table --picture work/multi30k_table/frontier.svg
