@@ -20,7 +20,7 @@ class LayerSize(Section):
     intermediate_size: Annotated[int, Field(gt=0)] = 3072
     #: most tokens of a sequence
     max_position_embeddings: Annotated[int, Field(gt=0)] = 512
-    #: standard deviation of the random weights; a small model, and a graph above all, needs more than BERT's
+    #: standard deviation of the random weights; above 0.05 the slots of a small BnB begin alike, and it learns badly
     initializer_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
 
     @model_validator(mode="after")
@@ -128,8 +128,8 @@ class ModelSection(Section):
     deep_supervision_every: Annotated[int, Field(ge=1)] = 1
     #: with dag and infill: every segment has a block of the graph of its own, which no link passes
     segment_blocks: bool = False
-    #: standard deviation of new embeddings (words, positions, links' places); default: as all weights. A graph with
-    #: random weights learns only if its slots begin with different words
+    #: standard deviation of new embeddings (words, positions, links' places); default: as all weights. The slots of a
+    #: very small graph with random weights begin alike without it
     embedding_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     #: with predicted lengths: smallest difference (target minus source tokens) that has its own class
     length_difference_min: int = -128
