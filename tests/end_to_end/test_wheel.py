@@ -41,7 +41,7 @@ def test_every_module_is_in_the_wheel(installed, tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", _IMPORT_ALL, str(installed.site), *modules],
         cwd=tmp_path,
-        env=installed.environment(),
+        env={**installed.environment(), "PYTHONPATH": str(installed.site)},  # with MLflow
         capture_output=True,
         text=True,
         check=False,

@@ -4,4 +4,4 @@ DeepSpeed imports MLflow where it is installed, though nothing here uses it. Tha
 and rank, and begins threads. The tests of trackers, which need MLflow, start their programs without this directory.
 """
 
-raise ImportError("left out, as in an environment without it")
+raise ModuleNotFoundError("left out, as in an environment without it", name="mlflow")
