@@ -154,6 +154,7 @@ def test_the_loss_is_that_of_the_plain_padded_model(name, checkpoints):
     torch.testing.assert_close(output.loss_sum, sum(alone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_generation_is_the_same_alone_in_a_batch_and_reloaded(name, num_beams, checkpoints, tmp_path):

@@ -15,6 +15,7 @@ from bnb_ds.bench.gpu_check.figures import FAILED, MISSED, OK, Figures, read_fig
 from tests.launching import REPOSITORY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", parts.PARTS)
 def test_every_part_runs_on_a_cpu(part, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Figures, "milliseconds", once)

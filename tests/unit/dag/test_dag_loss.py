@@ -101,6 +101,7 @@ def stirling(n: int, k: int) -> int:
     return row[k] if k < len(row) else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_slots", "num_tokens"), [(2, 2), (5, 3), (64, 20), (256, 32), (1024, 128)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.usefixtures("either_way")

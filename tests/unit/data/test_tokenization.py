@@ -195,6 +195,7 @@ def test_hash_sees_what_changes_ids(cased: Path) -> None:
     assert len(set(hashes)) == len(hashes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert-base-cased", "bert-base-uncased", "bert-base-multilingual-cased"])
 def test_published_vocabularies(shared_data: Path, name: str) -> None:
     directory = load_tokenizer(shared_data / "tokenizers" / name)

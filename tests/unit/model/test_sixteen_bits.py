@@ -88,6 +88,7 @@ def result(name: str, length: int, dtype: torch.dtype) -> tuple[float, dict[str,
     return loss.item(), gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("length", [512, 1024])
 @pytest.mark.parametrize("name", MODELS)

@@ -76,6 +76,7 @@ def test_other_slots_or_tokens_are_refused():
         slot_kl(one, more, torch.ones(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_that_of_plain_sums_over_sequences(kind):
     alone = kind == "encoder alone"
