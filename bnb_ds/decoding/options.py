@@ -184,6 +184,8 @@ class DecodeOptions:
                 raise ConfigError(f"{name} is {value!r}: give a finite number")
         if self.lm is not None and self.beam_size == 1 and self.strategy != "beam":
             raise ConfigError("lm is used only in the beam search: give beam_size above 1")
+        if self.lm is None and (self.lm_weight, self.word_bonus) != (DecodeOptions.lm_weight, DecodeOptions.word_bonus):
+            raise ConfigError("lm_weight and word_bonus belong to a language model: give lm too, or leave them out")
         if self.strategy != "sample" and (self.temperature, self.top_p, self.seed) != (1.0, 1.0, 0):
             raise ConfigError("temperature, top_p and seed belong to strategy 'sample': give it, or leave them out")
         self._check_bad_words(config)

@@ -175,8 +175,7 @@ def _writer(system: System, network: Any, settings: dict[str, Any]) -> Writer:
         return partial(_write_autoregressive, system, network, settings.get("num_beams"))
     changes = {**settings, "token_budget": _WHOLE_BATCH}
     if settings.get("lm") is not None:
-        pieces = system.codec.target_pieces(network.config.vocab_size)
-        changes["lm"] = NgramLm(str(settings["lm"]), pieces, set(system.codec.target.all_special_ids))
+        changes["lm"] = NgramLm(str(settings["lm"]), system.codec.target_rules(network.config.vocab_size))
     options = DecodeOptions.of(DecodeOptions.of_model(network.config), changes)
     options.check(network.config)
     return partial(_write_in_parallel, network, options)

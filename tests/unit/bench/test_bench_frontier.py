@@ -26,6 +26,7 @@ from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths
 from tests.exports import save_task_model
+from tests.unit.decoding.test_ngram_lm import ARPA
 
 SIZE = {"hidden_size": 12, "encoder_layers": 1, "decoder_layers": 1, "num_attention_heads": 3, "intermediate_size": 20}
 NUM_ROWS = 7
@@ -107,6 +108,27 @@ def test_another_round_is_added_to_those_before(folder, tmp_path):
         assert len(taken) == rounds
     (rounds,) = json.loads((tmp_path / "state.json").read_text())["rounds"].values()
     assert len(rounds["7"]) == 3
+
+
+def test_a_language_model_is_heard(folder, tmp_path, capsys):
+    pytest.importorskip("kenlm", reason="the optional package kenlm is not installed")
+    (tmp_path / "words.arpa").write_text(ARPA)
+    heard = f"lm={tmp_path / 'words.arpa'},lm_weight=0.0"
+    systems = [
+        f"{name}={folder / 'ctc'}:beam_size=4,{heard},word_bonus={bonus}" for name, bonus in (("no", 0.0), ("yes", 9.0))
+    ]
+    assert frontier(*systems, "--rounds", 0, "--score", "length_ratio", "--output", tmp_path / "out") == 0
+    written = [
+        system["scores"]["length_ratio"][0]
+        for system in json.loads((tmp_path / "out" / "frontier.json").read_text())["systems"]
+    ]
+    assert written[0] < written[1]
+    capsys.readouterr()
+    assert (
+        frontier(f"alone={folder / 'ctc'}:beam_size=4,word_bonus=9.0", "--rounds", 0, "--output", tmp_path / "none")
+        == 2
+    )
+    assert "lm_weight and word_bonus belong to a language model: give lm too" in capsys.readouterr().err
 
 
 def test_scores_alone(folder, tmp_path, capsys):

@@ -176,6 +176,8 @@ def test_bad_words_are_not_written(policy):
         ("source", {"lm_weight": float("inf")}, "lm_weight is inf: give a finite number"),
         ("source", {"word_bonus": float("-inf")}, "word_bonus is -inf: give a finite number"),
         ("source", {"word_bonus": True}, "word_bonus is True: give a finite number"),
+        ("source", {"word_bonus": 0.5}, "lm_weight and word_bonus belong to a language model: give lm too"),
+        ("source", {"lm_weight": 0.3, "beam_size": 4}, "lm_weight and word_bonus belong to a language model"),
         ("source", {"lookahead_beta": float("nan")}, "lookahead_beta is nan: give a finite number"),
         ("source", {"length_penalty": "1"}, "length_penalty is '1': give a finite number"),
         ("predicted", {"beam_size": 2}, "beam_size is 2: the prefix beam search needs CTC"),
