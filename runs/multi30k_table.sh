@@ -21,11 +21,11 @@ fail() { echo "multi30k_table: error: $1" >&2; exit 2; }
 systems() {
     cat <<'SYSTEMS'
 transformer 3 multi30k_teacher epochs=9 model.size.intermediate_size=256 model.size.initializer_range=0.1 | Transformer, greedy:num_beams=1; Transformer, beam 5:num_beams=5
-ctc 3 multi30k_bnb | CTC
-glancing 3 multi30k_glancing | CTC, glancing
+ctc 3 multi30k_bnb | CTC; CTC, blank penalty 1:blank_penalty=1.0
+glancing 3 multi30k_glancing | CTC, glancing; CTC, glancing, blank penalty 1:blank_penalty=1.0
 dag 3 multi30k_dag | graph, greedy:strategy=greedy; graph, look-ahead:strategy=lookahead; graph, joint Viterbi:strategy=joint_viterbi; graph, beam:strategy=beam
 token 1 multi30k_token | token, 1 pass:refinement=0; token, mask-predict 4:refinement=3
-encoder_ctc 1 multi30k_encoder_ctc | encoder alone, CTC
+encoder_ctc 1 multi30k_encoder_ctc | encoder alone, CTC; encoder alone, CTC, blank penalty 1:blank_penalty=1.0
 shallow_6_1 1 multi30k_shallow_6_1 | CTC, 6 and 1 layers
 shallow_6_2 1 multi30k_shallow_6_2 | CTC, 6 and 2 layers
 shallow_6_6 1 multi30k_shallow_6_6 | CTC, 6 and 6 layers

@@ -150,6 +150,7 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
         ("--length-beam", positive, "number of lengths to try, for models with length classification"),
         ("--refinement", natural, "further passes, which see the tokens before them; for models with decoder_tokens"),
         ("--exit-entropy", float, "nats below which a position exits a layer; for models with deep_supervision"),
+        ("--blank-penalty", float, "nats by which the CTC blank is lowered, for longer outputs"),
     ):
         decoding.add_argument(flag, type=kind, metavar="N", help=f"{help_text} (default: the model's own, or none)")
     for flag, help_text in (
@@ -201,6 +202,7 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "seed",
         "refinement",
         "exit_entropy",
+        "blank_penalty",
         "beam_classes",
         "length_beam",
         "min_length",

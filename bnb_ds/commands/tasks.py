@@ -36,7 +36,12 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         help="directory for the results (default: MODEL/evaluation/TASK-SPLIT, where they replace earlier ones)",
     )
     add_overwrite(command)
-    for flag, kind in (("--length-beam", positive), ("--refinement", natural), ("--exit-entropy", float)):
+    for flag, kind in (
+        ("--length-beam", positive),
+        ("--refinement", natural),
+        ("--exit-entropy", float),
+        ("--blank-penalty", float),
+    ):
         command.add_argument(
             flag, type=kind, metavar="N", help="as for `bnb-ds generate` (default: what the model was saved with)"
         )

@@ -48,6 +48,8 @@ class DecodingSection(Section):
     refinement: Annotated[int, Field(ge=0)] | None = None
     #: entropy in nats below which a position exits a layer, with deep_supervision; default: none exits
     exit_entropy: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    #: nats by which the CTC blank is lowered, for longer outputs; default: none
+    blank_penalty: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 class ModelSection(Section):

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import ModelOutput
 from bnb_ds.common.packing import PackedInputs, PackedLayout, on_host
 from bnb_ds.ctc.greedy import linear_argmax
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
-from bnb_ds.decoding.graph import Decoded, banned_bias, decode_graph
+from bnb_ds.decoding.graph import Decoded, decode_graph, reading_bias
 from bnb_ds.decoding.lengths import decode_lengths, read_off
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.refinement import rescored
@@ -212,7 +212,7 @@ def decode_batch(
         decoded = decode_lengths(model, inputs, options, target_lengths_B)
         return decoded if with_scores else replace(decoded, scores=None)
     encoded = model.model.encode(inputs)
-    bias_V = banned_bias(model, options)
+    bias_V = reading_bias(model, options)
     states = rescored(model, encoded, model.model.open(encoded, target_lengths_B), bias_V, options)
     slots = Slots(states.hidden, states.weight, bias_V, states.layout, model.config.blank_token_id)
     if options.beam_size == 1:

@@ -40,7 +40,7 @@ def decode_graph(
     encoded = model.model.encode(inputs)
     slots = model.model.open(encoded, target_lengths_B)
     states = model.states(encoded, slots, options.exit_entropy, ends_early=options.ends_early)
-    states = replace(states, bias=banned_bias(model, options))
+    states = replace(states, bias=reading_bias(model, options))
     read = ReadOptions(options.dag_options(), model.config.pad_token_id or 0)
     if read.dag.strategy == "sample":
         read = replace(read, keys=source_keys(inputs, options.seed))
@@ -78,9 +78,12 @@ def _rows(states: SlotStates, rows: list[int]) -> SlotStates:
     return replace(states, hidden=states.hidden.index_select(0, places), layout=layout, links=links)
 
 
-def banned_bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:
-    """The head's bias [V], with bad words of one token switched off."""
+def reading_bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:
+    """The head's bias [V] to read outputs with: bad words of one token switched off, the blank lowered."""
     bias_V = model.lm_head.bias
+    if options.blank_penalty:
+        bias_V = bias_V.clone()
+        bias_V[model.config.blank_token_id] -= options.blank_penalty
     if not options.banned_tokens:
         return bias_V
     banned = torch.tensor(options.banned_tokens).to(bias_V.device, non_blocking=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout
 from bnb_ds.ctc.greedy import collapse
-from bnb_ds.decoding.graph import Decoded, banned_bias
+from bnb_ds.decoding.graph import Decoded, reading_bias
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.refinement import written
 from bnb_ds.decoding.slotwise import without_bad_words
@@ -39,7 +39,7 @@ def decode_lengths(
     num_candidates = lengths_BK.shape[1]
     repeated = _repeat(encoded, num_candidates) if num_candidates > 1 else encoded
     slots = model.model.open(repeated, lengths_BK.flatten())
-    bias_V = banned_bias(model, options)
+    bias_V = reading_bias(model, options)
     states, best_T, log_probs_T = written(model, repeated, slots, bias_V, options)
     if options.bad_words:
         head = (states.hidden, states.weight, bias_V)

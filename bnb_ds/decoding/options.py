@@ -28,6 +28,8 @@ class DecodeOptions:
 
     Attributes:
         beam_size: number of prefixes of the CTC prefix beam search; 1: greedy.
+        blank_penalty: nats by which the logit of the CTC blank is lowered in every slot, in all of these ways; above 0
+            outputs are longer. A CTC model whose sources have several right outputs writes too short ones.
         beam_classes: number of best classes of each slot that the search considers, in addition to the blank.
         length_beam: number of lengths tried for each source, with length classification. The length with the highest
             mean log-probability of its tokens wins.
@@ -64,6 +66,7 @@ class DecodeOptions:
     """
 
     beam_size: int = 1
+    blank_penalty: float = 0.0
     beam_classes: int = 16
     length_beam: int = 1
     min_length: int = 0
@@ -178,7 +181,15 @@ class DecodeOptions:
             _require("max_length", self.max_length, max(self.min_length, 1))
         if self.token_budget is not None:
             _require("token_budget", self.token_budget, 1)
-        for name in ("lm_weight", "word_bonus", "lookahead_beta", "length_penalty", "temperature", "top_p"):
+        for name in (
+            "blank_penalty",
+            "lm_weight",
+            "word_bonus",
+            "lookahead_beta",
+            "length_penalty",
+            "temperature",
+            "top_p",
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ConfigError(f"{name} is {value!r}: give a finite number")
@@ -188,6 +199,10 @@ class DecodeOptions:
             raise ConfigError("lm_weight and word_bonus belong to a language model: give lm too, or leave them out")
         if self.strategy != "sample" and (self.temperature, self.top_p, self.seed) != (1.0, 1.0, 0):
             raise ConfigError("temperature, top_p and seed belong to strategy 'sample': give it, or leave them out")
+        if self.blank_penalty and config.target_kind != "ctc":
+            raise ConfigError(
+                f"blank_penalty is {self.blank_penalty}: only slots of target 'ctc' may stay blank; leave it out"
+            )
         self._check_bad_words(config)
         self._check_refinement(config)
         self._check_exits(config)

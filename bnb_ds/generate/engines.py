@@ -80,7 +80,9 @@ class _GraphEngine:
     def check(self, options: DecodeOptions, *, with_scores: bool) -> None:
         """See `Engine`."""
         options.check(self.config)
-        allowed = DecodeOptions(token_budget=options.token_budget)
+        # The graph lowers the blank as the model was saved with.
+        own = DecodeOptions.of_model(self.config).blank_penalty
+        allowed = DecodeOptions(token_budget=options.token_budget, blank_penalty=own)
         if self.config.target_kind == "dag":
             if options.strategy in (None, "greedy", "lookahead"):
                 allowed = replace(allowed, strategy=options.strategy, lookahead_beta=options.lookahead_beta)

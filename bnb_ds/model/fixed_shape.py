@@ -59,14 +59,18 @@ class RectangularBnb(nn.Module):
         states_NH = bnb.decode(encoded, slots, self._best)
         if self.model.links is not None:
             return self._output(states_NH, slots, is_slot_BT, lookahead_beta)
-        best_N = self._best(states_NH)
+        best_N = self._logits(self.model.lm_head(states_NH), config.decoding.get("blank_penalty", 0.0)).argmax(-1)
         return torch.where(is_slot_BT, best_N.unflatten(0, (num_rows, -1)), config.blank_token_id)
 
     def _best(self, hidden_NH: Tensor) -> Tensor:
         return self._logits(self.model.lm_head(hidden_NH)).argmax(-1)
 
-    def _logits(self, hidden_NH: Tensor) -> Tensor:
-        return F.linear(hidden_NH, self.model.get_output_embeddings().weight, self.model.lm_head.bias)
+    def _logits(self, hidden_NH: Tensor, blank_penalty: float = 0.0) -> Tensor:
+        bias_V = self.model.lm_head.bias
+        if blank_penalty:
+            blank = torch.tensor([self.model.config.blank_token_id], device=bias_V.device)
+            bias_V = bias_V - torch.zeros_like(bias_V).index_fill(0, blank, blank_penalty)
+        return F.linear(hidden_NH, self.model.get_output_embeddings().weight, bias_V)
 
     def _output(self, states_NH: Tensor, slots: DecoderSlots, is_slot_BT: Tensor, beta: Tensor | None) -> Tensor:
         """By greedy or look-ahead decoding (`bnb_ds.dag.strategies`), with duplicates merged."""

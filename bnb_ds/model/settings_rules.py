@@ -14,7 +14,7 @@ TARGETS = ("ctc", "token", "dag")
 LOSS_REDUCTIONS = ("token", "sample")
 SLOT_TOKENS = ("mask", "source", "inserted")
 REFINED_TOKENS = ("unsure", "all")
-DECODING = ("length_beam", "refinement", "exit_entropy")
+DECODING = ("length_beam", "refinement", "exit_entropy", "blank_penalty")
 
 
 def check_settings(config: Any) -> None:

@@ -26,6 +26,9 @@ class RequestOptions(BaseModel):
     exit_entropy: float | None = Field(
         None, ge=0, le=100, description="nats below which a slot is sure, for models with deep_supervision"
     )
+    blank_penalty: float | None = Field(
+        None, ge=-100, le=100, description="nats by which the CTC blank is lowered, for longer outputs"
+    )
     strategy: str | None = Field(
         None, max_length=32, description=f"how a path through a graph of slots is chosen: {', '.join(STRATEGIES)}"
     )

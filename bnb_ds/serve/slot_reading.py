@@ -17,7 +17,7 @@ from bnb_ds.ctc import inputs
 from bnb_ds.ctc.greedy import logits_in_chunks
 from bnb_ds.ctc.viterbi import best_path
 from bnb_ds.decoding.decode import inputs_of_rows
-from bnb_ds.decoding.graph import banned_bias
+from bnb_ds.decoding.graph import reading_bias
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.refinement import rescored, written
 from bnb_ds.errors import ConfigError
@@ -85,7 +85,7 @@ def read_slots(
     encoded = model.model.encode(inputs_of_rows(model, [source]))
     # With length classification, the slots are those of the output, which may have come from another length's beam.
     slots = model.model.open(encoded, None if has_blank else torch.tensor([len(tokens)], device=model.device))
-    bias_V = banned_bias(model, options)
+    bias_V = reading_bias(model, options)
     if has_blank:
         states = rescored(model, encoded, slots, bias_V, options)
     else:

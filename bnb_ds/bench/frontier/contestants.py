@@ -38,6 +38,7 @@ SETTINGS = (
     "merge_duplicates",
     "refinement",
     "exit_entropy",
+    "blank_penalty",
     "no_repeat_ngram_size",
 )
 #: what an autoregressive system may set

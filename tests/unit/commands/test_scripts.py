@@ -108,7 +108,7 @@ def test_the_table_names_recipes_settings_and_ways_of_decoding_that_exist(monkey
     systems = [text for text in lines[-1][3:] if "=work/" in text and not text.startswith("work/")]
     contestants = [read_contestant(text) for text in systems]
     assert sorted({str(model) for contestant in contestants for model in contestant.models}) == sorted(runs)
-    assert len({contestant.name for contestant in contestants}) == len(contestants) == 24
+    assert len({contestant.name for contestant in contestants}) == len(contestants) == 27
     for contestant in contestants:
         assert set(contestant.settings) <= {*SETTINGS, *AUTOREGRESSIVE_SETTINGS}, contestant.name
 

@@ -147,6 +147,25 @@ def test_lengths_of_length_classification_keep_the_limits():
     assert not torch.equal(lengths, free)
 
 
+@pytest.mark.parametrize("how", [{}, {"beam_size": 3}, {"max_length": 2}, {"bad_words_ids": [[7], [8, 9]]}], ids=str)
+def test_a_blank_penalty_lowers_the_blank_alone(how):
+    model = bnb_model(decoder_length_ratio=2.0)
+    blank = model.config.blank_token_id
+    with torch.no_grad():
+        model.lm_head.bias[blank] += 3.0  # most slots are blank
+    inputs = padded_form(source_ids(LENGTHS))
+    plain = model.generate(**inputs, **how, return_scores=True)
+    penalised = model.generate(**inputs, **how, blank_penalty=2.0, return_scores=True)
+    assert torch.equal(model.generate(**inputs, **how), plain.sequences), "the model itself is as it was"
+    if not how:
+        assert penalised.lengths.sum() > plain.lengths.sum()
+    with torch.no_grad():
+        model.lm_head.bias[blank] -= 2.0
+    expected = model.generate(**inputs, **how, return_scores=True)
+    assert torch.equal(penalised.sequences, expected.sequences)
+    torch.testing.assert_close(penalised.scores, expected.scores)
+
+
 @pytest.mark.parametrize("policy", ["source", "predicted"])
 def test_bad_words_are_not_written(policy):
     model = bnb_model(decoder_length=policy)
@@ -176,6 +195,8 @@ def test_bad_words_are_not_written(policy):
         ("source", {"lm_weight": float("inf")}, "lm_weight is inf: give a finite number"),
         ("source", {"word_bonus": float("-inf")}, "word_bonus is -inf: give a finite number"),
         ("source", {"word_bonus": True}, "word_bonus is True: give a finite number"),
+        ("source", {"blank_penalty": float("nan")}, "blank_penalty is nan: give a finite number"),
+        ("predicted", {"blank_penalty": 1.0}, "blank_penalty is 1.0: only slots of target 'ctc' may stay blank"),
         ("source", {"word_bonus": 0.5}, "lm_weight and word_bonus belong to a language model: give lm too"),
         ("source", {"lm_weight": 0.3, "beam_size": 4}, "lm_weight and word_bonus belong to a language model"),
         ("source", {"lookahead_beta": float("nan")}, "lookahead_beta is nan: give a finite number"),

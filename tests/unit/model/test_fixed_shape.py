@@ -66,6 +66,26 @@ def test_slot_columns_are_the_policys(fields, num_columns):
     assert num_slot_columns(num_columns, config) == decoder_lengths(torch.tensor(num_columns), config)
 
 
+def test_the_blank_is_lowered_as_the_model_was_saved_with():
+    model = bnb_model(decoder_length_ratio=2.0, decoding={"blank_penalty": 2.0})
+    with torch.no_grad():
+        model.lm_head.bias[model.config.blank_token_id] += 3.0
+    inputs = padded_form(source_ids(LENGTHS))
+    with torch.no_grad():
+        best = RectangularBnb(model)(inputs["input_ids"], inputs["attention_mask"])
+    rows = [source.tolist() for source in source_ids(LENGTHS)]
+    options = DecodeOptions.of_model(model.config)
+    assert options.blank_penalty == 2.0
+    expected = TorchEngine(model).decode(rows, options)
+    ids, ends = collapse(best, torch.full((len(rows),), best.shape[1]), model.config.blank_token_id)
+    assert [row[:end] for row, end in zip(ids.tolist(), ends.tolist(), strict=True)] == [out for out, _ in expected]
+    assert expected != TorchEngine(model).decode(rows, DecodeOptions())
+    engine = CompiledEngine(model)
+    engine.check(options, with_scores=False)
+    with pytest.raises(ConfigError, match="only decodes greedily"):
+        engine.check(DecodeOptions(blank_penalty=1.0), with_scores=False)
+
+
 def test_length_classification_is_refused():
     with pytest.raises(ConfigError, match="only models with decoder_length 'source' can be compiled or"):
         RectangularBnb(bnb_model(decoder_length="predicted"))
