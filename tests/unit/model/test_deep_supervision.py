@@ -139,7 +139,6 @@ def test_packed_is_padded_is_one_by_one(kind):
         assert row[: len(own)] == own
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_feedback_of_i_and_0_computes_the_same_bits(kind, tmp_path):
     dropout = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
