@@ -15,6 +15,12 @@ ARGMAX_CHUNK_TOKENS = 1024
 _MOST_LOGITS = 1 << 27
 
 
+def lowered_blank(bias_V: Tensor, blank: int, penalty: float) -> Tensor:
+    """The bias [V] of a projection with the blank's logit lowered by ``penalty`` nats; also in an exported graph."""
+    is_blank_V = torch.arange(bias_V.numel(), device=bias_V.device) == blank
+    return torch.where(is_blank_V, bias_V - penalty, bias_V)
+
+
 def linear_argmax(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
     """The best token of each position, int64 [N], without holding the [N, V] logits of all positions.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bnb_ds.common.packing import PackedInputs, on_host
 from bnb_ds.common.randomness import hash64
+from bnb_ds.ctc.greedy import lowered_blank
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.targets.dag_target import output_log_probs
@@ -82,8 +83,7 @@ def reading_bias(model: BnbLMHeadModel, options: DecodeOptions) -> Tensor:
     """The head's bias [V] to read outputs with: bad words of one token switched off, the blank lowered."""
     bias_V = model.lm_head.bias
     if options.blank_penalty:
-        bias_V = bias_V.clone()
-        bias_V[model.config.blank_token_id] -= options.blank_penalty
+        bias_V = lowered_blank(bias_V, model.config.blank_token_id, options.blank_penalty)
     if not options.banned_tokens:
         return bias_V
     banned = torch.tensor(options.banned_tokens).to(bias_V.device, non_blocking=True)

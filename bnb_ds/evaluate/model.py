@@ -79,9 +79,8 @@ def evaluate_model(
         oracle_length: give each output the length of its reference, which the model would have to predict. Published
             scores of some non-autoregressive models are such; no user of a model has them.
         overwrite: replace results in ``output``; those next to the model are always replaced.
-        decoding: ``length_beam``, ``refinement``, ``exit_entropy`` and ``blank_penalty`` of
-            `bnb_ds.decoding.options.DecodeOptions` that replace those that the model was saved with. The results then
-            have a directory of their own.
+        decoding: settings (`bnb_ds.model.settings_rules.DECODING`) that replace those that the model was saved with.
+            The results then have a directory of their own.
 
     Raises:
         CheckpointError, ConfigError, DataError: the model, a setting or the data is wrong; the message names it.

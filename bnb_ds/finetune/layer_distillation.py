@@ -73,21 +73,23 @@ class MatchedTeacher:
 
     Attributes:
         section: of the recipe.
+        directory: its model.
         system: the teacher's.
         layers: half -> for each layer of the student, the teacher's layer that it learns from.
     """
 
     section: LayerDistillationSection
+    directory: Path
     system: BnbGenerator
     layers: dict[str, list[int]]
 
     def fingerprint(self) -> str:
         """A hash of its files; a run that is resumed needs the same."""
-        return fingerprint(best_model(Path(self.section.teacher)))
+        return fingerprint(self.directory)
 
     def load(self) -> Teaching:
         """Read its weights."""
-        model = self.system.load(best_model(Path(self.section.teacher)))
+        model = self.system.load(self.directory)
         return Teaching(LayerTeacher(model, self.layers, hidden=self.section.hidden, logits=self.section.logits))
 
     def line(self) -> str:
@@ -133,4 +135,4 @@ def match_teacher(section: LayerDistillationSection, student: System) -> Matched
         layers = match_layers(config, their_config, chosen) if section.hidden else {}
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
-    return MatchedTeacher(section, teacher, layers)
+    return MatchedTeacher(section, directory, teacher, layers)

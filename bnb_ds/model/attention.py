@@ -84,8 +84,10 @@ def packed_attention(
 def attend(inputs: AttentionInputs) -> Tensor:
     """Full (never causal) attention of each sequence to its own keys, or to those in a window: float [Nq, A, D]."""
     query_NAD, layout, key_layout, dropout = inputs.query_NAD, inputs.layout, inputs.key_layout, inputs.dropout
-    if inputs.window is None or _holds_all(inputs.window, layout):
-        return _WAYS[attention_way(query_NAD, key_layout, dropout)](inputs._replace(window=None))
+    if inputs.window is not None and _holds_all(inputs.window, layout):
+        inputs = inputs._replace(window=None)
+    if inputs.window is None:
+        return _WAYS[attention_way(query_NAD, key_layout, dropout)](inputs)
     assert key_layout is layout, "a window is for self-attention"
     return _WINDOW_WAYS[way_in_window(query_NAD, layout, dropout)](inputs)
 

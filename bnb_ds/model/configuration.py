@@ -53,9 +53,8 @@ class BnbConfig(PreTrainedConfig):
             ``"unsure"``: the least probable tokens. ``"all"``: all of them, until nothing changes (Lee et al., EMNLP
             2018).
         head_transform: the LM head has BERT's dense layer in front of its matrix; BART has none.
-        decoding: ``length_beam``, ``refinement``, ``exit_entropy`` and ``blank_penalty`` of
-            `bnb_ds.decoding.options.DecodeOptions` if nothing else is said; those that are left out have the values
-            that all models have.
+        decoding: fields of `bnb_ds.decoding.options.DecodeOptions` (which ones: `bnb_ds.model.settings_rules.DECODING`)
+            if nothing else is said; those that are left out have the values that all models have.
         deep_supervision: every decoder layer predicts tokens through the LM head; the next layer reads them beside the
             hidden states, and training takes the mean of the layers' losses (Huang et al., AAAI 2022).
         deep_supervision_every: with ``deep_supervision``, only every n-th layer predicts, counted from the last one;

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedInputs, PackedLayout
+from bnb_ds.ctc.greedy import lowered_blank
 from bnb_ds.dag.strategies import emitted, next_slots, walk
 from bnb_ds.errors import ConfigError
 from bnb_ds.model.configuration import BnbConfig
@@ -59,17 +60,16 @@ class RectangularBnb(nn.Module):
         states_NH = bnb.decode(encoded, slots, self._best)
         if self.model.links is not None:
             return self._output(states_NH, slots, is_slot_BT, lookahead_beta)
-        best_N = self._logits(self.model.lm_head(states_NH), config.decoding.get("blank_penalty", 0.0)).argmax(-1)
+        best_N = self._best(states_NH, config.decoding.get("blank_penalty", 0.0))
         return torch.where(is_slot_BT, best_N.unflatten(0, (num_rows, -1)), config.blank_token_id)
 
-    def _best(self, hidden_NH: Tensor) -> Tensor:
-        return self._logits(self.model.lm_head(hidden_NH)).argmax(-1)
+    def _best(self, hidden_NH: Tensor, blank_penalty: float = 0.0) -> Tensor:
+        return self._logits(self.model.lm_head(hidden_NH), blank_penalty).argmax(-1)
 
     def _logits(self, hidden_NH: Tensor, blank_penalty: float = 0.0) -> Tensor:
         bias_V = self.model.lm_head.bias
         if blank_penalty:
-            blank = torch.tensor([self.model.config.blank_token_id], device=bias_V.device)
-            bias_V = bias_V - torch.zeros_like(bias_V).index_fill(0, blank, blank_penalty)
+            bias_V = lowered_blank(bias_V, self.model.config.blank_token_id, blank_penalty)
         return F.linear(hidden_NH, self.model.get_output_embeddings().weight, bias_V)
 
     def _output(self, states_NH: Tensor, slots: DecoderSlots, is_slot_BT: Tensor, beta: Tensor | None) -> Tensor:

@@ -73,10 +73,18 @@ def test_a_place_that_cannot_be_written(tmp_path, command, said):
     assert (result.returncode, result.stdout, result.stderr) == (2, "", said.format(**places) + "\n")
 
 
-def table(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`runs/multi30k_table.sh`."""
-    command = ["bash", str(REPOSITORY / "runs" / "multi30k_table.sh"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def table(tmp_path):
+    """`runs/multi30k_table.sh` where there are no data, whatever the checkout holds."""
+    (tmp_path / "runs").mkdir()
+    for name in ("multi30k_table.sh", "environment.sh"):
+        (tmp_path / "runs" / name).write_text((REPOSITORY / "runs" / name).read_text())
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(tmp_path / "runs" / "multi30k_table.sh"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -88,14 +96,12 @@ def table(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["ctc"], "multi30k_table: error: work/multi30k/train.en: no such file\n"),
     ],
 )
-def test_what_the_table_refuses(arguments, said):
-    if arguments == ["ctc"] and (REPOSITORY / "work" / "multi30k").exists():
-        pytest.skip("the data of the table is here")
+def test_what_the_table_refuses(table, arguments, said):
     result = table(*arguments)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", said)
 
 
-def test_the_table_names_recipes_settings_and_ways_of_decoding_that_exist(monkeypatch):
+def test_the_table_names_recipes_settings_and_ways_of_decoding_that_exist(table, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     lines = [shlex.split(line) for line in table("--list").stdout.splitlines()]
     runs = []
@@ -113,7 +119,7 @@ def test_the_table_names_recipes_settings_and_ways_of_decoding_that_exist(monkey
         assert set(contestant.settings) <= {*SETTINGS, *AUTOREGRESSIVE_SETTINGS}, contestant.name
 
 
-def test_the_table_with_fewer_seeds_and_systems():
+def test_the_table_with_fewer_seeds_and_systems(table):
     lines = table("--list", "--train", "--seeds", "2", "dag", "distilled").stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["prep", "finetune", "finetune", "distill", "finetune"]
     assert lines[2].endswith("output_dir=work/runs/multi30k_table/dag-2 seed=2 ")
