@@ -67,8 +67,8 @@ def read_slots(
 ) -> list[SlotReading]:
     """Read the slots of one source as its output. With ``refinement``, they are those of the last pass.
 
-    With CTC, the most probable alignment of the output and the slots is shown. With length classification, every slot
-    writes its token.
+    With CTC, the most probable alignment of the output and the slots is shown, a blank penalty taken off the blanks.
+    With length classification, every slot writes its token. Probabilities are the model's own.
 
     Args:
         pipeline: runs a torch model.
@@ -101,7 +101,9 @@ def read_slots(
     log_probs_TK = torch.cat(chosen).double().cpu()
     places = list(range(len(tokens)))
     if has_blank:
-        places = align(log_probs_TK, tokens, blank=config.blank_token_id, vocab_size=config.vocab_size)
+        odds_TK = log_probs_TK.clone()
+        odds_TK[:, 0] -= options.blank_penalty  # as the output was read
+        places = align(odds_TK, tokens, blank=config.blank_token_id, vocab_size=config.vocab_size)
     names = _Names(pipeline, config.blank_token_id if has_blank else None)
     candidates = [
         [(names(token), math.exp(value)) for token, value in zip(ids, values, strict=True)]
@@ -127,7 +129,8 @@ def align(log_probs_TK: torch.Tensor, tokens: Sequence[int], *, blank: int, voca
     """The most probable CTC alignment of an output: for each slot, the place of its token, or -1 for the blank.
 
     Args:
-        log_probs_TK: float [T, 1 + U] on the CPU, of the blank and of each token of the output.
+        log_probs_TK: float [T, 1 + U] on the CPU, of the blank and of each token of the output; a slot's may all be
+            shifted by a constant.
         tokens: the U token ids of the output.
         blank: id of the blank.
         vocab_size: size of the vocabulary.

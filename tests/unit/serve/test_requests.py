@@ -236,6 +236,24 @@ def test_slots_read_as_the_output(small_tokenizer, small_texts, tmp_path, fields
                         assert slot["token"] == slot["candidates"][0][0]
 
 
+def test_slots_are_read_with_the_blank_penalty(small_tokenizer, small_texts, tmp_path):
+    """Of what a slot may stand for, its output's reading takes the best once the blank is lowered."""
+    pipeline = BnbPipeline.from_pretrained(save_model(tmp_path / "model", small_tokenizer), device="cpu")
+    penalty = 2.0
+    model = pipeline.engine.model
+    model.lm_head.bias.data[model.config.blank_token_id] += penalty  # most slots stay blank without the penalty
+    body = {"texts": small_texts[:4], "options": {"blank_penalty": penalty}, "return_slots": True}
+    with running(pipeline, max_items=20) as client:
+        slots = [slot for output in client.post("/generate", json=body).json()["outputs"] for slot in output["slots"]]
+
+    def odds(candidate):
+        token, probability = candidate
+        return probability * (math.exp(-penalty) if token is None else 1.0)
+
+    assert [slot["token"] for slot in slots] == [max(slot["candidates"], key=odds)[0] for slot in slots]
+    assert any(slot["token"] is not None and slot["candidates"][0][0] is None for slot in slots), "the penalty told"
+
+
 def test_requests_choose_their_refinement(small_tokenizer, small_texts, client, tmp_path):
     pipeline = BnbPipeline.from_pretrained(save_model(tmp_path / "model", small_tokenizer, **REFINED), device="cpu")
     texts = [text[: 10 + 7 * n] for n, text in enumerate(small_texts[:6])]
