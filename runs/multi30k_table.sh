@@ -13,11 +13,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d' >&2; exit 2; }
-fail() { echo "multi30k_table: error: $1" >&2; exit 2; }
+source runs/tables.sh
 
-# A line has the system, its seeds, its recipe, settings that differ, and after `|` ways to decode it: a name, and after `:`
-# settings of `bnb-ds bench frontier`. All systems train for 9 epochs: 4,079 steps of 64 sentences.
+# All systems train for 9 epochs: 4,079 steps of 64 sentences.
 systems() {
     cat <<'SYSTEMS'
 transformer 3 multi30k_teacher epochs=9 model.size.intermediate_size=256 model.size.initializer_range=0.1 | Transformer, greedy:num_beams=1; Transformer, beam 5:num_beams=5
@@ -40,46 +38,21 @@ distilled_dag 1 multi30k_dag data.train=work/multi30k/train.distilled.jsonl | gr
 SYSTEMS
 }
 
-list=false compare=true most_seeds=9 chosen=""
-while [ $# -gt 0 ]; do
-    case $1 in
-        --list) list=true ;;
-        --train) compare=false ;;
-        --seeds) [[ ${2:-} =~ ^[1-9]$ ]] || fail "--seeds ${2:-}: give a number from 1 to 9"; most_seeds=$2; shift ;;
-        -*) usage ;;
-        *) systems | grep -q "^$1 " || fail "$1: no such system; --list shows the commands of all"; chosen+=" $1 " ;;
-    esac
-    shift
-done
-do_or_show() { if $list; then printf '%q ' "$@"; echo; else "$@"; fi; }
-
-source runs/environment.sh
 data=work/multi30k runs=work/runs/multi30k_table
-if ! $list; then
-    for file in "$data"/{train,val,test_2016_flickr}.{en,de}; do [ -f "$file" ] || fail "$file: no such file"; done
-    use_environment
-    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
-fi
-[ -d "$data/vocabulary" ] || do_or_show bnb-ds prep vocab --input "$data/train.en" "$data/train.de" \
-    --txt-documents line --vocab-size 3000 --output "$data/vocabulary"
+files=("$data"/{train,val,test_2016_flickr}.{en,de})
+finetuning=(--deepspeed-config ds_configs/cpu_finetune.json intervals.eval_steps=1359)
+comparing=(--split test --score bleu --batch-size 1 8 32
+    --output work/multi30k_table --picture work/multi30k_table/frontier.svg)
 
-compared=()
-while IFS='|' read -r described decodings; do
-    read -r name seeds recipe settings <<< "$described"
-    [[ -z $chosen || $chosen == *" $name "* ]] || continue
-    [[ $name != distilled* || -f $data/train.distilled.jsonl ]] ||
+prepare() {
+    [ -d "$data/vocabulary" ] || do_or_show bnb-ds prep vocab --input "$data/train.en" "$data/train.de" \
+        --txt-documents line --vocab-size 3000 --output "$data/vocabulary"
+}
+
+before() {
+    [[ $1 != distilled* || -f $data/train.distilled.jsonl ]] ||
         do_or_show bnb-ds distill "$runs/transformer-1" --output "$data/train.distilled.jsonl"
-    models=""
-    for ((seed = 1; seed <= seeds && seed <= most_seeds; seed++)); do
-        # shellcheck disable=SC2086 - settings are words
-        do_or_show bnb-ds finetune "runs/recipes/finetune/$recipe.yaml" --resume auto intervals.eval_steps=1359 $settings \
-            --deepspeed-config ds_configs/cpu_finetune.json "output_dir=$runs/$name-$seed" "seed=$seed"
-        models+=${models:+,}$runs/$name-$seed
-    done
-    while IFS=: read -rd ';' decoding options; do
-        compared+=("${decoding# }=$models${options:+:$options}")
-    done <<< "${decodings% };"
-done < <(systems)
+}
 
-! $compare || do_or_show bnb-ds bench frontier "${compared[@]}" --split test --score bleu \
-    --batch-size 1 8 32 --output work/multi30k_table --picture work/multi30k_table/frontier.svg
+read_arguments "$@"
+make_table
