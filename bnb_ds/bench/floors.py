@@ -1,8 +1,8 @@
 """``bnb-ds bench floors``: scores of trivial systems, as lower bounds for a model.
 
-For the task of a model, one copies the source, and the other its first sentence. For translation, one more replaces each
-source word by its most probable target word. Its dictionary is IBM model 1 (Brown et al., 1993) after a few rounds of
-expectation maximisation.
+For the task of a model, one copies the source, and the other its first sentence. For translation, one more replaces
+each source word by its most probable target word. Its dictionary is IBM model 1 (Brown et al., 1993) after a few rounds
+of expectation maximisation.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure_task(model: Path, split: str | None, overrides: Sequence[str]) -> di
     system, data = system_and_data(best_model(model), None, overrides)
     task = system.task
     if not task.is_generation:
-        raise ConfigError(f"{model}: is a model for {task.name}, whose outputs are no texts; give one that writes texts")
+        raise ConfigError(f"{model}: is a model for {task.name}, whose outputs are no texts; give one that writes")
     examples = list(read_examples(task, data, split or task.validation_splits[0]))
     sources, references = [example.sources[-1] for example in examples], [str(example.target) for example in examples]
     outputs = {"copied source": sources, "first sentence": [first_sentence(source) for source in sources]}
@@ -123,8 +123,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench floors``."""
     describe(
         command,
-        "Score what copies the source or its first sentence on the task of a model, or BLEU of copying and of word-for-word"
-        " translation for parallel files. A model must beat them.",
+        "Score what copies the source or its first sentence on the task of a model, or BLEU of copying and of"
+        " word-for-word translation for parallel files. A model must beat them.",
         "bnb-ds bench floors work/runs/xsum --split test",
     )
     command.add_argument("model", type=Path, nargs="?", help="run or model directory, for its task and data")

@@ -58,12 +58,12 @@ def test_the_run_documents_itself(whole_run):
 
 
 def test_a_killed_run_resumes_bit_equal(tmp_path, small_shards, fork_server, whole_run):
-    """The first launch goes through the launcher, the second one does not."""
     job = Job(tmp_path, small_shards)
-    process = launching.start(job.command())
-    third = job.output / "checkpoints" / "step_00000003"
-    launching.wait_for(third.exists, process)
-    launching.kill(process)
+    launch = job.fork(fork_server)
+    launch.wait_for((job.output / "checkpoints" / "step_00000003").exists)
+    for rank in (0, 1):
+        launch.kill(rank)
+    launch.wait()
     assert not (job.output / "checkpoints" / "step_00000008").exists(), "killed too late to prove anything"
     job.train_forked(fork_server, "--resume", "auto")
     assert_same_training(job, whole_run)

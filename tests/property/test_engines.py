@@ -78,15 +78,6 @@ def test_awkward_pairs(engine: str, name: str, shared_data: Path) -> None:
     assert_equal(ENGINES[engine](backend), reference, texts)
 
 
-@pytest.mark.parametrize("name", VOCABULARIES)
-def test_every_character(name: str, shared_data: Path) -> None:
-    """Every character of Unicode between letters: cutting and normalising commute."""
-    backend, reference = vocabulary(shared_data / "tokenizers" / name)
-    characters = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
-    texts = [" ".join(f"a{c}b" for c in characters[i : i + 2048]) for i in range(0, 0x32000, 2048)]
-    assert_equal(ENGINES["words"](backend), reference, texts)
-
-
 @pytest.mark.parametrize("engine", OPTIONAL)
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_every_code_point(engine: str, name: str, shared_data: Path) -> None:

@@ -108,7 +108,7 @@ def test_the_floors_of_a_task(models, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{models}/sst2"], "sst2: is a model for sst2, whose outputs are no texts; give one that writes texts"),
+        (["{models}/sst2"], "sst2: is a model for sst2, whose outputs are no texts; give one that writes"),
         ([], "bnb-ds bench floors: give either a model, or the parallel files --train and --test"),
         (["m", "--test", "a", "b"], "bnb-ds bench floors: give either a model, or the parallel files --train and"),
         (["--train", "a", "b"], "bnb-ds bench floors: give either a model, or the parallel files --train and --test"),

@@ -144,4 +144,9 @@ def test_a_table_with_fewer_seeds_and_systems(table):
     assert [line.split()[1] for line in lines] == ["prep", "finetune", "finetune", "distill", "finetune"]
     assert lines[2].endswith("output_dir=work/runs/multi30k_table/dag-2 seed=2 ")
     lines = table("squad", "--list", "--train", "--seeds", "1", "bnb_pretrained").stdout.splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("bnb-ds")] == ["prep", "pretrain", "export", "finetune"]
+    assert [line.split()[1] for line in lines if line.startswith("bnb-ds")] == [
+        "prep",
+        "pretrain",
+        "export",
+        "finetune",
+    ]
