@@ -100,10 +100,13 @@ class FinetuneRecipe(ParametersSection, TrainingRecipe):
 
     @model_validator(mode="after")
     def _nothing_is_chosen_on_test(self) -> FinetuneRecipe:
-        data = self.data
-        if data.test is not None and data.test in (data.validation, data.train):
+        data, lists = self.data, self.data.documents
+        sharing = [name for name in ("validation", "train") if data.test and getattr(data, name) == data.test]
+        # Lists of documents divide one file; that they have none in common is seen when they are read.
+        if any(lists.get("test") is None or lists.get(name) in (None, lists["test"]) for name in sharing):
             raise ValueError(
-                f"data.test {data.test}: is also data.validation or data.train; name a file that holds only test data"
+                f"data.test {data.test}: is also data.validation or data.train; name a file that holds only test data,"
+                " or a list for each of these splits in data.documents"
             )
         return self
 

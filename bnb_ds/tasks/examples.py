@@ -201,12 +201,22 @@ def _belonging(
         raise ConfigError(f"data.documents: the rows of task {task.name} have no documents; remove data.documents")
     if split not in data.documents:
         raise ConfigError(f"data.documents: no list is given for the split {split!r}; name its file")
-    path = Path(data.documents[split])
+    listed = _listed(data.documents[split])
+    for other, path in data.documents.items():
+        if other != split and (both := listed & _listed(path)):
+            raise DataError(
+                f"{data.documents[split]}: lists {min(both)!r} for {split}, and {path} lists it for {other}; a document"
+                " belongs to one split, so remove it from one list"
+            )
+    return _of_documents(task.document_column, listed, rows, counts)
+
+
+def _listed(path: str) -> set[str]:
+    """The titles in a list of documents."""
     try:
-        listed = {_title(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+        return {_title(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); name a list of documents") from None
-    return _of_documents(task.document_column, listed, rows, counts)
 
 
 def _of_documents(

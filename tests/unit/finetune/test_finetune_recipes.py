@@ -209,6 +209,20 @@ def test_rows_of_mnli_are_not_set_aside_for_a_split_that_it_lacks():
     load_recipe(mnli, ["data.split={test: 0.1}"], schema=FinetuneRecipe)
 
 
+def test_lists_of_documents_divide_one_file():
+    """As Du et al. divide SQuAD's training set. Without a list of its own for each split, a model would see test rows."""
+    recipe, squad = REPOSITORY / "runs" / "recipes" / "finetune" / "squad_qg.yaml", "train-v1.1.json"
+    files = [f"data.{split}={squad}" for split in ("train", "test")]
+    load_recipe(recipe, [*files, "data.validation=dev-v1.1.json"], schema=FinetuneRecipe)
+    lists = ["{}", "{test: a}", "{train: a}", "{train: a, test: a}", "{train: a, validation: b}"]
+    message = (
+        f"data.test {squad}: is also data.validation or data.train; name a file .*, or a list for each of these splits"
+    )
+    for documents in lists:
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(recipe, [*files, "data.validation=v", f"data.documents={documents}"], schema=FinetuneRecipe)
+
+
 @pytest.mark.parametrize(
     ("split", "message"),
     [

@@ -210,6 +210,11 @@ def test_questions_of_listed_documents(tmp_path):
         read("sst2", train=squad, documents={"train": listed})
     with pytest.raises(DataError, match=r"absent: cannot be read \(.*\); name a list of documents"):
         read("squad_qg", train=squad, documents={"train": str(tmp_path / "absent")})
+    both = write(tmp_path / "doclist-train.txt", "Warsaw\nBeyonc%C3%A9\n")
+    with pytest.raises(
+        DataError, match=r"test\.txt: lists 'Beyonc\u00e9' for test, and .*train\.txt lists it for train; a"
+    ):
+        read("squad_qg", "test", test=squad, documents={"train": both, "test": listed})
     message = (
         r"data\.documents: the test split of squad_qg consists of listed documents of the training set; name the file"
     )
