@@ -210,7 +210,7 @@ def test_rows_of_mnli_are_not_set_aside_for_a_split_that_it_lacks():
 
 
 def test_lists_of_documents_divide_one_file():
-    """As Du et al. divide SQuAD's training set. Without a list of its own for each split, a model would see test rows."""
+    """As Du et al. divide SQuAD's training set. Without a list for each split, a model would see test rows."""
     recipe, squad = REPOSITORY / "runs" / "recipes" / "finetune" / "squad_qg.yaml", "train-v1.1.json"
     files = [f"data.{split}={squad}" for split in ("train", "test")]
     load_recipe(recipe, [*files, "data.validation=dev-v1.1.json"], schema=FinetuneRecipe)
