@@ -151,7 +151,7 @@ def _run(args: argparse.Namespace) -> None:
         names = list(scores["copied source"])
         lines = [(floor, *(f"{values[name]:.2f}" for name in names)) for floor, values in scores.items()]
         print(markdown_table(("floor", *names), lines))
-    elif args.model is None and all(files) and args.split is None:
+    elif args.model is None and all(files) and args.split is None and not args.overrides:
         for name, score in measure(tuple(args.train), tuple(args.test), args.rounds).items():
             print(f"{name:15} BLEU {score:.2f}")
     else:
