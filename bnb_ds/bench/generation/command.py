@@ -37,7 +37,7 @@ from bnb_ds.tasks.codec import Codec
 
 REFERENCE = "reference-style"
 _OTHERS = {**CONTENDERS, **NAR_CONTENDERS}
-_LAYERS = ("encoder_layers", "decoder_layers")
+_SHAPE = ("encoder_layers", "decoder_layers", "hidden_size")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -62,6 +62,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             f"--{half}-layers", type=positive, metavar="N", help=f"layers of BnB's {half} (default: those of --size)"
         )
+    command.add_argument(
+        "--hidden-size", type=_width, metavar="N", help="width of BnB alone, a multiple of 64 (default: that of --size)"
+    )
     command.add_argument("--engine", choices=bench.ENGINES, default="torch", help="engine of BnB (default %(default)s)")
     command.add_argument(
         "--dtype",
@@ -155,7 +158,7 @@ def _run(args: argparse.Namespace) -> None:
     head = {
         "against": " ".join(args.against),
         "size": args.size,
-        **{name: getattr(args, name) for name in _LAYERS if getattr(args, name)},
+        **{name: getattr(args, name) for name in _SHAPE if getattr(args, name)},
         "engine": args.engine,
         "dtype": args.dtype,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads",
@@ -233,9 +236,17 @@ def _check_autoregressive(args: argparse.Namespace) -> None:
         raise ConfigError(f"--limit {args.limit}: give a number of seconds above 0")
 
 
+def _width(text: str) -> int:
+    """A hidden size that heads of 64 divide."""
+    value = positive(text)
+    if value % bench.HEAD_SIZE:
+        raise argparse.ArgumentTypeError(f"a multiple of {bench.HEAD_SIZE} is required, not {text}")
+    return value
+
+
 def _setting(args: argparse.Namespace, vocab_size: int, device: torch.device) -> bench.Setting:
-    layers = {name: getattr(args, name) for name in _LAYERS}
-    return bench.Setting(args.size, vocab_size, args.dtype, device, args.repeats, args.engine, **layers)
+    shape = {name: getattr(args, name) for name in _SHAPE}
+    return bench.Setting(args.size, vocab_size, args.dtype, device, args.repeats, args.engine, **shape)
 
 
 def _against_reference(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:

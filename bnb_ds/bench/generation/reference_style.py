@@ -31,6 +31,8 @@ from bnb_ds.modeling import BnbForConditionalGeneration
 #: name -> hidden size, layers of each half, attention heads
 SIZES = {"tiny": (64, 2, 2), "base": (768, 12, 12)}
 POSITIONS = 512
+#: size of an attention head of BERT
+HEAD_SIZE = 64
 ENGINES = ("torch", "compile", "onnx")
 
 Rows = Sequence[Sequence[int]]
@@ -49,6 +51,7 @@ class Setting:
         repeats: rounds of which the median is taken, after one warm-up round.
         target_vocab_size: vocabulary size of the outputs; None: ``vocab_size``.
         encoder_layers, decoder_layers: layers of BnB's halves; None: those of its size.
+        hidden_size: width of BnB, a multiple of `HEAD_SIZE`; None: that of its size.
     """
 
     size: str
@@ -60,6 +63,7 @@ class Setting:
     target_vocab_size: int | None = None
     encoder_layers: int | None = None
     decoder_layers: int | None = None
+    hidden_size: int | None = None
 
 
 def bnb_model(setting: Setting, **policy: Any) -> BnbForConditionalGeneration:
@@ -76,6 +80,8 @@ def bnb_model(setting: Setting, **policy: Any) -> BnbForConditionalGeneration:
 def bert_config(setting: Setting, vocab_size: int, num_layers: int | None = None) -> BertConfig:
     """The configuration of one half; without a number of layers it has those of the size."""
     hidden, layers, heads = SIZES[setting.size]
+    if setting.hidden_size is not None:
+        hidden, heads = setting.hidden_size, setting.hidden_size // HEAD_SIZE
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,

@@ -213,13 +213,20 @@ def test_the_commands_print_write_and_draw(tmp_path, small_tokenizer, capsys, th
     assert result["timings"].keys() == {"ours", "reference-style"}
     assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
     flags = ["--output-tokens", "4", "--source-tokens", "9", "--slots-per-token", "1.5"]
-    shallow = ["--decoder-layers", "1"]
+    shallow = ["--decoder-layers", "1", "--hidden-size", "128"]
     assert main([*common, *shallow, "--against", "bert2bert", *flags, *files, "--overwrite"]) == 0
     shown = capsys.readouterr().out
-    assert "size tiny, decoder_layers 1, engine torch" in shown
+    assert "size tiny, decoder_layers 1, hidden_size 128, engine torch" in shown
     assert "| 9 random tokens -> 4 | 32 | 9.0 (9) | 4.0 (4) | 6.0 (6) | min 6, max 6 | - |" in shown
     result = json.loads((tmp_path / "r.json").read_text())["results"][0]
     assert result["cells"].keys() == {"bnb", "bert2bert"}
+
+
+def test_the_shape_of_bnb_alone():
+    shape = bench.Setting("tiny", 90, "fp32", CPU, 1, hidden_size=128, encoder_layers=3, decoder_layers=1)
+    config = bench.bnb_model(shape).config
+    assert (config.encoder.hidden_size, config.encoder.num_attention_heads) == (128, 2)
+    assert (config.encoder.num_hidden_layers, config.decoder.num_hidden_layers) == (3, 1)
 
 
 @pytest.mark.slow
@@ -336,3 +343,9 @@ def test_a_picture_needs_matplotlib(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["bench", "generate", "--against", "bert2bert", "--png", f"{tmp_path}/x.png"]) == 2
     assert '--png needs matplotlib: pip install ".[plot]" in the checkout' in capsys.readouterr().err
+
+
+def test_a_width_has_whole_heads(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "generate", "--against", "bart", "--hidden-size", "100"])
+    assert "argument --hidden-size: a multiple of 64 is required, not 100" in capsys.readouterr().err
