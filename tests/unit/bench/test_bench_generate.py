@@ -222,11 +222,14 @@ def test_the_commands_print_write_and_draw(tmp_path, small_tokenizer, capsys, th
     assert result["cells"].keys() == {"bnb", "bert2bert"}
 
 
-def test_the_shape_of_bnb_alone():
+def test_the_shape_of_bnb_alone(capsys):
     shape = bench.Setting("tiny", 90, "fp32", CPU, 1, hidden_size=128, encoder_layers=3, decoder_layers=1)
     config = bench.bnb_model(shape).config
     assert (config.encoder.hidden_size, config.encoder.num_attention_heads) == (128, 2)
     assert (config.encoder.num_hidden_layers, config.decoder.num_hidden_layers) == (3, 1)
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "generate", "--against", "bart", "--hidden-size", "100"])
+    assert "argument --hidden-size: a multiple of 64 is required, not 100" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -343,9 +346,3 @@ def test_a_picture_needs_matplotlib(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["bench", "generate", "--against", "bert2bert", "--png", f"{tmp_path}/x.png"]) == 2
     assert '--png needs matplotlib: pip install ".[plot]" in the checkout' in capsys.readouterr().err
-
-
-def test_a_width_has_whole_heads(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["bench", "generate", "--against", "bart", "--hidden-size", "100"])
-    assert "argument --hidden-size: a multiple of 64 is required, not 100" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_a_place_that_cannot_be_written(tmp_path, command, said):
 
 @pytest.fixture
 def table(tmp_path):
-    """`runs/NAME_table.sh` where there are no data, whatever the checkout holds."""
+    """The script of a table where there are no data, whatever the checkout holds."""
     (tmp_path / "runs").mkdir()
     for name in ("multi30k_table.sh", "squad_table.sh", "tables.sh", "environment.sh"):
         (tmp_path / "runs" / name).write_text((REPOSITORY / "runs" / name).read_text())
