@@ -82,8 +82,9 @@ def _run(args: argparse.Namespace) -> None:
     )
     _check(args, [model for contestant in contestants for model in contestant.models])
     torch.set_num_threads(args.threads)
-    with disk_errors(args.output):
-        args.output.mkdir(parents=True, exist_ok=True)
+    for directory in (args.output, *([] if args.picture is None else [args.picture.parent])):
+        with disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
     comparison = measure(contestants, setting, args.output / STATE_FILE)
     scores = args.score or [comparison.main_score]
     pareto.check_scores(comparison, scores)
@@ -106,5 +107,5 @@ def _check(args: argparse.Namespace, models: list[Path]) -> None:
         raise ConfigError(f"--picture {args.picture}: give a name that ends with {' or '.join(pareto.PICTURES)}")
     if not args.rounds:
         raise ConfigError("--picture: there is no speed to draw with --rounds 0; leave one of them out")
-    refuse_output(args.picture, inputs, flag="--picture")
+    refuse_output(args.picture, inputs, flag="--picture", makes_parents=True)
     pareto.require_matplotlib()

@@ -72,7 +72,7 @@ def test_scores_are_those_of_evaluations_and_what_is_done_is_kept(folder, tmp_pa
     greedy = f"graph, greedy={folder / 'dag'}:strategy=greedy"
     systems = [seeds, folder / "ctc", greedy]
     arguments = [*systems, "--batch-size", 1, 3, "--rounds", 2, "--threads", 1, "--output", tmp_path / "out"]
-    assert frontier(*arguments, "--picture", tmp_path / "picture.svg", "--score", "length_ratio", "bleu") == 0
+    assert frontier(*arguments, "--picture", tmp_path / "new" / "picture.svg", "--score", "length_ratio", "bleu") == 0
     text = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "frontier.json").read_text())
     by_name = {system["system"]: system for system in results["systems"]}
@@ -83,7 +83,7 @@ def test_scores_are_those_of_evaluations_and_what_is_done_is_kept(folder, tmp_pa
             assert by_name[name]["scores"][score] == [scores[score] for scores in own]
     ratios = by_name["Transformer"]["scores"]["length_ratio"]
     assert f"{statistics.mean(ratios):.2f} ± {statistics.stdev(ratios):.2f}" in text
-    assert "<svg" in (tmp_path / "picture.svg").read_text()[:500]
+    assert "<svg" in (tmp_path / "new" / "picture.svg").read_text()[:500]
     for system in by_name.values():
         assert list(system["speed"]) == ["1", "3"]
         for speed in system["speed"].values():
