@@ -82,9 +82,8 @@ def _run(args: argparse.Namespace) -> None:
     )
     _check(args, [model for contestant in contestants for model in contestant.models])
     torch.set_num_threads(args.threads)
-    for directory in (args.output, *([] if args.picture is None else [args.picture.parent])):
-        with disk_errors(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+    with disk_errors(args.output):
+        args.output.mkdir(parents=True, exist_ok=True)
     comparison = measure(contestants, setting, args.output / STATE_FILE)
     scores = args.score or [comparison.main_score]
     pareto.check_scores(comparison, scores)

@@ -10,7 +10,7 @@ from typing import Any
 
 from bnb_ds.bench.flags import versions
 from bnb_ds.bench.frontier.measuring import Comparison, Outcome, Setting
-from bnb_ds.common.files import replaced_file, write_atomic
+from bnb_ds.common.files import disk_errors, replaced_file, write_atomic
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.errors import ConfigError, DataError, how_to_install, nearest
 
@@ -180,6 +180,8 @@ def draw(path: Path, comparison: Comparison, score: str, title: str) -> None:
     figure.suptitle(title)
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0], sizes, strict=True):
         _panel(axes, comparison, size, score)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     is_svg = path.suffix == ".svg"
     with matplotlib.rc_context({"svg.hashsalt": "frontier"}), replaced_file(path) as file:
         figure.savefig(file, format=path.suffix[1:], metadata={"Date" if is_svg else "Software": None})

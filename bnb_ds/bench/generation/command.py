@@ -63,7 +63,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
             f"--{half}-layers", type=positive, metavar="N", help=f"layers of BnB's {half} (default: those of --size)"
         )
     command.add_argument(
-        "--hidden-size", type=_width, metavar="N", help="width of BnB alone, a multiple of 64 (default: that of --size)"
+        "--hidden-size",
+        type=_width,
+        metavar="N",
+        help=f"width of BnB alone, a multiple of {bench.HEAD_SIZE} (default: that of --size)",
     )
     command.add_argument("--engine", choices=bench.ENGINES, default="torch", help="engine of BnB (default %(default)s)")
     command.add_argument(
