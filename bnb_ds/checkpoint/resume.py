@@ -19,6 +19,7 @@ import torch
 
 from bnb_ds.checkpoint import store
 from bnb_ds.checkpoint.safe_loading import data_only
+from bnb_ds.common.children import without_launcher
 from bnb_ds.common.files import disk_errors
 from bnb_ds.config.deepspeed import DsConfig
 from bnb_ds.distributed import ranks
@@ -140,9 +141,7 @@ def convert(found: Path) -> Path:
     if sum(file.stat().st_size for file in found.iterdir()) < _WORTH_WORKERS:
         command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     # The converter is no rank of a job: it must not join this job, nor take a GPU.
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environment = {key: value for key, value in os.environ.items() if key not in launcher}
-    environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment = without_launcher() | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         shutil.rmtree(partial, ignore_errors=True)

@@ -28,7 +28,7 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
         help="measure the speed of all rows of a task that were run, in one process, and file it for the tables",
     )
     command.add_argument(
-        "--num-gpus", type=positive, default=1, help="with --run: processes of the launcher (default %(default)s)"
+        "--num-gpus", type=positive, default=1, help="with --run: ranks on this host (default %(default)s)"
     )
     command.add_argument(
         "--deepspeed-config", metavar="JSON", help="with --run: another DeepSpeed JSON (default: that of the row)"

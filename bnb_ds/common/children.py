@@ -33,6 +33,12 @@ def end_with_parent(parent: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
+def without_launcher() -> dict[str, str]:
+    """This process's environment without what a launcher has set for it: a child is no rank of this process's job."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
 @contextmanager
 def ctrl_c_held_back() -> Iterator[None]:
     """Start children in this block: they never see Ctrl-C, not even while they import. This process gets it afterwards.
@@ -51,7 +57,7 @@ def run_in_session(command: Sequence[str]) -> int:
 
     If this process is asked to end meanwhile, all processes of the session get SIGTERM, and time to end in order.
     """
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, env=without_launcher(), start_new_session=True)
     try:
         return process.wait()
     except BaseException:

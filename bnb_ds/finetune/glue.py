@@ -222,7 +222,7 @@ def _about_average(averaged: Sequence[Row]) -> str:
 
 
 def _finetune(recipe: str, settings: Sequence[str], ds_config: str, num_gpus: int) -> None:
-    """One run through the launcher: a job of its own, whose failure leaves this one alive."""
+    """One run: a job of its own, whose failure leaves this one alive."""
     code = run_finetuning(recipe, settings, ds_config, num_gpus)
     if code:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Fine-tuning in a job of its own, through the launcher: its failure leaves the caller alive."""
+"""Fine-tuning in a job of its own, whose failure leaves the caller alive."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ def run_finetuning(recipe: str, settings: Sequence[str], ds_config: str, num_gpu
         recipe: path or name of the recipe.
         settings: its overrides.
         ds_config: path or name of the DeepSpeed JSON.
-        num_gpus: ranks on this host.
+        num_gpus: ranks on this host. One needs no launcher, which would import DeepSpeed twice more.
     """
-    # The launcher's own port may be in use: by another sweep of this host, for example.
-    flags = ["--num_gpus", str(num_gpus), "--master_port", str(ranks.free_port()), "--module"]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *flags]
-    script = ["bnb_ds.finetune", recipe, *settings, "--deepspeed-config", ds_config, "--resume", "auto"]
-    return run_in_session([*launcher, *script])
+    module = ["bnb_ds.finetune"]
+    if num_gpus > 1:
+        # The launcher's own port may be in use: by another sweep of this host, for example.
+        flags = ["--num_gpus", str(num_gpus), "--master_port", str(ranks.free_port()), "--module"]
+        module = ["deepspeed.launcher.runner", *flags, *module]
+    arguments = [recipe, *settings, "--deepspeed-config", ds_config, "--resume", "auto"]
+    return run_in_session([sys.executable, "-m", *module, *arguments])

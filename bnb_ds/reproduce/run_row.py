@@ -21,7 +21,7 @@ def run_row(
     Args:
         row: the row.
         runs: directory of the runs; the tables read the results there.
-        num_gpus: processes of the launcher.
+        num_gpus: ranks on this host.
         ds_config: DeepSpeed JSON; default: the row's.
         overrides: further overrides of the recipe, for example other data.
 

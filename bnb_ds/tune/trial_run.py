@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from bnb_ds.common.children import child_command
+from bnb_ds.common.children import child_command, without_launcher
 from bnb_ds.common.files import disk_errors, write_atomic
 from bnb_ds.train.tracking import METRICS_FILE, read_metrics
 from bnb_ds.tune.space import Settings
@@ -55,7 +54,7 @@ class TrialRun:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_without_launcher(), **self.place},
+                env={**without_launcher(), **self.place},
                 start_new_session=True,  # Ctrl-C is for the search, which then ends its trials
             )
 
@@ -113,9 +112,3 @@ def write_recipe(path: Path, values: dict[str, Any]) -> None:
 def write_ds_config(path: Path, values: dict[str, Any]) -> None:
     """Write a DeepSpeed JSON."""
     write_atomic(path, json.dumps(values, indent=2) + "\n")
-
-
-def _without_launcher() -> dict[str, str]:
-    """This process's environment, without what a launcher has set for it: a trial is the only rank of its job."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return {name: value for name, value in os.environ.items() if name not in names}

@@ -22,7 +22,7 @@ from deepspeed.launcher.runner import parse_args
 from safetensors.torch import load_file
 
 from bnb_ds.data.tokenization import load_tokenizer
-from tests import documents, launching
+from tests import documents
 from tests.documents import commands
 from tests.executing_documents import moved, python, run, save_bert
 from tests.exports import save_model
@@ -48,7 +48,7 @@ def test_no_block_is_left_out():
             if language in ("bash", "python") and name is None:
                 scripts.append(content)
     assert scripts == SCRIPTS
-    names = ("documents", "finetuning_documents", "newcomers")
+    names = ("documents", "finetuning_documents", "launchers", "newcomers")
     tests = [Path(__file__).with_name(f"test_{name}.py") for name in names] + [Path(__file__).with_name("conftest.py")]
     used = [name for test in tests for name in re.findall(r"(?:commands|python)\(\"(\w+)\"", test.read_text())]
     assert set(used) == set(BLOCKS)
@@ -120,27 +120,6 @@ def planned_launch(command: str, folder: Path, forked) -> str:
     return plan
 
 
-@pytest.mark.parametrize("command", commands("clusters"), ids=["hostfile", "torchrun", "slurm"])
-def test_clusters(prepared, command):
-    """Launch one rank on this host. `test_launchers.py` launches two, and executes the Slurm script."""
-    if command.startswith("sbatch"):
-        script = shlex.split(command)[3]
-        assert (launching.REPOSITORY / script).is_file()
-        return
-    here = {
-        "--hostfile HOSTFILE --num_nodes 16 --num_gpus 8": f"--num_gpus 1 --master_port {launching.free_port()}",
-        "--nodes 16 --gpus 8 --master HOST": f"--gpus 1 --master 127.0.0.1:{launching.free_port()}",
-        "ds_configs/v100_fp16_zero1.json": "ds_configs/cpu_debug.json",
-        "runs/launch/hostfile.sh": f"runs/launch/hostfile.sh --logs {prepared}/hostfile",
-        "runs/launch/torchrun.sh": f"runs/launch/torchrun.sh --logs {prepared}/torchrun",
-    }
-    for old, new in here.items():
-        command = command.replace(old, new)
-    name = "hostfile" if "hostfile.sh" in command else "torchrun"
-    settings = f"{overrides(prepared)} output_dir={prepared}/runs/{name} steps=2"
-    assert "done         step 2 of 2" in run(f"{command} {settings}", prepared)
-
-
 def train(folder: Path, forked) -> None:
     """Train three steps of the recipe on one rank, instead of on eight GPUs."""
     ds_config = folder / "ds.json"
@@ -172,8 +151,8 @@ def test_use(prepared, capsys, forked):
     train(prepared, forked)
     watch, curves, export, generate = commands("use")
     assert "train/loss" in run(f"{watch} --inspect", prepared)
-    assert re.search(r"train/loss +[\d.]+ at step 3", run(curves, prepared))
-    assert "step_00000003" in run(export, prepared)
+    assert re.search(r"train/loss +[\d.]+ at step 3", forked(curves, prepared))
+    assert "step_00000003" in forked(export, prepared)
     assert run(generate, prepared).count("\n") >= 1
     python("transformers", prepared)
     assert capsys.readouterr().out.startswith("['")

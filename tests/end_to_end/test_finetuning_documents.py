@@ -38,7 +38,7 @@ def test_finetune(prepared, forked):
     assert "best: " in forked(select, prepared)
     assert "accuracy: " in forked(compare, prepared)
     sets = " ".join(f"--set {shlex.quote(setting)}" for setting in [*settings, "steps=2"])
-    glue = glue.replace("glue/*.yaml", "glue/sst2.yaml").replace("--seeds 1 2 3 4 5", "--seeds 1")
+    glue = glue.replace("glue/*.yaml", "glue/sst2.yaml").replace("--seeds 1 2 3 4 5", "--seeds 1 --num-gpus 2")
     with socket.socket() as taken:
         with contextlib.suppress(OSError):  # or something of this host has it already
             taken.bind(("", 29500))  # the launcher's own port, as another sweep would take it

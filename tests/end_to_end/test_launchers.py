@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import launching
+from tests.documents import commands
 from tests.jobs import Job
 
 #: only the request to stop causes a checkpoint
@@ -62,13 +64,11 @@ def test_misuse(script, arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("script", "gpus"), [("hostfile.sh", "--num_gpus"), ("torchrun.sh", "--gpus")])
-def test_fine_tuning_is_launched_too(script, gpus, tmp_path):
+def test_fine_tuning_is_launched_too(tmp_path):
     """A program is named before the recipe, and the script shows the output of this program."""
-    port = str(launching.free_port())
-    where = ["--master_port", port] if gpus == "--num_gpus" else ["--master", f"127.0.0.1:{port}", "--restarts", "0"]
-    command = ["bash", f"runs/launch/{script}", gpus, "1", *where, "--logs", str(tmp_path)]
-    result = launching.run([*command, "runs/finetune.py", "absent.yaml", "--deepspeed_config", "absent.json"])
+    options = ["--num_gpus", "1", "--master_port", str(launching.free_port()), "--logs", str(tmp_path)]
+    arguments = [*options, "runs/finetune.py", "absent.yaml", "--deepspeed_config", "absent.json"]
+    result = launching.run(["bash", "runs/launch/hostfile.sh", *arguments])
     assert result.returncode != 0
     assert "finetune.py: error: absent.yaml: no such recipe" in result.stdout + result.stderr
 
@@ -97,13 +97,21 @@ def end(process: subprocess.Popen[str], job: Job, number: int) -> tuple[str, str
     return output, errors
 
 
+def documented(number: int, job: Job, where: str, here: str) -> list[str]:
+    """A command of docs/faults.md, with two ranks of this host in the place of sixteen hosts, and with another job."""
+    command = commands("clusters")[number]
+    assert where in command
+    program, _, arguments = command.replace(where, here).partition("runs/recipes/pretrain/wikipedia_base.yaml")
+    arguments = re.sub(r"ds_configs/\S+", str(job.ds_config), arguments)
+    return shlex.split(f"{program} {job.recipe} {arguments} {' '.join(ENDLESS)}")
+
+
 @pytest.mark.slow
 def test_deepspeed_ends_well(tmp_path, small_shards):
     job = Job(tmp_path, small_shards)
-    options = ["--num_gpus", "2", "--master_port", str(launching.free_port()), "--logs", str(tmp_path / "logs")]
-    output, _ = end(
-        launching.start(["bash", "runs/launch/hostfile.sh", *options, *job.arguments(*ENDLESS)]), job, signal.SIGTERM
-    )
+    here = f"--num_gpus 2 --master_port {launching.free_port()} --logs {tmp_path / 'logs'}"
+    command = documented(0, job, "--hostfile HOSTFILE --num_nodes 16 --num_gpus 8", here)
+    output, _ = end(launching.start(command), job, signal.SIGTERM)
     assert re.search(r"stopped      at step \d+ \(file \S+ on rank 0\); continue with --resume auto", output)
     assert sorted(path.name[-9:] for path in (tmp_path / "logs").glob("*_rank?.log")) == ["rank0.log", "rank1.log"]
 
@@ -111,10 +119,9 @@ def test_deepspeed_ends_well(tmp_path, small_shards):
 @pytest.mark.slow
 def test_torchrun_ends_well(tmp_path, small_shards):
     job = Job(tmp_path, small_shards)
-    options = ["--gpus", "2", "--master", f"127.0.0.1:{launching.free_port()}", "--logs", str(tmp_path / "logs")]
-    output, _ = end(
-        launching.start(["bash", "runs/launch/torchrun.sh", *options, *job.arguments(*ENDLESS)]), job, signal.SIGTERM
-    )
+    here = f"--gpus 2 --master 127.0.0.1:{launching.free_port()} --logs {tmp_path / 'logs'} runs/pretrain.py"
+    command = documented(1, job, "--nodes 16 --gpus 8 --master HOST", here)
+    output, _ = end(launching.start(command), job, signal.SIGTERM)
     assert re.search(r"stopped      at step \d+ \(SIGTERM on rank \d", output)
     assert len(list((tmp_path / "logs").rglob("stdout.log"))) == 2
 
@@ -138,7 +145,7 @@ def test_slurm_saves_before_the_time_limit_and_requeues(tmp_path, small_shards):
         SLURM_SUBMIT_DIR=str(tmp_path / "cluster"),
     )
     environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
-    process = launching.start(["bash", "runs/slurm/pretrain.sbatch", *job.arguments(*ENDLESS)], env=environment)
+    process = launching.start(documented(2, job, "sbatch --nodes 16", "bash"), env=environment)
     output, errors = end(process, job, signal.SIGUSR1)
     assert "the time limit is near; the tasks save" in output, errors
     assert (tmp_path / "requeued").read_text() == "4711\n"

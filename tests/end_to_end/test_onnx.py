@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from bnb_ds.cli import main
-from bnb_ds.data.tokenization import load_tokenizer
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.generate.engines import OnnxEngine, TorchEngine
 from bnb_ds.generate.open_model import load_exported
@@ -114,15 +113,12 @@ def test_int8_differs_in_few_tokens_of_a_confident_model(small_tokenizer, tmp_pa
 
 
 @pytest.mark.slow
-def test_1000_real_sources(shared_data, tmp_path):
-    tokenizer = load_tokenizer(shared_data / "vocab" / "bert-base-cased.txt")
-    save_model(tmp_path / "model", tokenizer)
-    assert main(["export", str(tmp_path / "model"), str(tmp_path / "onnx"), "--format", "onnx"]) == 0
+def test_1000_real_sources(pair, shared_data):
     with gzip.open(shared_data / "translation" / "multi30k" / "test_2016_flickr.en.gz", "rt") as file:
         texts = [line.strip() for line in file]
     assert len(texts) == 1000
-    ours = BnbPipeline.from_pretrained(tmp_path / "model", device="cpu").generate(texts)
-    theirs = BnbPipeline.from_pretrained(tmp_path / "onnx").generate(texts)
+    ours = BnbPipeline.from_pretrained(pair[0], device="cpu").generate(texts)
+    theirs = BnbPipeline.from_pretrained(pair[1]).generate(texts)
     assert [output.tokens for output in ours] == [output.tokens for output in theirs]
     assert len({tuple(output.tokens) for output in ours}) > 900
 

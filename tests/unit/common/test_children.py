@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bnb_ds.common.children import ctrl_c_held_back
+from bnb_ds.common.children import ctrl_c_held_back, run_in_session
 
 # Starts a child that waits, and says its number.
 _PARENT = """
@@ -96,3 +96,10 @@ def test_a_session_is_given_time_to_end(tmp_path):
     command = [sys.executable, "-c", _INTERRUPTED, str(tmp_path / "ready"), str(tmp_path / "ended")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (result.stdout, result.stderr) == ("True\n", "")
+
+
+def test_a_session_is_no_rank_of_this_process_job(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("OTHER", "8")
+    program = "import os, sys; sys.exit(os.environ['OTHER'] == '8' and 'WORLD_SIZE' not in os.environ)"
+    assert run_in_session([sys.executable, "-c", program]) == 1

@@ -171,19 +171,23 @@ def test_recipes_that_glue_does_not_take(tmp_path):
         run_glue(twice, [], "ds.json", seeds=[1], output=tmp_path, num_gpus=1)
 
 
-def test_a_run_of_glue_that_fails(tmp_path, monkeypatch):
-    launched = []
+@pytest.mark.parametrize("num_gpus", [1, 2])
+def test_a_run_of_glue_that_fails(tmp_path, monkeypatch, num_gpus):
+    """It is started by the launcher only if it has several ranks."""
+    started = []
 
     def run(command):
-        launched.append(command)
+        started.append(command)
         return 3
 
     monkeypatch.setattr("bnb_ds.finetune.launching.run_in_session", run)
     recipe = str(REPOSITORY / "runs" / "recipes" / "finetune" / "glue" / "rte.yaml")
     message = r"rte\.yaml \(seed=1 output_dir=.*\): fine-tuning ended with exit code 3; see above"
     with pytest.raises(DataError, match=message):
-        run_glue([recipe], [], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=1)
-    assert len(launched) == 1
+        run_glue([recipe], [], "ds.json", seeds=[1, 2], output=tmp_path, num_gpus=num_gpus)
+    (command,) = started
+    assert command[command.index("bnb_ds.finetune") + 1] == recipe
+    assert ("deepspeed.launcher.runner" in command) == (num_gpus == 2)
 
 
 def test_early_stopping():
