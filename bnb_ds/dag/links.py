@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.head import exact_dtype
+from bnb_ds.recurrences.host import exp_of_shares_
 
 _NO_SECOND_DERIVATIVE = (
     "links have no second derivative: their gradient is written by hand. Call backward without create_graph=True"
@@ -120,8 +121,8 @@ class _MixedLinks(torch.autograd.Function):
     def forward(ctx: Any, query_BALD: Tensor, key_BALD: Tensor, gate_BAL: Tensor, furthest_BL: Tensor) -> Tensor:
         links_BLL = query_BALD.new_empty(query_BALD.shape[0], query_BALD.shape[2], query_BALD.shape[2])
         for rows in _blocks(query_BALD):
-            log_probs_BAIL = _log_probs(query_BALD, key_BALD, furthest_BL, rows)
-            links_BLL[:, rows] = log_probs_BAIL.add_(gate_BAL[:, :, rows, None]).logsumexp(1)
+            log_probs_BAIL = _log_probs(query_BALD, key_BALD, furthest_BL, rows).add_(gate_BAL[:, :, rows, None])
+            links_BLL[:, rows] = _sum_of_heads(log_probs_BAIL)
         ctx.save_for_backward(query_BALD, key_BALD, gate_BAL, furthest_BL, links_BLL)
         return links_BLL
 
@@ -138,10 +139,10 @@ class _MixedLinks(torch.autograd.Function):
             links_BIL = torch.where(is_link_BIL, links_BLL[:, rows], torch.inf)
             grad_BIL = torch.where(is_link_BIL, grad_BLL[:, rows], 0.0)
             # What of a link's derivative falls to each head: the head's share of its probability.
-            share_BAIL = (log_probs_BAIL + gate_BAL[:, :, rows, None]).sub_(links_BIL[:, None]).exp_()
-            share_BAIL.mul_(grad_BIL[:, None])
+            share_BAIL = (log_probs_BAIL + gate_BAL[:, :, rows, None]).sub_(links_BIL[:, None])
+            exp_of_shares_(share_BAIL).mul_(grad_BIL[:, None])
             grad_gate[:, :, rows] = share_BAIL.sum(3)
-            scores_BAIL = share_BAIL.sub_(log_probs_BAIL.exp_().mul_(grad_gate[:, :, rows, None])).mul_(scale)
+            scores_BAIL = share_BAIL.sub_(exp_of_shares_(log_probs_BAIL).mul_(grad_gate[:, :, rows, None])).mul_(scale)
             grad_query[:, :, rows] = scores_BAIL @ key_BALD
             grad_key += scores_BAIL.mT @ query_BALD[:, :, rows]
         return grad_query, grad_key, grad_gate, None
@@ -159,6 +160,12 @@ def _log_probs(query_BALD: Tensor, key_BALD: Tensor, furthest_BL: Tensor, rows: 
     scores_BAIL = query_BALD[:, :, rows] @ key_BALD.mT * query_BALD.shape[-1] ** -0.5
     slot_L = torch.arange(key_BALD.shape[2], device=key_BALD.device)
     is_link_BIL = (slot_L[rows, None] < slot_L) & (slot_L <= furthest_BL[:, rows, None])
-    scores_BAIL.masked_fill_(~is_link_BIL[:, None], -torch.inf)
-    total_BAI1 = scores_BAIL.logsumexp(3, keepdim=True)
-    return scores_BAIL.sub_(torch.where(total_BAI1 == -torch.inf, 0.0, total_BAI1))
+    log_probs_BAIL = scores_BAIL.masked_fill_(~is_link_BIL[:, None], -torch.inf).log_softmax(3)
+    return log_probs_BAIL.masked_fill_(~is_link_BIL.any(2)[:, None, :, None], -torch.inf)
+
+
+def _sum_of_heads(log_probs_BAIL: Tensor) -> Tensor:
+    """logsumexp over heads: [B, I, L]. Overwrites its argument."""
+    highest_B1IL = log_probs_BAIL.amax(1, keepdim=True)
+    finite_B1IL = highest_B1IL.masked_fill(highest_B1IL == -torch.inf, 0.0)
+    return exp_of_shares_(log_probs_BAIL.sub_(finite_B1IL)).sum(1).log_().add_(highest_B1IL[:, 0])
