@@ -168,4 +168,6 @@ def _sum_of_heads(log_probs_BAIL: Tensor) -> Tensor:
     """logsumexp over heads: [B, I, L]. Overwrites its argument."""
     highest_B1IL = log_probs_BAIL.amax(1, keepdim=True)
     finite_B1IL = highest_B1IL.masked_fill(highest_B1IL == -torch.inf, 0.0)
-    return exp_of_shares_(log_probs_BAIL.sub_(finite_B1IL)).sum(1).log_().add_(highest_B1IL[:, 0])
+    # The highest share is 1. Where there is no link, the logarithm of 0 would take a CPU long.
+    total_BIL = exp_of_shares_(log_probs_BAIL.sub_(finite_B1IL)).sum(1).clamp_(min=1.0)
+    return total_BIL.log_().add_(highest_B1IL[:, 0])
