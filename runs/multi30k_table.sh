@@ -24,9 +24,9 @@ glancing 3 multi30k_glancing | CTC, glancing; CTC, glancing, blank penalty 1:bla
 dag 3 multi30k_dag | graph, greedy:strategy=greedy; graph, look-ahead:strategy=lookahead; graph, joint Viterbi:strategy=joint_viterbi; graph, beam:strategy=beam
 token 1 multi30k_token | token, 1 pass:refinement=0; token, mask-predict 4:refinement=3
 encoder_ctc 1 multi30k_encoder_ctc | encoder alone, CTC; encoder alone, CTC, blank penalty 1:blank_penalty=1.0
-shallow_6_1 1 multi30k_shallow_6_1 | CTC, 6 and 1 layers
-shallow_6_2 1 multi30k_shallow_6_2 | CTC, 6 and 2 layers
-shallow_6_6 1 multi30k_shallow_6_6 | CTC, 6 and 6 layers
+shallow_6_1 1 multi30k_shallow_6_1 | CTC, 6 and 1 layers; CTC, 6 and 1 layers, blank penalty 1:blank_penalty=1.0
+shallow_6_2 1 multi30k_shallow_6_2 | CTC, 6 and 2 layers; CTC, 6 and 2 layers, blank penalty 1:blank_penalty=1.0
+shallow_6_6 1 multi30k_shallow_6_6 | CTC, 6 and 6 layers; CTC, 6 and 6 layers, blank penalty 1:blank_penalty=1.0
 nat 1 multi30k_nat | NAT
 inat 1 multi30k_inat | iNAT
 cmlm 1 multi30k_cmlm | CMLM, 1 pass:refinement=0; CMLM, 10 passes
