@@ -16,6 +16,7 @@ from bnb_ds.errors import ConfigError, DataError, how_to_install, nearest
 
 #: a system is on the line if no other is at least as good and as fast, and better in one of the two
 Point = tuple[float, float]  # sentences a second, quality
+Box = tuple[float, float, float]  # of a name: left and right end, and lower edge, in points
 
 PICTURES = (".png", ".svg")
 #: what `write` writes
@@ -215,22 +216,38 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
 
 
 def _label(axes: Any, places: dict[str, Point]) -> None:
-    """Write names beside their points, each raised until it covers no name below it."""
+    """Write names beside their points, on the side where they are raised less until they cover no name below them."""
     axes.figure.draw_without_rendering()
     in_points = 72 / axes.figure.dpi
-    placed: list[tuple[float, float, float]] = []  # left and right end, and lower edge, in points
+    frame = axes.get_window_extent()
+    placed: list[Box] = []
     for name, point in sorted(places.items(), key=lambda item: item[1][1]):
-        left, height = axes.transData.transform(point) * in_points
-        right, lower = left + _LETTER_POINTS * (len(name) + 2), height
-        for other_left, other_right, other_lower in sorted(placed, key=lambda box: box[2]):
-            if left < other_right and other_left < right and abs(lower - other_lower) < _LINE_POINTS:
-                lower = other_lower + _LINE_POINTS
-        placed.append((left, right, lower))
+        x, height = axes.transData.transform(point) * in_points
+        width = _LETTER_POINTS * (len(name) + 2)
+        free = [_raised((left, left + width, height), placed) for left in (x, x - width)]
+        # Outside the frame is as bad as far away.
+        away = [
+            lower - height + 1e3 * (not frame.x0 * in_points <= left < right <= frame.x1 * in_points)
+            for left, right, lower in free
+        ]
+        is_left = bool(away[1] < away[0])
+        placed.append(free[is_left])
+        lower = free[is_left][2]
         axes.annotate(
             name,
             point,
-            xytext=(7, lower - height - 3),
+            xytext=(-7 if is_left else 7, lower - height - 3),
             textcoords="offset points",
+            ha="right" if is_left else "left",
             fontsize=8,
             arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.6} if lower > height else None,
         )
+
+
+def _raised(box: Box, placed: list[Box]) -> Box:
+    """The box, as far up as it takes to cover none of those that are placed."""
+    left, right, lower = box
+    for other_left, other_right, other_lower in sorted(placed, key=lambda other: other[2]):
+        if left < other_right and other_left < right and abs(lower - other_lower) < _LINE_POINTS:
+            lower = other_lower + _LINE_POINTS
+    return left, right, lower

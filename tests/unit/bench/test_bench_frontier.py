@@ -189,6 +189,31 @@ def test_a_picture_leaves_out_scores_that_are_no_numbers(tmp_path, suffix):
         draw(path, replace(comparison, outcomes=outcomes[1:]), "bleu", "none")
 
 
+def test_names_stand_inside_the_frame(tmp_path, monkeypatch):
+    """The fastest of them has its name at its left."""
+    pytest.importorskip("matplotlib", reason="the optional package matplotlib is not installed")
+    from matplotlib.figure import Figure
+
+    names = {"slow": 1.0, "one pass, with a long name, blank penalty 1": 20.0, "one pass, with another long name": 21.0}
+    outcomes = [
+        Outcome(Contestant(name, (Path(name),)), "bnb", {}, 10, "t", {"bleu": [20.0]}, {1: [(100 / speed, 1.0)]})
+        for name, speed in names.items()
+    ]
+    drawn, savefig = [], Figure.savefig
+
+    def save(figure, *args, **how):
+        drawn.append(figure)
+        savefig(figure, *args, **how)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    draw(tmp_path / "p.png", Comparison("translation", "test", "bleu", 100, 100, outcomes), "bleu", "all of them")
+    (axes,) = drawn[0].axes
+    frame = axes.get_window_extent()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 3
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
