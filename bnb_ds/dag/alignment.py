@@ -26,7 +26,7 @@ from torch import Tensor
 from bnb_ds.dag.inputs import with_forced
 from bnb_ds.dag.kernels import launch_of
 from bnb_ds.dag.programme import forward_backward
-from bnb_ds.recurrences.host import exp_of_shares_, through_host
+from bnb_ds.recurrences.host import exp_of_shares_, logsumexp_, through_host
 
 # Sums that float64 rounds to 0 are below exp(-708) of a step's largest number. What is left of that is the share of the
 # target's probability that may be dropped, exp(-40), and as much again for the number of slots and tokens.
@@ -236,10 +236,7 @@ def _in_logs(problem: Problem, with_posteriors: bool) -> tuple[Tensor, Posterior
     for step in range(1, num_steps):
         before_BL = arriving_SBL[step - 1] + problem.emissions[step - 1]
         torch.add(before_BL[:, :, None], links_BLL, out=buffer_BLL)
-        highest_B1L = buffer_BLL.amax(1, keepdim=True)
-        finite_B1L = torch.where(highest_B1L == -torch.inf, 0.0, highest_B1L)
-        total_BL = exp_of_shares_(buffer_BLL.sub_(finite_B1L)).sum(1)
-        torch.add(total_BL.log_(), highest_B1L[:, 0], out=arriving_SBL[step])
+        arriving_SBL[step] = logsumexp_(buffer_BLL, 1)
     ended_B = problem.at_end(arriving_SBL + problem.emissions)
     nll_B = torch.where(problem.infeasible, torch.inf, -ended_B)
     if not with_posteriors:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
 from bnb_ds.ctc.head import exact_dtype
-from bnb_ds.recurrences.host import exp_of_shares_
+from bnb_ds.recurrences.host import exp_of_shares_, logsumexp_
 
 _NO_SECOND_DERIVATIVE = (
     "links have no second derivative: their gradient is written by hand. Call backward without create_graph=True"
@@ -122,7 +122,7 @@ class _MixedLinks(torch.autograd.Function):
         links_BLL = query_BALD.new_empty(query_BALD.shape[0], query_BALD.shape[2], query_BALD.shape[2])
         for rows in _blocks(query_BALD):
             log_probs_BAIL = _log_probs(query_BALD, key_BALD, furthest_BL, rows).add_(gate_BAL[:, :, rows, None])
-            links_BLL[:, rows] = _sum_of_heads(log_probs_BAIL)
+            links_BLL[:, rows] = logsumexp_(log_probs_BAIL, 1)
         ctx.save_for_backward(query_BALD, key_BALD, gate_BAL, furthest_BL, links_BLL)
         return links_BLL
 
@@ -162,12 +162,3 @@ def _log_probs(query_BALD: Tensor, key_BALD: Tensor, furthest_BL: Tensor, rows: 
     is_link_BIL = (slot_L[rows, None] < slot_L) & (slot_L <= furthest_BL[:, rows, None])
     log_probs_BAIL = scores_BAIL.masked_fill_(~is_link_BIL[:, None], -torch.inf).log_softmax(3)
     return log_probs_BAIL.masked_fill_(~is_link_BIL.any(2)[:, None, :, None], -torch.inf)
-
-
-def _sum_of_heads(log_probs_BAIL: Tensor) -> Tensor:
-    """logsumexp over heads: [B, I, L]. Overwrites its argument."""
-    highest_B1IL = log_probs_BAIL.amax(1, keepdim=True)
-    finite_B1IL = highest_B1IL.masked_fill(highest_B1IL == -torch.inf, 0.0)
-    # The highest share is 1. Where there is no link, the logarithm of 0 would take a CPU long.
-    total_BIL = exp_of_shares_(log_probs_BAIL.sub_(finite_B1IL)).sum(1).clamp_(min=1.0)
-    return total_BIL.log_().add_(highest_B1IL[:, 0])
