@@ -216,23 +216,22 @@ def _panel(axes: Any, comparison: Comparison, batch_size: int, score: str) -> No
 
 
 def _label(axes: Any, places: dict[str, Point]) -> None:
-    """Write names beside their points, on the side where they are raised less until they cover no name below them."""
+    """Write names beside their points, each raised until it covers no name below it.
+
+    The side is the one that is in the frame; then the one where it is raised less; then the right one.
+    """
     axes.figure.draw_without_rendering()
     in_points = 72 / axes.figure.dpi
     frame = axes.get_window_extent()
+    begin, end = frame.x0 * in_points, frame.x1 * in_points
     placed: list[Box] = []
     for name, point in sorted(places.items(), key=lambda item: item[1][1]):
         x, height = axes.transData.transform(point) * in_points
         width = _LETTER_POINTS * (len(name) + 2)
-        free = [_raised((left, left + width, height), placed) for left in (x, x - width)]
-        # Outside the frame is as bad as far away.
-        away = [
-            lower - height + 1e3 * (not frame.x0 * in_points <= left < right <= frame.x1 * in_points)
-            for left, right, lower in free
-        ]
-        is_left = bool(away[1] < away[0])
-        placed.append(free[is_left])
-        lower = free[is_left][2]
+        right_of, left_of = (_raised((left, left + width, height), placed) for left in (x, x - width))
+        box = min(right_of, left_of, key=lambda box: (box[0] < begin or box[1] > end, box[2]))
+        placed.append(box)
+        is_left, lower = box is left_of, box[2]
         axes.annotate(
             name,
             point,
