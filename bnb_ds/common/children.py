@@ -55,6 +55,7 @@ def ctrl_c_held_back() -> Iterator[None]:
 def run_in_session(command: Sequence[str]) -> int:
     """Run a command in a session of its own, which Ctrl-C does not reach; return its exit code.
 
+    It is no rank of this process's job (`without_launcher`).
     If this process is asked to end meanwhile, all processes of the session get SIGTERM, and time to end in order.
     """
     process = subprocess.Popen(command, env=without_launcher(), start_new_session=True)

@@ -1,6 +1,7 @@
 """Execute every command in README.md and docs/, in the checkout. Commands for larger machines are only planned.
 
-`test_newcomers.py` executes those of docs/first_steps.md, from a wheel.
+`test_newcomers.py` executes those of docs/first_steps.md, from a wheel, and `test_launchers.py` those that launch on
+clusters.
 """
 
 from __future__ import annotations

@@ -101,5 +101,5 @@ def test_a_session_is_given_time_to_end(tmp_path):
 def test_a_session_is_no_rank_of_this_process_job(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("OTHER", "8")
-    program = "import os, sys; sys.exit(os.environ['OTHER'] == '8' and 'WORLD_SIZE' not in os.environ)"
-    assert run_in_session([sys.executable, "-c", program]) == 1
+    program = "import os, sys; sys.exit(7 * (os.environ['OTHER'] == '8' and 'WORLD_SIZE' not in os.environ))"
+    assert run_in_session([sys.executable, "-c", program]) == 7
