@@ -64,11 +64,13 @@ def test_misuse(script, arguments, message):
 
 
 @pytest.mark.slow
-def test_fine_tuning_is_launched_too(tmp_path):
+@pytest.mark.parametrize(("script", "gpus"), [("hostfile.sh", "--num_gpus"), ("torchrun.sh", "--gpus")])
+def test_fine_tuning_is_launched_too(script, gpus, tmp_path):
     """A program is named before the recipe, and the script shows the output of this program."""
-    options = ["--num_gpus", "1", "--master_port", str(launching.free_port()), "--logs", str(tmp_path)]
-    arguments = [*options, "runs/finetune.py", "absent.yaml", "--deepspeed_config", "absent.json"]
-    result = launching.run(["bash", "runs/launch/hostfile.sh", *arguments])
+    port = str(launching.free_port())
+    where = ["--master_port", port] if gpus == "--num_gpus" else ["--master", f"127.0.0.1:{port}", "--restarts", "0"]
+    command = ["bash", f"runs/launch/{script}", gpus, "1", *where, "--logs", str(tmp_path)]
+    result = launching.run([*command, "runs/finetune.py", "absent.yaml", "--deepspeed_config", "absent.json"])
     assert result.returncode != 0
     assert "finetune.py: error: absent.yaml: no such recipe" in result.stdout + result.stderr
 
@@ -119,7 +121,7 @@ def test_deepspeed_ends_well(tmp_path, small_shards):
 @pytest.mark.slow
 def test_torchrun_ends_well(tmp_path, small_shards):
     job = Job(tmp_path, small_shards)
-    here = f"--gpus 2 --master 127.0.0.1:{launching.free_port()} --logs {tmp_path / 'logs'} runs/pretrain.py"
+    here = f"--gpus 2 --master 127.0.0.1:{launching.free_port()} --logs {tmp_path / 'logs'}"
     command = documented(1, job, "--nodes 16 --gpus 8 --master HOST", here)
     output, _ = end(launching.start(command), job, signal.SIGTERM)
     assert re.search(r"stopped      at step \d+ \(SIGTERM on rank \d", output)
