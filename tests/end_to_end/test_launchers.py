@@ -152,5 +152,6 @@ def test_slurm_saves_before_the_time_limit_and_requeues(tmp_path, small_shards):
     assert "the time limit is near; the tasks save" in output, errors
     assert (tmp_path / "requeued").read_text() == "4711\n"
     logs = tmp_path / "cluster" / "work" / "logs" / "bnb-pretrain-4711"
-    assert "(SIGUSR1 on rank 0, SIGUSR1 on rank 1)" in (logs / "0.log").read_text()
+    # A rank that the signal reaches after the step's vote is not named, but stops all the same.
+    assert re.search(r"stopped      at step \d+ \(SIGUSR1 on rank \d", (logs / "0.log").read_text())
     assert Path(logs / "1.log").exists()
