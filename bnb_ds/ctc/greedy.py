@@ -13,6 +13,8 @@ from bnb_ds.ctc.operands import compute_dtype, empty_rows, exact_dtype, fixed_op
 ARGMAX_CHUNK_TOKENS = 1024
 #: of a chunk, 512 MB of them; a vocabulary of 250,000 has chunks of 536 tokens
 _MOST_LOGITS = 1 << 27
+#: numbers of a row that `row_max` first compares without their places
+_BLOCK = 128
 
 
 def lowered_blank(bias_V: Tensor, blank: int, penalty: float) -> Tensor:
@@ -28,7 +30,7 @@ def linear_argmax(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -
     """
     best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
     for rows, logits_CV in logits_in_chunks(hidden_NH, weight_VH, bias_V):
-        best_N[rows] = logits_CV.argmax(-1)
+        best_N[rows] = row_max(logits_CV)[1]
     return best_N
 
 
@@ -38,9 +40,28 @@ def linear_best(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> 
     best_N = torch.empty(hidden_NH.shape[0], dtype=torch.int64, device=hidden_NH.device)
     log_probs_N = torch.empty(hidden_NH.shape[0], dtype=dtype, device=hidden_NH.device)
     for rows, logits_CV in logits_in_chunks(hidden_NH, weight_VH, bias_V):
-        highest_C, best_N[rows] = logits_CV.max(-1)
+        highest_C, best_N[rows] = row_max(logits_CV)
         log_probs_N[rows] = highest_C - logits_CV.logsumexp(-1)
     return best_N, log_probs_N
+
+
+def row_max(rows_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """``rows_NV.max(-1)``: the highest number of each row [N], and its place, int64 [N]; of equal ones the first.
+
+    A CPU compares several numbers at once if it need not keep their places, and one after another otherwise. So the
+    block of a row that holds its highest number is found first, and then the place in it.
+    """
+    num_columns = rows_NV.shape[1]
+    if rows_NV.device.type != "cpu" or num_columns <= _BLOCK or torch.compiler.is_compiling():
+        return tuple(rows_NV.max(-1))
+    whole = num_columns - num_columns % _BLOCK
+    highest_NK = rows_NV[:, :whole].unflatten(1, (-1, _BLOCK)).amax(-1)
+    if whole < num_columns:
+        highest_NK = torch.cat((highest_NK, rows_NV[:, whole:].amax(-1, keepdim=True)), 1)
+    highest_N, block_N = highest_NK.max(-1)
+    # In a last block that is not whole, the last number is repeated, and its first place wins.
+    place_NC = (block_N[:, None] * _BLOCK + torch.arange(_BLOCK)).clamp_(max=num_columns - 1)
+    return highest_N, block_N * _BLOCK + rows_NV.gather(1, place_NC).argmax(-1)
 
 
 def linear_entropies(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:

@@ -87,22 +87,28 @@ def _in_pytorch(problem: Problem) -> tuple[Tensor, Tensor]:
     best_BL[:, 0] = problem.emissions[0, :, 0]
     best_SBL = torch.empty_like(problem.emissions)
     best_SBL[0] = best_BL
-    before_SBL = torch.zeros(problem.emissions.shape, dtype=torch.int32, device=best_BL.device)
     buffer_BLL = torch.empty_like(problem.links)
     for step in range(1, num_steps):
         torch.add(best_BL[:, :, None], problem.links, out=buffer_BLL)
-        arriving_BL, source_BL = buffer_BLL.max(1)
-        best_BL = arriving_BL + problem.emissions[step]
-        best_SBL[step], before_SBL[step] = best_BL, source_BL
+        best_BL = torch.add(buffer_BLL.amax(1), problem.emissions[step], out=best_SBL[step])
     log_prob_B = torch.where(problem.infeasible, -torch.inf, problem.at_end(best_SBL))
     is_possible_B = log_prob_B > -torch.inf
-    # One column more, for what is on no path.
-    path = before_SBL.new_full((batch_size, num_slots + 1), -1, dtype=torch.int64)
     slot_B = problem.last_slot.clamp(min=0)
+    # One column more, for what is on no path.
+    path = slot_B.new_full((batch_size, num_slots + 1), -1)
     for step in range(num_steps - 1, -1, -1):
         is_on_B = (step <= problem.last_step) & is_possible_B
         place_B1 = torch.where(is_on_B, slot_B, num_slots)[:, None]
         path.scatter_(1, place_B1, torch.where(is_on_B, step, -1)[:, None])
-        source_B = before_SBL[step].gather(1, slot_B[:, None])[:, 0].long()
-        slot_B = torch.where(is_on_B, source_B, slot_B)
+        if step:
+            slot_B = torch.where(is_on_B, best_source(best_SBL[step - 1], problem.links, slot_B), slot_B)
     return path[:, :num_slots], log_prob_B
+
+
+def best_source(best_BL: Tensor, links_BLL: Tensor, slot_B: Tensor) -> Tensor:
+    """int64 [B], the slot from which the best path comes to ``slot_B``, if ``best_BL`` are the scores one step before.
+
+    For the slots of one path this is faster than to keep a source for every slot of every step.
+    """
+    into_BL = links_BLL.gather(2, slot_B[:, None, None].expand(-1, links_BLL.shape[1], 1))[..., 0]
+    return (best_BL + into_BL).argmax(1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.dag.kernels import launch_of
+from bnb_ds.dag.paths import best_source
 from bnb_ds.dag.programme import best_of_each_length
 from bnb_ds.recurrences.host import through_host
 
@@ -73,24 +74,21 @@ def _in_pytorch(
     """As `bnb_ds.dag.programme.best_of_each_length`."""
     best_BL = torch.full_like(emission_BL, -torch.inf)
     best_BL[:, 0] = emission_BL[:, 0]
-    at_end_MB, before_MBL = [best_BL.gather(1, last_B[:, None])[:, 0]], []
+    best_MBL = [best_BL]
     buffer_BLL = torch.empty_like(links_BLL)
     for _ in range(1, num_lengths):
         torch.add(best_BL[:, :, None], links_BLL, out=buffer_BLL)
-        arriving_BL, source_BL = buffer_BLL.max(1)
-        best_BL = arriving_BL + emission_BL
-        before_MBL.append(source_BL.int())
-        at_end_MB.append(best_BL.gather(1, last_B[:, None])[:, 0])
+        best_BL = buffer_BLL.amax(1) + emission_BL
+        best_MBL.append(best_BL)
 
     def path_of(length_B: Tensor) -> Tensor:
         path_BL = last_B[:, None].repeat(1, emission_BL.shape[1])
         slot_B = last_B
         for step in range(num_lengths - 1, 0, -1):
             is_on_B = step < length_B
-            source_B = before_MBL[step - 1].gather(1, slot_B[:, None])[:, 0].long()
-            slot_B = torch.where(is_on_B, source_B, slot_B)
+            slot_B = torch.where(is_on_B, best_source(best_MBL[step - 1], links_BLL, slot_B), slot_B)
             path_BL[:, step - 1] = torch.where(is_on_B, slot_B, path_BL[:, step - 1])
         path_BL[:, 0] = 0
         return path_BL
 
-    return torch.stack(at_end_MB, 1), path_of
+    return torch.stack([best_BL.gather(1, last_B[:, None])[:, 0] for best_BL in best_MBL], 1), path_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnb_ds.ctc.greedy import _collapse_on_device, collapse, linear_argmax
+from bnb_ds.ctc.greedy import _collapse_on_device, collapse, linear_argmax, row_max
 from bnb_ds.ctc.loss import linear_ctc_loss
 from tests.plain_ctc import brute_force_nll, ctc_loss_reference, simple_collapse
 
@@ -315,3 +315,18 @@ def test_argmax_in_chunks_equals_argmax_of_logits(monkeypatch, num_rows):
     monkeypatch.setattr("bnb_ds.ctc.greedy.ARGMAX_CHUNK_TOKENS", 7)
     (weight, bias), hidden = head(), states(num_rows, HIDDEN)
     assert torch.equal(linear_argmax(hidden, weight, bias), (hidden @ weight.T + bias).argmax(-1))
+
+
+@pytest.mark.parametrize("columns", [1, 127, 128, 129, 256, 1000])
+def test_row_max_is_max(columns):
+    few = torch.randint(0, 4, (60, columns)).double()  # many equal ones, of which the first counts
+    other = torch.randn(60, columns, dtype=torch.float64)
+    other[3] = -torch.inf
+    other[4, columns // 2 :] = torch.inf
+    other[5, columns - 1] = torch.nan
+    other[6, columns // 3] = other[6, -1] = torch.nan
+    for rows in (few, other, other.t().contiguous().t(), other[:0], other.float()):
+        highest, place = row_max(rows)
+        expected = rows.max(-1)
+        assert torch.equal(place, expected.indices)
+        assert torch.allclose(highest, expected.values, rtol=0, atol=0, equal_nan=True)
