@@ -53,7 +53,8 @@ def row_max(rows_NV: Tensor) -> tuple[Tensor, Tensor]:
     """
     num_columns = rows_NV.shape[1]
     if rows_NV.device.type != "cpu" or num_columns <= _BLOCK or torch.compiler.is_compiling():
-        return tuple(rows_NV.max(-1))
+        highest_N, place_N = rows_NV.max(-1)
+        return highest_N, place_N
     whole = num_columns - num_columns % _BLOCK
     highest_NK = rows_NV[:, :whole].unflatten(1, (-1, _BLOCK)).amax(-1)
     if whole < num_columns:
