@@ -83,14 +83,7 @@ def best_path(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def _in_pytorch(problem: Problem) -> tuple[Tensor, Tensor]:
     num_steps, batch_size, num_slots = problem.emissions.shape
-    best_BL = torch.full_like(problem.emissions[0], -torch.inf)
-    best_BL[:, 0] = problem.emissions[0, :, 0]
-    best_SBL = torch.empty_like(problem.emissions)
-    best_SBL[0] = best_BL
-    buffer_BLL = torch.empty_like(problem.links)
-    for step in range(1, num_steps):
-        torch.add(best_BL[:, :, None], problem.links, out=buffer_BLL)
-        best_BL = torch.add(buffer_BLL.amax(1), problem.emissions[step], out=best_SBL[step])
+    best_SBL = best_scores(problem.emissions, problem.links)
     log_prob_B = torch.where(problem.infeasible, -torch.inf, problem.at_end(best_SBL))
     is_possible_B = log_prob_B > -torch.inf
     slot_B = problem.last_slot.clamp(min=0)
@@ -103,6 +96,18 @@ def _in_pytorch(problem: Problem) -> tuple[Tensor, Tensor]:
         if step:
             slot_B = torch.where(is_on_B, best_source(best_SBL[step - 1], problem.links, slot_B), slot_B)
     return path[:, :num_slots], log_prob_B
+
+
+def best_scores(emissions_SBL: Tensor, links_BLL: Tensor) -> Tensor:
+    """[S, B, L], the log-probability of the best path of s + 1 slots to each slot, with what they emit."""
+    best_SBL = emissions_SBL.new_empty(emissions_SBL.shape)
+    best_SBL[0] = -torch.inf
+    best_SBL[0, :, 0] = emissions_SBL[0, :, 0]
+    buffer_BLL = torch.empty_like(links_BLL)
+    for step in range(1, len(best_SBL)):
+        torch.add(best_SBL[step - 1][:, :, None], links_BLL, out=buffer_BLL)
+        torch.add(buffer_BLL.amax(1), emissions_SBL[step], out=best_SBL[step])
+    return best_SBL
 
 
 def best_source(best_BL: Tensor, links_BLL: Tensor, slot_B: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.dag.kernels import launch_of
-from bnb_ds.dag.paths import best_source
+from bnb_ds.dag.paths import best_scores, best_source
 from bnb_ds.dag.programme import best_of_each_length
 from bnb_ds.recurrences.host import through_host
 
@@ -72,14 +72,8 @@ def _in_pytorch(
     emission_BL: Tensor, links_BLL: Tensor, last_B: Tensor, num_lengths: int
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """As `bnb_ds.dag.programme.best_of_each_length`."""
-    best_BL = torch.full_like(emission_BL, -torch.inf)
-    best_BL[:, 0] = emission_BL[:, 0]
-    best_MBL = [best_BL]
-    buffer_BLL = torch.empty_like(links_BLL)
-    for _ in range(1, num_lengths):
-        torch.add(best_BL[:, :, None], links_BLL, out=buffer_BLL)
-        best_BL = buffer_BLL.amax(1) + emission_BL
-        best_MBL.append(best_BL)
+    best_MBL = best_scores(emission_BL.expand(num_lengths, *emission_BL.shape), links_BLL)
+    at_end_MB = best_MBL.gather(2, last_B[None, :, None].expand(num_lengths, -1, 1))[..., 0]
 
     def path_of(length_B: Tensor) -> Tensor:
         path_BL = last_B[:, None].repeat(1, emission_BL.shape[1])
@@ -91,4 +85,4 @@ def _in_pytorch(
         path_BL[:, 0] = 0
         return path_BL
 
-    return torch.stack([best_BL.gather(1, last_B[:, None])[:, 0] for best_BL in best_MBL], 1), path_of
+    return at_end_MB.t(), path_of
