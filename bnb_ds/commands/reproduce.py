@@ -44,15 +44,18 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
 
 
 def _reproduce(args: argparse.Namespace) -> None:
-    from bnb_ds.reproduce.paper_tables import listing, table
-
+    # Each branch imports its own: a list needs no model code.
     if args.row is not None:
         _run_row(args)
     elif args.time is not None:
         _time(args)
     elif args.list:
+        from bnb_ds.reproduce.listing import listing
+
         print(listing(args.runs, args.table))
     elif args.table is not None:
+        from bnb_ds.reproduce.paper_tables import table
+
         print(table(args.table, args.runs, latex=args.latex))
     else:
         raise ConfigError("bnb-ds reproduce: give --table NUMBER, --list, --run ROW or --time TASK")

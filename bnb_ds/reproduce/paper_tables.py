@@ -5,91 +5,22 @@ A number is *reported* by the paper, *reported elsewhere*, or *measured* (from t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from bnb_ds.common.markdown import markdown_table
-from bnb_ds.errors import DataError
 from bnb_ds.reproduce.effort import EFFICIENCY, GPU, effort_of
 from bnb_ds.reproduce.paper_rows import COLUMNS, SPEED, Row, rows
 from bnb_ds.reproduce.reported import PAPER, PAPER_ADDRESS, Reported, reported
+from bnb_ds.reproduce.results_of_rows import TITLES, measured
 from bnb_ds.reproduce.speed_of_rows import latencies, setting_of
 from bnb_ds.tasks.registry import get_task
 
-NOT_ON_RECORD = f"not on record here; see {PAPER_ADDRESS}"
 #: in a cell: no such number; a number of the paper that could not be read
 NOTHING, UNREAD = "-", "?"
 
-#: claims of speed that could be read, of the paper and of Asada and Miwa's BioNART
-CLAIMS = (
-    ("BnB against BERT2BERT, average inference speed", "10x", "abstract"),
-    ("BnB against BERT2BERT, translation on a GPU", "2.7x", "translation timings"),
-    ("BnB against BERT2BERT, translation on a CPU", "2.1x", "translation timings"),
-    ("BnB against CMLM, semi-autoregressive", "7.92x", "Table 2"),
-    (
-        "BioNART, BnB on PubMed, against an autoregressive model, iCliniq",
-        "18x at 94% of its ROUGE",
-        "BioNLP 2023, abstract",
-    ),
-)
-_TITLES = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "bleu4": "B-4", "bleu": "BLEU"}
-_TITLES |= {"ms": "ms a sample", "s": "s, whole split"}
 #: scores that scikit-learn and scipy give as fractions
 _FRACTIONS = ("matthews_correlation", "pearson", "spearman")
-
-
-def measured(row: Row, runs: Path) -> dict[str, tuple[str, dict[str, float | None]]]:
-    """Split -> main score and all scores, of every evaluation of a row's run.
-
-    Raises:
-        DataError: a results file cannot be read.
-    """
-    found = {}
-    for path in sorted((runs / row.output_dir).glob("best/evaluation/*/eval_results.json")):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            main, scores = values["main_score"], dict(values["scores"])
-            if main not in scores:
-                raise KeyError(main)
-            # With the references' lengths, or decoded otherwise than the model was saved, it is not the row's result.
-            if values["task"] == row.task and not values.get("oracle_length") and not values.get("decoding"):
-                found[values["split"]] = main, scores
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: cannot be read as results ({error}); run bnb-ds evaluate again") from None
-    return found
-
-
-def listing(runs: Path, table: int | None = None) -> str:
-    """Format the rows as text: the command of each, what it needs, and its numbers.
-
-    Args:
-        runs: directory of the runs, for measured results.
-        table: list only this table; None: all.
-
-    Raises:
-        DataError: a results file cannot be read.
-    """
-    lines: list[str] = []
-    current = None
-    for row in rows():
-        if table not in (None, row.table):
-            continue
-        if row.table != current:
-            current = row.table
-            lines += ["", f"Table {current}"] if lines else [f"Table {current}"]
-        lines += [
-            f"  {get_task(row.task).title}, {row.system}",
-            f"    run       bnb-ds reproduce --run {row.name}",
-            f"    command   {row.command}",
-            f"    needs     {row.needs}",
-            *([f"    note      {row.note}"] if row.note else []),
-            f"    paper     {_published(row)}",
-            f"    here      {_here(row, runs)}",
-        ]
-    lines += ["", "Speed (bnb-ds bench generate measures both systems side by side)"]
-    lines += [f"  {what}: {number} (reported: {source})" for what, number, source in CLAIMS]
-    return "\n".join(lines)
 
 
 def table(number: int, runs: Path, *, latex: bool = False) -> str:
@@ -131,7 +62,7 @@ def _part(number: int, task: str, runs: Path, latex: bool) -> str:
     for system in systems:
         own = [entry for entry in published if entry.system == system]
         lines.append((system, *(_cell(column, own, runnable.get(system), runs, speeds) for column in columns)))
-    title, header = get_task(task).title, ["system", *(_TITLES.get(column, column) for column in columns)]
+    title, header = get_task(task).title, ["system", *(TITLES.get(column, column) for column in columns)]
     if latex:
         return _latex(title, header, lines)
     return f"Table {number}, {title}\n\n{markdown_table(header, lines)}"
@@ -197,17 +128,3 @@ def _latex(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) ->
             r"\end{tabular}",
         ]
     )
-
-
-def _published(row: Row) -> str:
-    found = [entry for entry in reported() if (entry.task, entry.system, entry.source) == (row.task, row.system, PAPER)]
-    named = ", ".join(f"{_TITLES.get(entry.column, entry.column)} {entry.value:g}" for entry in found)
-    return f"{named} (reported)" if found else NOT_ON_RECORD
-
-
-def _here(row: Row, runs: Path) -> str:
-    found = []
-    for split, (name, scores) in measured(row, runs).items():
-        score = scores[name]
-        found.append(f"{split}: {name} {'no number' if score is None else f'{score:.4g}'} (measured)")
-    return "; ".join(found) or "not measured"

@@ -50,7 +50,7 @@ COMMANDS = {
     "prep docs": (["--output", ODD], "data_prep.sources.docs.write_docs", DocsReport(1, 2, 3, 4)),
     "prep vocab": (["--input", "in.txt", "--output", ODD], "data_prep.tokenise.vocab.train_vocabulary", [1]),
     "reconstruct": (["m", "--shards", "s"], "bnb_ds.generate.reconstruct.reconstructions", [(ODD, ODD, ODD)]),
-    "reproduce": (["--list"], "bnb_ds.reproduce.paper_tables.listing", ODD),
+    "reproduce": (["--list"], "bnb_ds.reproduce.listing.listing", ODD),
 }
 
 

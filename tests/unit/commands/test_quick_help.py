@@ -1,4 +1,4 @@
-"""Help, version and completion: no heavy module is imported before a command is run, and every command is completed."""
+"""Help, version, lists and completion: no heavy module is imported for them, and every command is completed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,15 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def test_help_and_version_import_nothing_heavy():
+def test_help_version_and_lists_import_nothing_heavy():
     commands = [[], ["bench"], ["prep"], *([name] for name, _, _ in _COMMANDS), *(["prep", each.name] for each in PREP)]
-    lines = ["--version", *(" ".join([*command, "--help"]) for command in commands)]
+    lines = [
+        "--version",
+        "reproduce --list",
+        "recipes",
+        "path finetune",
+        *(" ".join([*command, "--help"]) for command in commands),
+    ]
     run = [sys.executable, "-c", _SHOW_HELP, *HEAVY]
     result = subprocess.run(run, input="\n".join(lines), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

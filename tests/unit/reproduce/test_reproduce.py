@@ -16,9 +16,11 @@ from bnb_ds.evaluate.model import Evaluation
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.reproduce import run_row as running
 from bnb_ds.reproduce.effort import Effort, effort_of
+from bnb_ds.reproduce.listing import NOT_ON_RECORD, listing
 from bnb_ds.reproduce.paper_rows import COLUMNS, find_row, rows
-from bnb_ds.reproduce.paper_tables import NOT_ON_RECORD, listing, measured, table
+from bnb_ds.reproduce.paper_tables import table
 from bnb_ds.reproduce.reported import PAPER, PAPER_ADDRESS, reported
+from bnb_ds.reproduce.results_of_rows import measured
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.registry import get_task
