@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bnb_ds.reproduce.paper_rows import Row, rows
+from bnb_ds.reproduce.paper_rows import TITLES, Row, rows
 from bnb_ds.reproduce.reported import PAPER, PAPER_ADDRESS, reported
-from bnb_ds.reproduce.results_of_rows import TITLES, measured
+from bnb_ds.reproduce.results_of_rows import measured
 from bnb_ds.tasks.registry import get_task
 
 NOT_ON_RECORD = f"not on record here; see {PAPER_ADDRESS}"

@@ -36,6 +36,16 @@ COLUMNS = {
     "icliniq": _SUMMARIES,
     "healthcaremagic": _SUMMARIES,
 }
+#: column -> its heading; the others keep their name
+TITLES = {
+    "rouge1": "R-1",
+    "rouge2": "R-2",
+    "rougeL": "R-L",
+    "bleu4": "B-4",
+    "bleu": "BLEU",
+    "ms": "ms a sample",
+    "s": "s, whole split",
+}
 #: the split that a table scores; every other task is scored on ``test``
 SPLITS = {**dict.fromkeys(_GLUE, "validation"), "mnli": "validation_matched"}
 

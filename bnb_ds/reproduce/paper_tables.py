@@ -10,9 +10,9 @@ from pathlib import Path
 
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.reproduce.effort import EFFICIENCY, GPU, effort_of
-from bnb_ds.reproduce.paper_rows import COLUMNS, SPEED, Row, rows
+from bnb_ds.reproduce.paper_rows import COLUMNS, SPEED, TITLES, Row, rows
 from bnb_ds.reproduce.reported import PAPER, PAPER_ADDRESS, Reported, reported
-from bnb_ds.reproduce.results_of_rows import TITLES, measured
+from bnb_ds.reproduce.results_of_rows import measured
 from bnb_ds.reproduce.speed_of_rows import latencies, setting_of
 from bnb_ds.tasks.registry import get_task
 

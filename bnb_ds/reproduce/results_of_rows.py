@@ -8,10 +8,6 @@ from pathlib import Path
 from bnb_ds.errors import DataError
 from bnb_ds.reproduce.paper_rows import Row
 
-#: column -> its heading; others keep their name
-TITLES = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "bleu4": "B-4", "bleu": "BLEU"}
-TITLES |= {"ms": "ms a sample", "s": "s, whole split"}
-
 
 def measured(row: Row, runs: Path) -> dict[str, tuple[str, dict[str, float | None]]]:
     """Split -> main score and all scores, of every evaluation of a row's run.
