@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,9 @@ class TensorBoardLogger(Logger):
         if self._writer is not None:
             self._writer.close()
         self._run, self._end = run, None
-        self._writer = SummaryWriter(str(run.directory / "runs"), purge_step=step + 1)
+        directory = run.directory / "runs"
+        _wait_for_a_later_name(directory)
+        self._writer = SummaryWriter(str(directory), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for tag, value in values.items():
@@ -59,3 +63,9 @@ class TensorBoardLogger(Logger):
         experiment, start, self._end = hparams(chosen, dict.fromkeys(scores, 0.0))
         self._open.file_writer.add_summary(experiment)
         self._open.file_writer.add_summary(start)
+
+
+def _wait_for_a_later_name(directory: Path) -> None:
+    """TensorBoard reads files in the order of their names, which hold a second; within one, the order is any."""
+    while any(directory.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)

@@ -63,6 +63,8 @@ def test_a_run_that_goes_back_forgets_what_came_after(tmp_path):
     tracker.scalars(2, {"train/loss": 20.0})
     tracker.close()
     assert read_scalars(tmp_path / "runs") == {"train/loss": [(1, 1.0), (2, 20.0)]}
+    seconds = [path.name.split(".")[3] for path in (tmp_path / "runs").iterdir()]
+    assert len(set(seconds)) == len(seconds) == 2, "TensorBoard reads files of one second in any order"
 
 
 @pytest.mark.parametrize(
