@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files with slow tests first. xdist deals files out in this order, and a slow last one would run alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """With --durations N, also name the N files that take longest: a file is what a process is given at a time."""
+    number = terminalreporter.config.option.durations
+    if not number:
+        return
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.partition("::")[0]] += report.duration
+    terminalreporter.section(f"slowest {number} files, of {sum(seconds.values()):.0f} s in all")
+    for file, duration in seconds.most_common(number):
+        terminalreporter.write_line(f"{duration:.0f}s {file}")
 
 
 @pytest.fixture(scope="session")
