@@ -79,6 +79,7 @@ def align(
         raise ValueError(f"blank is {blank}: give an id in [0, {vocab_size})")
     batch_size, device = layout.batch_size, layout.cu_seqlens.device
     may_look = device.type == "cpu" or max_target_length is None
+    check_integers("target_lengths", target_lengths)
     lengths_B = target_lengths.to(device)
     longest = check_targets(targets, lengths_B, batch_size, max_target_length if not may_look else None)
     lengths_B, targets = lengths_B.long(), targets.to(device).long()
@@ -154,9 +155,10 @@ def _rows_of_padded(values_BTH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Pack
 
 def check_targets(targets: Tensor, lengths_B: Tensor, batch_size: int, trusted_longest: int | None) -> int:
     """Check shapes, and lengths unless the caller gives ``trusted_longest``; return the longest target's length."""
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets are of type {type(targets).__name__}: give a tensor of integer token ids")
     if targets.is_floating_point():
         raise TypeError("targets are floating point: give integer token ids")
-    check_integers("target_lengths", lengths_B)
     if lengths_B.numel() != batch_size:
         raise ValueError(f"target_lengths has {lengths_B.numel()} entries for a batch of {batch_size}")
     if targets.dim() != 1 and (targets.dim() != 2 or targets.shape[0] != batch_size):
@@ -187,10 +189,23 @@ def first_of_its_kind(table_BK: Tensor) -> Tensor:
     return torch.empty_like(is_new_BK).scatter_(1, order_BK, is_new_BK)
 
 
+def check_projection(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError for a projection to the vocabulary whose parts do not fit one another."""
+    width = hidden.shape[-1] if hidden.dim() else 0
+    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != width:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: give [V, {width}], as wide as hidden")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}: give [{weight.shape[0]}], a number for each row of weight")
+
+
 def check_integers(name: str, lengths: Tensor) -> None:
-    """Raises TypeError for lengths that are not integers."""
+    """Raise TypeError for what is no tensor of integers, and ValueError for one with several dimensions."""
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"{name} is of type {type(lengths).__name__}: give a tensor of integers")
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {lengths.dtype}: give integers")
+    if lengths.dim() > 1:
+        raise ValueError(f"{name} has shape {tuple(lengths.shape)}: give one row of numbers")
 
 
 def check_lengths(name: str, lengths_B: Tensor, limit: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.ctc.autograd import LinearCtcLoss, LinearCtcNll, LogProbsCtcNll, LossOptions
-from bnb_ds.ctc.inputs import align, check_reduction, real_rows
+from bnb_ds.ctc.inputs import align, check_projection, check_reduction, real_rows
 from bnb_ds.ctc.operands import compute_dtype
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -92,7 +92,7 @@ def linear_ctc_loss(
         distinct_lengths: integers [B], positions that differ, which a target may need at most; None: all of them.
 
     Raises:
-        ValueError: a label outside [0, V) or equal to ``blank`` inside its length; a length that is negative or beyond
+        ValueError: weight or bias of the wrong shape; a label outside [0, V) or equal to ``blank`` inside its length; a length that is negative or beyond
             its axis; a blank outside [0, V); a concatenation of the wrong size; an unknown reduction; ``kl_weight``
             with ``"none"``; ``chunk_tokens`` below 1.
         TypeError: lengths or targets that are not integers.
@@ -103,6 +103,7 @@ def linear_ctc_loss(
     check_reduction(reduction, kl_weight)
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}: give at least 1 position, or None")
+    check_projection(hidden, weight, bias)
     rows_NH, layout = real_rows(hidden, input_lengths, cu_seqlens, max_input_length)
     known = {"max_target_length": max_target_length, "distinct_lengths": distinct_lengths}
     alignment = align(layout, targets, target_lengths, blank=blank, vocab_size=weight.shape[0], **known)

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.ctc.head import default_chunk_tokens
-from bnb_ds.ctc.inputs import Alignment, align, real_rows
+from bnb_ds.ctc.inputs import Alignment, align, check_projection, real_rows
 from bnb_ds.ctc.operands import compute_dtype, exact_dtype, operand, product
 from bnb_ds.recurrences.host import through_host
 
@@ -88,6 +88,7 @@ def linear_ctc_ngram_loss(
         raise ValueError(f"reduction is {reduction!r}: the n-gram loss knows mean and sum")
     if size not in (1, 2):
         raise ValueError(f"size is {size}: CTC has a loss of n-grams of 1 or 2 tokens")
+    check_projection(hidden, weight, bias)
     rows_NH, layout = real_rows(hidden, input_lengths, cu_seqlens, max_input_length)
     alignment = align(
         layout,

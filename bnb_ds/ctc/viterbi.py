@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnb_ds.ctc.alignment import time_first, time_first_index
 from bnb_ds.ctc.head import FusedHead
-from bnb_ds.ctc.inputs import Alignment, align, real_rows
+from bnb_ds.ctc.inputs import Alignment, align, check_projection, real_rows
 from bnb_ds.ctc.kernels import best_states
 from bnb_ds.ctc.operands import compute_dtype
 
@@ -40,6 +40,7 @@ def linear_ctc_best_path(
             in a sequence whose target has no path.
         log_prob: float32 (float64 for float64) [B], in nats; -inf where there is no path.
     """
+    check_projection(hidden, weight, bias)
     rows_NH, layout = real_rows(hidden, input_lengths, cu_seqlens, max_input_length)
     alignment = align(
         layout,

@@ -73,6 +73,9 @@ def nll_and_posteriors(
 
     Source: Huang et al., Directed Acyclic Transformer for Non-Autoregressive Machine Translation, ICML 2022.
     """
+    if log_probs_BLS.shape[1] == 0:  # no graph has a slot, and a recurrence has nothing to begin with
+        nothing = Posteriors(torch.zeros_like(log_probs_BLS), torch.zeros_like(log_links_BLL))
+        return log_probs_BLS.new_full((len(log_probs_BLS),), torch.inf), nothing if with_posteriors else None
     given = (log_probs_BLS, log_links_BLL, lengths_B, target_lengths_B, forced_BL)
     device = log_probs_BLS.device
     if device.type == "cpu" or launch_of(device, "alignment") is not None:

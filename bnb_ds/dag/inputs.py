@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.ctc.inputs import check_labels, check_targets, first_of_its_kind, pad_targets
+from bnb_ds.ctc.inputs import check_integers, check_labels, check_targets, first_of_its_kind, pad_targets
 
 Number = TypeVar("Number", int, np.ndarray, Tensor)
 
@@ -67,6 +67,7 @@ def read_targets(
     """
     device = layout.cu_seqlens.device
     may_look = device.type == "cpu" or max_target_length is None
+    check_integers("target_lengths", target_lengths)
     lengths_B = target_lengths.to(device)
     longest = check_targets(targets, lengths_B, layout.batch_size, max_target_length if not may_look else None)
     lengths_B, targets = lengths_B.long(), targets.to(device).long()
@@ -129,9 +130,12 @@ def read_forced(forced: Tensor | None, targets: Targets, *, num_columns: int | N
 
     Raises:
         ValueError: another shape, or a token that the target does not have (looked for on a CPU alone).
+        TypeError: indices that are not integers.
     """
     if forced is None:
         return None
+    if forced.is_floating_point() or forced.dtype == torch.bool:
+        raise TypeError(f"forced has dtype {forced.dtype}: give integers, an index or -1 for each slot")
     layout = targets.layout
     shape = (layout.num_tokens,) if num_columns is None else (layout.batch_size, num_columns)
     if tuple(forced.shape) != shape:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc.inputs import check_reduction, real_rows
+from bnb_ds.ctc.inputs import check_projection, check_reduction, real_rows
 from bnb_ds.ctc.loss import compute_dtype
 from bnb_ds.dag.autograd import LinearDagLoss, LinearDagNll, LossOptions
 from bnb_ds.dag.inputs import Targets, read_forced, read_links, read_targets
@@ -81,7 +81,7 @@ def linear_dag_loss(
             slot may emit that token, a path without that slot has probability 0, and its emission costs nothing.
 
     Raises:
-        ValueError: a label outside [0, V); a forced token that its target does not have; a length that is negative or
+        ValueError: weight or bias of the wrong shape; a label outside [0, V); a forced token that its target does not have; a length that is negative or
             beyond its axis; a concatenation of the wrong size; links of the wrong shape, one that is NaN, leads
             backwards or has a probability above 1; an unknown reduction; ``chunk_tokens`` below 1.
         TypeError: lengths or targets that are not integers, links that are.
@@ -93,6 +93,7 @@ def linear_dag_loss(
     rows_NH, read, links_BLL = read_all(
         hidden,
         weight,
+        bias,
         log_links,
         targets,
         input_lengths,
@@ -115,6 +116,7 @@ def linear_dag_loss(
 def read_all(
     hidden: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     log_links: Tensor,
     targets: Tensor,
     input_lengths: Tensor | None,
@@ -132,6 +134,7 @@ def read_all(
     """
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}: give at least 1 position, or None")
+    check_projection(hidden, weight, bias)
     rows_NH, layout = real_rows(hidden, input_lengths, cu_seqlens, max_input_length)
     read = read_targets(
         layout, targets, target_lengths, vocab_size=weight.shape[0], max_target_length=max_target_length

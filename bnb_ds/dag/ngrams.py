@@ -136,6 +136,7 @@ def linear_dag_ngram_loss(
     rows_NH, read, links_BLL = read_all(
         hidden,
         weight,
+        bias,
         log_links,
         targets,
         input_lengths,

@@ -48,6 +48,7 @@ def dag_best_path(
     rows_NH, read, links_BLL = read_all(
         hidden,
         weight,
+        bias,
         log_links,
         targets,
         input_lengths,
@@ -74,6 +75,9 @@ def best_path(problem: Problem) -> tuple[Tensor, Tensor]:
 
     Of equally good paths, that of earlier slots.
     """
+    if problem.emissions.shape[2] == 0:
+        num_graphs = problem.emissions.shape[1]
+        return problem.last_slot.new_empty(num_graphs, 0), problem.emissions.new_full((num_graphs,), -torch.inf)
     launch = launch_of(problem.emissions.device, "best path")
     if launch is not None:
         return programme.best_path(launch, *problem)

@@ -43,6 +43,13 @@ def changed(place: tuple[int, int, int], value: float) -> Tensor:
         ({"targets": torch.tensor([[1, -1], [3, 0]])}, ValueError, r"holds the label -1: labels must lie in \[0, 4\)"),
         ({"target_lengths": torch.tensor([3, 1])}, ValueError, "target_lengths holds 3: .* between 0 and 2"),
         ({"target_lengths": torch.tensor([2])}, ValueError, "target_lengths has 1 entries for a batch of 2"),
+        ({"target_lengths": torch.tensor([[2], [2]])}, ValueError, r"target_lengths has shape \(2, 1\): give one row"),
+        ({"target_lengths": [2, 2]}, TypeError, "target_lengths is of type list: give a tensor of integers"),
+        ({"input_lengths": torch.tensor([[3, 3]])}, ValueError, r"input_lengths has shape \(1, 2\): give one row"),
+        ({"targets": [[1, 2], [3, 0]]}, TypeError, "targets are of type list: give a tensor of integer token ids"),
+        ({"bias": torch.zeros(VOCAB + 1)}, ValueError, r"bias has shape \(5,\): give \[4\]"),
+        ({"weight": torch.zeros(VOCAB, HIDDEN + 1)}, ValueError, r"weight has shape \(4, 4\): give \[V, 3\]"),
+        ({"forced": torch.full((2, 3), -1.0)}, TypeError, "forced has dtype torch.float32: give integers"),
         ({"input_lengths": torch.tensor([4, 3])}, ValueError, "input_lengths holds 4: .* between 0 and 3"),
         ({"input_lengths": torch.tensor([3.0, 3.0])}, TypeError, "input_lengths has dtype torch.float32"),
         ({"targets": torch.ones(2, 2)}, TypeError, "targets are floating point: give integer token ids"),
@@ -95,3 +102,15 @@ def test_an_unknown_reduction_is_refused():
 )
 def test_what_fits(num_tokens, num_slots, expected):
     assert fits(num_tokens, num_slots) == expected
+
+
+def test_where_no_graph_has_a_slot_every_target_is_infeasible():
+    weight = torch.zeros(VOCAB, HIDDEN, requires_grad=True)
+    none = torch.tensor([0, 0])
+    given = {**GOOD, "weight": weight, "bias": None, "input_lengths": none}
+    for reduction in ("mean", "none"):
+        found = linear_dag_loss(**given, reduction=reduction)
+        found.loss.sum().backward()
+        assert found.infeasible.all() and found.nll.tolist() == [0, 0] and not weight.grad.any()
+    path, log_prob = dag_best_path(**given)
+    assert path.tolist() == [[-1] * 3] * 2 and log_prob.tolist() == [-math.inf] * 2
