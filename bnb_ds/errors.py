@@ -68,6 +68,7 @@ def how_to_install(extra: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` with the closest name of ``known``; without a close one, the list of all of them."""
+    name = str(name)  # whoever writes a setting may write a number
     by_lowercase = {key.lower(): key for key in sorted(known)}
     matches = difflib.get_close_matches(name.lower(), by_lowercase, n=1)
     if matches:

@@ -43,8 +43,9 @@ def draw(log_probs: Tensor, uniforms: Tensor, temperature: float, top_p: float) 
         temperature: divides log-probabilities, above 0; below 1 sharpens them.
         top_p: above 0, at most 1.
     """
-    ordered, order = (log_probs.double() / temperature).sort(dim=-1, descending=True, stable=True)
-    probs = ordered.softmax(-1).nan_to_num(0.0)
+    ordered, order = log_probs.double().sort(dim=-1, descending=True, stable=True)
+    # The best choice is at 0, where no temperature, however low, makes it impossible.
+    probs = ((ordered - ordered[..., :1]) / temperature).softmax(-1).nan_to_num(0.0)
     total = probs.cumsum(-1)
     # A choice is left if the ones before it do not hold enough; so the first one always is.
     probs = torch.where(total - probs < top_p, probs, 0.0)

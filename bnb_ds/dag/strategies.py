@@ -76,6 +76,11 @@ class DagOptions:
             raise ValueError(f"temperature is {self.temperature}: give a finite number above 0")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give a number above 0 and at most 1")
+        for name in ("min_length", "max_length"):
+            value = getattr(self, name)
+            is_left_out = name == "max_length" and value is None
+            if isinstance(value, bool) or not (is_left_out or isinstance(value, int)):
+                raise ValueError(f"{name} is {value!r}: give a whole number")
         if self.min_length < 0:
             raise ValueError(f"min_length is {self.min_length}: give at least 0")
         if self.max_length is not None and self.max_length < max(self.min_length, 1):
@@ -127,7 +132,7 @@ def dag_decode(
     Raises:
         ValueError: tensors or ``keys`` of the wrong shape, a length out of [1, L], NaN in a link (both looked for on a
             CPU alone), or options that `DagOptions` refuses.
-        TypeError: lengths that are not integers.
+        TypeError: lengths that are not integers, links that are.
     """
     options = DagOptions(
         strategy,
@@ -265,8 +270,11 @@ def _checked(values_BL: Tensor, log_links: Tensor, lengths: Tensor) -> tuple[Ten
     if log_links.shape != (batch_size, num_slots, num_slots):
         shape = tuple(log_links.shape)
         raise ValueError(f"log_links has shape {shape}: give [B, L, L] with B = {batch_size} and L = {num_slots}")
-    if lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise TypeError(f"lengths has dtype {lengths.dtype}: give integers")
+    if not log_links.is_floating_point():
+        raise TypeError(f"log_links has dtype {log_links.dtype}: give log-probabilities in a floating dtype")
+    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        found = f"dtype {lengths.dtype}" if isinstance(lengths, Tensor) else f"type {type(lengths).__name__}"
+        raise TypeError(f"lengths has {found}: give integers in a tensor")
     if lengths.shape != (batch_size,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}: give [{batch_size}]")
     last_B = lengths.to(values_BL.device).long() - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -144,7 +145,9 @@ class DecodeOptions:
         Raises:
             ConfigError: a value out of range, or limits that the strategy does not keep.
         """
-        strategy = self.strategy or ("beam" if self.beam_size > 1 else "lookahead")
+        strategy = self.strategy
+        if strategy is None:
+            strategy = "beam" if self.beam_size > 1 else "lookahead"
         beam = BeamOptions() if self.beam_size == 1 else BeamOptions(self.beam_size, self.beam_classes)
         beam = replace(
             beam,
@@ -175,8 +178,9 @@ class DecodeOptions:
         """Raise ConfigError for a value out of range, or for a value that does not fit the model."""
         for name in ("beam_size", "beam_classes", "length_beam"):
             _require(name, getattr(self, name), 1)
-        for name in ("min_length", "no_repeat_ngram_size", "refinement", "seed"):
+        for name in ("min_length", "no_repeat_ngram_size", "refinement"):
             _require(name, getattr(self, name), 0)
+        _require("seed", self.seed, 0, below=1 << 63)
         if self.max_length is not None:
             _require("max_length", self.max_length, max(self.min_length, 1))
         if self.token_budget is not None:
@@ -191,8 +195,11 @@ class DecodeOptions:
             "top_p",
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            # In this form the comparison also refuses a NaN, and a whole number that is no float.
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
                 raise ConfigError(f"{name} is {value!r}: give a finite number")
+        if not isinstance(self.merge_duplicates, bool):
+            raise ConfigError(f"merge_duplicates is {self.merge_duplicates!r}: give true or false")
         if self.lm is not None and self.beam_size == 1 and self.strategy != "beam":
             raise ConfigError("lm is used only in the beam search: give beam_size above 1")
         if self.lm is None and (self.lm_weight, self.word_bonus) != (DecodeOptions.lm_weight, DecodeOptions.word_bonus):
@@ -266,6 +273,13 @@ class DecodeOptions:
                     f"strategy is {self.strategy!r}, but the model's target is {config.target_kind!r}: leave it out, or"
                     " make a graph of this model: fine-tune it with model.checkpoint and model.target dag"
                 )
+            for name in ("lookahead_beta", "length_penalty", "merge_duplicates"):
+                value = getattr(self, name)
+                if value != getattr(DecodeOptions, name):
+                    raise ConfigError(
+                        f"{name} is {value}: it chooses a path through a graph of slots, and the model's target is "
+                        f"{config.target_kind!r}; leave it out"
+                    )
             return
         if self.beam_size > 1 and self.strategy not in (None, "beam"):
             raise ConfigError(
@@ -286,6 +300,8 @@ class DecodeOptions:
             )
 
 
-def _require(name: str, value: int, minimum: int) -> None:
+def _require(name: str, value: int, minimum: int, *, below: int = 1 << 31) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name} is {value!r}: give a whole number of at least {minimum}")
+    if value >= below:
+        raise ConfigError(f"{name} is {value}: give a whole number below {below}")

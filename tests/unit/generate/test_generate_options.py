@@ -201,6 +201,13 @@ def test_bad_words_are_not_written(policy):
         ("source", {"lm_weight": 0.3, "beam_size": 4}, "lm_weight and word_bonus belong to a language model"),
         ("source", {"lookahead_beta": float("nan")}, "lookahead_beta is nan: give a finite number"),
         ("source", {"length_penalty": "1"}, "length_penalty is '1': give a finite number"),
+        ("source", {"length_penalty": 10**400}, "length_penalty is 10+: give a finite number"),
+        ("source", {"length_penalty": 2.0}, "length_penalty is 2.0: .*the model's target is 'ctc'; leave it out"),
+        ("predicted", {"lookahead_beta": -1.0}, "lookahead_beta is -1.0: .*the model's target is 'token'; leave it"),
+        ("source", {"merge_duplicates": False}, "merge_duplicates is False: .*the model's target is 'ctc'"),
+        ("source", {"merge_duplicates": "no"}, "merge_duplicates is 'no': give true or false"),
+        ("source", {"seed": 1 << 63}, "seed is 9223372036854775808: give a whole number below 9223372036854775808"),
+        ("source", {"min_length": 1 << 31}, "min_length is 2147483648: give a whole number below 2147483648"),
         ("predicted", {"beam_size": 2}, "beam_size is 2: the prefix beam search needs CTC"),
         (
             "predicted",

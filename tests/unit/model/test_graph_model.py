@@ -218,6 +218,8 @@ def test_refused_inputs():
     source = source_ids([3])[0][None]
     for options, message in (
         ({"strategy": "guess"}, "strategy is 'guess'"),
+        ({"strategy": 3}, "strategy is 3: known: beam, greedy"),
+        ({"strategy": ""}, "strategy is '': known: beam, greedy"),
         ({"lookahead_beta": -1.0}, "lookahead_beta is -1.0: give a finite number of at least 0"),
         ({"length_penalty": 11.0}, "length_penalty is 11.0: give a number from 0 to 10"),
         ({"max_length": 4}, "strategy 'lookahead' keeps to no min_length or max_length"),
