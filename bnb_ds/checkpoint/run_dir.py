@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -231,7 +232,8 @@ def run_of(found: Path) -> Path:
     Raises:
         CheckpointError: the checkpoint was moved out of its run.
     """
-    run = found.parent.parent
+    # A path may be named from inside the run, and then has no such parents.
+    run = Path(os.path.abspath(found)).parent.parent
     if not holds_run(run):
         raise CheckpointError(
             f"{found}: its run ({run}) has no config.resolved.yaml; keep checkpoints inside their run"

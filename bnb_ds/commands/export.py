@@ -55,14 +55,14 @@ def add_average(command: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="output_dir of a run, or of several runs of one model, or single checkpoints",
+        help="output_dir of a run, or of several runs that began with the same weights, or single checkpoints",
     )
     number = command.add_mutually_exclusive_group(required=True)
     number.add_argument("--last", type=positive, metavar="N", help="average the N newest checkpoints of each run")
     number.add_argument(
         "--best", type=positive, metavar="N", help="average the N checkpoints of each run with the best evaluations"
     )
-    command.add_argument("--output", type=Path, help="directory to write; new or empty (default: RUN/average)")
+    command.add_argument("--output", type=Path, help="directory to write; new or empty (default: average, in the first run)")
     command.set_defaults(run=_average)
 
 
@@ -99,9 +99,10 @@ def add_import_optimus(command: argparse.ArgumentParser) -> None:
 
 
 def _average(args: argparse.Namespace) -> None:
+    from bnb_ds.checkpoint.averaging import run_at
     from bnb_ds.export.from_run import export_average
 
-    output = args.output or args.source[0] / "average"
+    output = args.output or run_at(args.source[0]) / "average"
     found = export_average(args.source, output, last=args.last, best=args.best)
     print(f"average: {', '.join(path.name for path in found)} -> {output}")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+import yaml
 
 from bnb_ds.checkpoint.store import selection_loss, whole_checkpoints
 from bnb_ds.checkpoint.weights import read_weights
@@ -53,6 +56,39 @@ def test_single_checkpoints_and_the_default_output(run):
     model = BnbForConditionalGeneration.from_pretrained(run.output / "average")
     for name, weight in read_weights(newest).items():
         assert torch.equal(model.state_dict()[name], weight)
+
+
+def test_nothing_is_written_into_a_checkpoint(run, tmp_path, monkeypatch):
+    """A checkpoints directory is its run; the default output of a checkpoint lies in its run too."""
+    copied = shutil.copytree(run.output, tmp_path / "run", ignore=shutil.ignore_patterns("average"))
+    newest = whole_checkpoints(copied / "checkpoints")[-1]
+    before = sorted(newest.iterdir())
+    monkeypatch.chdir(newest.parent)
+    assert main(["average", newest.name, "--last", "1"]) == 0
+    assert sorted(newest.iterdir()) == before
+    alone = (copied / "average" / "README.md").read_text()
+    assert "mean of 1 checkpoints" in alone
+    shutil.rmtree(copied / "average")
+    assert main(["average", str(copied / "checkpoints"), "--last", "3"]) == 0
+    assert "mean of 3 checkpoints" in (copied / "average" / "README.md").read_text()
+
+
+def test_runs_that_began_with_other_random_weights_are_refused(run, tmp_path, capsys):
+    """Their weights mean nothing to each other, though the models look alike."""
+    other = shutil.copytree(run.output, tmp_path / "other")
+    recipe = yaml.safe_load((other / "config.resolved.yaml").read_text())
+    for model, code in ((recipe["model"], 2), ({**recipe["model"], "size": None, "checkpoint": "begun"}, 0)):
+        changed = yaml.safe_dump({**recipe, "seed": recipe["seed"] + 1, "model": model})
+        for place, text in ((other, changed), (tmp_path / "first", yaml.safe_dump({**recipe, "model": model}))):
+            if not place.exists():
+                shutil.copytree(run.output, place)
+            (place / "config.resolved.yaml").write_text(text)
+        arguments = ["average", str(tmp_path / "first"), str(other), "--last", "1", "--output", str(tmp_path / "mean")]
+        assert main(arguments) == code
+        message = capsys.readouterr().err
+        assert ("began with other random weights, whose mean is no model; average checkpoints of" in message) == (
+            code == 2
+        )
 
 
 def test_too_few_checkpoints(run, capsys, tmp_path):
