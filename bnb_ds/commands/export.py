@@ -62,7 +62,9 @@ def add_average(command: argparse.ArgumentParser) -> None:
     number.add_argument(
         "--best", type=positive, metavar="N", help="average the N checkpoints of each run with the best evaluations"
     )
-    command.add_argument("--output", type=Path, help="directory to write; new or empty (default: average, in the first run)")
+    command.add_argument(
+        "--output", type=Path, help="directory to write; new or empty (default: average, in the first run)"
+    )
     command.set_defaults(run=_average)
 
 

@@ -195,7 +195,7 @@ def check_projection(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Non
     if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != width:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: give [V, {width}], as wide as hidden")
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}: give [{weight.shape[0]}], a number for each row of weight")
+        raise ValueError(f"bias has shape {tuple(bias.shape)}: give [{weight.shape[0]}], as many as weight has rows")
 
 
 def check_integers(name: str, lengths: Tensor) -> None:

@@ -92,9 +92,9 @@ def linear_ctc_loss(
         distinct_lengths: integers [B], positions that differ, which a target may need at most; None: all of them.
 
     Raises:
-        ValueError: weight or bias of the wrong shape; a label outside [0, V) or equal to ``blank`` inside its length; a length that is negative or beyond
-            its axis; a blank outside [0, V); a concatenation of the wrong size; an unknown reduction; ``kl_weight``
-            with ``"none"``; ``chunk_tokens`` below 1.
+        ValueError: weight or bias of the wrong shape; a label outside [0, V) or equal to ``blank`` inside its length; a
+            length that is negative or beyond its axis; a blank outside [0, V); a concatenation of the wrong size; an
+            unknown reduction; ``kl_weight`` with ``"none"``; ``chunk_tokens`` below 1.
         TypeError: lengths or targets that are not integers.
         RuntimeError: a second derivative is asked for.
 

@@ -38,7 +38,8 @@ class BeamOptions:
 
     Attributes:
         beam_size: texts that each slot keeps.
-        candidates: ways that are followed from each slot: the most probable pairs of a later slot and its token.
+        candidates: ways that are followed from each slot: the most probable pairs of a later slot and its token; with
+            rules, of those that a text may go.
         lm: gives the nats of a token behind a text (a tuple of ids, empty for the first); None: no language model.
         lm_weight: what these nats are multiplied by.
         lm_end: gives the nats of a text's end, for the language model; None: 0.
@@ -128,13 +129,21 @@ def search(
         # Ranked by score, which is what the end is ranked by, so that texts of several lengths live side by side.
         kept = heapq.nlargest(options.beam_size, slots[slot].items(), key=lambda item: score(*item))
         slots[slot] = {}
-        ways = _ways_on(tokens_LC[slot + 1 :], log_probs_LC[slot + 1 :], links_LL[slot, slot + 1 :], options.candidates)
+        # Rules may shut out the most probable ways; then others take their places.
+        most = None if states.has_rules else options.candidates
+        ways = _ways_on(tokens_LC[slot + 1 :], log_probs_LC[slot + 1 :], links_LL[slot, slot + 1 :], most)
         for text, log_prob in kept:
+            num_left = options.candidates
             for place, token, gained in ways:
                 is_same = merge_duplicates and token == text[-1]
                 longer = text if is_same else (*text, token)
-                if is_same or (len(text) < longest and states(longer) >= 0):
+                if not is_same and states(longer) < 0:
+                    continue
+                if is_same or len(text) < longest:
                     _add(slots[slot + 1 + place], longer, log_prob + gained)
+                num_left -= 1
+                if num_left == 0:
+                    break
     ends = ((text, log_prob) for text, log_prob in slots[-1].items() if states.may_end(text))
     found = [Found(text, log_prob, score(text, log_prob + nats.of_end(text))) for text, log_prob in ends]
     enough = min(min_length, max((len(one.tokens) for one in found), default=0))
@@ -168,11 +177,11 @@ class _RememberedStates:
     def __init__(self, options: BeamOptions):
         self._rule, self._size = options.rule, options.no_repeat_ngram_size
         self._banned = options.banned_sequences
-        self._has_rules = self._rule is not None or self._size > 0 or bool(self._banned)
+        self.has_rules = self._rule is not None or self._size > 0 or bool(self._banned)
         self._of: dict[tuple[int, ...], int] = {(): 0}
 
     def __call__(self, text: tuple[int, ...]) -> int:
-        if not self._has_rules:
+        if not self.has_rules:
             return 0
         if text not in self._of:
             self._of[text] = -1 if self._is_broken(text) else self._after(text)
@@ -197,9 +206,12 @@ class _RememberedStates:
 
 
 def _ways_on(
-    tokens_JC: np.ndarray, log_probs_JC: np.ndarray, links_J: np.ndarray, count: int
+    tokens_JC: np.ndarray, log_probs_JC: np.ndarray, links_J: np.ndarray, count: int | None
 ) -> list[tuple[int, int, float]]:
-    """The most probable ways on from a slot: which of the J later slots, its token, and the nats of both."""
+    """The most probable ways on from a slot: which of the J later slots, its token, and the nats of both.
+
+    ``count`` is how many; None: all.
+    """
     gained = (links_J[:, None] + log_probs_JC).ravel()
     order = np.argsort(-gained, kind="stable")[:count]
     order = order[gained[order] > -math.inf]

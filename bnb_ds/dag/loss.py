@@ -81,9 +81,10 @@ def linear_dag_loss(
             slot may emit that token, a path without that slot has probability 0, and its emission costs nothing.
 
     Raises:
-        ValueError: weight or bias of the wrong shape; a label outside [0, V); a forced token that its target does not have; a length that is negative or
-            beyond its axis; a concatenation of the wrong size; links of the wrong shape, one that is NaN, leads
-            backwards or has a probability above 1; an unknown reduction; ``chunk_tokens`` below 1.
+        ValueError: weight or bias of the wrong shape; a label outside [0, V); a forced token that its target does not
+            have; a length that is negative or beyond its axis; a concatenation of the wrong size; links of the wrong
+            shape, one that is NaN, leads backwards or has a probability above 1; an unknown reduction; ``chunk_tokens``
+            below 1.
         TypeError: lengths or targets that are not integers, links that are.
         RuntimeError: a second derivative is asked for.
 
