@@ -18,6 +18,7 @@ PUBLIC = {
     "bnb_ds.modeling": "BnbConfig BnbForConditionalGeneration BnbForPretraining BnbModel BnbModelOutput BnbOutput"
     " decoder_lengths",
     "bnb_ds.ctc": "CtcOutput linear_ctc_loss ctc_loss linear_argmax linear_best collapse",
+    "bnb_ds.dag": "linear_dag_loss DagOutput dag_best_path dag_decode DagOptions",
     "bnb_ds.shards": "TokenShards ShardWriter Manifest TokenizerInfo read_manifest",
     "bnb_ds.decoding": "generate generate_rows DecodeOptions GenerateOutput",
     "bnb_ds.distributed": "rank local_rank world_size is_main barrier init",
