@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig
 
-from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, tokenizer_directory
+from bnb_ds.common.hub import TARGET_TOKENIZER, checkpoint_errors, refuse_other_model, tokenizer_directory
 from bnb_ds.config.model_section import ModelSection, ModelSize
 from bnb_ds.data.tokenization import Vocabulary, load_tokenizer, tokenizer_hash
 from bnb_ds.errors import ConfigError, DataError
@@ -186,6 +186,7 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
     fixed = [name for name in _FIXED_BY_CHECKPOINT if name in given]
     if fixed:
         raise ConfigError(f"model.{fixed[0]}: model.checkpoint already decides it; remove one of the two")
+    refuse_other_model(section.checkpoint, BnbConfig.model_type)
     with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
         config = BnbConfig.from_pretrained(section.checkpoint)
     if "has_decoder" in given and section.has_decoder != config.has_decoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -26,6 +27,7 @@ SLOW_TOKENIZER_FILES = {
     "tokenizer.model": "sentencepiece",
     "vocab.json": None,
 }
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 #: the graph in a model directory that `bnb-ds export --format onnx` wrote
 ONNX_FILE = "model.onnx"
 #: what a call of the hub raises where there is no such name, no permission or no connection; the bases of its own error
@@ -47,7 +49,7 @@ def model_directory(name: str | PathLike[str]) -> Path:
         CheckpointError: there is no such directory, and the hub does not give its files.
     """
     path = Path(name)
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+    if path.exists() or not _HUB_NAME.fullmatch(str(name)):
         return path
     try:
         return Path(snapshot_download(str(name)))
@@ -87,6 +89,33 @@ def export_hint(directory: Path) -> str | None:
     if os.path.exists(directory / "checkpoint.json"):
         return f"is a checkpoint of a run, not a model; {way}"
     return None
+
+
+def model_type(directory: Path) -> str | None:
+    """What the configuration in a directory says; None where none can be read."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def refuse_other_model(source: str, wanted: str) -> None:
+    """Raise CheckpointError for a path without a model of the type ``wanted``; a name on the hub is not looked up.
+
+    transformers takes a directory without a configuration for a model with the defaults of all settings.
+    """
+    directory = Path(source)
+    if not directory.exists():
+        if _HUB_NAME.fullmatch(source):
+            return
+        raise CheckpointError(f"{source}: no such directory; give a model that `bnb-ds export` wrote")
+    if hint := export_hint(directory):
+        raise CheckpointError(f"{source}: {hint}")
+    found = model_type(directory)
+    if found not in (None, wanted) or not (directory / "config.json").exists():
+        what = "has no config.json" if found is None else f"its config.json is that of a {found} model, not a {wanted}"
+        raise CheckpointError(f"{source}: {what}; give a model that `bnb-ds export` wrote")
 
 
 def tokenizer_directory(checkpoint: str) -> Path | None:

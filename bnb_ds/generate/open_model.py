@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 
-from bnb_ds.common.hub import ONNX_FILE, TARGET_TOKENIZER, checkpoint_errors, export_hint
+from bnb_ds.common.hub import ONNX_FILE, TARGET_TOKENIZER, checkpoint_errors, export_hint, model_type
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.configuration import BnbConfig
@@ -22,10 +21,12 @@ _MODEL_SUFFIXES = (".json", ".txt", ".safetensors", ".onnx", ".data")
 def refuse_other_directories(directory: Path, *, or_onnx: bool = False) -> None:
     """Raise CheckpointError for a directory that ``bnb-ds export`` did not write, in torch (or ONNX) format."""
     has_weights = any(directory.glob("*.safetensors")) or (or_onnx and (directory / ONNX_FILE).is_file())
-    if _model_type(directory) != BnbConfig.model_type or not has_weights:
+    if model_type(directory) != BnbConfig.model_type or not has_weights:
         if not directory.exists():
             raise CheckpointError(f"{directory}: no such directory; give a model that `bnb-ds export` wrote")
         hint = export_hint(directory)
+        if not or_onnx and (directory / ONNX_FILE).is_file():
+            hint = "is an ONNX model, which cannot do this; give the torch model that it was made from"
         raise CheckpointError(f"{directory}: {hint or 'not an exported model; give one that `bnb-ds export` wrote'}")
 
 
@@ -94,10 +95,3 @@ def choose_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; give cpu")
     return device
-
-
-def _model_type(directory: Path) -> str | None:
-    try:
-        return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError):
-        return None

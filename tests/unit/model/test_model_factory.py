@@ -92,8 +92,20 @@ def test_a_checkpoint_that_decodes_padding_needs_another_policy(checkpoint, shar
 
 
 def test_wrong_checkpoints(tmp_path, checkpoint, shards):
-    with pytest.raises(CheckpointError, match="absent: cannot be read as a BERT-NAR-BERT model: "):
+    with pytest.raises(CheckpointError, match="absent: no such directory; give a model that `bnb-ds export` wrote"):
         build_model(section(tmp_path / "absent"), shards, 32)
+    with pytest.raises(CheckpointError, match=r"has no config\.json; give a model that `bnb-ds export`"):
+        build_model(section(tmp_path), shards, 32)
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(
+        CheckpointError, match="run: is the output_dir of a run, not a model; make one with `bnb-ds exp"
+    ):
+        build_model(section(run), shards, 32)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "marian"}')
+    with pytest.raises(CheckpointError, match=r"its config\.json is that of a marian model, not a bnb; give a"):
+        build_model(section(tmp_path / "other"), shards, 32)
     directory = checkpoint[1]
     (directory / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="model: cannot be read as a BERT-NAR-BERT model: "):
