@@ -193,7 +193,13 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
         has = "a decoder" if config.has_decoder else "no decoder"
         raise ConfigError(f"model.checkpoint {section.checkpoint}: has {has}; choose another model or another kind")
     replaced = {name: value for name, value in bnb_fields(section, target).items() if name in given}
+    links = _shape_of_links(config)
     config.update(replaced)
+    for name, value in _shape_of_links(config).items():
+        if value != links.get(name, value):
+            raise ConfigError(
+                f"model.{name}: the links of {section.checkpoint} were made for {links[name]}; remove model.{name}"
+            )
     if config.mask_token_id is None:  # models made before slots could hold tokens do not have it
         config.mask_token_id = target.special_ids.get("mask")
     for half in (config.encoder, config.decoder):
@@ -206,6 +212,14 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
         )
     config.check()
     return config
+
+
+def _shape_of_links(config: BnbConfig) -> dict[str, int]:
+    """The settings that say which weights the links of a graph have; none for another target."""
+    if config.target_kind != "dag":
+        return {}
+    heads = config.link_heads or config.decoder.num_attention_heads
+    return {"link_heads": heads, "link_positions": config.link_positions}
 
 
 def bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:

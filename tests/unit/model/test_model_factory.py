@@ -91,6 +91,25 @@ def test_a_checkpoint_that_decodes_padding_needs_another_policy(checkpoint, shar
     assert model_config(section(directory, decoder_length="source"), shards, 32).decoder_length == "source"
 
 
+def test_the_links_of_a_graph_keep_their_shape(tmp_path, shards):
+    halves = {half: {**SIZE, "vocab_size": shards.vocab_size} for half in ("encoder", "decoder")}
+    tokens = {"bos_token_id": 2, "eos_token_id": 3}
+    graph = bnb_model(
+        dtype=torch.float32, **halves, **tokens, target="dag", decoder_length_ratio=2.0, link_positions=64
+    )
+    graph.save_pretrained(tmp_path)
+    settings = {"target": "dag", "link_heads": 3, "link_positions": 64}
+    kept = build_model(section(tmp_path, **settings), shards, 32)
+    assert torch.equal(kept.links.gate.weight, graph.links.gate.weight)
+    for changes, made in (
+        ({"link_heads": 2}, "link_heads: .* for 3"),
+        ({"link_positions": 128}, "link_positions: .* 64"),
+    ):
+        with pytest.raises(ConfigError, match=rf"model\.{made}; remove model\.link_"):
+            model_config(section(tmp_path, **{**settings, **changes}), shards, 32)
+    assert model_config(section(tmp_path, target="ctc", link_heads=2), shards, 32).target == "ctc"
+
+
 def test_wrong_checkpoints(tmp_path, checkpoint, shards):
     with pytest.raises(CheckpointError, match="absent: no such directory; give a model that `bnb-ds export` wrote"):
         build_model(section(tmp_path / "absent"), shards, 32)
