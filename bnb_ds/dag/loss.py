@@ -53,9 +53,8 @@ def linear_dag_loss(
     """Negative log-likelihood of targets, summed over all paths through a graph of slots; no [B, L, V] tensor exists.
 
     A path begins at slot 0, follows links, and ends at the last slot of its sequence; its s-th slot emits the s-th
-    target token, so that the first and the last token are emitted by the first and the last slot. A target of S tokens
-    needs 2 <= S <= L, or S = L = 1 (`bnb_ds.dag.inputs.fits`); any other is infeasible, and so is one that needs a link
-    or a class of probability 0.
+    target token, so the first and the last slot emit the first and the last token. A target of S tokens needs
+    2 <= S <= L, or S = L = 1; any other is infeasible, and so is one that needs a link or a class of probability 0.
 
     Gradients are finished in the forward pass (with ``"none"``, in backward), so the weight may be partitioned again
     before backward. Products run in autocast's dtype, or in that of the operands; sums, logsumexp and the dynamic
@@ -81,10 +80,9 @@ def linear_dag_loss(
             slot may emit that token, a path without that slot has probability 0, and its emission costs nothing.
 
     Raises:
-        ValueError: weight or bias of the wrong shape; a label outside [0, V); a forced token that its target does not
-            have; a length that is negative or beyond its axis; a concatenation of the wrong size; links of the wrong
-            shape, one that is NaN, leads backwards or has a probability above 1; an unknown reduction; ``chunk_tokens``
-            below 1.
+        ValueError: weight, bias or links of the wrong shape; a label outside [0, V); a forced token that its target
+            does not have; a length that is negative or beyond its axis; a concatenation of the wrong size; a link that
+            is NaN, leads backwards or has a probability above 1; an unknown reduction; ``chunk_tokens`` below 1.
         TypeError: lengths or targets that are not integers, links that are.
         RuntimeError: a second derivative is asked for.
 
