@@ -4,9 +4,10 @@ Face: `DagOptions`, `DagOutput`, `LinkNetwork`, `NgramOutput`, `dag_best_path`, 
 `linear_dag_ngram_loss`.
 """
 
+from bnb_ds.ctc.ngram_matches import NgramOutput
 from bnb_ds.dag.links import LinkNetwork
 from bnb_ds.dag.loss import DagOutput, linear_dag_loss
-from bnb_ds.dag.ngrams import NgramOutput, linear_dag_ngram_loss
+from bnb_ds.dag.ngrams import linear_dag_ngram_loss
 from bnb_ds.dag.paths import dag_best_path
 from bnb_ds.dag.strategies import DagOptions, dag_decode
 

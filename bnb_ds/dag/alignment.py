@@ -125,7 +125,7 @@ def _in_pytorch(problem: Problem, with_posteriors: bool) -> tuple[Tensor, Poster
     if len(again):
         nll_again, posteriors_again = _in_logs(problem.of_sequences(again), with_posteriors)
         nll_B = nll_B.index_copy(0, again, nll_again.to(nll_B.dtype))
-        if posteriors is not None:
+        if posteriors is not None and posteriors_again is not None:
             for values, values_again in zip(posteriors[:2], posteriors_again[:2], strict=True):
                 values.index_copy_(0, again, values_again.to(values.dtype))
     return nll_B, posteriors

@@ -100,7 +100,9 @@ def _gradients(
     """Of hidden, weight, bias and links; posteriors and log-probabilities are overwritten."""
     weight_B = -weight_B.to(log_probs_NK.dtype)
     derivative_NK = options.targets.layout.unpad(posteriors.slots.mul_(weight_B[:, None, None]))
-    gradients = head.contract(log_probs_NK, normalizer_N, derivative_NK, wanted[:3], posteriors.live)
+    gradients = head.contract(
+        log_probs_NK, normalizer_N, derivative_NK, (wanted[0], wanted[1], wanted[2]), posteriors.live
+    )
     links_BLL = posteriors.links.mul_(weight_B[:, None, None]) if wanted[3] else None
     return gradients.hidden, gradients.weight, gradients.bias, links_BLL
 
@@ -122,6 +124,7 @@ class LinearDagLoss(torch.autograd.Function):
         leaves = (hidden_NH, weight_VH, bias_V, log_links_BLL)
         passed = _Passed(options, leaves[:3], log_links_BLL, any(wanted))
         if any(wanted):
+            assert passed.posteriors is not None
             weight_B = options.weights(passed.infeasible_B)
             first_phase = (passed.log_probs_NK, passed.normalizer_N)
             finished = _gradients(options, passed.head, *first_phase, passed.posteriors, weight_B, wanted)

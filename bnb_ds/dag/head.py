@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.ctc.head import FusedHead, Gradients, exact_dtype
+from bnb_ds.ctc.head import FusedHead, Gradients
+from bnb_ds.ctc.operands import exact_dtype
 from bnb_ds.dag.alignment import live_slots
 from bnb_ds.dag.inputs import Targets
 from bnb_ds.dag.tiles import TiledProjection
@@ -112,8 +113,10 @@ class LinearDagHead(FusedHead):
             columns = _Columns(layout, self._targets.table, self._targets.is_first)
             return self._at_rows(self._hidden_NH, columns).contract(log_probs_NK, normalizer_N, derivative_NK, wanted)
         rows = self._at_rows(self._hidden_NH.index_select(0, live_M), self._columns_of(live_M))
-        of_live = (values.index_select(0, live_M) for values in (log_probs_NK, normalizer_N, derivative_NK))
-        gradients = rows.contract(*of_live, wanted)
+        log_probs_MK, normalizer_M, derivative_MK = (
+            values.index_select(0, live_M) for values in (log_probs_NK, normalizer_N, derivative_NK)
+        )
+        gradients = rows.contract(log_probs_MK, normalizer_M, derivative_MK, wanted)
         hidden_NH = None
         if wanted[0]:
             hidden_NH = self._zeros(*self._hidden_NH.shape).index_copy_(0, live_M, gradients.hidden)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnb_ds.common.packing import PackedLayout
-from bnb_ds.ctc.head import exact_dtype
+from bnb_ds.ctc.operands import exact_dtype
 from bnb_ds.recurrences.host import exp_of_shares_, logsumexp_
 
 _NO_SECOND_DERIVATIVE = (

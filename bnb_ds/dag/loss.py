@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bnb_ds.ctc.inputs import check_projection, check_reduction, real_rows
-from bnb_ds.ctc.loss import compute_dtype
+from bnb_ds.ctc.operands import compute_dtype
 from bnb_ds.dag.autograd import LinearDagLoss, LinearDagNll, LossOptions
 from bnb_ds.dag.inputs import Targets, read_forced, read_links, read_targets
 

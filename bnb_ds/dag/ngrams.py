@@ -27,8 +27,8 @@ from torch import Tensor
 from bnb_ds.common.packing import on_host
 from bnb_ds.ctc.autograd import scaled_gradients
 from bnb_ds.ctc.inputs import check_reduction
-from bnb_ds.ctc.loss import compute_dtype
 from bnb_ds.ctc.ngram_matches import NO_SECOND_DERIVATIVE, NgramOutput
+from bnb_ds.ctc.operands import compute_dtype
 from bnb_ds.dag.autograd import LossOptions
 from bnb_ds.dag.inputs import Targets
 from bnb_ds.dag.loss import read_all
@@ -179,7 +179,7 @@ class _LinearNgramLoss(torch.autograd.Function):
         if any(wanted):
             own, links = torch.autograd.grad(loss, (own_BLK, links_BLL))
             derivative_NK = layout.unpad(own.to(log_probs_NK.dtype))
-            gradients = head.contract(log_probs_NK, normalizer_N, derivative_NK, wanted[:3])
+            gradients = head.contract(log_probs_NK, normalizer_N, derivative_NK, (wanted[0], wanted[1], wanted[2]))
             links = links.to(log_probs_NK.dtype) if wanted[3] else None
             ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias, links)
         leaves = (hidden_NH, weight_VH, bias_V, log_links_BLL)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnb_ds.ctc.loss import compute_dtype
+from bnb_ds.ctc.operands import compute_dtype
 from bnb_ds.dag import programme
 from bnb_ds.dag.alignment import Problem
 from bnb_ds.dag.head import LinearDagHead

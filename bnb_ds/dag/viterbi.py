@@ -39,7 +39,10 @@ def viterbi(
     if launch is not None:
         return _best(partial(best_of_each_length, launch), emission_BL, links_BLL, last_B, *options)
     path_BL, length_B, score_B = through_host(
-        lambda *graphs: _best(_in_pytorch, *graphs, *options), emission_BL, links_BLL, last_B
+        lambda emission, links, last: _best(_in_pytorch, emission, links, last, *options),
+        emission_BL,
+        links_BLL,
+        last_B,
     )
     return path_BL, length_B, score_B
 
