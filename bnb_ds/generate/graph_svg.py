@@ -39,11 +39,21 @@ def draw(view: GraphView) -> str:
 
 
 def _places(view: GraphView) -> dict[int, tuple[int, int]]:
-    """Column and row of each slot. A column is one more than that of any slot that links to it; the path is row 0."""
-    column = {vertex.slot: 0 for vertex in view.vertices}
-    for before, after in sorted(view.links):  # links go to later slots, so a slot is final before it is looked at
-        column[after] = max(column[after], column[before] + 1)
+    """Column and row of each slot; the path is row 0.
+
+    A column is one more than that of any slot that links to it; if no link to it is shown, than that of the last slot
+    of the path before it.
+    """
     on_path = set(view.path)
+    sources: dict[int, list[int]] = {}
+    for before, after in view.links:
+        sources.setdefault(after, []).append(before)
+    column: dict[int, int] = {}
+    passed: list[int] = []
+    for slot in sorted(vertex.slot for vertex in view.vertices):  # links go to later slots
+        column[slot] = max((column[before] + 1 for before in sources.get(slot, passed)), default=0)
+        if slot in on_path:
+            passed = [slot]
     filled: dict[int, int] = {}
     places: dict[int, tuple[int, int]] = {}
     for vertex in view.vertices:

@@ -73,6 +73,17 @@ def test_slots_do_not_cover_each_other_and_letters_are_escaped():
     assert "2 that few paths pass are not shown" in "".join(root.itertext())
 
 
+def test_a_slot_without_a_link_to_it_stands_beside_its_neighbours():
+    """Many slots may lead to it, each with less than the least probability that is shown."""
+    vertices = [Vertex(slot, 1.0, [(f"w{slot}", 1.0)]) for slot in (0, 3, 5, 7, 9)]
+    drawn = draw(GraphView(10, vertices, {(0, 3): 0.9, (3, 5): 0.9, (5, 9): 0.9, (7, 9): 0.1}, [0, 3, 5, 9], "a"))
+    left = {
+        vertex[0].text.split(":")[0]: int(vertex[1].get("x"))
+        for vertex in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}g")
+    }
+    assert left["slot 5"] < left["slot 7"] < left["slot 9"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
