@@ -24,5 +24,5 @@ def empty_warning(num_empty: int, num_outputs: int) -> str | None:
     return (
         f"warning: {num_empty:,} of {num_outputs:,} outputs are empty: the model reads no token off its slots. So it is"
         " after too few steps of training: go on until token_accuracy, or the scores, of the run's evaluations have"
-        " left 0 (bnb-ds curves RUN)"
+        " left 0 (bnb-ds curves RUN); or limits and bad words forbid all that it would write"
     )

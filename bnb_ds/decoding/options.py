@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any
 
 from bnb_ds.dag.beam_search import BeamOptions
@@ -17,6 +18,8 @@ from bnb_ds.model.configuration import BnbConfig
 
 #: number of prefixes in a search that is needed only to keep a limit, with ``beam_size`` 1
 CONSTRAINT_BEAM = 8
+#: a beam beyond any use, whose memory would end the process
+_WIDEST_BEAM = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,10 @@ class DecodeOptions:
 
     def __post_init__(self) -> None:
         # Tuples can be compared and hashed, so requests with equal options can be decoded together.
-        object.__setattr__(self, "bad_words_ids", tuple(tuple(words) for words in self.bad_words_ids))
+        try:
+            object.__setattr__(self, "bad_words_ids", tuple(tuple(words) for words in self.bad_words_ids))
+        except TypeError:
+            raise ConfigError(f"bad_words_ids is {self.bad_words_ids!r}: give a list of lists of token ids") from None
 
     @classmethod
     def of_model(cls, config: BnbConfig) -> DecodeOptions:
@@ -177,7 +183,7 @@ class DecodeOptions:
     def check(self, config: BnbConfig) -> None:
         """Raise ConfigError for a value out of range, or for a value that does not fit the model."""
         for name in ("beam_size", "beam_classes", "length_beam"):
-            _require(name, getattr(self, name), 1)
+            _require(name, getattr(self, name), 1, below=_WIDEST_BEAM)
         for name in ("min_length", "no_repeat_ngram_size", "refinement"):
             _require(name, getattr(self, name), 0)
         _require("seed", self.seed, 0, below=1 << 63)
@@ -202,6 +208,8 @@ class DecodeOptions:
             raise ConfigError(f"merge_duplicates is {self.merge_duplicates!r}: give true or false")
         if self.lm is not None and self.beam_size == 1 and self.strategy != "beam":
             raise ConfigError("lm is used only in the beam search: give beam_size above 1")
+        if not isinstance(self.lm, NgramLm | None):
+            raise ConfigError(f"lm is of type {type(self.lm).__name__}: give a bnb_ds.decoding.ngram_lm.NgramLm")
         if self.lm is None and (self.lm_weight, self.word_bonus) != (DecodeOptions.lm_weight, DecodeOptions.word_bonus):
             raise ConfigError("lm_weight and word_bonus belong to a language model: give lm too, or leave them out")
         if self.strategy != "sample" and (self.temperature, self.top_p, self.seed) != (1.0, 1.0, 0):
@@ -224,7 +232,7 @@ class DecodeOptions:
 
     def _check_bad_words(self, config: BnbConfig) -> None:
         for words in self.bad_words_ids:
-            if not words or not all(0 <= token < config.vocab_size for token in words):
+            if not words or not all(isinstance(token, Integral) and 0 <= token < config.vocab_size for token in words):
                 raise ConfigError(
                     f"bad_words_ids holds {list(words)}: give one or more ids of 0 to {config.vocab_size - 1}"
                 )
