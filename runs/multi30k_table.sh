@@ -32,9 +32,9 @@ inat 1 multi30k_inat | iNAT
 cmlm 1 multi30k_cmlm | CMLM, 1 pass:refinement=0; CMLM, 10 passes
 elmer 1 multi30k_elmer | ELMER, soft; ELMER, hard:exit_entropy=0.5
 bert2bert 1 multi30k_bert2bert | BERT2BERT, greedy:num_beams=1
-distilled 1 multi30k_distilled | CTC, distilled
-distilled_glancing 1 multi30k_glancing data.train=work/multi30k/train.distilled.jsonl | CTC, glancing, distilled
-distilled_dag 1 multi30k_dag data.train=work/multi30k/train.distilled.jsonl | graph, look-ahead, distilled:strategy=lookahead
+distilled 1 multi30k_distilled | CTC, distilled; CTC, distilled, blank penalty 1:blank_penalty=1.0
+distilled_glancing 1 multi30k_glancing data.train=work/multi30k/train.distilled.jsonl | CTC, glancing, distilled; CTC, glancing, distilled, blank penalty 1:blank_penalty=1.0
+distilled_dag 1 multi30k_dag data.train=work/multi30k/train.distilled.jsonl | graph, distilled, greedy:strategy=greedy; graph, distilled, look-ahead:strategy=lookahead; graph, distilled, joint Viterbi:strategy=joint_viterbi; graph, distilled, beam:strategy=beam
 SYSTEMS
 }
 
