@@ -69,9 +69,10 @@ def average_weights(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
 
 
 def _refuse_another_model(first: Path, other: Path) -> None:
+    runs = [run_of(first), run_of(other)]
     configs = []
-    for path in (first, other):
-        file = run_of(path) / "model" / "config.json"
+    for run in runs:
+        file = run / "model" / "config.json"
         try:
             configs.append(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError):
@@ -81,8 +82,7 @@ def _refuse_another_model(first: Path, other: Path) -> None:
         raise CheckpointError(
             f"{other}: its model is not that of {first}: {', '.join(names)} differ; average checkpoints of one model"
         )
-    begun = [_random_start(run_of(path)) for path in (first, other)]
-    if begun[0] != begun[1]:
+    if _random_start(runs[0]) != _random_start(runs[1]):
         raise CheckpointError(
             f"{other}: its run and that of {first} began with other random weights, whose mean is no model; average "
             "checkpoints of one run, or of runs with one seed or one model.checkpoint"

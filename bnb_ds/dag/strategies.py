@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bnb_ds.common.packing import on_host
 from bnb_ds.common.randomness import hash64
+from bnb_ds.ctc.inputs import check_integers
 from bnb_ds.dag.beam_search import BeamOptions, search
 from bnb_ds.dag.sampling import LINK_DRAWS, TOKEN_DRAWS, draw, slot_uniforms
 from bnb_ds.dag.viterbi import viterbi
@@ -272,9 +273,7 @@ def _checked(values_BL: Tensor, log_links: Tensor, lengths: Tensor) -> tuple[Ten
         raise ValueError(f"log_links has shape {shape}: give [B, L, L] with B = {batch_size} and L = {num_slots}")
     if not log_links.is_floating_point():
         raise TypeError(f"log_links has dtype {log_links.dtype}: give log-probabilities in a floating dtype")
-    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        found = f"dtype {lengths.dtype}" if isinstance(lengths, Tensor) else f"type {type(lengths).__name__}"
-        raise TypeError(f"lengths has {found}: give integers in a tensor")
+    check_integers("lengths", lengths)
     if lengths.shape != (batch_size,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}: give [{batch_size}]")
     last_B = lengths.to(values_BL.device).long() - 1

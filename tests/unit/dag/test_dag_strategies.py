@@ -310,7 +310,7 @@ def test_walks_run_in_onnxruntime(strategy, tmp_path):
         ({"lengths": torch.tensor([4, 1])}, ValueError, "lengths holds 4: lengths must lie between 1 and 3"),
         ({"lengths": torch.tensor([3])}, ValueError, r"lengths has shape \(1,\): give \[2\]"),
         ({"lengths": torch.tensor([3.0, 2.0])}, TypeError, "lengths has dtype torch.float32: give integers"),
-        ({"lengths": [3, 2]}, TypeError, "lengths has type list: give integers in a tensor"),
+        ({"lengths": [3, 2]}, TypeError, "lengths is of type list: give a tensor of integers"),
         ({"log_links": torch.zeros(2, 3, 3).long()}, TypeError, "log_links has dtype torch.int64: give log-prob"),
         ({"strategy": 3}, ValueError, "strategy is 3: known: beam, greedy"),
         ({"min_length": 2.5, "strategy": "beam"}, ValueError, "min_length is 2.5: give a whole number"),
