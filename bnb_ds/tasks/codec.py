@@ -168,7 +168,8 @@ class Codec:
         Args:
             texts: the texts of each source.
             max_length: most tokens of a source, special tokens included.
-            cut: which of two texts is cut: the ``longest`` (until both are equally long) or the ``last``.
+            cut: which of two texts is cut: the ``longest`` (until both are equally long), or the second: its end for
+                ``last``; for ``around`` all but what surrounds the first text, where the second contains it.
             special_tokens: one of `SPECIAL_TOKENS`.
 
         Raises:
@@ -284,10 +285,12 @@ def _cut(first: list[int], second: list[int], room: int, cut: str) -> tuple[list
     excess = len(first) + len(second) - room
     if excess <= 0:
         return first, second
-    if cut == "last" or not second:
+    if cut in ("last", "around") or not second:
         # If the first text fills all the room, nothing of the second is kept.
         first = first[:room]
-        return first, second[: room - len(first)]
+        room -= len(first)
+        begin = _window(first, second, room) if cut == "around" else 0
+        return first, second[begin : begin + room]
     shorter = min(len(first), len(second))
     longest = max(room - shorter, -(-room // 2))
     if len(first) >= len(second):
@@ -295,3 +298,10 @@ def _cut(first: list[int], second: list[int], room: int, cut: str) -> tuple[list
         return first, second[: room - len(first)]
     second = second[:longest]
     return first[: room - len(second)], second
+
+
+def _window(inner: list[int], text: list[int], room: int) -> int:
+    """Where to begin ``room`` tokens of a longer ``text`` with the first ``inner`` in their middle; else at 0."""
+    size = len(inner)
+    found = next((place for place in range(len(text) - size + 1) if text[place : place + size] == inner), 0)
+    return min(max(found - max(room - size, 0) // 2, 0), len(text) - room)

@@ -47,8 +47,9 @@ class Task:
     #: most tokens of a source and of a target, special tokens included; longer ones are cut
     max_source_length: int = 128
     max_target_length: int = 128
-    #: which of two source columns is cut if they are too long together: the longer one, or the last
-    cut: Literal["longest", "last"] = "longest"
+    #: which of two source columns is cut if they are too long together: the longer one, the last, or the last around the
+    #: place where it contains the first
+    cut: Literal["longest", "last", "around"] = "longest"
     #: form of local JSON files: rows, or SQuAD's articles with paragraphs and questions
     form: Literal["rows", "squad"] = "rows"
     #: column with the id of a row; without it, the id is a hash of the row's text

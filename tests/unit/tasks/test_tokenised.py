@@ -59,6 +59,30 @@ def test_pairs_are_cut_as_the_tokenizer_cuts_them(codec, small_tokenizer, max_le
     assert codec.encode_sources([(short, long)], 5, cut="last").num_cut == 1
 
 
+@pytest.mark.parametrize("max_length", [4, 5, 6, 8, 9, 12, 17, 40])
+@pytest.mark.parametrize("answer", ["of the object", "the", "by a function of", "the module", "value value", ""])
+def test_what_surrounds_the_first_text_is_kept(codec, small_tokenizer, answer, max_length):
+    passage = "value of the object that is returned by a function of the module"
+    encoded = codec.encode_sources([(answer, passage)], max_length, cut="around")
+    first, second = (small_tokenizer(text, add_special_tokens=False)["input_ids"] for text in (answer, passage))
+    room = max_length - 3
+    kept = encoded.tokens[0][encoded.first_lengths[0] : -1].tolist()
+    assert encoded.tokens[0][1 : encoded.first_lengths[0] - 1].tolist() == first[:room], "the first text comes first"
+    room -= len(first[:room])
+    assert len(kept) == min(room, len(second))
+    begins = [begin for begin in range(len(second)) if second[begin : begin + len(kept)] == kept]
+    assert begins, "one piece of the passage"
+    assert encoded.num_cut == (len(kept) < len(second) or len(first) > max_length - 3)
+    found = [place for place in range(len(second)) if first and second[place : place + len(first)] == first]
+    if found and room >= len(first):
+        assert any(begin <= found[0] and found[0] + len(first) <= begin + room for begin in begins)
+        before, after = found[0] - begins[0], begins[0] + room - found[0] - len(first)
+        at_an_end = begins[0] == 0 or begins[0] + room == len(second)
+        assert at_an_end or abs(before - after) <= 1, "in the middle"
+    elif not found:
+        assert begins[0] == 0
+
+
 def test_no_room(codec):
     with pytest.raises(
         ConfigError, match=r"data\.max_source_length 3: leaves no room for text beside 3 special tokens"
