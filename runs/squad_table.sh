@@ -20,8 +20,6 @@ systems() {
     cat <<SYSTEMS
 bnb 3 squad_small | BnB
 bnb_pretrained 3 squad_small $additional | BnB, pre-trained; BnB, pre-trained, blank penalty 1:blank_penalty=1.0
-shallow_6_1 1 squad_small $additional model.decoder_layers=1 | BnB, pre-trained, 6 and 1 layers
-shallow_6_2 1 squad_small $additional model.decoder_layers=2 | BnB, pre-trained, 6 and 2 layers
 bert2bert 3 squad_small_bert2bert | BERT2BERT, greedy:num_beams=1
 transformer 1 squad_small_transformer | Transformer, greedy:num_beams=1
 elmer 1 squad_small_elmer | ELMER, soft
