@@ -18,7 +18,7 @@ source runs/tables.sh
 systems() {
     local additional="model.encoder=null model.checkpoint=$pretrained"
     cat <<SYSTEMS
-bnb 3 squad_small | BnB
+bnb 3 squad_small model.latent_size=64 | BnB
 bnb_pretrained 3 squad_small $additional | BnB, pre-trained; BnB, pre-trained, blank penalty 1:blank_penalty=1.0
 bert2bert 3 squad_small_bert2bert | BERT2BERT, greedy:num_beams=1
 transformer 1 squad_small_transformer | Transformer, greedy:num_beams=1
