@@ -153,7 +153,7 @@ def _write(
     while window := list(islice(examples, job.window)):
         start = time.monotonic()
         encoded = system.codec.encode_sources(
-            [example.sources for example in window], system.lengths.source, cut=system.task.cut
+            [example.sources for example in window], system.lengths.source, cut=system.lengths.cut
         )
         rows = [tokens.tolist() for tokens in encoded.tokens]
         texts = [""] * len(rows)

@@ -14,7 +14,7 @@ from bnb_ds.systems.base import TASK_FILE, System
 from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.model_dir import load_system
 from bnb_ds.tasks.codec import SPECIAL_TOKENS, Codec
-from bnb_ds.tasks.task import Task
+from bnb_ds.tasks.task import Cut, Task
 
 #: characters of a text that a message shows
 _SHOWN = 40
@@ -29,12 +29,14 @@ class SourceReader:
         max_length: most tokens of a source, special tokens included.
         task: what the model was fine-tuned for; None: it was only pre-trained.
         special_tokens: which special tokens a text can spell, one of `bnb_ds.tasks.codec.SPECIAL_TOKENS`.
+        cut: how two texts are cut that are too long together.
     """
 
     codec: Codec
     max_length: int
     task: Task | None = None
     special_tokens: str = "none"
+    cut: Cut = "longest"
 
     @classmethod
     def load(cls, directory: Path, special_tokens: str | None = None) -> SourceReader:
@@ -59,7 +61,7 @@ class SourceReader:
         if system is None:
             reader = cls(Codec.load(directory), longest_source(config), None, special_tokens or "mask")
         else:
-            reader = cls(system.codec, system.lengths.source, system.task)
+            reader = cls(system.codec, system.lengths.source, system.task, cut=system.lengths.cut)
         reader._refuse_another_vocabulary(directory, config)
         return reader
 
@@ -93,8 +95,7 @@ class SourceReader:
             parts: list[tuple[str, ...]] = [(text,) for text in texts]
         else:
             parts = [(first, second) for first, _, second in (text.partition("\t") for text in texts)]
-        cut = "longest" if self.task is None else self.task.cut
-        encoded = self.codec.encode_sources(parts, self.max_length, cut=cut, special_tokens=self.special_tokens)
+        encoded = self.codec.encode_sources(parts, self.max_length, cut=self.cut, special_tokens=self.special_tokens)
         # A task's data may hold texts without tokens, but none without letters.
         are_empty = encoded.are_empty if self.task is None else [not text.strip() for text in texts]
         sources = [[] if empty else ids.tolist() for ids, empty in zip(encoded.tokens, are_empty, strict=True)]

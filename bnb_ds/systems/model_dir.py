@@ -30,7 +30,7 @@ def load_system(directory: Path) -> System:
     try:
         made_for = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
         kind, task = made_for["kind"], restored(get_task(made_for["task"]), made_for)
-        lengths = Lengths(**made_for["lengths"])
+        lengths = Lengths.restored(task, made_for["lengths"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         if hint := export_hint(directory):
             raise CheckpointError(f"{directory}: {hint}") from None
@@ -84,7 +84,9 @@ def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]
         if (task.kind, task.labels) != (system.task.kind, system.task.labels):
             raise ConfigError(f"--task {task_name}: {model} was fine-tuned for {system.task.name}; give that task")
         system.task = task
-    own = {"max_source_length": system.lengths.source, "max_target_length": system.lengths.target}
+    own: dict[str, Any] = {"max_source_length": system.lengths.source, "max_target_length": system.lengths.target}
+    if saved and len(system.task.sources) == 2:
+        own["cut"] = system.lengths.cut
     data = load_section({**saved, **own}, overrides, "data", TaskDataSection)
     system.lengths = Lengths.of(system.task, data)
     system.use_romanian(data)

@@ -168,8 +168,7 @@ class Codec:
         Args:
             texts: the texts of each source.
             max_length: most tokens of a source, special tokens included.
-            cut: which of two texts is cut: the ``longest`` (until both are equally long), or the second: its end for
-                ``last``; for ``around`` all but what surrounds the first text, where the second contains it.
+            cut: how two texts are cut that are too long together, see `bnb_ds.tasks.task.Cut`.
             special_tokens: one of `SPECIAL_TOKENS`.
 
         Raises:
@@ -182,11 +181,16 @@ class Codec:
             self._ids("source", self._respelled("source", column), special_tokens)
             for column in zip(*texts, strict=True)
         ]
+        firsts, seconds = columns if pair else (columns[0] if columns else [], [[]] * len(texts))
+        mentions = firsts
+        if pair and cut == "around":
+            # Behind a space, a byte-level tokenizer writes the first text with other tokens.
+            mentions = self._ids("source", self._respelled("source", [f" {text[0]}" for text in texts]), special_tokens)
         encoded = EncodedSources([], [], [], [])
-        for ids in zip(*columns, strict=True):
-            first, second = _cut(ids[0], ids[1] if pair else [], room, cut)
-            encoded.are_cut.append(len(first) + len(second) < sum(map(len, ids)))
-            encoded.are_empty.append(not any(ids))
+        for whole_first, whole_second, mention in zip(firsts, seconds, mentions, strict=True):
+            first, second = _cut(whole_first, whole_second, room, cut, mention)
+            encoded.are_cut.append(len(first) + len(second) < len(whole_first) + len(whole_second))
+            encoded.are_empty.append(not (whole_first or whole_second))
             head = [*frame.before, *first, *frame.between]
             encoded.tokens.append(np.array([*head, *second, *frame.after] if pair else [*head, *frame.after], np.int64))
             encoded.first_lengths.append(len(head) if pair else len(encoded.tokens[-1]))
@@ -281,16 +285,17 @@ def _room(frame: Frame, max_length: int, field: str) -> int:
     return room
 
 
-def _cut(first: list[int], second: list[int], room: int, cut: str) -> tuple[list[int], list[int]]:
+def _cut(first: list[int], second: list[int], room: int, cut: str, mention: list[int]) -> tuple[list[int], list[int]]:
+    """Both texts without what has no room; ``mention`` is the first text as it is written behind a space."""
     excess = len(first) + len(second) - room
     if excess <= 0:
         return first, second
     if cut in ("last", "around") or not second:
         # If the first text fills all the room, nothing of the second is kept.
-        first = first[:room]
-        room -= len(first)
-        begin = _window(first, second, room) if cut == "around" else 0
-        return first, second[begin : begin + room]
+        kept = first[:room]
+        room -= len(kept)
+        begin = _window((first, mention), second, room) if cut == "around" else 0
+        return kept, second[begin : begin + room]
     shorter = min(len(first), len(second))
     longest = max(room - shorter, -(-room // 2))
     if len(first) >= len(second):
@@ -300,8 +305,13 @@ def _cut(first: list[int], second: list[int], room: int, cut: str) -> tuple[list
     return first[: room - len(second)], second
 
 
-def _window(inner: list[int], text: list[int], room: int) -> int:
-    """Where to begin ``room`` tokens of a longer ``text`` with the first ``inner`` in their middle; else at 0."""
-    size = len(inner)
-    found = next((place for place in range(len(text) - size + 1) if text[place : place + size] == inner), 0)
-    return min(max(found - max(room - size, 0) // 2, 0), len(text) - room)
+def _window(mentions: Iterable[list[int]], text: list[int], room: int) -> int:
+    """Where to begin ``room`` tokens of a longer ``text`` with its first mention in their middle; without one at 0."""
+    found = [(place, len(mention)) for mention in mentions if (place := _find(mention, text)) is not None]
+    place, size = min(found, default=(0, 0))
+    return min(max(place - max(room - size, 0) // 2, 0), len(text) - room)
+
+
+def _find(part: list[int], text: list[int]) -> int | None:
+    size = len(part)
+    return next((place for place in range(len(text) - size + 1) if text[place : place + size] == part), None)

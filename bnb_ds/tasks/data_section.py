@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bnb_ds.config.section import Section
 from bnb_ds.tasks.romanian import Spelling
+from bnb_ds.tasks.task import Cut
 
 Split = str
 
@@ -81,6 +82,10 @@ class TaskDataSection(Section):
     max_source_length: Annotated[int, Field(ge=3)] | None = None
     #: most tokens of a target, special tokens included; default: the task's
     max_target_length: Annotated[int, Field(ge=3)] | None = None
+    #: how two source texts are cut that are too long together. longest: the longer one, until both are equally long;
+    #: last: the second one's end; around: all of the second but what surrounds its first mention of the first; default:
+    #: the task's
+    cut: Cut | None = None
     #: read only the first rows for training, for quick trials
     max_train_samples: Annotated[int, Field(gt=0)] | None = None
     #: the same for validation

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["classification", "regression", "generation"]
+#: which of two source texts gives way if they are too long together: the longer one, until both are equally long; the
+#: last one's end; or all of the last one but what surrounds the place where it first contains the first
+Cut = Literal["longest", "last", "around"]
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,8 @@ class Task:
     #: most tokens of a source and of a target, special tokens included; longer ones are cut
     max_source_length: int = 128
     max_target_length: int = 128
-    #: which of two source columns is cut if they are too long together: the longer one, the last, or the last around the
-    #: place where it contains the first
-    cut: Literal["longest", "last", "around"] = "longest"
+    #: how two source columns are cut
+    cut: Cut = "longest"
     #: form of local JSON files: rows, or SQuAD's articles with paragraphs and questions
     form: Literal["rows", "squad"] = "rows"
     #: column with the id of a row; without it, the id is a hash of the row's text

@@ -17,39 +17,65 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from bnb_ds.common.files import new_directory, sha256_file
-from bnb_ds.errors import DataError
+from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples
 from bnb_ds.tasks.romanian import Spelling, respell
 from bnb_ds.tasks.row_reader import Example
 from bnb_ds.tasks.spacing import SPACING_FILE, Sample, Spacing, learns_spacing
-from bnb_ds.tasks.task import Task
+from bnb_ds.tasks.task import Cut, Task
 
-_FORMAT = 2
+_FORMAT = 3
 _CHUNK = 2000
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Most tokens of a source and of a target, special tokens included."""
+    """Most tokens of a source and of a target, special tokens included, and how two source texts are cut."""
 
     source: int
     target: int
+    cut: Cut = "longest"
 
     @classmethod
     def of(cls, task: Task, data: TaskDataSection) -> Lengths:
-        """The lengths of the recipe, or else of the task."""
-        return cls(data.max_source_length or task.max_source_length, data.max_target_length or task.max_target_length)
+        """The lengths of the recipe, or else of the task.
+
+        Raises:
+            ConfigError: ``data.cut`` for a task whose sources are single texts.
+        """
+        if data.cut is not None and len(task.sources) == 1:
+            raise ConfigError(
+                f"data.cut {data.cut}: is for two source texts, and task {task.name} reads one; remove it"
+            )
+        return cls(
+            data.max_source_length or task.max_source_length,
+            data.max_target_length or task.max_target_length,
+            data.cut or task.cut,
+        )
+
+    @classmethod
+    def restored(cls, task: Task, saved: Mapping[str, Any]) -> Lengths:
+        """The lengths of a model, from the fields that were saved with it.
+
+        Raises:
+            TypeError, ValueError: they were not saved so.
+        """
+        # Models that were saved without a way of cutting lost the ends of passages.
+        lengths = cls(**{"cut": "last" if task.cut == "around" else task.cut, **saved})
+        if lengths.cut not in get_args(Cut):
+            raise ValueError(f"no way to cut: {lengths.cut!r}")
+        return lengths
 
 
 class Tokenised:
@@ -176,7 +202,7 @@ def cached_directory(
         content.append(hub_fingerprint(*hub_of(task, data, split)))
     key = {
         "format": _FORMAT,
-        "task": [task.kind, task.sources, task.target, task.labels, task.cut, task.form, task.id_column],
+        "task": [task.kind, task.sources, task.target, task.labels, task.form, task.id_column],
         "split": [split, data.max_samples(split), data.split.model_dump() if data.split else None],
         "columns": data.columns,
         "skip_bad_rows": data.skip_bad_rows,
@@ -273,7 +299,7 @@ def write_examples(
         open(directory / "references.jsonl", "w", encoding="utf-8") as file,
     ):
         for chunk in _chunks(examples):
-            encoded = codec.encode_sources([example.sources for example in chunk], lengths.source, cut=task.cut)
+            encoded = codec.encode_sources([example.sources for example in chunk], lengths.source, cut=lengths.cut)
             sources.add(encoded.tokens)
             first_lengths += encoded.first_lengths
             sources_cut += encoded.num_cut

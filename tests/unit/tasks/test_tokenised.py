@@ -17,6 +17,7 @@ from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.tokenised import Lengths, rows_lines, tokenise
 from data_prep.sources.documents import Document
 from data_prep.tokenise.vocab import train_vocabulary
+from tests.subwords import byte_level
 
 SIZE = {
     "hidden_size": 12,
@@ -81,6 +82,42 @@ def test_what_surrounds_the_first_text_is_kept(codec, small_tokenizer, answer, m
         assert at_an_end or abs(before - after) <= 1, "in the middle"
     elif not found:
         assert begins[0] == 0
+
+
+def test_a_byte_level_tokenizer_finds_the_first_text_too():
+    tokenizer = byte_level()
+    passage = "Paris is large, and (London) is larger; but of all towns Rome is the oldest, as everybody knows"
+    for answer, neighbours in (("Rome", "all towns Rome is the"), ("Paris", "Paris is large"), ("London", "(London)")):
+        (tokens,) = Codec(tokenizer, tokenizer).encode_sources([(answer, passage)], 30, cut="around").tokens
+        assert tokens.size == 30
+        assert neighbours in tokenizer.decode(tokens, skip_special_tokens=True), answer
+
+
+def test_a_recipe_says_how_two_texts_are_cut(tmp_path, codec):
+    task, rows_of = get_task("squad_qg"), {}
+    passage = "the value of the object that is returned by a function of the module"
+    row = {"id": "1", "title": "t", "context": passage, "question": "what", "answers": {"text": ["the module"]}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    for cut in ("longest", "last", "around"):
+        fields = {"train": str(tmp_path / "a.jsonl"), "cache_dir": str(tmp_path), "max_source_length": 10}
+        rows_of[cut] = tokenise(task, TaskDataSection(**fields, cut=cut), "train", codec)
+        shown = codec.source.decode(rows_of[cut].sources(np.array([0]))[0], skip_special_tokens=True)
+        assert shown.endswith("of the module" if cut == "around" else "of the object"), cut
+    assert len({rows.directory for rows in rows_of.values()}) == 3
+    usual = tokenise(task, TaskDataSection(**fields), "train", codec)
+    assert usual.directory == rows_of["around"].directory, "the task's own"
+    message = r"data\.cut last: is for two source texts, and task summarization reads one; remove it"
+    with pytest.raises(ConfigError, match=message):
+        Lengths.of(get_task("summarization"), TaskDataSection(cut="last"))
+
+
+def test_a_model_is_read_with_the_cut_it_was_trained_with():
+    saved = {"source": 64, "target": 32}
+    assert Lengths.restored(get_task("squad_qg"), {**saved, "cut": "around"}) == Lengths(64, 32, "around")
+    assert Lengths.restored(get_task("squad_qg"), saved).cut == "last", "as when nothing was saved"
+    assert Lengths.restored(get_task("rte"), saved).cut == "longest"
+    with pytest.raises(ValueError, match="no way to cut: 'middle'"):
+        Lengths.restored(get_task("rte"), {**saved, "cut": "middle"})
 
 
 def test_no_room(codec):
