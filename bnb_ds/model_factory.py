@@ -71,7 +71,7 @@ def model_config(
     """
     target = target or source
     if section.checkpoint is not None:
-        config = _checkpoint_config(section, target)
+        config = _checkpoint_config(section, source, target)
         cut_halves(config, section.encoder_layers, section.decoder_layers)
         own = Path(section.checkpoint) / TARGET_TOKENIZER
         _refuse_other_tokenizer(section.checkpoint, source)
@@ -90,9 +90,9 @@ def model_config(
                 ("decoder", section.decoder_layers, target),
             )
         }
-        config = BnbConfig(**halves, **bnb_fields(section, target))
+        config = BnbConfig(**halves, **bnb_fields(section, source, target))
     else:
-        config = config_from_bert(section.encoder, section.decoder, _overrides_of_bert(section, target))
+        config = config_from_bert(section.encoder, section.decoder, _overrides_of_bert(section, source, target))
         _refuse_other_tokenizer(section.encoder, source)
         _refuse_other_tokenizer(section.decoder or section.encoder, target)
     refuse_misfits(config, source, max_length, target)
@@ -152,13 +152,15 @@ def build_model(
     """
     config = model_config(section, source, max_length, target)
     if section.checkpoint is not None:
-        whole = _checkpoint_config(section, target or source)
+        whole = _checkpoint_config(section, source, target or source)
         with checkpoint_errors(section.checkpoint, "BERT-NAR-BERT model"):
             model = model_class.from_pretrained(section.checkpoint, config=whole, dtype=torch.float32)
         return model if config.taken_layers == whole.taken_layers else shallow_model(model, config)
     if section.encoder is None:
         return model_class(config)
-    return model_class.from_bert(section.encoder, section.decoder, **_overrides_of_bert(section, target or source))
+    return model_class.from_bert(
+        section.encoder, section.decoder, **_overrides_of_bert(section, source, target or source)
+    )
 
 
 def dropout_fields(section: ModelSection) -> dict[str, float]:
@@ -169,9 +171,9 @@ def dropout_fields(section: ModelSection) -> dict[str, float]:
     }
 
 
-def _overrides_of_bert(section: ModelSection, target: Vocabulary) -> dict[str, object]:
+def _overrides_of_bert(section: ModelSection, source: Vocabulary, target: Vocabulary) -> dict[str, object]:
     return {
-        **bnb_fields(section, target),
+        **bnb_fields(section, source, target),
         **dropout_fields(section),
         "max_position_embeddings": section.max_position_embeddings,
         "extend_positions": section.extend_positions,
@@ -180,7 +182,7 @@ def _overrides_of_bert(section: ModelSection, target: Vocabulary) -> dict[str, o
     }
 
 
-def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
+def _checkpoint_config(section: ModelSection, source: Vocabulary, target: Vocabulary) -> BnbConfig:
     """The checkpoint's own configuration, with the fields that the recipe sets replaced."""
     given = section.model_fields_set
     fixed = [name for name in _FIXED_BY_CHECKPOINT if name in given]
@@ -192,7 +194,9 @@ def _checkpoint_config(section: ModelSection, target: Vocabulary) -> BnbConfig:
     if "has_decoder" in given and section.has_decoder != config.has_decoder:
         has = "a decoder" if config.has_decoder else "no decoder"
         raise ConfigError(f"model.checkpoint {section.checkpoint}: has {has}; choose another model or another kind")
-    replaced = {name: value for name, value in bnb_fields(section, target).items() if name in given}
+    replaced = {name: value for name, value in bnb_fields(section, source, target).items() if name in given}
+    if "pair_types" in given:
+        replaced["pair_separator_id"] = _pair_separator(section, source)
     links = _shape_of_links(config)
     config.update(replaced)
     for name, value in _shape_of_links(config).items():
@@ -222,8 +226,8 @@ def _shape_of_links(config: BnbConfig) -> dict[str, int]:
     return {"link_heads": heads, "link_positions": config.link_positions}
 
 
-def bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
-    """Fields of `BnbConfig` that a recipe's ``model`` section and the targets' vocabulary set."""
+def bnb_fields(section: ModelSection, source: Vocabulary, target: Vocabulary) -> dict[str, object]:
+    """Fields of `BnbConfig` that a recipe's ``model`` section and the vocabularies set."""
     return {
         **{name: getattr(section, name) for name in _SAME_NAME},
         "decoding": section.decoding.model_dump(exclude_none=True),
@@ -232,7 +236,12 @@ def bnb_fields(section: ModelSection, target: Vocabulary) -> dict[str, object]:
         "bos_token_id": target.special_ids["cls"],
         "eos_token_id": target.special_ids["sep"],
         "mask_token_id": target.special_ids.get("mask"),
+        "pair_separator_id": _pair_separator(section, source),
     }
+
+
+def _pair_separator(section: ModelSection, source: Vocabulary) -> int | None:
+    return source.special_ids["sep"] if section.pair_types else None
 
 
 def _refuse_other_tokenizer(checkpoint: str, vocabulary: Vocabulary) -> None:

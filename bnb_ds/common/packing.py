@@ -158,6 +158,14 @@ class PackedInputs:
         return padded.index_copy_(0, self.padded_index, packed).unflatten(0, self.padded_shape)
 
 
+def types_of_pairs(inputs: PackedInputs, separator_id: int) -> Tensor:
+    """Token types, int64 [N], of one or two texts each: 1 behind a sequence's first separator up to its second one."""
+    layout, is_separator_N = inputs.layout, inputs.input_ids == separator_id
+    before_N = is_separator_N.cumsum(0) - is_separator_N.long()
+    starts_N = layout.cu_seqlens[:-1].long().index_select(0, layout.sequence_ids)
+    return (before_N - before_N.index_select(0, starts_N) == 1).long()
+
+
 def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors on the CPU; the host waits for their device once for all of them.
 

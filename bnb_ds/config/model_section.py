@@ -141,6 +141,8 @@ class ModelSection(Section):
     length_loss_weight: Annotated[float, Field(ge=0)] = 0.1
     #: weight of the smoothing term KL(uniform || p) of each position; ``beta`` in the paper's code
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    #: sources of two texts: the second has token type 1, as in BERT's own pairs; false: all tokens have type 0
+    pair_types: bool = False
     #: token: samples are weighted by their number of target tokens; sample: all weigh the same, as in the paper's code
     loss_reduction: Literal["token", "sample"] = "token"
 

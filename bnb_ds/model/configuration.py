@@ -85,6 +85,9 @@ class BnbConfig(PreTrainedConfig):
             T may then exceed the number of position embeddings.
         blank_token_id: the CTC blank, an id of the decoder's vocabulary; None: its padding token, which is 0 for BERT.
         mask_token_id: ``[MASK]`` for BERT; needed with ``decoder_tokens``.
+        pair_separator_id: the token behind each of two source texts, ``[SEP]`` for BERT. The encoder then gives the
+            second text token type 1, whatever ``token_type_ids`` say. None: token types are those that are given, else
+            0.
         pad_token_id: fills generated ids behind their end, and marks padding in ``input_ids`` of two halves of BERT;
             `source_pad_token_id` does so otherwise. ``"decoder"``: that of the decoder, 0 for BERT.
         bos_token_id: first token of a target, ``[CLS]`` for BERT; None: that of the decoder's configuration, if its
@@ -149,6 +152,7 @@ class BnbConfig(PreTrainedConfig):
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         mask_token_id: int | None = None,
+        pair_separator_id: int | None = None,
         **kwargs: Any,
     ):
         self.encoder = half_of("encoder", encoder)
@@ -190,6 +194,7 @@ class BnbConfig(PreTrainedConfig):
         self.taken_layers = taken_layers
         self.has_decoder = has_decoder
         self.mask_token_id = mask_token_id
+        self.pair_separator_id = pair_separator_id
         defaults = backbone_of(self.decoder).special_ids(self.decoder)
         self.blank_token_id = (defaults["blank_token_id"] or 0) if blank_token_id is None else blank_token_id
         self.pad_token_id = defaults["pad_token_id"] if pad_token_id == "decoder" else pad_token_id

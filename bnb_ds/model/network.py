@@ -13,7 +13,7 @@ sum T slots of all sequences together; H hidden size, V vocabulary, S target tok
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 
-from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs
+from bnb_ds.common.packing import PackedInputs, PackedLayout, keep_padding, pack_inputs, types_of_pairs
 from bnb_ds.errors import ConfigError
 from bnb_ds.hf.forward_arguments import in_form, take_return_dict
 from bnb_ds.model.attention import IMPLEMENTATION
@@ -202,6 +202,8 @@ class BnbModel(BnbModelWithEncoder):
 
     def encode(self, inputs: PackedInputs, kept: LayerStates | None = None) -> Encoded:
         """Encode the sources. ``kept`` takes up the outputs of the layers."""
+        if self.config.pair_separator_id is not None:
+            inputs = replace(inputs, token_type_ids=types_of_pairs(inputs, self.config.pair_separator_id))
         if self.latent is None:
             nothing = self.get_input_embeddings().weight.new_zeros(inputs.layout.num_tokens, 0)
             return Encoded(inputs.layout, inputs.input_ids, inputs.token_type_ids, nothing, nothing, None)

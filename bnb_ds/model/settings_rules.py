@@ -71,6 +71,13 @@ def _check_choices(config: Any) -> None:
     require_choice("refined_tokens", config.refined_tokens, REFINED_TOKENS)
     _check_target(config)
     _check_slot_inputs(config)
+    if config.pair_separator_id is not None:
+        require_range("pair_separator_id", config.pair_separator_id, minimum=0, below=config.encoder.vocab_size)
+        if backbone_of(config.encoder).type_rows(config.encoder) < 2:
+            raise ConfigError(
+                "pair_separator_id gives the second of two texts another token type, but the encoder has one: leave it "
+                "out (pair_types in a recipe)"
+            )
     num_types = backbone_of(config.decoder).type_rows(config.decoder)
     if config.decoder_positions == "shared" and num_types < 2:
         raise ConfigError(

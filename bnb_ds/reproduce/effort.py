@@ -160,4 +160,4 @@ def _bnb(section: ModelSection, vocabulary: int, layers: int | None) -> BnbConfi
     names = ("pad", "cls", "sep", "mask", "unk")
     target = TokenizerVocabulary(vocabulary, {name: number for number, name in enumerate(names)}, "")
     half = {**size, "vocab_size": vocabulary}
-    return BnbConfig(encoder=half, decoder=half, **bnb_fields(section, target))
+    return BnbConfig(encoder=half, decoder=half, **bnb_fields(section, target, target))

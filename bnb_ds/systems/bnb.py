@@ -91,6 +91,10 @@ class BnbGenerator(BnbSystem):
 
     def config(self) -> BnbConfig:
         if self._config is None:
+            if self.model_section.pair_types and len(self.task.sources) == 1:
+                raise ConfigError(
+                    f"model.pair_types: is for two source texts, and task {self.task.name} reads one; remove it"
+                )
             self._config = model_config(self.model_section, self._source, self.lengths.source, self._target)
             self._refuse_long_targets(self._config)
             DecodeOptions.of_model(self._config).check(self._config)

@@ -63,7 +63,7 @@ class NarGenerator(BnbGenerator):
         if self._config is None and is_bart(self.section.encoder):
             section = self.model_section
             halves = halves_of_bart(section.encoder, section.max_position_embeddings, **dropout_fields(section))
-            self._config = BnbConfig(**halves, **bnb_fields(section, self._target), head_transform=False)
+            self._config = BnbConfig(**halves, **bnb_fields(section, self._source, self._target), head_transform=False)
             cut_halves(self._config, section.encoder_layers, section.decoder_layers)
             refuse_misfits(self._config, self._source, self.lengths.source, self._target)
             self._refuse_long_targets(self._config)

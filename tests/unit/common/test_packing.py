@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bnb_ds.common.packing import pack_inputs
+from bnb_ds.common.packing import pack_inputs, types_of_pairs
 from tests.tiny import layout_of, source_ids
 
 
@@ -55,6 +55,17 @@ def test_without_a_mask_all_tokens_are_real():
     inputs = pack_inputs(ids)
     assert inputs.layout.lengths.tolist() == [3, 3]
     assert inputs.token_type_ids.tolist() == [0] * 6
+
+
+def test_types_of_pairs_are_those_of_a_bert_tokenizer():
+    sep, cls = 3, 2
+    rows = [[cls, 7, sep, 8, 9, sep], [cls, 7, 8, sep], [cls, sep, 8, sep], [cls, 7, sep, sep]]
+    types = [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]]
+    padded = torch.tensor([row + [0] * (6 - len(row)) for row in rows])
+    packed = torch.tensor([token for row in rows for token in row])
+    starts = torch.tensor([0, 6, 10, 14, 18], dtype=torch.int32)
+    for inputs in (pack_inputs(padded, padded != 0), pack_inputs(packed, cu_seqlens=starts)):
+        assert types_of_pairs(inputs, sep).tolist() == [kind for row in types for kind in row]
 
 
 def test_packed_input_is_taken_as_it_is():

@@ -88,6 +88,11 @@ def test_equality_sees_every_field():
             "tie_encoder_decoder needs two halves of the same size, but these differ: vocab_size, num_hidden_layers",
         ),
         ({"decoder_positions": "relative"}, "decoder_positions is 'relative': use one of: absolute, shared"),
+        ({"pair_separator_id": 5000}, "pair_separator_id is 5000: give a value of at least 0 and below 53"),
+        (
+            {"pair_separator_id": 3, "encoder": {"type_vocab_size": 1}},
+            "gives the second of two texts another token type, but the encoder has one: leave it out",
+        ),
         ({"decoder": {"type_vocab_size": 1}}, "decoder.type_vocab_size is 1: give 2 or more, or use 'absolute'"),
     ],
 )

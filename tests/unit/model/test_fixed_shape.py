@@ -34,6 +34,20 @@ def test_outputs_are_those_of_packed_execution(fields):
     assert torch.equal(ids[:, : int(lengths.max())], model.generate(**inputs))
 
 
+def test_pairs_have_the_token_types_of_packed_execution():
+    model = bnb_model()
+    inputs = padded_form(source_ids(LENGTHS))
+    model.config.pair_separator_id = int(inputs["input_ids"][0, 2])
+    with torch.no_grad():
+        path = RectangularBnb(model)(inputs["input_ids"], inputs["attention_mask"])
+        model(**inputs)
+    ids, lengths = collapse(path, torch.full((4,), path.shape[1]), model.config.blank_token_id)
+    written = model.generate(**inputs)
+    assert torch.equal(ids[:, : int(lengths.max())], written)
+    model.config.pair_separator_id = None
+    assert not torch.equal(model.generate(**inputs), written), "types make a difference"
+
+
 GRAPHS = [
     {"target": "dag"},
     {

@@ -72,6 +72,24 @@ def test_what_the_recipe_says_takes_the_place_of_that(checkpoint, shards):
     assert model.model.length_predictor.classifier.weight.isfinite().all()
 
 
+def test_pairs_may_have_two_token_types(checkpoint, tmp_path, shards):
+    _, directory = checkpoint
+    sep = shards.special_ids["sep"]
+    BertModel(BertConfig(**SIZE, vocab_size=shards.vocab_size)).save_pretrained(tmp_path / "bert")
+    for fields in ({"size": SIZE}, {"encoder": str(tmp_path / "bert")}, {"checkpoint": str(directory)}):
+        assert build_model(ModelSection(**fields), shards, 32).config.pair_separator_id is None
+        model = build_model(ModelSection(**fields, pair_types=True), shards, 32)
+        assert (
+            model.config.pair_separator_id
+            == model_config(ModelSection(**fields, pair_types=True), shards, 32).pair_separator_id
+            == sep
+        )
+    model.save_pretrained(tmp_path / "pairs")
+    again = {"checkpoint": str(tmp_path / "pairs")}
+    assert build_model(ModelSection(**again), shards, 32).config.pair_separator_id == sep
+    assert build_model(ModelSection(**again, pair_types=False), shards, 32).config.pair_separator_id is None
+
+
 @pytest.mark.parametrize("field", [{"latent_size": 5}, {"tie_encoder_decoder": True}, {"extend_positions": True}])
 def test_what_a_checkpoint_fixes(checkpoint, shards, field):
     with pytest.raises(

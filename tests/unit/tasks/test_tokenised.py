@@ -111,6 +111,15 @@ def test_a_recipe_says_how_two_texts_are_cut(tmp_path, codec):
         Lengths.of(get_task("summarization"), TaskDataSection(cut="last"))
 
 
+def test_token_types_of_pairs_are_for_tasks_of_two_texts(codec):
+    section = BnbModelSection(kind="bnb", size=SIZE, pair_types=True)
+    config = BnbGenerator(get_task("squad_qg"), Lengths(64, 32), codec, section).config()
+    assert config.pair_separator_id == codec.source.sep_token_id
+    message = r"model\.pair_types: is for two source texts, and task summarization reads one; remove it"
+    with pytest.raises(ConfigError, match=message):
+        BnbGenerator(get_task("summarization"), Lengths(64, 32), codec, section).config()
+
+
 def test_a_model_is_read_with_the_cut_it_was_trained_with():
     saved = {"source": 64, "target": 32}
     assert Lengths.restored(get_task("squad_qg"), {**saved, "cut": "around"}) == Lengths(64, 32, "around")
