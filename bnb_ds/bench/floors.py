@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bnb_ds.common.arguments import add_overrides, describe, positive
@@ -51,7 +51,8 @@ def measure(train: tuple[Path, Path], test: tuple[Path, Path], rounds: int) -> d
 def measure_task(model: Path, split: str | None, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
     """Score what copies the source, and what copies its first sentence, as `bnb-ds evaluate` scores the model.
 
-    Of a task with several source columns, the last one is copied: the passage, not the answer.
+    Of a task with several source columns, the last one is copied: the passage, not the answer. Copies and references
+    are on one line each, and in the spelling of ``data.romanian.references``.
 
     Args:
         model: a model directory, or a run.
@@ -63,16 +64,23 @@ def measure_task(model: Path, split: str | None, overrides: Sequence[str]) -> di
         ConfigError: the task has no texts to write, or a setting is wrong.
     """
     from bnb_ds.evaluate.scoring import scores_of
+    from bnb_ds.evaluate.split import one_line
     from bnb_ds.systems.model_dir import best_model, system_and_data
     from bnb_ds.tasks.examples import read_examples
+    from bnb_ds.tasks.romanian import respell
 
     system, data = system_and_data(best_model(model), None, overrides)
     task = system.task
     if not task.is_generation:
         raise ConfigError(f"{model}: is a model for {task.name}, whose outputs are no texts; give one that writes")
     examples = list(read_examples(task, data, split or task.validation_splits[0]))
-    sources, references = [example.sources[-1] for example in examples], [str(example.target) for example in examples]
-    outputs = {"copied source": sources, "first sentence": [first_sentence(source) for source in sources]}
+    sources = [example.sources[-1] for example in examples]
+
+    def scored(texts: Iterable[str]) -> list[str]:
+        return [respell(one_line(text), system.scored_spelling) for text in texts]
+
+    references = scored(str(example.target) for example in examples)
+    outputs = {"copied source": scored(sources), "first sentence": scored(map(first_sentence, sources))}
     return {
         name: scores_of(task, texts, references, lowercase=system.codec.lowercases).values
         for name, texts in outputs.items()

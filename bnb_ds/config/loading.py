@@ -16,6 +16,9 @@ from bnb_ds.errors import ConfigError, nearest
 
 R = TypeVar("R", bound=Section)
 
+#: of text that is no YAML: PyYAML lets out what its constructors raise, for example for a date of month 13
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError)
+
 # Two ways to set the length of a run.
 _ALTERNATIVES = {"steps": "epochs", "epochs": "steps"}
 
@@ -110,7 +113,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such recipe; `bnb-ds recipes` lists the shipped ones") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a recipe: {error}") from None
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values; this file holds none")
@@ -121,10 +124,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: write it as key.path=value, for example data.max_length=128")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it") from None
+    value = read_value(text, f"override {override!r}")
     *parents, leaf = key.split(".")
     node = values
     for i, parent in enumerate(parents):
@@ -137,6 +137,22 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     node[leaf] = value
     if key in _ALTERNATIVES and value is not None:
         values.pop(_ALTERNATIVES[key], None)
+
+
+def read_value(text: str, place: str) -> Any:
+    """Read one value of a command line as YAML.
+
+    Args:
+        text: the value.
+        place: where it stands, for the message.
+
+    Raises:
+        ConfigError: it is not valid YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except YAML_ERRORS:
+        raise ConfigError(f"{place}: the value is not valid YAML; quote it") from None
 
 
 def _describe(error: dict[str, Any], schema: type[Section], prefix: str = "") -> str:

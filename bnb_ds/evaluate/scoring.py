@@ -127,6 +127,11 @@ def scores_of(task: Task, outputs: Any, references: Any, *, lowercase: bool = Fa
     return score_labels(task.metrics, outputs, references)
 
 
+def score_names(task: Task) -> list[str]:
+    """The names of all scores of a task that writes texts."""
+    return list(score_texts(task.metrics, ["a"], ["a"]).values)
+
+
 def label_scorer(task: Task, name: str, outputs: np.ndarray, references: np.ndarray) -> Score:
     """A score of labels, of any rows.
 

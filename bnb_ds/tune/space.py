@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from bnb_ds.config.loading import YAML_ERRORS
 from bnb_ds.errors import ConfigError
 
 RECIPE, DEEPSPEED = "recipe", "deepspeed"
@@ -102,7 +103,7 @@ def read_space(path: Path) -> list[Dimension]:
         blocks = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--space {path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise ConfigError(f"--space {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(blocks, dict) or not set(blocks) <= {RECIPE, DEEPSPEED} or not any(blocks.values()):
         raise ConfigError(f"--space {path}: give the blocks {RECIPE} and {DEEPSPEED}, or one of them")

@@ -84,9 +84,8 @@ def _run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     with disk_errors(args.output):
         args.output.mkdir(parents=True, exist_ok=True)
-    comparison = measure(contestants, setting, args.output / STATE_FILE)
+    comparison = measure(contestants, setting, args.output / STATE_FILE, args.score or ())
     scores = args.score or [comparison.main_score]
-    pareto.check_scores(comparison, scores)
     print(pareto.write(args.output, comparison, scores, setting))
     if args.picture is not None:
         pareto.draw(args.picture, comparison, scores[0], pareto.about(comparison, setting))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
+from bnb_ds.config.loading import read_value
 from bnb_ds.decoding.decode import generate_rows
 from bnb_ds.decoding.ngram_lm import NgramLm
 from bnb_ds.decoding.options import DecodeOptions
@@ -43,7 +45,9 @@ SETTINGS = (
 )
 #: what an autoregressive system may set
 AUTOREGRESSIVE_SETTINGS = ("num_beams",)
-_FORM = re.compile(r"(?:(?P<name>[^=:]*)=)?(?P<models>[^=]+?)(?::(?P<settings>\w+=.*))?")
+_FORM = "write a system as MODEL, or as NAME=MODEL,MODEL:KEY=VALUE,KEY=VALUE, with neither ':' nor '=' in NAME"
+_NAME = re.compile(r"[^=:]*=")
+_BEFORE_SETTINGS = re.compile(r":(?=\w+=)")
 # A batch is decoded as one, as it is measured.
 _WHOLE_BATCH = 1 << 30
 
@@ -88,6 +92,25 @@ class Opened:
     def num_parameters(self) -> int:
         return sum(weight.numel() for weight in self.network.parameters())
 
+    @property
+    def traits(self) -> dict[str, Any]:
+        """What models have in common that differ by their seed alone: name -> value."""
+        target = {} if isinstance(self.system, AutoregressiveSystem) else {"target": self.network.config.target_kind}
+        return {
+            "kind": self.system.kind,
+            **target,
+            "number of parameters": self.num_parameters,
+            "decoding": self.decoding,
+        }
+
+    @property
+    def weights(self) -> str:
+        """A hash of all weights: a copy of a model has it too."""
+        digest = hashlib.sha256()
+        for weight in self.network.parameters():
+            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def sources(self, ids: np.ndarray) -> list[list[int]]:
         """Token ids of some rows, int64 [B], of the split."""
         tokens, cu_seqlens = self.rows.sources(ids)
@@ -97,22 +120,55 @@ class Opened:
 def read_contestant(text: str) -> Contestant:
     """Read ``NAME=MODEL,MODEL:KEY=VALUE,KEY=VALUE``; the name and the settings may be left out.
 
+    A path may hold ``=``, ``:`` and ``,``: of all ways to read the text, the first one holds whose models are there.
+
     Raises:
-        ConfigError: the text has another form.
+        ConfigError: the text has another form, a setting is unknown or given twice, or its value cannot be read.
     """
-    if Path(text).is_dir():
-        return Contestant(_name_of(Path(text)), (Path(text),))
-    found = _FORM.fullmatch(text)
-    if found is None or not all(found["models"].split(",")):
-        raise ConfigError(f"{text}: write a system as MODEL, or as NAME=MODEL,MODEL:KEY=VALUE,KEY=VALUE")
-    models = tuple(Path(model) for model in found["models"].split(","))
-    settings: dict[str, Any] = {}
-    for pair in (found["settings"] or "").split(",") if found["settings"] else ():
-        key, equals, value = pair.partition("=")
-        if not equals:
+    readings = list(_readings(text))
+    there = [reading for reading in readings if all(map(os.path.isdir, _paths(reading[1])))]
+    name, given, settings = there[0] if there else readings[-1]
+    if not there and (not all(_paths(given)) or (not name and "=" in given)):
+        raise ConfigError(f"{text}: {_FORM}")
+    models = tuple(map(Path, _paths(given)))
+    return Contestant(name or _name_of(models[0]), models, _read_settings(text, settings))
+
+
+def _readings(text: str) -> Iterator[tuple[str, str, str]]:
+    """All ways to split a text into name, models and settings; the last one is the usual one."""
+    named = _NAME.match(text)
+    for begin in (0, named.end()) if named else (0,):
+        rest = text[begin:]
+        yield text[: max(begin - 1, 0)], rest, ""
+        for colon in reversed(list(_BEFORE_SETTINGS.finditer(rest))):
+            yield text[: max(begin - 1, 0)], rest[: colon.start()], rest[colon.end() :]
+
+
+def _paths(models: str) -> list[str]:
+    return [models] if os.path.isdir(models) else models.split(",")
+
+
+def _read_settings(text: str, settings: str) -> dict[str, Any]:
+    """``KEY=VALUE,KEY=VALUE`` of the system ``text``."""
+    found: dict[str, Any] = {}
+    pairs = settings.split(",") if settings else []
+    for pair in pairs:
+        if "=" not in pair:
             raise ConfigError(f"{text}: {pair!r} is no KEY=VALUE")
-        settings[key] = yaml.safe_load(value)
-    return Contestant(found["name"] or _name_of(models[0]), models, settings)
+    known = (*SETTINGS, *AUTOREGRESSIVE_SETTINGS)
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key not in known:
+            # What follows ':' may be meant as part of a name.
+            raise ConfigError(
+                f"{text}: {key!r} is no setting of decoding, and a name holds no ':'; {nearest(key, known)}"
+            )
+        if key in found:
+            raise ConfigError(f"{text}: {key} is given twice; keep one")
+        found[key] = read_value(value, f"{text}: {pair}")
+        if not isinstance(found[key], str | int | float | None):
+            raise ConfigError(f"{text}: {pair} is neither a word nor a number; give one, in quotes if it must be")
+    return found
 
 
 def _name_of(model: Path) -> str:
@@ -147,7 +203,46 @@ def open_model(
             f"{model}: has weights that are no finite numbers (in {dtype}); give a checkpoint from before its training"
             " went wrong"
         )
-    return Opened(system, network, rows, _writer(system, network, settings), _decoding(system, network, settings))
+    write = _writer(model, system, network, settings)
+    return Opened(system, network, rows, write, _decoding(system, network, settings))
+
+
+class Alike:
+    """Refuses models of one system that are one model, or that differ by more than their seed.
+
+    A mean over them would be of something else, and its deviation that of no seeds.
+    """
+
+    def __init__(self, contestant: Contestant) -> None:
+        self._name = contestant.name
+        self._of_first: tuple[Path, dict[str, Any]] | None = None
+        self._by_weights: dict[str, Path] = {}
+        self._is_alone = len(contestant.models) == 1
+
+    def add(self, model: Path, opened: Opened) -> None:
+        """Compare the next model with those before.
+
+        Raises:
+            ConfigError: it has the weights of another one, or another kind, target, size or decoding.
+        """
+        if self._is_alone:
+            return
+        traits = opened.traits
+        first, expected = self._of_first = self._of_first or (model, traits)
+        for trait in {**expected, **traits}:
+            own, other = traits.get(trait), expected.get(trait)
+            if own != other:
+                raise ConfigError(
+                    f"{model}: its {trait} is {own}, and that of {first} is {other}; models of one system"
+                    f" ({self._name}) differ by their seed alone: make two systems of them"
+                )
+        weights = opened.weights
+        if weights in self._by_weights:
+            raise ConfigError(
+                f"{model}: has the same weights as {self._by_weights[weights]}; give each model of a system"
+                f" ({self._name}) once"
+            )
+        self._by_weights[weights] = model
 
 
 def _decoding(system: System, network: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -171,14 +266,17 @@ def _refuse_unknown(model: Path, system: System, settings: dict[str, Any]) -> No
         raise ConfigError(f"{model}: num_beams is {beams!r}; give a whole number of at least 1")
 
 
-def _writer(system: System, network: Any, settings: dict[str, Any]) -> Writer:
+def _writer(model: Path, system: System, network: Any, settings: dict[str, Any]) -> Writer:
     if isinstance(system, AutoregressiveSystem):
         return partial(_write_autoregressive, system, network, settings.get("num_beams"))
     changes = {**settings, "token_budget": _WHOLE_BATCH}
     if settings.get("lm") is not None:
         changes["lm"] = NgramLm(str(settings["lm"]), system.codec.target_rules(network.config.vocab_size))
     options = DecodeOptions.of(DecodeOptions.of_model(network.config), changes)
-    options.check(network.config)
+    try:
+        options.check(network.config)
+    except ConfigError as error:
+        raise ConfigError(f"{model}: {error}") from None
     return partial(_write_in_parallel, network, options)
 
 

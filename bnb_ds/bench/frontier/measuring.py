@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnb_ds.bench.frontier.contestants import Contestant, Opened, open_model
+from bnb_ds.bench.frontier.contestants import Alike, Contestant, Opened, open_model
 from bnb_ds.bench.measure import stopwatch
 from bnb_ds.common.files import write_atomic
-from bnb_ds.errors import ConfigError, DataError
-from bnb_ds.evaluate.scoring import DECIMALS, finite_or_none, scores_of
+from bnb_ds.errors import ConfigError, DataError, nearest
+from bnb_ds.evaluate.scoring import DECIMALS, finite_or_none, score_names, scores_of
 from bnb_ds.evaluate.split import one_line
 from bnb_ds.generate.open_model import fingerprint
 from bnb_ds.systems.model_dir import best_model
+from bnb_ds.tasks.task import Task
 
 #: in the output directory: what is done
 STATE_FILE = "state.json"
@@ -121,35 +122,63 @@ class Comparison:
     outcomes: list[Outcome]
 
 
-def measure(contestants: Sequence[Contestant], setting: Setting, state: Path) -> Comparison:
+def measure(contestants: Sequence[Contestant], setting: Setting, state: Path, scores: Sequence[str] = ()) -> Comparison:
     """Score and time systems; go on with what ``state``, a JSON file, holds.
 
+    All models are opened before the first one is scored: what is wrong with the last one would be told hours later.
+
+    Args:
+        contestants: the systems.
+        setting: what is measured.
+        state: a JSON file; it need not exist.
+        scores: names that the outcomes must have.
+
     Raises:
-        CheckpointError, ConfigError, DataError: a model, a setting or the data is wrong; the message names it.
+        CheckpointError, ConfigError, DataError: a model, a setting, a score or the data is wrong; the message names it.
     """
     _refuse_equal_names(contestants)
     known = _Known(state)
     outcomes, first = [], {}
+    # model of a contestant -> key of its scores
+    keys: dict[tuple[str, Path], str] = {}
     references: list[str] | None = None
     for contestant in contestants:
-        scored = []
+        alike = Alike(contestant)
         for number, model in enumerate(contestant.models):
             opened = _open(model, contestant, setting)
+            task = opened.system.task
+            _check_scores(task, scores)
             references = _same_references(model, opened, references)
-            scored.append(_score(model, contestant, opened, setting, known))
+            alike.add(model, opened)
+            keys[contestant.name, model] = _score_key(model, contestant, opened, setting)
             if number == 0:
-                system = opened.system
-                outcome = Outcome(
-                    contestant, system.kind, opened.decoding, opened.num_parameters, system.codec.fingerprint, {}
-                )
-                outcomes.append(outcome)
+                outcomes.append(_outcome(contestant, opened))
                 if setting.rounds:
                     first[contestant.name] = opened
+    num_rows = len(opened.rows)
+    del opened
+    for outcome in outcomes:
+        contestant, scored = outcome.contestant, []
+        for number, model in enumerate(contestant.models):
+            kept = None if number else first.get(contestant.name)
+            scored.append(_scores(model, contestant, keys[contestant.name, model], kept, setting, known))
         outcome.scores = {name: [values[name] for values in scored] for name in scored[0]}
-    task = opened.system.task
     num_timed = _time(outcomes, first, setting, known) if setting.rounds else 0
     split = setting.split or task.validation_splits[0]
-    return Comparison(task.name, split, task.main_score, len(opened.rows), num_timed, outcomes)
+    return Comparison(task.name, split, task.main_score, num_rows, num_timed, outcomes)
+
+
+def _check_scores(task: Task, names: Sequence[str]) -> None:
+    known = score_names(task)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--score {name}: is not a score of {task.name}; {nearest(name, known)}")
+
+
+def _outcome(contestant: Contestant, opened: Opened) -> Outcome:
+    """What is known without a score."""
+    system = opened.system
+    return Outcome(contestant, system.kind, opened.decoding, opened.num_parameters, system.codec.fingerprint, {})
 
 
 def _refuse_equal_names(contestants: Sequence[Contestant]) -> None:
@@ -180,24 +209,34 @@ def _same_references(model: Path, opened: Opened, references: list[str] | None) 
     return own
 
 
-def _score(
-    model: Path, contestant: Contestant, opened: Opened, setting: Setting, known: _Known
+def _score_key(model: Path, contestant: Contestant, opened: Opened, setting: Setting) -> str:
+    return _key("scores", _identity(model, contestant), opened.rows.fingerprint, setting.dtype, setting.device)
+
+
+def _scores(
+    model: Path, contestant: Contestant, key: str, opened: Opened | None, setting: Setting, known: _Known
 ) -> dict[str, float | None]:
-    key = _key("scores", _identity(model, contestant), opened.rows.fingerprint, setting.dtype, setting.device)
+    """The scores of a model: those that are known under the key, or new ones. None: it is to be opened again."""
     if key not in known.scores:
         print(f"scoring: {contestant.name}, {model}", file=sys.stderr, flush=True)
-        outputs: dict[int, np.ndarray] = {}
-        order = np.argsort(opened.rows.source_lengths(np.arange(len(opened.rows))), kind="stable")
-        for begin in range(0, order.size, _SCORING_BATCH):
-            ids = order[begin : begin + _SCORING_BATCH]
-            outputs |= dict(zip(ids.tolist(), opened.write(opened.sources(ids)), strict=True))
-        system = opened.system
-        texts = system.texts([outputs[number] for number in range(len(opened.rows))])
-        references = [one_line(text) for text in opened.rows.references()]
-        scores = scores_of(system.task, texts, references, lowercase=system.codec.lowercases)
-        rounded = {name: round(value, DECIMALS) for name, value in scores.values.items()}
-        known.add_scores(key, finite_or_none(rounded))
+        if opened is None:
+            opened = _open(model, contestant, setting)
+            key = _score_key(model, contestant, opened, setting)  # a run that goes on may have another best model now
+        known.add_scores(key, _score(opened))
     return known.scores[key]
+
+
+def _score(opened: Opened) -> dict[str, float | None]:
+    outputs: dict[int, np.ndarray] = {}
+    order = np.argsort(opened.rows.source_lengths(np.arange(len(opened.rows))), kind="stable")
+    for begin in range(0, order.size, _SCORING_BATCH):
+        ids = order[begin : begin + _SCORING_BATCH]
+        outputs |= dict(zip(ids.tolist(), opened.write(opened.sources(ids)), strict=True))
+    system = opened.system
+    texts = system.texts([outputs[number] for number in range(len(opened.rows))])
+    references = [one_line(text) for text in opened.rows.references()]
+    scores = scores_of(system.task, texts, references, lowercase=system.codec.lowercases)
+    return finite_or_none({name: round(value, DECIMALS) for name, value in scores.values.items()})
 
 
 def _time(outcomes: list[Outcome], first: dict[str, Opened], setting: Setting, known: _Known) -> int:

@@ -12,7 +12,7 @@ from bnb_ds.bench.flags import versions
 from bnb_ds.bench.frontier.measuring import Comparison, Outcome, Setting
 from bnb_ds.common.files import disk_errors, replaced_file, write_atomic
 from bnb_ds.common.markdown import markdown_table
-from bnb_ds.errors import ConfigError, DataError, how_to_install, nearest
+from bnb_ds.errors import ConfigError, DataError, how_to_install
 
 #: a system is on the line if no other is at least as good and as fast, and better in one of the two
 Point = tuple[float, float]  # sentences a second, quality
@@ -24,14 +24,6 @@ JSON_FILE, TABLE_FILE = "frontier.json", "frontier.md"
 _MARKS = "os^vDP*Xhd<>"
 # of names beside points, at 8 points
 _LETTER_POINTS, _LINE_POINTS = 4.5, 9.0
-
-
-def check_scores(comparison: Comparison, names: Sequence[str]) -> None:
-    """Raise ConfigError for a score that the task does not have."""
-    known = comparison.outcomes[0].scores
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--score {name}: is not a score of {comparison.task}; {nearest(name, known)}")
 
 
 def on_the_line(points: dict[str, Point]) -> list[str]:

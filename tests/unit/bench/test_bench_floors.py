@@ -7,11 +7,12 @@ import shutil
 
 import pytest
 
-from bnb_ds.bench.floors import dictionary, first_sentence, measure
+from bnb_ds.bench.floors import dictionary, first_sentence, measure, measure_task
 from bnb_ds.cli import main
 from bnb_ds.errors import DataError
 from bnb_ds.evaluate.scoring import score_texts
-from tests.exports import save_model
+from bnb_ds.tasks.codec import Codec
+from tests.exports import save_model, save_task_model
 
 PAIRS = [("the house", "das Haus"), ("the book", "das Buch"), ("a book", "ein Buch"), ("a house .", "ein Haus .")]
 
@@ -103,6 +104,17 @@ def test_the_floors_of_a_task(models, capsys):
     ):
         rouge = score_texts(["rouge"], outputs, SUMMARIES).values
         assert cells[:4] == [name, *(f"{rouge[score]:.2f}" for score in head[1:4])]
+
+
+@pytest.mark.parametrize(("references", "exact"), [(None, False), ("comma", True), ("plain", True)])
+def test_texts_are_spelled_and_joined_as_evaluations_do(tmp_path, small_tokenizer, references, exact):
+    """The source has the reference's words, in the other spelling and on two lines that a hyphen would join."""
+    model = save_task_model(tmp_path / "model", "wmt16_en_ro", Codec(small_tokenizer, small_tokenizer))
+    row = {"en": "\u015etiin\u0163\u0103-\nun \u015fi doi", "ro": "\u0218tiin\u021b\u0103- un \u0219i doi"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"translation": row}) + "\n")
+    settings = [f"data.validation={tmp_path / 'rows.jsonl'}"]
+    settings += [f"data.romanian.references={references}"] if references else []
+    assert (measure_task(model, None, settings)["copied source"]["bleu"] == pytest.approx(100)) is exact
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from bnb_ds.baselines.settings import TransformerSection
 from bnb_ds.bench.frontier import measuring
-from bnb_ds.bench.frontier.contestants import Contestant, read_contestant
+from bnb_ds.bench.frontier.contestants import Contestant
 from bnb_ds.bench.frontier.measuring import Comparison, Outcome
 from bnb_ds.bench.frontier.pareto import draw, on_the_line, points, table
 from bnb_ds.cli import main
@@ -32,8 +32,8 @@ SIZE = {"hidden_size": 12, "encoder_layers": 1, "decoder_layers": 1, "num_attent
 NUM_ROWS = 7
 
 
-def save_transformer(directory: Path, codec: Codec, seed: int) -> None:
-    section = TransformerSection(kind="transformer", size=SIZE, num_beams=2)
+def save_transformer(directory: Path, codec: Codec, seed: int, **size: int) -> None:
+    section = TransformerSection(kind="transformer", size={**SIZE, **size}, num_beams=2)
     system = Transformer(get_task("translation"), Lengths(16, 12), codec, section)
     torch.manual_seed(seed)
     model = system.build()
@@ -140,23 +140,6 @@ def test_scores_alone(folder, tmp_path, capsys):
     assert [line.split(" | ")[2] for line in lines[4:6]] == ["num_beams 1", "num_beams 2"]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("work/a", Contestant("a", (Path("work/a"),))),
-        ("work/a/best", Contestant("a", (Path("work/a/best"),))),
-        ("A, b=x,y", Contestant("A, b", (Path("x"), Path("y")))),
-        ("x:strategy=greedy", Contestant("x", (Path("x"),), {"strategy": "greedy"})),
-        (
-            "A=x:lm_weight=0.3,merge_duplicates=false",
-            Contestant("A", (Path("x"),), {"lm_weight": 0.3, "merge_duplicates": False}),
-        ),
-    ],
-)
-def test_how_a_system_is_written(text, expected):
-    assert read_contestant(text) == expected
-
-
 def test_the_line_is_what_no_other_point_beats():
     points = {
         "slow": (1.0, 30.0),
@@ -242,6 +225,61 @@ def test_what_is_refused_is_one_line(folder, tmp_path, capsys, arguments, messag
     assert message.format(folder=folder) in said[0]
 
 
+def test_models_of_one_system_differ_by_their_seed_alone(folder, tmp_path, capsys):
+    shutil.copytree(folder / "ctc", tmp_path / "run" / "best")
+    shutil.copytree(folder / "ctc", tmp_path / "copy")
+    shutil.copytree(folder / "second", tmp_path / "tuned")
+    generation = tmp_path / "tuned" / "generation_config.json"
+    generation.write_text(json.dumps({**json.loads(generation.read_text()), "num_beams": 4}))
+    ctc, first, second = (folder / name for name in ("ctc", "first", "second"))
+    save_transformer(tmp_path / "large", Codec.load(first), 3, intermediate_size=24)
+    shutil.copy(first / "recipe.yaml", tmp_path / "large")
+    alone = "models of one system (A) differ by their seed alone: make two systems of them"
+    for models, message in (
+        ([ctc, ctc], f"{ctc}: has the same weights as {ctc}; give each model of a system (A) once"),
+        ([ctc, tmp_path / "copy"], f"{tmp_path}/copy: has the same weights as {ctc}; give each model"),
+        (
+            [tmp_path / "run", tmp_path / "run" / "best"],
+            f"{tmp_path}/run/best: has the same weights as {tmp_path}/run;",
+        ),
+        ([first, second, first], f"{first}: has the same weights as {first}; give each model of a system (A) once"),
+        ([first, ctc], f"{ctc}: its kind is bnb, and that of {first} is transformer; {alone}"),
+        ([ctc, folder / "dag"], f"{folder}/dag: its target is dag, and that of {ctc} is ctc; {alone}"),
+        ([first, tmp_path / "large"], f"{tmp_path}/large: its number of parameters is "),
+        ([first, tmp_path / "tuned"], f"{tmp_path}/tuned: its decoding is {{'num_beams': 4}}, and that of {first} is "),
+    ):
+        assert frontier(f"A={','.join(map(str, models))}", "--rounds", 0, "--output", tmp_path / "out") == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+    same = f"A={first},{tmp_path / 'tuned'}:num_beams=1"
+    assert frontier(same, "--rounds", 0, "--output", tmp_path / "out") == 0
+    assert "| A | transformer | num_beams 1 | 0.0 M | 2 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (["{folder}/nothing"], "nothing: not a fine-tuned model"),
+        (["A={folder}/first,{folder}/nothing"], "nothing: not a fine-tuned model"),
+        (["{folder}/labels"], "labels: gives labels; bench frontier compares models that write texts"),
+        (["A={folder}/dag:strategy=greedi"], "dag: strategy is 'greedi'"),
+        (["A={folder}/second:strategy=greedy"], "a model of kind transformer has no setting 'strategy'"),
+        (["A={folder}/first,{folder}/ctc"], "ctc: its kind is bnb, and that of "),
+        (["--score", "bleu", "blue"], "--score blue: is not a score of translation; did you mean 'bleu'?"),
+    ],
+)
+def test_what_is_wrong_with_the_last_system_is_told_before_the_first_is_scored(
+    folder, tmp_path, monkeypatch, capsys, last, message
+):
+    monkeypatch.setattr(measuring, "_score", None)
+    given = [argument.format(folder=folder) for argument in last]
+    assert frontier(folder / "ctc", *given, "--rounds", 0, "--output", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
 def test_a_model_that_went_wrong_is_refused(folder, tmp_path, capsys):
     shutil.copytree(folder / "ctc", tmp_path / "wrong")
     weights = load_file(tmp_path / "wrong" / "model.safetensors")
@@ -257,8 +295,9 @@ def test_models_of_other_data_and_a_damaged_state_are_refused(folder, tmp_path, 
     other.write_text(json.dumps({"source": "the value", "target": "the object"}) + "\n")
     recipe = yaml.safe_load((folder / "ctc" / "recipe.yaml").read_text())
     recipe["data"]["validation"] = str(other)
-    (folder / "dag" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    arguments = [folder / "ctc", folder / "dag", "--rounds", 0, "--output", tmp_path]
+    shutil.copytree(folder / "dag", tmp_path / "dag")
+    (tmp_path / "dag" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = [folder / "ctc", tmp_path / "dag", "--rounds", 0, "--output", tmp_path]
     assert frontier(*arguments) == 2
     assert "dag: its translation rows have other references than those of the model before" in capsys.readouterr().err
     (tmp_path / "state.json").write_text("{")

@@ -76,6 +76,7 @@ def test_overrides_replace_values_and_make_sections(write):
         ("data.max_length", "override 'data.max_length': write it as key.path=value"),
         ("=5", "override '=5': write it as key.path=value"),
         ("steps=[1", "override 'steps=[1': the value is not valid YAML; quote it"),
+        ("steps=2020-13-45", "override 'steps=2020-13-45': the value is not valid YAML; quote it"),
         ("steps.more=1", "override 'steps.more=1': steps is a value, not a section"),
     ],
 )
@@ -189,6 +190,7 @@ def test_all_faults_are_named_at_once(write):
     [
         ("- a list", "a recipe is a mapping of keys to values"),
         ("a: [1", "not valid YAML"),
+        ("a: 2020-13-45", "not valid YAML: month must be in 1..12"),
         ("a: {b: 1, b: 2}", "key 'b' is given twice; keep one"),
         (b"\xff\xfe", "cannot be read as a recipe"),
     ],

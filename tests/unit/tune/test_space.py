@@ -53,6 +53,7 @@ def test_every_setting_is_changed_in_its_own_file():
     ("text", "message"),
     [
         ("recipe: [", "not valid YAML: "),
+        ("recipe: 2020-13-45", "not valid YAML: month must be in 1..12"),
         ("", "give the blocks recipe and deepspeed, or one of them"),
         ("lr: [1]", "give the blocks recipe and deepspeed, or one of them"),
         ("recipe: [1]", "recipe: name settings and their values"),
