@@ -139,6 +139,15 @@ class InatSection(NarSection):
     iterations: Annotated[int, Field(ge=1)] = 10
     fixed: ClassVar[dict[str, Any]] = {"slot_tokens": "source", "refined_tokens": "all"}
 
+    @model_validator(mode="after")
+    def _trained_on_passes(self) -> InatSection:
+        if self.passes == 1 and self.iterations > 1 and self.checkpoint is None:
+            raise ValueError(
+                f"passes is 1, so no pass reads the output of another in training, but iterations is {self.iterations}:"
+                " set iterations to 1, or passes to at least 2"
+            )
+        return self
+
     def decoding(self) -> dict[str, Any]:
         return {**super().decoding(), **({"refinement": self.iterations - 1} if self.iterations > 1 else {})}
 

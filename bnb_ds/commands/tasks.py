@@ -137,6 +137,11 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     if args.select:
         refuse_choosing_on_test(args.split)
+        if args.oracle_length:
+            raise ConfigError(
+                "--oracle-length with --select: no user of a model knows the lengths of the references, so a model must"
+                " not be chosen by such scores; leave one of them out"
+            )
     if args.output is not None and len(args.models) > 1:
         raise ConfigError("--output: several models cannot write into one directory; leave it out")
     decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class RowFault(DataError):
 
 
 Row = dict[str, Any]
+#: names of documents in a note
+_SHOWN_DOCUMENTS = 3
 #: the place of a row, and the row or its fault
 PlacedRow = tuple[str, Row | RowFault]
 
@@ -46,6 +48,7 @@ class FileNotes:
         first_longest_row: the line where it begins.
         rows_in_quotes: number of csv fields that run over several lines, each of which looks like a row of its own.
         first_rows_in_quotes: the line where the first such field opens.
+        absent_documents: listed documents of which the data has no row, as the list spells them.
     """
 
     blank_lines: int = 0
@@ -56,6 +59,7 @@ class FileNotes:
     first_longest_row: int = 0
     rows_in_quotes: int = 0
     first_rows_in_quotes: int = 0
+    absent_documents: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The notes as text for the user; an empty list if there are none."""
@@ -76,6 +80,11 @@ class FileNotes:
             said.append(
                 f"{self.rows_in_quotes:,} quoted fields over several lines that each look like a row of their own (the"
                 f" first opens in line {self.first_rows_in_quotes}): look there for a missing quotation mark"
+            )
+        if absent := self.absent_documents:
+            more = ", ..." if len(absent) > _SHOWN_DOCUMENTS else ""
+            said.append(
+                f"{len(absent):,} listed documents are not in the data ({', '.join(absent[:_SHOWN_DOCUMENTS])}{more})"
             )
         return said
 

@@ -23,7 +23,7 @@ from bnb_ds.common.packing import PackedInputs, PackedLayout, on_host
 from bnb_ds.ctc.greedy import linear_argmax
 from bnb_ds.decoding.batching import default_token_budget, plan_batches
 from bnb_ds.decoding.graph import Decoded, decode_graph, reading_bias
-from bnb_ds.decoding.lengths import decode_lengths, read_off
+from bnb_ds.decoding.lengths import decode_lengths, num_hypotheses, read_off
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.decoding.refinement import rescored
 from bnb_ds.decoding.search import Slots, ctc_score, refine
@@ -174,7 +174,7 @@ def generate_rows(
         lengths = [positions_of(config.encoder)] * len(rows)
     outputs: list[tuple[list[int], float | None]] = [([], None)] * len(rows)
     pending = []
-    for batch in plan_batches(lengths, config, budget, options.num_hypotheses):
+    for batch in plan_batches(lengths, config, budget, num_hypotheses(lengths, config, options)):
         inputs = inputs_of_rows(model, [rows[index] for index in batch])
         pending.append((batch, decode_batch(model, inputs, options, with_scores=with_scores)))
     # Only here does the host wait for the device.
@@ -252,7 +252,7 @@ def _cut(input_ids: Tensor, lengths_B: np.ndarray | None, config: BnbConfig, opt
     lengths = [num_columns] * batch_size
     if lengths_B is not None and config.decoder_length != "padded":
         lengths = lengths_B.tolist()
-    batches = plan_batches(lengths, config, budget, options.num_hypotheses)
+    batches = plan_batches(lengths, config, budget, num_hypotheses(lengths, config, options))
     return batches if len(batches) > 1 else [list(range(batch_size))]
 
 

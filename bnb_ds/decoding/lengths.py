@@ -5,6 +5,8 @@ Shapes: B sequences, T decoder slots of the longest sequence (in packed form: of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from bnb_ds.decoding.refinement import written
 from bnb_ds.decoding.slotwise import without_bad_words
 from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.length import most_lengths
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
 from bnb_ds.model.network import Encoded
 
@@ -62,14 +65,30 @@ def _candidate_lengths(
     """int64 [B, K]: the given lengths of each source, or those that the model predicts."""
     if target_lengths_B is not None:
         return target_lengths_B if target_lengths_B.dim() == 2 else target_lengths_B[:, None]
-    longest = options.max_length
-    if model.config.decoder_positions == "absolute":  # a predicted length must not exceed the number of positions
-        positions = positions_of(model.config.decoder)
-        longest = min(longest or positions, positions)
+    num_candidates, longest = options.length_beam, _longest(model.config, options)
+    if num_candidates > 1:
+        lengths_B = encoded.layout.lengths_on_host()
+        num_candidates = min(num_candidates, most_lengths(lengths_B, model.config, options.min_length, longest))
     predictor, logits_BC = model.model.length_predictor, encoded.length_logits
     assert predictor is not None
     assert logits_BC is not None
-    return predictor.best(logits_BC, encoded.layout.lengths, options.length_beam, options.min_length, longest)
+    return predictor.best(logits_BC, encoded.layout.lengths, num_candidates, options.min_length, longest)
+
+
+def num_hypotheses(source_lengths: Sequence[int], config: BnbConfig, options: DecodeOptions) -> int:
+    """Outputs that are followed for each of these sources: a beam of lengths has no more than can be predicted."""
+    if config.target_kind != "token" or options.length_beam == 1 or not len(source_lengths):
+        return options.num_hypotheses
+    most = most_lengths(source_lengths, config, options.min_length, _longest(config, options))
+    return min(options.num_hypotheses, most)
+
+
+def _longest(config: BnbConfig, options: DecodeOptions) -> int | None:
+    """The greatest length that a prediction may have; None: any."""
+    if config.decoder_positions != "absolute":
+        return options.max_length
+    positions = positions_of(config.decoder)  # a slot needs a position of its own
+    return min(options.max_length or positions, positions)
 
 
 def _repeat(encoded: Encoded, times: int) -> Encoded:

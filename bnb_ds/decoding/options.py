@@ -35,8 +35,8 @@ class DecodeOptions:
         blank_penalty: nats by which the logit of the CTC blank is lowered in every slot, in all of these ways; above 0
             outputs are longer. A CTC model whose sources have several right outputs writes too short ones.
         beam_classes: number of best classes of each slot that the search considers, in addition to the blank.
-        length_beam: number of lengths tried for each source, with length classification. The length with the highest
-            mean log-probability of its tokens wins.
+        length_beam: number of lengths tried for each source, with length classification; where fewer are possible, all
+            of them. The length with the highest mean log-probability of its tokens wins.
         min_length: fewest tokens of an output. An output never has more tokens than decoder slots, so with fewer slots
             it has as many tokens as fit.
         max_length: most tokens of an output; None: as many as there are slots.

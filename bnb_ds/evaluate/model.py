@@ -27,6 +27,7 @@ from bnb_ds.evaluate.split import Results, ceilings, evaluate_split, one_line
 from bnb_ds.systems.base import System
 from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.model_dir import EVALUATION, best_model, system_and_data
+from bnb_ds.systems.shown_targets import refuse_refinement_of
 from bnb_ds.tasks.examples import files_of
 from bnb_ds.tasks.own_tasks import definition
 from bnb_ds.tasks.registry import get_task
@@ -167,10 +168,11 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
 
 
 def _refuse_other_decoding(model: Path, system: System) -> None:
-    """Refuse settings of decoding that the model cannot have."""
-    if not system.decoding and not system.oracle_length:
+    """Refuse settings of decoding that the model cannot have, or that do nothing."""
+    is_ours = isinstance(system, BnbGenerator)
+    if not system.decoding and not system.oracle_length and not is_ours:
         return
-    config, is_ours = system.load_config(model), isinstance(system, BnbGenerator)
+    config = system.load_config(model)
     if system.oracle_length and (not is_ours or config.decoder_length != "predicted"):
         raise ConfigError(
             f"--oracle-length: {model} predicts no lengths; give a model with decoder_length predicted, or leave it out"
@@ -178,7 +180,13 @@ def _refuse_other_decoding(model: Path, system: System) -> None:
     if not is_ours:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in system.decoding)
         raise ConfigError(f"{flags}: {model} is a model of kind {system.kind}, which has no such setting; leave it out")
+    if system.oracle_length and "length_beam" in system.decoding:
+        raise ConfigError(
+            "--length-beam with --oracle-length: no lengths are tried where each output has the length of its"
+            " reference; leave one of them out"
+        )
     DecodeOptions.of(DecodeOptions.of_model(config), system.decoding).check(config)
+    refuse_refinement_of(model, config, system.decoding)
 
 
 def _label(task: Task, value: np.generic) -> str:

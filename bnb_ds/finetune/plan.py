@@ -24,7 +24,9 @@ from bnb_ds.loggers.choice import find_loggers
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.students.layer_choice import depth_line
 from bnb_ds.systems.base import OneSlotPerToken, System
+from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.kinds import system_class
+from bnb_ds.systems.shown_targets import refuse_refinement, why_not_refined
 from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.own_tasks import resolved
 from bnb_ds.tasks.task import Task
@@ -95,7 +97,10 @@ def make_system(recipe: FinetuneRecipe) -> tuple[System, MatchedTeacher | None]:
         codec.use_exact_targets()
     system = chosen(task, Lengths.of(task, recipe.data), codec, recipe.model)
     system.use_romanian(recipe.data)
-    system.config()  # checks the settings of the model
+    config = system.config()  # checks the settings of the model
+    if isinstance(system, BnbGenerator) and config.decoding.get("refinement"):
+        why_not = why_not_refined(system.kind, recipe.model_dump())
+        refuse_refinement(config.decoding["refinement"], why_not, "model.decoding.refinement")
     _objective(system, recipe, 1)  # checks that the model can be trained so
     return system, None if recipe.layer_distillation is None else match_teacher(recipe.layer_distillation, system)
 

@@ -27,6 +27,7 @@ from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.fixed_shape import RectangularBnb, num_slot_columns
 from bnb_ds.modeling import BnbForConditionalGeneration
+from bnb_ds.systems.shown_targets import refuse_refinement
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: columns of the compiled shapes; one more shape fits the model's longest source
@@ -51,16 +52,24 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Runs the model on packed batches, by `bnb_ds.decoding.decode.generate_rows`."""
+    """Runs the model on packed batches, by `bnb_ds.decoding.decode.generate_rows`.
 
-    def __init__(self, model: BnbForConditionalGeneration, dtype: str = "fp32"):
+    Args:
+        model: the model.
+        dtype: a key of `DTYPES`.
+        why_not_refined: see `bnb_ds.systems.shown_targets`; None: the model may be refined.
+    """
+
+    def __init__(self, model: BnbForConditionalGeneration, dtype: str = "fp32", why_not_refined: str | None = None):
         self.model = model.eval().to(DTYPES[dtype])
+        self._why_not_refined = why_not_refined
         self.config = model.config
         self.name = f"torch {dtype} on {model.device.type}{_slowly(dtype, model.device)}"
 
     def check(self, options: DecodeOptions, *, with_scores: bool) -> None:
         """See `Engine`."""
         options.check(self.config)
+        refuse_refinement(options.refinement, self._why_not_refined)
 
     def decode(
         self, rows: Sequence[Sequence[int]], options: DecodeOptions, *, with_scores: bool = False

@@ -27,6 +27,7 @@ from bnb_ds.errors import ConfigError
 from bnb_ds.generate.engines import DTYPES, CompiledEngine, Engine, OnnxEngine, TorchEngine
 from bnb_ds.generate.open_model import choose_device, load_exported
 from bnb_ds.generate.reading import SourceReader
+from bnb_ds.systems.shown_targets import why_saved_is_not_refined
 
 WINDOW_TEXTS = 4096
 WINDOW_CHARACTERS = 1 << 23
@@ -124,7 +125,11 @@ class BnbPipeline:
                 raise ConfigError(_unknown_dtype(dtype, directory))
             if dtype == "fp16" and place.type == "cpu":
                 raise ConfigError("--dtype fp16 needs a GPU: use bf16 or fp32 on a CPU")
-            engine = (CompiledEngine if compile else TorchEngine)(load_exported(directory, place), dtype)
+            model = load_exported(directory, place)
+            if compile:
+                engine = CompiledEngine(model, dtype)
+            else:
+                engine = TorchEngine(model, dtype, why_saved_is_not_refined(directory))
         codec = reader.codec
         if bad_words:
             how: dict[str, Any] = {"inside": bad_words_inside, "any_case": bad_words_any_case}

@@ -9,6 +9,8 @@ Delta Posterior, AAAI 2020, section 3.3 (length transform); Sohrab et al., BERT-
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,13 +21,37 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.targets.interface import Targets
 
 
+def length_bounds(config: BnbConfig, shortest: int = 1, longest: int | None = None) -> tuple[int, int | None]:
+    """The least and the greatest length that can be predicted: the caller's bounds within the configuration's."""
+    shortest = max(config.decoder_length_min, shortest)
+    longest = min((bound for bound in (config.decoder_length_max, longest) if bound is not None), default=None)
+    return (shortest, None) if longest is None else (min(shortest, longest), longest)
+
+
+def most_lengths(
+    source_lengths: npt.ArrayLike, config: BnbConfig, shortest: int = 1, longest: int | None = None
+) -> int:
+    """How many different lengths :meth:`LengthPredictor.best` can give for one of these sources, at least 1.
+
+    Args:
+        source_lengths: integers [B].
+        config, shortest, longest: as for `length_bounds`.
+    """
+    shortest, longest = length_bounds(config, shortest, longest)
+    lengths_B = np.asarray(source_lengths, np.int64)
+    first_B = np.maximum(lengths_B + config.length_difference_min, shortest)
+    last_B = lengths_B + config.length_difference_max
+    if longest is not None:
+        last_B = np.minimum(last_B, longest)
+    return max(int((last_B - first_B).max(initial=0)) + 1, 1)
+
+
 class LengthPredictor(nn.Module):
     """Predicts the target length from the source's latents, with a class for each difference of the two lengths."""
 
     def __init__(self, config: BnbConfig):
         super().__init__()
-        self._shortest = config.decoder_length_min
-        self._longest = config.decoder_length_max
+        self._config = config
         self._first_difference = config.length_difference_min
         self.classifier = nn.Linear(config.latent_size, config.length_difference_max - config.length_difference_min + 1)
         #: logarithm of the width of `stretch_latents`, a learned parameter; None if no slot's input holds a latent. Its
@@ -62,10 +88,7 @@ class LengthPredictor(nn.Module):
 
         Lengths are within the bounds of the configuration and within the caller's ``shortest`` and ``longest``.
         """
-        shortest = max(self._shortest, shortest)
-        longest = min((bound for bound in (self._longest, longest) if bound is not None), default=None)
-        if longest is not None:
-            shortest = min(shortest, longest)
+        shortest, longest = length_bounds(self._config, shortest, longest)
         num_classes = logits_BC.shape[1]
         differences_C = torch.arange(num_classes, device=logits_BC.device) + self._first_difference
         lengths_BC = source_lengths_B[:, None] + differences_C

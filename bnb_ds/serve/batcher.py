@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from bnb_ds.common.memory import return_freed_memory
 from bnb_ds.decoding.batching import source_costs
+from bnb_ds.decoding.lengths import num_hypotheses
 from bnb_ds.decoding.options import CONSTRAINT_BEAM, DecodeOptions
 from bnb_ds.generate.pipeline import BnbPipeline, Generated
 from bnb_ds.model.backbones.entries import positions_of
@@ -212,6 +213,6 @@ def text_costs(num_tokens: Sequence[int], work: Work, config: BnbConfig) -> list
     if config.decoder_length == "padded":
         lengths = [positions_of(config.encoder)] * len(lengths)
     # Any output may break a limit, and then it is searched.
-    width = max(work.options.num_hypotheses, CONSTRAINT_BEAM if work.options.has_limits else 1)
+    width = max(num_hypotheses(lengths, config, work.options), CONSTRAINT_BEAM if work.options.has_limits else 1)
     width *= 1 + work.options.refinement
     return (source_costs(lengths, config, width) * (2 if work.with_slots else 1)).tolist()

@@ -203,7 +203,7 @@ def _belonging(
         raise ConfigError(f"data.documents: no list is given for the split {split!r}; name its file")
     listed = _listed(data.documents[split])
     for other, path in data.documents.items():
-        if other != split and (both := listed & _listed(path)):
+        if other != split and (both := listed.keys() & _listed(path).keys()):
             raise DataError(
                 f"{data.documents[split]}: lists {min(both)!r} for {split}, and {path} lists it for {other}; a document"
                 " belongs to one split, so remove it from one list"
@@ -211,26 +211,32 @@ def _belonging(
     return _of_documents(task.document_column, listed, rows, counts)
 
 
-def _listed(path: str) -> set[str]:
-    """The titles in a list of documents."""
+def _listed(path: str) -> dict[str, str]:
+    """The titles in a list of documents, normalised -> as the list spells them."""
     try:
-        return {_title(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()}
+        # As rows are read: a byte order mark is no part of the first title.
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); name a list of documents") from None
+    return {_title(line): line.strip() for line in lines if line.strip()}
 
 
 def _of_documents(
-    column: str, listed: set[str], rows: Iterator[PlacedRow], counts: ReadingCounts
+    column: str, listed: dict[str, str], rows: Iterator[PlacedRow], counts: ReadingCounts
 ) -> Iterator[PlacedRow]:
+    absent = dict(listed)
     for place, row in rows:
         if not isinstance(row, dict):
             yield place, row
         elif not isinstance(row.get(column), str):
             yield place, RowFault("no document named", f"{place}: names no document ({column}); correct it")
-        elif _title(row[column]) in listed:
+        elif (title := _title(row[column])) in listed:
+            absent.pop(title, None)
             yield place, row
         else:
             counts.left_out["of documents that are not listed"] += 1
+    # Reached only behind the last row: where a limit ends the reading, documents may still follow.
+    counts.notes.absent_documents = list(absent.values())
 
 
 def _title(text: str) -> str:

@@ -15,6 +15,7 @@ A directory of the cache holds these files:
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -212,8 +213,16 @@ def cached_directory(
     }
     if _spelling_of_references(data) != "none":
         key["references"] = _spelling_of_references(data)
+    if split in data.documents and _has_mark(Path(data.documents[split])):
+        key["documents"] = "utf-8-sig"  # earlier releases lost the first title of such a list
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return Path(data.cache_dir) / f"{task.name}-{split}-{digest[:24]}"
+
+
+def _has_mark(path: Path) -> bool:
+    """Whether a file begins with a byte order mark."""
+    with open(path, "rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
 
 class _Rows:

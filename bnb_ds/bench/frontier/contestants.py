@@ -24,6 +24,7 @@ from bnb_ds.systems.base import System
 from bnb_ds.systems.baselines import AutoregressiveSystem
 from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.model_dir import BEST, best_model, system_and_data
+from bnb_ds.systems.shown_targets import refuse_refinement_of
 from bnb_ds.tasks.tokenised import Tokenised, tokenise
 
 #: fields of `DecodeOptions` that a system may set; ``lm`` names a file
@@ -196,6 +197,8 @@ def open_model(
     if not isinstance(system, BnbGenerator | AutoregressiveSystem):
         raise ConfigError(f"{model}: gives labels; bench frontier compares models that write texts")
     _refuse_unknown(model, system, settings)
+    if isinstance(system, BnbGenerator):
+        refuse_refinement_of(directory, system.load_config(directory), settings)
     rows = tokenise(system.task, data, split or system.task.validation_splits[0], system.codec)
     network = system.load(directory).to(torch.device(device), DTYPES[dtype]).eval()
     if not all(bool(weight.isfinite().all()) for weight in network.parameters()):

@@ -155,7 +155,7 @@ def test_the_loss_of_inat_is_the_mean_of_its_passes():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters()), "partitioned training waits for all"
-    assert "rewrites" not in system_of("inat", passes=1).objective().inputs(batch, torch.device("cpu"), 1)
+    assert "rewrites" not in system_of("inat", passes=1, iterations=1).objective().inputs(batch, torch.device("cpu"), 1)
 
 
 def test_cmlm_predicts_masked_tokens_beside_those_it_sees():
@@ -297,6 +297,8 @@ def test_evaluation_with_true_lengths_beside_the_honest_one(tmp_path):
     assert alone != (honest.directory / "generated_predictions.txt").read_text()
     again = saved(tmp_path / "again", "inat", iterations=1)
     assert (evaluate_model(again, overrides=overrides).directory / "generated_predictions.txt").read_text() == alone
+    with pytest.raises(ConfigError, match=r"^--length-beam with --oracle-length: no lengths are tried where each"):
+        evaluate_model(model, overrides=overrides, oracle_length=True, decoding={"length_beam": 3})
     with pytest.raises(ConfigError, match=r"exit_entropy is 1.0: only models with deep_supervision"):
         evaluate_model(model, overrides=overrides, decoding={"exit_entropy": 1.0})
     shape = {**SIZE, "encoder_layers": 1, "decoder_layers": 1}

@@ -46,6 +46,10 @@ SET = ["{models}/texts", "--set"]
             ["a", "--select", "--split", "test"],
             "--split test with --select: a model must not be chosen on a test split",
         ),
+        (
+            ["a", "--select", "--oracle-length"],
+            "--oracle-length with --select: no user of a model knows the lengths of the references, so a model must",
+        ),
         (["a", "b", "--output", "o"], "--output: several models cannot write into one directory; leave it out"),
         (["{models}/absent"], "absent: not a fine-tuned model (task.json: "),
         (["{models}/half"], "half: not a fine-tuned model (task.json: 'task'); give a run of `bnb-ds finetune`, its"),

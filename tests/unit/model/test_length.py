@@ -9,16 +9,21 @@ import torch
 from torch.nn import functional as F
 
 from bnb_ds.errors import ConfigError
-from bnb_ds.model.length import LengthPredictor, stretch_latents
+from bnb_ds.model.configuration import BnbConfig
+from bnb_ds.model.length import LengthPredictor, most_lengths, stretch_latents
 from tests.tiny import bnb_config, bnb_model, layout_of, packed_form, padded_form, source_ids
 
 LENGTHS = [7, 1, 10]
 PREDICTED = {"decoder_length": "predicted", "length_difference_min": -3, "length_difference_max": 2}
 
 
+def predictor_config(**config) -> BnbConfig:
+    return bnb_config(**{**PREDICTED, **config})
+
+
 def predictor(**config) -> LengthPredictor:
     torch.manual_seed(0)
-    return LengthPredictor(bnb_config(**{**PREDICTED, **config})).double()
+    return LengthPredictor(predictor_config(**config)).double()
 
 
 @pytest.mark.parametrize("targets", [[7, 1, 10], [3, 4, 1], [9, 2, 24]])
@@ -66,6 +71,25 @@ def test_bounds_decide_where_no_class_is_possible():
     logits = torch.randn(2, 6)
     best = predictor(decoder_length_min=9, decoder_length_max=12).best(logits, torch.tensor([1, 100]), 2)
     assert best.tolist() == [[9, 9], [12, 12]]
+
+
+def test_no_more_lengths_are_decoded_than_are_possible(monkeypatch):
+    assert most_lengths([10, 2, 1], predictor_config()) == 6
+    assert most_lengths([10, 2, 1], predictor_config(), shortest=9, longest=11) == 3
+    assert most_lengths([2, 1], predictor_config()) == 4
+    assert most_lengths([1, 100], predictor_config(decoder_length_min=9, decoder_length_max=12)) == 1
+    assert most_lengths([], predictor_config()) == 1
+    model = bnb_model(**PREDICTED)
+    inputs, opened, open_slots = padded_form(source_ids(LENGTHS)), [], model.model.open
+    monkeypatch.setattr(
+        model.model, "open", lambda encoded, lengths: opened.append(lengths) or open_slots(encoded, lengths)
+    )
+    wanted = model.generate(**inputs, length_beam=3, max_length=4, return_scores=True)
+    opened.clear()
+    output = model.generate(**inputs, length_beam=5000, max_length=4, return_scores=True)
+    assert [len(lengths) for lengths in opened] == [9], "one batch, and as many lengths as the source of one token has"
+    assert torch.equal(output.sequences, wanted.sequences)
+    assert torch.equal(output.scores, wanted.scores)
 
 
 def test_loss_is_the_cross_entropy_of_slots_and_lengths():

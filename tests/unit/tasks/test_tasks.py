@@ -277,6 +277,15 @@ def test_rows_of_unlisted_documents_are_counted(tmp_path):
     counts = ReadingCounts()
     assert len(read("squad_qg", "train", counts, train=squad, documents={"train": listed})) == 1
     assert (counts.read, dict(counts.left_out)) == (2, {"of documents that are not listed": 1})
+    assert counts.notes.lines() == []
+    # A byte order mark is no part of the first title, and a title that matches nothing is reported as it is written.
+    listed = write(tmp_path / "marked.txt", "\ufeffWarsaw\nWarsow\nNew York\n A%20b \nD\n")
+    counts = ReadingCounts()
+    assert len(read("squad_qg", "train", counts, train=squad, documents={"train": listed})) == 1
+    assert counts.notes.lines() == ["4 listed documents are not in the data (Warsow, New York, A%20b, ...)"]
+    counts = ReadingCounts()
+    read("squad_qg", "train", counts, train=squad, documents={"train": listed}, max_train_samples=1)
+    assert counts.notes.lines() == [], "rows behind a limit are not read, so nothing is known of their documents"
     nameless = write(tmp_path / "b.jsonl", json.dumps({"context": "c", "question": "q", "answers": {"text": ["a"]}}))
     with pytest.raises(DataError, match=r"line 1: names no document \(title\); correct it, or set data\.skip_bad_rows"):
         read("squad_qg", train=nameless, documents={"train": listed})

@@ -14,7 +14,7 @@ from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.registry import get_task
-from bnb_ds.tasks.tokenised import Lengths, rows_lines, tokenise
+from bnb_ds.tasks.tokenised import Lengths, cached_directory, rows_lines, tokenise
 from data_prep.sources.documents import Document
 from data_prep.tokenise.vocab import train_vocabulary
 from tests.subwords import byte_level
@@ -175,6 +175,27 @@ def test_the_cache_is_named_by_content(tmp_path, codec):
         tokenise(task, data, "train", codec)
     with pytest.raises(DataError, match=r"absent: no such file; data\.train names it"):
         tokenise(task, data.model_copy(update={"train": str(tmp_path / "absent")}), "train", codec)
+
+
+def test_a_list_with_a_byte_order_mark_is_tokenised_anew(tmp_path, codec, monkeypatch):
+    """Earlier releases lost its first title, and what they have cached lacks those rows."""
+    rows = [
+        {"title": title, "context": "the value", "question": "value?", "answers": {"text": ["value"]}} for title in "AB"
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfA\nC\n")
+    names = {"train": str(tmp_path / "a.jsonl"), "documents": {"train": str(tmp_path / "list.txt")}}
+    data = TaskDataSection(**names, cache_dir=str(tmp_path))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("bnb_ds.tasks.tokenised._has_mark", lambda path: False)
+        before = cached_directory(get_task("squad_qg"), data, "train", codec)
+    split = tokenise(get_task("squad_qg"), data, "train", codec)
+    assert split.directory != before
+    assert rows_lines(split.info) == [
+        "2 rows read, 1 kept, 1 left out",
+        "1 left out: of documents that are not listed",
+        "1 listed documents are not in the data (C)",
+    ]
 
 
 def test_batches_of_texts(tmp_path, codec):
