@@ -148,11 +148,7 @@ def add_decode_flags(command: argparse.ArgumentParser) -> None:
     )
     for flag, kind, help_text in (
         ("--length-beam", positive, "number of lengths to try, for models with length classification"),
-        (
-            "--refinement",
-            natural,
-            "further passes, which see the tokens before them; for cmlm, inat and models with glancing",
-        ),
+        ("--refinement", natural, "further passes, which see earlier tokens; for cmlm, inat and models with glancing"),
         ("--exit-entropy", float, "nats below which a position exits a layer; for models with deep_supervision"),
         ("--blank-penalty", float, "nats by which the CTC blank is lowered, for longer outputs"),
     ):

@@ -181,7 +181,8 @@ class Codec:
             self._ids("source", self._respelled("source", column), special_tokens)
             for column in zip(*texts, strict=True)
         ]
-        firsts, seconds = columns if pair else (columns[0] if columns else [], [[]] * len(texts))
+        firsts: list[list[int]] = columns[0] if columns else []
+        seconds: list[list[int]] = columns[1] if pair else [[]] * len(texts)
         mentions = firsts
         if pair and cut == "around":
             # Behind a space, a byte-level tokenizer writes the first text with other tokens.

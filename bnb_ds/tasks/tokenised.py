@@ -18,65 +18,27 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from bnb_ds.common.files import new_directory, sha256_file
-from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.errors import DataError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples
+from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.romanian import Spelling, respell
 from bnb_ds.tasks.row_reader import Example
 from bnb_ds.tasks.spacing import SPACING_FILE, Sample, Spacing, learns_spacing
-from bnb_ds.tasks.task import Cut, Task
+from bnb_ds.tasks.task import Task
 
 _FORMAT = 3
 _CHUNK = 2000
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Most tokens of a source and of a target, special tokens included, and how two source texts are cut."""
-
-    source: int
-    target: int
-    cut: Cut = "longest"
-
-    @classmethod
-    def of(cls, task: Task, data: TaskDataSection) -> Lengths:
-        """The lengths of the recipe, or else of the task.
-
-        Raises:
-            ConfigError: ``data.cut`` for a task whose sources are single texts.
-        """
-        if data.cut is not None and len(task.sources) == 1:
-            raise ConfigError(
-                f"data.cut {data.cut}: is for two source texts, and task {task.name} reads one; remove it"
-            )
-        return cls(
-            data.max_source_length or task.max_source_length,
-            data.max_target_length or task.max_target_length,
-            data.cut or task.cut,
-        )
-
-    @classmethod
-    def restored(cls, task: Task, saved: Mapping[str, Any]) -> Lengths:
-        """The lengths of a model, from the fields that were saved with it.
-
-        Raises:
-            TypeError, ValueError: they were not saved so.
-        """
-        # Models that were saved without a way of cutting lost the ends of passages.
-        lengths = cls(**{"cut": "last" if task.cut == "around" else task.cut, **saved})
-        if lengths.cut not in get_args(Cut):
-            raise ValueError(f"no way to cut: {lengths.cut!r}")
-        return lengths
 
 
 class Tokenised:
