@@ -38,6 +38,8 @@ _CROSS_PARTS = {
     "crossattention.output.LayerNorm": "encoder_attn_layer_norm",
 }
 _CONCAT = "concat_head.weight"
+#: of a BART that was trained for classes or answers; nothing here has such a head
+_OTHER_HEADS = ("classification_head.", "qa_outputs.")
 
 
 class _Elmer(BartForConditionalGeneration):
@@ -106,13 +108,21 @@ def load_bart(model: BnbForConditionalGeneration, checkpoint: str) -> None:
     What BART lacks stays new: latents, length classification, and without a ``concat_head`` the feedback of layers.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or lacks weights.
+        CheckpointError: the checkpoint cannot be read, lacks weights, or has some that are unknown.
     """
     with checkpoint_errors(checkpoint, "BART"):
         bart, info = _Elmer.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
     missing = sorted(set(info["missing_keys"]) - {_CONCAT})
     if missing:
         raise CheckpointError(f"{checkpoint}: lacks weights such as {missing[0]}; name a whole model")
+    # A layer under another name would silently begin with new weights.
+    unknown = sorted(name for name in info["unexpected_keys"] if not name.startswith(_OTHER_HEADS))
+    if unknown:
+        named = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        raise CheckpointError(
+            f"{checkpoint}: has weights that no BART or ELMER has: {named}; name ELMER's layer {_CONCAT}, or remove"
+            " them"
+        )
     theirs = bart.state_dict()
     positions = model.config.encoder.max_position_embeddings
     for half in ("encoder", "decoder"):

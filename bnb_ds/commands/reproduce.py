@@ -28,7 +28,7 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
         help="measure the speed of all rows of a task that were run, in one process, and file it for the tables",
     )
     command.add_argument(
-        "--num-gpus", type=positive, default=1, help="with --run: ranks on this host (default %(default)s)"
+        "--num-gpus", type=positive, metavar="NUMBER", help="with --run: ranks on this host (default 1)"
     )
     command.add_argument(
         "--deepspeed-config", metavar="JSON", help="with --run: another DeepSpeed JSON (default: that of the row)"
@@ -43,7 +43,31 @@ def add_reproduce(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_reproduce)
 
 
+#: what the command does -> the options that it reads; each does one thing, and --list alone takes another one's option
+_OPTIONS = {
+    "--run": ("--num-gpus", "--deepspeed-config", "--set"),
+    "--time": (),
+    "--list": ("--table",),
+    "--table": ("--latex",),
+}
+
+
+def _refuse_unread(args: argparse.Namespace) -> None:
+    """Refuse an option that the chosen action would not read: a user would take its result for another one."""
+    values = {"--run": args.row, "--time": args.time, "--list": args.list or None, "--table": args.table}
+    values |= {"--latex": args.latex or None, "--num-gpus": args.num_gpus, "--deepspeed-config": args.deepspeed_config}
+    values |= {"--set": args.overrides or None}
+    given = [flag for flag, value in values.items() if value is not None]
+    action = next((flag for flag in _OPTIONS if flag in given), None)
+    if action is None:
+        raise ConfigError("bnb-ds reproduce: give --table NUMBER, --list, --run ROW or --time TASK")
+    unread = [flag for flag in given if flag != action and flag not in _OPTIONS[action]]
+    if unread:
+        raise ConfigError(f"{unread[0]} with {action}: has no effect there; leave one of them out")
+
+
 def _reproduce(args: argparse.Namespace) -> None:
+    _refuse_unread(args)
     # Each branch imports its own: a list needs no model code.
     if args.row is not None:
         _run_row(args)
@@ -53,24 +77,26 @@ def _reproduce(args: argparse.Namespace) -> None:
         from bnb_ds.reproduce.listing import listing
 
         print(listing(args.runs, args.table))
-    elif args.table is not None:
+    else:
         from bnb_ds.reproduce.paper_tables import table
 
         print(table(args.table, args.runs, latex=args.latex))
-    else:
-        raise ConfigError("bnb-ds reproduce: give --table NUMBER, --list, --run ROW or --time TASK")
 
 
 def _run_row(args: argparse.Namespace) -> None:
     from bnb_ds.reproduce.paper_rows import find_row
+    from bnb_ds.reproduce.results_of_rows import measured
     from bnb_ds.reproduce.run_row import run_row
 
     row = find_row(args.row)
     evaluation = run_row(
-        row, args.runs, num_gpus=args.num_gpus, ds_config=args.deepspeed_config, overrides=args.overrides
+        row, args.runs, num_gpus=args.num_gpus or 1, ds_config=args.deepspeed_config, overrides=args.overrides
     )
     scores = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.scores.items() if value is not None)
     print(f"{row.name}: {scores}; {evaluation.directory}")
+    found = measured(row, args.runs).get(row.split)
+    if found is not None and found.differs:
+        print(f"  marked in the tables, because it is not as the row says: {'; '.join(found.differs)}")
 
 
 def _time(args: argparse.Namespace) -> None:

@@ -72,12 +72,21 @@ def checkpoint_errors(source: str | PathLike[str], kind: str) -> Iterator[None]:
     except Exception as error:  # transformers, safetensors, json and the hub raise many types, all for the same reason
         if hint := export_hint(Path(source)):
             raise CheckpointError(f"{source}: {hint}") from error
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CheckpointError(
-            f"{source}: cannot be read as a {kind}: {reason.rstrip('.')}; restore it, or name another"
+            f"{source}: cannot be read as a {kind}: {_reason(error)}; restore it, or name another"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _reason(error: Exception) -> str:
+    """What an error of transformers says, in a line."""
+    first, second, *_ = [*str(error).splitlines(), "", ""]
+    # A failed check of a field names the field in one line and the fault in the next.
+    reason = f"{first} {second.strip()}" if first.endswith(":") else first
+    if isinstance(error, KeyError):  # it says nothing but the key
+        reason = f"unknown or missing {reason}"
+    return reason.rstrip(".") or type(error).__name__
 
 
 def export_hint(directory: Path) -> str | None:

@@ -22,13 +22,14 @@ from bnb_ds.common.empty_outputs import count_empty
 from bnb_ds.common.files import disk_errors, refuse_directory, refuse_output, refuse_overwriting, write_atomic
 from bnb_ds.decoding.options import DecodeOptions
 from bnb_ds.errors import ConfigError, DataError
+from bnb_ds.evaluate.conditions import effective
 from bnb_ds.evaluate.scoring import DECIMALS, finite_or_none
 from bnb_ds.evaluate.split import Results, ceilings, evaluate_split, one_line
 from bnb_ds.systems.base import System
 from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.model_dir import EVALUATION, best_model, system_and_data
 from bnb_ds.systems.shown_targets import refuse_refinement_of
-from bnb_ds.tasks.examples import files_of
+from bnb_ds.tasks.examples import files_of, hub_of, uses_files
 from bnb_ds.tasks.own_tasks import definition
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
@@ -102,7 +103,11 @@ def evaluate_model(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = system.load(model).to(device)
     results = evaluate_split(system, network, rows, batch_size=batch_size, device=device)
-    return _write(system, rows, split, results, directory)
+    of_data = {
+        "data_overrides": effective(overrides),
+        "hub": None if uses_files(data) else hub_of(system.task, data, split)[0].name,
+    }
+    return _write(system, rows, split, results, directory, of_data)
 
 
 def refuse_choosing_on_test(split: str | None) -> None:
@@ -133,7 +138,9 @@ def best_of_evaluations(evaluations: dict[Path, Evaluation]) -> Path:
     return max(finite, key=lambda model: finite[model])
 
 
-def _write(system: System, rows: Tokenised, split: str, results: Results, directory: Path) -> Evaluation:
+def _write(
+    system: System, rows: Tokenised, split: str, results: Results, directory: Path, of_data: dict[str, Any]
+) -> Evaluation:
     task = system.task
     if task.is_generation:
         outputs, references = list(results.outputs), [one_line(text) for text in rows.references()]
@@ -150,6 +157,7 @@ def _write(system: System, rows: Tokenised, split: str, results: Results, direct
         "ceilings": {name: round(value, DECIMALS) for name, value in ceilings(system, rows).items()},
         "lowercase": system.codec.lowercases,
         "rows": rows_lines(rows.info),
+        **of_data,
         "decoding": system.decoding,
         "oracle_length": system.oracle_length,
         "main_score": task.main_score,

@@ -18,6 +18,7 @@ from bnb_ds.export.model_card import (
     add_results,
     command_of,
     front_matter,
+    hub_data,
     metadata,
     read_history,
     results,
@@ -106,9 +107,10 @@ def _card(run: Path, found: Path, system: System, *, scores: dict[str, float]) -
     whole = store.whole_checkpoints(run / "checkpoints")
     best = f", the best on `{recipe['selection']['split']}`" if found == store.best_checkpoint(whole) else ""
     data = metadata(recipe, task=task, kind=system.kind)
+    hub = hub_data(task, recipe.get("data", {}))
     for split, group in _groups(task, recipe["selection"]["split"]):
         values = {name: scores.get(f"{group}/{name}") for name in METRICS}
-        add_results(data, f"{task.title} ({system.kind})", results(task, split, values))
+        add_results(data, f"{task.title} ({system.kind})", results(task, split, values, hub))
     return f"""{front_matter(data)}# {task.title}
 
 Fine-tuned for {task.title}; step {store.step_of(found):,}{best}.

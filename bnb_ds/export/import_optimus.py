@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from bnb_ds.common.files import new_directory, refuse_directory
+from bnb_ds.common.hub import checkpoint_errors
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, vocabulary_size
 from bnb_ds.errors import CheckpointError, DataError
-from bnb_ds.model.from_reference import read_tensors
+from bnb_ds.model.from_reference import read_tensors, refuse_activation
 
 #: the layer from the pooled first token to mean and log variance of the latent
 _LATENT = "linear.weight"
+_CONFIG = "config.json"
 _POSITIONS = "embeddings.position_ids"
 
 
@@ -50,7 +52,8 @@ def import_optimus(source: Path, output: Path, *, tokenizer: Path | None = None)
             " tokenizer of its training"
         )
     path, weights = read_tensors(source)
-    model = BertModel(config)
+    with checkpoint_errors(source / _CONFIG, "BERT's configuration"):
+        model = BertModel(config)
     model.load_state_dict(_matched(path, weights, model.state_dict()), strict=False)
     with new_directory(output) as directory:
         model.save_pretrained(directory)
@@ -62,7 +65,7 @@ def import_optimus(source: Path, output: Path, *, tokenizer: Path | None = None)
 
 
 def _read_config(source: Path) -> BertConfig:
-    path = source / "config.json"
+    path = source / _CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = BertConfig().to_dict()
@@ -75,7 +78,9 @@ def _read_config(source: Path) -> BertConfig:
     if missing or values.get("model_type", "bert") != "bert":
         reason = f"it has no {missing[0]}" if missing else f"its model_type is {values['model_type']}"
         raise CheckpointError(f"{path}: is not the configuration of a BERT: {reason}; give an encoder of Optimus")
-    return BertConfig(**{name: value for name, value in values.items() if name in known and name != "dtype"})
+    refuse_activation(path, values.get("hidden_act", "gelu"), "hidden_act")
+    with checkpoint_errors(path, "BERT's configuration"):
+        return BertConfig(**{name: value for name, value in values.items() if name in known and name != "dtype"})
 
 
 def _matched(path: Path, weights: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 from bnb_ds.common.files import new_directory, refuse_directory
 from bnb_ds.data.tokenization import load_tokenizer, save_tokenizer, vocabulary_size
 from bnb_ds.errors import DataError
-from bnb_ds.model.from_reference import was_vae
+from bnb_ds.model.from_reference import reference_pooler, was_vae
 from bnb_ds.modeling import BnbForConditionalGeneration
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -17,7 +17,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 def import_reference(
     source: Path, output: Path, *, tokenizer: Path | None = None, overrides: dict[str, Any] | None = None
 ) -> list[str]:
-    """Convert a directory that the reference's ``save_pretrained`` wrote.
+    """Convert a directory that the reference's ``save_pretrained`` wrote. BERT's pooler is kept for classifiers.
 
     Args:
         source: the directory to convert.
@@ -42,8 +42,9 @@ def import_reference(
             f"{tokenizer}: has {vocabulary_size(loaded)} tokens, but the model's encoder has"
             f" {model.config.encoder.vocab_size}; give the tokenizer of its training"
         )
+    pooler, is_broken = reference_pooler(source)
     with new_directory(output) as directory:
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict={**model.state_dict(), **pooler})
         if loaded is not None:
             save_tokenizer(loaded, directory)
     notes = []
@@ -51,6 +52,11 @@ def import_reference(
         notes.append(
             f"note: {source} was trained with is_vae true; {output} has the mean of its latents, as the reference"
             " decodes (z = mu), and no variance: training it further is training of the deterministic model"
+        )
+    if is_broken:
+        notes.append(
+            f"note: encoder.pooler.dense of {source} is no whole pooler and is left out; a classifier that begins with"
+            f" {output} has a new one"
         )
     if loaded is None:
         notes.append(f"note: {source} holds no tokenizer; {output} takes only token ids unless you give --tokenizer")

@@ -17,7 +17,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from bnb_ds.checkpoint.run_dir import read_launches, read_recipe
 from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.kinds import GENERATORS
-from bnb_ds.tasks.task import Task
+from bnb_ds.tasks.examples import SPLITS
+from bnb_ds.tasks.task import HubData, Task
 
 #: of every model, and of a BERT-NAR-BERT
 _TAGS, _TAGS_OF_BNB = ["bnb_ds"], ["bert-nar-bert", "non-autoregressive"]
@@ -77,27 +78,51 @@ def metadata(
     section, data = recipe.get("model", {}), recipe.get("data", {})
     started = [section.get(key) for key in ("checkpoint", "encoder", "decoder")]
     bases = list(dict.fromkeys(base for base in started if _is_hub_name(base)))
-    sets = [data["hub"]] if _is_hub_name(data.get("hub")) else [task.hub.name] if task and task.hub else []
+    hub = hub_data(task, data)
     metrics = dict.fromkeys(_METRICS_OF_TASKS[metric] for metric in _metrics(task) if metric in _METRICS_OF_TASKS)
     return ModelCardData(
         library_name="transformers",
         tags=[*(_TAGS_OF_BNB if kind == "bnb" else []), *_TAGS],
         language=list(task.languages) or None if task else None,
         base_model=bases or None,
-        datasets=sets or None,
+        datasets=[hub.name] if hub else None,
         metrics=list(metrics) or None,
         pipeline_tag=pipeline_tag or (task.pipeline_tag if task else None),
     )
 
 
-def results(task: Task, split: str, scores: Mapping[str, Any]) -> list[EvalResult]:
-    """Scores of a split, as the hub lists them beside a model. Those of no metric of the hub are left out."""
-    hub = task.hub
+def hub_data(task: Task | None, data: Mapping[str, Any]) -> HubData | None:
+    """The data set of the hub that rows come from; None: they come from files or a directory of the user.
+
+    Args:
+        task: None: a model that was only pre-trained.
+        data: the ``data`` section of a recipe; empty: the task's own data.
+    """
+    # As in training: as soon as one split has a file, the hub is not used for any split.
+    if any(data.get(split) is not None for split in SPLITS):
+        return None
+    own, name = task.hub if task else None, data.get("hub")
+    if name is None:
+        return own
+    return HubData(name, own.config if own else None) if _is_hub_name(name) else None
+
+
+def results(task: Task, split: str, scores: Mapping[str, Any], hub: HubData | None) -> list[EvalResult]:
+    """Scores of a split, as the hub lists them beside a model. Those of no metric of the hub are left out.
+
+    Args:
+        task: what was scored.
+        split: our name of the split.
+        scores: name -> value.
+        hub: the data set that the rows come from, see `hub_data`; None: files of the user, whose scores are not those
+            of the task's data set on the hub.
+    """
+    title = task.title if hub or not task.hub else f"{task.title}, own files"
     return [
         EvalResult(
             task_type=task.pipeline_tag,
             dataset_type=hub.name if hub else task.name,
-            dataset_name=task.title,
+            dataset_name=title,
             dataset_config=hub.config if hub else None,
             dataset_split=split,
             metric_type=METRICS[name],

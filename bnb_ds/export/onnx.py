@@ -35,6 +35,7 @@ from bnb_ds.model.backbones.entries import positions_of
 from bnb_ds.model.fixed_shape import RectangularBnb
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.base import TASK_FILE
+from bnb_ds.systems.model_dir import saved_data
 
 ONNX_DTYPES = ("fp32", "int8")
 _CARD = """{head}# A BERT-NAR-BERT model for ONNX Runtime ({dtype})
@@ -77,7 +78,9 @@ def export_onnx(source: Path, output: Path, *, dtype: str = "fp32") -> None:
             shutil.copyfile(source / TASK_FILE, directory / TASK_FILE)
         graph = (__doc__ or "").split("\n\n", 2)[2].rstrip()
         writes = "tokenizer.json" if codec.target is codec.source else f"{TARGET_TOKENIZER}/tokenizer.json"
-        data = metadata({}, task=reader.task, pipeline_tag=None if reader.task else "fill-mask")
+        data = metadata(
+            {"data": saved_data(source)}, task=reader.task, pipeline_tag=None if reader.task else "fill-mask"
+        )
         data.library_name = "onnx"
         card = _CARD.format(
             head=front_matter(data),

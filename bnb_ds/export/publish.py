@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from bnb_ds.common.files import write_atomic
 from bnb_ds.common.hub import HUB_ERRORS, ONNX_FILE, hub_reason
 from bnb_ds.errors import CheckpointError, ConfigError
-from bnb_ds.export.model_card import add_results, results, without_paths
+from bnb_ds.evaluate.conditions import is_of_other_outputs, is_partial
+from bnb_ds.export.model_card import add_results, hub_data, results, without_paths
 from bnb_ds.systems.model_dir import EVALUATION, RECIPE_FILE
 from bnb_ds.tasks.registry import TASKS
+from bnb_ds.tasks.task import HubData
 
 CARD_FILE = "README.md"
 _RESULTS = "eval_results.json"
@@ -103,13 +105,32 @@ def complete_card(model: Path, repo: str, *, license: str | None, languages: Seq
             f"{path}: names no licence, without which nobody may use the model: give --license, such as apache-2.0"
         )
     for file in sorted((model / EVALUATION).glob(f"*/{_RESULTS}")):
-        add_results(card.data, name, _read(file, _results_in))
+        found = _read(file, _listed)
+        if found is not None:
+            task, split, scores = found["task"], found["split"], found["scores"]
+            add_results(card.data, name, results(task, split, scores, _hub_of(found, model)))
     return str(card).replace('from_pretrained(".")', f'from_pretrained("{repo}")')
 
 
-def _results_in(text: str) -> list[EvalResult]:
+def _listed(text: str) -> dict[str, Any] | None:
+    """An evaluation that the hub lists; None for others.
+
+    The hub has one place for the score of a data set: only the whole data set, decoded as a user's, may stand there.
+    """
     found = json.loads(text)
-    return results(TASKS[found["task"]], found["split"], found["scores"]) if found["task"] in TASKS else []
+    if found["task"] not in TASKS or is_of_other_outputs(found) or is_partial(found):
+        return None
+    return {**found, "task": TASKS[found["task"]], "split": found["split"], "scores": dict(found["scores"])}
+
+
+def _hub_of(found: dict[str, Any], model: Path) -> HubData | None:
+    """The data set of the hub that the rows of an evaluation come from; None: files of the user."""
+    task, recipe = found["task"], model / RECIPE_FILE
+    if "hub" in found:
+        return None if found["hub"] is None else hub_data(task, {"hub": found["hub"]})
+    # Older results do not say it, but the recipe does.
+    data = _read(recipe, lambda text: dict(yaml.safe_load(text).get("data", {}))) if recipe.is_file() else {}
+    return hub_data(task, data)
 
 
 def _read(file: Path, parse: Callable[[str], Any]) -> Any:

@@ -18,8 +18,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.activations import ACT2FN
 
-from bnb_ds.errors import CheckpointError, ConfigError
+from bnb_ds.common.hub import checkpoint_errors
+from bnb_ds.errors import CheckpointError, ConfigError, nearest
 from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.from_bert import check_overrides
 from bnb_ds.model.lm_head_model import BnbLMHeadModel
@@ -31,7 +33,8 @@ _HEAD = "decoder.cls.predictions."
 
 #: second names of the tied output matrix and its bias, only in pytorch_model.bin; this bias replaces the other one
 _HEAD_MATRIX, _HEAD_BIAS = f"{_HEAD}decoder.weight", f"{_HEAD}decoder.bias"
-#: a buffer that needs no loading, and BERT's pooler, which the reference never uses
+#: a buffer that needs no loading, and BERT's pooler, which the reference never uses: a classifier begins with it, see
+#: `reference_pooler`
 _UNUSED = ("position_ids", "pooler.dense.weight", "pooler.dense.bias")
 
 #: beginnings of our names -> the reference's names for them
@@ -50,7 +53,9 @@ _RENAMED = (
 def load_reference(model_class: type[M], directory: str | PathLike[str], overrides: dict[str, Any]) -> M:
     """Load a model; see `bnb_ds.modeling.BnbForConditionalGeneration.from_reference`."""
     directory = Path(directory)
-    model = model_class(reference_config(directory, overrides))
+    config = reference_config(directory, overrides)
+    with checkpoint_errors(directory / "config.json", "configuration of a BERT-NAR-BERT"):
+        model = model_class(config)
     path, weights = read_tensors(directory)
     is_new = re.compile("|".join((r"^links\.", *OPTIONAL_PARTS)))
     ours = {name: parameter for name, parameter in model.state_dict().items() if not is_new.search(name)}
@@ -61,6 +66,17 @@ def load_reference(model_class: type[M], directory: str | PathLike[str], overrid
     if gate is not None:
         torch.nn.init.zeros_(gate)  # the reference's slots never held a token
     return model.eval()
+
+
+def _refuse_activations(path: Path, configs: dict[str, Any]) -> None:
+    for name, values in configs.items():
+        refuse_activation(path, values.get("hidden_act", "gelu"), f"{name}.hidden_act")
+
+
+def refuse_activation(path: Path, activation: Any, field: str) -> None:
+    """Raise CheckpointError for an activation that transformers has not; its own error names neither file nor field."""
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        raise CheckpointError(f"{path}: {field} {activation!r}: no such activation; {nearest(activation, ACT2FN)}")
 
 
 def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
@@ -94,6 +110,7 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
     if "latent_size" in overrides:
         raise ConfigError("from_reference has no setting 'latent_size': the checkpoint decides it")
     check_overrides("from_reference", overrides)
+    _refuse_activations(path, halves)
     known = BnbConfig().encoder.to_dict()
     fields: dict[str, Any] = {
         half: {name: value for name, value in bert.items() if name in known} for half, bert in halves.items()
@@ -109,7 +126,29 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
         "bos_token_id": values.get("decoder_start_token_id"),
         "eos_token_id": values.get("eos_token_id"),
     }
-    return BnbConfig(**fields, latent_size=latent_size, **{**defaults, **overrides})
+    with checkpoint_errors(path, "configuration of a BERT-NAR-BERT"):
+        return BnbConfig(**fields, latent_size=latent_size, **{**defaults, **overrides})
+
+
+def reference_pooler(directory: Path) -> tuple[dict[str, Tensor], bool]:
+    """BERT's pooler of a model that the reference saved. It never uses its pooler, but a classifier begins with one.
+
+    Call it with a directory that `reference_config` has read.
+
+    Returns:
+        ``pooler.dense.weight`` ``[H, H]`` and ``pooler.dense.bias`` ``[H]`` of the encoder, float32; empty if there is
+        no whole one. And whether a part of one is left out.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+    """
+    hidden_size = reference_config(directory, {}).encoder.hidden_size
+    _, weights = read_tensors(directory)
+    shapes = {"pooler.dense.weight": [hidden_size, hidden_size], "pooler.dense.bias": [hidden_size]}
+    found = {name: weights[f"encoder.{name}"].float() for name in shapes if f"encoder.{name}" in weights}
+    if {name: list(weight.shape) for name, weight in found.items()} == shapes:
+        return found, False
+    return {}, bool(found)
 
 
 def was_vae(directory: Path) -> bool:

@@ -1,6 +1,6 @@
 """The rows of the paper's tables as a list: the command of each, what it needs, and its numbers.
 
-It loads no model code, so that a list is printed at once.
+Without a measured result it loads no model code, so that a list is printed at once.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def listing(runs: Path, table: int | None = None) -> str:
         table: list only this table; None: all.
 
     Raises:
+        CheckpointError: the recipe of a run cannot be read.
         DataError: a results file cannot be read.
     """
     lines: list[str] = []
@@ -68,7 +69,8 @@ def _published(row: Row) -> str:
 
 def _here(row: Row, runs: Path) -> str:
     found = []
-    for split, (name, scores) in measured(row, runs).items():
-        score = scores[name]
-        found.append(f"{split}: {name} {'no number' if score is None else f'{score:.4g}'} (measured)")
+    for split, result in measured(row, runs).items():
+        score, differs = result.scores[result.main_score], "".join(f"; {change}" for change in result.differs)
+        shown = "no number" if score is None else f"{score:.4g}"
+        found.append(f"{split}: {result.main_score} {shown} (measured{differs})")
     return "; ".join(found) or "not measured"

@@ -14,7 +14,8 @@ from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.tasks.registry import get_task
 
 _PROGRAM = 'deepspeed "$(bnb-ds path finetune)"'
-_FINETUNE = "runs/recipes/finetune"
+#: what the rows run, with settings of ours; and the recipes with the paper's own
+FINETUNE, PAPER_RECIPES = "runs/recipes/finetune", "runs/recipes/paper"
 _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 _WMT = ("wmt14_en_de", "wmt14_de_en", "wmt16_en_ro", "wmt16_ro_en")
 _BERT, _MBERT = "google-bert/bert-base-cased", "google-bert/bert-base-multilingual-cased"
@@ -94,7 +95,7 @@ class Row:
 
     @property
     def recipe_path(self) -> str:
-        return f"{_FINETUNE}/{self.recipe}"
+        return f"{FINETUNE}/{self.recipe}"
 
     @property
     def command(self) -> str:

@@ -10,14 +10,18 @@ from pathlib import Path
 
 from bnb_ds.common.markdown import markdown_table
 from bnb_ds.reproduce.effort import EFFICIENCY, GPU, effort_of
-from bnb_ds.reproduce.paper_rows import COLUMNS, SPEED, TITLES, Row, rows
+from bnb_ds.reproduce.paper_rows import COLUMNS, FINETUNE, PAPER_RECIPES, SPEED, TITLES, Row, rows
 from bnb_ds.reproduce.reported import PAPER, PAPER_ADDRESS, Reported, reported
-from bnb_ds.reproduce.results_of_rows import measured
+from bnb_ds.reproduce.results_of_rows import Measured, measured, other_training
 from bnb_ds.reproduce.speed_of_rows import latencies, setting_of
 from bnb_ds.tasks.registry import get_task
 
 #: in a cell: no such number; a number of the paper that could not be read
 NOTHING, UNREAD = "-", "?"
+#: behind a number that is measured, but not as the row says
+MARK = "*"
+#: in a cell of speed: of a row that was run, but not timed
+TO_TIME = "(to time)"
 
 #: scores that scikit-learn and scipy give as fractions
 _FRACTIONS = ("matthews_correlation", "pearson", "spearman")
@@ -27,7 +31,8 @@ def table(number: int, runs: Path, *, latex: bool = False) -> str:
     """One of the paper's tables: a part for each task, a line for each system, a cell for each column.
 
     A cell holds three numbers: the paper's, one that was reported elsewhere, and the one that was measured here. What
-    was not run has the hours in its place that it would take.
+    was not run has the hours in its place that it would take. A number of another training or evaluation than the row's
+    has a mark, and a note says in what it differs.
 
     Args:
         number: 1 to 4.
@@ -35,69 +40,91 @@ def table(number: int, runs: Path, *, latex: bool = False) -> str:
         latex: LaTeX instead of Markdown.
 
     Raises:
+        CheckpointError: the recipe of a run cannot be read.
         DataError: a results file cannot be read.
     """
     tasks = list(dict.fromkeys(row.task for row in rows() if row.table == number))
-    parts = [_part(number, task, runs, latex) for task in tasks]
-    legend = (
-        f"Each cell: paper / reported elsewhere / measured here. {UNREAD}: stands in the paper ({PAPER_ADDRESS}), but"
-        f" could not be read when this table was made. {NOTHING}: none. (3.0 h): not run here; the hours of one {GPU}"
-        f" at {EFFICIENCY:.0%} of its peak, with samples as long as the recipe allows, and without an early end."
-    )
+    found = {row: measured(row, runs).get(row.split) for row in rows() if row.table == number}
+    speeds = {task: latencies(task, runs) for task in tasks}
+    differs = {row: _differs(row, runs, result, speeds[row.task]) for row, result in found.items()}
+    parts = [_part(number, task, found, speeds[task], differs, latex) for task in tasks]
     sources = sorted({number_.source for number_ in reported() if number_.table == number and number_.source != PAPER})
-    notes = [legend, f"The paper: {PAPER}.", *(f"Elsewhere: {source}." for source in sources)]
+    notes = [_legend(), f"The paper: {PAPER}.", *(f"Elsewhere: {source}." for source in sources)]
     notes += [line for task in tasks if (line := setting_of(task, runs))]
-    missing = _missing(number, runs)
+    notes += [f"{MARK} {row.name}: {'; '.join(changes)}." for row, changes in differs.items() if changes]
+    missing = _missing([row for row, result in found.items() if result is None])
     if latex:
         return "\n\n".join([*parts, "\n".join(f"% {line}" for line in [*notes, *missing.splitlines()])])
     return "\n\n".join([*parts, "\n".join(notes), *([missing] if missing else [])])
 
 
-def _part(number: int, task: str, runs: Path, latex: bool) -> str:
+def _legend() -> str:
+    return (
+        f"Each cell: paper / reported elsewhere / measured here. {UNREAD}: stands in the paper ({PAPER_ADDRESS}), but"
+        f" could not be read when this table was made. {NOTHING}: none. (3.0 h): not run here; the hours of one {GPU}"
+        f" at {EFFICIENCY:.0%} of its peak, with samples as long as the recipe allows, and without an early end."
+        f" {TO_TIME}: run here, but not timed; bnb-ds reproduce --time TASK does it. {MARK}: measured, but trained or"
+        " scored otherwise than the row says, as listed below. Measured numbers are of the recipes in"
+        f" {FINETUNE}, whose settings are ours and differ from the paper's; docs/baselines.md names the differences."
+        f" The paper's own settings are {PAPER_RECIPES}, with ds_configs/paper_*.json; no row runs them."
+    )
+
+
+def _differs(row: Row, runs: Path, result: Measured | None, speeds: dict[str, dict[str, float]]) -> tuple[str, ...]:
+    """In what the numbers measured for a row are of another training or evaluation than the row's."""
+    if result is not None:
+        return result.differs
+    return tuple(other_training(row, runs / row.output_dir)) if row.system in speeds else ()
+
+
+def _part(
+    number: int,
+    task: str,
+    found: dict[Row, Measured | None],
+    speeds: dict[str, dict[str, float]],
+    differs: dict[Row, tuple[str, ...]],
+    latex: bool,
+) -> str:
     columns = COLUMNS[task]
-    runnable = {row.system: row for row in rows() if row.table == number and row.task == task}
+    runnable = {row.system: row for row in found if row.task == task}
     published = [entry for entry in reported() if entry.table == number and entry.task == task]
-    systems = list(dict.fromkeys([*runnable, *(entry.system for entry in published)]))
-    speeds, lines = latencies(task, runs), []
-    for system in systems:
+    lines = []
+    for system in dict.fromkeys([*runnable, *(entry.system for entry in published)]):
         own = [entry for entry in published if entry.system == system]
-        lines.append((system, *(_cell(column, own, runnable.get(system), runs, speeds) for column in columns)))
+        row = runnable.get(system)
+        here = {} if row is None else _here(row, found[row], speeds.get(system, {}), MARK * bool(differs[row]))
+        lines.append((system, *(_cell(column, own, row is not None, here) for column in columns)))
     title, header = get_task(task).title, ["system", *(TITLES.get(column, column) for column in columns)]
     if latex:
         return _latex(title, header, lines)
     return f"Table {number}, {title}\n\n{markdown_table(header, lines)}"
 
 
-def _cell(
-    column: str,
-    published: Sequence[Reported],
-    row: Row | None,
-    runs: Path,
-    speeds: dict[str, dict[str, float]],
-) -> str:
-    """The three numbers of a system, of which ``published`` are known; ``row`` is None if it cannot be run here."""
+def _here(row: Row, result: Measured | None, speed: dict[str, float], mark: str) -> dict[str, str]:
+    """Column -> what was measured for a row, or what it takes to measure it."""
+    needed = f"({effort_of(row).short})" if result is None else NOTHING
+    here = {}
+    for column in COLUMNS[row.task]:
+        is_speed = column in SPEED
+        value = speed.get(column) if is_speed else (result.scores.get(column) if result else None)
+        if value is not None:
+            here[column] = f"{value * (100 if column in _FRACTIONS else 1):.1f}{mark}"
+        else:
+            here[column] = TO_TIME if is_speed and result is not None else needed
+    return here
+
+
+def _cell(column: str, published: Sequence[Reported], is_row: bool, here: dict[str, str]) -> str:
+    """The three numbers of a system, of which ``published`` are known; what is no row is not run here."""
     of_cell = [entry for entry in published if entry.column == column]
-    unread = NOTHING if row is None else UNREAD
+    unread = UNREAD if is_row else NOTHING
     paper = next((f"{entry.value:g}" for entry in of_cell if entry.source == PAPER), unread)
     elsewhere = next((f"{entry.value:g}" for entry in of_cell if entry.source != PAPER), NOTHING)
-    scores = _scores(row, runs)
-    score = (speeds.get(row.system, {}) if row and column in SPEED else scores).get(column)
-    here = NOTHING if score is None else f"{score * (100 if column in _FRACTIONS else 1):.1f}"
-    if row is not None and not scores and column not in SPEED:
-        here = f"({effort_of(row).short})"
-    return f"{paper} / {elsewhere} / {here}"
+    return f"{paper} / {elsewhere} / {here.get(column, NOTHING)}"
 
 
-def _scores(row: Row | None, runs: Path) -> dict[str, float | None]:
-    if row is None:
-        return {}
-    _, scores = measured(row, runs).get(row.split, ("", {}))
-    return scores
-
-
-def _missing(number: int, runs: Path) -> str:
+def _missing(without: Sequence[Row]) -> str:
     """What the rows without a result need; empty if there are none."""
-    without = [row for row in rows() if row.table == number and not _scores(row, runs)]
     if not without:
         return ""
     efforts = {row: effort_of(row) for row in without}

@@ -74,7 +74,7 @@ def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]
         raise CheckpointError(
             f"{model}: is an ONNX model, for `bnb-ds generate` and `bnb-ds serve`; give the model that it was made of"
         )
-    saved = _saved_data(model / RECIPE_FILE)
+    saved = saved_data(model)
     if task_name is not None and not (model / TASK_FILE).is_file():
         return _untuned(model, get_task(task_name), load_section(saved, overrides, "data", TaskDataSection))
     system = load_system(model)
@@ -93,8 +93,13 @@ def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]
     return system, data
 
 
-def _saved_data(recipe: Path) -> dict[str, Any]:
-    """The data section of the recipe in a model directory; empty if there is none."""
+def saved_data(model: Path) -> dict[str, Any]:
+    """The data section of the recipe in a model directory; empty if there is none.
+
+    Raises:
+        CheckpointError: the recipe is damaged.
+    """
+    recipe = model / RECIPE_FILE
     if not recipe.is_file():
         return {}
     try:

@@ -145,14 +145,15 @@ def hub_fingerprint(hub: HubData, split: str) -> str:
 
 def uses_files(data: TaskDataSection) -> bool:
     """Whether rows are read from local files. As soon as one split has a file, the hub is not used for any split."""
-    return any(_file_of(data, split) is not None for split in _SPLITS)
+    return any(_file_of(data, split) is not None for split in SPLITS)
 
 
-_SPLITS = ("train", "validation", "test", "validation_matched", "validation_mismatched")
+#: the splits that may have files of their own
+SPLITS = ("train", "validation", "test", "validation_matched", "validation_mismatched")
 
 
 def _file_of(data: TaskDataSection, split: str) -> str | ParallelFiles | None:
-    return getattr(data, split) if split in _SPLITS else None
+    return getattr(data, split) if split in SPLITS else None
 
 
 def _origin(data: TaskDataSection, split: str) -> str:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
@@ -135,3 +136,24 @@ def test_refused(tmp_path):
         system_of("elmer", tmp_path / "bart").build()
     with pytest.raises(CheckpointError, match="absent: cannot be read as a model"):
         system_of("elmer", tmp_path / "absent")
+
+
+def test_weights_under_unknown_names_are_refused(tmp_path):
+    """The feedback of layers would begin anew, and nobody would know."""
+    bart = save_bart(tmp_path / "bart", with_concat=True)
+    path = tmp_path / "bart" / "model.safetensors"
+    weights = load_file(path)
+    weights["concat_layer.weight"] = weights.pop("concat_head.weight")
+    save_file(weights, path, metadata={"format": "pt"})
+    message = "bart: has weights that no BART or ELMER has: concat_layer.weight; name ELMER's layer concat_head"
+    with pytest.raises(CheckpointError, match=message):
+        system_of("elmer", tmp_path / "bart").build()
+    weights |= {f"extra.{number}": torch.zeros(1) for number in range(4)}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"concat_layer.weight, extra.0, extra.1 and 2 more; name ELMER"):
+        system_of("nat", tmp_path / "bart").build()
+    # What every BART may hold is no fault: other heads, and a binary file names tied weights several times.
+    path.unlink()
+    heads = {"classification_head.dense.bias": torch.zeros(12), "qa_outputs.bias": torch.zeros(2)}
+    torch.save({**bart.state_dict(), **heads}, tmp_path / "bart" / "pytorch_model.bin")
+    system_of("elmer", tmp_path / "bart").build()

@@ -33,3 +33,20 @@ def test_other_names_keep_their_error(name):
         checkpoint_errors(name, "BERT checkpoint"),
     ):
         raise OSError("gone")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("Check of 'hidden_size':\n    a text\nmore"), "Check of 'hidden_size': a text;"),
+        (ValueError("12 weights differ\nmore"), "12 weights differ;"),
+        (KeyError("gelu_nwe"), "unknown or missing 'gelu_nwe';"),
+        (EOFError(), "EOFError;"),
+    ],
+)
+def test_the_reason_is_one_line_that_names_the_field(error, reason):
+    with (
+        pytest.raises(CheckpointError, match=f"^org/model: cannot be read as a model: {reason} restore it, or name"),
+        checkpoint_errors("org/model", "model"),
+    ):
+        raise error

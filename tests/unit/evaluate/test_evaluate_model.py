@@ -100,6 +100,7 @@ def test_the_loss_says_over_how_many_samples_it_is(models, tmp_path, capsys):
     assert line.endswith("(over 1 samples, whose targets fit into the decoder's slots)")
     results = json.loads((tmp_path / "o" / "eval_results.json").read_text())
     assert (results["num_samples"], results["loss_samples"]) == (2, 1)
+    assert (results["data_overrides"], results["hub"]) == ([f"data.validation={path}"], None)
     assert main(arguments) == 2
     said = f"{tmp_path / 'o' / 'eval_results.json'}: already exists; add --overwrite to replace it, or choose another"
     assert said in capsys.readouterr().err

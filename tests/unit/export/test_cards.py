@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from bnb_ds.export.finetuned import export_task_model
-from bnb_ds.export.model_card import metadata, without_paths
+from bnb_ds.export.model_card import hub_data, metadata, results, without_paths
 from bnb_ds.export.pretrained import export_pretrained_model
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.modeling import BnbForConditionalGeneration
@@ -110,7 +110,6 @@ def test_what_the_hub_reads_of_a_fine_tuned_model(run, found, small_tokenizer, t
     (index,) = data.pop("model-index")
     assert data == {
         "base_model": ["somebody/bnb-base"],  # the others are no names of the hub
-        "datasets": ["EdinburghNLP/xsum"],
         "language": ["en"],
         "library_name": "transformers",
         "metrics": ["rouge"],
@@ -118,7 +117,7 @@ def test_what_the_hub_reads_of_a_fine_tuned_model(run, found, small_tokenizer, t
         "tags": ["bert-nar-bert", "non-autoregressive", "bnb_ds"],
     }
     (result,) = index["results"]
-    assert result["dataset"] == {"name": "XSum", "type": "EdinburghNLP/xsum", "split": "validation"}
+    assert result["dataset"] == {"name": "XSum, own files", "type": "xsum", "split": "validation"}
     assert result["metrics"] == [{"name": "rougeL", "type": "rouge", "value": 20.5}]
     assert result["task"]["type"] == "summarization"
 
@@ -186,3 +185,24 @@ def test_what_the_hub_reads_of_a_task(task, language, tag, metrics):
 )
 def test_names_in_the_place_of_paths(text, expected):
     assert without_paths(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({}, "rajpurkar/squad"),
+        ({"train": None, "hub": None, "documents": {"train": "list.txt"}}, "rajpurkar/squad"),
+        ({"hub": "somebody/questions"}, "somebody/questions"),
+        ({"hub": "."}, None),  # a directory here
+        ({"train": "train.jsonl"}, None),
+        ({"train": "train.jsonl", "hub": "somebody/questions"}, None),
+        ({"train": None, "validation_matched": "rows.tsv"}, None),
+    ],
+)
+def test_rows_of_files_are_no_data_set_of_the_hub(data, expected):
+    task = get_task("squad_qg")
+    assert metadata({"data": data}, task=task).datasets == ([expected] if expected else None)
+    (listed,) = results(task, "test", {"rougeL": 40.0}, hub_data(task, data))
+    own = ("squad_qg", f"{task.title}, own files")
+    assert (listed.dataset_type, listed.dataset_name) == ((expected, task.title) if expected else own)
+    assert results(get_task("summarization"), "test", {"rougeL": 4.0}, None)[0].dataset_name == "Summarization"

@@ -64,6 +64,22 @@ def test_without_a_tokenizer_it_is_said(tmp_path, small_tokenizer):
         ({"pooler.dense.bias": torch.zeros(5)}, r"pooler.dense.bias has shape \[5\], not \[12\]"),
         ({"transformer.wte.weight": torch.zeros(1)}, r"transformer.wte.weight is unknown"),
         ({"config": {"hidden_size": 9, "num_attention_heads": 3}}, r"word_embeddings.weight has shape"),
+        (
+            {"config": {"num_attention_heads": 5}},
+            r"config.json: cannot be read as a BERT's configuration: The hidden size \(12\) is not a multiple of.*"
+            r" \(5\); restore it, or name another",
+        ),
+        (
+            {"config": {"hidden_act": "geluu"}},
+            r"config.json: hidden_act 'geluu': no such activation; did you mean 'gelu'",
+        ),
+        ({"config": {"hidden_act": 3}}, r"config.json: hidden_act 3: no such activation; known: "),
+        (
+            {"config": {"hidden_size": "12"}},
+            r"config.json: cannot be read as a BERT's configuration: Validation error for field 'hidden_size': .*str",
+        ),
+        ({"config": {"vocab_size": None}}, r"BERT's configuration: Validation error for field 'vocab_size': .*None"),
+        ({"config": {"pad_token_id": 999}}, r"config.json: cannot be read as a BERT's configuration: Padding_idx must"),
         ({"config": {"model_type": "gpt2"}}, r"is not the configuration of a BERT: its model_type is gpt2; give an"),
     ],
 )

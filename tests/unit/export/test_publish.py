@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bnb_ds.cli import main
 from bnb_ds.errors import CheckpointError
+from bnb_ds.export.publish import complete_card
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.hf.model_code import CODE_FILE
 from tests.exports import save_model
@@ -141,3 +142,45 @@ def test_without_a_connection(hub, model, capsys):
     assert "a/b: the hub does not take it: " in refused(capsys, model, "a/b", "--license", "mit")
     with pytest.raises(CheckpointError, match="nobody/nothing: is no directory here, and the hub does not give it: "):
         BnbPipeline.from_pretrained("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"oracle_length": True},
+        {"decoding": {"refinement": 0}},
+        {"data_overrides": ["data.max_test_samples=3"]},
+        {"rows": ["3 rows read, 3 kept, 0 left out (ends at data.max_test_samples 3)"]},
+    ],
+)
+def test_scores_that_no_user_has_or_of_a_part_of_the_data_are_not_published(model, condition):
+    def card():
+        return complete_card(model, "a/b", license="mit", languages=())
+
+    honest = card()
+    assert "21.25" in honest
+    place = model / "evaluation" / "xsum-test-other"
+    place.mkdir()
+    found = {"task": "xsum", "split": "test", "scores": {"rougeL": 99.0}}
+    (place / "eval_results.json").write_text(json.dumps(found | condition))
+    assert card() == honest
+    (place / "eval_results.json").write_text(json.dumps(found))
+    assert card() != honest
+
+
+@pytest.mark.parametrize(
+    ("record", "data", "expected"),
+    [
+        ({}, {"train": "/home/me/train.jsonl"}, "xsum"),  # of an older release: the recipe says it
+        ({}, {"train": None}, "EdinburghNLP/xsum"),
+        ({"hub": None}, {"train": None}, "xsum"),  # scored on other data than the recipe's
+        ({"hub": "EdinburghNLP/xsum"}, {"train": "/home/me/train.jsonl"}, "EdinburghNLP/xsum"),
+        ({"hub": "/home/me/mirror"}, {"train": None}, "xsum"),
+    ],
+)
+def test_scores_stand_beside_the_data_that_they_are_of(model, record, data, expected):
+    (model / "recipe.yaml").write_text(yaml.safe_dump({"data": data}))
+    found = {"task": "xsum", "split": "test", "scores": {"rougeL": 21.25}, **record}
+    (model / "evaluation" / "xsum-test" / "eval_results.json").write_text(json.dumps(found))
+    (result,) = ModelCard(complete_card(model, "a/b", license="mit", languages=())).data.eval_results
+    assert result.dataset_type == expected

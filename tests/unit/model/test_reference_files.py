@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from bnb_ds.cli import main
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.export.import_reference import import_reference
+from bnb_ds.model.classification import BnbForSequenceClassification
 from bnb_ds.modeling import BnbForConditionalGeneration
 from tests.reference_files import save_as_reference, their_weights
 from tests.tiny import bnb_model, padded_form, source_ids
@@ -173,3 +174,51 @@ def test_the_command_refuses_another_tokenizer(tmp_path, small_tokenizer, capsys
     assert not (tmp_path / "ours").exists()
     assert main(["import-reference", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
     assert "holds no tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_berts_pooler_is_kept_for_a_classifier(tmp_path, binary):
+    model = bnb_model(dtype=torch.float32)
+    hidden = model.config.encoder.hidden_size
+    weight, bias = torch.randn(hidden, hidden), torch.randn(hidden)
+    pooler = {"encoder.pooler.dense.weight": weight, "encoder.pooler.dense.bias": bias}
+    save_as_reference(model, tmp_path / "theirs", their_weights(model) | pooler, binary=binary)
+    notes = import_reference(tmp_path / "theirs", tmp_path / "ours")
+    assert not any("pooler.dense" in note for note in notes)
+    classifier = BnbForSequenceClassification.from_pretrained(tmp_path / "ours", num_labels=2)
+    assert torch.equal(classifier.pooler.dense.weight, weight)
+    assert torch.equal(classifier.pooler.dense.bias, bias)
+    _, info = BnbForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
+def test_a_pooler_that_is_not_whole_is_told(tmp_path):
+    model = bnb_model(dtype=torch.float32)
+    save_as_reference(model, tmp_path / "theirs")  # its bias alone
+    notes = import_reference(tmp_path / "theirs", tmp_path / "ours")
+    expected = f"note: encoder.pooler.dense of {tmp_path / 'theirs'} is no whole pooler and is left out; a classifier"
+    assert [note.startswith(expected) for note in notes if "pooler.dense" in note] == [True]
+    weights = {name: weight for name, weight in their_weights(model).items() if "pooler" not in name}
+    save_as_reference(model, tmp_path / "none", weights)
+    assert not any("pooler.dense" in note for note in import_reference(tmp_path / "none", tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_act": "nope"}, r"config.json: encoder.hidden_act 'nope': no such activation; known: "),
+        (
+            {"num_attention_heads": 5},
+            r"config.json: cannot be read as a configuration of a BERT-NAR-BERT: The hidden size .* \(5\)",
+        ),
+        ({"hidden_size": "12"}, r"config.json: .*'hidden_size'.*"),
+        ({"vocab_size": None}, r"config.json: .*'vocab_size'.*"),
+    ],
+)
+def test_a_value_that_no_bert_can_have_is_one_line(tmp_path, fields, message):
+    model = bnb_model(dtype=torch.float32)
+    encoder = {**model.config.encoder.to_dict(), "latent_size": model.config.latent_size, **fields}
+    save_as_reference(model, tmp_path, encoder=encoder)
+    with pytest.raises(CheckpointError, match=message):
+        BnbForConditionalGeneration.from_reference(tmp_path)

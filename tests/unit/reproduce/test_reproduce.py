@@ -149,7 +149,7 @@ def test_a_measured_score_stands_in_its_cell(tmp_path):
     assert _cells(table(1, tmp_path), "cola", "BERT") == ["? / 56.53 / 57.3"]
     hours = f"({effort_of(find_row('xsum/nat')).short})"
     first, *_, speed, _ = _cells(table(2, tmp_path), "xsum", "NAT")
-    assert (first, speed) == (f"24.04 / 24.04 / {hours}", "? / - / -")
+    assert (first, speed) == (f"24.04 / 24.04 / {hours}", f"? / - / {hours}")
     assert "PreDAT & - / 38.8 / - & " in table(2, tmp_path, latex=True)
 
 
@@ -228,8 +228,9 @@ def test_a_row_is_trained_once_and_evaluated(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(running, "run_finetuning", launch)
     monkeypatch.setattr(running, "evaluate_model", evaluate)
-    for _ in range(2):
-        assert main(["reproduce", "--run", "rte/bert", "--runs", str(tmp_path), "--set", "epochs=1"]) == 0
+    command = ["reproduce", "--run", "rte/bert", "--runs", str(tmp_path)]
+    assert main([*command, "--set", "epochs=1"]) == 0
+    assert main(command) == 0
     settings = [
         "model={kind: classifier, checkpoint: google-bert/bert-base-cased}",
         "epochs=1",
@@ -238,6 +239,31 @@ def test_a_row_is_trained_once_and_evaluated(tmp_path, monkeypatch, capsys):
     assert launched == [("runs/recipes/finetune/glue/rte.yaml", settings, "ds_configs/finetune_glue.json", 1)]
     assert evaluated == [(tmp_path / "glue_bert" / "rte", "validation")] * 2
     assert "rte/bert: accuracy 66.43; " in capsys.readouterr().out
+    for change in (["--set", "epochs=2"], ["--deepspeed-config", "other.json"]):
+        assert main([*command, *change]) == 2
+        assert f"{' '.join(change)}: rte/bert is trained already in {tmp_path}" in capsys.readouterr().err
+    assert (len(launched), len(evaluated)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--list --latex", "--latex with --list: has no effect there; leave one of them out"),
+        ("--list --run xsum/bnb", "--list with --run: has no effect there"),
+        ("--table 4 --set epochs=1 --num-gpus 3", "--num-gpus with --table: has no effect there"),
+        ("--table 4 --deepspeed-config x.json", "--deepspeed-config with --table: has no effect there"),
+        ("--time xsum --set epochs=1", "--set with --time: has no effect there"),
+        ("--run xsum/bnb --table 2", "--table with --run: has no effect there"),
+        ("--run xsum/bnb --time xsum", "--time with --run: has no effect there"),
+        ("--latex", "give --table NUMBER, --list, --run ROW or --time TASK"),
+        ("--run xsum/bnb --set output_dir=x", "--set output_dir=x: xsum/bnb decides output_dir; give --runs DIRECTORY"),
+        ("--run xsum/bnb --set task=rte", "--set task=rte: xsum/bnb decides task; give the row of that task to --run"),
+    ],
+)
+def test_an_option_without_effect_is_refused(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(running, "run_finetuning", lambda *arguments: 2)
+    assert main(["reproduce", *arguments.split(), "--runs", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_row_that_fails_says_what_it_needs(tmp_path, monkeypatch, capsys):
