@@ -18,8 +18,8 @@ source runs/tables.sh
 systems() {
     local additional="model.encoder=null model.checkpoint=$pretrained"
     cat <<SYSTEMS
-bnb 3 squad_small model.latent_size=64 | BnB
-bnb_pretrained 3 squad_small $additional | BnB, pre-trained; BnB, pre-trained, blank penalty 1:blank_penalty=1.0
+bnb 3 squad_small model.latent_size=64 | BnB; BnB, blank penalty 2:blank_penalty=2.0
+bnb_pretrained 3 squad_small $additional | BnB, pre-trained; BnB, pre-trained, blank penalty 2:blank_penalty=2.0
 bert2bert 3 squad_small_bert2bert | BERT2BERT, greedy:num_beams=1
 transformer 1 squad_small_transformer | Transformer, greedy:num_beams=1
 elmer 1 squad_small_elmer | ELMER, soft

@@ -114,7 +114,7 @@ def test_a_table_says_how_it_is_used(table):
 
 @pytest.mark.parametrize(
     ("name", "samples", "batch", "steps", "num_runs", "num_systems"),
-    [("multi30k", 29_000, 64, 4079, 25, 35), ("squad", 5_877, 8, 900, 12, 8)],
+    [("multi30k", 29_000, 64, 4079, 25, 35), ("squad", 5_877, 8, 900, 12, 9)],
 )
 def test_a_table_names_recipes_settings_and_ways_of_decoding_that_exist(
     table, monkeypatch, name, samples, batch, steps, num_runs, num_systems
