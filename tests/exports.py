@@ -11,8 +11,8 @@ from transformers.utils.logging import disable_progress_bar
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
 from bnb_ds.tasks.codec import Codec
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from tests.tiny import bnb_config
 
 MAX_TOKENS = 48

@@ -28,9 +28,9 @@ from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.systems.shown_targets import refuse_refinement, why_not_refined
 from bnb_ds.systems.task_samples import TaskSamples
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.own_tasks import resolved
 from bnb_ds.tasks.task import Task
+from bnb_ds.tasks.text_lengths import Lengths
 from bnb_ds.tasks.tokenised import Tokenised, rows_lines, tokenise
 from bnb_ds.train import estimates
 from bnb_ds.train.launch import NEW_RUN, Launch

@@ -33,7 +33,7 @@ from bnb_ds.model.flops import TRAINING_FACTOR, classification_flops, forward_fl
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.model_factory import bnb_fields
 from bnb_ds.reproduce.paper_rows import Row
-from bnb_ds.tasks.lengths import Lengths
+from bnb_ds.tasks.text_lengths import Lengths
 from bnb_ds.train.hardware import data_sheet_flops
 
 GPU = "NVIDIA A100"

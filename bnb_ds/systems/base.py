@@ -24,10 +24,10 @@ from bnb_ds.data.batch import PackedBatch, TargetRules
 from bnb_ds.errors import ConfigError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.own_tasks import definition
 from bnb_ds.tasks.romanian import Spelling, respell
 from bnb_ds.tasks.task import Task
+from bnb_ds.tasks.text_lengths import Lengths
 from bnb_ds.train.objectives import PLAIN, Objective, ObjectiveSettings, Reconstruction, Term
 
 #: file in a model directory that records the kind of model, the task and the lengths

@@ -15,10 +15,10 @@ from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.systems.base import TASK_FILE, System
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.own_tasks import restored
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
+from bnb_ds.tasks.text_lengths import Lengths
 
 
 def load_system(directory: Path) -> System:

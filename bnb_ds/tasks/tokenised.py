@@ -31,11 +31,11 @@ from bnb_ds.errors import DataError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.romanian import Spelling, respell
 from bnb_ds.tasks.row_reader import Example
 from bnb_ds.tasks.spacing import SPACING_FILE, Sample, Spacing, learns_spacing
 from bnb_ds.tasks.task import Task
+from bnb_ds.tasks.text_lengths import Lengths
 
 _FORMAT = 3
 _CHUNK = 2000

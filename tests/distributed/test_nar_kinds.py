@@ -18,8 +18,8 @@ from bnb_ds.finetune.distillation import DistillJob, distill
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.systems.baselines import Transformer
 from bnb_ds.tasks.codec import Codec
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from bnb_ds.train.tracking import read_metrics
 from tests.backbones import RUN_POSITIONS, save_start
 from tests.serving import running

@@ -17,8 +17,8 @@ from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.generate.pipeline import BnbPipeline
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from tests.launching import REPOSITORY
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

@@ -16,8 +16,8 @@ from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.model.flops import forward_flops
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.codec import Codec
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from bnb_ds.train.objectives import ObjectiveSettings
 from tests.tiny import VOCAB, bert_config, packed_form, source_ids
 

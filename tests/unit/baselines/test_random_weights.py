@@ -7,8 +7,8 @@ import pytest
 from bnb_ds.baselines.settings import Bert2bertSection, TransformerSection
 from bnb_ds.systems.baselines import Bert2bert, Transformer
 from bnb_ds.tasks.codec import Codec
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 
 WIDE = {
     "hidden_size": 96,

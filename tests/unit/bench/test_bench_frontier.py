@@ -23,8 +23,8 @@ from bnb_ds.errors import DataError
 from bnb_ds.evaluate.model import evaluate_model
 from bnb_ds.systems.baselines import Transformer
 from bnb_ds.tasks.codec import Codec
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from tests.exports import save_task_model
 from tests.unit.decoding.test_ngram_lm import ARPA
 

@@ -21,8 +21,8 @@ from bnb_ds.systems.bnb import BnbGenerator, BnbModelSection
 from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from bnb_ds.tasks.tokenised import tokenise
 from tests.tiny import bnb_config
 from tests.unit.data.test_samples import make_samples

@@ -22,9 +22,9 @@ from bnb_ds.evaluate.predict import predict
 from bnb_ds.modeling import BnbForConditionalGeneration
 from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
 from bnb_ds.tasks.codec import Codec
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.spacing import Spacing
+from bnb_ds.tasks.text_lengths import Lengths
 
 SIZE = {
     "hidden_size": 12,

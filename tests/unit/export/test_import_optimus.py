@@ -14,8 +14,8 @@ from bnb_ds.errors import CheckpointError, DataError
 from bnb_ds.export.import_optimus import import_optimus
 from bnb_ds.systems.baselines import CheckpointClassifier
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from tests.tiny import bert_config
 
 

@@ -20,8 +20,8 @@ from bnb_ds.systems.model_dir import load_system
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
 from bnb_ds.tasks.examples import read_examples
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from tests.tiny import bnb_model
 
 NUM_EXAMPLES = 30

@@ -13,8 +13,8 @@ from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.systems.encoder_ctc import EncoderCtcSection
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.codec import Codec
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 
 SIZE = {
     "hidden_size": 12,

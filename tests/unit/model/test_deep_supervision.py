@@ -19,8 +19,8 @@ from bnb_ds.model.target_rules import check_mixed_training
 from bnb_ds.modeling import BnbForConditionalGeneration, BnbModel
 from bnb_ds.systems.bnb import BnbClassifier
 from bnb_ds.targets.interface import Targets
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from bnb_ds.train.objectives import NgramMatches, ObjectiveSettings, Reconstruction
 from tests.tiny import bnb_config, bnb_model, packed_form, padded_form, source_ids
 

@@ -13,8 +13,8 @@ from bnb_ds.systems.bnb import BnbClassifier, BnbGenerator, BnbModelSection
 from bnb_ds.systems.task_samples import TaskSamples
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.lengths import Lengths
 from bnb_ds.tasks.registry import get_task
+from bnb_ds.tasks.text_lengths import Lengths
 from bnb_ds.tasks.tokenised import cached_directory, rows_lines, tokenise
 from data_prep.sources.documents import Document
 from data_prep.tokenise.vocab import train_vocabulary
