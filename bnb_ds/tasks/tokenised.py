@@ -19,7 +19,6 @@ import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from bnb_ds.tasks.spacing import SPACING_FILE, Sample, Spacing, learns_spacing
 from bnb_ds.tasks.task import Task
 from bnb_ds.tasks.text_lengths import Lengths
 
-_FORMAT = 3
+_FORMAT = 2
 _CHUNK = 2000
 
 
@@ -165,11 +164,11 @@ def cached_directory(
         content.append(hub_fingerprint(*hub_of(task, data, split)))
     key = {
         "format": _FORMAT,
-        "task": [task.kind, task.sources, task.target, task.labels, task.form, task.id_column],
+        "task": [task.kind, task.sources, task.target, task.labels, lengths.cut, task.form, task.id_column],
         "split": [split, data.max_samples(split), data.split.model_dump() if data.split else None],
         "columns": data.columns,
         "skip_bad_rows": data.skip_bad_rows,
-        "lengths": asdict(lengths),
+        "lengths": {"source": lengths.source, "target": lengths.target},
         "content": content,
         "tokenizers": codec.fingerprint,
     }
