@@ -42,7 +42,7 @@ def import_reference(
             f"{tokenizer}: has {vocabulary_size(loaded)} tokens, but the model's encoder has"
             f" {model.config.encoder.vocab_size}; give the tokenizer of its training"
         )
-    pooler, is_broken = reference_pooler(source)
+    pooler, is_broken = reference_pooler(source, model.config.encoder.hidden_size)
     with new_directory(output) as directory:
         model.save_pretrained(directory, state_dict={**model.state_dict(), **pooler})
         if loaded is not None:

@@ -130,10 +130,12 @@ def reference_config(directory: Path, overrides: dict[str, Any]) -> BnbConfig:
         return BnbConfig(**fields, latent_size=latent_size, **{**defaults, **overrides})
 
 
-def reference_pooler(directory: Path) -> tuple[dict[str, Tensor], bool]:
+def reference_pooler(directory: Path, hidden_size: int) -> tuple[dict[str, Tensor], bool]:
     """BERT's pooler of a model that the reference saved. It never uses its pooler, but a classifier begins with one.
 
-    Call it with a directory that `reference_config` has read.
+    Args:
+        directory: a directory that `load_reference` has read.
+        hidden_size: H, of its encoder.
 
     Returns:
         ``pooler.dense.weight`` ``[H, H]`` and ``pooler.dense.bias`` ``[H]`` of the encoder, float32; empty if there is
@@ -142,7 +144,6 @@ def reference_pooler(directory: Path) -> tuple[dict[str, Tensor], bool]:
     Raises:
         CheckpointError: the weights cannot be read.
     """
-    hidden_size = reference_config(directory, {}).encoder.hidden_size
     _, weights = read_tensors(directory)
     shapes = {"pooler.dense.weight": [hidden_size, hidden_size], "pooler.dense.bias": [hidden_size]}
     found = {name: weights[f"encoder.{name}"].float() for name in shapes if f"encoder.{name}" in weights}
