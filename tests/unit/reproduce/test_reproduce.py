@@ -193,8 +193,11 @@ def test_latencies_are_measured_together_and_stand_in_the_table(timed, capsys):
     text = table(2, timed)
     for system in ("BnB", "NAT"):
         *_, milliseconds, seconds = _cells(text, "xsum", system)
-        assert float(milliseconds.removeprefix("? / - / ")) > 0
-        assert float(seconds.removeprefix("? / - / ")) >= 0
+        # with a mark, because these models were trained otherwise than their rows
+        assert float(milliseconds.removeprefix("? / - / ").removesuffix("*")) > 0
+        assert float(seconds.removeprefix("? / - / ").removesuffix("*")) >= 0
+        assert milliseconds[-1] == seconds[-1] == "*"
+    assert "* xsum/nat: " in text
     assert "Speed here, xsum: 3 sentences of test, CPU, " in text
     assert "Speed here, xsum: 3 sentences of test, CPU, " in table(2, timed, latex=True)
     (timed / "latency" / "xsum" / "frontier.json").write_text("{}")
