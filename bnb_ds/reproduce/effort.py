@@ -26,6 +26,7 @@ from bnb_ds.baselines.settings import (
 from bnb_ds.config.deepspeed import load_ds_config
 from bnb_ds.config.loading import load_recipe
 from bnb_ds.config.model_section import ModelSection
+from bnb_ds.config.sections import PretrainRecipe
 from bnb_ds.data.tokenization import TokenizerVocabulary
 from bnb_ds.finetune.recipe import FinetuneRecipe
 from bnb_ds.model.configuration import BnbConfig
@@ -58,6 +59,13 @@ TRAINING_ROWS = {
     "wmt16": 610_320,
     "icliniq": 24_851,
     "healthcaremagic": 181_122,
+}
+
+#: pre-trained model that rows begin with -> the recipe that it is an export of, which says what slots it has
+_RECIPES_OF_CHECKPOINTS = {
+    "work/models/paper/wikipedia": "runs/recipes/paper/wikipedia.yaml",
+    "work/models/wikipedia_base": "runs/recipes/pretrain/wikipedia_base.yaml",
+    "work/models/pubmed_base": "runs/recipes/pretrain/pubmed_base.yaml",
 }
 
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -121,11 +129,19 @@ def _forward_flops(recipe: FinetuneRecipe, lengths: Lengths) -> int:
         config = _bnb(section.as_bnb(), _BART if is_bart else vocabulary, _BART_LAYERS if is_bart else None)
         passes = getattr(section, "passes", 1)
         return forward_flops(config, source, target, decoder_passes=passes)
-    config = _bnb(section, vocabulary, None)
+    config = _bnb(_with_slots(section), vocabulary, None)
     if not recipe.declared_task.is_generation:
         config.num_labels = recipe.declared_task.num_outputs
         return classification_flops(config, source)
     return forward_flops(config, source, np.atleast_1d(decoder_lengths(source, config)))
+
+
+def _with_slots(section: ModelSection) -> ModelSection:
+    """The section with what its pre-trained model has saved and it leaves open."""
+    if section.checkpoint not in _RECIPES_OF_CHECKPOINTS:
+        return section
+    pretraining = load_recipe(_RECIPES_OF_CHECKPOINTS[section.checkpoint], [], PretrainRecipe)
+    return pretraining.model.model_copy(update={name: getattr(section, name) for name in section.model_fields_set})
 
 
 def _decoder_of(recipe: FinetuneRecipe) -> str:

@@ -62,7 +62,8 @@ def listing(runs: Path, table: int | None = None) -> str:
 
 
 def _published(row: Row) -> str:
-    found = [entry for entry in reported() if (entry.task, entry.system, entry.source) == (row.task, row.system, PAPER)]
+    place = (row.task, row.published_system, PAPER)
+    found = [entry for entry in reported() if (entry.task, entry.system, entry.source) == place]
     named = ", ".join(f"{TITLES.get(entry.column, entry.column)} {entry.value:g}" for entry in found)
     return f"{named} (reported)" if found else NOT_ON_RECORD
 

@@ -14,15 +14,25 @@ from bnb_ds.errors import ConfigError, nearest
 from bnb_ds.tasks.registry import get_task
 
 _PROGRAM = 'deepspeed "$(bnb-ds path finetune)"'
-#: what the rows run, with settings of ours; and the recipes with the paper's own
+#: recipes with settings of ours, which most rows run; and those with the paper's own, for the rows "as published"
 FINETUNE, PAPER_RECIPES = "runs/recipes/finetune", "runs/recipes/paper"
+_AS_PUBLISHED = ", as published"
 _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 _WMT = ("wmt14_en_de", "wmt14_de_en", "wmt16_en_ro", "wmt16_ro_en")
 _BERT, _MBERT = "google-bert/bert-base-cased", "google-bert/bert-base-multilingual-cased"
 _WIKIPEDIA = "work/models/wikipedia_base (an exported run of runs/recipes/pretrain/wikipedia_base.yaml)"
+_PAPER_WIKIPEDIA = "work/models/paper/wikipedia (an exported run of runs/recipes/paper/wikipedia.yaml)"
 _PUBMED = "work/models/pubmed_base (an exported run of runs/recipes/pretrain/pubmed_base.yaml)"
 _OPTIMUS = "work/models/optimus (its encoder checkpoint, converted with bnb-ds import-optimus)"
 _WITHOUT = "BnB without additional pre-training"
+#: what an export of runs/recipes/paper/wikipedia.yaml holds, for a model that begins with BERT
+_PAPER_SLOTS = (
+    "model.latent_size=8",
+    "model.decoder_length_ratio=1.0",
+    "model.decoder_length_min=512",
+    "model.decoder_length_max=512",
+    "model.decoder_positions=absolute",
+)
 
 #: columns of speed: milliseconds a sample, one at a time; seconds of the whole split in batches of `WHOLE_BATCH`
 SPEED = ("ms", "s")
@@ -58,8 +68,8 @@ class Row:
     Attributes:
         table: number of the paper's table.
         task: name of the task.
-        system: name of the system in the paper.
-        recipe: file under ``runs/recipes``.
+        system: name of the system in the paper; with ", as published" if the settings are the paper's own, too.
+        recipe: file under `FINETUNE`, or under `PAPER_RECIPES` if it is as published.
         needs: checkpoints and data that the run needs.
         overrides: overrides of the recipe.
         note: in what the run differs from what the name promises.
@@ -79,10 +89,20 @@ class Row:
         return f"{self.task}/{re.sub('[^a-z0-9]+', '-', self.system.lower()).strip('-')}"
 
     @property
+    def is_as_published(self) -> bool:
+        """Whether the settings are the paper's own."""
+        return self.system.endswith(_AS_PUBLISHED)
+
+    @property
+    def published_system(self) -> str:
+        """The name under which the paper has numbers of this system."""
+        return self.system.removesuffix(_AS_PUBLISHED)
+
+    @property
     def output_dir(self) -> str:
         """The output directory of the run, below ``work/runs``."""
         named = [value.removeprefix("output_dir=work/runs/") for value in self.overrides if "output_dir=" in value]
-        return named[0] if named else self.recipe.rpartition("finetune/")[2].removesuffix(".yaml")
+        return named[0] if named else "paper/" * self.is_as_published + self.recipe.removesuffix(".yaml")
 
     @property
     def split(self) -> str:
@@ -91,11 +111,13 @@ class Row:
 
     @property
     def ds_config(self) -> str:
+        if self.is_as_published:
+            return f"ds_configs/paper_{self.recipe.removesuffix('.yaml').removeprefix('squad_')}.json"
         return f"ds_configs/finetune_{'glue' if self.table == 1 else 'bf16'}.json"
 
     @property
     def recipe_path(self) -> str:
-        return f"{FINETUNE}/{self.recipe}"
+        return f"{PAPER_RECIPES if self.is_as_published else FINETUNE}/{self.recipe}"
 
     @property
     def command(self) -> str:
@@ -135,6 +157,10 @@ def _glue() -> Iterator[Row]:
             needs = _OPTIMUS if system == "Optimus" else checkpoint
             yield Row(1, task, system, recipe, f"{needs}, nyu-mll/glue", changes)
         yield Row(1, task, "BnB", recipe, f"{_WIKIPEDIA}, nyu-mll/glue")
+        changes = (f"task={task}", f"output_dir=work/runs/paper/glue/{task}")
+        changes += ("intervals.eval_steps=20000",) * (task == "mnli")
+        rates = "the best of 2e-5, 3e-5, 4e-5 and 5e-5 in the paper; the row has 5e-5"
+        yield Row(1, task, f"BnB{_AS_PUBLISHED}", "glue.yaml", f"{_PAPER_WIKIPEDIA}, nyu-mll/glue", changes, rates)
 
 
 def _english() -> Iterator[Row]:
@@ -169,7 +195,11 @@ def _english() -> Iterator[Row]:
             f"output_dir=work/runs/{task}_without",
         )
         yield Row(2, task, _WITHOUT, own, f"{_BERT}, {data}", changes)
+        changes = ("model.checkpoint=null", f"model.encoder={_BERT}", *_PAPER_SLOTS)
+        changes += (f"output_dir=work/runs/paper/{task}_without",)
+        yield Row(2, task, f"{_WITHOUT}{_AS_PUBLISHED}", own, f"{_BERT}, {data}", changes)
         yield Row(2, task, "BnB", own, f"{_WIKIPEDIA}, {data}")
+        yield Row(2, task, f"BnB{_AS_PUBLISHED}", own, f"{_PAPER_WIKIPEDIA}, {data}")
 
 
 def _translation() -> Iterator[Row]:
@@ -179,13 +209,26 @@ def _translation() -> Iterator[Row]:
             changes = (f"task={task}", f"output_dir=work/runs/wmt_{name}/{task}")
             needs = f"{_MBERT}{' (its tokenizer)' * (name == 'transformer')}, {data}"
             yield Row(3, task, system, f"wmt_{name}.yaml", needs, changes)
-        random = ("model={kind: bnb, size: {}}", f"data.tokenizer={_MBERT}", f"output_dir=work/runs/{task}_random")
-        yield Row(3, task, "BnB random", own, f"{_MBERT} (its tokenizer), {data}", random)
-        yield Row(3, task, "BnB mBERT", own, f"{_BERT}, {_MBERT}, {data}")
         distilled = f"work/data/{task}.distilled.jsonl"
+        teacher = f"{distilled} (bnb-ds distill work/runs/wmt_transformer/{task})"
+        tokenizer, checkpoints = f"{_MBERT} (its tokenizer), {data}", f"{_BERT}, {_MBERT}, {data}"
+        random = ("model={kind: bnb, size: {}}", f"data.tokenizer={_MBERT}", f"output_dir=work/runs/{task}_random")
+        yield Row(3, task, "BnB random", own, tokenizer, random)
+        yield Row(3, task, "BnB mBERT", own, checkpoints)
         changes = (f"data.train={distilled}", f"output_dir=work/runs/{task}_distilled")
-        needs = f"{_BERT}, {_MBERT}, {data}, {distilled} (bnb-ds distill work/runs/wmt_transformer/{task})"
-        yield Row(3, task, "BnB mBERT dist.", own, needs, changes)
+        yield Row(3, task, "BnB mBERT dist.", own, f"{checkpoints}, {teacher}", changes)
+        yield from _translation_as_published(task, distilled, teacher, data)
+
+
+def _translation_as_published(task: str, distilled: str, teacher: str, data: str) -> Iterator[Row]:
+    random = ("model.encoder=null", "model.decoder=null", "model.size={}", f"data.tokenizer={_MBERT}")
+    for system, folder, changes, needs in (
+        ("BnB random", f"{task}_random", random, f"{_MBERT} (its tokenizer), {data}"),
+        ("BnB mBERT", task, (), f"{_MBERT}, {data}"),
+        ("BnB mBERT dist.", f"{task}_distilled", (f"data.train={distilled}",), f"{_MBERT}, {data}, {teacher}"),
+    ):
+        own = (f"task={task}", *changes, f"output_dir=work/runs/paper/{folder}")
+        yield Row(3, task, f"{system}{_AS_PUBLISHED}", "translation.yaml", needs, own)
 
 
 def _medical() -> Iterator[Row]:

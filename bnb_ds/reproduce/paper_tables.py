@@ -64,9 +64,9 @@ def _legend() -> str:
         f" could not be read when this table was made. {NOTHING}: none. (3.0 h): not run here; the hours of one {GPU}"
         f" at {EFFICIENCY:.0%} of its peak, with samples as long as the recipe allows, and without an early end."
         f" {TO_TIME}: run here, but not timed; bnb-ds reproduce --time TASK does it. {MARK}: measured, but trained or"
-        " scored otherwise than the row says, as listed below. Measured numbers are of the recipes in"
-        f" {FINETUNE}, whose settings are ours and differ from the paper's; docs/baselines.md names the differences."
-        f" The paper's own settings are {PAPER_RECIPES}, with ds_configs/paper_*.json; no row runs them."
+        ' scored otherwise than the row says, as listed below. Rows "as published" run the paper\'s own settings'
+        f" ({PAPER_RECIPES}, ds_configs/paper_*.json); the others run recipes of {FINETUNE}, whose settings are ours;"
+        " docs/baselines.md names the differences."
     )
 
 
@@ -90,8 +90,8 @@ def _part(
     published = [entry for entry in reported() if entry.table == number and entry.task == task]
     lines = []
     for system in dict.fromkeys([*runnable, *(entry.system for entry in published)]):
-        own = [entry for entry in published if entry.system == system]
         row = runnable.get(system)
+        own = [entry for entry in published if entry.system == (row.published_system if row else system)]
         here = {} if row is None else _here(row, found[row], speeds.get(system, {}), MARK * bool(differs[row]))
         lines.append((system, *(_cell(column, own, row is not None, here) for column in columns)))
     title, header = get_task(task).title, ["system", *(TITLES.get(column, column) for column in columns)]

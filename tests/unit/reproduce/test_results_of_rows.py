@@ -123,8 +123,8 @@ def test_a_cell_of_speed_without_a_run_says_what_it_needs(tmp_path):
 
 def test_the_legend_says_whose_settings_the_measured_numbers_have(tmp_path):
     text = table(4, tmp_path)
-    assert "of the recipes in runs/recipes/finetune, whose settings are ours and differ from the paper's" in text
-    assert "The paper's own settings are runs/recipes/paper, with ds_configs/paper_*.json; no row runs them." in text
+    assert 'Rows "as published" run the paper\'s own settings (runs/recipes/paper, ds_configs/paper_*.json)' in text
+    assert "the others run recipes of runs/recipes/finetune, whose settings are ours" in text
 
 
 def test_the_page_on_baselines_names_every_system_without_a_row():
@@ -136,4 +136,4 @@ def test_the_page_on_baselines_names_every_system_without_a_row():
     families = {name.partition(",")[0].partition(" ")[0] for name in names}
     assert families
     assert [family for family in sorted(families) if family not in said] == []
-    assert "No row of `bnb-ds reproduce` runs them" in page
+    assert 'the rows "as published" run them' in page
