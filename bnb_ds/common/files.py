@@ -149,7 +149,7 @@ def refuse_output(
         DataError: it exists, and ``is_new`` is set.
     """
     path = Path(path)
-    _refuse_unusable_name(path, flag)
+    _refuse_unusable_name(path)
     if path.is_dir():
         raise ConfigError(f"{flag} {path}: is a directory: give the name of a file")
     refuse_same_file(path, inputs, flag=flag)
@@ -203,7 +203,7 @@ def refuse_directory(path: str | os.PathLike[str], *, flag: str = "--output", is
         DataError: it is not empty or is the present directory, and ``is_new`` is set.
     """
     path = Path(path)
-    _refuse_unusable_name(path, flag)
+    _refuse_unusable_name(path)
     if is_new:
         _refuse_filled(path)
     elif (path.exists() or path.is_symlink()) and not path.is_dir():
@@ -302,10 +302,8 @@ def _moved_into_place(path: Path) -> Iterator[Path]:
         raise
 
 
-def _refuse_unusable_name(path: Path, flag: str) -> None:
-    """Refuse what users mean otherwise, or what the operating system does not even look up; too long, for example."""
-    if str(path) == "-":
-        raise ConfigError(f"{flag} -: only `bnb-ds generate` takes this for standard output: give a name")
+def _refuse_unusable_name(path: Path) -> None:
+    """Raise DataError for a name that the operating system does not even look up; it is too long, for example."""
     with disk_errors(path), suppress(FileNotFoundError, NotADirectoryError):
         os.stat(path)
 

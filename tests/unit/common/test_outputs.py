@@ -199,11 +199,6 @@ def test_what_could_not_be_written_later_is_refused_now(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     with pytest.raises(ConfigError, match=rf"--png {tmp_path}: is a directory: give the name of a file"):
         refuse_output(tmp_path, flag="--png")
-    for refuse in (refuse_output, refuse_directory):
-        with pytest.raises(
-            ConfigError, match=r"--output -: only `bnb-ds generate` takes this for standard output: give"
-        ):
-            refuse("-")
     with pytest.raises(ConfigError, match=r"/no/a: there is no directory .*/no: make it first"):
         refuse_output(tmp_path / "no" / "a")
     (tmp_path / "dangling").symlink_to("no/a")

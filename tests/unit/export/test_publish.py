@@ -130,12 +130,9 @@ def test_what_is_refused(hub, model, tmp_path, capsys, monkeypatch):
     message = refused(capsys, model, "a/b", "--license", "mit")
     assert "a/b: the hub does not take it: Invalid username or password; check the name, the connection and" in message
     assert hub.repositories == {}
-    for file, content, reason in (
-        ("recipe.yaml", "[", "is not a recipe of fine-tuning"),
-        ("evaluation/xsum-test/eval_results.json", '{"task": "xsum"}', "cannot be read"),
-    ):
+    for file, content in (("recipe.yaml", "["), ("evaluation/xsum-test/eval_results.json", '{"task": "xsum"}')):
         (model / file).write_text(content)
-        assert f"{model / file}: {reason} (" in refused(capsys, model, "a/b", "--license", "mit")
+        assert f"{model / file}: cannot be read (" in refused(capsys, model, "a/b", "--license", "mit")
     (model / "README.md").write_text("---\n[\n---\n")
     assert "mend the block at its head" in refused(capsys, model, "a/b", "--license", "mit")
 
