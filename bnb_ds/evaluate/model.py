@@ -29,7 +29,7 @@ from bnb_ds.systems.base import System
 from bnb_ds.systems.bnb import BnbGenerator
 from bnb_ds.systems.model_dir import EVALUATION, best_model, system_and_data
 from bnb_ds.systems.shown_targets import refuse_refinement_of
-from bnb_ds.tasks.examples import files_of, hub_of, uses_files
+from bnb_ds.tasks.examples import files_of, hub_of, reads_file
 from bnb_ds.tasks.own_tasks import definition
 from bnb_ds.tasks.registry import get_task
 from bnb_ds.tasks.task import Task
@@ -105,7 +105,7 @@ def evaluate_model(
     results = evaluate_split(system, network, rows, batch_size=batch_size, device=device)
     of_data = {
         "data_overrides": effective(overrides),
-        "hub": None if uses_files(data) else hub_of(system.task, data, split)[0].name,
+        "hub": None if reads_file(data, split) else hub_of(system.task, data, split)[0].name,
     }
     return _write(system, rows, split, results, directory, of_data)
 

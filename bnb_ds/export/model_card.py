@@ -98,7 +98,7 @@ def hub_data(task: Task | None, data: Mapping[str, Any]) -> HubData | None:
         task: None: a model that was only pre-trained.
         data: the ``data`` section of a recipe; empty: the task's own data.
     """
-    # As in training: as soon as one split has a file, the hub is not used for any split.
+    # With a file for one split, no single data set is what the rows come from.
     if any(data.get(split) is not None for split in SPLITS):
         return None
     own, name = task.hub if task else None, data.get("hub")

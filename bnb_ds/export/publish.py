@@ -22,7 +22,7 @@ from bnb_ds.common.hub import HUB_ERRORS, ONNX_FILE, hub_reason
 from bnb_ds.errors import CheckpointError, ConfigError
 from bnb_ds.evaluate.conditions import is_of_other_outputs, is_partial
 from bnb_ds.export.model_card import add_results, hub_data, results, without_paths
-from bnb_ds.systems.model_dir import EVALUATION, RECIPE_FILE
+from bnb_ds.systems.model_dir import EVALUATION, RECIPE_FILE, saved_data
 from bnb_ds.tasks.registry import TASKS
 from bnb_ds.tasks.task import HubData
 
@@ -124,13 +124,11 @@ def _listed(text: str) -> dict[str, Any] | None:
 
 
 def _hub_of(found: dict[str, Any], model: Path) -> HubData | None:
-    """The data set of the hub that the rows of an evaluation come from; None: files of the user."""
-    task, recipe = found["task"], model / RECIPE_FILE
+    """The data set of the hub that the rows of an evaluation come from; None: files of the user, or nobody knows."""
     if "hub" in found:
-        return None if found["hub"] is None else hub_data(task, {"hub": found["hub"]})
+        return None if found["hub"] is None else hub_data(found["task"], {"hub": found["hub"]})
     # Older results do not say it, but the recipe does.
-    data = _read(recipe, lambda text: dict(yaml.safe_load(text).get("data", {}))) if recipe.is_file() else {}
-    return hub_data(task, data)
+    return hub_data(found["task"], saved_data(model)) if (model / RECIPE_FILE).is_file() else None
 
 
 def _read(file: Path, parse: Callable[[str], Any]) -> Any:

@@ -27,8 +27,8 @@ class BnbConfig(PreTrainedConfig):
         decoder: the same for the decoder; its ``is_decoder`` and ``add_cross_attention`` are set here. Default: as
             ``encoder``.
         latent_size: number of values per source token that pass from encoder to decoder.
-        latent_dropout: dropout probability on the latents and on the memory of cross-attention; 0.1 in the reference
-            implementation.
+        latent_dropout: dropout probability on the latents and on the memory of cross-attention; the
+            reference's pre-training has 0, its fine-tuning 0.5.
         decoder_length: policy for the number of decoder slots T of a source of n real tokens. ``"source"``: CTC over
             ``T = clamp(ceil(ratio * n) + offset, min, max)`` slots. ``"predicted"``: length classification; T follows
             the number m of target tokens, the true one in training and the predicted one otherwise: T = m for

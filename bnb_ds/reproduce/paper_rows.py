@@ -17,6 +17,23 @@ _PROGRAM = 'deepspeed "$(bnb-ds path finetune)"'
 #: recipes with settings of ours, which most rows run; and those with the paper's own, for the rows "as published"
 FINETUNE, PAPER_RECIPES = "runs/recipes/finetune", "runs/recipes/paper"
 _AS_PUBLISHED = ", as published"
+#: steps between two evaluations in the paper's code (glue_task/run-glue-*.sh); its seed, where it is not the recipe's
+_GLUE_INTERVALS = {
+    "cola": 250,
+    "sst2": 4000,
+    "mrpc": 200,
+    "stsb": 200,
+    "qqp": 20000,
+    "mnli": 20000,
+    "qnli": 4000,
+    "rte": 150,
+    "wnli": 25,
+}
+_GLUE_SEEDS = {"qqp": 66}
+_GLUE_RATES = (2e-5, 3e-5, 4e-5, 5e-5)
+_OTHER_RATES = "5e-5; the paper tries 2e-5, 3e-5 and 4e-5, too: give each with --deepspeed-config and --runs of its own"
+_TEACHER = "the teacher has settings of ours"
+_ONE_EPOCH = "one epoch of pre-training, as in the paper; its code fine-tunes a checkpoint of ten"
 _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 _WMT = ("wmt14_en_de", "wmt14_de_en", "wmt16_en_ro", "wmt16_ro_en")
 _BERT, _MBERT = "google-bert/bert-base-cased", "google-bert/bert-base-multilingual-cased"
@@ -73,6 +90,7 @@ class Row:
         needs: checkpoints and data that the run needs.
         overrides: overrides of the recipe.
         note: in what the run differs from what the name promises.
+        rates: peak learning rates that the paper tries besides that of the row; one of them makes no other row.
     """
 
     table: int
@@ -82,6 +100,7 @@ class Row:
     needs: str
     overrides: tuple[str, ...] = ()
     note: str = ""
+    rates: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -157,10 +176,15 @@ def _glue() -> Iterator[Row]:
             needs = _OPTIMUS if system == "Optimus" else checkpoint
             yield Row(1, task, system, recipe, f"{needs}, nyu-mll/glue", changes)
         yield Row(1, task, "BnB", recipe, f"{_WIKIPEDIA}, nyu-mll/glue")
-        changes = (f"task={task}", f"output_dir=work/runs/paper/glue/{task}")
-        changes += ("intervals.eval_steps=20000",) * (task == "mnli")
-        rates = "the best of 2e-5, 3e-5, 4e-5 and 5e-5 in the paper; the row has 5e-5"
-        yield Row(1, task, f"BnB{_AS_PUBLISHED}", "glue.yaml", f"{_PAPER_WIKIPEDIA}, nyu-mll/glue", changes, rates)
+        yield _glue_as_published(task)
+
+
+def _glue_as_published(task: str) -> Row:
+    changes = [f"task={task}", f"intervals.eval_steps={_GLUE_INTERVALS[task]}"]
+    changes += [f"seed={_GLUE_SEEDS[task]}"] if task in _GLUE_SEEDS else []
+    needs = f"{_PAPER_WIKIPEDIA}, nyu-mll/glue"
+    own = (*changes, f"output_dir=work/runs/paper/glue/{task}")
+    return Row(1, task, f"BnB{_AS_PUBLISHED}", "glue.yaml", needs, own, _OTHER_RATES, _GLUE_RATES)
 
 
 def _english() -> Iterator[Row]:
@@ -199,7 +223,7 @@ def _english() -> Iterator[Row]:
         changes += (f"output_dir=work/runs/paper/{task}_without",)
         yield Row(2, task, f"{_WITHOUT}{_AS_PUBLISHED}", own, f"{_BERT}, {data}", changes)
         yield Row(2, task, "BnB", own, f"{_WIKIPEDIA}, {data}")
-        yield Row(2, task, f"BnB{_AS_PUBLISHED}", own, f"{_PAPER_WIKIPEDIA}, {data}")
+        yield Row(2, task, f"BnB{_AS_PUBLISHED}", own, f"{_PAPER_WIKIPEDIA}, {data}", note=_ONE_EPOCH)
 
 
 def _translation() -> Iterator[Row]:
@@ -210,25 +234,22 @@ def _translation() -> Iterator[Row]:
             needs = f"{_MBERT}{' (its tokenizer)' * (name == 'transformer')}, {data}"
             yield Row(3, task, system, f"wmt_{name}.yaml", needs, changes)
         distilled = f"work/data/{task}.distilled.jsonl"
-        teacher = f"{distilled} (bnb-ds distill work/runs/wmt_transformer/{task})"
+        teacher = f"{distilled} (bnb-ds distill work/runs/wmt_transformer/{task} --output {distilled})"
+        targets = (f"data.train={distilled}", f"data.hub={data}")
         tokenizer, checkpoints = f"{_MBERT} (its tokenizer), {data}", f"{_BERT}, {_MBERT}, {data}"
         random = ("model={kind: bnb, size: {}}", f"data.tokenizer={_MBERT}", f"output_dir=work/runs/{task}_random")
         yield Row(3, task, "BnB random", own, tokenizer, random)
         yield Row(3, task, "BnB mBERT", own, checkpoints)
-        changes = (f"data.train={distilled}", f"output_dir=work/runs/{task}_distilled")
+        changes = (*targets, f"output_dir=work/runs/{task}_distilled")
         yield Row(3, task, "BnB mBERT dist.", own, f"{checkpoints}, {teacher}", changes)
-        yield from _translation_as_published(task, distilled, teacher, data)
-
-
-def _translation_as_published(task: str, distilled: str, teacher: str, data: str) -> Iterator[Row]:
-    random = ("model.encoder=null", "model.decoder=null", "model.size={}", f"data.tokenizer={_MBERT}")
-    for system, folder, changes, needs in (
-        ("BnB random", f"{task}_random", random, f"{_MBERT} (its tokenizer), {data}"),
-        ("BnB mBERT", task, (), f"{_MBERT}, {data}"),
-        ("BnB mBERT dist.", f"{task}_distilled", (f"data.train={distilled}",), f"{_MBERT}, {data}, {teacher}"),
-    ):
-        own = (f"task={task}", *changes, f"output_dir=work/runs/paper/{folder}")
-        yield Row(3, task, f"{system}{_AS_PUBLISHED}", "translation.yaml", needs, own)
+        random = ("model.encoder=null", "model.decoder=null", "model.size={}", f"data.tokenizer={_MBERT}")
+        for system, folder, changes, needs, note in (
+            ("BnB random", f"{task}_random", random, tokenizer, ""),
+            ("BnB mBERT", task, (), f"{_MBERT}, {data}", ""),
+            ("BnB mBERT dist.", f"{task}_distilled", targets, f"{_MBERT}, {data}, {teacher}", _TEACHER),
+        ):
+            changes = (f"task={task}", *changes, f"output_dir=work/runs/paper/{folder}")
+            yield Row(3, task, f"{system}{_AS_PUBLISHED}", "translation.yaml", needs, changes, note)
 
 
 def _medical() -> Iterator[Row]:

@@ -5,7 +5,7 @@ A number is *reported* by the paper, *reported elsewhere*, or *measured* (from t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bnb_ds.common.markdown import markdown_table
@@ -49,8 +49,13 @@ def table(number: int, runs: Path, *, latex: bool = False) -> str:
     differs = {row: _differs(row, runs, result, speeds[row.task]) for row, result in found.items()}
     parts = [_part(number, task, found, speeds[task], differs, latex) for task in tasks]
     sources = sorted({number_.source for number_ in reported() if number_.table == number and number_.source != PAPER})
-    notes = [_legend(), f"The paper: {PAPER}.", *(f"Elsewhere: {source}." for source in sources)]
+    notes = [
+        _legend(has_published=any(row.is_as_published for row in found)),
+        f"The paper: {PAPER}.",
+        *(f"Elsewhere: {source}." for source in sources),
+    ]
     notes += [line for task in tasks if (line := setting_of(task, runs))]
+    notes += _notes_of(found)
     notes += [f"{MARK} {row.name}: {'; '.join(changes)}." for row, changes in differs.items() if changes]
     missing = _missing([row for row, result in found.items() if result is None])
     if latex:
@@ -58,15 +63,25 @@ def table(number: int, runs: Path, *, latex: bool = False) -> str:
     return "\n\n".join([*parts, "\n".join(notes), *([missing] if missing else [])])
 
 
-def _legend() -> str:
+def _notes_of(found: Iterable[Row]) -> list[str]:
+    """What rows say of themselves, rows of one note together."""
+    names: dict[str, list[str]] = {}
+    for row in found:
+        if row.note:
+            names.setdefault(row.note, []).append(row.name)
+    return [f"{', '.join(of_note)}: {note}." for note, of_note in names.items()]
+
+
+def _legend(*, has_published: bool) -> str:
+    ours = f"run recipes of {FINETUNE}, whose settings are ours; docs/baselines.md names the differences."
+    papers = f"run the paper's own settings ({PAPER_RECIPES}, ds_configs/paper_*.json)"
     return (
         f"Each cell: paper / reported elsewhere / measured here. {UNREAD}: stands in the paper ({PAPER_ADDRESS}), but"
         f" could not be read when this table was made. {NOTHING}: none. (3.0 h): not run here; the hours of one {GPU}"
         f" at {EFFICIENCY:.0%} of its peak, with samples as long as the recipe allows, and without an early end."
         f" {TO_TIME}: run here, but not timed; bnb-ds reproduce --time TASK does it. {MARK}: measured, but trained or"
-        ' scored otherwise than the row says, as listed below. Rows "as published" run the paper\'s own settings'
-        f" ({PAPER_RECIPES}, ds_configs/paper_*.json); the others run recipes of {FINETUNE}, whose settings are ours;"
-        " docs/baselines.md names the differences."
+        " scored otherwise than the row says, as listed below. "
+        + (f'Rows "as published" {papers}; the others {ours}' if has_published else f"Rows {ours}")
     )
 
 

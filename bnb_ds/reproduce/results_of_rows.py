@@ -15,6 +15,7 @@ from bnb_ds.reproduce.paper_rows import Row
 
 #: settings of a run that change neither its model nor its scores
 _FREE = ("output_dir", "intervals", "faults", "stragglers", "tracking", "loader", "data.cache_dir")
+_RATE = "optimizer.params.lr"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def other_training(row: Row, run: Path) -> list[str]:
     if (run / "ds_config.resolved.json").is_file():
         ours |= flattened(lasting_ds_config(load_ds_config(row.ds_config, world_size=1).values))
         theirs |= flattened(lasting_ds_config(read_ds_config(run)))
+    if theirs.get(_RATE) in row.rates:
+        ours[_RATE] = theirs[_RATE]
     changed = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     return [
         f"{key} {_shown(theirs.get(key))}, not {_shown(ours.get(key))}"

@@ -105,7 +105,7 @@ def saved_data(model: Path) -> dict[str, Any]:
     if not recipe.is_file():
         return {}
     try:
-        data = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
+        data = dict(yaml.safe_load(recipe.read_text(encoding="utf-8"))).get("data", {})
         if isinstance(data, dict):
             return data
         reason = "data is no section"

@@ -52,7 +52,10 @@ class RomanianSection(Section):
 
 
 class TaskDataSection(Section):
-    """The rows: from local files if any are named, else from the task's hub data set."""
+    """The rows: from local files if any are named, else from the task's hub data set.
+
+    With files for some splits, the others come from the hub if ``hub`` is set.
+    """
 
     #: file of the training rows, or two text files whose lines form pairs; default: the task's hub data set
     train: str | ParallelFiles | None = None
@@ -64,7 +67,8 @@ class TaskDataSection(Section):
     validation_matched: str | None = None
     #: the second validation split of MNLI
     validation_mismatched: str | None = None
-    #: replaces the task's hub name; may be a local directory with the layout of a hub data set
+    #: replaces the task's hub name; may be a local directory with the layout of a hub data set. Beside files of some
+    #: splits, the others come from there
     hub: str | None = None
     #: column of the task -> its name in the files (a list if the files differ), or its number in files without a
     #: header: ``{sentence: 3, label: 1}``

@@ -125,9 +125,13 @@ def hub_of(task: Task, data: TaskDataSection, split: str) -> tuple[HubData, str]
     """Return the hub data set and the name of the split there.
 
     Raises:
-        ConfigError: the task has no hub data set, or the data set has no such split.
+        ConfigError: the rows are read from files, and none is named for this split; the task has no hub data set, or
+            the data set has no such split.
     """
     split = _origin(data, split)
+    if data.hub is None and any(_file_of(data, other) is not None for other in SPLITS):
+        way_out = "data.split or data.hub" if split in SplitSection.model_fields else "data.hub"
+        raise ConfigError(f"data.{split}: no file is named for this split; name one, or set {way_out}")
     hub = task.hub
     if data.hub is not None:
         hub = HubData(data.hub, hub.config if hub else None, hub.splits if hub else HubData("").splits)
@@ -143,9 +147,12 @@ def hub_fingerprint(hub: HubData, split: str) -> str:
     return open_hub(hub, split)._fingerprint
 
 
-def uses_files(data: TaskDataSection) -> bool:
-    """Whether rows are read from local files. As soon as one split has a file, the hub is not used for any split."""
-    return any(_file_of(data, split) is not None for split in SPLITS)
+def reads_file(data: TaskDataSection, split: str) -> bool:
+    """Whether the rows of a split are read from local files, not from the hub.
+
+    If some split has a file, the others come from the hub only where ``data.hub`` names the data set.
+    """
+    return _file_of(data, _origin(data, split)) is not None
 
 
 #: the splits that may have files of their own
@@ -165,9 +172,6 @@ def _origin(data: TaskDataSection, split: str) -> str:
 def _rows(task: Task, data: TaskDataSection, split: str, notes: FileNotes) -> Iterator[PlacedRow]:
     named = _file_of(data, split)
     if named is None:
-        if uses_files(data):
-            way_out = ", or set data.split" if split in SplitSection.model_fields else ""
-            raise ConfigError(f"data.{split}: no file is named for this split; name one{way_out}")
         return read_hub(*hub_of(task, data, split))
     if isinstance(named, ParallelFiles):
         return _as_columns(task, read_parallel(Path(named.source), Path(named.target)))
@@ -192,7 +196,7 @@ def _belonging(
     if not data.documents:
         # In some data sets train and test share one hub split, and only document lists separate them.
         shared = task.hub is not None and len(set(task.hub.splits.values())) < len(task.hub.splits)
-        if shared and split == "test" and not uses_files(data):
+        if shared and split == "test" and not reads_file(data, split):
             raise ConfigError(
                 f"data.documents: the {split} split of {task.name} consists of listed documents of the training set;"
                 " name the file that lists them"

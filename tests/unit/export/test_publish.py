@@ -130,9 +130,12 @@ def test_what_is_refused(hub, model, tmp_path, capsys, monkeypatch):
     message = refused(capsys, model, "a/b", "--license", "mit")
     assert "a/b: the hub does not take it: Invalid username or password; check the name, the connection and" in message
     assert hub.repositories == {}
-    for file, content in (("recipe.yaml", "["), ("evaluation/xsum-test/eval_results.json", '{"task": "xsum"}')):
+    for file, content, reason in (
+        ("recipe.yaml", "[", "is not a recipe of fine-tuning"),
+        ("evaluation/xsum-test/eval_results.json", '{"task": "xsum"}', "cannot be read"),
+    ):
         (model / file).write_text(content)
-        assert f"{model / file}: cannot be read (" in refused(capsys, model, "a/b", "--license", "mit")
+        assert f"{model / file}: {reason} (" in refused(capsys, model, "a/b", "--license", "mit")
     (model / "README.md").write_text("---\n[\n---\n")
     assert "mend the block at its head" in refused(capsys, model, "a/b", "--license", "mit")
 
@@ -173,13 +176,17 @@ def test_scores_that_no_user_has_or_of_a_part_of_the_data_are_not_published(mode
     [
         ({}, {"train": "/home/me/train.jsonl"}, "xsum"),  # of an older release: the recipe says it
         ({}, {"train": None}, "EdinburghNLP/xsum"),
+        ({}, None, "xsum"),  # nobody knows
         ({"hub": None}, {"train": None}, "xsum"),  # scored on other data than the recipe's
         ({"hub": "EdinburghNLP/xsum"}, {"train": "/home/me/train.jsonl"}, "EdinburghNLP/xsum"),
         ({"hub": "/home/me/mirror"}, {"train": None}, "xsum"),
     ],
 )
 def test_scores_stand_beside_the_data_that_they_are_of(model, record, data, expected):
-    (model / "recipe.yaml").write_text(yaml.safe_dump({"data": data}))
+    if data is None:
+        (model / "recipe.yaml").unlink()
+    else:
+        (model / "recipe.yaml").write_text(yaml.safe_dump({"data": data}))
     found = {"task": "xsum", "split": "test", "scores": {"rougeL": 21.25}, **record}
     (model / "evaluation" / "xsum-test" / "eval_results.json").write_text(json.dumps(found))
     (result,) = ModelCard(complete_card(model, "a/b", license="mit", languages=())).data.eval_results

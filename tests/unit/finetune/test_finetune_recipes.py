@@ -230,8 +230,8 @@ def test_lists_of_documents_divide_one_file():
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("validation_matched", r"no file is named for this split; name one$"),
-        ("test", r"no file is named for this split; name one, or set data.split$"),
+        ("validation_matched", r"no file is named for this split; name one, or set data.hub$"),
+        ("test", r"no file is named for this split; name one, or set data.split or data.hub$"),
     ],
 )
 def test_the_way_out_for_a_split_without_file_works(split, message, tmp_path):

@@ -23,11 +23,11 @@ from bnb_ds.reproduce.reported import PAPER, PAPER_ADDRESS, reported
 from bnb_ds.reproduce.results_of_rows import measured
 from bnb_ds.systems.kinds import system_class
 from bnb_ds.tasks.codec import Codec
+from bnb_ds.tasks.examples import hub_of, reads_file
 from bnb_ds.tasks.registry import get_task
 from tests.exports import save_task_model
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-RECIPES = REPOSITORY / "runs" / "recipes" / "finetune"
 
 
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: row.name)
@@ -72,16 +72,33 @@ def test_the_command_lists_tables(tmp_path, capsys):
     assert "2.7x (reported: translation timings)" in text
 
 
+#: what the paper's settings of the data have otherwise: all answers, another cut, other lengths
+PAPERS_OWN_DATA = {"columns", "cut", "max_source_length", "max_target_length"}
+
+
 def test_rows_of_one_task_read_the_same_data():
     by_task: dict[str, list[dict]] = {}
-    for row in (row for row in rows() if not row.is_as_published):
-        recipe = load_recipe(RECIPES / row.recipe, row.overrides, FinetuneRecipe)
-        differs = {"tokenizer", "target_tokenizer"} | ({"train"} if row.system.endswith(" dist.") else set())
-        data = recipe.data.model_dump(exclude=differs)
-        by_task.setdefault(row.task, []).append(data)
+    for row in rows():
+        data = load_recipe(REPOSITORY / row.recipe_path, row.overrides, FinetuneRecipe).data
+        differs = {"tokenizer", "target_tokenizer"} | (PAPERS_OWN_DATA if row.is_as_published else set())
+        differs |= {"train", "hub"} if row.published_system.endswith(" dist.") else set()
+        by_task.setdefault(row.task, []).append(data.model_dump(exclude=differs))
     for task, data in by_task.items():
-        assert all(values | {"train": None} == data[0] | {"train": None} for values in data), task
-        assert {values.get("train", "distilled") for values in data} <= {data[0]["train"], "distilled"}, task
+        assert all(values == {name: data[0][name] for name in values} for values in data), task
+
+
+@pytest.mark.parametrize("row", list(rows()), ids=lambda row: row.name)
+def test_every_row_has_rows_for_each_split_it_reads(row):
+    recipe = load_recipe(REPOSITORY / row.recipe_path, row.overrides, FinetuneRecipe)
+    task = recipe.declared_task
+    for split in ("train", *task.validation_splits, row.split):
+        if not reads_file(recipe.data, split):
+            hub, name = hub_of(task, recipe.data, split)
+            assert name
+            assert hub.name == task.hub.name
+    if row.published_system.endswith(" dist."):
+        assert reads_file(recipe.data, "train")
+        assert f"--output {recipe.data.train}" in row.needs
 
 
 def test_rows_as_published_have_the_papers_settings_and_the_papers_numbers(tmp_path):
@@ -101,8 +118,13 @@ def test_rows_as_published_have_the_papers_settings_and_the_papers_numbers(tmp_p
         assert (model.loss_reduction, model.kl_weight) == ("sample", 0.1) or row.table == 1
         # the slots of a pre-trained model are saved with it
         assert model.checkpoint or model.decoder_positions == "absolute"
+    recipe = load_recipe(REPOSITORY / find_row("qqp/bnb-as-published").recipe_path, (), FinetuneRecipe)
+    assert (recipe.seed, recipe.intervals.eval_steps) == (99, 250)
+    overrides = find_row("qqp/bnb-as-published").overrides
+    assert overrides[:3] == ("task=qqp", "intervals.eval_steps=20000", "seed=66")
     for number in (1, 2, 3):
         text = table(number, tmp_path)
+        assert all(f"{row.note}." in text for row in rows() if row.table == number and row.note)
         for row in (row for row in published if row.table == number):
             own, other = (_cells(text, row.task, system) for system in (row.system, row.published_system))
             assert [cell.split(" / ")[:2] for cell in own] == [cell.split(" / ")[:2] for cell in other]

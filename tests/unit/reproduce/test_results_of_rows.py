@@ -20,7 +20,7 @@ from bnb_ds.reproduce.listing import listing
 from bnb_ds.reproduce.paper_rows import find_row, rows
 from bnb_ds.reproduce.paper_tables import table
 from bnb_ds.reproduce.reported import reported
-from bnb_ds.reproduce.results_of_rows import measured
+from bnb_ds.reproduce.results_of_rows import measured, other_training
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ROW = find_row("xsum/bert2bert")
@@ -86,6 +86,16 @@ def test_a_score_of_another_training_has_a_mark(tmp_path):
     assert "31.4* |" in line_of(tmp_path)
 
 
+def test_a_rate_that_the_paper_tries_too_is_the_rows(tmp_path):
+    row = find_row("rte/bnb-as-published")
+    (tmp_path / row.output_dir).mkdir(parents=True)
+    for rate, expected in ((3e-5, []), (1e-3, ["optimizer.params.lr 0.001, not 5e-05"])):
+        values = load_ds_config(row.ds_config, world_size=1).values
+        values["optimizer"]["params"]["lr"] = rate
+        (tmp_path / row.output_dir / "ds_config.resolved.json").write_text(json.dumps(values))
+        assert other_training(row, tmp_path / row.output_dir) == expected
+
+
 def test_a_recipe_of_a_run_that_is_damaged_is_one_line(tmp_path):
     save_run(tmp_path)
     for content, reason in (("[", "while parsing"), ("3", "it is no recipe")):
@@ -122,9 +132,10 @@ def test_a_cell_of_speed_without_a_run_says_what_it_needs(tmp_path):
 
 
 def test_the_legend_says_whose_settings_the_measured_numbers_have(tmp_path):
-    text = table(4, tmp_path)
+    text = table(3, tmp_path)
     assert 'Rows "as published" run the paper\'s own settings (runs/recipes/paper, ds_configs/paper_*.json)' in text
     assert "the others run recipes of runs/recipes/finetune, whose settings are ours" in text
+    assert "below. Rows run recipes of runs/recipes/finetune, whose settings are ours" in table(4, tmp_path)
 
 
 def test_the_page_on_baselines_names_every_system_without_a_row():
@@ -136,4 +147,4 @@ def test_the_page_on_baselines_names_every_system_without_a_row():
     families = {name.partition(",")[0].partition(" ")[0] for name in names}
     assert families
     assert [family for family in sorted(families) if family not in said] == []
-    assert 'the rows "as published" run them' in page
+    assert 'the rows "as published" of Tables 1 to 3 run them' in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -11,7 +12,7 @@ import pytest
 
 from bnb_ds.errors import ConfigError, DataError
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.examples import ReadingCounts, read_examples
+from bnb_ds.tasks.examples import ReadingCounts, files_of, read_examples, reads_file
 from bnb_ds.tasks.registry import TASKS, get_task
 
 ROWS = [{"sentence": "a fine film", "label": 1}, {"sentence": 'it is "bad"', "label": 0}]
@@ -179,6 +180,24 @@ def test_parallel_files(tmp_path):
         read("translation", train={"source": en, "target": short})
     with pytest.raises(ConfigError, match="task mrpc: has 2 source columns, but parallel files hold one"):
         read("mrpc", train={"source": en, "target": de})
+
+
+def test_splits_without_a_file_come_from_the_hub_that_is_named(tmp_path):
+    """As for distilled targets, which replace the training set alone."""
+    row = {"id": "1", "document": "source", "summary": "target"}
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    for split in ("train", "validation", "test"):
+        write(hub / f"{split}.jsonl", json.dumps({**row, "summary": f"of the hub: {split}"}) + "\n")
+    own = write(tmp_path / "distilled.jsonl", json.dumps(row) + "\n")
+    for split, target in (("train", "target"), ("validation", "of the hub: validation"), ("test", "of the hub: test")):
+        assert [example.target for example in read("xsum", split, train=own, hub=str(hub))] == [target]
+        data = TaskDataSection(train=own, hub=str(hub))
+        assert (reads_file(data, split), files_of(data, split)) == (split == "train", [Path(own)] * (split == "train"))
+    with pytest.raises(
+        ConfigError, match=r"data\.test: no file is named for this split; name one, or set data\.split or"
+    ):
+        read("xsum", "test", train=own)
 
 
 SQUAD = {
