@@ -33,7 +33,7 @@ from bnb_ds.model.configuration import BnbConfig
 from bnb_ds.model.flops import TRAINING_FACTOR, classification_flops, forward_flops
 from bnb_ds.model.slots import decoder_lengths
 from bnb_ds.model_factory import bnb_fields
-from bnb_ds.reproduce.paper_rows import Row
+from bnb_ds.reproduce.paper_rows import EXPORTS, Row
 from bnb_ds.tasks.text_lengths import Lengths
 from bnb_ds.train.hardware import data_sheet_flops
 
@@ -59,13 +59,6 @@ TRAINING_ROWS = {
     "wmt16": 610_320,
     "icliniq": 24_851,
     "healthcaremagic": 181_122,
-}
-
-#: pre-trained model that rows begin with -> the recipe that it is an export of, which says what slots it has
-_RECIPES_OF_CHECKPOINTS = {
-    "work/models/paper/wikipedia": "runs/recipes/paper/wikipedia.yaml",
-    "work/models/wikipedia_base": "runs/recipes/pretrain/wikipedia_base.yaml",
-    "work/models/pubmed_base": "runs/recipes/pretrain/pubmed_base.yaml",
 }
 
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -138,9 +131,9 @@ def _forward_flops(recipe: FinetuneRecipe, lengths: Lengths) -> int:
 
 def _with_slots(section: ModelSection) -> ModelSection:
     """The section with what its pre-trained model has saved and it leaves open."""
-    if section.checkpoint not in _RECIPES_OF_CHECKPOINTS:
+    if section.checkpoint not in EXPORTS:
         return section
-    pretraining = load_recipe(_RECIPES_OF_CHECKPOINTS[section.checkpoint], [], PretrainRecipe)
+    pretraining = load_recipe(EXPORTS[section.checkpoint], [], PretrainRecipe)
     return pretraining.model.model_copy(update={name: getattr(section, name) for name in section.model_fields_set})
 
 

@@ -30,16 +30,20 @@ _GLUE_INTERVALS = {
     "wnli": 25,
 }
 _GLUE_SEEDS = {"qqp": 66}
-_GLUE_RATES = (2e-5, 3e-5, 4e-5, 5e-5)
+_GLUE_RATES = (2e-5, 3e-5, 4e-5)
 _OTHER_RATES = "5e-5; the paper tries 2e-5, 3e-5 and 4e-5, too: give each with --deepspeed-config and --runs of its own"
 _TEACHER = "the teacher has settings of ours"
 _ONE_EPOCH = "one epoch of pre-training, as in the paper; its code fine-tunes a checkpoint of ten"
-_GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+_GLUE = (*_GLUE_INTERVALS,)
 _WMT = ("wmt14_en_de", "wmt14_de_en", "wmt16_en_ro", "wmt16_ro_en")
 _BERT, _MBERT = "google-bert/bert-base-cased", "google-bert/bert-base-multilingual-cased"
-_WIKIPEDIA = "work/models/wikipedia_base (an exported run of runs/recipes/pretrain/wikipedia_base.yaml)"
-_PAPER_WIKIPEDIA = "work/models/paper/wikipedia (an exported run of runs/recipes/paper/wikipedia.yaml)"
-_PUBMED = "work/models/pubmed_base (an exported run of runs/recipes/pretrain/pubmed_base.yaml)"
+#: pre-trained model that rows begin with -> the recipe that it is an export of
+EXPORTS = {
+    "work/models/paper/wikipedia": "runs/recipes/paper/wikipedia.yaml",
+    "work/models/wikipedia_base": "runs/recipes/pretrain/wikipedia_base.yaml",
+    "work/models/pubmed_base": "runs/recipes/pretrain/pubmed_base.yaml",
+}
+_PAPER_WIKIPEDIA, _WIKIPEDIA, _PUBMED = (f"{model} (an exported run of {recipe})" for model, recipe in EXPORTS.items())
 _OPTIMUS = "work/models/optimus (its encoder checkpoint, converted with bnb-ds import-optimus)"
 _WITHOUT = "BnB without additional pre-training"
 #: what an export of runs/recipes/paper/wikipedia.yaml holds, for a model that begins with BERT

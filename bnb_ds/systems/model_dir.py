@@ -79,16 +79,15 @@ def system_and_data(model: Path, task_name: str | None, overrides: Sequence[str]
         return _untuned(model, get_task(task_name), load_section(saved, overrides, "data", TaskDataSection))
     system = load_system(model)
     own: dict[str, Any] = {"max_source_length": system.lengths.source, "max_target_length": system.lengths.target}
-    if len(system.task.sources) == 2:
-        own["cut"] = system.lengths.cut
+    made_for = system.task
     if task_name is not None and task_name != system.task.name:
         # Another task has other columns, so the saved data section does not apply.
         task, saved = get_task(task_name), {}
         if (task.kind, task.labels) != (system.task.kind, system.task.labels):
             raise ConfigError(f"--task {task_name}: {model} was fine-tuned for {system.task.name}; give that task")
         system.task = task
-        if len(task.sources) != 2:
-            own.pop("cut", None)
+    if len(made_for.sources) == len(system.task.sources) == 2:
+        own["cut"] = system.lengths.cut
     data = load_section({**saved, **own}, overrides, "data", TaskDataSection)
     system.lengths = Lengths.of(system.task, data)
     system.use_romanian(data)

@@ -29,7 +29,7 @@ from bnb_ds.common.files import new_directory, sha256_file
 from bnb_ds.errors import DataError
 from bnb_ds.tasks.codec import Codec
 from bnb_ds.tasks.data_section import TaskDataSection
-from bnb_ds.tasks.examples import ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples
+from bnb_ds.tasks.examples import ReadingCounts, files_of, hub_fingerprint, hub_of, read_examples, reads_file
 from bnb_ds.tasks.romanian import Spelling, respell
 from bnb_ds.tasks.row_reader import Example
 from bnb_ds.tasks.spacing import SPACING_FILE, Sample, Spacing, learns_spacing
@@ -160,7 +160,7 @@ def cached_directory(
             reason = "is no regular file, and is read several times" if path.exists() else "no such file"
             raise DataError(f"{path}: {reason}; data.{split} names it")
     content: list[Any] = [sha256_file(path, progress) for path in named]
-    if not named or set(map(str, named)) <= set(data.documents.values()):
+    if not reads_file(data, split):
         content.append(hub_fingerprint(*hub_of(task, data, split)))
     key = {
         "format": _FORMAT,
